@@ -1,0 +1,51 @@
+"""Time, injected: the wall clock in production, a token clock for runs that must repeat exactly."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What schedules and deadlines ask for the time."""
+
+    def time(self) -> float:
+        """Unix seconds."""
+        ...
+
+    def advance(self, tokens: int) -> None:
+        """Tell the clock that so many tokens were trained."""
+        ...
+
+
+class WallClock:
+    """Real time; tokens don't move it."""
+
+    def time(self) -> float:
+        """Unix seconds of this machine."""
+        return time.time()
+
+    def advance(self, tokens: int) -> None:
+        """Nothing to do: real time moves by itself."""
+
+
+class TokenClock:
+    """Time as trained tokens: two runs on it see the same times at the same steps.
+
+    `start` is Unix seconds at zero tokens, `rate` tokens per simulated second.
+    """
+
+    def __init__(self, start: float, rate: float) -> None:
+        if rate <= 0:
+            raise ValueError(f"a token clock needs a positive rate, got {rate}")
+        self.start = start
+        self.rate = rate
+        self.tokens = 0
+
+    def time(self) -> float:
+        """Start plus tokens over rate."""
+        return self.start + self.tokens / self.rate
+
+    def advance(self, tokens: int) -> None:
+        """Move on by `tokens`."""
+        self.tokens += tokens

@@ -1,0 +1,59 @@
+"""Errors that cross module borders; each is raised narrowly and says what to do."""
+
+from __future__ import annotations
+
+from shared.messages import ErrorCode
+
+
+class PodiumError(Exception):
+    """Base of all errors that Podium raises on purpose; the text is for people."""
+
+
+class SettingsError(PodiumError):
+    """A setting is unknown or has a value that can't be used."""
+
+
+class BusError(PodiumError):
+    """Something about NATS."""
+
+
+class BusUnavailableError(BusError):
+    """The broker can't be reached now; nothing was sent."""
+
+
+class BusTimeoutError(BusError):
+    """No answer came: what was sent may or may not be stored. Read before trying again."""
+
+
+class ConflictError(BusError):
+    """A compare-and-set found another last sequence than expected: someone else was faster."""
+
+
+class IncompatibleStreamError(BusError):
+    """A stream exists with a configuration that would break a promise."""
+
+
+class StoreFullError(BusError):
+    """The broker refused an append because the stream is full."""
+
+
+class EngineError(PodiumError):
+    """A run can't go on, for a reason that the node must know: `code` tells which."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class DataError(EngineError):
+    """The data can't be used; the text names file, row and column as far as they are known."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.BAD_DATA, message)
+
+
+class PlanError(EngineError):
+    """No plan fits the hardware and the deadline."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.DOES_NOT_FIT, message)

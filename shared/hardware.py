@@ -1,0 +1,74 @@
+"""Hardware by name (`4xH100-80GB`, `cpu`), what it can compute, and how much of its memory a run may use."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from shared.errors import SettingsError
+from shared.messages import Hardware
+
+# Dense bf16 peak FLOP/s of one GPU (vendor data sheets, without sparsity).
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "A6000": 155e12,
+}
+UNKNOWN_GPU_FLOPS = 150e12
+GPU_SHARE = 0.35  # of the peak: what packed training is expected to reach
+# One core's rate; two AVX-512 cores trained SmolLM2-135M at 94 GFLOP/s in fp32, 175 GFLOP/s in bf16.
+CORE_FLOPS = {"float32": 45e9, "bfloat16": 80e9}
+USABLE = 0.9  # share of memory a plan may fill; the rest is fragmentation and error of the estimate
+
+_NAME = re.compile(r"(\d{1,3})x([A-Za-z][A-Za-z0-9]{0,30})-(\d{1,5})GB", re.IGNORECASE)
+
+
+def parse_hardware(name: str) -> Hardware:
+    """Hardware from its name: `4xH100-80GB`, `cpu` (this machine) or `cpu-8x32GB` (8 cores, 32 GB).
+
+    Raises SettingsError that says which forms there are.
+    """
+    text = name.strip()
+    if text.lower() == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return Hardware(device="cpu", count=len(os.sched_getaffinity(0)), memory_bytes=memory)
+    if match := re.fullmatch(r"cpu-(\d{1,4})x(\d{1,5})GB", text, re.IGNORECASE):
+        cores, gigabytes = int(match[1]), int(match[2])
+        if cores and gigabytes:
+            return Hardware(device="cpu", count=cores, memory_bytes=gigabytes * 2**30)
+    if match := _NAME.fullmatch(text):
+        count, gigabytes = int(match[1]), int(match[3])
+        if count and gigabytes:
+            return Hardware(device=match[2].upper(), count=count, memory_bytes=gigabytes * 2**30)
+    raise SettingsError(
+        f"unknown hardware {name!r}; give it as 4xH100-80GB, cpu or cpu-8x32GB (cores x memory)"
+    )
+
+
+def is_cpu(hardware: Hardware) -> bool:
+    """Whether the half trains on CPU cores."""
+    return hardware.device == "cpu"
+
+
+def device_count(hardware: Hardware) -> int:
+    """Devices that a run can be spread over: all cores of a CPU are one."""
+    return 1 if is_cpu(hardware) else hardware.count
+
+
+def usable_memory(hardware: Hardware) -> int:
+    """Bytes that a run may use on one device; two halves share a CPU machine's memory."""
+    whole = hardware.memory_bytes // 2 if is_cpu(hardware) else hardware.memory_bytes
+    return int(USABLE * whole)
+
+
+def flops_per_s(hardware: Hardware, dtype: str) -> float:
+    """FLOP/s that training is expected to reach on all devices together."""
+    if is_cpu(hardware):
+        return hardware.count * CORE_FLOPS[dtype]
+    peak = next(
+        (flops for name, flops in PEAK_FLOPS.items() if name in hardware.device.upper()), UNKNOWN_GPU_FLOPS
+    )
+    return hardware.count * peak * GPU_SHARE

@@ -1,0 +1,374 @@
+"""Every message Podium puts on the wire or on disk: frozen structs, JSON, additive only.
+
+Unknown fields are ignored and a new field has a default, so that a gateway and a node of different
+versions understand each other. `tests/unit/shared/test_messages.py` freezes the schemas.
+Times are Unix seconds (UTC) unless a name says otherwise; sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+
+class TaskType(StrEnum):
+    """Kinds of work an upstream offers; the values are upstream's own words."""
+
+    INSTRUCT = "InstructTextTask"
+    CHAT = "ChatTask"
+    DPO = "DpoTask"
+    GRPO = "GrpoTask"
+    IMAGE = "ImageTask"
+
+
+class FileFormat(StrEnum):
+    """How a data reference is to be read; `s3` is upstream's word for a presigned JSON URL."""
+
+    JSON = "json"
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+    HF = "hf"
+    S3 = "s3"
+
+
+class Phase(StrEnum):
+    """Stations of one training run, in order."""
+
+    LOADING = "loading"
+    INGEST = "ingest"
+    BASELINE = "baseline"
+    TRAIN = "train"
+    CHOOSE = "choose"
+    EXPORT = "export"
+    VERIFY = "verify"
+    DONE = "done"
+
+
+class ResultStatus(StrEnum):
+    """How a task can end."""
+
+    SUBMITTED = "submitted"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+class OutcomeStatus(StrEnum):
+    """How a worker process can end by its own account."""
+
+    READY = "ready"  # an export is on disk, verified, and waits to be submitted
+    FAILED = "failed"  # the job can't be run; trying again would not help
+    STOPPED = "stopped"  # asked to stop; a checkpoint is on disk
+
+
+class ErrorCode(StrEnum):
+    """Why a worker failed, as far as the node must tell the cases apart."""
+
+    BAD_DATA = "bad_data"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    UNSUPPORTED = "unsupported"
+    DOES_NOT_FIT = "does_not_fit"
+    OUT_OF_MEMORY = "out_of_memory"
+    DEVICE = "device"
+    DISK_FULL = "disk_full"
+    TOO_LATE = "too_late"
+    INTERNAL = "internal"
+
+
+class DatasetType(Struct, frozen=True, kw_only=True):
+    """Which columns of the data mean what: the union of upstream's dataset types, by its own names."""
+
+    # instruct and completion (completion = no field_output)
+    system_prompt: str | None = None
+    system_format: str | None = None
+    field_system: str | None = None
+    field_instruction: str | None = None
+    field_input: str | None = None
+    field_output: str | None = None
+    format: str | None = None
+    no_input_format: str | None = None
+    field: str | None = None
+    # DPO
+    field_prompt: str | None = None
+    field_chosen: str | None = None
+    field_rejected: str | None = None
+    prompt_format: str | None = None
+    chosen_format: str | None = None
+    rejected_format: str | None = None
+    # chat
+    chat_template: str | None = None
+    chat_column: str | None = None
+    chat_role_field: str | None = None
+    chat_content_field: str | None = None
+    chat_user_reference: str | None = None
+    chat_assistant_reference: str | None = None
+
+
+class Offer(Struct, frozen=True, kw_only=True):
+    """Upstream's question: can you fine-tune this model on this data within so many hours?"""
+
+    task_id: Annotated[str, Meta(min_length=1, max_length=1024)]
+    task_type: TaskType
+    model: Annotated[str, Meta(min_length=1, max_length=512)]
+    hours_to_complete: Annotated[float, Meta(gt=0)]
+    dataset: Annotated[str, Meta(min_length=1, max_length=8192)]  # path, https URL or HF data set id
+    file_format: FileFormat = FileFormat.JSON
+    dataset_type: DatasetType = msgspec.field(default_factory=DatasetType)
+    model_params_count: Annotated[int, Meta(gt=0)] | None = None
+    ds_size: int | None = None  # a constant upstream, carries no information; kept for the record
+    expected_repo_name: str | None = None
+
+
+class Term(Struct, frozen=True):
+    """One summand of the priority: its value, its weight, and where the value comes from."""
+
+    value: float
+    weight: float
+    cause: str = ""
+
+
+class Terms(Struct, frozen=True, kw_only=True):
+    """The five summands of the house policy; priority = min(1, sum of value * weight)."""
+
+    task_weight: Term
+    model_performance: Term
+    task_success: Term
+    maximum_accuracy_bonus: Term
+    h100_maximum_bonus: Term
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """Accept or reject, with the reason and every term of the score."""
+
+    task_id: str
+    task: str  # the task's token
+    accepted: bool
+    reason: str
+    slot: str | None = None  # set if accepted
+    priority: float | None = None
+    terms: Terms | None = None
+    policy: str = "maximum_accuracy"
+    deadline_at: float | None = None  # set if accepted
+    decided_at: float = 0.0
+    gateway: str = ""
+
+
+class Reservation(Struct, frozen=True, kw_only=True, tag_field="kind", tag="reservation"):
+    """A slot kept free for an accepted offer whose data comes later; lapses at `expires_at`."""
+
+    record_id: str
+    task_id: str
+    task: str
+    slot: str
+    gateway: str
+    reserved_at: float
+    expires_at: float
+    decision: Decision
+
+
+class Job(Struct, frozen=True, kw_only=True, tag_field="kind", tag="job"):
+    """An accepted task with its data, on its way to one slot. Storing it is the acceptance."""
+
+    record_id: str
+    task_id: str
+    task: str
+    slot: str
+    gateway: str
+    offer: Offer
+    decision: Decision
+    received_at: float
+    deadline_at: float
+
+
+class Metrics(Struct, frozen=True, kw_only=True):
+    """What a finished run measured; losses are the scorer's metric on the held-out development rows."""
+
+    base_loss: float
+    final_loss: float | None = None  # None = not measured: there was no time for it
+    dev_examples: int = 0
+    train_examples: int = 0
+    dropped_rows: dict[str, int] = {}  # reason -> count
+    steps: int = 0
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    train_s: float = 0.0
+    epochs: float = 0.0
+    kind: str = ""  # "adapter" or "model"
+    bytes: int = 0
+    resumes: int = 0
+
+
+class Claimed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="claimed"):
+    """A node under lease takes the job; written anew for every epoch and every worker start."""
+
+    record_id: str
+    task: str
+    slot: str
+    node: str
+    epoch: int
+    attempt: int  # 1 = first; grows only after a worker died by itself without a newer checkpoint
+    step: int = 0  # optimiser step of the checkpoint this start begins from
+    at: float = 0.0
+
+
+class Submitting(Struct, frozen=True, kw_only=True, tag_field="kind", tag="submitting"):
+    """The node is about to store this digest under the task's one submission name."""
+
+    record_id: str
+    task: str
+    slot: str
+    node: str
+    epoch: int
+    digest: str
+    at: float = 0.0
+
+
+class Result(Struct, frozen=True, kw_only=True, tag_field="kind", tag="result"):
+    """The one terminal record of a task."""
+
+    record_id: str
+    task: str
+    task_id: str
+    slot: str
+    status: ResultStatus
+    reason: str = ""
+    code: ErrorCode | None = None
+    node: str = ""
+    epoch: int = 0
+    digest: str | None = None
+    artifact: str | None = None  # where the submission is
+    metrics: Metrics | None = None
+    deadline_margin_s: float | None = None  # deadline minus the moment the submission was stored
+    at: float = 0.0
+
+
+JobRecord = Reservation | Job
+StateRecord = Claimed | Submitting | Result
+
+
+class Hardware(Struct, frozen=True, kw_only=True):
+    """What one half has to train with. `device` is "cpu" or a GPU's short name such as "H100"."""
+
+    device: str
+    count: int  # GPUs, or CPU cores
+    memory_bytes: int  # of one GPU, or of the whole machine for a CPU
+
+    @property
+    def name(self) -> str:
+        """Short form used in settings, reasons and plans: `4xH100-80GB`, `cpu`."""
+        if self.device == "cpu":
+            return "cpu"
+        return f"{self.count}x{self.device}-{round(self.memory_bytes / 2**30)}GB"
+
+
+class Lease(Struct, frozen=True, kw_only=True):
+    """A node's exclusive, expiring claim on its slot (value in the `leases` bucket)."""
+
+    slot: str
+    node: str
+    epoch: int  # 0 in the creating write itself: then the epoch is that write's revision
+    hardware: Hardware
+    at: float = 0.0
+
+
+class GpuStatus(Struct, frozen=True, kw_only=True):
+    """One GPU at one moment."""
+
+    index: int
+    name: str
+    memory_total: int
+    memory_used: int
+    utilization: float | None = None  # 0..1
+
+
+class Heartbeat(Struct, frozen=True, kw_only=True):
+    """A node's sign of life, every second."""
+
+    slot: str
+    node: str
+    epoch: int  # 0 = no lease held
+    hardware: Hardware
+    gpus: list[GpuStatus] = []
+    memory_total: int = 0
+    memory_used: int = 0
+    task: str | None = None
+    phase: Phase | None = None
+    step: int = 0
+    worker_alive: bool = False
+    at: float = 0.0
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """Where a run stands; written by the worker as JSON lines, published by the node."""
+
+    task: str
+    slot: str
+    phase: Phase
+    step: int = 0
+    progress: float = 0.0  # 0..1 of the training budget
+    tokens: int = 0
+    loss: float | None = None
+    lr: float | None = None
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    base_loss: float | None = None
+    dev_loss: float | None = None
+    message: str | None = None  # a deviation, a dropped row, a fallback: nothing is silent
+    at: float = 0.0
+
+
+class WorkerJob(Struct, frozen=True, kw_only=True):
+    """All a worker needs to know (`job.json` in its run folder); the run folder is the file's folder."""
+
+    task_id: str
+    task: str
+    slot: str
+    task_type: TaskType
+    model: str  # the upstream model id: goes into the export
+    model_path: str  # where the weights are: a folder, a GGUF file, or the id itself where a hub is reachable
+    dataset: str
+    file_format: FileFormat
+    dataset_type: DatasetType
+    start_at: float  # when the budget began: receipt of the job
+    ready_by: float  # the outcome must be on disk by then; deadline minus what the node needs to submit
+    hardware: Hardware
+    profile: str = "maximum_accuracy"
+    seed: int = 0
+    checkpoint_interval_s: float = 60.0
+    allow_private_urls: bool = False
+    clock: str = "wall"  # or "token": time is tokens trained, for repeatable runs
+    token_clock_rate: float = 1000.0  # tokens per simulated second
+    threads: int | None = None  # CPU threads; None = this half's share
+    processes: int = 0  # that train together; 0 = one per GPU, on a CPU one
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """A worker's last word (`outcome.json`, written atomically)."""
+
+    status: OutcomeStatus
+    digest: str | None = None  # of the export folder, see shared.digest
+    export: str | None = None  # the export folder, relative to the run folder
+    metrics: Metrics | None = None
+    code: ErrorCode | None = None
+    error: str | None = None  # one clear sentence for people
+    step: int = 0
+    at: float = 0.0
+
+
+def encode(message: Struct) -> bytes:
+    """One message as JSON bytes."""
+    return msgspec.json.encode(message)
+
+
+decode_offer = msgspec.json.Decoder(Offer).decode
+decode_job_record = msgspec.json.Decoder(JobRecord).decode
+decode_state_record = msgspec.json.Decoder(StateRecord).decode
+decode_lease = msgspec.json.Decoder(Lease).decode
+decode_heartbeat = msgspec.json.Decoder(Heartbeat).decode
+decode_progress = msgspec.json.Decoder(Progress).decode
+decode_worker_job = msgspec.json.Decoder(WorkerJob).decode
+decode_outcome = msgspec.json.Decoder(Outcome).decode

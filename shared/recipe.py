@@ -1,0 +1,93 @@
+"""Profiles: named sets of hyper-parameters, taken at their word; plan.py makes them fit."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from shared.errors import SettingsError
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+# LoRA at alpha 32: 5e-4 * (2000 / hidden) ** p costs < 0.5% in loss against the tuned rate
+# (Tinker cookbook, sweeps over 24 models).
+LORA_RATE = 5e-4
+RATE_EXPONENT = {"llama": 0.78, "qwen": 0.08}
+OTHER_EXPONENT = 0.4
+DENSE_SHARE = 0.1  # full-rank training wants about a tenth of LoRA's rate
+RATE_ALPHA = 32.0  # the alpha that LORA_RATE was measured at
+# Preference pairs, as a share of the rate for text: the longer a run, the lower. 40 steps do best at the full
+# rate (docs/experiments.md), published recipes of about a thousand steps use 1.35e-5 where text has 1e-4.
+PAIR_STEPS = 40
+LEAST_PAIR_SHARE = 0.1
+
+
+class Recipe(Struct, frozen=True, kw_only=True):
+    """Every hyper-parameter that a profile names; no learning rate: see `lora_rate` and `dense_rate`."""
+
+    profile: str
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...] = ALL_LINEAR
+    device_batch: int  # examples of one step on one device
+    accumulation: int = 1
+    eval_batch: int = 64
+    max_length: int = 8192  # tokens
+    bf16: bool = True
+    flash_attention: bool = True
+    activation_checkpointing: bool = False
+    compile: bool = False
+    ddp_bucket_mb: int = 200
+
+
+PROFILES = {
+    recipe.profile: recipe
+    for recipe in (
+        Recipe(
+            profile="maximum_accuracy",
+            rank=8192,
+            alpha=2048.0,
+            dropout=0.05,
+            device_batch=128,
+            activation_checkpointing=True,
+            compile=True,
+        ),
+        Recipe(profile="lora_r16", rank=16, alpha=32.0, dropout=0.0, device_batch=32),
+        Recipe(profile="lora_r128", rank=128, alpha=32.0, dropout=0.0, device_batch=32, compile=True),
+    )
+}
+
+
+def resolve(profile: str) -> Recipe:
+    """The recipe of a profile; SettingsError naming the known ones if there is no such profile."""
+    try:
+        return PROFILES[profile]
+    except KeyError:
+        known = ", ".join(sorted(PROFILES))
+        raise SettingsError(f"unknown profile {profile!r}; known profiles: {known}") from None
+
+
+def family_of(name: str) -> str:
+    """The family that decides the learning rate, from a model's name or its config's `model_type`."""
+    lowered = name.lower()
+    if "qwen" in lowered or "qwq" in lowered:
+        return "qwen"
+    if any(word in lowered for word in ("llama", "smollm", "vicuna")):
+        return "llama"
+    return "other"
+
+
+def lora_rate(family: str, hidden: int, alpha: float) -> float:
+    """Peak learning rate of LoRA factors; the best goes with 1/sqrt(alpha) at any rank (arXiv 2602.06204)."""
+    exponent = RATE_EXPONENT.get(family, OTHER_EXPONENT)
+    return LORA_RATE * float((2000 / hidden) ** exponent) * float((RATE_ALPHA / alpha) ** 0.5)
+
+
+def dense_rate(family: str, hidden: int) -> float:
+    """Peak learning rate of dense deltas."""
+    return DENSE_SHARE * lora_rate(family, hidden, RATE_ALPHA)
+
+
+def pair_share(steps: int) -> float:
+    """What a run of so many steps on preference pairs takes of the rate for text."""
+    return min(1.0, max(LEAST_PAIR_SHARE, float((PAIR_STEPS / max(1, steps)) ** 0.5)))

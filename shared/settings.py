@@ -1,0 +1,250 @@
+"""PODIUM_* environment variables over one TOML file -> one Settings struct; unknown keys are refused."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from shared.errors import SettingsError
+
+PREFIX = "PODIUM_"
+CONFIG_VARIABLE = "PODIUM_CONFIG"  # path of the TOML file
+
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every setting of every service, each with type, default and meaning."""
+
+    # --- common ---
+    data_dir: Annotated[str, Meta(description="where everything that must last is kept")] = "~/.podium"
+    log_format: Annotated[str, Meta(pattern="^(console|json)$", description="console or json")] = "console"
+    log_level: Annotated[
+        str, Meta(pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
+    ] = "info"
+    slots: Annotated[tuple[str, ...], Meta(min_length=1, description="names of all slots of this fleet")] = (
+        "a",
+        "b",
+    )
+
+    # --- NATS ---
+    nats_url: Annotated[str, Meta(description="the broker")] = "nats://127.0.0.1:4222"
+    nats_nkey_seed_file: Annotated[
+        str | None, Meta(description="file with this service's NKey seed; none = no authentication")
+    ] = None
+    nats_connect_timeout_s: Annotated[
+        Seconds, Meta(description="how long a service waits for the broker when it starts")
+    ] = 30.0
+    nats_replicas: Annotated[
+        int, Meta(ge=1, le=5, description="replicas of streams when they are created")
+    ] = 1
+    log_max_bytes: Annotated[
+        int, Meta(ge=1 << 20, description="size limit of JOBS and of STATE; full refuses, never drops")
+    ] = 1 << 30
+
+    # --- gateway ---
+    gateway_host: Annotated[str, Meta(description="address the gateway listens on")] = "127.0.0.1"
+    gateway_port: Annotated[int, Meta(ge=0, le=65535, description="its port; 0 = any free one")] = 7999
+    gateway_id: Annotated[str, Meta(description="this gateway's name in records")] = ""
+    expected_hardware: Annotated[
+        str,
+        Meta(description="hardware a slot must show to earn the hardware bonus: cpu, or such as 4xH100-80GB"),
+    ] = "4xH100-80GB"
+    max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body; more answers 413")] = (
+        1 << 20
+    )
+    max_hours: Annotated[float, Meta(gt=0, description="offers of more hours are rejected")] = 96.0
+    deadline_margin_s: Annotated[
+        float,
+        Meta(ge=0, description="deadline = receipt + hours - this: upstream's clock starts before we hear"),
+    ] = 150.0
+    reservation_s: Annotated[
+        Seconds, Meta(description="how long an accepted offer without data holds a slot")
+    ] = 900.0
+    expire_after_s: Annotated[
+        Seconds, Meta(description="a job without result is expired by a gateway this long after its deadline")
+    ] = 900.0
+
+    # --- trainer node ---
+    slot: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,32}$", description="the slot this node serves")] = "a"
+    node_dir: Annotated[
+        str | None, Meta(description="this node's work folder; none = <data_dir>/nodes/<slot>")
+    ] = None
+    gpus: Annotated[
+        str | None, Meta(description="GPU indices of this half, such as 0,1,2,3; none = all that are visible")
+    ] = None
+    hardware: Annotated[str, Meta(description="auto = look; or say it, such as cpu")] = "auto"
+    threads: Annotated[
+        int, Meta(ge=0, description="CPU threads of the worker; 0 = this half's share of the cores")
+    ] = 0
+    profile: Annotated[str, Meta(description="recipe profile, see `podium plan`")] = "maximum_accuracy"
+    seed: Annotated[int, Meta(ge=0, description="seed of data order, adapters and dropout")] = 0
+    models: Annotated[dict[str, str], Meta(description="upstream model id -> local folder or GGUF file")] = {}
+    models_dir: Annotated[
+        str | None, Meta(description="folder with local models as <org>--<name> or <name>; looked at second")
+    ] = None
+    dataset_roots: Annotated[
+        tuple[str, ...],
+        Meta(description="folders an offer's local data path may lie in; none = only URLs and data set ids"),
+    ] = ()
+    allow_private_urls: Annotated[
+        bool, Meta(description="let data URLs reach private and loopback addresses")
+    ] = False
+    artifacts_dir: Annotated[
+        str | None, Meta(description="where submissions are stored; none = <data_dir>/artifacts")
+    ] = None
+    worker_command: Annotated[
+        tuple[str, ...],
+        Meta(description="command that runs a job.json; none = the training engine in this Python"),
+    ] = ()
+    lease_ttl_s: Annotated[float, Meta(ge=1, description="a lease not renewed for so long is free")] = 10.0
+    lease_renew_s: Annotated[Seconds, Meta(description="how often a lease is renewed")] = 2.0
+    lease_trust_s: Annotated[
+        Seconds, Meta(description="after so long without a confirmed renewal the node writes nothing")
+    ] = 8.0
+    heartbeat_s: Annotated[Seconds, Meta(description="time between heartbeats")] = 1.0
+    heartbeat_missing_s: Annotated[Seconds, Meta(description="a slot silent for so long counts as down")] = (
+        5.0
+    )
+    poll_s: Annotated[Seconds, Meta(description="how often a node looks for work without being told")] = 5.0
+    max_attempts: Annotated[
+        int, Meta(ge=1, description="worker deaths without progress before a job fails")
+    ] = 3
+    hang_s: Annotated[
+        Seconds, Meta(description="a worker without progress for so long is killed and resumed")
+    ] = 900.0
+    stop_grace_s: Annotated[Seconds, Meta(description="how long a worker may take to stop when asked")] = 60.0
+    submit_reserve_s: Annotated[
+        Seconds, Meta(description="time kept before the deadline for storing the submission")
+    ] = 30.0
+    checkpoint_interval_s: Annotated[Seconds, Meta(description="longest time between two checkpoints")] = 60.0
+
+    @property
+    def data(self) -> Path:
+        """The data folder, expanded."""
+        return Path(self.data_dir).expanduser()
+
+    @property
+    def node(self) -> Path:
+        """The node's work folder, expanded."""
+        return Path(self.node_dir).expanduser() if self.node_dir else self.data / "nodes" / self.slot
+
+    @property
+    def artifacts(self) -> Path:
+        """Where submissions are stored, expanded."""
+        return Path(self.artifacts_dir).expanduser() if self.artifacts_dir else self.data / "artifacts"
+
+    @property
+    def gateway_name(self) -> str:
+        """This gateway's name in records: as set, else host name and process id."""
+        return self.gateway_id or f"{socket.gethostname()}-{os.getpid()}"
+
+
+def load_settings(
+    environ: Mapping[str, str] | None = None, *, file: Path | None = None, **overrides: Any
+) -> Settings:
+    """Read the TOML file (`file`, else $PODIUM_CONFIG), then PODIUM_*, then `overrides`; later wins.
+
+    Raises SettingsError naming the key, where it stands, and what would be valid.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    path = file or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
+    if path is not None:
+        values |= _from_toml(path)
+    values |= _from_environment(environ)
+    values |= overrides
+    return _checked(values)
+
+
+def describe_settings() -> list[tuple[str, str, str, str]]:
+    """Every setting as (environment variable, type, default, meaning), for `podium settings` and the docs."""
+    rows = []
+    for field in msgspec.structs.fields(Settings):
+        annotated = _hints()[field.name]
+        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+        kind = _plain(annotated)
+        name = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+        rows.append((PREFIX + field.name.upper(), name, _shown(default), _description(annotated)))
+    return rows
+
+
+def _from_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.expanduser().read_text())
+    except OSError as error:
+        raise SettingsError(f"settings file {path} can't be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"settings file {path} is not TOML: {error}") from error
+    for key in values:
+        _must_be_known(key, f"{path}: {key}")
+    return values
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        key = variable.removeprefix(PREFIX).lower()
+        _must_be_known(key, variable)
+        values[key] = _parse(key, text)
+    return values
+
+
+def _parse(key: str, text: str) -> Any:
+    """One environment value: JSON for tables, JSON or a comma list for lists, plain text otherwise."""
+    kind = get_origin(_plain(_hints()[key]))
+    if kind is tuple and not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if kind in (tuple, dict):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise SettingsError(f"{PREFIX}{key.upper()} is not JSON: {error}") from error
+    return text
+
+
+def _checked(values: dict[str, Any]) -> Settings:
+    for key in values:
+        _must_be_known(key, key)
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"a setting has a value that can't be used: {error}") from error
+    if settings.slot not in settings.slots:
+        raise SettingsError(f"slot {settings.slot!r} is not one of slots {', '.join(settings.slots)}")
+    if not settings.lease_renew_s < settings.lease_trust_s < settings.lease_ttl_s:
+        raise SettingsError("lease_renew_s < lease_trust_s < lease_ttl_s must hold")
+    return settings
+
+
+def _must_be_known(key: str, where: str) -> None:
+    if key not in _hints():
+        raise SettingsError(f"unknown setting {where}; `podium settings` lists the known ones")
+
+
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Settings, include_extras=True)
+
+
+def _plain(annotated: Any) -> Any:
+    return get_args(annotated)[0] if get_origin(annotated) is Annotated else annotated
+
+
+def _description(annotated: Any) -> str:
+    metas = get_args(annotated)[1:] if get_origin(annotated) is Annotated else ()
+    return next((meta.description for meta in metas if meta.description), "")
+
+
+def _shown(value: Any) -> str:
+    return (
+        "none" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    )

@@ -1,0 +1,143 @@
+"""The streams and the lease bucket: what they must be, made if absent, refused if they are something else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from msgspec import Struct
+
+from shared import subjects
+from shared.bus import Bus
+from shared.errors import BusError, BusUnavailableError, IncompatibleStreamError
+from shared.settings import Settings
+
+STREAM_EXISTS = 10058
+NOT_FOUND = 10059
+
+
+class StreamSpec(Struct, frozen=True):
+    """A stream's configuration, and which of its fields carry a promise and so must not differ."""
+
+    config: dict[str, Any]
+    binding: tuple[str, ...]
+
+
+def stream_specs(settings: Settings) -> list[StreamSpec]:
+    """All streams of Podium.
+
+    JOBS and STATE are append-only logs without an age limit: full refuses (`discard: new`), nothing is
+    ever dropped. Leases live in a key-value bucket with history 1, so that an expired lease can't
+    resurface an older one. PROGRESS and DECISIONS are only for watchers: memory, oldest dropped.
+    """
+    truth = {
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "max_bytes": settings.log_max_bytes,
+        "max_age": 0,
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "allow_direct": True,
+        "deny_delete": True,
+        "deny_purge": True,
+        "num_replicas": settings.nats_replicas,
+    }
+    bound = (
+        "subjects",
+        "storage",
+        "retention",
+        "discard",
+        "max_age",
+        "max_msgs",
+        "max_msgs_per_subject",
+        "allow_direct",
+    )
+    leases = {
+        "name": subjects.LEASES_STREAM,
+        "subjects": [subjects.ANY_LEASE],
+        "storage": "file",  # epochs are sequences: they must not start anew with the broker
+        "retention": "limits",
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+        "num_replicas": settings.nats_replicas,
+    }
+    watched = {"storage": "memory", "retention": "limits", "discard": "old", "allow_direct": True}
+    return [
+        StreamSpec(
+            {"name": subjects.JOBS_STREAM, "subjects": [subjects.ANY_JOB, subjects.ANY_RESERVATION], **truth},
+            bound,
+        ),
+        StreamSpec({"name": subjects.STATE_STREAM, "subjects": [subjects.ANY_STATE], **truth}, bound),
+        StreamSpec(leases, ("subjects", "storage", "max_msgs_per_subject", "allow_direct", "allow_msg_ttl")),
+        StreamSpec(
+            {
+                "name": subjects.PROGRESS_STREAM,
+                "subjects": [subjects.ANY_PROGRESS],
+                "max_msgs_per_subject": 1000,
+                "max_bytes": 16 << 20,
+                **watched,
+            },
+            ("subjects",),
+        ),
+        StreamSpec(
+            {
+                "name": subjects.DECISIONS_STREAM,
+                "subjects": [subjects.ANY_DECISION],
+                "max_msgs": 10_000,
+                "max_bytes": 16 << 20,
+                **watched,
+            },
+            ("subjects",),
+        ),
+    ]
+
+
+async def bootstrap(bus: Bus, settings: Settings) -> None:
+    """Make every stream that is absent; raise IncompatibleStreamError for one that would break a promise.
+
+    Idempotent, and safe when several services start at once.
+    """
+    for spec in stream_specs(settings):
+        found = await _find(bus, spec.config["name"])
+        if found is None:
+            found = await _create(bus, spec)
+        _check(spec, found)
+
+
+async def _find(bus: Bus, name: str) -> dict[str, Any] | None:
+    reply = json.loads((await bus.request(f"$JS.API.STREAM.INFO.{name}", timeout_s=5)).data)
+    if "error" not in reply:
+        config: dict[str, Any] = reply["config"]
+        return config
+    if reply["error"].get("err_code") == NOT_FOUND:
+        return None
+    raise BusUnavailableError(f"stream {name}: {reply['error'].get('description')}")
+
+
+async def _create(bus: Bus, spec: StreamSpec) -> dict[str, Any]:
+    name = spec.config["name"]
+    payload = json.dumps(spec.config).encode()
+    reply = json.loads((await bus.request(f"$JS.API.STREAM.CREATE.{name}", payload, timeout_s=5)).data)
+    if "error" not in reply:
+        config: dict[str, Any] = reply["config"]
+        return config
+    if reply["error"].get("err_code") == STREAM_EXISTS:  # someone else was faster, with other limits
+        found = await _find(bus, name)
+        if found is not None:
+            return found
+    raise BusError(f"stream {name} can't be made: {reply['error'].get('description')}")
+
+
+def _check(spec: StreamSpec, found: dict[str, Any]) -> None:
+    for field in spec.binding:
+        wanted, got = spec.config[field], found.get(field)
+        if got != wanted and not (got is None and wanted in (0, -1, False)):
+            raise IncompatibleStreamError(
+                f"stream {spec.config['name']} exists with {field}={got!r} where Podium needs {wanted!r}: "
+                "use another NATS account or store folder, or move that stream away"
+            )

@@ -1,0 +1,81 @@
+"""Every subject, stream and bucket, spelled once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+OFFERS = "podium.offers"
+OFFERS_QUEUE = "gateway"
+
+JOBS_STREAM = "JOBS"
+STATE_STREAM = "STATE"
+PROGRESS_STREAM = "PROGRESS"
+DECISIONS_STREAM = "DECISIONS"
+LEASES_BUCKET = "leases"
+LEASES_STREAM = f"KV_{LEASES_BUCKET}"
+
+ANY_JOB = "podium.jobs.>"
+ANY_RESERVATION = "podium.reservations.>"
+ANY_STATE = "podium.state.>"
+ANY_PROGRESS = "podium.progress.>"
+ANY_HEARTBEAT = "podium.heartbeats.>"
+ANY_DECISION = "podium.decisions.>"
+ANY_LEASE = f"$KV.{LEASES_BUCKET}.>"
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def task_token(task_id: str) -> str:
+    """The form of an upstream id that is safe in subjects, keys, folders and object names.
+
+    The id itself if it matches `[A-Za-z0-9_-]{1,64}`, else `x` and the first 32 hex digits of its sha256.
+    """
+    if _TOKEN.fullmatch(task_id):
+        return task_id
+    return "x" + hashlib.sha256(task_id.encode()).hexdigest()[:32]
+
+
+def job(slot: str, task: str) -> str:
+    """Where a job is stored."""
+    return f"podium.jobs.{slot}.{task}"
+
+
+def jobs_of_slot(slot: str) -> str:
+    """Every job of one slot; its last message is the slot's newest job."""
+    return f"podium.jobs.{slot}.*"
+
+
+def job_on_any_slot(task: str) -> str:
+    """The pattern that makes a task unique across slots."""
+    return f"podium.jobs.*.{task}"
+
+
+def reservation(slot: str, task: str) -> str:
+    """Where a reservation is stored."""
+    return f"podium.reservations.{slot}.{task}"
+
+
+def state(slot: str, task: str) -> str:
+    """The chain of one task: claimed, submitting, result."""
+    return f"podium.state.{slot}.{task}"
+
+
+def progress(slot: str, task: str) -> str:
+    """Progress of one task's run."""
+    return f"podium.progress.{slot}.{task}"
+
+
+def heartbeat(slot: str) -> str:
+    """A node's sign of life."""
+    return f"podium.heartbeats.{slot}"
+
+
+def decision(task: str) -> str:
+    """Decisions, accepted or not, for whoever watches."""
+    return f"podium.decisions.{task}"
+
+
+def lease(slot: str) -> str:
+    """The key of a slot's lease, as a subject."""
+    return f"$KV.{LEASES_BUCKET}.{slot}"

@@ -1,0 +1,45 @@
+"""A folder's digest changes with any name or byte, and with nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from shared.digest import file_digest, folder_digest
+
+
+def test_file_digest_is_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"podium" * 1000)
+    assert file_digest(path) == hashlib.sha256(b"podium" * 1000).hexdigest()
+
+
+def make(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_same_content_same_digest_whatever_the_order(tmp_path: Path) -> None:
+    one = make(tmp_path / "1", {"a": "x", "sub/b": "y"})
+    other = make(tmp_path / "2", {"sub/b": "y", "a": "x"})
+    assert folder_digest(one) == folder_digest(other)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"a": "x", "sub/b": "z"}, {"a": "x", "sub/c": "y"}, {"a": "x"}, {"a": "x", "sub/b": "y", "d": ""}],
+)
+def test_any_difference_shows(tmp_path: Path, files: dict[str, str]) -> None:
+    one = make(tmp_path / "1", {"a": "x", "sub/b": "y"})
+    assert folder_digest(one) != folder_digest(make(tmp_path / "2", files))
+
+
+def test_nothing_to_hash_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        folder_digest(tmp_path / "none")
+    with pytest.raises(ValueError, match="nothing to hash"):
+        folder_digest(tmp_path)

@@ -1,0 +1,71 @@
+import pytest
+from msgspec.structs import replace
+
+from shared.errors import PlanError
+from shared.fit import LOWER_RANKS, fit, round_up, split
+from shared.hardware import parse_hardware, usable_memory
+from shared.memory import estimate
+from shared.recipe import resolve
+from shared.shape import shape_from_params
+
+HOUSE = resolve("maximum_accuracy")
+HALF = parse_hardware("4xH100-80GB")
+EIGHT = shape_from_params(8_030_000_000)
+
+
+def test_break_even_decides_module_by_module() -> None:
+    """q and o of an 8B model break even at 2048, k and v at 819, the MLP at 3185."""
+    methods = {module.name: module.method for module in split(EIGHT, HOUSE, 1024)}
+    assert {name for name, method in methods.items() if method == "dense"} == {"k_proj", "v_proj"}
+    for rank, method in ((2048, "lora"), (2049, "dense")):
+        assert {m.name: m.method for m in split(EIGHT, HOUSE, rank)}["q_proj"] == method
+
+
+def test_only_the_targets_are_trained() -> None:
+    modules = split(EIGHT, replace(HOUSE, targets=("q_proj", "v_proj")), 16)
+    assert [module.name for module in modules] == ["q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rounded"), [(0, 64), (1, 64), (64, 64), (64.5, 128), (65, 128), (4096, 4096)]
+)
+def test_capacities_are_whole_grains(tokens: float, rounded: int) -> None:
+    assert round_up(tokens) == rounded
+
+
+def test_the_ladder_of_growing_models() -> None:
+    """Each larger model stands on the same rung as the one before, or on a lower one."""
+    rungs = []
+    for billions in (0.5, 1, 3, 8, 14, 32, 70):
+        found = fit(HOUSE, shape_from_params(round(billions * 1e9)), HALF, "bfloat16", 1024, 38_400)
+        ranks = [module.rank for module in found.modules if module.method == "lora"]
+        layout = found.layout
+        rungs.append((bool(ranks), layout.parallel == "fsdp2", layout.checkpointing))
+    assert rungs == sorted(rungs)
+    assert rungs[0] == (False, False, False)
+    assert rungs[-1] == (True, True, True)
+
+
+def test_the_lowered_rank_is_the_highest_that_fits() -> None:
+    shape = shape_from_params(70_600_000_000)
+    found = fit(HOUSE, shape, HALF, "bfloat16", 1024, 38_400)
+    (rank,) = {module.rank for module in found.modules}
+    higher = LOWER_RANKS[LOWER_RANKS.index(rank) - 1]
+    smallest = replace(found.layout, capacity=1024)
+    assert estimate(shape, split(shape, HOUSE, higher), smallest, HOUSE.dropout).total > usable_memory(HALF)
+
+
+def test_a_pack_is_never_larger_than_a_step_nor_smaller_than_the_longest_row() -> None:
+    assert fit(HOUSE, EIGHT, HALF, "bfloat16", 100, 700).layout.capacity == 704
+    assert fit(HOUSE, EIGHT, HALF, "bfloat16", 4096, 700).layout.capacity == 4096
+
+
+def test_small_models_get_large_packs_on_large_gpus() -> None:
+    small = fit(resolve("lora_r16"), shape_from_params(135_000_000), HALF, "bfloat16", 1024, 1e6)
+    assert small.layout.capacity >= 32_768
+    assert not small.layout.checkpointing
+
+
+def test_a_refusal_names_what_is_needed_and_what_there_is() -> None:
+    with pytest.raises(PlanError, match=r"8\.0. billion parameters need at least .* 3\.6 GB of cpu"):
+        fit(HOUSE, EIGHT, parse_hardware("cpu-2x8GB"), "bfloat16", 64, 64)

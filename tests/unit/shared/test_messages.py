@@ -1,0 +1,106 @@
+"""The wire schemas are our public surface: frozen here, additive only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from shared import messages
+from shared.messages import Decision, Hardware, Job, Result, ResultStatus, TaskType, encode
+
+FROZEN = Path(__file__).parents[2] / "data" / "schemas.json"
+OFFER = {
+    "task_id": "t1",
+    "task_type": "InstructTextTask",
+    "model": "org/model",
+    "hours_to_complete": 2,
+    "dataset": "https://example.org/train.json",
+}
+
+
+def schemas() -> dict[str, object]:
+    """Field names, types and defaults of every message, as JSON schema."""
+    structs = [
+        value
+        for value in vars(messages).values()
+        if isinstance(value, type) and issubclass(value, msgspec.Struct) and value is not msgspec.Struct
+    ]
+    return {struct.__name__: msgspec.json.schema(struct) for struct in structs}
+
+
+def test_schemas_are_what_they_were() -> None:
+    """After a deliberate, additive change: `python -m tests.unit.shared.test_messages` writes them anew."""
+    assert schemas() == json.loads(FROZEN.read_text())
+
+
+def test_every_message_is_frozen() -> None:
+    for value in vars(messages).values():
+        if isinstance(value, type) and issubclass(value, msgspec.Struct) and value is not msgspec.Struct:
+            assert value.__struct_config__.frozen, value.__name__
+
+
+def test_unknown_fields_are_ignored() -> None:
+    offer = messages.decode_offer(json.dumps(OFFER | {"new_field": {"x": 1}}))
+    assert offer.task_type is TaskType.INSTRUCT
+    assert offer.hours_to_complete == 2.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hours_to_complete": 0},
+        {"hours_to_complete": -1},
+        {"hours_to_complete": "two"},
+        {"hours_to_complete": None},
+        {"task_id": ""},
+        {"task_id": 7},
+        {"task_type": "SomethingElse"},
+        {"model": ""},
+        {"dataset": ""},
+        {"dataset_type": "instruct"},
+    ],
+)
+def test_malformed_offers_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        messages.decode_offer(json.dumps(OFFER | change))
+
+
+@pytest.mark.parametrize("hours", ["NaN", "Infinity", "1e999"])
+def test_hours_must_be_a_finite_number(hours: str) -> None:
+    text = json.dumps(OFFER).replace('"hours_to_complete": 2', f'"hours_to_complete": {hours}')
+    with pytest.raises(msgspec.DecodeError):
+        messages.decode_offer(text)
+
+
+def test_records_tell_their_kind() -> None:
+    offer = messages.decode_offer(json.dumps(OFFER))
+    decision = Decision(task_id="t1", task="t1", accepted=True, reason="yes", slot="a")
+    job = Job(
+        record_id="r",
+        task_id="t1",
+        task="t1",
+        slot="a",
+        gateway="g",
+        offer=offer,
+        decision=decision,
+        received_at=1.0,
+        deadline_at=2.0,
+    )
+    assert messages.decode_job_record(encode(job)) == job
+    result = Result(record_id="r", task="t1", task_id="t1", slot="a", status=ResultStatus.SUBMITTED)
+    assert messages.decode_state_record(encode(result)) == result
+    assert json.loads(encode(result))["kind"] == "result"
+    with pytest.raises(msgspec.ValidationError):
+        messages.decode_state_record(encode(job))
+
+
+def test_hardware_has_a_short_name() -> None:
+    assert Hardware(device="H100", count=4, memory_bytes=80 * 2**30).name == "4xH100-80GB"
+    assert Hardware(device="cpu", count=2, memory_bytes=24 * 2**30).name == "cpu"
+
+
+if __name__ == "__main__":
+    FROZEN.write_text(json.dumps(schemas(), indent=1, sort_keys=True) + "\n")

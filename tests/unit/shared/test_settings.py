@@ -1,0 +1,78 @@
+"""Settings: environment over file, unknown keys refused, every one documented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.errors import SettingsError
+from shared.settings import Settings, describe_settings, load_settings
+
+
+def test_defaults_hold_without_anything() -> None:
+    assert load_settings({}) == Settings()
+
+
+def test_environment_goes_over_the_file_and_overrides_over_both(tmp_path: Path) -> None:
+    file = tmp_path / "podium.toml"
+    file.write_text('gateway_port = 1\nslot = "b"\nmax_hours = 48\n[models]\n"org/m" = "/m"\n')
+    environ = {
+        "PODIUM_CONFIG": str(file),
+        "PODIUM_GATEWAY_PORT": "2",
+        "PODIUM_MAX_HOURS": "12.5",
+        "HOME": "/h",
+    }
+    settings = load_settings(environ, max_hours=1.0)
+    assert (settings.gateway_port, settings.slot, settings.max_hours) == (2, "b", 1.0)
+    assert settings.models == {"org/m": "/m"}
+
+
+@pytest.mark.parametrize(("text", "value"), [("a,b, c", ("a", "b", "c")), ('["a"]', ("a",)), ("a", ("a",))])
+def test_lists_are_json_or_separated_by_commas(text: str, value: tuple[str, ...]) -> None:
+    assert load_settings({"PODIUM_SLOTS": text}).slots == value
+
+
+def test_tables_and_truth_values_from_the_environment() -> None:
+    settings = load_settings({"PODIUM_MODELS": '{"org/m": "/m"}', "PODIUM_ALLOW_PRIVATE_URLS": "true"})
+    assert settings.models == {"org/m": "/m"}
+    assert settings.allow_private_urls is True
+
+
+@pytest.mark.parametrize(
+    ("environ", "complaint"),
+    [
+        ({"PODIUM_GATEWAY_PROT": "1"}, "unknown setting PODIUM_GATEWAY_PROT"),
+        ({"PODIUM_GATEWAY_PORT": "many"}, "gateway_port"),
+        ({"PODIUM_GATEWAY_PORT": "70000"}, "gateway_port"),
+        ({"PODIUM_MODELS": "{"}, "PODIUM_MODELS is not JSON"),
+        ({"PODIUM_SLOT": "c"}, "slot 'c' is not one of slots a, b"),
+        ({"PODIUM_LEASE_TRUST_S": "20"}, "lease_renew_s < lease_trust_s < lease_ttl_s"),
+        ({"PODIUM_CONFIG": "/nowhere/podium.toml"}, "can't be read"),
+        ({"PODIUM_LOG_LEVEL": "loud"}, "log_level"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(environ: dict[str, str], complaint: str) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        load_settings(environ)
+
+
+def test_a_bad_file_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "podium.toml"
+    file.write_text("slot = \n")
+    with pytest.raises(SettingsError, match="is not TOML"):
+        load_settings({}, file=file)
+    file.write_text('slott = "a"\n')
+    with pytest.raises(SettingsError, match=r"unknown setting .*slott"):
+        load_settings({}, file=file)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    rows = describe_settings()
+    assert len(rows) == len(Settings.__struct_fields__)
+    assert all(variable.startswith("PODIUM_") and kind and meaning for variable, kind, _, meaning in rows)
+
+
+def test_folders_follow_from_the_data_folder() -> None:
+    settings = load_settings({}, data_dir="/d", slot="b")
+    assert (str(settings.node), str(settings.artifacts)) == ("/d/nodes/b", "/d/artifacts")
