@@ -1,0 +1,60 @@
+"""Ends what no node ended: a job long after its deadline gets its one result, `expired`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+from gateway.follower import Follower
+from gateway.ledger import Ledger
+from shared import subjects
+from shared.bus import Bus
+from shared.errors import BusError, ConflictError
+from shared.logs import get_logger
+from shared.messages import Job, Result, ResultStatus, encode
+
+CHECK_S = 5.0
+
+log = get_logger()
+
+
+def overdue(ledger: Ledger, now: float, expire_after_s: float) -> list[Job]:
+    """Jobs without result `expire_after_s` after their deadline, unless a node began to submit."""
+    return [
+        job
+        for job in ledger.open_jobs()
+        if now >= job.deadline_at + expire_after_s and ledger.chain_of(job).submitting is None
+    ]
+
+
+async def expire_for_ever(bus: Bus, ledger: Ledger, follower: Follower, expire_after_s: float) -> None:
+    """Look every few seconds, and expire by compare-and-set: a node that writes first wins."""
+    while True:
+        await asyncio.sleep(min(CHECK_S, expire_after_s))
+        try:
+            await follower.catch_up()
+            for job in overdue(ledger, time.time(), expire_after_s):
+                await _expire(bus, job, ledger.chain_of(job).sequence, expire_after_s)
+        except BusError as error:
+            log.warning("overdue jobs can't be expired now", error=str(error))
+
+
+async def _expire(bus: Bus, job: Job, last: int, expire_after_s: float) -> None:
+    result = Result(
+        record_id=uuid.uuid4().hex,
+        task=job.task,
+        task_id=job.task_id,
+        slot=job.slot,
+        status=ResultStatus.EXPIRED,
+        reason=f"no submission within {expire_after_s:g} s after the deadline",
+        at=time.time(),
+    )
+    try:
+        await bus.append(
+            subjects.STATE_STREAM, subjects.state(job.slot, job.task), encode(result), last_on_subject=last
+        )
+    except ConflictError:
+        log.info("an overdue job moved on, not expired", task=job.task, slot=job.slot)
+        return
+    log.warning("job expired", task=job.task, slot=job.slot, reason=result.reason)

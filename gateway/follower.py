@@ -1,0 +1,97 @@
+"""Keeps the ledger current: what is stored is read, what is heard is only a hint to read now."""
+
+from __future__ import annotations
+
+import asyncio
+
+from nats.aio.msg import Msg
+
+from gateway.ledger import Ledger
+from shared import subjects
+from shared.bus import Bus
+from shared.errors import BusError, BusTimeoutError, BusUnavailableError
+from shared.logs import get_logger
+
+RETRY_S = 0.25  # after a failed fold; JetStream is usable some 30 ms after a restarted server listens
+READ_TIMEOUT_S = 0.9  # an offer must be answered within upstream's 3 s: fold, append, fold
+
+log = get_logger()
+
+
+class Follower:
+    """Folds JOBS and STATE into one ledger, one fold at a time."""
+
+    def __init__(self, bus: Bus, ledger: Ledger, poll_s: float, folded: asyncio.Event | None = None) -> None:
+        self.folded = folded or asyncio.Event()  # set by the first fold that reaches the end of both logs
+        self.current = False  # whether the newest fold reached the end of both logs
+        self._bus = bus
+        self._ledger = ledger
+        self._poll_s = poll_s
+        self._hint = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._begun = 0  # folds that were begun
+        self._failure: BusError | None = None  # of the newest fold that is over
+
+    async def start(self) -> None:
+        """Listen for hints."""
+        for subject in (subjects.ANY_JOB, subjects.ANY_RESERVATION, subjects.ANY_STATE):
+            await self._bus.subscribe(subject, self._heard)
+        self._bus.on_reconnect(self._lost_touch)
+
+    async def run(self) -> None:
+        """Fold when something was said, after a reconnect, and every `poll_s`."""
+        trouble = ""
+        while True:
+            self._hint.clear()
+            try:
+                await self.catch_up()
+                trouble = ""
+            except BusError as error:
+                if str(error) != trouble:  # once, not at every retry
+                    trouble = str(error)
+                    log.warning("JOBS and STATE can't be read now", error=trouble)
+            try:
+                async with asyncio.timeout(self._poll_s if self.current else RETRY_S):
+                    await self._hint.wait()
+            except TimeoutError:
+                continue
+
+    async def catch_up(self) -> None:
+        """Fold everything that was stored before this call.
+
+        Calls that wait together share the next fold, and its failure. Raises BusError.
+        """
+        begun_before = self._begun
+        async with self._lock:
+            if self._begun == begun_before:
+                await self._fold()
+            elif self._failure is not None:
+                raise BusUnavailableError(str(self._failure)) from self._failure
+
+    async def _fold(self) -> None:
+        self._begun += 1
+        self._failure = BusTimeoutError("reading JOBS and STATE was cut short")
+        try:
+            for stream in self._ledger.folded:
+                await self._fold_stream(stream)
+        except BusError as error:
+            self._failure = error
+            self.current = False
+            raise
+        self._failure = None
+        self.current = True
+        self.folded.set()
+
+    async def _fold_stream(self, stream: str) -> None:
+        if not self._bus.connected:
+            raise BusUnavailableError("not connected to NATS")
+        while records := await self._bus.read(stream, self._ledger.folded[stream], timeout_s=READ_TIMEOUT_S):
+            for record in records:
+                self._ledger.apply(stream, record)
+
+    async def _heard(self, _: Msg) -> None:
+        self._hint.set()
+
+    def _lost_touch(self) -> None:
+        self.current = False
+        self._hint.set()

@@ -1,0 +1,163 @@
+"""The parts of one gateway and their life: reach NATS, fold, listen, decide; let go in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from gateway.admission import ANSWER_S, Admission
+from gateway.decisions import DecisionLog
+from gateway.expiry import expire_for_ever
+from gateway.follower import Follower
+from gateway.ledger import Ledger
+from gateway.presence import Presence
+from gateway.upstream.requests import OfferResponder
+from shared.bus import Bus, connect
+from shared.errors import BusError, BusTimeoutError, BusUnavailableError
+from shared.hardware import parse_hardware
+from shared.logs import get_logger
+from shared.messages import Decision, Offer
+from shared.settings import Settings
+from shared.streams import bootstrap
+
+RETRY_S = 1.0
+START_S = 1.8  # how long a request waits for a gateway that is starting; part of ANSWER_S
+DECISIONS_FILE = "decisions.jsonl"
+
+log = get_logger()
+
+
+class Service:
+    """One gateway without its HTTP side; while NATS is away it says so and decides nothing."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.ledger = Ledger()
+        self.presence = Presence(settings.heartbeat_missing_s)
+        self.decisions = DecisionLog(settings.data / DECISIONS_FILE)
+        self._expected = parse_hardware(settings.expected_hardware)
+        self._bus: Bus | None = None
+        self._follower: Follower | None = None
+        self._admission: Admission | None = None
+        self._responder = OfferResponder(self.decide)
+        self._folded = asyncio.Event()  # both logs were read to their end once
+        self._leases_seen = asyncio.Event()
+
+    async def started(self) -> None:
+        """Return once the logs and the leases were read; BusUnavailableError after START_S.
+
+        A request that comes while a gateway starts again is delayed, not answered from half a ledger.
+        """
+        try:
+            async with asyncio.timeout(START_S):
+                await self._folded.wait()
+                await self._leases_seen.wait()
+        except TimeoutError as error:
+            raise BusUnavailableError(self.why_not_ready() or "leases are not read yet") from error
+
+    async def decide(self, offer: Offer, received_at: float) -> Decision:
+        """Answer one offer; BusError if nothing can be decided now."""
+        clock = asyncio.get_running_loop()
+        answer_by = clock.time() + ANSWER_S
+        await self.started()
+        if self._admission is None:
+            raise BusUnavailableError("the gateway stops")
+        return await self._admission.decide(offer, received_at, within_s=answer_by - clock.time())
+
+    def why_not_ready(self) -> str | None:
+        """None if offers can be decided now, else what is missing."""
+        if self._bus is None or not self._bus.connected:
+            return f"not connected to NATS at {self.settings.nats_url}"
+        if self._follower is None or not self._follower.current:
+            return "JOBS and STATE are not read to their end"
+        return None
+
+    async def run(self) -> None:
+        """Work until cancelled; raises PodiumError if that is no longer possible."""
+        bus = self._bus = await self._reach_nats()
+        try:
+            await self._work(bus)
+        finally:
+            await self._responder.stop()
+            await self.decisions.flush()
+            await bus.close()
+
+    async def _work(self, bus: Bus) -> None:
+        settings, ledger = self.settings, self.ledger
+        follower = Follower(bus, ledger, settings.poll_s, self._folded)
+        admission = Admission(
+            settings, bus, ledger, follower, self.presence, self.decisions, expected=self._expected
+        )
+        await follower.start()
+        await self.presence.start(bus)
+        parts = [
+            asyncio.create_task(_end_if_closed(bus), name="bus watch"),
+            asyncio.create_task(follower.run(), name="follower"),
+            asyncio.create_task(self._look_at_leases(bus), name="leases"),
+            asyncio.create_task(self.decisions.run(bus), name="decisions"),
+            asyncio.create_task(
+                expire_for_ever(bus, ledger, follower, settings.expire_after_s), name="expiry"
+            ),
+        ]
+        try:
+            self._follower, self._admission = follower, admission
+            await self._responder.start(bus)
+            ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in ended:  # none ends by itself
+                part.result()
+        finally:
+            await end_tasks(parts)
+
+    async def _reach_nats(self) -> Bus:
+        """Connect and see to the streams, for ever: operators may start services in any order."""
+        while True:
+            try:
+                bus = await connect(self.settings, name=f"gateway {self.settings.gateway_name}")
+            except BusUnavailableError as error:
+                log.warning(str(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            try:
+                await bootstrap(bus, self.settings)
+            except (BusUnavailableError, BusTimeoutError) as error:
+                log.warning("JetStream is not usable yet", error=str(error))
+                await bus.close()
+                await asyncio.sleep(RETRY_S)
+            except BaseException:
+                await bus.close()
+                raise
+            else:
+                return bus
+
+    async def _look_at_leases(self, bus: Bus) -> None:
+        """Once now and after each reconnect: heartbeats said meanwhile were not heard."""
+        again = asyncio.Event()
+        bus.on_reconnect(again.set)
+        while True:
+            again.clear()
+            try:
+                await self.presence.look_at_leases(bus, self.settings.slots)
+                self._leases_seen.set()
+            except BusError as error:
+                log.debug("leases can't be read now; heartbeats will tell", error=str(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            await again.wait()
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[None]], again_s: float = 0.2) -> None:
+    """Cancel tasks until each has ended.
+
+    Once is not enough: `asyncio.wait_for` of Python 3.11, which the NATS client is full of, drops a
+    cancellation that comes in the same moment as the result.
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=again_s)
+
+
+async def _end_if_closed(bus: Bus) -> None:
+    await bus.closed.wait()
+    raise BusUnavailableError("the connection to NATS was closed for good; starting anew is the cure")

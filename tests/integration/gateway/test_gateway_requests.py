@@ -1,0 +1,40 @@
+"""Offers over NATS: every request gets an answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.upstream.requests import OfferResponder
+from shared.bus import Bus
+from shared.errors import BusUnavailableError
+from shared.messages import Decision, Offer
+from shared.subjects import OFFERS
+
+OFFER = {
+    "task_id": "t",
+    "task_type": "InstructTextTask",
+    "model": "m",
+    "hours_to_complete": 1,
+    "dataset": "d",
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "retry"),
+    [
+        (BusUnavailableError("not connected to NATS"), "not connected to NATS; offer again", True),
+        (ZeroDivisionError("a mistake of ours"), "the gateway failed on this offer; see its log", False),
+    ],
+)
+async def test_a_failure_is_answered(bus: Bus, error: Exception, told: str, retry: bool) -> None:
+    async def decide(offer: Offer, received_at: float) -> Decision:
+        raise error
+
+    responder = OfferResponder(decide)
+    await responder.start(bus)
+    reply: dict[str, Any] = json.loads((await bus.request(OFFERS, json.dumps(OFFER).encode())).data)
+    assert reply == {"error": told, "retry": retry}
+    await responder.stop()

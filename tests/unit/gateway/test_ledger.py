@@ -1,0 +1,259 @@
+"""The fold: what the logs say of tasks and slots, in whatever order the two are read."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import Struct
+
+from gateway.ledger import Ledger, TaskState
+from shared import subjects
+from shared.bus import Record
+from shared.messages import (
+    Claimed,
+    Decision,
+    Job,
+    Offer,
+    Reservation,
+    Result,
+    ResultStatus,
+    Submitting,
+    TaskType,
+    encode,
+)
+
+JOBS, STATE = subjects.JOBS_STREAM, subjects.STATE_STREAM
+NOW = 1000.0
+
+
+def decision(task: str, slot: str) -> Decision:
+    return Decision(task_id=task, task=task, accepted=True, reason="yes", slot=slot)
+
+
+def job(task: str, slot: str) -> Job:
+    offer = Offer(task_id=task, task_type=TaskType.INSTRUCT, model="m", hours_to_complete=1.0, dataset="d")
+    return Job(
+        record_id=f"job-{task}",
+        task_id=task,
+        task=task,
+        slot=slot,
+        gateway="g",
+        offer=offer,
+        decision=decision(task, slot),
+        received_at=NOW,
+        deadline_at=NOW + 3600,
+    )
+
+
+def reservation(task: str, slot: str, expires_at: float) -> Reservation:
+    return Reservation(
+        record_id=f"reservation-{task}",
+        task_id=task,
+        task=task,
+        slot=slot,
+        gateway="g",
+        reserved_at=expires_at - 900,
+        expires_at=expires_at,
+        decision=decision(task, slot),
+    )
+
+
+def claimed(task: str, slot: str, epoch: int = 1, attempt: int = 1) -> Claimed:
+    return Claimed(record_id="c", task=task, slot=slot, node="n", epoch=epoch, attempt=attempt)
+
+
+def submitting(task: str, slot: str) -> Submitting:
+    return Submitting(record_id="s", task=task, slot=slot, node="n", epoch=1, digest="d")
+
+
+def result(task: str, slot: str, status: ResultStatus = ResultStatus.SUBMITTED) -> Result:
+    return Result(record_id="r", task=task, task_id=task, slot=slot, status=status)
+
+
+def subject_of(message: Any) -> str:
+    if isinstance(message, Job):
+        return subjects.job(message.slot, message.task)
+    if isinstance(message, Reservation):
+        return subjects.reservation(message.slot, message.task)
+    return subjects.state(message.slot, message.task)
+
+
+def records(messages: list[Any]) -> list[Record]:
+    return [
+        Record(sequence, subject_of(message), encode(message))
+        for sequence, message in enumerate(messages, start=1)
+    ]
+
+
+def ledger_of(jobs: list[Struct], states: list[Struct] = ()) -> Ledger:  # type: ignore[assignment]
+    ledger = Ledger()
+    for record in records(jobs):
+        ledger.apply(JOBS, record)
+    for record in records(list(states)):
+        ledger.apply(STATE, record)
+    return ledger
+
+
+def state_of(ledger: Ledger, token: str, now: float = NOW) -> TaskState:
+    task = ledger.task(token)
+    assert task is not None
+    return ledger.state(task, now)
+
+
+@pytest.mark.parametrize(
+    ("states", "shown", "busy"),
+    [
+        ([], TaskState.QUEUED, True),
+        ([claimed("t", "a")], TaskState.RUNNING, True),
+        ([claimed("t", "a"), submitting("t", "a")], TaskState.SUBMITTING, True),
+        # a new epoch takes over after `submitting`: still submitting, for a gateway must not end it now
+        ([claimed("t", "a"), submitting("t", "a"), claimed("t", "a", 2)], TaskState.SUBMITTING, True),
+        ([claimed("t", "a"), submitting("t", "a"), result("t", "a")], TaskState.SUBMITTED, False),
+        ([result("t", "a", ResultStatus.FAILED)], TaskState.FAILED, False),
+        ([result("t", "a", ResultStatus.EXPIRED)], TaskState.EXPIRED, False),
+        ([result("t", "a", ResultStatus.CANCELLED)], TaskState.CANCELLED, False),
+    ],
+)
+def test_states_shown_and_when_a_slot_is_busy(states: list[Struct], shown: TaskState, busy: bool) -> None:
+    ledger = ledger_of([job("t", "a")], states)
+    assert state_of(ledger, "t") is shown
+    assert (ledger.holder("a", NOW) is not None) is busy
+    assert ledger.holder("b", NOW) is None
+    assert [open_job.task for open_job in ledger.open_jobs()] == (["t"] if busy else [])
+
+
+def test_the_newest_job_decides() -> None:
+    ledger = ledger_of([job("one", "a"), job("two", "a")], [result("one", "a")])
+    holder = ledger.holder("a", NOW)
+    assert holder is not None
+    assert holder.record.task == "two"
+    assert [task.record.task for task in ledger.tasks()] == ["two", "one"]
+
+
+def test_a_reservation_holds_a_slot_until_it_lapses_or_becomes_a_job() -> None:
+    ledger = ledger_of([reservation("t", "a", expires_at=NOW + 10)])
+    assert state_of(ledger, "t") is TaskState.RESERVED
+    assert ledger.holder("a", NOW) is ledger.task("t")
+    assert ledger.accepted("t", NOW) == decision("t", "a")
+    assert ledger.holder("a", NOW + 10) is None
+    assert state_of(ledger, "t", NOW + 10) is TaskState.LAPSED
+    assert ledger.accepted("t", NOW + 10) is None
+
+
+def test_a_reserved_task_may_start_on_another_slot() -> None:
+    ledger = ledger_of([reservation("t", "a", expires_at=NOW + 10), job("t", "b")])
+    assert ledger.holder("a", NOW) is None
+    assert ledger.holder("b", NOW) is ledger.task("t")
+    assert ledger.accepted("t", NOW + 99) == decision("t", "b")
+
+
+def test_a_task_reserved_anew_elsewhere_leaves_its_old_slot() -> None:
+    ledger = ledger_of(
+        [reservation("t", "a", expires_at=NOW - 10), reservation("t", "b", expires_at=NOW + 10)]
+    )
+    assert ledger.holder("a", NOW) is None
+    assert ledger.holder("b", NOW) is ledger.task("t")
+
+
+def test_an_accepted_task_stays_accepted_after_its_result() -> None:
+    ledger = ledger_of([job("t", "a")], [result("t", "a", ResultStatus.FAILED)])
+    assert ledger.accepted("t", NOW) == decision("t", "a")
+    assert ledger.accepted("other", NOW) is None
+
+
+def test_the_first_result_counts_and_the_chain_knows_its_last_sequence() -> None:
+    ledger = ledger_of([job("t", "a")], [result("t", "a"), result("t", "a", ResultStatus.FAILED)])
+    chain = ledger.chain_of(job("t", "a"))
+    assert chain.result == result("t", "a")
+    assert chain.sequence == 2
+    assert ledger.malformed == 1
+
+
+def test_a_record_is_folded_once() -> None:
+    ledger = ledger_of([job("one", "a"), job("two", "b")])
+    (first, _) = records([job("one", "a"), job("two", "b")])
+    ledger.apply(JOBS, first)
+    assert ledger.folded[JOBS] == 2
+    assert ledger.malformed == 0
+
+
+@pytest.mark.parametrize(
+    ("stream", "subject", "data"),
+    [
+        (JOBS, "podium.jobs.a.t", b"no json"),
+        (JOBS, "podium.jobs.a.t", b"[" * 100_000),
+        (JOBS, "podium.jobs.a.t", b'{"kind": "claimed"}'),
+        (JOBS, "podium.jobs.a.other", encode(job("t", "a"))),
+        (JOBS, "podium.jobs.b.t", encode(job("t", "a"))),
+        (JOBS, "podium.reservations.a.t", encode(job("t", "a"))),
+        (JOBS, "podium.jobs.a.t", encode(reservation("t", "a", NOW))),
+        (STATE, "podium.state.a.t", b""),
+        (STATE, "podium.state.a.t.u", encode(claimed("t", "a"))),
+        (STATE, "podium.state.b.t", encode(claimed("t", "a"))),
+        (STATE, "podium.state.a.t", encode(job("t", "a"))),
+    ],
+)
+def test_malformed_records_are_counted_and_passed_over(stream: str, subject: str, data: bytes) -> None:
+    ledger = ledger_of([job("good", "b")])
+    ledger.apply(stream, Record(7, subject, data))
+    assert ledger.malformed == 1
+    assert ledger.folded[stream] == 7
+    assert [task.record.task for task in ledger.tasks()] == ["good"]
+    assert ledger.open_jobs() == [job("good", "b")]
+
+
+def test_a_second_job_for_a_task_changes_nothing() -> None:
+    ledger = ledger_of([job("t", "a"), job("t", "b")])
+    assert ledger.malformed == 1
+    assert ledger.holder("b", NOW) is None
+
+
+messages_of_jobs = st.lists(
+    st.one_of(
+        st.builds(job, st.sampled_from("tuvw"), st.sampled_from("ab")),
+        st.builds(
+            reservation, st.sampled_from("tuvw"), st.sampled_from("ab"), st.sampled_from([NOW - 1, NOW + 1])
+        ),
+    ),
+    max_size=8,
+)
+messages_of_state = st.lists(
+    st.one_of(
+        st.builds(claimed, st.sampled_from("tuvw"), st.sampled_from("ab")),
+        st.builds(submitting, st.sampled_from("tuvw"), st.sampled_from("ab")),
+        st.builds(result, st.sampled_from("tuvw"), st.sampled_from("ab")),
+    ),
+    max_size=12,
+)
+
+
+def everything(ledger: Ledger) -> Any:
+    tasks = [
+        (task.first, task.job, task.reservation, ledger.state(task, NOW), ledger.chain_of(task.record))
+        for task in ledger.tasks()
+    ]
+    held = [holder.record if (holder := ledger.holder(slot, NOW)) else None for slot in "ab"]
+    accepted = [ledger.accepted(token, NOW) for token in "tuvw"]
+    return tasks, held, accepted, ledger.open_jobs(), ledger.folded, ledger.malformed
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(jobs=messages_of_jobs, states=messages_of_state, data=st.data())
+def test_how_the_two_logs_are_interleaved_does_not_matter(
+    jobs: list[Any], states: list[Any], data: st.DataObject
+) -> None:
+    one_after_the_other = ledger_of(jobs, states)
+    turns = data.draw(st.permutations([JOBS] * len(jobs) + [STATE] * len(states)))
+    mixed = Ledger()
+    left = {JOBS: iter(records(jobs)), STATE: iter(records(states))}
+    for stream in turns:
+        record = next(left[stream])
+        for _ in itertools.repeat(
+            None, data.draw(st.integers(1, 2))
+        ):  # read once, or twice after a lost answer
+            mixed.apply(stream, record)
+    assert everything(mixed) == everything(one_after_the_other)

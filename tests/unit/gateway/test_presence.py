@@ -1,0 +1,84 @@
+"""Live slots by heartbeats on a clock that the test moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.presence import PROGRESS_KEPT, Presence
+from shared.messages import Hardware, Heartbeat, Phase, Progress
+
+CPU = Hardware(device="cpu", count=8, memory_bytes=64 << 30)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def presence(clock: Clock) -> Presence:
+    return Presence(5.0, clock)
+
+
+def heartbeat(node: str = "n", epoch: int = 3, slot: str = "a") -> Heartbeat:
+    return Heartbeat(slot=slot, node=node, epoch=epoch, hardware=CPU)
+
+
+def test_a_slot_is_live_until_it_was_silent_for_too_long(presence: Presence, clock: Clock) -> None:
+    assert (presence.live("a"), presence.age("a"), presence.sign("a")) == (False, None, None)
+    presence.note_heartbeat(heartbeat())
+    clock.now += 4.9
+    assert presence.live("a")
+    assert not presence.live("b")
+    clock.now += 0.1
+    assert not presence.live("a")
+    assert presence.age("a") == pytest.approx(5.0)
+    presence.note_heartbeat(heartbeat())
+    assert presence.live("a")
+
+
+def test_a_node_without_the_lease_is_heard_but_not_live(presence: Presence) -> None:
+    presence.note_heartbeat(heartbeat(epoch=0))
+    assert presence.sign("a") is not None
+    assert not presence.live("a")
+
+
+def test_a_standby_does_not_hide_the_holder(presence: Presence, clock: Clock) -> None:
+    presence.note_heartbeat(heartbeat("holder", epoch=3))
+    presence.note_heartbeat(heartbeat("standby", epoch=0))
+    presence.note_heartbeat(heartbeat("stale", epoch=2))
+    sign = presence.sign("a")
+    assert sign is not None
+    assert sign.node == "holder"
+    clock.now += 6
+    presence.note_heartbeat(heartbeat("standby", epoch=0))
+    sign = presence.sign("a")
+    assert sign is not None
+    assert sign.node == "standby"
+
+
+def test_a_new_epoch_takes_over_at_once_and_a_drain_shows_at_once(presence: Presence) -> None:
+    presence.note_heartbeat(heartbeat("one", epoch=3))
+    presence.note_heartbeat(heartbeat("two", epoch=4))
+    sign = presence.sign("a")
+    assert sign is not None
+    assert sign.node == "two"
+    presence.note_heartbeat(heartbeat("two", epoch=0))
+    assert not presence.live("a")
+
+
+def test_the_newest_progress_is_kept_of_a_bounded_number_of_tasks(presence: Presence) -> None:
+    for number in range(PROGRESS_KEPT + 1):
+        presence.note_progress(Progress(task=f"t{number}", slot="a", phase=Phase.TRAIN, step=number))
+    assert presence.progress("t0") is None
+    newest = presence.progress(f"t{PROGRESS_KEPT}")
+    assert newest is not None
+    assert newest.step == PROGRESS_KEPT
