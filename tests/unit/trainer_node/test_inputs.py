@@ -1,0 +1,90 @@
+"""Where model and data are: names resolve, paths don't get out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.errors import DataError, EngineError
+from shared.messages import FileFormat
+from shared.settings import Settings
+from trainer_node.inputs import dataset_path, model_path
+
+JSON = FileFormat.JSON
+
+
+def test_a_model_set_by_name_wins(tmp_path: Path) -> None:
+    (tmp_path / "org--name").mkdir()
+    settings = Settings(models={"org/name": str(tmp_path / "mine")}, models_dir=str(tmp_path))
+    assert model_path(settings, "org/name") == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("folder", ["Org--Name", "Name", "org--name", "name"])
+def test_a_model_folder_is_found(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    assert model_path(Settings(models_dir=str(tmp_path)), "Org/Name") == str(tmp_path / folder)
+
+
+def test_an_unknown_model_is_left_to_the_hub(tmp_path: Path) -> None:
+    assert model_path(Settings(models_dir=str(tmp_path)), "org/name") == "org/name"
+
+
+@pytest.mark.parametrize("model", ["/etc", "../../x", "a/../b", "a/b/c", ".hidden", "~/x", "", "a b"])
+def test_a_path_is_no_model(model: str) -> None:
+    with pytest.raises(EngineError, match="PODIUM_MODELS"):
+        model_path(Settings(), model)
+
+
+@pytest.mark.parametrize("url", ["https://host/x.json?sig=1", "http://10.0.0.1/x", "HTTPS://host/x"])
+def test_urls_pass(url: str) -> None:
+    assert dataset_path(Settings(), url, FileFormat.S3) == url
+
+
+def test_other_schemes_do_not() -> None:
+    with pytest.raises(DataError, match="file://"):
+        dataset_path(Settings(dataset_roots=("/",)), "file:///etc/passwd", JSON)
+
+
+def test_data_set_ids_pass_and_paths_do_not() -> None:
+    assert dataset_path(Settings(), "org/data", FileFormat.HF) == "org/data"
+    with pytest.raises(DataError, match="not the id"):
+        dataset_path(Settings(), "/etc", FileFormat.HF)
+
+
+def test_files_in_a_root_are_found_by_path_and_by_name(tmp_path: Path) -> None:
+    first, second = tmp_path / "one", tmp_path / "two"
+    first.mkdir()
+    second.mkdir()
+    file = second / "rows.json"
+    file.write_text("[]")
+    settings = Settings(dataset_roots=(str(first), str(second)))
+    assert dataset_path(settings, str(file), JSON) == str(file)
+    assert dataset_path(settings, "rows.json", JSON) == str(file)
+    with pytest.raises(DataError, match="no data file"):
+        dataset_path(settings, "other.json", JSON)
+
+
+def test_nothing_outside_is_reached(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "secret"
+    root.mkdir()
+    outside.write_text("secret")
+    (root / "link").symlink_to(outside)
+    settings = Settings(dataset_roots=(str(root),))
+    for path in (str(outside), "../secret", str(root / ".." / "secret"), "link", str(root / "link")):
+        with pytest.raises(DataError, match="PODIUM_DATASET_ROOTS"):
+            dataset_path(settings, path, JSON)
+
+
+def test_without_roots_no_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text("[]")
+    with pytest.raises(DataError, match="now: none"):
+        dataset_path(Settings(), str(file), JSON)
+
+
+@pytest.mark.parametrize("name", ["nul\0.json", "n" * 5000, "loop"])
+def test_what_names_no_file_is_an_error_of_the_data(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match="not the name of a file"):
+        dataset_path(Settings(dataset_roots=(str(tmp_path),)), name, JSON)

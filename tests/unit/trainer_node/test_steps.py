@@ -1,0 +1,146 @@
+"""What the chain allows next, case by case."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.messages import (
+    Claimed,
+    Decision,
+    ErrorCode,
+    Job,
+    Offer,
+    Outcome,
+    OutcomeStatus,
+    Result,
+    ResultStatus,
+    StateRecord,
+    Submitting,
+    TaskType,
+)
+from trainer_node.steps import Claim, Deliver, Done, Finish, Start, Step, Submit, View, Watch, next_step
+
+ME, EPOCH, DEADLINE = "me", 7, 100.0
+DECISION = Decision(task_id="t", task="t", accepted=True, reason="")
+OFFER = Offer(task_id="t", task_type=TaskType.INSTRUCT, model="m", hours_to_complete=1, dataset="d")
+JOB = Job(
+    record_id="j",
+    task_id="t",
+    task="t",
+    slot="a",
+    gateway="g",
+    offer=OFFER,
+    decision=DECISION,
+    received_at=0,
+    deadline_at=DEADLINE,
+)
+READY = Outcome(status=OutcomeStatus.READY, digest="d1", export="export")
+STOPPED = Outcome(status=OutcomeStatus.STOPPED)
+DONE = Result(record_id="r", task="t", task_id="t", slot="a", status=ResultStatus.CANCELLED)
+
+
+def claimed(node: str = ME, epoch: int = EPOCH, attempt: int = 1) -> Claimed:
+    return Claimed(record_id="c", task="t", slot="a", node=node, epoch=epoch, attempt=attempt)
+
+
+def submitting(digest: str = "d1", node: str = ME, epoch: int = EPOCH) -> Submitting:
+    return Submitting(record_id="s", task="t", slot="a", node=node, epoch=epoch, digest=digest)
+
+
+def failed(code: ErrorCode) -> Outcome:
+    return Outcome(status=OutcomeStatus.FAILED, code=code, error="why")
+
+
+def decide(last: StateRecord | None, **seen: object) -> Step:
+    view = View(**({"node": ME, "epoch": EPOCH, "now": 50.0} | seen))
+    return next_step(JOB, last, view, max_attempts=3)
+
+
+@pytest.mark.parametrize(
+    ("last", "seen", "step"),
+    [
+        # nothing there yet
+        (None, {}, Start(1)),
+        (None, {"worker_alive": True, "attempt": 2}, Claim(2)),
+        (None, {"outcome": READY}, Claim(1)),
+        # claimed by this node in this epoch
+        (claimed(), {}, Start(1)),
+        (claimed(), {"worker_alive": True}, Watch()),
+        (claimed(), {"outcome": STOPPED}, Start(1)),
+        (claimed(), {"outcome": STOPPED, "worker_alive": True}, Watch()),
+        (claimed(), {"outcome": READY}, Submit("d1")),
+        (claimed(), {"outcome": READY, "worker_alive": True}, Submit("d1")),
+        # claimed in an earlier life, or by another node: claim anew before anything else
+        (claimed(epoch=6, attempt=2), {}, Start(2)),
+        (claimed(epoch=6, attempt=2), {"worker_alive": True, "attempt": 2}, Claim(2)),
+        (claimed(epoch=6), {"outcome": READY}, Claim(1)),
+        (claimed(node="other", attempt=2), {}, Start(2)),
+        (claimed(node="other", epoch=9), {"outcome": READY}, Claim(1)),
+        # submitting: the store is looked at first, whoever wrote the record
+        (submitting(), {"stored": True}, Deliver()),
+        (submitting(node="other", epoch=6), {"stored": True}, Deliver()),
+        (submitting("d2", epoch=6), {"stored": True, "outcome": READY}, Deliver()),
+        # nothing stored: this node's own digest is stored if it is the announced one, else announced
+        (submitting(), {"outcome": READY}, Deliver()),
+        (submitting("d2"), {"outcome": READY}, Submit("d1")),
+        (submitting(epoch=6), {"outcome": READY}, Submit("d1")),
+        (submitting("d2", node="other"), {"outcome": READY}, Submit("d1")),
+        # nothing stored and nothing to store: train again
+        (submitting(node="other", epoch=6), {}, Start(1)),
+        (submitting(epoch=6), {"attempt": 2}, Start(2)),
+        (submitting(epoch=6), {"worker_alive": True}, Claim(1)),
+        # a result ends everything
+        (DONE, {}, Done(DONE)),
+        (DONE, {"outcome": READY, "worker_alive": True, "stored": True}, Done(DONE)),
+    ],
+)
+def test_what_the_chain_allows(last: StateRecord | None, seen: dict[str, object], step: Step) -> None:
+    assert decide(last, **seen) == step
+
+
+@pytest.mark.parametrize(("attempt", "step"), [(1, Start(2)), (2, Start(3))])
+def test_a_death_without_progress_is_counted(attempt: int, step: Step) -> None:
+    assert decide(claimed(attempt=attempt), death="boom") == step
+
+
+def test_the_last_death_fails_the_job_with_its_error() -> None:
+    assert decide(claimed(attempt=3), death="boom") == Finish(ResultStatus.FAILED, "boom", ErrorCode.INTERNAL)
+    out_of_memory = failed(ErrorCode.OUT_OF_MEMORY)
+    assert decide(claimed(attempt=3), death="why", outcome=out_of_memory) == Finish(
+        ResultStatus.FAILED, "why", ErrorCode.OUT_OF_MEMORY
+    )
+
+
+def test_deaths_of_an_earlier_life_are_not_forgotten() -> None:
+    assert decide(claimed(epoch=6, attempt=3), death="boom") == Claim(3)
+    assert decide(claimed(node="other", attempt=3), attempt=1) == Start(3)
+
+
+@pytest.mark.parametrize("code", ["bad_data", "model_unavailable", "unsupported", "does_not_fit"])
+def test_a_failure_that_would_repeat_is_final(code: str) -> None:
+    seen = failed(ErrorCode(code))
+    assert decide(claimed(), outcome=seen) == Finish(ResultStatus.FAILED, "why", ErrorCode(code))
+    assert decide(None, outcome=seen) == Claim(1)
+
+
+@pytest.mark.parametrize("code", ["out_of_memory", "device", "disk_full", "internal"])
+def test_a_failure_that_may_pass_is_tried_again(code: str) -> None:
+    assert decide(claimed(), outcome=failed(ErrorCode(code)), death="why") == Start(2)
+    assert decide(claimed(), outcome=failed(ErrorCode(code))) == Start(1)  # it had made progress
+
+
+def test_too_late_is_expired_not_failed() -> None:
+    seen = failed(ErrorCode.TOO_LATE)
+    assert decide(claimed(), outcome=seen) == Finish(ResultStatus.EXPIRED, "why", ErrorCode.TOO_LATE)
+
+
+def test_after_the_deadline_only_what_can_still_be_submitted_counts() -> None:
+    late = {"now": DEADLINE}
+    assert decide(claimed(), has_checkpoint=True, **late) == Start(1)
+    assert decide(claimed(), stored=True, **late) == Deliver()
+    assert decide(claimed(), outcome=READY, **late) == Submit("d1")
+    assert decide(claimed(), worker_alive=True, **late) == Watch()
+    expired = decide(claimed(), **late)
+    assert isinstance(expired, Finish)
+    assert expired.status is ResultStatus.EXPIRED
+    assert decide(None, **late) == Claim(1)

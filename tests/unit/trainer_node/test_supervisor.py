@@ -1,0 +1,165 @@
+"""Worker processes for real: the lock they hold, adoption, the end of a group."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from podium.broker import is_running
+from shared.settings import Settings
+from trainer_node.run_folder import RunFolder
+from trainer_node.slot_lock import SlotLock, start_time
+from trainer_node.supervisor import Supervisor
+
+SLEEPER = "import sys, time; print('up', flush=True); time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+# leaves a child in its group that inherited the lock
+PARENT = "import os, time; print('up', flush=True); os.fork() or time.sleep(60); time.sleep(0.2); os._exit(3)"
+QUICK_END = "import sys; sys.exit(4)"
+
+
+def make(folder: Path, code: str) -> tuple[Supervisor, RunFolder]:
+    settings = Settings(node_dir=str(folder), gpus="2,3", stop_grace_s=0.3)
+    run = RunFolder(folder, "t")
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.job_file.write_text("{}")
+    return Supervisor(settings, 3, worker_command=(sys.executable, "-c", code)), run
+
+
+async def started(folder: Path, code: str) -> tuple[Supervisor, RunFolder]:
+    supervisor, run = make(folder, code)
+    await supervisor.start(run, 1, 0)
+    async with asyncio.timeout(10):
+        while b"up" not in run.log_file.read_bytes():
+            await asyncio.sleep(0.02)
+    return supervisor, run
+
+
+def events(folder: Path) -> list[str]:
+    return [line.split('"')[3] for line in (folder / "slot.log").read_text().splitlines()]
+
+
+async def test_the_lock_lasts_as_long_as_the_worker(tmp_path: Path) -> None:
+    supervisor, _ = await started(tmp_path, SLEEPER)
+    assert supervisor.lock.is_held()
+    assert supervisor.worker is not None
+    assert supervisor.lock.holders() == [supervisor.worker.file.pid]
+    await supervisor.stop("test")
+    assert not supervisor.lock.is_held()
+    assert supervisor.worker.manner() == "the worker was killed by SIGTERM"
+    assert events(tmp_path) == ["acquired", "released"]
+
+
+async def test_a_stubborn_worker_is_killed(tmp_path: Path) -> None:
+    supervisor, _ = await started(tmp_path, STUBBORN)
+    began = time.monotonic()
+    await supervisor.stop("test")
+    assert 0.3 <= time.monotonic() - began < 3
+    assert supervisor.worker is not None
+    assert supervisor.worker.manner() == "the worker was killed by SIGKILL"
+    assert not supervisor.alive
+
+
+async def test_children_don_t_outlive_their_worker(tmp_path: Path) -> None:
+    supervisor, _ = await started(tmp_path, PARENT)
+    worker = supervisor.worker
+    assert worker is not None
+    os.kill(worker.file.pid, signal.SIGKILL)
+    async with asyncio.timeout(5):
+        await worker.ended.wait()
+        while supervisor.lock.is_held():
+            await asyncio.sleep(0.02)
+    assert supervisor.lock.holders() == []
+
+
+async def test_a_worker_sees_its_gpus_and_threads(tmp_path: Path) -> None:
+    code = (
+        "import os; e = os.environ; print('up', e['CUDA_VISIBLE_DEVICES'], e['OMP_NUM_THREADS'], os.getcwd())"
+    )
+    supervisor, run = await started(tmp_path, code)
+    assert supervisor.worker is not None
+    async with asyncio.timeout(5):
+        await supervisor.worker.ended.wait()
+    assert run.log_file.read_text().split() == ["up", "2,3", "3", str(run.path)]
+
+
+async def test_the_end_is_seen_at_once_and_the_child_is_reaped(tmp_path: Path) -> None:
+    supervisor, run = make(tmp_path, QUICK_END)
+    await supervisor.start(run, 1, 0)
+    assert supervisor.worker is not None
+    async with asyncio.timeout(5):
+        await supervisor.worker.ended.wait()
+    assert supervisor.worker.manner() == "the worker ended with exit code 4"
+    assert not is_running(supervisor.worker.file.pid)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_another_life_adopts_and_can_stop_it(tmp_path: Path, known: bool) -> None:
+    first, _ = await started(tmp_path, SLEEPER)
+    assert first.worker is not None
+    pid = first.worker.file.pid
+    if not known:
+        (tmp_path / "worker.json").unlink()
+    second, _ = make(tmp_path, SLEEPER)
+    await second.adopt()
+    assert second.worker is not None
+    assert (second.worker.file.pid, second.worker.file.task, second.alive) == (pid, "t", True)
+    await second.stop("test")
+    assert not second.lock.is_held()
+    assert "adopted" in events(tmp_path)
+
+
+async def test_without_a_holder_there_is_nothing_to_adopt_and_the_log_says_so(tmp_path: Path) -> None:
+    supervisor, _ = make(tmp_path, SLEEPER)
+    await supervisor.adopt()
+    assert not (tmp_path / "slot.log").exists()
+    supervisor.lock.record("acquired", 1, "t", 1)
+    await supervisor.adopt()
+    assert supervisor.worker is None
+    assert events(tmp_path) == ["acquired", "released"]
+
+
+async def test_a_recycled_process_id_is_not_adopted(tmp_path: Path) -> None:
+    first, _ = await started(tmp_path, SLEEPER)
+    assert first.worker is not None
+    real = first.worker.file.pid
+    text = (tmp_path / "worker.json").read_text()
+    (tmp_path / "worker.json").write_text(text.replace(f'"pid":{real}', f'"pid":{os.getpid()}'))
+    second, _ = make(tmp_path, SLEEPER)
+    await second.adopt()
+    assert second.worker is not None
+    assert second.worker.file.pid == real
+    await second.stop("test")
+
+
+async def test_a_stranger_on_the_lock_is_removed(tmp_path: Path) -> None:
+    descriptor = SlotLock(tmp_path).take()
+    stranger = await asyncio.create_subprocess_exec("sleep", "60", pass_fds=(descriptor,))
+    os.close(descriptor)
+    supervisor, _ = make(tmp_path, SLEEPER)
+    await supervisor.adopt()
+    assert supervisor.worker is None
+    assert await stranger.wait() == -signal.SIGKILL
+
+
+async def test_the_next_worker_waits_for_the_lock(tmp_path: Path) -> None:
+    supervisor, run = make(tmp_path, QUICK_END)
+    descriptor = supervisor.lock.take()
+    start = asyncio.create_task(supervisor.start(run, 1, 0))
+    await asyncio.sleep(0.2)
+    assert supervisor.worker is None
+    os.close(descriptor)
+    await start
+    assert supervisor.worker is not None
+    await supervisor.worker.ended.wait()
+
+
+def test_start_times_tell_processes_apart() -> None:
+    assert start_time(os.getpid()) == start_time(os.getpid())
+    assert start_time(2**22 + 1) is None

@@ -1,0 +1,297 @@
+"""One job on this node, from the first look to its result: look, decide, act, and again.
+
+Every turn starts from what is stored (the chain, the run folder, the artifact store), so a kill between
+any two lines loses nothing: the next life's first turn sees the same and decides the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Any, Final
+
+from shared.errors import BusError, EngineError
+from shared.logs import get_logger
+from shared.messages import (
+    Claimed,
+    ErrorCode,
+    Job,
+    Outcome,
+    OutcomeStatus,
+    Result,
+    ResultStatus,
+    Submitting,
+    WorkerJob,
+)
+from trainer_node import artifacts
+from trainer_node.chain import Chain, FencedError
+from trainer_node.follower import Follower
+from trainer_node.lease import RETRY_S, LeaseLostError
+from trainer_node.pause import pause
+from trainer_node.post import Post
+from trainer_node.run_folder import RunFolder, worker_job
+from trainer_node.steps import Claim, Deliver, Done, Finish, Start, Step, Submit, View, Watch, next_step
+from trainer_node.supervisor import Worker
+
+EXIT_S: Final = 3.0  # for a worker that is done to exit by itself; freeing a large model takes a while
+RESTART_PAUSE_S: Final = 1.0  # least time between two starts, so that a crash loop doesn't eat the machine
+
+log = get_logger()
+
+
+class Assignment:
+    """A job while this node tends it."""
+
+    def __init__(self, post: Post, job: Job) -> None:
+        self.post = post
+        self.job = job
+        self.run = RunFolder(post.settings.node, job.task)
+        self.chain = Chain(post.bus, post.lease, job.task)
+        self.log = log.bind(task=job.task)
+        self._death: str | None = None  # why the newest worker's end counts against the limit
+        self._counted = False  # that end is in the chain already, as a claim of the next attempt
+        self._trouble = ""
+        self._started = float("-inf")
+        self._worker_job, self._refusal = self._prepare()
+        ready_by = self._worker_job.ready_by if self._worker_job else job.deadline_at
+        self.follower = Follower(post, job, self.run, ready_by)
+
+    async def tend(self) -> None:
+        """Work until the task has a result, another node holds the slot, or the node drains."""
+        try:
+            await self._make_room()
+        except OSError as error:
+            self._say(error)
+            return await pause(self.post.settings.poll_s, self.post.wake)
+        follower = asyncio.create_task(self.follower.follow())
+        turns = asyncio.create_task(self._turns())
+        try:
+            await asyncio.wait([follower, turns], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (follower, turns):
+                task.cancel()
+            ends = await asyncio.gather(follower, turns, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
+        await self.follower.publish()
+
+    async def _make_room(self) -> None:
+        """Nothing of an older job of the same name may be taken for this one's."""
+        if await asyncio.to_thread(self.run.begun, self.job) is not None:
+            return
+        if self.post.worker_of(self.job.task) is not None:
+            await self.post.dismiss("its job is another one now")
+        await asyncio.to_thread(self.run.remove)
+
+    async def _turns(self) -> None:
+        post = self.post
+        while not post.draining.is_set():
+            post.wake.clear()
+            if post.lease.holder is not None:
+                return
+            seconds = RETRY_S
+            try:
+                if post.lease.may_write():
+                    step = await self._turn()
+                    self._trouble = ""
+                    if isinstance(step, Done):
+                        return
+                    if not isinstance(step, Watch):
+                        continue
+                    seconds = post.settings.poll_s
+            except (BusError, LeaseLostError, FencedError) as error:
+                self._say(error)
+            except OSError as error:
+                self._say(error)
+                seconds = post.settings.poll_s
+                await self._give_up(error)
+            await pause(seconds, post.wake)
+
+    async def _turn(self) -> Step:
+        last = await self.chain.read()
+        view = await asyncio.to_thread(self._look)
+        step = next_step(self.job, last, view, self.post.settings.max_attempts)
+        match step:
+            case Done(result):
+                await self._clean_up(result)
+            case Claim(attempt):
+                await self._claim(attempt)
+            case Start(attempt):
+                await self._start(attempt)
+            case Submit(digest):
+                await self._submit(digest)
+            case Deliver():
+                await self._deliver(view)
+            case Finish(status, reason, code):
+                await self._end(status, reason, code=code)
+            case Watch():
+                pass
+        return step
+
+    def _look(self) -> View:
+        worker, outcome = self.post.worker_of(self.job.task), self.run.outcome()
+        alive = worker is not None and worker.alive
+        if self._refusal is not None and not alive and not _is_ready(outcome):
+            outcome = self._refusal
+        newest = self.run.newest_step()
+        last = self.post.supervisor.last_file()
+        known = last if last is not None and last.task == self.job.task else None
+        progressed = (newest or 0) > (known.step if known else 0)
+        if not (alive or progressed or self._counted) and self._death is None:
+            self._death = self._error(worker, outcome)
+        return View(
+            node=self.post.node,
+            epoch=self.post.lease.epoch,
+            now=time.time(),
+            attempt=known.attempt if known else 0,
+            worker_alive=alive,
+            death=self._death or self.follower.condemned,
+            outcome=outcome,
+            has_checkpoint=newest is not None,
+            stored=artifacts.is_stored(self.post.settings.artifacts, self.job.task),
+        )
+
+    def _error(self, worker: Worker | None, outcome: Outcome | None) -> str | None:
+        """What a worker died of by itself; None if the node stopped it, or wasn't there to see it."""
+        if outcome is not None:
+            return outcome.error or "the worker failed" if outcome.status is OutcomeStatus.FAILED else None
+        if worker is None or worker.stopped:
+            return None
+        return f"{worker.manner()}: {self.run.last_error() or 'it left no word in its log'}"
+
+    async def _claim(self, attempt: int) -> None:
+        step = await asyncio.to_thread(self.run.newest_step)
+        await self.chain.append(
+            Claimed(**self._stamp(), task=self.job.task, slot=self.job.slot, attempt=attempt, step=step or 0)
+        )
+        self.log.info("claimed", attempt=attempt, epoch=self.post.lease.epoch, step=step or 0)
+
+    async def _start(self, attempt: int) -> None:
+        assert self._worker_job is not None  # else the refusal had ended the task
+        await asyncio.sleep(max(0.0, self._started + RESTART_PAUSE_S - time.monotonic()))
+        await self._claim(attempt)
+        self._death = self.follower.condemned = None
+        self._counted = True  # should no worker come of it, the next try is of the same attempt
+        # Killed here: claimed without a worker. The next life's lease is a new epoch, so it claims anew.
+        await asyncio.to_thread(self.run.remove_outcome)
+        await asyncio.to_thread(self.run.write_job, self._worker_job)
+        step = await asyncio.to_thread(self.run.newest_step)
+        self._started = time.monotonic()
+        await self.post.supervisor.start(self.run, attempt, step or 0)
+        self._counted = False
+
+    async def _submit(self, digest: str) -> None:
+        await self.chain.append(
+            Submitting(**self._stamp(), task=self.job.task, slot=self.job.slot, digest=digest)
+        )
+        self.log.info("submitting", digest=digest)
+        # Killed here: announced, nothing stored. Whoever is next finds the name free and announces its own.
+
+    async def _deliver(self, view: View) -> None:
+        folder, outcome = self.post.settings.artifacts, view.outcome
+        if outcome is not None and outcome.digest and _is_ready(outcome):
+            export = self.run.export(outcome)
+            try:
+                digest = await asyncio.to_thread(
+                    artifacts.store,
+                    folder,
+                    self.job.task,
+                    export,
+                    outcome.digest,
+                    node=self.post.node,
+                    must_hold=self.post.lease.must_hold,
+                )
+            except artifacts.DamagedExportError as error:
+                self._death = str(error)
+                await asyncio.to_thread(self.run.remove_outcome)
+                return
+        else:
+            digest = await asyncio.to_thread(artifacts.stored_digest, folder, self.job.task)
+        # Killed here: stored without a result. Whoever is next finds the name taken and names what is there.
+        margin = self.job.deadline_at - time.time()
+        ours = outcome is not None and outcome.digest == digest
+        await self._end(
+            ResultStatus.SUBMITTED,
+            "submitted" if margin >= 0 else f"submitted {-margin:.0f} s after the deadline",
+            digest=digest,
+            artifact=str(artifacts.submission(folder, self.job.task).absolute()),
+            metrics=outcome.metrics if outcome is not None and ours else None,
+            deadline_margin_s=margin,
+        )
+
+    async def _end(self, status: ResultStatus, reason: str, **fields: Any) -> None:
+        stamp, job = self._stamp(), self.job
+        await self.chain.append(
+            Result(
+                **stamp,
+                task=job.task,
+                task_id=job.task_id,
+                slot=job.slot,
+                status=status,
+                reason=reason,
+                **fields,
+            )
+        )
+
+    async def _give_up(self, error: OSError) -> None:
+        """A full or broken disk must not hold the slot for ever: long after the deadline the task fails."""
+        late_s = time.time() - self.job.deadline_at
+        if late_s < self.post.settings.expire_after_s or not self.post.lease.may_write():
+            return
+        if isinstance(self.chain.last, Result):  # only the cleaning up is left, and that may fail
+            return
+        try:
+            await self._end(ResultStatus.FAILED, f"this node's disk: {error}", code=ErrorCode.DISK_FULL)
+        except (BusError, LeaseLostError, FencedError) as refused:
+            self._say(refused)
+
+    async def _clean_up(self, result: Result) -> None:
+        # Killed here: the result stands, and the next life finds no work and stops what still runs.
+        self.log.info(
+            "task ended", status=result.status, reason=result.reason, margin_s=result.deadline_margin_s
+        )
+        worker = self.post.worker_of(self.job.task)
+        if worker is not None:
+            if result.status is ResultStatus.SUBMITTED:  # it has said its last word and is about to exit
+                await pause(EXIT_S, worker.ended)
+            await self.post.dismiss("its task has a result")
+        try:
+            await asyncio.to_thread(self.run.clean)
+        except OSError as error:  # the result stands, and the next job must not wait for this folder
+            self.log.warning("run folder not cleaned", error=str(error))
+
+    def _prepare(self) -> tuple[WorkerJob | None, Outcome | None]:
+        post = self.post
+        try:
+            return worker_job(post.settings, self.job, post.hardware, post.supervisor.threads), None
+        except EngineError as error:
+            if begun := self.run.begun(self.job):  # what has begun goes on, if only to submit what it has
+                return begun, None
+            return None, _refusal(error.code, str(error))
+        except Exception as error:  # one odd job must not end the node, again and again, until it expires
+            self.log.exception("the job can't be prepared")
+            return None, _refusal(ErrorCode.UNSUPPORTED, f"this node can't prepare the job: {error!r}")
+
+    def _stamp(self) -> dict[str, Any]:
+        return {
+            "record_id": uuid.uuid4().hex,
+            "node": self.post.node,
+            "epoch": self.post.lease.epoch,
+            "at": time.time(),
+        }
+
+    def _say(self, error: Exception) -> None:
+        """Log trouble once, not at every retry."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            self.log.warning("not done, will try again", error=self._trouble)
+
+
+def _refusal(code: ErrorCode, error: str) -> Outcome:
+    return Outcome(status=OutcomeStatus.FAILED, code=code, error=error)
+
+
+def _is_ready(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.status is OutcomeStatus.READY

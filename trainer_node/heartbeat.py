@@ -1,0 +1,85 @@
+"""A node's sign of life: what it is, what it does, how full its memory is; once a second, whatever else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from shared import subjects
+from shared.bus import Bus
+from shared.errors import BusError
+from shared.logs import get_logger
+from shared.messages import GpuStatus, Hardware, Heartbeat, Phase, encode
+from shared.settings import Settings
+from trainer_node.hardware import gpu_status, memory
+
+GPU_QUERY_S = 5.0  # nvidia-smi costs 20 to 100 ms of CPU per call
+
+log = get_logger()
+
+
+class Activity(Struct, frozen=True, kw_only=True):
+    """What the node does at this moment."""
+
+    epoch: int
+    task: str | None = None
+    phase: Phase | None = None
+    step: int = 0
+    worker_alive: bool = False
+
+
+class Pulse:
+    """Publishes heartbeats; `activity` is asked at every beat."""
+
+    def __init__(
+        self, bus: Bus, settings: Settings, node: str, hardware: Hardware, activity: Callable[[], Activity]
+    ) -> None:
+        self.bus = bus
+        self.settings = settings
+        self.node = node
+        self.hardware = hardware
+        self.activity = activity
+        self._gpus: list[GpuStatus] = []
+
+    async def run(self) -> None:
+        """Beat for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._beat())
+            if self.hardware.device != "cpu":
+                tasks.create_task(self._look_at_gpus())
+
+    def heartbeat(self) -> Heartbeat:
+        """The heartbeat of this moment."""
+        activity = self.activity()
+        total, used = memory()
+        return Heartbeat(
+            slot=self.settings.slot,
+            node=self.node,
+            epoch=activity.epoch,
+            hardware=self.hardware,
+            gpus=self._gpus,
+            memory_total=total,
+            memory_used=used,
+            task=activity.task,
+            phase=activity.phase,
+            step=activity.step,
+            worker_alive=activity.worker_alive,
+            at=time.time(),
+        )
+
+    async def _beat(self) -> None:
+        subject = subjects.heartbeat(self.settings.slot)
+        while True:
+            try:
+                await self.bus.publish(subject, encode(self.heartbeat()))
+            except BusError as error:  # nobody can hear it; the next one follows
+                log.debug("heartbeat not sent", error=str(error))
+            await asyncio.sleep(self.settings.heartbeat_s)
+
+    async def _look_at_gpus(self) -> None:
+        while True:
+            self._gpus = await gpu_status(self.settings.gpus)
+            await asyncio.sleep(GPU_QUERY_S)

@@ -1,0 +1,66 @@
+"""Where a job's model and data are on this machine. What upstream sends is a name, never a way out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from shared.errors import DataError, EngineError
+from shared.messages import ErrorCode, FileFormat
+from shared.settings import Settings
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+_HUB_ID = re.compile(rf"({_NAME}/)?{_NAME}")
+
+
+def model_path(settings: Settings, model: str) -> str:
+    """Where the weights are: as set by `models`, in `models_dir`, else the hub id itself.
+
+    Raises EngineError for an id that is no hub id: a path must not reach the worker as a model.
+    """
+    if model in settings.models:
+        return str(Path(settings.models[model]).expanduser().resolve())
+    if not _HUB_ID.fullmatch(model):
+        raise EngineError(
+            ErrorCode.MODEL_UNAVAILABLE,
+            f"model {model!r} is neither a hub id (org/name) nor named by the setting PODIUM_MODELS",
+        )
+    if settings.models_dir:
+        folder = Path(settings.models_dir).expanduser()
+        flat, name = model.replace("/", "--"), model.rpartition("/")[2]
+        for candidate in (flat, name, flat.lower(), name.lower()):
+            if (folder / candidate).exists():
+                return str((folder / candidate).resolve())
+    return model
+
+
+def dataset_path(settings: Settings, dataset: str, file_format: FileFormat) -> str:
+    """The data reference as the worker may open it: a URL, a data set id, or a file in `dataset_roots`.
+
+    Raises DataError that names the setting.
+    """
+    if dataset.lower().startswith(("https://", "http://")):
+        return dataset
+    if "://" in dataset:
+        raise DataError(
+            f"data at {dataset.partition('://')[0]}:// can't be read; only http and https URLs can"
+        )
+    if file_format is FileFormat.HF:
+        if not _HUB_ID.fullmatch(dataset):
+            raise DataError(f"{dataset!r} is not the id of a Hugging Face data set (org/name)")
+        return dataset
+    roots = [Path(root).expanduser().resolve() for root in settings.dataset_roots]
+    try:
+        # An absolute path stays what it is when joined; links are followed before it is judged.
+        inside = [path for root in roots if (path := (root / dataset).resolve()).is_relative_to(root)]
+        for path in inside:
+            if path.is_file():
+                return str(path)
+    except (OSError, ValueError, RuntimeError) as error:  # too long; with a NUL; links in a circle
+        raise DataError(f"local data {dataset[:200]!r} is not the name of a file: {error!s:.200}") from error
+    if inside:
+        raise DataError(f"no data file at {inside[0]}")
+    allowed = ", ".join(map(str, roots)) or "none"
+    raise DataError(
+        f"local data {dataset} lies outside the folders that PODIUM_DATASET_ROOTS allows (now: {allowed})"
+    )

@@ -1,0 +1,223 @@
+"""One trainer node: hold the slot's lease, find the slot's work, see it through, drain when asked."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+from nats.aio.msg import Msg
+
+from shared import subjects
+from shared.bus import Bus, connect
+from shared.errors import BusError, BusTimeoutError, BusUnavailableError, PodiumError
+from shared.files import write_atomically
+from shared.logs import get_logger
+from shared.messages import Hardware, Job, Result, decode_job_record
+from shared.settings import Settings
+from shared.streams import bootstrap
+from trainer_node.assignment import Assignment
+from trainer_node.chain import Chain
+from trainer_node.hardware import detect, threads_of_half
+from trainer_node.heartbeat import Activity, Pulse
+from trainer_node.lease import RETRY_S, SlotLease
+from trainer_node.pause import pause
+from trainer_node.post import Post
+from trainer_node.supervisor import ENGINE, Supervisor
+
+log = get_logger()
+
+
+class FolderInUseError(PodiumError):
+    """Another process works in this node's folder."""
+
+
+class Node:
+    """The parts of a node, wired; `run` until drained."""
+
+    def __init__(self, settings: Settings, bus: Bus, node: str, hardware: Hardware) -> None:
+        self.settings = settings
+        self.bus = bus
+        self.wake = asyncio.Event()
+        self.draining = asyncio.Event()
+        self.lease = SlotLease(bus, settings, node, hardware, on_change=self.wake.set)
+        self.supervisor = Supervisor(
+            settings,
+            threads_of_half(settings),
+            worker_command=settings.worker_command or ENGINE,
+            on_end=self.wake.set,
+        )
+        self.post = Post(
+            settings, bus, self.lease, self.supervisor, node, hardware, wake=self.wake, draining=self.draining
+        )
+        self.pulse = Pulse(bus, settings, node, hardware, self._activity)
+        self.assignment: Assignment | None = None
+        self._trouble = ""
+
+    def drain(self) -> None:
+        """Take no more work, let the worker write a checkpoint, give the slot back."""
+        log.info("draining")
+        self.draining.set()
+        self.wake.set()
+
+    async def run(self) -> None:
+        """Work until drained. Raises BusUnavailableError if the connection is lost for good."""
+        self.bus.on_reconnect(self.wake.set)
+        self.bus.on_reconnect(self.lease.wake.set)
+        await self.supervisor.adopt()
+        await self.bus.subscribe(subjects.jobs_of_slot(self.settings.slot), self._heard)
+        work = asyncio.create_task(self._work(), name="work")
+        closed = asyncio.create_task(self.bus.closed.wait(), name="bus")
+        background = [
+            asyncio.create_task(self.lease.keep(), name="lease"),
+            asyncio.create_task(self.pulse.run(), name="heartbeat"),
+        ]
+        tasks = [work, closed, *background]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.supervisor.close()
+        for task in done:
+            task.result()
+        if work not in done:
+            raise BusUnavailableError("the connection to NATS is closed for good")
+        await self._release()
+
+    async def _work(self) -> None:
+        while not self.draining.is_set():
+            self.wake.clear()
+            seconds = RETRY_S
+            try:
+                if self.lease.holder is not None:
+                    await self.supervisor.stop("another node holds the slot")
+                    seconds = self.settings.poll_s
+                elif self.lease.may_write():
+                    if await self._take_work():
+                        continue
+                    seconds = self.settings.poll_s
+                self._trouble = ""
+            except BusError as error:
+                if str(error) != self._trouble:
+                    self._trouble = str(error)
+                    log.warning("can't look for work", error=self._trouble)
+            await pause(seconds, self.wake)
+        await self.supervisor.stop("draining")
+
+    async def _take_work(self) -> bool:
+        """See the slot's newest job through, if it has no result yet."""
+        job = await self._newest_job()
+        if job is None:
+            await self.supervisor.stop("there is no job for it")
+            return False
+        worker = self.supervisor.worker
+        if worker is not None and worker.file.task != job.task:
+            await self.supervisor.stop("another task has the slot")
+        self.assignment = Assignment(self.post, job)
+        try:
+            await self.assignment.tend()
+        finally:
+            self.assignment = None
+        return self.lease.holder is None
+
+    async def _newest_job(self) -> Job | None:
+        """The slot's newest job if it has no result; gateways store no second one before that."""
+        record = await self.bus.last(subjects.JOBS_STREAM, subjects.jobs_of_slot(self.settings.slot))
+        if record is None:
+            return None
+        try:
+            job = decode_job_record(record.data)
+        except msgspec.DecodeError as error:
+            log.error("a stored job can't be read", subject=record.subject, error=str(error))
+            return None
+        # The token becomes a folder's name: nothing but a token may.
+        if not isinstance(job, Job) or subjects.task_token(job.task) != job.task:
+            log.error("a stored job is none", subject=record.subject)
+            return None
+        last = await Chain(self.bus, self.lease, job.task).read()
+        return None if isinstance(last, Result) else job
+
+    async def _heard(self, message: Msg) -> None:
+        self.wake.set()
+
+    def _activity(self) -> Activity:
+        assignment, alive = self.assignment, self.supervisor.alive
+        if assignment is None:
+            return Activity(epoch=self.lease.epoch, worker_alive=alive)
+        latest = assignment.follower.latest
+        return Activity(
+            epoch=self.lease.epoch,
+            task=assignment.job.task,
+            phase=latest.phase if latest else None,
+            step=latest.step if latest else 0,
+            worker_alive=alive,
+        )
+
+    async def _release(self) -> None:
+        try:
+            await self.lease.release()
+        except BusError as error:  # it lapses by itself
+            log.warning("lease not released", error=str(error))
+
+
+async def serve(settings: Settings) -> None:
+    """Run one node in its folder until SIGTERM or SIGINT. Raises PodiumError with one clear line."""
+    folder = settings.node
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(folder)
+    try:
+        hardware = await detect(settings)
+        bus = await connect(settings, name=f"node-{settings.slot}")
+        try:
+            await _bootstrap(bus, settings)
+            node = Node(settings, bus, node_id(folder), hardware)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, node.drain)
+            log.info("node is up", node=node.post.node, hardware=hardware.name, folder=str(folder))
+            await node.run()
+        finally:
+            await bus.close()
+    finally:
+        os.close(lock)
+
+
+async def _bootstrap(bus: Bus, settings: Settings) -> None:
+    """Make the streams, once JetStream answers: the server's port is open before that."""
+    give_up_at = time.monotonic() + settings.nats_connect_timeout_s
+    while True:
+        try:
+            return await bootstrap(bus, settings)
+        except (BusUnavailableError, BusTimeoutError):
+            if time.monotonic() > give_up_at or bus.closed.is_set():
+                raise
+        await asyncio.sleep(RETRY_S)
+
+
+def lock_folder(folder: Path) -> int:
+    """Make the folder this process's own until the descriptor is closed. Raises FolderInUseError."""
+    descriptor = os.open(folder / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise FolderInUseError(
+            f"another trainer node works in {folder}: stop it, or set PODIUM_SLOT or PODIUM_NODE_DIR"
+        ) from error
+    return descriptor
+
+
+def node_id(folder: Path) -> str:
+    """This folder's node id: random, made once, kept."""
+    path = folder / "node_id"
+    if path.exists() and (known := path.read_text().strip()):
+        return known
+    made = uuid.uuid4().hex[:12]
+    write_atomically(path, made.encode())
+    return made

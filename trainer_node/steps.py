@@ -1,0 +1,143 @@
+"""What a node does next about a job: a pure function of the chain's last record and what the node sees."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+from shared.messages import (
+    Claimed,
+    ErrorCode,
+    Job,
+    Outcome,
+    OutcomeStatus,
+    Result,
+    ResultStatus,
+    StateRecord,
+    Submitting,
+)
+
+# A worker that failed for one of these would fail the same way again; any other failure is tried again
+# and counts like a crash.
+FINAL_CODES: Final = frozenset(
+    {
+        ErrorCode.BAD_DATA,
+        ErrorCode.MODEL_UNAVAILABLE,
+        ErrorCode.UNSUPPORTED,
+        ErrorCode.DOES_NOT_FIT,
+        ErrorCode.TOO_LATE,
+    }
+)
+
+
+class View(Struct, frozen=True, kw_only=True):
+    """What a node sees of a job on its own side."""
+
+    node: str
+    epoch: int
+    now: float
+    attempt: int = 0  # of the newest worker this node started for the job; 0 = none
+    worker_alive: bool = False
+    death: str | None = None  # the last error of a worker whose end counts against the limit
+    outcome: Outcome | None = None
+    has_checkpoint: bool = False
+    stored: bool = False  # something lies under the task's submission name
+
+
+class Done(Struct, frozen=True):
+    """The task has its result: clean up."""
+
+    result: Result
+
+
+class Watch(Struct, frozen=True):
+    """The worker is at it: nothing to write."""
+
+
+class Claim(Struct, frozen=True):
+    """Put this node's epoch into the chain without starting a worker."""
+
+    attempt: int
+
+
+class Start(Struct, frozen=True):
+    """Claim, then start a worker."""
+
+    attempt: int
+
+
+class Submit(Struct, frozen=True):
+    """Announce the digest that is about to be stored."""
+
+    digest: str
+
+
+class Deliver(Struct, frozen=True):
+    """Store the announced export unless something is there already, read it back, write the result."""
+
+
+class Finish(Struct, frozen=True):
+    """End the task without a submission."""
+
+    status: ResultStatus
+    reason: str
+    code: ErrorCode | None = None
+
+
+Step = Done | Watch | Claim | Start | Submit | Deliver | Finish
+
+
+def next_step(job: Job, last: StateRecord | None, view: View, max_attempts: int) -> Step:
+    """The one thing to do now, given the chain's last record.
+
+    A result ends everything. After `submitting` the store is looked at first, whoever wrote it. Anything
+    else this node writes comes after a record of its own epoch.
+    """
+    if isinstance(last, Result):
+        return Done(last)
+    if isinstance(last, Submitting) and view.stored:
+        return Deliver()
+    step = _wanted(job, last, view, max_attempts)
+    if _is_mine(last, view) or isinstance(step, Start):
+        return step
+    if isinstance(last, Submitting) and isinstance(step, Submit):
+        return step
+    return Claim(_attempt(last, view))
+
+
+def _wanted(job: Job, last: StateRecord | None, view: View, max_attempts: int) -> Step:
+    outcome = view.outcome
+    if outcome is not None and outcome.status is OutcomeStatus.READY and outcome.digest is not None:
+        announced = isinstance(last, Submitting) and last.digest == outcome.digest and _is_mine(last, view)
+        return Deliver() if announced else Submit(outcome.digest)
+    if outcome is not None and outcome.status is OutcomeStatus.FAILED and outcome.code in FINAL_CODES:
+        late = outcome.code is ErrorCode.TOO_LATE
+        status = ResultStatus.EXPIRED if late else ResultStatus.FAILED
+        return Finish(status, outcome.error or "the worker gave no reason", outcome.code)
+    if view.worker_alive:
+        return Watch()
+    attempt = _attempt(last, view)
+    if view.death is not None:
+        attempt += 1
+        if attempt > max_attempts:
+            code = outcome.code if outcome is not None else None
+            return Finish(ResultStatus.FAILED, view.death, code or ErrorCode.INTERNAL)
+    if view.now >= job.deadline_at:
+        if view.stored:
+            return Deliver()
+        if not view.has_checkpoint:
+            return Finish(
+                ResultStatus.EXPIRED,
+                "the deadline passed before there was anything to submit",
+                ErrorCode.TOO_LATE,
+            )
+    return Start(attempt)
+
+
+def _is_mine(last: StateRecord | None, view: View) -> bool:
+    return last is not None and last.node == view.node and last.epoch == view.epoch
+
+
+def _attempt(last: StateRecord | None, view: View) -> int:
+    return max(1, view.attempt, last.attempt if isinstance(last, Claimed) else 0)
