@@ -1,0 +1,103 @@
+"""One process of test_parallel: a few steps of every kind of plan, weights and losses into a file."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from shared.clock import TokenClock
+from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
+from trainer_node.engine import loop
+from trainer_node.engine.model import load_model
+from trainer_node.engine.parallel import fitted, gathered, join, leave
+from trainer_node.engine.prepare import Data, Record, Run
+from trainer_node.engine.progress import Reporter
+from trainer_node.engine.run import assemble
+from trainer_node.engine.schedule import Costs
+from trainer_node.engine.score import score
+from trainer_node.engine.stop import Stop
+
+STEPS = 3
+JOB = WorkerJob(
+    task_id="t",
+    task="t",
+    slot="a",
+    task_type=TaskType.INSTRUCT,
+    model="upstream/tiny",
+    model_path="",
+    dataset="",
+    file_format=FileFormat.JSON,
+    dataset_type=DatasetType(),
+    start_at=0.0,
+    ready_by=1e6,
+    hardware=Hardware(device="cpu", count=2, memory_bytes=2**34),
+    clock="token",
+)
+
+
+def main() -> None:
+    """`parallel_side.py MODEL FILE`, as a rank."""
+    torch.set_num_threads(1)
+    place = Path(__file__).with_name("conftest.py")
+    spec = importlib.util.spec_from_file_location("engine_conftest", place)
+    assert spec is not None
+    assert spec.loader is not None
+    conftest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conftest)
+    team = join(JOB, 100.0)
+    ways = ["single"] if team.alone else ["ddp", "fsdp2"]
+    kinds = ["lora", "dense", "mixed"] + ([] if team.alone else ["bf16"])
+    examples = conftest._examples([9, 20, 33, 12, 40, 25, 7, 50, 31, 18])
+    found = {}
+    for way in ways:
+        for kind in kinds:
+            dtype, method = ("bfloat16", "mixed") if kind == "bf16" else ("float32", kind)
+            # Three packs for two processes: one has nothing to do in the second round.
+            changes = {"packs_per_step": 3, "max_epochs": 100.0, "dtype": dtype, "dropout": 0.1}
+            # Adam divides by a gradient's size: where that is next to nothing, rounding alone decides a step.
+            changes |= {"lr_lora": 1e-5, "lr_dense": 1e-5} if dtype == "float32" else {}
+            plan = fitted(conftest._plan(method, parallel=way, clip=0.5, **changes), team)
+            folder = Path(tempfile.mkdtemp())
+            record = Record(
+                fingerprint="",
+                base_losses=[1.0],
+                train_examples=len(examples),
+                train_tokens=int(examples.lengths.sum()),
+                dropped={},
+                costs=Costs(),
+            )
+            reporter = Reporter(folder / "progress.jsonl", "t", "a")
+            run = Run(JOB, folder, TokenClock(0.0, 100.0), reporter, Stop(), team)
+            data = Data(examples, examples, {}, 256)
+            model = load_model(sys.argv[1], plan.dtype)
+            training = assemble(run, record, plan, model, data, None)
+            scores = torch.from_numpy(
+                score(training.deltas.model, examples, batch_tokens=60, team=team).per_example
+            )
+            training.deltas.model.train()
+            losses = []
+            for _ in range(STEPS):
+                loss = loop.one_step(training, 1.0, Stop())
+                assert loss is not None
+                losses.append(team.total(loss))
+            tensors = {
+                **training.deltas.state(),
+                **dict(loop._optimizer_tensors(training.optimizer, training.deltas.parameters)),
+            }
+            found[f"{way}-{kind}"] = {
+                **{name: value.clone() for name, value in gathered(tensors, team).items()},
+                "losses": torch.stack(losses),
+                "scores": scores,
+                "tokens": torch.tensor(training.tokens),
+            }
+    if team.leads:
+        torch.save(found, sys.argv[2])
+    leave(team)
+
+
+if __name__ == "__main__":
+    main()

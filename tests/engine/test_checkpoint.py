@@ -1,0 +1,126 @@
+"""Checkpoints: whole or not there, and exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shared.digest import file_digest
+from trainer_node.engine import checkpoint
+from trainer_node.engine.checkpoint import Position
+from trainer_node.engine.schedule import Pulse
+
+
+def _save(folder: Path, step: int, **tensors: torch.Tensor) -> Path:
+    position = Position(
+        step=step,
+        epoch=1,
+        pack=7,
+        tokens=99,
+        clock_tokens=99,
+        train_s=1.5,
+        averaged=0,
+        pulse=Pulse(begun_at=3.25, progress=1 / 3, step_s=[0.1]),
+    )
+    group = tensors or {"w": torch.full((4, 3), float(step))}
+    return checkpoint.save(folder, position, "rows", {"weights": group, "average": {}}, {"torch": "x"})
+
+
+def test_what_is_saved_comes_back(tmp_path: Path):
+    tensors = {
+        "a": torch.randn(5, 7),
+        "b.c/d": torch.randn(3).bfloat16(),
+        "scalar": torch.tensor(3.0),
+        "transposed": torch.randn(4, 6).T,
+        "empty": torch.empty(0, 2),
+        "counts": torch.arange(4),
+    }
+    _save(tmp_path, 12, **tensors)
+    found = checkpoint.newest(tmp_path, pytest.fail)
+    assert found is not None
+    loaded = found.tensors("weights")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    assert found.tensors("average") == {}
+    position = found.manifest.position
+    assert (position.step, position.epoch, position.pack, position.tokens) == (12, 1, 7, 99)
+    assert position.pulse.progress == 1 / 3
+
+
+def test_the_hash_made_while_writing_is_the_file_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpoint, "PIECE", 64)  # many pieces
+    path = tmp_path / "x.safetensors"
+    entry = checkpoint.write_tensors(path, {"x": torch.randn(100), "y": torch.ones(3, dtype=torch.int32)})
+    assert entry.bytes == path.stat().st_size
+    assert entry.sha256 == file_digest(path)
+    assert load_file(path)["x"].shape == (100,)
+
+
+def test_the_two_newest_are_kept(tmp_path: Path):
+    for step in (1, 20, 300):
+        _save(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020", "step-00000300"]
+
+
+def test_saving_the_same_step_again_replaces_it(tmp_path: Path):
+    _save(tmp_path, 5)
+    _save(tmp_path, 5, w=torch.zeros(2))
+    found = checkpoint.newest(tmp_path, pytest.fail)
+    assert found is not None
+    assert torch.equal(found.tensors("weights")["w"], torch.zeros(2))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "no manifest", "bad manifest", "missing file"])
+def test_a_damaged_checkpoint_is_reported_and_skipped(tmp_path: Path, damage: str):
+    _save(tmp_path, 1)
+    folder = _save(tmp_path, 2)
+    weights, manifest = folder / "weights.safetensors", folder / "manifest.json"
+    content = bytearray(weights.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif damage == "cut":
+        weights.write_bytes(content[:-8])
+    elif damage == "no manifest":
+        manifest.unlink()
+    elif damage == "bad manifest":
+        manifest.write_bytes(manifest.read_bytes()[:-20])
+    else:
+        weights.unlink()
+    said: list[str] = []
+    found = checkpoint.newest(tmp_path, said.append)
+    assert found is not None
+    assert found.manifest.position.step == 1
+    assert len(said) == 1
+    assert "step-00000002" in said[0]
+
+
+def test_nothing_whole_is_nothing(tmp_path: Path):
+    assert checkpoint.newest(tmp_path / "none", pytest.fail) is None
+    folder = _save(tmp_path, 1)
+    (folder / "manifest.json").unlink()
+    assert checkpoint.newest(tmp_path, lambda text: None) is None
+
+
+def test_a_failed_save_leaves_the_old_one_and_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _save(tmp_path, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        _save(tmp_path, 2)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_clean_removes_what_a_killed_save_left(tmp_path: Path):
+    _save(tmp_path, 1)
+    (tmp_path / ".tmp-00000002-17").mkdir()
+    (tmp_path / ".tmp-00000002-17" / "weights.safetensors").write_bytes(b"half")
+    checkpoint.clean(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

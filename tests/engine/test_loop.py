@@ -1,0 +1,217 @@
+"""The loop on the token clock: exact resume, exact stop, exact accumulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from shared.clock import TokenClock
+from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
+from shared.plan import Plan
+from trainer_node.engine import checkpoint, loop
+from trainer_node.engine.data import Examples
+from trainer_node.engine.loop import Packs, Training
+from trainer_node.engine.model import load_model
+from trainer_node.engine.prepare import Data, Record, Run
+from trainer_node.engine.progress import Reporter
+from trainer_node.engine.run import assemble, is_out_of_memory, step_down
+from trainer_node.engine.schedule import Costs
+from trainer_node.engine.stop import Stop
+
+Build = Callable[..., tuple[Training, Reporter, Stop]]
+JOB = WorkerJob(
+    task_id="t",
+    task="t",
+    slot="a",
+    task_type=TaskType.INSTRUCT,
+    model="upstream/tiny",
+    model_path="",
+    dataset="",
+    file_format=FileFormat.JSON,
+    dataset_type=DatasetType(),
+    start_at=0.0,
+    ready_by=30.0,
+    hardware=Hardware(device="cpu", count=2, memory_bytes=2**34),
+    checkpoint_interval_s=0.5,
+    clock="token",
+    token_clock_rate=100.0,
+)
+
+
+@pytest.fixture
+def build(
+    tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+) -> Build:
+    """Training on the tiny model in a folder: fresh, or from the folder's newest checkpoint."""
+
+    def _build(
+        name: str, method: str = "lora", *, resume: bool = False, stop: Stop | None = None, **changes: object
+    ) -> tuple[Training, Reporter, Stop]:
+        plan = make_plan(method, dropout=0.1, packs_per_step=2, max_epochs=100.0, **changes)
+        examples = make_examples([9, 20, 33, 12, 40, 25, 7, 50, 31, 18])
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        found = checkpoint.newest(folder / "checkpoints", pytest.fail) if resume else None
+        clock = TokenClock(JOB.start_at, JOB.token_clock_rate)
+        if found:
+            clock.tokens = found.manifest.position.clock_tokens
+        record = Record(
+            fingerprint=examples.fingerprint(),
+            base_losses=[1.0],
+            train_examples=len(examples),
+            train_tokens=int(examples.lengths.sum()),
+            dropped={},
+            costs=Costs(),
+        )
+        stop = stop or Stop()
+        run = Run(JOB, folder, clock, Reporter(folder / "progress.jsonl", "t", "a"), stop)
+        data = Data(examples, examples, {}, 256)
+        training = assemble(run, record, plan, load_model(str(tiny_model), plan.dtype), data, found)
+        return training, run.reporter, stop
+
+    return _build
+
+
+class _StopAfter(Stop):
+    """Asked to stop at the n-th look."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+        super().__init__()
+
+    @property
+    def asked(self) -> bool:  # type: ignore[override]
+        self.looks -= 1
+        return self.looks < 0
+
+    @asked.setter
+    def asked(self, value: bool) -> None:
+        pass
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["lora", "dense", "mixed"])
+def test_resumed_weights_are_bit_equal(method: str, dtype: str, build: Build):
+    calm, reporter, stop = build("calm", method, dtype=dtype)
+    loop.train(calm, reporter, stop)
+    assert calm.step > 8
+    assert calm.average is not None
+    assert calm.average.count > 1
+    starts = 0
+    for looks in (7, 11, 10**9):  # a step looks three times: stopped between steps and between packs
+        rough, reporter, stop = build("rough", method, dtype=dtype, resume=True, stop=_StopAfter(looks))
+        loop.train(rough, reporter, stop)
+        starts += 1
+    assert starts == 3
+    assert rough.step == calm.step
+    assert rough.tokens == calm.tokens
+    wanted, found = calm.deltas.state(), rough.deltas.state()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert rough.average is not None
+    assert all(torch.equal(rough.average.weights[name], calm.average.weights[name]) for name in wanted)
+
+
+def test_stop_between_packs_undoes_the_step(build: Build):
+    training, _, _ = build("run")
+    before = {name: value.clone() for name, value in training.deltas.state().items()}
+    cursor = training.packs.epoch, training.packs.index
+    assert loop.one_step(training, 1.0, _StopAfter(1)) is None
+    assert (training.packs.epoch, training.packs.index, training.step) == (*cursor, 0)
+    assert all(torch.equal(value, before[name]) for name, value in training.deltas.state().items())
+    assert all(parameter.grad is None for parameter in training.deltas.parameters.values())
+
+
+def test_training_lowers_the_loss_and_ends_with_a_checkpoint(build: Build):
+    training, reporter, stop = build("run")
+    first = float(loop.one_step(training, 1.0, stop))  # type: ignore[arg-type]
+    loop.train(training, reporter, stop)
+    assert training.schedule.pulse.progress == 1.0
+    assert reporter.last.progress == 1.0
+    assert reporter.last.loss is not None
+    assert reporter.last.loss < first
+    found = checkpoint.newest(training.folder, pytest.fail)
+    assert found is not None
+    assert found.manifest.position.step == training.step
+
+
+def test_a_resumed_run_without_time_leaves_its_checkpoint_alone(build: Build):
+    """Writing it anew would take it away for a moment, in which a kill would lose it."""
+    training, reporter, stop = build("run")
+    loop.train(training, reporter, stop)
+    (newest, *_) = sorted(training.folder.glob("step-*"), reverse=True)
+    before = newest.stat().st_ino
+    again, reporter, stop = build("run", resume=True)
+    loop.train(again, reporter, stop)
+    assert again.step == training.step
+    assert newest.stat().st_ino == before
+
+
+def test_packs_go_through_every_epoch_once():
+    lengths = [5, 9, 3, 7, 7, 2, 8]
+    packs = Packs(lengths, 12, seed=3)
+    epoch: list[list[int]] = []
+    while packs.epoch == 0:
+        epoch += packs.take(1)
+    assert sorted(index for pack in epoch for index in pack) == list(range(7))
+    again = Packs(lengths, 12, seed=3, epoch=0, index=2)
+    assert again.take(len(epoch) - 2) == epoch[2:]
+    assert (again.epoch, again.index) == (1, 0)
+
+
+def test_gradient_is_the_mean_over_the_step_s_examples(build: Build):
+    """Two packs of one step give what one pack with all of their examples gives."""
+    small, _, stop = build("small", capacity=256, rank=4)
+    small.plan = replace(small.plan, dropout=0.0)
+    small.deltas.model.eval()
+    halves = [[0, 1, 2], [3, 4, 5, 6]]
+    small.packs.take = lambda count: halves  # type: ignore[method-assign]
+    loss = loop.one_step(small, 0.0, stop)
+    whole, _, stop = build("whole", capacity=256, rank=4)
+    whole.deltas.model.eval()
+    whole.packs.take = lambda count: [halves[0] + halves[1]]  # type: ignore[method-assign]
+    other = loop.one_step(whole, 0.0, stop)
+    assert loss is not None
+    assert other is not None
+    assert torch.allclose(loss, other, rtol=1e-5)
+    for name, parameter in small.deltas.parameters.items():
+        mine = small.optimizer.state[parameter]["exp_avg"]
+        theirs = whole.optimizer.state[whole.deltas.parameters[name]]["exp_avg"]
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_memory_ladder_recomputes_first_and_then_halves_the_packs(make_plan: Callable[..., Plan]):
+    plan = make_plan("dense", capacity=256, packs_per_step=2)
+    first = step_down(plan, 60)
+    assert first is not None
+    assert (first.activation_checkpointing, first.capacity) == (True, 256)
+    second = step_down(first, 60)
+    assert second is not None
+    assert (second.capacity, second.packs_per_step) == (128, 4)
+    third = step_down(second, 60)
+    assert third is not None
+    assert step_down(third, 65) is None
+    assert step_down(third, 64) is None
+
+
+def test_training_goes_on_with_smaller_packs(build: Build):
+    training, reporter, stop = build("run", "dense", capacity=128)
+    loop.one_step(training, 1.0, stop)
+    epoch = training.packs.epoch
+    smaller = step_down(replace(training.plan, activation_checkpointing=True), 50)
+    assert smaller is not None
+    training.plan = smaller
+    loop.shrink(training)
+    assert (training.packs.capacity, training.packs.epoch, training.packs.index) == (64, epoch + 1, 0)
+    loop.train(training, reporter, stop)
+    assert training.schedule.pulse.progress == 1.0
+
+
+def test_running_out_of_memory_is_told_from_other_errors():
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))

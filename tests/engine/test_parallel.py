@@ -1,0 +1,364 @@
+"""Two gloo processes as one: the same numbers as alone, decisions of one, and nobody left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from shared.messages import (
+    DatasetType,
+    FileFormat,
+    Hardware,
+    Outcome,
+    OutcomeStatus,
+    Progress,
+    TaskType,
+    WorkerJob,
+    decode_outcome,
+    decode_progress,
+    encode,
+)
+from shared.plan import Plan
+from trainer_node.engine import launch
+from trainer_node.engine.data import Examples
+from trainer_node.engine.model import add_deltas, load_model
+from trainer_node.engine.objectives import sft
+from trainer_node.engine.packing import collate
+from trainer_node.engine.parallel import ALONE, Team, decoder_layers, fitted
+from trainer_node.engine.run import OUT_OF_MEMORY
+
+ROOT = Path(__file__).parents[2]
+SIDE = Path(__file__).with_name("parallel_side.py")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+WAIT_S = 120.0
+# A worker is three Python processes here: on two busy cores it takes many seconds to start.
+
+
+def slow(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that starts whole workers."""
+    return pytest.mark.slow(pytest.mark.timeout(400)(test))
+
+
+# --- pure
+
+
+def test_packs_are_dealt_out_in_turn_and_the_last_is_repeated():
+    team = [Team(rank, 2) for rank in range(2)]
+    assert team[0].share("abc") == [(0, "a", True), (2, "c", True)]
+    assert team[1].share("abc") == [(1, "b", True), (3, "c", False)]
+    assert ALONE.share("ab") == [(0, "a", True), (1, "b", True)]
+    assert Team(3, 4).share([]) == []
+
+
+def test_a_plan_is_carried_out_on_the_devices_that_are_there(make_plan: Callable[..., Plan]):
+    plan = make_plan(parallel="fsdp2", devices=4, packs_per_step=8)
+    assert fitted(plan, Team(0, 2)) == make_plan(parallel="fsdp2", devices=2, packs_per_step=8)
+    assert fitted(plan, ALONE).parallel == "single"
+    assert fitted(make_plan(), Team(1, 2)).parallel == "ddp"
+
+
+def test_a_process_per_gpu_and_one_on_a_cpu(job: Callable[..., WorkerJob]):
+    assert launch.processes(job()) == 1
+    assert launch.processes(job(processes=2)) == 2
+    assert launch.processes(job(hardware=Hardware(device="H100", count=4, memory_bytes=2**36))) == 4
+
+
+# --- the numbers
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler itself looks
+def test_no_layout_of_documents_compiles_a_layer_again(
+    tiny_model: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+):
+    """Compiled layers give what eager ones do, and one graph is for all packs."""
+    examples, counter = make_examples([9, 20, 33, 12, 40, 7]), CompileCounter()
+    deltas = add_deltas(load_model(str(tiny_model), "float32"), make_plan("lora"), 0)
+    batches = [collate(examples, indices, 64) for indices in ([0, 1], [2, 3], [4, 5, 0], [2, 5, 0, 3], [4])]
+    eager = [float(sft.loss(deltas.model, batch).detach()) for batch in batches]
+    for layer in decoder_layers(deltas.model):
+        layer.compile(backend=counter)
+    graphs = []
+    for batch, wanted in zip(batches, eager, strict=True):
+        assert float(sft.loss(deltas.model, batch).detach()) == pytest.approx(wanted, rel=1e-6)
+        graphs.append(counter.frame_count)
+    assert graphs[0] > 0
+    assert graphs[1:] == graphs[:1] * 4
+
+
+@pytest.fixture(scope="module")
+def numbers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
+    """What one process and two report of the same few steps, by case, of every kind of plan."""
+    folder = tmp_path_factory.mktemp("numbers")
+    found = {}
+    for world in (1, 2):
+        processes = _together(world, [str(SIDE), str(tiny_model), str(folder / f"{world}.pt")])
+        for process in processes:
+            assert process.wait(WAIT_S) == 0
+        found.update(torch.load(folder / f"{world}.pt"))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["lora", "dense", "mixed"])
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_two_processes_compute_what_one_does(
+    way: str, kind: str, numbers: dict[str, dict[str, torch.Tensor]]
+):
+    wanted, found = numbers[f"single-{kind}"], numbers[f"{way}-{kind}"]
+    assert wanted.keys() == found.keys()
+    assert torch.equal(found["tokens"], wanted["tokens"])
+    assert torch.equal(found["scores"], wanted["scores"])  # before training: not one bit differs
+    for name in wanted.keys() - {"tokens"}:
+        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-6)
+
+
+def test_mixed_precision_is_the_same_sharded(numbers: dict[str, dict[str, torch.Tensor]]):
+    """Frozen bf16 beside trained fp32 in one group; sums are rounded in another order."""
+    wanted, found = numbers["ddp-bf16"], numbers["fsdp2-bf16"]
+    torch.testing.assert_close(found["losses"], wanted["losses"], rtol=0, atol=2e-2)
+    assert found["losses"][-1] < found["losses"][0]
+
+
+# --- whole workers
+
+
+@pytest.fixture
+def job(tiny_model: Path, tmp_path: Path) -> Callable[..., WorkerJob]:
+    """Makes jobs of about a hundred steps of two packs on the tiny model."""
+    rows = [{"q": f"Define number {i % 37}.", "a": f"It comes after {i % 37 - 1}."} for i in range(300)]
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(rows))
+
+    def make(**changes: Any) -> WorkerJob:
+        fields: dict[str, Any] = {
+            "task_id": "t",
+            "task": "t",
+            "slot": "a",
+            "task_type": TaskType.INSTRUCT,
+            "model": "upstream/tiny",
+            "model_path": str(tiny_model),
+            "dataset": str(data),
+            "file_format": FileFormat.JSON,
+            "dataset_type": DatasetType(field_instruction="q", field_output="a"),
+            "start_at": 0.0,
+            "ready_by": 25.0,
+            "hardware": Hardware(device="cpu", count=2, memory_bytes=16 * 2**30),
+            "threads": 1,
+            "clock": "token",
+            "checkpoint_interval_s": 5.0,
+        }
+        return WorkerJob(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def start(tmp_path: Path, job: Callable[..., WorkerJob]) -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts a worker of two processes in a folder; a second start goes on there."""
+
+    def begin(name: str, *, fds: tuple[int, ...] = (), **changes: Any) -> subprocess.Popen[bytes]:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "outcome.json").unlink(missing_ok=True)
+        (folder / "job.json").write_bytes(encode(job(**{"processes": 2, **changes})))
+        with (folder / "worker.log").open("ab") as log:
+            return subprocess.Popen(
+                launch.command(folder / "job.json"),
+                stdout=log,
+                stderr=log,
+                env=ENVIRONMENT,
+                pass_fds=fds,
+                start_new_session=True,
+            )
+
+    return begin
+
+
+@slow
+def test_killed_ranks_end_the_worker_and_the_next_start_is_bit_equal(
+    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+):
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    worker = start("rough")
+    _wait_for_checkpoint(rough, worker)
+    os.kill(_ranks(worker)[1], signal.SIGKILL)
+    killed = time.monotonic()
+    assert worker.wait(WAIT_S) != 0
+    assert time.monotonic() - killed < 5.0
+    assert _alive(rough) == []
+    assert not (rough / "outcome.json").exists()
+
+    worker = start("rough")
+    _wait_for_checkpoint(rough, worker)
+    worker.kill()  # the parent: its ranks die with it
+    worker.wait()
+    until = time.monotonic() + 5.0
+    while _alive(rough) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert _alive(rough) == []
+
+    worker = start("rough")
+    _wait_for_checkpoint(rough, worker)
+    worker.terminate()
+    assert worker.wait(WAIT_S) == 0
+    assert _alive(rough) == []
+    stopped = _outcome(rough)
+    assert stopped.status is OutcomeStatus.STOPPED
+    assert (rough / "checkpoints" / f"step-{stopped.step:08d}" / "manifest.json").exists()
+
+    assert start("rough").wait(WAIT_S) == start("calm").wait(WAIT_S) == 0
+    found, wanted = _outcome(rough), _outcome(calm)
+    assert found.status is wanted.status is OutcomeStatus.READY, (found.error, wanted.error)
+    assert found.metrics is not None
+    assert wanted.metrics is not None
+    assert found.metrics.resumes == 3
+    assert found.metrics.final_loss == wanted.metrics.final_loss
+    assert _weights(rough) == _weights(calm)
+    assert any("2 processes train together, by ddp" in (line.message or "") for line in _progress(calm))
+
+
+@slow
+def test_another_number_of_processes_goes_on_with_the_same_data(
+    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+):
+    """Two processes by DDP, killed; two by FSDP2, stopped; one to the end: as if one had done it all."""
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    worker = start("rough")
+    _wait_for_checkpoint(rough, worker)
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+    plan = json.loads((rough / "plan.json").read_text())
+    assert (plan["parallel"], plan["devices"]) == ("ddp", 2)
+    (rough / "plan.json").write_text(json.dumps(plan | {"parallel": "fsdp2"}))
+    worker = start("rough")
+    _wait_for_checkpoint(rough, worker)
+    worker.terminate()
+    assert worker.wait(WAIT_S) == 0
+    stopped = _outcome(rough)
+    assert (rough / "checkpoints" / f"step-{stopped.step:08d}" / "manifest.json").exists()
+    assert start("rough", processes=1).wait(WAIT_S) == start("calm", processes=1).wait(WAIT_S) == 0
+    found, wanted = _outcome(rough).metrics, _outcome(calm).metrics
+    assert found is not None
+    assert wanted is not None
+    assert (found.steps, found.tokens) == (wanted.steps, wanted.tokens)
+    assert found.final_loss == pytest.approx(wanted.final_loss, abs=1e-3)
+
+
+@slow
+def test_sharded_to_the_end_with_the_lock_held_by_every_process(
+    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+):
+    """Choose, export and verify from shards; by a plan that had to shrink before there was a checkpoint."""
+    run, lock = tmp_path / "run", tmp_path / "slot.lock"
+    worker = start("run")
+    _wait_for_checkpoint(run, worker)
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+    shutil.rmtree(run / "checkpoints")
+    plan = json.loads((run / "plan.json").read_text()) | {
+        "parallel": "fsdp2",
+        "activation_checkpointing": True,
+    }
+    plan["deviations"].append({"what": "", "wanted": "", "got": "", "reason": OUT_OF_MEMORY})
+    (run / "plan.json").write_text(json.dumps(plan))
+    with lock.open("w") as file:
+        worker = start("run", fds=(file.fileno(),))
+    _wait_for_checkpoint(run, worker)
+    holders = [pid for pid in [worker.pid, *_ranks(worker)] if _holds(pid, lock)]
+    assert len(holders) == 3
+    assert worker.wait(WAIT_S) == 0
+    outcome = _outcome(run)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss is not None
+    assert outcome.metrics.final_loss < 0.9 * outcome.metrics.base_loss
+    assert not any("refused" in (line.message or "") for line in _progress(run))
+    assert json.loads((run / "plan.json").read_text()) == plan
+
+
+@slow
+def test_torchrun_starts_it_too(job: Callable[..., WorkerJob], tmp_path: Path):
+    path = tmp_path / "job.json"
+    path.write_bytes(encode(job(ready_by=6.0)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port"]
+    command = [*torchrun, str(_free_port()), "-m", "trainer_node.engine", str(path)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=WAIT_S, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert _outcome(tmp_path).status is OutcomeStatus.READY
+    assert json.loads((tmp_path / "plan.json").read_text())["parallel"] == "ddp"
+
+
+@slow
+def test_what_all_ranks_fail_at_is_said_once(start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path):
+    worker = start("run", model_path=str(tmp_path / "no-model"))
+    assert worker.wait(WAIT_S) == 1
+    outcome = _outcome(tmp_path / "run")
+    assert outcome.status is OutcomeStatus.FAILED
+    assert "no-model" in (outcome.error or "")
+
+
+def _together(world: int, arguments: list[str]) -> list[subprocess.Popen[bytes]]:
+    port = str(_free_port())
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environments = [ENVIRONMENT | shared | {"RANK": str(rank)} for rank in range(world)]
+    return [subprocess.Popen([sys.executable, *arguments], env=env) for env in environments]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _outcome(folder: Path) -> Outcome:
+    return decode_outcome((folder / "outcome.json").read_bytes())
+
+
+def _progress(folder: Path) -> list[Progress]:
+    return [decode_progress(line) for line in (folder / "progress.jsonl").read_bytes().splitlines()]
+
+
+def _weights(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "export").glob("*.safetensors"))}
+
+
+def _wait_for_checkpoint(folder: Path, worker: subprocess.Popen[bytes]) -> None:
+    """Until there is a checkpoint that wasn't there when this was called."""
+    before, until = set((folder / "checkpoints").glob("step-*")), time.monotonic() + WAIT_S
+    while not set((folder / "checkpoints").glob("step-*")) - before:
+        assert worker.poll() is None, (folder / "worker.log").read_text()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def _ranks(worker: subprocess.Popen[bytes]) -> list[int]:
+    """The worker's children, rank by rank."""
+    return [int(pid) for pid in Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()]
+
+
+def _alive(folder: Path) -> list[str]:
+    """Processes that work on a folder's job."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder / "job.json").encode() in (place / "cmdline").read_bytes():
+                found.append(place.name)
+        except OSError:
+            continue
+    return found
+
+
+def _holds(pid: int, lock: Path) -> bool:
+    return any(os.readlink(fd) == str(lock) for fd in Path(f"/proc/{pid}/fd").iterdir())

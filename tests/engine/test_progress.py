@@ -1,0 +1,57 @@
+"""Progress lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.messages import Phase, Progress, decode_progress
+from trainer_node.engine import progress
+from trainer_node.engine.progress import SMOOTHING, Reporter
+
+
+def _lines(path: Path) -> list[Progress]:
+    return [decode_progress(line) for line in path.read_bytes().splitlines()]
+
+
+def test_lines_carry_on_what_was_known(tmp_path: Path):
+    path = tmp_path / "progress.jsonl"
+    reporter = Reporter(path, "task", "a")
+    reporter.phase(Phase.BASELINE)
+    reporter.losses(base=3.0, dev=3.0)
+    reporter.message("one row dropped")
+    reporter.phase(Phase.TRAIN)
+    reporter.step(1, 0.1, 100, 2.0, 1e-3, 50.0)
+    reporter.step(2, 0.2, 200, 1.0, 9e-4, 40.0)
+    lines = _lines(path)
+    assert [line.phase for line in lines] == [Phase.BASELINE] * 3 + [Phase.TRAIN] * 3
+    assert [line.message for line in lines] == [None, None, "one row dropped", None, None, None]
+    last = lines[-1]
+    assert (last.step, last.tokens, last.lr, last.eta_s, last.base_loss) == (2, 200, 9e-4, 40.0, 3.0)
+    assert last.loss == pytest.approx(SMOOTHING * 2.0 + (1 - SMOOTHING) * 1.0)
+    assert last.tokens_per_s is not None
+    assert last.tokens_per_s > 0
+    assert not reporter.due()
+
+
+def test_a_line_cut_by_a_kill_does_not_swallow_the_next(tmp_path: Path):
+    path = tmp_path / "progress.jsonl"
+    path.write_bytes(b'{"task":"x"')
+    Reporter(path, "task", "a").phase(Phase.LOADING)
+    cut, whole = path.read_bytes().splitlines()
+    assert cut == b'{"task":"x"'
+    assert decode_progress(whole).phase is Phase.LOADING
+
+
+def test_a_long_part_says_once_a_second_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "progress.jsonl"
+    reporter = Reporter(path, "task", "a")
+    reporter.phase(Phase.BASELINE)
+    reporter.message("said once")
+    reporter.alive()
+    assert len(_lines(path)) == 2
+    monkeypatch.setattr(progress, "PERIOD_S", 0.0)
+    reporter.alive()
+    last = _lines(path)[-1]
+    assert (len(_lines(path)), last.phase, last.message) == (3, Phase.BASELINE, None)

@@ -1,0 +1,156 @@
+"""References of preference pairs: as many as there is time for, kept on disk, asked again if lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from msgspec.structs import replace
+
+from shared.clock import Clock, TokenClock, WallClock
+from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
+from shared.plan import Plan
+from trainer_node.engine import reference
+from trainer_node.engine.data import Examples
+from trainer_node.engine.model import load_model
+from trainer_node.engine.prepare import Data, Record, Run, baseline
+from trainer_node.engine.progress import Reporter
+from trainer_node.engine.schedule import Costs
+from trainer_node.engine.score import reference_logprobs, score_dpo
+from trainer_node.engine.stop import Stop
+
+TRAIN, DEV = [9, 12, 30, 7, 5, 8, 6, 11] * 20, [10, 7, 21, 9, 8, 8]  # 80 and 3 pairs
+
+
+class _Slow(WallClock):
+    """Every look takes 10 s."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def time(self) -> float:
+        self.now += 10.0
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> torch.nn.Module:
+    return load_model(str(tiny_model), torch.float32)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Run]:
+    def _run(clock: Clock, seconds: float = 60.0) -> Run:
+        job = WorkerJob(
+            task_id="t",
+            task="t",
+            slot="a",
+            task_type=TaskType.DPO,
+            model="upstream/tiny",
+            model_path="",
+            dataset="",
+            file_format=FileFormat.JSON,
+            dataset_type=DatasetType(),
+            start_at=clock.time(),
+            ready_by=clock.time() + seconds,
+            hardware=Hardware(device="cpu", count=2, memory_bytes=2**34),
+        )
+        return Run(job, tmp_path, clock, Reporter(tmp_path / "progress.jsonl", "t", "a"), Stop())
+
+    return _run
+
+
+@pytest.fixture
+def data(make_examples: Callable[..., Examples]) -> Data:
+    return Data(make_examples(TRAIN, group=2), make_examples(DEV, seed=1, group=2), {}, 256)
+
+
+def _record(data: Data) -> Record:
+    return Record(
+        fingerprint="",
+        base_losses=[math.log(2)] * len(data.dev),
+        train_examples=len(data.train),
+        train_tokens=0,
+        dropped={},
+        costs=Costs(),
+    )
+
+
+def test_base_model_scores_ln_2_and_is_asked_once(
+    model: torch.nn.Module, data: Data, make_run: Callable[..., Run], make_plan: Callable[..., Plan]
+):
+    run = make_run(TokenClock(0.0, 100.0))
+    ready, base, row_s = baseline(run, model, data, make_plan())
+    assert base.per_example.tolist() == [math.log(2)] * 3
+    assert row_s >= 0
+    assert score_dpo(model, ready.dev).loss == pytest.approx(math.log(2), abs=1e-6)
+    full = reference.first(run, model, ready, make_plan())
+    assert len(full.train) == 80
+    assert score_dpo(model, full.train).loss == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_resumed_run_reads_the_same_pairs_and_references(
+    model: torch.nn.Module, data: Data, make_run: Callable[..., Run], make_plan: Callable[..., Plan]
+):
+    run = make_run(WallClock(), seconds=3600.0)
+    ready, *_ = baseline(run, model, data, make_plan())
+    few = reference.first(run, model, ready, make_plan(expected_steps=5))
+    assert 15 < len(few.train) < 80  # 5 packs of 64 tokens hold some 20 pairs of 19 tokens
+    record = _record(few)
+    broken = torch.nn.Module()  # whoever asks it fails
+    found = reference.again(run, broken, data, record)
+    for mine, wanted in ((found.train, few.train), (found.dev, few.dev)):
+        assert mine.fingerprint() == wanted.fingerprint()
+        np.testing.assert_array_equal(mine.reference, wanted.reference)
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "of other rows"])
+def test_a_file_that_can_not_be_used_is_made_again(
+    damage: str,
+    model: torch.nn.Module,
+    data: Data,
+    make_run: Callable[..., Run],
+    make_plan: Callable[..., Plan],
+):
+    run = make_run(TokenClock(0.0, 100.0))
+    ready, *_ = baseline(run, model, data, make_plan())
+    full = reference.first(run, model, ready, make_plan())
+    path = run.folder / reference.FILE
+    whole = path.read_bytes()
+    if damage == "lost":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(whole[:-100])
+    else:
+        other = replace(ready, train=ready.train.take(range(40)))
+        reference.first(run, model, other, make_plan())
+    again = reference.again(run, model, data, _record(full))
+    assert path.read_bytes() == whole
+    np.testing.assert_array_equal(again.train.reference, full.train.reference)
+
+
+def test_a_slow_machine_uses_the_pairs_that_it_could_ask_for(
+    model: torch.nn.Module, data: Data, make_run: Callable[..., Run], make_plan: Callable[..., Plan]
+):
+    run = make_run(_Slow(), seconds=40.0)
+    dev = data.dev.with_reference(reference_logprobs(model, data.dev))
+    some = reference.first(run, model, replace(data, dev=dev), make_plan(expected_steps=1000))
+    assert len(some.train) == reference.PIECE
+    assert some.train.reference is not None
+    assert len(some.train.reference) == 2 * reference.PIECE
+
+
+def test_rows_without_pairs_stay_as_they_are(
+    model: torch.nn.Module,
+    make_examples: Callable[..., Examples],
+    make_run: Callable[..., Run],
+    make_plan: Callable[..., Plan],
+):
+    run, text = make_run(WallClock()), Data(make_examples([9, 8]), make_examples([7]), {}, 256)
+    assert reference.first(run, model, text, make_plan()) is text
+    assert reference.again(run, model, text, _record(text)) is text
+    assert not (run.folder / reference.FILE).exists()

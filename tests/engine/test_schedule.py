@@ -1,0 +1,145 @@
+"""The clock's rules at any moment, without a clock."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer_node.engine.schedule import (
+    FIRST_SAVE,
+    SAVE_SHARE,
+    Costs,
+    Part,
+    Pulse,
+    Schedule,
+    affordable,
+    multiplier,
+)
+
+
+def _schedule(costs: Costs | None = None, **changes: float) -> Schedule:
+    given_ = {"start_at": 0.0, "ready_by": 1000.0, "max_tokens": 1e9, "interval_s": 60.0, **changes}
+    return Schedule(
+        Pulse(begun_at=20.0),
+        costs or Costs(save_s=1.0, score_s=5.0, export_s=2.0, load_s=3.0, verify_s=4.0),
+        start_at=given_["start_at"],
+        ready_by=given_["ready_by"],
+        max_tokens=given_["max_tokens"],
+        warmup=0.03,
+        expected_steps=100,
+        interval_s=given_["interval_s"],
+    )
+
+
+def test_rate_warms_up_and_ends_at_exactly_zero():
+    assert multiplier(0.0, 0.03) == 0.0
+    assert multiplier(0.03, 0.03) == 1.0
+    assert multiplier(0.515, 0.03) == pytest.approx(0.5)
+    assert multiplier(1.0, 0.03) == 0.0
+    assert multiplier(1.2, 0.03) == 0.0
+    assert multiplier(0.0, 0.0) == 1.0
+
+
+@given(st.floats(0, 1), st.floats(0, 0.5))
+def test_rate_stays_within_bounds(progress: float, warmup: float):
+    assert 0.0 <= multiplier(progress, warmup) <= 1.0
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 3000), st.integers(0, 2_000_000), st.floats(0, 100)), max_size=30),
+    st.floats(0, 30),
+)
+def test_progress_never_goes_back(moments: list[tuple[float, int, float]], save_s: float):
+    schedule = _schedule(max_tokens=1e6)
+    seen = 0.0
+    for now, tokens, step_s in moments:
+        progress = schedule.update(now, tokens)
+        assert seen <= progress <= 1.0
+        seen = progress
+        schedule.stepped(step_s)
+        schedule.saved(now, save_s)
+
+
+def test_progress_is_the_larger_share_of_time_and_tokens():
+    schedule = _schedule(max_tokens=1000)
+    assert schedule.update(20.0, 300) == pytest.approx(0.3)
+    middle = (20.0 + schedule.end_at) / 2
+    assert schedule.update(middle, 300) == pytest.approx(0.5)
+    assert schedule.update(middle, 1000) == 1.0
+
+
+def test_training_ends_before_the_closing_and_one_late_step():
+    schedule = _schedule()
+    schedule.stepped(8.0)
+    end = schedule.end_at
+    assert schedule.update(end - 1e-6, 0) < 1.0
+    assert schedule.update(end, 0) == 1.0
+    assert end + 8.0 + schedule.costs.closing_s <= 1000.0
+
+
+def test_what_is_kept_in_reserve_pays_for_scoring_and_verifying():
+    schedule = _schedule()
+    schedule.stepped(8.0)
+    last_step, freeing_s = 8.0, 0.9  # begun just before the end
+    left = 1000.0 - (schedule.end_at + last_step + schedule.costs.save_s + freeing_s)
+    assert affordable(left, schedule.costs) >= {Part.VERIFY, Part.SCORE}
+
+
+def test_one_slow_first_step_does_not_eat_the_budget():
+    schedule = _schedule()
+    schedule.stepped(90.0)
+    for _ in range(4):
+        schedule.stepped(2.0)
+    assert schedule.step_s == 6.0
+
+
+def test_reserve_is_replaced_by_what_is_measured():
+    schedule = _schedule()
+    before = schedule.end_at
+    schedule.saved(100.0, 11.0)
+    assert schedule.end_at == pytest.approx(before - 1.25 * 10.0)
+
+
+@pytest.mark.parametrize("step_s", [0.5, 5.0, 20.0])
+@pytest.mark.parametrize("save_s", [0.1, 3.0])
+def test_first_checkpoint_is_on_disk_by_a_tenth_of_the_budget(step_s: float, save_s: float):
+    schedule = _schedule(Costs(save_s=save_s))
+    now = schedule.pulse.begun_at
+    while True:
+        now += step_s
+        schedule.stepped(step_s)
+        if schedule.save_due(now):
+            break
+    assert now + save_s <= FIRST_SAVE * 1000.0
+
+
+def test_saves_keep_to_their_interval_and_share():
+    schedule = _schedule(interval_s=10.0)
+    now, saves = 20.0, 0
+    while schedule.update(now, 0) < 1.0:
+        now += 1.0
+        schedule.stepped(1.0)
+        if schedule.save_due(now):
+            schedule.saved(now, 2.0)
+            now += 2.0
+            saves += 1
+    assert saves > 3
+    assert schedule.pulse.saving_s + 2.0 <= SAVE_SHARE * now + 2.0
+
+
+def test_closing_skips_in_the_stated_order():
+    costs = Costs(load_s=4.0, score_s=20.0, export_s=4.0, verify_s=4.0)
+    kept = [affordable(left, costs) for left in (0.0, 5.9, 16.1, 41.1, 66.1)]
+    assert kept[0] == kept[1] == frozenset()
+    assert kept[2] == {Part.VERIFY}
+    assert kept[3] == {Part.VERIFY, Part.SCORE}
+    assert kept[4] == {Part.VERIFY, Part.SCORE, Part.AVERAGE}
+
+
+def test_first_and_last_step_are_not_wasted():
+    schedule = _schedule()
+    assert schedule.rate() > 0.1
+    schedule.pulse.step_s = [10.0]
+    schedule.pulse.progress = 1.0 - 10.0 / (schedule.end_at - 20.0)
+    assert 0.0 < schedule.rate() < 0.01

@@ -1,0 +1,76 @@
+"""`podium train`, from its arguments to its last line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from podium import train
+from podium.__main__ import main, parser
+from shared.errors import SettingsError
+from shared.messages import DatasetType, decode_outcome
+
+COLUMNS = '{"field_instruction": "q", "field_output": "a"}'
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"q": f"Number {i % 37}?", "a": f"After {i % 37 - 1}."} for i in range(200)]))
+    return path
+
+
+def _arguments(model: Path, data: Path, out: Path, *more: str) -> list[str]:
+    line = ["train", "--model", str(model), "--model-id", "upstream/tiny", "--data", str(data)]
+    return [*line, "--dataset-type", COLUMNS, "--minutes", "1", "--out", str(out), "--threads", "1", *more]
+
+
+def _parsed(model: Path, data: Path, out: Path, *more: str) -> argparse.Namespace:
+    return parser().parse_args(_arguments(model, data, out, *more))
+
+
+def test_trains_to_an_outcome_and_repeats_it(
+    tiny_model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "run"
+    assert main(_arguments(tiny_model, data, out)) == 0
+    said = capsys.readouterr()
+    outcome = decode_outcome(said.out.splitlines()[-1].encode())
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss < outcome.metrics.base_loss
+    assert (out / "export" / "README.md").exists()
+    assert "train" in said.err
+    assert "plan:" in said.err
+    assert main(_arguments(tiny_model, data, out)) == 0
+    assert decode_outcome(capsys.readouterr().out.encode()) == outcome
+
+
+def test_a_failed_run_says_why(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(_arguments(tiny_model, tmp_path / "none.json", tmp_path / "run")) == 1
+    assert "none.json" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_run_is_refused(tiny_model: Path, data: Path, tmp_path: Path):
+    job = train.job_from(_parsed(tiny_model, data, tmp_path / "run"))
+    assert train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--minutes", "9")) == job
+    with pytest.raises(SettingsError, match="another model"):
+        train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--profile", "lora_r16"))
+
+
+def test_minutes_must_be_positive(tiny_model: Path, data: Path, tmp_path: Path):
+    with pytest.raises(SettingsError, match="minutes"):
+        train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--minutes", "0"))
+
+
+def test_dataset_type_is_json_or_a_file(tmp_path: Path):
+    wanted = DatasetType(field_instruction="q", field_output="a")
+    assert train.dataset_type(COLUMNS) == wanted
+    (tmp_path / "columns.json").write_text(COLUMNS)
+    assert train.dataset_type(str(tmp_path / "columns.json")) == wanted
+    with pytest.raises(SettingsError, match="neither"):
+        train.dataset_type(str(tmp_path / "no.json"))
+    with pytest.raises(SettingsError, match="dataset-type"):
+        train.dataset_type('{"field_instruction": 3}')

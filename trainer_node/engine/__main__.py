@@ -1,0 +1,59 @@
+"""The worker process: `python -m trainer_node.engine RUN_FOLDER/job.json`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+from pathlib import Path
+
+from trainer_node.engine.stop import Stop, StopAsked
+
+
+def main() -> int:
+    """Run one job; 0 = ready or stopped, 1 = failed, 2 = wrong call."""
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_file():
+        print("usage: python -m trainer_node.engine RUN_FOLDER/job.json", file=sys.stderr)
+        return 2
+    job_path = Path(sys.argv[1]).absolute()
+    stop = Stop()
+    try:
+        stop.install(decides=os.environ.get("RANK", "0") == "0")
+        _outlive_pipes(job_path.parent / "worker.log")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        from trainer_node.engine import launch  # nothing is imported before signals are listened to
+
+        if launch.rank_of(os.environ) is None and (world := launch.world_of(job_path)) > 1:
+            ranks = launch.Ranks(launch.command(job_path), world)
+            status = ranks.run()
+            if not (ranks.stopping and status == 128 + signal.SIGTERM):
+                return status
+            raise StopAsked  # rank 0 didn't even listen yet
+        launch.die_with_parent()
+        from trainer_node.engine import run  # takes seconds
+
+        return run.main(job_path, stop)
+    except StopAsked:  # outside the pipeline; never after the last word
+        _write_stopped(job_path.parent)
+        return 0
+
+
+def _outlive_pipes(log: Path) -> None:
+    """Send output that goes into a pipe to a file: when the reader dies, the next line would kill the run."""
+    for descriptor in (1, 2):
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(file, descriptor)
+            os.close(file)
+
+
+def _write_stopped(folder: Path) -> None:
+    """The outcome of a worker that was stopped before it could even read its job."""
+    temporary = folder / ".outcome.json"
+    temporary.write_text('{"status":"stopped"}')
+    os.replace(temporary, folder / "outcome.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

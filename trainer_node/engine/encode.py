@@ -1,0 +1,290 @@
+"""Rows -> token ids and label masks, exactly as the upstream scorer makes them.
+
+The scorer is axolotl 0.9.0 for instruct, completion and chat, and TRL 0.17.0 for DPO; their behaviour in odd
+cases (an empty response, an empty turn, content that shares tokens with its surroundings) is reproduced, not
+repaired. A document is (ids, labels): labels are the ids that are scored, and -100 elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from string import Formatter
+from typing import Any
+
+from shared.errors import DataError
+from shared.messages import DatasetType, TaskType
+
+IGNORED = -100
+COMPLETION_CHUNKS = 64  # a completion text is cut after so many times the scored length
+DUMMY = "[[dummy_message]]"  # stands in for a turn's content when the scorer looks for its borders
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a chat template; anything else is code
+EOS_REACH = 3  # an end token so near after a turn belongs to it
+DPO_LENGTH, DPO_PROMPT_LENGTH = 1024, 512
+
+Row = dict[str, Any]
+Document = tuple[list[int], list[int]]
+Example = tuple[Document, ...]  # one document, or chosen and rejected
+# rows -> for each row its examples, or why it can't be used
+Encoder = Callable[[Sequence[Row]], list[list[Example] | str]]
+
+
+class _Unusable(Exception):
+    """One row can't be used; the text is the reason under which it is counted."""
+
+
+def encoder(
+    task_type: TaskType, columns: DatasetType, tokenizer: Any, length: int
+) -> tuple[Encoder, list[str]]:
+    """The function that encodes rows, and the columns without which no row can be used.
+
+    Raises DataError if a column isn't named, a format is malformed or the kind of task has no encoder.
+    """
+    if task_type is TaskType.INSTRUCT:
+        if not columns.field_output:
+            name = _named(columns.field_instruction or columns.field, "field_instruction")
+            return _completion(name, tokenizer, length), [name]
+        return _instruct(columns, tokenizer, length)
+    if task_type is TaskType.CHAT:
+        return _chat(columns, tokenizer)
+    if task_type is TaskType.DPO:
+        return _dpo(columns, tokenizer, length)
+    raise DataError(f"there is no way to read data of a {task_type.value}")
+
+
+def _named(column: str | None, field: str) -> str:
+    if not column:
+        raise DataError(f"the dataset type names no column: {field} is missing")
+    return column
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.get(column)
+    if value is None:
+        raise _Unusable(f"column {column!r} is missing")
+    if not isinstance(value, str):
+        raise _Unusable(f"column {column!r} is not text")
+    return value
+
+
+def _optional(row: Row, column: str) -> str:
+    return "" if row.get(column) is None else _text(row, column)
+
+
+def _each(rows: Sequence[Row], read: Callable[[Row], Any]) -> tuple[list[Any], list[list[Any] | str]]:
+    """What `read` makes of every usable row, and the answer list with the other rows' reasons filled in."""
+    parts: list[Any] = []
+    answers: list[list[Any] | str] = []
+    for row in rows:
+        try:
+            parts.append(read(row))
+            answers.append([])
+        except _Unusable as reason:
+            answers.append(str(reason))
+    return parts, answers
+
+
+def _fill(answers: list[list[Any] | str], examples: Iterator[list[Any]]) -> list[list[Any] | str]:
+    """The answers with the usable rows' examples put in, in order."""
+    return [answer if isinstance(answer, str) else next(examples) for answer in answers]
+
+
+def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
+    """Token ids of many texts at once, which fast tokenizers do on all cores."""
+    return tokenizer(texts, return_attention_mask=False, **options)["input_ids"] if texts else []
+
+
+# --- instruct and completion
+
+
+def _instruct(columns: DatasetType, tokenizer: Any, length: int) -> tuple[Encoder, list[str]]:
+    instruction = _named(columns.field_instruction, "field_instruction")
+    output = _named(columns.field_output, "field_output")
+    with_input = columns.format or ("{instruction} {input}" if columns.field_input else "{instruction}")
+    without_input = columns.no_input_format or "{instruction}"
+    system_format = columns.system_format or "{system}"
+    _check_format(with_input, {"instruction", "input"})
+    _check_format(without_input, {"instruction"})
+    _check_format(system_format, {"system"})
+    # An unnamed system or input column goes by its default name in the scorer: a column called so counts.
+    system_column, input_column = columns.field_system or "system", columns.field_input or "input"
+
+    def read(row: Row) -> tuple[str, str]:
+        text, response = _text(row, instruction), _text(row, output)
+        system = _optional(row, system_column) if system_column in row else columns.system_prompt
+        extra = _optional(row, input_column)
+        prompt = system_format.format(system=system) if system else ""
+        prompt += (with_input if extra else without_input).format(instruction=text, input=extra)
+        if not response:
+            raise _Unusable(f"column {output!r} is empty")
+        return prompt, response
+
+    def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
+        parts, answers = _each(rows, read)
+        prompts = _ids(tokenizer, [prompt for prompt, _ in parts], truncation=True, max_length=length)
+        responses = _ids(tokenizer, [response for _, response in parts], truncation=True, max_length=length)
+        pairs = zip(parts, prompts, responses, strict=True)
+        return _fill(answers, ([(join(part[0], prompt, ids),)] for part, prompt, ids in pairs))
+
+    def join(text: str, prompt: list[int], ids: list[int]) -> Document:
+        prompt = prompt if text else []  # the scorer skips an empty prompt, with the start token it would get
+        response = _start_stripped(tokenizer, _ended(tokenizer, ids, length))
+        return prompt + response, [IGNORED] * len(prompt) + response
+
+    return encode, [instruction, output]
+
+
+def _check_format(text: str, fields: set[str]) -> None:
+    """Refuse formats with more than plain fields: `{a.b}` and `{a:>999999999}` reach further than text."""
+    try:
+        parts = list(Formatter().parse(text))
+    except ValueError as error:
+        raise DataError(f"malformed format {text!r:.80}: {error}") from error
+    for _, field, spec, conversion in parts:
+        if field is not None and (field not in fields or spec or conversion):
+            known = " and ".join(f"{{{name}}}" for name in sorted(fields))
+            raise DataError(f"the format {text!r:.80} may use nothing but {known}")
+
+
+def _ended(tokenizer: Any, ids: list[int], length: int) -> list[int]:
+    """Append the end token unless it is there or the text was cut."""
+    end = tokenizer.eos_token_id
+    return [*ids, end] if ids and ids[-1] != end and len(ids) < length else ids
+
+
+def _start_stripped(tokenizer: Any, ids: list[int]) -> list[int]:
+    return ids[1:] if ids and ids[0] == tokenizer.bos_token_id else ids
+
+
+def _completion(column: str, tokenizer: Any, length: int) -> Encoder:
+    longest = length * COMPLETION_CHUNKS
+
+    def read(row: Row) -> str:
+        if not (text := _text(row, column)):
+            raise _Unusable(f"column {column!r} is empty")
+        return text
+
+    def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
+        texts, answers = _each(rows, read)
+        return _fill(answers, map(cut, _ids(tokenizer, texts, truncation=True, max_length=longest)))
+
+    def cut(ids: list[int]) -> list[Example]:
+        ids = _ended(tokenizer, ids, longest)
+        chunks = (ids[start : start + length] for start in range(0, len(ids), length))
+        return [((chunk, chunk),) for chunk in chunks]
+
+    return encode
+
+
+# --- chat
+
+
+def _chat(columns: DatasetType, tokenizer: Any) -> tuple[Encoder, list[str]]:
+    column = columns.chat_column or "conversations"
+    role_field, content_field = columns.chat_role_field or "from", columns.chat_content_field or "value"
+    roles = {
+        columns.chat_user_reference or "user": "user",
+        columns.chat_assistant_reference or "assistant": "assistant",
+    }
+    render = _renderer(columns.chat_template or "chatml", tokenizer)
+
+    def read(row: Row) -> list[tuple[str, str]]:
+        messages = row.get(column)
+        if messages is None:
+            raise _Unusable(f"column {column!r} is missing")
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise _Unusable(f"column {column!r} is not a list of messages")
+        if not messages:
+            raise _Unusable(f"column {column!r} is empty")
+        turns = [(message.get(role_field), message.get(content_field)) for message in messages]
+        if not all(isinstance(role, str) and isinstance(content, str) for role, content in turns):
+            raise _Unusable(f"a message without text in {role_field!r} or {content_field!r}")
+        turns = [(roles.get(role, role), content) for role, content in turns]
+        system = row.get(
+            "system"
+        )  # a column called so opens a conversation that has no system turn of its own
+        return (
+            turns if turns[0][0] == "system" or not isinstance(system, str) else [("system", system), *turns]
+        )
+
+    def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
+        conversations, answers = _each(rows, read)
+        texts: list[str] = []
+        for turns in conversations:
+            texts.append(render(turns))
+            for index in _assistant_turns(turns):
+                texts += [render(turns[: index + 1]), render([*turns[:index], (turns[index][0], DUMMY)])]
+        found = iter(_ids(tokenizer, texts, add_special_tokens=False))
+        return _fill(answers, ([(_mark(turns, found, tokenizer.eos_token_id),)] for turns in conversations))
+
+    return encode, [column]
+
+
+def _renderer(template: str, tokenizer: Any) -> Callable[[list[tuple[str, str]]], str]:
+    if template == "chatml":
+        return lambda turns: "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    # A template's name, such as `llama3`, goes by the model's own: the scorer's copy of it says the same.
+    if NAME.fullmatch(template) and tokenizer.chat_template:
+        return lambda turns: tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in turns], tokenize=False
+        )
+    raise DataError(
+        f"chat template {template!r:.80} can't be used: it must be 'chatml', or a name where the model has a "
+        "template of its own"
+    )
+
+
+def _assistant_turns(turns: list[tuple[str, str]]) -> list[int]:
+    return [index for index, (role, _) in enumerate(turns) if role == "assistant"]
+
+
+def _mark(turns: list[tuple[str, str]], found: Iterator[list[int]], end_id: int) -> Document:
+    """Label the content of assistant turns, and the end token that follows within reach."""
+    ids = next(found)
+    labels = [IGNORED] * len(ids)
+    for _ in _assistant_turns(turns):
+        start, end = _borders(next(found), next(found))
+        if end > start:
+            labels[start:end] = ids[start:end]
+        after = next((position for position in range(max(end, 0), len(ids)) if ids[position] == end_id), None)
+        if after is not None and after - end <= EOS_REACH:
+            labels[after] = end_id
+    return ids, labels
+
+
+def _borders(full: list[int], dummy: list[int]) -> tuple[int, int]:
+    """Where the last turn's content starts and ends: first and last tokens that differ; (-1, -1) if empty."""
+    shorter = min(len(full), len(dummy))
+    start = next((i for i in range(shorter) if full[i] != dummy[i]), None)
+    end = next((len(full) - i for i in range(shorter) if full[-1 - i] != dummy[-1 - i]), None)
+    return (-1, -1) if start is None or end is None or end <= start else (start, end)
+
+
+# --- preference pairs
+
+
+def _dpo(columns: DatasetType, tokenizer: Any, length: int) -> tuple[Encoder, list[str]]:
+    names = [
+        _named(columns.field_prompt, "field_prompt"),
+        _named(columns.field_chosen, "field_chosen"),
+        _named(columns.field_rejected, "field_rejected"),
+    ]
+    longest = min(length, DPO_LENGTH)
+
+    def read(row: Row) -> list[str]:
+        return [_text(row, name) for name in names]
+
+    def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
+        parts, answers = _each(rows, read)
+        ids = iter(_ids(tokenizer, [text for part in parts for text in part], add_special_tokens=False))
+        return _fill(answers, ([pair(next(ids), next(ids), next(ids))] for _ in parts))
+
+    def pair(prompt: list[int], *completions: list[int]) -> Example:
+        prompt = prompt[-DPO_PROMPT_LENGTH:]
+        return tuple(join(prompt, [*completion, tokenizer.eos_token_id]) for completion in completions)
+
+    def join(prompt: list[int], completion: list[int]) -> Document:
+        ids, labels = prompt + completion, [IGNORED] * len(prompt) + completion
+        return ids[-longest:], labels[-longest:]
+
+    return encode, names

@@ -1,0 +1,68 @@
+"""Log-probabilities of label tokens, without ever holding all logits.
+
+Shape letters: N label tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 256  # rows of logits held at once: 50 MB in fp32 at a vocabulary of 49k
+
+
+def label_logprobs(hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor, chunk: int = CHUNK) -> Tensor:
+    """log p(label) at each position, fp32[N], with exact gradients for hidden states and a learning head.
+
+    Products run in the autocast dtype where autocast is on, else in the hidden states' own; the softmax in
+    fp32. Replaces logits (N x V), their fp32 copy and their gradient by `chunk` rows of each.
+    """
+    device = hidden_NH.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
+    with torch.autocast(device, enabled=False):
+        return _LabelLogprobs.apply(hidden_NH.to(dtype), head_VH.to(dtype), labels_N, chunk)
+
+
+class _LabelLogprobs(torch.autograd.Function):
+    """The gradient of log p for the hidden state is head[label] - softmax @ head: made in the forward pass.
+
+    There the logits exist already, so that a frozen head costs two products instead of three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor, chunk: int) -> Tensor:
+        logp_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_NH.device)
+        slope_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(labels_N), chunk):
+            rows = slice(start, start + chunk)
+            labels = labels_N[rows, None]
+            logits = (hidden_NH[rows] @ head_VH.T).float()
+            total = torch.logsumexp(logits, 1, keepdim=True)
+            logp_N[rows] = (logits.gather(1, labels) - total).squeeze(1)
+            if slope_NH is not None:
+                probability = logits.sub_(total).exp_().to(head_VH.dtype)
+                slope_NH[rows] = head_VH[labels_N[rows]] - probability @ head_VH
+        ctx.chunk = chunk
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(slope_NH, hidden_NH, head_VH, labels_N)
+        else:
+            ctx.save_for_backward(slope_NH)
+        return logp_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        grad_N1 = gradients[0].unsqueeze(1)
+        slope_NH = ctx.saved_tensors[0]
+        grad_hidden = None if slope_NH is None else (slope_NH * grad_N1).to(slope_NH.dtype)
+        if not ctx.needs_input_grad[1]:
+            return grad_hidden, None, None, None
+        _, hidden_NH, head_VH, labels_N = ctx.saved_tensors
+        grad_VH = torch.zeros(head_VH.shape, dtype=torch.float32, device=head_VH.device)
+        for start in range(0, len(labels_N), ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            slope_NV = torch.softmax((hidden_NH[rows] @ head_VH.T).float(), 1).neg_()
+            slope_NV.scatter_add_(1, labels_N[rows, None], torch.ones_like(slope_NV[:, :1]))
+            grad_VH.addmm_((slope_NV * grad_N1[rows]).T, hidden_NH[rows].float())
+        return grad_hidden, grad_VH.to(head_VH.dtype), None, None

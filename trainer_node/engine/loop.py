@@ -1,0 +1,280 @@
+"""One readable loop: packs in, steps out, until the clock says that it is over.
+
+A step is a pure function of the state at its start: packs by plan and cursor, random numbers by (seed, step),
+rate by the schedule. So a run that resumes from a checkpoint repeats, bit for bit on a CPU, what was lost.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from shared.clock import Clock, TokenClock
+from shared.plan import Plan
+from trainer_node.engine import checkpoint
+from trainer_node.engine.candidates import TAIL, TailAverage
+from trainer_node.engine.checkpoint import Checkpoint, Position
+from trainer_node.engine.data import Examples
+from trainer_node.engine.model import Deltas
+from trainer_node.engine.objectives import Loss
+from trainer_node.engine.packing import collate, pack
+from trainer_node.engine.parallel import ALONE, Team, between, gathered, placed
+from trainer_node.engine.progress import Reporter
+from trainer_node.engine.schedule import Schedule
+from trainer_node.engine.stop import Stop
+
+
+@dataclass
+class Packs:
+    """The run's packs in order, epoch after epoch; `epoch` and `index` say which comes next."""
+
+    lengths: list[int]
+    capacity: int
+    seed: int
+    max_examples: int | None = None
+    epoch: int = 0
+    index: int = 0
+    _plan: tuple[int, list[list[int]]] | None = field(default=None, repr=False)
+
+    def take(self, count: int) -> list[list[int]]:
+        """The next `count` packs; moves on."""
+        return [self._next() for _ in range(count)]
+
+    def _next(self) -> list[int]:
+        if self._plan is None or self._plan[0] != self.epoch:
+            packs = pack(self.lengths, self.capacity, self.seed, self.epoch, self.max_examples)
+            self._plan = (self.epoch, packs)
+        packs = self._plan[1]
+        chosen = packs[self.index]
+        self.index += 1
+        if self.index == len(packs):
+            self.epoch, self.index = self.epoch + 1, 0
+        return chosen
+
+
+@dataclass
+class Training:
+    """All that changes while training, and what it needs to go on."""
+
+    plan: Plan
+    seed: int
+    deltas: Deltas
+    optimizer: torch.optim.Optimizer
+    objective: Loss
+    examples: Examples
+    packs: Packs
+    schedule: Schedule
+    clock: Clock
+    average: TailAverage | None
+    folder: Path  # of the checkpoints
+    fingerprint: str
+    versions: dict[str, str]
+    device: torch.device
+    step: int = 0
+    tokens: int = 0
+    train_s: float = 0.0  # real seconds inside steps
+    team: Team = ALONE
+    forward: torch.nn.Module | None = None  # the deltas' model, or what is around it (parallel.spread)
+
+
+class Order(NamedTuple):
+    """What every process does next: `end`, or `save`, or else a step at `rate` (a share of its peak)."""
+
+    end: float
+    save: float
+    report: float  # first of all, say where training stands
+    rate: float
+    progress: float
+
+
+def train(run: Training, reporter: Reporter, stop: Stop) -> None:
+    """Step until progress is 1 or `stop` is asked; leaves a checkpoint of the last step in both cases."""
+    run.deltas.model.train()
+    loss_sum, losses, begun, saved = torch.zeros((), device=run.device), 0, run.step, -1
+    while True:
+        due = losses > 0 and (reporter.due() or run.step == 1)
+        order = next_order(run, stop, report=due, unsaved=run.step > max(begun, saved))
+        if order.report:  # reading the loss waits for the device: not every step
+            report(run, reporter, float(run.team.total(loss_sum)) / losses)
+            loss_sum, losses = torch.zeros_like(loss_sum), 0
+        if order.end:
+            break
+        if order.save:
+            save(run)
+            saved = run.step
+            continue
+        began, real = run.clock.time(), time.monotonic()
+        loss = one_step(run, order.rate, stop)
+        if loss is None:
+            break
+        run.schedule.stepped(run.clock.time() - began)
+        run.train_s += time.monotonic() - real
+        loss_sum, losses = loss_sum + loss, losses + 1
+        if run.step == 1:
+            gc.collect()
+            gc.freeze()  # what lives now lives to the end: later collections needn't look at it
+    if losses:
+        report(run, reporter, float(run.team.total(loss_sum)) / losses)
+    if run.step > max(begun, saved):  # a run that resumed and made no step has its checkpoint already
+        save(run)
+
+
+def next_order(run: Training, stop: Stop, *, report: bool, unsaved: bool) -> Order:
+    """Rank 0's decision, from its clock and its signals; `unsaved` says that steps were made since a save."""
+    schedule = run.schedule
+    order = Order(end=0, save=0, report=report, rate=0, progress=schedule.pulse.progress)
+    if run.team.leads:
+        now = run.clock.time()
+        if unsaved and schedule.save_due(now):
+            order = order._replace(save=1)
+        elif schedule.update(now, run.tokens) >= 1.0 or stop.asked:
+            order = order._replace(end=1, progress=schedule.pulse.progress)
+        else:
+            order = order._replace(rate=schedule.rate(), progress=schedule.pulse.progress)
+    order = Order(*run.team.agree(*order))
+    schedule.pulse.progress = order.progress
+    return order
+
+
+def report(run: Training, reporter: Reporter, loss: float) -> None:
+    """Where training stands; `loss` is the mean over the steps since the last report."""
+    now, rate = run.clock.time(), float(run.optimizer.param_groups[0]["lr"])
+    progress = run.schedule.update(now, run.tokens)
+    reporter.step(run.step, progress, run.tokens, loss, rate, run.schedule.eta_s(now))
+
+
+def one_step(run: Training, rate: float, stop: Stop) -> torch.Tensor | None:
+    """One optimiser step; its loss, or None if `stop` came between two packs: then the step never was."""
+    cursor, done = (run.packs.epoch, run.packs.index), False
+    packs = run.packs.take(run.plan.packs_per_step)
+    try:
+        result = gradients(run, packs, stop)
+        if result is None:
+            return None
+        for group in run.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+        torch.nn.utils.clip_grad_norm_(list(run.deltas.parameters.values()), run.plan.clip)  # over all shards
+        run.optimizer.step()
+        done = True
+    finally:
+        run.optimizer.zero_grad(set_to_none=True)
+        if not done:
+            run.packs.epoch, run.packs.index = cursor
+    loss, tokens = result
+    run.step += 1
+    run.tokens += tokens
+    run.clock.advance(tokens)
+    if run.average is not None and run.schedule.pulse.progress >= TAIL:
+        run.average.update()
+    return loss
+
+
+def gradients(run: Training, packs: list[list[int]], stop: Stop) -> tuple[torch.Tensor, int] | None:
+    """Gradients of the mean over all examples of the step, pack by pack.
+
+    Returns this process's part of that loss, and the tokens of all. A process that isn't alone can't stop
+    here: the others wait for it.
+    """
+    examples, tokens = sum(map(len, packs)), int(sum(run.examples.lengths[pack].sum() for pack in packs))
+    total, mine = torch.zeros((), device=run.device), run.team.share(packs)
+    forward = run.forward or run.deltas.model
+    for turn, (number, indices, counts) in enumerate(mine):
+        if stop.asked and run.team.alone:
+            return None
+        # Random numbers belong to a pack, not to a process: dropout is the same on any number of devices.
+        torch.manual_seed(((run.seed * 1_000_003 + run.step) * 65_537 + number) % 2**63)
+        batch = collate(run.examples, indices, run.plan.capacity, run.device)
+        with between(forward, last=turn == len(mine) - 1):
+            loss = run.objective(forward, batch) / examples
+            if not counts:
+                loss = 0.0 * loss
+            (loss * run.team.world).backward()  # DDP and FSDP2 take the mean over the processes
+        total += loss.detach()
+    return total, tokens
+
+
+def make_optimizer(deltas: Deltas, plan: Plan) -> torch.optim.Optimizer:
+    """AdamW in one fused kernel; each group's rate is its `peak` times the schedule's multiplier."""
+    groups = [{**group, "peak": group["lr"]} for group in deltas.param_groups(plan)]
+    return torch.optim.AdamW(groups, betas=plan.betas, weight_decay=plan.weight_decay, fused=True)
+
+
+def shrink(run: Training) -> None:
+    """Take over a smaller plan: what the failed step held is freed, and the cursor is put right.
+
+    A pack plan of another capacity has other packs: unless it has just begun, the run goes on with the next
+    epoch's.
+    """
+    run.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if run.plan.activation_checkpointing:
+        run.deltas.model.base.activation_checkpointing_enable()
+    if run.packs.capacity != run.plan.capacity:
+        epoch = run.packs.epoch + (1 if run.step else 0)
+        run.packs = Packs(run.packs.lengths, run.plan.capacity, run.seed, run.packs.max_examples, epoch)
+
+
+def save(run: Training) -> None:
+    """A checkpoint of this moment, timed; the same on any number of devices. Every process must call it."""
+    began = run.clock.time()
+    position = Position(
+        step=run.step,
+        epoch=run.packs.epoch,
+        pack=run.packs.index,
+        tokens=run.tokens,
+        clock_tokens=run.clock.tokens if isinstance(run.clock, TokenClock) else 0,
+        train_s=run.train_s,
+        averaged=run.average.count if run.average else 0,
+        pulse=run.schedule.pulse,
+    )
+    # The pulse inside must say that this save was made: a resumed run's next is due as if it never stopped.
+    run.schedule.saved(began, 0.0)
+    tensors = {
+        "weights": gathered(run.deltas.state(), run.team),
+        "optimizer": gathered(dict(_optimizer_tensors(run.optimizer, run.deltas.parameters)), run.team),
+        "average": gathered(run.average.weights, run.team) if run.average else {},
+    }
+    if run.team.leads:
+        checkpoint.save(run.folder, position, run.fingerprint, tensors, run.versions)
+    run.schedule.saved(began, run.clock.time() - began)
+
+
+def restore(run: Training, found: Checkpoint) -> None:
+    """Continue where a checkpoint stopped: weights, optimiser, average, cursor and clock."""
+    parameters = run.deltas.parameters
+    weights = found.tensors("weights").items()
+    run.deltas.load_state({name: placed(value, parameters[name]) for name, value in weights})
+    moments = found.tensors("optimizer")
+    for key, tensor in moments.items():
+        field_name, name = key.split("/", 1)
+        parameter = parameters[name]
+        # Fused AdamW wants its step counter in fp32 beside the weights.
+        run.optimizer.state[parameter][field_name] = (
+            placed(tensor, parameter) if tensor.shape else tensor.to(parameter.device, copy=True)
+        )
+    position = found.manifest.position
+    if run.average is not None:
+        run.average.count = position.averaged
+        run.average.weights = {
+            name: placed(value, parameters[name]) for name, value in found.tensors("average").items()
+        }
+    run.step, run.tokens, run.train_s = position.step, position.tokens, position.train_s
+    run.packs.epoch, run.packs.index = position.epoch, position.pack
+    if isinstance(run.clock, TokenClock):
+        run.clock.tokens = position.clock_tokens
+
+
+def _optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in parameters.items():
+        for field_name, value in optimizer.state.get(parameter, {}).items():
+            yield f"{field_name}/{name}", value

@@ -1,0 +1,23 @@
+"""Objectives: a batch -> the sum of its examples' losses; the loop divides by the examples of its step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from shared.errors import EngineError
+from shared.messages import ErrorCode, TaskType
+from trainer_node.engine.objectives import dpo, sft
+from trainer_node.engine.packing import Batch
+
+Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
+
+
+def loss_for(task_type: TaskType) -> Loss:
+    """The loss that a kind of task is scored by; EngineError(UNSUPPORTED) if there is none."""
+    if task_type in (TaskType.INSTRUCT, TaskType.CHAT):
+        return sft.loss
+    if task_type is TaskType.DPO:
+        return dpo.loss
+    raise EngineError(ErrorCode.UNSUPPORTED, f"there is no objective for a {task_type.value}")

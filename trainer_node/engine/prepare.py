@@ -1,0 +1,306 @@
+"""Everything before the first step: load the model, read the data, measure the base model, make the plan."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Struct
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from shared.clock import Clock, TokenClock
+from shared.errors import DataError, EngineError, PlanError, SettingsError
+from shared.files import write_atomically
+from shared.messages import ErrorCode, Hardware, Phase, WorkerJob
+from shared.plan import SUPPORTED_TASKS, DataStats, Plan, make_plan
+from shared.recipe import resolve
+from trainer_node.engine.data import Examples, hold_out, read_rows, scored_length, tokenize
+from trainer_node.engine.fetch import public_name
+from trainer_node.engine.model import load_tokenizer, model_shape
+from trainer_node.engine.parallel import ALONE, Team, TeamClock, fitted
+from trainer_node.engine.progress import Reporter
+from trainer_node.engine.schedule import Costs
+from trainer_node.engine.score import Score, reference_logprobs, score
+from trainer_node.engine.stop import Stop
+
+PIECE = 32  # rows scored between two looks at the clock
+VERIFY_SHARE = 0.01  # of the budget: what scoring the reloaded export may cost
+SCORE_SHARE = 0.03  # of the budget: what scoring the development rows once may cost
+DISK_BYTES_PER_S = 300e6  # of a synced, hashed save, until one is measured
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every part of the pipeline is given."""
+
+    job: WorkerJob
+    folder: Path
+    own_clock: Clock
+    reporter: Reporter
+    stop: Stop
+    team: Team = ALONE
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of all the run's processes: rank 0's, so that whoever looks at it, all must."""
+        if self.team.alone or isinstance(self.own_clock, TokenClock):
+            return self.own_clock
+        return TeamClock(self.own_clock, self.team)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the outcome must be on disk."""
+        return self.job.ready_by - self.clock.time()
+
+    @property
+    def simulated(self) -> bool:
+        """Whether time is trained tokens: then nothing else takes any."""
+        return isinstance(self.own_clock, TokenClock)
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    """What a run found out before its first step (`run.json`): a resumed run doesn't measure it again."""
+
+    fingerprint: str  # of the training rows
+    base_losses: list[float]  # the base model's, row by row: these are the development rows of the run
+    train_examples: int
+    train_tokens: int
+    dropped: dict[str, int]
+    costs: Costs
+    resumes: int = 0
+
+    @property
+    def base_loss(self) -> float:
+        """The base model's development metric."""
+        return float(np.mean(self.base_losses))
+
+
+class Data(Struct, frozen=True):
+    """The job's rows, tokenised."""
+
+    train: Examples
+    dev: Examples
+    dropped: dict[str, int]
+    max_length: int  # of the scorer
+
+
+def ingest(run: Run, config: Any) -> Data:
+    """Rows into training and development examples."""
+    job = run.job
+    if job.task_type not in SUPPORTED_TASKS:
+        raise EngineError(ErrorCode.UNSUPPORTED, f"the engine doesn't train {job.task_type.value} yet")
+    run.reporter.phase(Phase.INGEST)
+    tokenizer = load_tokenizer(job.model_path)
+    if (template := job.dataset_type.chat_template) not in (None, "chatml", "tokenizer_default"):
+        run.reporter.message(f"chat template {template!r:.80}: the model's own is used")
+    alive, length = run.reporter.alive, scored_length(config)
+    private, keep = job.allow_private_urls, run.folder / "data"
+    rows = read_rows(job.dataset, job.file_format, allow_private_urls=private, keep=keep, tick=alive)
+    examples, dropped = tokenize(
+        rows, job.task_type, job.dataset_type, tokenizer, length, source=job.dataset, tick=alive
+    )
+    for reason, count in sorted(dropped.items()):
+        run.reporter.message(f"{count} of {len(rows)} rows dropped: {reason}")
+    train, dev = hold_out(examples, job.seed)
+    return Data(train, dev, dropped, length)
+
+
+def shared(run: Run, config: Any) -> Data:
+    """The job's rows, read by rank 0 for all."""
+    return cast(Data, run.team.tell(ingest(run, config) if run.team.leads else None))
+
+
+def same(run: Run, config: Any, fingerprint: str) -> Data | str:
+    """The rows that the run began with, read again by rank 0 for all, or why they can't be had any more."""
+    answer: Data | str = ""
+    if run.team.leads:
+        try:
+            answer = ingest(run, config)
+            if answer.train.fingerprint() != fingerprint:
+                answer = f"{public_name(run.job.dataset)} has changed since the run began"
+        except DataError as error:
+            answer = str(error)
+    return run.team.tell(answer)
+
+
+def measure(
+    model: torch.nn.Module,
+    dev: Examples,
+    clock: Clock,
+    until: float,
+    team: Team = ALONE,
+    scored: Callable[..., Score] = score,
+    alive: Callable[[], None] = lambda: None,
+) -> tuple[Score, float]:
+    """Score the first development rows, as many as there is time for `until` then; and the seconds per row.
+
+    The first piece is the slowest, as kernels and memory are used for the first time: it doesn't count for
+    the speed if there are more.
+    """
+    parts: list[Score] = []
+    times = [clock.time()]
+    piece = PIECE * team.world
+    while len(parts) * piece < len(dev) and (not parts or times[-1] < until):
+        first = len(parts) * piece
+        parts.append(scored(model, dev.take(np.arange(first, min(first + piece, len(dev)))), team=team))
+        times.append(clock.time())
+        alive()
+    losses = np.concatenate([part.per_example for part in parts])
+    skip = 1 if len(parts) > 1 else 0
+    seconds = (times[-1] - times[skip]) / (len(losses) - skip * piece)
+    return Score(float(losses.mean()), losses), seconds
+
+
+def baseline(run: Run, model: torch.nn.Module, data: Data, draft: Plan) -> tuple[Data, Score, float]:
+    """The base model's metric and the seconds per row, and the data with the development rows that it covers.
+
+    Preference pairs leave with their references. A model that is its own reference scores ln 2 on any pair.
+    """
+    job, references = run.job, list[NDArray[np.float32]]()
+    run.reporter.phase(Phase.BASELINE)
+
+    def untrained(model: torch.nn.Module, piece: Examples, *, team: Team) -> Score:
+        references.append(reference_logprobs(model, piece, team=team))
+        return Score(math.log(2), np.full(len(piece), math.log(2)))
+
+    most = len(data.dev) if run.simulated else min(len(data.dev), draft.dev_examples)
+    until = run.clock.time() + SCORE_SHARE * (job.ready_by - job.start_at)
+    dev = data.dev.take(np.arange(most))
+    scored = score if dev.group == 1 else untrained
+    result, row_s = measure(model, dev, run.clock, until, run.team, scored, run.reporter.alive)
+    rows = len(result.per_example)
+    if rows < len(data.dev):
+        run.reporter.message(
+            f"the metric is taken on {rows} of {len(data.dev)} held-out rows: no time for more"
+        )
+    run.reporter.losses(base=result.loss, dev=result.loss)
+    dev = dev.take(np.arange(rows))
+    if references:
+        dev = dev.with_reference(np.concatenate(references))
+    return replace(data, dev=dev), result, row_s
+
+
+def draw_plan(
+    run: Run, config: Any, data: Data, budget_s: float, train_tokens_per_s: float | None = None
+) -> Plan:
+    """The plan for this job on this team's devices in `budget_s`.
+
+    Raises EngineError: UNSUPPORTED; DOES_NOT_FIT, or TOO_LATE if more than half of the job's time is gone.
+    """
+    job = run.job
+    try:
+        recipe = resolve(job.profile)
+    except SettingsError as error:
+        raise EngineError(ErrorCode.UNSUPPORTED, str(error)) from error
+    train = data.train
+    stats = DataStats(
+        examples=len(train),
+        tokens=int(train.lengths.sum()),
+        label_tokens=train.label_tokens,
+        max_length=int(train.lengths.max()),
+    )
+    try:
+        plan = make_plan(
+            recipe,
+            model_shape(config),
+            stats,
+            usable(job.hardware, run.team),
+            budget_s,
+            scored_length=data.max_length,
+            tokens_per_s=train_tokens_per_s,
+            family=job.model,
+            bf16=computes_bf16(job.hardware),
+            task_type=job.task_type,
+        )
+    except PlanError as error:
+        if 2 * budget_s < job.ready_by - job.start_at:
+            raise EngineError(ErrorCode.TOO_LATE, f"{budget_s:.0f} s are left: {error}") from error
+        raise
+    return fitted(plan, run.team)
+
+
+def train_rate(plan: Plan, forward_rate: float) -> float:
+    """Training tokens/s from those of a forward pass.
+
+    Dense: 3 passes' worth of work; frozen weights: 2; one more to recompute activations.
+    """
+    dense = any(module.method == "dense" for module in plan.modules)
+    return forward_rate / ((3.0 if dense else 2.0) + (1.0 if plan.activation_checkpointing else 0.0))
+
+
+def usable(hardware: Hardware, team: Team) -> Hardware:
+    """The part of the half that is trained on: a GPU for each process."""
+    return hardware if hardware.device == "cpu" else replace(hardware, count=team.world)
+
+
+def computes_bf16(hardware: Hardware) -> bool:
+    """Whether bf16 products are fast here: every supported GPU, and CPUs with instructions for it."""
+    if hardware.device != "cpu":
+        return True
+    path = Path("/proc/cpuinfo")
+    flags = path.read_text() if path.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def first_costs(job: WorkerJob, plan: Plan, load_s: float, ingest_s: float, score_s: float) -> Costs:
+    """What was measured, and bytes over a slow disk for what wasn't."""
+    trained = sum(module.parameters for module in plan.modules)
+    return Costs(
+        load_s=load_s,
+        ingest_s=ingest_s,
+        score_s=score_s,
+        save_s=0.5 + 12 * trained / DISK_BYTES_PER_S,
+        # Shards are put together in a model that is loaded for it.
+        export_s=0.5 + 6 * trained / DISK_BYTES_PER_S + (load_s if plan.parallel == "fsdp2" else 0.0),
+        verify_s=VERIFY_SHARE * (job.ready_by - job.start_at),
+    )
+
+
+def read_record(folder: Path) -> tuple[Record, Plan] | None:
+    """What an earlier start of this run wrote down, or None."""
+    try:
+        record = msgspec.json.decode((folder / "run.json").read_bytes(), type=Record)
+        return record, msgspec.json.decode((folder / "plan.json").read_bytes(), type=Plan)
+    except FileNotFoundError:
+        return None
+
+
+def write_record(run: Run, record: Record, plan: Plan) -> None:
+    """Write down what a resume needs; the plan first, as the record without it would be of no use."""
+    if run.team.leads:
+        write_plan(run.folder, plan)
+        write_atomically(run.folder / "run.json", msgspec.json.encode(record))
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write down the plan, for people and for a resume."""
+    write_atomically(folder / "plan.json", msgspec.json.format(msgspec.json.encode(plan), indent=2))
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was made with."""
+    import peft
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
+
+
+def set_threads(job: WorkerJob, team: Team) -> int:
+    """Use this half's share of the cores, and this process's share of those."""
+    threads = max(1, (job.threads or len(os.sched_getaffinity(0)) // 2) // team.world)
+    torch.set_num_threads(threads)
+    return threads

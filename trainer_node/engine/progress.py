@@ -1,0 +1,84 @@
+"""What a run says about itself: JSON lines for the node, messages for people, speed and smoothed loss."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from shared.messages import Phase, Progress, encode
+
+PERIOD_S = 1.0
+WINDOW_S = 20.0  # tokens/s is taken over this time
+SMOOTHING = 0.9  # of the loss that is shown
+
+
+class Reporter:
+    """Appends `Progress` lines to one file, each in one write, so that a reader never sees half of one."""
+
+    def __init__(self, path: Path, task: str, slot: str) -> None:
+        self.last = Progress(task=task, slot=slot, phase=Phase.LOADING)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":  # killed inside a line
+            os.write(self._file, b"\n")
+        self._written = 0.0
+        self._tokens: deque[tuple[float, int]] = deque()
+
+    def phase(self, phase: Phase) -> None:
+        """A new station is reached."""
+        self._tokens.clear()
+        self._emit(replace(self.last, phase=phase, eta_s=None, tokens_per_s=None))
+
+    def message(self, text: str) -> None:
+        """Something people should know: a deviation, dropped rows, a fallback."""
+        self._emit(replace(self.last, message=text))
+
+    def resumed(self, step: int, tokens: int, base_loss: float) -> None:
+        """The lines that follow go on from here."""
+        self.last = replace(self.last, step=step, tokens=tokens, base_loss=base_loss)
+
+    def losses(self, *, base: float | None = None, dev: float | None = None) -> None:
+        """The development metric was measured."""
+        update = {
+            name: value for name, value in (("base_loss", base), ("dev_loss", dev)) if value is not None
+        }
+        self._emit(replace(self.last, **update))
+
+    def alive(self) -> None:
+        """Say again where the run stands, once a second: in a long part, silence would pass for a stall."""
+        if self.due():
+            self._emit(self.last)
+
+    def due(self) -> bool:
+        """Whether the next step should be reported; asking is free, reading a loss from a GPU isn't."""
+        return time.monotonic() - self._written >= PERIOD_S
+
+    def step(self, step: int, progress: float, tokens: int, loss: float, lr: float, eta_s: float) -> None:
+        """Training stands here. `loss` is the mean since the last report."""
+        now = time.monotonic()
+        self._tokens.append((now, tokens))
+        while len(self._tokens) > 2 and now - self._tokens[0][0] > WINDOW_S:
+            self._tokens.popleft()
+        (then, before), smooth = self._tokens[0], self.last.loss
+        self._emit(
+            replace(
+                self.last,
+                step=step,
+                progress=progress,
+                tokens=tokens,
+                loss=loss if smooth is None else SMOOTHING * smooth + (1 - SMOOTHING) * loss,
+                lr=lr,
+                tokens_per_s=(tokens - before) / (now - then) if now > then else None,
+                eta_s=eta_s,
+            )
+        )
+
+    def _emit(self, progress: Progress) -> None:
+        progress = replace(progress, at=time.time())
+        os.write(self._file, encode(progress) + b"\n")
+        self._written = time.monotonic()
+        self.last = replace(progress, message=None)

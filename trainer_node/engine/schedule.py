@@ -1,0 +1,174 @@
+"""The clock decides: learning rate, end of training, when to save and what to skip when time is short.
+
+Nothing here reads a clock or a file; times come in as numbers, so that every rule can be tested anywhere.
+"""
+
+from __future__ import annotations
+
+import statistics
+from enum import StrEnum
+
+from msgspec import Struct
+
+SAFETY = 1.25  # the reserve is this much larger than the measurements say: the closing runs once, unrehearsed
+SLACK_S = 1.0  # for what isn't measured: the digest, the outcome's fsync
+FIRST_SAVE = 0.10  # of the budget: by then something submittable is on disk
+SAVE_SHARE = 0.02  # of the run time may be spent saving
+RECENT = 50  # steps that the 95th percentile is taken over
+
+
+def multiplier(progress: float, warmup: float) -> float:
+    """Learning rate as a share of its peak: linear up to 1 at `warmup`, then linear to exactly 0 at 1."""
+    if progress < warmup:
+        return progress / warmup
+    return max(0.0, (1.0 - progress) / (1.0 - warmup)) if progress < 1.0 else 0.0
+
+
+class Costs(Struct, kw_only=True):
+    """Seconds that the parts of a run take on its clock: estimates first, replaced by measurements."""
+
+    load_s: float = 0.0  # load the model once
+    ingest_s: float = 0.0  # read and tokenise the data
+    score_s: float = 0.0  # score the development rows once
+    save_s: float = 0.0  # one checkpoint
+    export_s: float = 0.0  # write the submission
+    verify_s: float = 0.0  # score the reloaded submission on a few rows
+
+    @property
+    def closing_s(self) -> float:
+        """Everything that must come after the last step: save, score, export, reload, verify.
+
+        What can't be cut short counts SAFETY times; scoring and verifying watch the clock. No time is kept
+        for the averaged candidate: after a decay to zero it seldom wins, and what the safety margin leaves
+        over may suffice to try it.
+        """
+        return SAFETY * (self.save_s + self.export_s + self.load_s) + self.score_s + self.verify_s
+
+
+class Part(StrEnum):
+    """What the closing can do without, in the order in which it is skipped."""
+
+    AVERAGE = "average"  # score the averaged weights too
+    SCORE = "score"  # score the last weights
+    VERIFY = "verify"  # reload the export and score it
+
+
+def affordable(left_s: float, costs: Costs) -> frozenset[Part]:
+    """What to keep of the closing when `left_s` seconds are left.
+
+    Scoring the last weights watches the clock, so half of its time is enough to begin: half of the rows tell
+    more than none.
+    """
+    need = SAFETY * costs.export_s + SLACK_S
+    kept: list[Part] = []
+    for part, seconds in (
+        (Part.VERIFY, SAFETY * costs.load_s + costs.verify_s),
+        (Part.SCORE, costs.score_s / 2),
+        (Part.AVERAGE, 1.5 * costs.score_s),
+    ):
+        need += seconds
+        if left_s < need:
+            break
+        kept.append(part)
+    return frozenset(kept)
+
+
+class Pulse(Struct, kw_only=True):
+    """What the schedule must remember across a restart; part of every checkpoint."""
+
+    begun_at: float  # when the first step began
+    progress: float = 0.0
+    step_s: list[float] = []  # durations of the latest steps
+    saved_at: float | None = None  # when the newest checkpoint was begun
+    saving_s: float = 0.0  # all saves together
+
+
+class Schedule:
+    """Progress of one run from 0 to 1, never backwards, and what follows from it."""
+
+    def __init__(
+        self,
+        pulse: Pulse,
+        costs: Costs,
+        *,
+        start_at: float,
+        ready_by: float,
+        max_tokens: float,
+        warmup: float,
+        expected_steps: int,
+        interval_s: float,
+    ) -> None:
+        self.pulse = pulse
+        self.costs = costs
+        self.start_at = start_at
+        self.ready_by = ready_by
+        self.max_tokens = max_tokens
+        self.warmup = warmup
+        self.expected_steps = expected_steps
+        self.interval_s = interval_s
+
+    @property
+    def step_s(self) -> float:
+        """95th percentile of the latest step durations, at most 3 medians; 0 before the first step.
+
+        The bound is for the first step, which can take ten times as long as the others, while there are few.
+        """
+        durations = sorted(self.pulse.step_s)
+        if not durations:
+            return 0.0
+        return min(durations[int(0.95 * (len(durations) - 1) + 0.5)], 3 * statistics.median(durations))
+
+    @property
+    def end_at(self) -> float:
+        """When training must be over: what is left until `ready_by` is for one late step and the closing.
+
+        One SLACK_S more than the closing asks for: freeing the optimiser's memory comes before it.
+        """
+        return self.ready_by - SAFETY * self.step_s - self.costs.closing_s - 2 * SLACK_S
+
+    def update(self, now: float, tokens: int) -> float:
+        """Progress at `now` after so many `tokens`: the larger share, of the time or of the most tokens."""
+        begun = self.pulse.begun_at
+        elapsed = (now - begun) / (self.end_at - begun) if self.end_at > begun else 1.0
+        self.pulse.progress = min(1.0, max(self.pulse.progress, elapsed, tokens / self.max_tokens))
+        return self.pulse.progress
+
+    def rate(self) -> float:
+        """The multiplier for the step that begins now, taken at the step's middle.
+
+        At the step's start the first step would be wasted at rate 0, at its end the last one: of a hundred
+        steps two.
+        """
+        if self.pulse.step_s and self.end_at > self.pulse.begun_at:
+            share = statistics.median(self.pulse.step_s) / (self.end_at - self.pulse.begun_at)
+        else:
+            share = 1.0 / max(1, self.expected_steps)
+        return multiplier(self.pulse.progress + share / 2, self.warmup)
+
+    def stepped(self, seconds: float) -> None:
+        """One step took so long."""
+        self.pulse.step_s = [*self.pulse.step_s, seconds][-RECENT:]
+
+    def save_due(self, now: float) -> bool:
+        """Whether to save before the next step.
+
+        The first save is on disk by FIRST_SAVE of the budget. After that every `interval_s`, as long as this
+        one and the last, which is always made, keep within SAVE_SHARE of the time since the start.
+        """
+        if self.pulse.saved_at is None:
+            first_at = self.start_at + FIRST_SAVE * (self.ready_by - self.start_at)
+            return now + 2 * self.step_s + SAFETY * self.costs.save_s >= first_at
+        if now - self.pulse.saved_at < self.interval_s:
+            return False
+        spent = self.pulse.saving_s + 2 * self.costs.save_s
+        return spent <= SAVE_SHARE * (now - self.start_at)
+
+    def saved(self, began_at: float, seconds: float) -> None:
+        """A checkpoint took so long."""
+        self.pulse.saved_at = began_at
+        self.pulse.saving_s += seconds
+        self.costs.save_s = seconds
+
+    def eta_s(self, now: float) -> float:
+        """Seconds until training ends, by the clock."""
+        return max(0.0, self.end_at - now)

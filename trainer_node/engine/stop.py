@@ -1,0 +1,48 @@
+"""SIGTERM: at once where nothing would be lost, at the next safe point where something would."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopAsked(BaseException):
+    """The process was asked to stop outside training; not an Exception, so that no library swallows it."""
+
+
+class Stop:
+    """Whether the process was asked to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._deferred = False
+
+    def install(self, *, decides: bool = True) -> None:
+        """Listen to SIGTERM and SIGINT; outlive the node that started us and the terminal it may have had.
+
+        A process that doesn't decide stops when rank 0 tells it to.
+        """
+        signal.signal(signal.SIGTERM, self._on_signal if decides else signal.SIG_IGN)
+        signal.signal(signal.SIGINT, self._on_signal if decides else signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+    def close(self) -> None:
+        """From here on a signal changes nothing: the last word is about to be written and must stand."""
+        self._deferred = True
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a signal only sets `asked`, and the code looks at it; a second signal changes nothing."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        first, self.asked = not self.asked, True
+        if first and not self._deferred:
+            raise StopAsked
