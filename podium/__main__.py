@@ -1,0 +1,43 @@
+"""The command line: `podium <command>`; `podium <command> --help` tells more."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from shared.errors import PodiumError, SettingsError
+
+COMMANDS = ("up", "demo", "offer", "status", "watch", "plan", "train", "score", "settings_table")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its arguments; nothing heavy is imported before one runs."""
+    top = argparse.ArgumentParser(prog="podium", description="A two-slot fine-tuning miner.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        import_module(f"podium.{name}").add_parser(commands)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command: 0 = done, 1 = it could not be done, 2 = wrong arguments or settings, 130 = Ctrl-C."""
+    args = parser().parse_args(arguments)
+    try:
+        code: int = args.run(args)
+    except SettingsError as error:
+        print(f"podium {args.command}: {error}", file=sys.stderr)
+        return 2
+    except PodiumError as error:
+        print(f"podium {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # such as `podium settings | head`
+        sys.stderr.close()
+        return 0
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""One machine's whole Podium: broker, gateway and a node per slot, as processes that are kept running."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+from urllib.parse import urlsplit
+
+import msgspec
+
+from podium.broker import broker_command, free_port, port_open, write_config
+from podium.client import Client
+from podium.halves import Half, Split
+from podium.services import Say, Service, Spec
+from shared.errors import PodiumError
+from shared.settings import PREFIX, Settings
+from trainer_node.slot_lock import SlotLock
+
+BACKLOG = 1024
+OWN_FOLDERS = ("nats", "nodes", "artifacts", "logs", "run")  # in the data folder
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+NODE_EXTRA_S = 15.0  # what a node needs beside its worker's grace to drain
+
+
+class Stack:
+    """Services in the order in which they start; they stop the other way round.
+
+    The gateway's listening socket belongs to the stack, so a request that arrives while the gateway
+    starts again waits for it. Everything that lasts is in the data folder; the next stack goes on with it.
+    """
+
+    def __init__(self, settings: Settings, split: Split, say: Say) -> None:
+        self.folder = settings.data.absolute()
+        self.split = split
+        self.services: list[Service] = []
+        self.broker_port = _own_broker_port(settings)
+        nats_url = f"nats://127.0.0.1:{self.broker_port}" if self.broker_port else settings.nats_url
+        self.settings = msgspec.structs.replace(
+            settings,
+            data_dir=str(self.folder),
+            nats_url=nats_url,
+            slots=tuple(half.slot for half in split.halves),
+            slot=split.halves[0].slot,
+            expected_hardware=split.expected_hardware,
+        )
+        self._say = say
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lock: TextIO | None = None
+        self._listening: socket.socket | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the gateway answers, once started."""
+        if self._listening is None:
+            raise PodiumError("not started")
+        host, port = self._listening.getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def start(self, *, fresh: bool = False) -> None:
+        """Take the folder, end what an earlier launch left, start everything; PodiumError if it can't.
+
+        `fresh`: begin with nothing; what the folder holds is deleted.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = self.folder / "up.lock"
+        if fresh and not lock.exists() and any(self.folder.iterdir()):
+            raise PodiumError(f"{self.folder} holds something that is not ours; choose another --data-dir")
+        self._lock = _take(lock)
+        self.services = [Service(spec, self.folder, self._say) for spec in self._specs()]
+        for service in reversed(self.services):
+            await service.take_down_leftover()
+        if fresh:
+            await self._kill_workers()
+            for name in OWN_FOLDERS:
+                await asyncio.to_thread(shutil.rmtree, self.folder / name, ignore_errors=True)
+        if self.broker_port:
+            _listen("127.0.0.1", self.broker_port, "--nats-port").close()
+            write_config(self.folder / "nats", self.broker_port, free_port())
+        self._listening = _listen(self.settings.gateway_host, self.settings.gateway_port, "--port")
+        for service in self.services:
+            if service.spec.name == "gateway":
+                service.socket = self._listening.fileno()
+            self._tasks.append(asyncio.create_task(service.supervise(), name=service.spec.name))
+            if service.spec.name == "broker":
+                await port_open(self.broker_port)
+
+    async def ready(self, timeout_s: float) -> None:
+        """Wait until the gateway decides on offers and every slot's node is heard."""
+        client, until = Client(self.url), time.monotonic() + timeout_s
+        while missing := await asyncio.to_thread(_what_is_missing, client, len(self.split.halves)):
+            self.check()
+            if time.monotonic() > until:
+                raise PodiumError(f"not ready after {timeout_s:g} s: {missing}; see {self.folder / 'logs'}")
+            await asyncio.sleep(0.2)
+
+    def check(self) -> None:
+        """Raise PodiumError if a service can't be kept running."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
+    async def wait(self) -> None:
+        """Until a service can't be kept running: then PodiumError."""
+        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+        self.check()
+
+    async def stop(self, *, kill_workers: bool = False) -> None:
+        """Drain the nodes, then the gateway, then the broker; on demand, end workers that are still there."""
+        pairs = list(zip(self.services, self._tasks, strict=False))  # not all are started if `start` failed
+        for prefix in ("node-", "gateway", "broker"):
+            group = [(service, task) for service, task in pairs if service.spec.name.startswith(prefix)]
+            for service, _ in group:
+                service.stop()
+            await asyncio.gather(*(task for _, task in group), return_exceptions=True)
+        self._tasks.clear()
+        if kill_workers and self._lock is not None:  # without the lock they are another launcher's
+            await self._kill_workers()
+        for held in (self._listening, self._lock):
+            if held is not None:
+                held.close()
+
+    async def _kill_workers(self) -> None:
+        """Kill workers that outlived their nodes, as they are built to."""
+        for half in self.split.halves:
+            lock = SlotLock(self._node_folder(half))
+            for pid in await asyncio.to_thread(lock.holders):
+                self._say(f"killing the worker of slot {half.slot} (process {pid})")
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _specs(self) -> list[Spec]:
+        environment = _environment(self.settings)
+        python = sys.executable
+        specs = [Spec(name="gateway", command=[python, "-m", "gateway"], environment=environment)]
+        specs += [self._node(half, environment) for half in self.split.halves]
+        if self.broker_port:
+            specs.insert(0, Spec(name="broker", command=broker_command(self.folder / "nats" / "nats.conf")))
+        return specs
+
+    def _node(self, half: Half, environment: dict[str, str]) -> Spec:
+        own = {"slot": half.slot, "node_dir": str(self._node_folder(half)), "threads": str(half.threads)}
+        if half.gpus is not None:
+            own["gpus"] = half.gpus
+        elif self.settings.hardware == "auto":
+            own["hardware"] = "cpu"
+        return Spec(
+            name=f"node-{half.slot}",
+            command=[sys.executable, "-m", "trainer_node"],
+            environment=environment | {PREFIX + key.upper(): value for key, value in own.items()},
+            stop_s=self.settings.stop_grace_s + NODE_EXTRA_S,
+            # Its worker trains on and the next node adopts it; a SIGTERM would stop the worker.
+            on_leftover=signal.SIGKILL,
+        )
+
+    def _node_folder(self, half: Half) -> Path:
+        return Path(self.settings.node_dir or self.folder / "nodes").expanduser().absolute() / half.slot
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Every setting as a variable, so that all services see the same whatever file or option it came from."""
+    values = {}
+    for name, value in msgspec.structs.asdict(settings).items():
+        if value is not None:
+            text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+            values[PREFIX + name.upper()] = text
+    return values
+
+
+def _own_broker_port(settings: Settings) -> int:
+    """The embedded broker's port; 0 if the settings name a broker on another machine."""
+    parts = urlsplit(settings.nats_url)
+    if parts.hostname not in LOOPBACK:
+        return 0
+    return 4222 if parts.port is None else parts.port or free_port()
+
+
+def _take(path: Path) -> TextIO:
+    """Lock the data folder for as long as the file stays open."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise PodiumError(
+            f"podium already runs on {path.parent}; --data-dir chooses another folder"
+        ) from error
+    return file
+
+
+def _listen(host: str, port: int, option: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise PodiumError(
+            f"can't listen on {host}:{port}: {error.strerror or error}; {option} chooses another (0 = any)"
+        ) from error
+
+
+def _what_is_missing(client: Client, nodes: int) -> str | None:
+    """None if the gateway is ready and `nodes` nodes hold their slots."""
+    try:
+        if why := client.why_not_ready():
+            return why
+        live = [slot.slot for slot in client.slots() if slot.live]
+    except PodiumError as error:
+        return str(error)
+    return None if len(live) >= nodes else f"live slots: {', '.join(live) or 'none'}"
