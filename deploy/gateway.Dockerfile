@@ -1,0 +1,18 @@
+# The gateway: no torch, boots in under a second.
+FROM python:3.11-slim-bookworm
+
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/app
+WORKDIR /app
+
+# Dependencies first, from pyproject.toml alone: a change of code doesn't install them again.
+COPY pyproject.toml constraints.txt deploy/requirements.py ./
+RUN python requirements.py gateway > requirements.txt \
+    && pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+
+COPY shared shared
+COPY gateway gateway
+
+RUN useradd --uid 10001 --create-home podium && install -d -o podium /data
+USER podium
+EXPOSE 7999
+CMD ["python", "-m", "gateway"]

@@ -1,0 +1,54 @@
+"""Health of a trainer container: exit 0 if this container's node is heard on its heartbeat subject in time.
+
+Asks what everybody else asks of a node; a node that hangs, or has lost the broker, is not healthy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from shared import subjects
+from shared.bus import connect
+from shared.errors import PodiumError
+from shared.messages import decode_heartbeat
+from shared.settings import Settings, load_settings
+
+PATIENCE_S = 4.0  # below the health check's own timeout
+
+
+async def heard(settings: Settings, node: str) -> bool:
+    """Whether a heartbeat of `node` comes in time."""
+    beat = asyncio.Event()
+
+    async def hear(message: object) -> None:
+        data: bytes = getattr(message, "data", b"")
+        if decode_heartbeat(data).node == node:
+            beat.set()
+
+    bus = await connect(settings, name="health check")
+    try:
+        await bus.subscribe(subjects.heartbeat(settings.slot), hear)
+        await asyncio.wait_for(beat.wait(), PATIENCE_S)
+    except TimeoutError:
+        return False
+    finally:
+        await bus.close()
+    return True
+
+
+def main() -> int:
+    """0 healthy, 1 not, with why."""
+    try:
+        settings = load_settings()
+        node = (settings.node / "node_id").read_text().strip()
+        if asyncio.run(heard(settings, node)):
+            return 0
+        print(f"no heartbeat of node {node} on slot {settings.slot}")
+    except (PodiumError, OSError) as error:
+        print(error)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
