@@ -1,0 +1,54 @@
+"""Fixtures for every test: a real nats-server of its own, a connected bus, settings in a temporary folder."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podium.broker import Broker
+from shared.bus import Bus, connect
+from shared.settings import Settings, load_settings
+from shared.streams import bootstrap
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    broker = Broker(tmp_path / "nats")
+    await broker.start()
+    yield broker
+    await broker.stop(kill=True)
+
+
+@pytest.fixture
+def make_settings(broker: Broker, tmp_path: Path) -> Callable[..., Settings]:
+    def make(**overrides: Any) -> Settings:
+        values: dict[str, Any] = {
+            "nats_url": broker.url,
+            "data_dir": str(tmp_path / "data"),
+            "log_max_bytes": 64 << 20,
+            "gateway_port": 0,
+            "expected_hardware": "cpu",
+            "hardware": "cpu",
+        }
+        return load_settings({}, **(values | overrides))
+
+    return make
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings]) -> Settings:
+    return make_settings()
+
+
+@pytest.fixture
+async def bus(settings: Settings) -> AsyncIterator[Bus]:
+    """Connected, with every stream in place."""
+    bus = await connect(settings, name="test")
+    await bootstrap(bus, settings)
+    yield bus
+    await bus.close()

@@ -1,0 +1,128 @@
+"""The judge of the chaos runs must see each violation: every one is made on purpose here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench.checker import Report, check
+from shared import subjects
+from shared.bus import Bus
+from shared.digest import folder_digest
+from shared.messages import (
+    Claimed,
+    DatasetType,
+    Decision,
+    Job,
+    Offer,
+    Result,
+    ResultStatus,
+    TaskType,
+    encode,
+)
+
+
+async def store_job(bus: Bus, task: str, slot: str = "a", deadline_at: float = 100.0) -> None:
+    offer = Offer(
+        task_id=task,
+        task_type=TaskType.INSTRUCT,
+        model="m",
+        hours_to_complete=1.0,
+        dataset="d",
+        dataset_type=DatasetType(),
+    )
+    decision = Decision(task_id=task, task=task, accepted=True, reason="yes", slot=slot)
+    job = Job(
+        record_id=f"job-{task}-{slot}",
+        task_id=task,
+        task=task,
+        slot=slot,
+        gateway="g",
+        offer=offer,
+        decision=decision,
+        received_at=0.0,
+        deadline_at=deadline_at,
+    )
+    await bus.append(subjects.JOBS_STREAM, subjects.job(slot, task), encode(job))
+
+
+async def store_result(bus: Bus, task: str, *, digest: str | None, at: float = 50.0, slot: str = "a") -> None:
+    status = ResultStatus.SUBMITTED if digest else ResultStatus.FAILED
+    result = Result(record_id="r", task=task, task_id=task, slot=slot, status=status, digest=digest, at=at)
+    await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(result))
+
+
+async def store_claim(bus: Bus, task: str) -> None:
+    claim = Claimed(record_id="c", task=task, slot="a", node="n", epoch=1, attempt=1)
+    await bus.append(subjects.STATE_STREAM, subjects.state("a", task), encode(claim))
+
+
+def store_artifact(artifacts: Path, task: str, name: str = "submission") -> str:
+    folder = artifacts / task / name
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(task.encode())
+    return folder_digest(folder)
+
+
+async def judge(bus: Bus, tmp_path: Path, acknowledged: set[str]) -> Report:
+    logs = {"a": tmp_path / "slot.log"}
+    return await check(bus, acknowledged=acknowledged, artifacts=tmp_path / "artifacts", lock_logs=logs)
+
+
+async def test_a_good_run_is_clean(bus: Bus, tmp_path: Path) -> None:
+    digest = store_artifact(tmp_path / "artifacts", "t1")
+    await store_job(bus, "t1")
+    for _ in range(2):
+        await store_claim(bus, "t1")
+    await store_result(bus, "t1", digest=digest)
+    report = await judge(bus, tmp_path, {"t1"})
+    assert report.clean
+    assert (report.jobs, report.results, report.resumes) == (1, {"submitted": 1}, 1)
+
+
+async def test_every_violation_is_seen(bus: Bus, tmp_path: Path) -> None:
+    artifacts = tmp_path / "artifacts"
+    await store_job(bus, "twice", "a")
+    await store_job(bus, "twice", "b")
+    await store_job(bus, "unfinished")
+    await store_job(bus, "double")
+    digest = store_artifact(artifacts, "double")
+    await store_result(bus, "double", digest=digest)
+    await store_result(bus, "double", digest=digest)
+    await store_job(bus, "late")
+    await store_result(bus, "late", digest=store_artifact(artifacts, "late"), at=101.0)
+    await store_job(bus, "forged")
+    store_artifact(artifacts, "forged")
+    await store_result(bus, "forged", digest="0" * 64)
+    await store_job(bus, "after")
+    await store_result(bus, "after", digest=store_artifact(artifacts, "after"))
+    await store_claim(bus, "after")
+    await store_job(bus, "two-names")
+    await store_result(bus, "two-names", digest=store_artifact(artifacts, "two-names"))
+    store_artifact(artifacts, "two-names", "submission-2")
+    report = await judge(bus, tmp_path, {"gone", "double"})
+
+    assert (report.lost, report.stored_twice, report.late) == (1, 1, 1)
+    assert report.without_result == 3  # `unfinished`, and `twice` once for each time it is stored
+    assert report.double_submissions == 2
+    text = "\n".join(report.findings)
+    for sentence in (
+        "gone: acknowledged but not stored",
+        "twice: stored 2 times",
+        "unfinished: 0 results",
+        "double: 2 results",
+        "late: submitted 1.0 s late",
+        "forged: stored",
+        "after: something was written after the result",
+        "two-names: 2 submissions are stored",
+    ):
+        assert sentence in text
+
+
+async def test_two_workers_on_one_slot_are_seen(bus: Bus, tmp_path: Path) -> None:
+    events = [("acquired", 1), ("released", 1), ("acquired", 2), ("acquired", 3)]
+    lines = [json.dumps({"event": event, "pid": pid, "task": "t", "at": 0.0}) for event, pid in events]
+    (tmp_path / "slot.log").write_text("\n".join(lines) + "\n")
+    report = await judge(bus, tmp_path, set())
+    assert report.overlaps == 1
+    assert "3 took the lock while 2 held it" in report.findings[0]

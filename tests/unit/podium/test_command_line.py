@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from podium.__main__ import COMMANDS, main, parser
+from podium.broker import free_port
+
+
+def test_every_command_is_there() -> None:
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as ended:
+            parser().parse_args([command.removesuffix("_table"), "--help"])
+        assert ended.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["status"], "no gateway at http://127.0.0.1"),
+        (["watch", "x"], "is `podium up` running?"),
+        (["offer", "none.json"], "none.json can't be read"),
+    ],
+)
+def test_what_a_user_got_wrong_is_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--url", f"http://127.0.0.1:{free_port()}"]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_wrong_setting_is_exit_code_two(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PODIUM_SLOTT", "a")
+    assert main(["status"]) == 2
+    assert "unknown setting PODIUM_SLOTT" in capsys.readouterr().err
+
+
+def test_settings_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["settings"]) == 0
+    assert "PODIUM_NATS_URL" in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m podium settings | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""

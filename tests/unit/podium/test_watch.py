@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+from rich.console import Console
+
+from gateway.ledger import TaskState
+from gateway.views import SlotView, TaskView
+from podium.status import slots_table, tasks_table
+from podium.watch import View, drawn
+from shared.messages import Decision, Metrics, Phase, Progress, Result, ResultStatus
+
+
+def view(state: TaskState = TaskState.RUNNING, **fields: Any) -> TaskView:
+    values: dict[str, Any] = {
+        "task_id": "t",
+        "task": "t",
+        "slot": "a",
+        "state": state,
+        "decision": Decision(task_id="t", task="t", accepted=True, reason="r"),
+        "model": None,
+        "task_type": None,
+        "hours_to_complete": None,
+        "received_at": 0.0,
+        "deadline_at": time.time() + 60,
+        "attempts": 1,
+        "node": None,
+        "epoch": None,
+        "progress": None,
+        "result": None,
+    }
+    return TaskView(**values | fields)
+
+
+def training(share: float, **fields: Any) -> TaskView:
+    progress = Progress(
+        task="t", slot="a", phase=Phase.TRAIN, step=7, progress=share, loss=2.5, tokens_per_s=80.0, **fields
+    )
+    return view(progress=progress)
+
+
+def submitted() -> TaskView:
+    result = Result(
+        record_id="r",
+        task="t",
+        task_id="t",
+        slot="a",
+        status=ResultStatus.SUBMITTED,
+        artifact="/x/[bold]/submission",
+        metrics=Metrics(base_loss=4.0, final_loss=2.0),
+        deadline_margin_s=12.0,
+    )
+    return view(TaskState.SUBMITTED, result=result)
+
+
+def printed(*things: Any) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    for thing in things:
+        console.print(thing)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_without_a_terminal_only_news_is_a_line() -> None:
+    console = Console(file=io.StringIO(), width=160)
+    with View(console) as watching:
+        for task in (view(), training(0.01), training(0.05), training(0.11), submitted(), submitted()):
+            watching.update([task])
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 4  # running, train, the first tenth, the end
+    assert "train 11%  step 7  loss 2.500  80 tokens/s" in lines[2]
+    assert "/x/[bold]/submission  12 s to spare" in lines[3]
+
+
+def test_on_a_terminal_every_task_has_a_bar() -> None:
+    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+    with View(console) as watching:
+        watching.update([training(0.5)])
+    assert isinstance(console.file, io.StringIO)
+    assert "━" in console.file.getvalue()
+    assert "50%" in printed(drawn([training(0.5)]))
+
+
+def test_a_message_of_the_run_is_shown() -> None:
+    console = Console(file=io.StringIO(), width=160)
+    with View(console) as watching:
+        watching.update([training(0.0, message="12 rows dropped: empty [output]")])
+    assert isinstance(console.file, io.StringIO)
+    assert "12 rows dropped: empty [output]" in console.file.getvalue()
+
+
+def test_status_shows_losses_and_slots_that_are_not_heard() -> None:
+    silent = SlotView(
+        slot="b",
+        state="free",
+        live=False,
+        hardware=None,
+        node="n",
+        epoch=None,
+        task=None,
+        phase=None,
+        step=None,
+        last_heartbeat_age_s=None,
+    )
+    text = printed(slots_table([silent]), tasks_table([submitted()]))
+    assert "not heard of" in text
+    assert "4.000 -> 2.000" in text
+    assert "/x/[bold]/submission" in text
