@@ -248,12 +248,14 @@ def test_chat_and_preference_jobs_end_better_than_they_began(
     assert not any("refused" in (line.message or "") for line in _progress(job))
 
 
-def test_sigterm_before_training_stops_at_once(make_job: Callable[..., Path]):
+@pytest.mark.parametrize("after_s", [0.0, 0.3])  # while torch and the model are read, while rows are
+def test_sigterm_before_training_stops_at_once(after_s: float, make_job: Callable[..., Path]):
     job = make_job()
     worker = _start(job)
     until = time.monotonic() + WAIT_S
     while not (job.parent / "progress.jsonl").exists() and time.monotonic() < until:
         time.sleep(0.01)
+    time.sleep(after_s)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(WAIT_S) == 0
     assert _outcome(job).status is OutcomeStatus.STOPPED

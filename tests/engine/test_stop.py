@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_node.engine.stop import Stop, StopAsked
+from trainer_node.engine.stop import Stop
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,10 +27,13 @@ def stop() -> Iterator[Stop]:
         signal.signal(number, handler)
 
 
-def test_a_signal_stops_at_once_and_a_second_changes_nothing(stop: Stop):
-    with pytest.raises(StopAsked):
-        signal.raise_signal(signal.SIGTERM)
+def test_a_signal_stops_at_once_and_a_second_changes_nothing(stop: Stop, monkeypatch: pytest.MonkeyPatch):
+    said: list[object] = []
+    monkeypatch.setattr(os, "_exit", said.append)
+    stop.last_word = lambda: said.append("stopped")
     signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    assert said == ["stopped", 0]
     assert stop.asked
 
 

@@ -8,7 +8,7 @@ import stat
 import sys
 from pathlib import Path
 
-from trainer_node.engine.stop import Stop, StopAsked
+from trainer_node.engine.stop import Stop
 
 
 def main() -> int:
@@ -18,25 +18,23 @@ def main() -> int:
         return 2
     job_path = Path(sys.argv[1]).absolute()
     stop = Stop()
-    try:
-        stop.install(decides=os.environ.get("RANK", "0") == "0")
-        _outlive_pipes(job_path.parent / "worker.log")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        from trainer_node.engine import launch  # nothing is imported before signals are listened to
+    stop.last_word = lambda: _write_stopped(job_path.parent)  # until the job is read, and more is known
+    stop.install(decides=os.environ.get("RANK", "0") == "0")
+    _outlive_pipes(job_path.parent / "worker.log")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from trainer_node.engine import launch  # nothing is imported before signals are listened to
 
-        if launch.rank_of(os.environ) is None and (world := launch.world_of(job_path)) > 1:
-            ranks = launch.Ranks(launch.command(job_path), world)
-            status = ranks.run()
-            if not (ranks.stopping and status == 128 + signal.SIGTERM):
-                return status
-            raise StopAsked  # rank 0 didn't even listen yet
-        launch.die_with_parent()
-        from trainer_node.engine import run  # takes seconds
-
-        return run.main(job_path, stop)
-    except StopAsked:  # outside the pipeline; never after the last word
-        _write_stopped(job_path.parent)
+    if launch.rank_of(os.environ) is None and (world := launch.world_of(job_path)) > 1:
+        ranks = launch.Ranks(launch.command(job_path), world)
+        status = ranks.run()
+        if not (ranks.stopping and status == 128 + signal.SIGTERM):
+            return status
+        stop.last_word()  # rank 0 didn't even listen yet
         return 0
+    launch.die_with_parent()
+    from trainer_node.engine import run  # takes seconds
+
+    return run.main(job_path, stop)
 
 
 def _outlive_pipes(log: Path) -> None:

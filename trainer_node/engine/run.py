@@ -37,7 +37,7 @@ from trainer_node.engine.parallel import fitted, is_lost_peer, join, leave, shar
 from trainer_node.engine.prepare import Data, Record, Run
 from trainer_node.engine.progress import Reporter
 from trainer_node.engine.schedule import Costs, Part, Pulse, Schedule, affordable
-from trainer_node.engine.stop import Stop, StopAsked
+from trainer_node.engine.stop import Stop
 
 AVERAGE_SHARE = 0.1  # of the memory: the running average is kept if it takes no more
 OUT_OF_MEMORY = "memory ran out"
@@ -60,14 +60,13 @@ def main(job_path: Path, stop: Stop) -> int:
     clock = TokenClock(job.start_at, job.token_clock_rate) if job.clock == "token" else WallClock()
     leads = (rank_of(os.environ) or 0) == 0
     reporter = Reporter(folder / "progress.jsonl" if leads else Path(os.devnull), job.task, job.slot)
+    stop.last_word = lambda: write_outcome(folder, reporter, Outcome(status=OutcomeStatus.STOPPED))
     try:
         team = join(job, job.ready_by - clock.time())
         outcome = pipeline(Run(job, folder, clock, reporter, stop, team))
         leave(team)
     except SmallerPlan:
         return AGAIN
-    except StopAsked:
-        outcome = Outcome(status=OutcomeStatus.STOPPED)
     except Exception as error:
         traceback.print_exc()
         if is_lost_peer(error):  # nothing is wrong with this one, nor with the job: start all of them again
@@ -76,9 +75,14 @@ def main(job_path: Path, stop: Stop) -> int:
         outcome = Outcome(status=OutcomeStatus.FAILED, code=code, error=text)
     if leads:
         stop.close()
-        outcome = replace(outcome, step=max(outcome.step, reporter.last.step), at=time.time())
-        write_atomically(folder / "outcome.json", encode(outcome))
+        write_outcome(folder, reporter, outcome)
     return 1 if outcome.status is OutcomeStatus.FAILED else 0
+
+
+def write_outcome(folder: Path, reporter: Reporter, outcome: Outcome) -> None:
+    """The run's last word, with the step it came to; whole or not at all."""
+    outcome = replace(outcome, step=max(outcome.step, reporter.last.step), at=time.time())
+    write_atomically(folder / "outcome.json", encode(outcome))
 
 
 def explain(error: Exception) -> tuple[ErrorCode, str]:
@@ -107,7 +111,7 @@ def _first_line(error: Exception) -> str:
 
 
 def pipeline(run: Run) -> Outcome:
-    """The whole run; raises what `explain` explains, or StopAsked."""
+    """The whole run; raises what `explain` explains."""
     checkpoints = run.folder / "checkpoints"
     if run.team.leads:
         checkpoint.clean(checkpoints)
