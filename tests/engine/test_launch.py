@@ -40,13 +40,13 @@ def test_rank_0_says_how_it_ended():
 def test_who_stays_after_rank_0_is_ended():
     status, seconds = _run("exit 0", "exec sleep 60")
     assert status == 0
-    assert seconds < 5.0
+    assert seconds < 30.0
 
 
 def test_a_killed_rank_ends_all_at_once():
     status, seconds = _run("exec sleep 60", "kill -9 $$")
     assert status == 1
-    assert seconds < 2.0
+    assert seconds < GRACE_S
     assert _run("kill -9 $$", "exec sleep 60")[0] == 128 + signal.SIGKILL
 
 
@@ -63,7 +63,7 @@ def test_all_start_again_when_one_ran_out_of_memory(tmp_path: Path):
         f"test -e {mark} || exec sleep 60", f"test -e {mark} || {{ touch {mark}; exit {AGAIN}; }}"
     )
     assert status == 0
-    assert seconds < 5.0
+    assert seconds < 30.0
     # Rank 0 may have lost its peer, and ended, before the peer has.
     mark.unlink()
     late = f"test -e {mark} || {{ touch {mark}; sleep .3; exit {AGAIN}; }}"

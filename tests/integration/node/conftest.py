@@ -80,7 +80,7 @@ class NodeProcess:
         assert self.process is not None
         self.process.send_signal(number)
 
-    async def wait(self, timeout_s: float = 20) -> int:
+    async def wait(self, timeout_s: float = 60) -> int:
         assert self.process is not None
         return await asyncio.to_thread(self.process.wait, timeout_s)
 
@@ -172,7 +172,7 @@ class World:
         record = await self.bus.last(subjects.LEASES_STREAM, subjects.lease(slot))
         return decode_lease(record.data) if record and record.data else None
 
-    async def result(self, task: str = "job1", timeout_s: float = 30) -> Result:
+    async def result(self, task: str = "job1", timeout_s: float = 90) -> Result:
         """The task's result, once it is there; nothing may come after it."""
 
         async def there() -> Result | None:
@@ -202,7 +202,7 @@ class World:
         async def there() -> bool:
             return step in self.steps(node, task)
 
-        await self.until(there, 20, f"step {step} of {task} not reached")
+        await self.until(there, 60, f"step {step} of {task} not reached")
 
     async def until(self, look: Callable[[], Any], timeout_s: float, otherwise: str) -> Any:
         """What `look` finds, once it is true; a broker that is down is waited for."""
@@ -217,7 +217,7 @@ class World:
     async def exists(self, path: Path) -> None:
         """Wait until a file is there."""
 
-        await self.until(lambda: asyncio.to_thread(path.exists), 15, f"no {path}")
+        await self.until(lambda: asyncio.to_thread(path.exists), 60, f"no {path}")
 
 
 @pytest.fixture

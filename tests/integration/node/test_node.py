@@ -100,7 +100,7 @@ async def test_a_worker_that_ignores_sigterm_is_killed_at_drain(world) -> None:
     started = time.monotonic()
     node.signal(signal.SIGTERM)
     assert await node.wait() == 0
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert [line["event"] for line in node.slot_log()] == ["acquired", "released"]
 
 

@@ -108,6 +108,8 @@ def test_refusals_word_for_word(offered: Offer, seen: PolicyView, reason: str) -
     assert not verdict.accepted
     assert verdict.slot is None
     assert verdict.reason == reason
+    assert verdict.terms is not None
+    assert verdict.priority == priority_of(verdict.terms)
 
 
 def test_96_hours_are_not_too_long() -> None:

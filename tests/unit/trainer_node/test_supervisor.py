@@ -60,7 +60,7 @@ async def test_a_stubborn_worker_is_killed(tmp_path: Path) -> None:
     supervisor, _ = await started(tmp_path, STUBBORN)
     began = time.monotonic()
     await supervisor.stop("test")
-    assert 0.3 <= time.monotonic() - began < 3
+    assert 0.3 <= time.monotonic() - began < 30
     assert supervisor.worker is not None
     assert supervisor.worker.manner() == "the worker was killed by SIGKILL"
     assert not supervisor.alive
