@@ -118,7 +118,9 @@ class Admission:
         reason = (
             f"Task id is the token of another accepted task, {known.task_id!r}; offer it under another id"
         )
-        return self._decision(offer, token, Verdict(reason=reason), received_at)
+        judged = self._judge(offer)
+        verdict = Verdict(reason=reason, priority=judged.priority, terms=judged.terms)
+        return self._decision(offer, token, verdict, received_at)
 
     async def _append(self, job: Job, expected: int) -> None:
         subject, data = subjects.job(job.slot, job.task), encode(job)

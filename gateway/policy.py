@@ -66,17 +66,23 @@ Policy = Callable[[Offer, PolicyView], Verdict]
 
 
 def maximum_accuracy(offer: Offer, view: PolicyView) -> Verdict:
-    """The house policy: capacity, then hours, then priority; the two bonuses are earned, not given."""
+    """The house policy: capacity, then hours, then priority; the two bonuses are earned, not given.
+
+    Whatever decides, every term of the score is told.
+    """
+    chosen = _free_slot(view)
+    terms = _terms(offer, view, chosen)
+    priority = priority_of(terms)
     if view.busy >= view.capacity:
         return Verdict(
             reason=f"At maximum accuracy capacity ({view.capacity} jobs for #1)",
             warning=f"At maximum accuracy capacity: {view.busy}/{view.capacity} jobs",
+            priority=priority,
+            terms=terms,
         )
     if offer.hours_to_complete > view.max_hours:
-        return Verdict(reason=f"Job duration too long (>{view.max_hours:g} hours)")
-    chosen = _free_slot(view)
-    terms = _terms(offer, view, chosen)
-    priority = priority_of(terms)
+        reason = f"Job duration too long (>{view.max_hours:g} hours)"
+        return Verdict(reason=reason, priority=priority, terms=terms)
     if priority > THRESHOLD and chosen is not None:
         reason = f"Accepted for ranking #1 optimization - priority {priority:.3f}"
         return Verdict(reason=reason, slot=chosen.slot, priority=priority, terms=terms)
