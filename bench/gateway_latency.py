@@ -21,10 +21,11 @@ from typing import Any
 
 import aiohttp
 
-from podium.broker import Broker, free_port
+from podium.broker import Broker
 from shared import subjects
 from shared.bus import Bus, connect
 from shared.messages import Hardware, Heartbeat, Result, ResultStatus, encode
+from shared.ports import free_port
 from shared.settings import load_settings
 from shared.streams import bootstrap
 

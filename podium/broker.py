@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import sys
 import sysconfig
 from pathlib import Path
 
 from shared.errors import PodiumError
+from shared.ports import free_port
 
 # sync_interval has no command line flag, so a file is needed. No compression, no encryption: most of
 # the server's corruption fixes are there. Monitoring has no authentication: loopback only.
@@ -41,14 +41,6 @@ def nats_server_path() -> Path:
         if path.exists():
             return path
     raise PodiumError("nats-server is not installed in this environment: pip install 'podium[broker]'")
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def write_config(folder: Path, port: int, monitor_port: int) -> Path:

@@ -17,11 +17,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from podium.broker import broker_command, free_port, port_open, write_config
+from podium.broker import broker_command, port_open, write_config
 from podium.client import Client
 from podium.halves import Half, Split
 from podium.services import Say, Service, Spec
 from shared.errors import PodiumError
+from shared.ports import free_port
 from shared.settings import PREFIX, Settings
 from trainer_node.slot_lock import SlotLock
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from shared.messages import (
     encode,
 )
 from shared.plan import Plan
+from shared.ports import free_port
 from trainer_node.engine import launch
 from trainer_node.engine.data import Examples
 from trainer_node.engine.model import add_deltas, load_model
@@ -293,7 +293,7 @@ def test_torchrun_starts_it_too(job: Callable[..., WorkerJob], tmp_path: Path):
     path = tmp_path / "job.json"
     path.write_bytes(encode(job(ready_by=6.0)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port"]
-    command = [*torchrun, str(_free_port()), "-m", "trainer_node.engine", str(path)]
+    command = [*torchrun, str(free_port()), "-m", "trainer_node.engine", str(path)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=WAIT_S, check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert _outcome(tmp_path).status is OutcomeStatus.READY
@@ -310,16 +310,10 @@ def test_what_all_ranks_fail_at_is_said_once(start: Callable[..., subprocess.Pop
 
 
 def _together(world: int, arguments: list[str]) -> list[subprocess.Popen[bytes]]:
-    port = str(_free_port())
+    port = str(free_port())
     shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environments = [ENVIRONMENT | shared | {"RANK": str(rank)} for rank in range(world)]
     return [subprocess.Popen([sys.executable, *arguments], env=env) for env in environments]
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _outcome(folder: Path) -> Outcome:

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from types import FrameType
 import msgspec
 
 from shared.messages import WorkerJob, decode_worker_job
+from shared.ports import free_port
 
 POLL_S = 0.05
 GRACE_S = 10.0  # what rank 0 has for its last word after another rank has failed
@@ -89,7 +89,7 @@ class Ranks:
         environment = os.environ | {
             "WORLD_SIZE": str(self.world),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
+            "MASTER_PORT": str(free_port()),
             PARENT: str(os.getpid()),
         }
         # One machine: no name service and no network card is needed to talk to ourselves.
@@ -154,9 +154,3 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
     until = time.monotonic() + seconds
     while any(process.poll() is None for process in processes) and time.monotonic() < until:
         time.sleep(POLL_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

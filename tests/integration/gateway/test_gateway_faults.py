@@ -13,7 +13,7 @@ import pytest
 
 from bench.checker import read_all
 from gateway.app import listening_socket, running
-from podium.broker import Broker, free_port
+from podium.broker import Broker
 from shared import subjects
 from shared.bus import Bus
 from shared.errors import BusUnavailableError
@@ -30,6 +30,7 @@ from shared.messages import (
     decode_state_record,
     encode,
 )
+from shared.ports import free_port
 from shared.settings import Settings
 
 MakeOffer = Callable[..., dict[str, Any]]
