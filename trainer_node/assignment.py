@@ -26,7 +26,9 @@ from shared.messages import (
 )
 from trainer_node import artifacts
 from trainer_node.chain import Chain, FencedError
+from trainer_node.death import Death, explain
 from trainer_node.follower import Follower
+from trainer_node.kill_points import KillPoint, kill_point
 from trainer_node.lease import RETRY_S, LeaseLostError
 from trainer_node.pause import pause
 from trainer_node.post import Post
@@ -49,7 +51,7 @@ class Assignment:
         self.run = RunFolder(post.settings.node, job.task)
         self.chain = Chain(post.bus, post.lease, job.task)
         self.log = log.bind(task=job.task)
-        self._death: str | None = None  # why the newest worker's end counts against the limit
+        self._death: Death | None = None  # why the newest worker's end counts against the limit
         self._counted = False  # that end is in the chain already, as a claim of the next attempt
         self._trouble = ""
         self._started = float("-inf")
@@ -147,19 +149,27 @@ class Assignment:
             now=time.time(),
             attempt=known.attempt if known else 0,
             worker_alive=alive,
-            death=self._death or self.follower.condemned,
+            death=self._death.text if self._death else self.follower.condemned,
+            death_code=self._death.code if self._death else None,
             outcome=outcome,
             has_checkpoint=newest is not None,
             stored=artifacts.is_stored(self.post.settings.artifacts, self.job.task),
         )
 
-    def _error(self, worker: Worker | None, outcome: Outcome | None) -> str | None:
+    def _error(self, worker: Worker | None, outcome: Outcome | None) -> Death | None:
         """What a worker died of by itself; None if the node stopped it, or wasn't there to see it."""
         if outcome is not None:
-            return outcome.error or "the worker failed" if outcome.status is OutcomeStatus.FAILED else None
+            if outcome.status is not OutcomeStatus.FAILED:
+                return None
+            return Death(outcome.error or "the worker failed", outcome.code or ErrorCode.INTERNAL)
         if worker is None or worker.stopped:
             return None
-        return f"{worker.manner()}: {self.run.last_error() or 'it left no word in its log'}"
+        return explain(
+            worker.manner(),
+            self.run.last_error(),
+            out_of_memory=worker.out_of_memory,
+            free_bytes=self.run.free_bytes(),
+        )
 
     async def _claim(self, attempt: int) -> None:
         step = await asyncio.to_thread(self.run.newest_step)
@@ -171,23 +181,24 @@ class Assignment:
     async def _start(self, attempt: int) -> None:
         assert self._worker_job is not None  # else the refusal had ended the task
         await asyncio.sleep(max(0.0, self._started + RESTART_PAUSE_S - time.monotonic()))
+        await asyncio.to_thread(self.run.write_job, self._worker_job)  # first: a full disk must claim nothing
         await self._claim(attempt)
         self._death = self.follower.condemned = None
         self._counted = True  # should no worker come of it, the next try is of the same attempt
-        # Killed here: claimed without a worker. The next life's lease is a new epoch, so it claims anew.
+        kill_point(KillPoint.CLAIMED)  # the next life's lease is a new epoch, so it claims anew
         await asyncio.to_thread(self.run.remove_outcome)
-        await asyncio.to_thread(self.run.write_job, self._worker_job)
         step = await asyncio.to_thread(self.run.newest_step)
         self._started = time.monotonic()
         await self.post.supervisor.start(self.run, attempt, step or 0)
         self._counted = False
 
     async def _submit(self, digest: str) -> None:
+        kill_point(KillPoint.READY)  # the next life finds the export and announces it
         await self.chain.append(
             Submitting(**self._stamp(), task=self.job.task, slot=self.job.slot, digest=digest)
         )
         self.log.info("submitting", digest=digest)
-        # Killed here: announced, nothing stored. Whoever is next finds the name free and announces its own.
+        kill_point(KillPoint.ANNOUNCED)  # whoever is next finds the name free and announces its own
 
     async def _deliver(self, view: View) -> None:
         folder, outcome = self.post.settings.artifacts, view.outcome
@@ -204,12 +215,12 @@ class Assignment:
                     must_hold=self.post.lease.must_hold,
                 )
             except artifacts.DamagedExportError as error:
-                self._death = str(error)
+                self._death = Death(str(error))
                 await asyncio.to_thread(self.run.remove_outcome)
                 return
         else:
             digest = await asyncio.to_thread(artifacts.stored_digest, folder, self.job.task)
-        # Killed here: stored without a result. Whoever is next finds the name taken and names what is there.
+        kill_point(KillPoint.STORED)  # whoever is next finds the name taken and names what is there
         margin = self.job.deadline_at - time.time()
         ours = outcome is not None and outcome.digest == digest
         await self._end(
@@ -236,9 +247,11 @@ class Assignment:
         )
 
     async def _give_up(self, error: OSError) -> None:
-        """A full or broken disk must not hold the slot for ever: long after the deadline the task fails."""
-        late_s = time.time() - self.job.deadline_at
-        if late_s < self.post.settings.expire_after_s or not self.post.lease.may_write():
+        """A full or broken disk must not hold the slot for ever: past upstream's deadline the task fails."""
+        late_s, settings = time.time() - self.job.deadline_at, self.post.settings
+        if late_s < min(settings.deadline_margin_s, settings.expire_after_s):  # upstream still takes it
+            return
+        if not self.post.lease.may_write():
             return
         if isinstance(self.chain.last, Result):  # only the cleaning up is left, and that may fail
             return
@@ -248,7 +261,7 @@ class Assignment:
             self._say(refused)
 
     async def _clean_up(self, result: Result) -> None:
-        # Killed here: the result stands, and the next life finds no work and stops what still runs.
+        kill_point(KillPoint.ENDED)  # the next life finds no work and stops what still runs
         self.log.info(
             "task ended", status=result.status, reason=result.reason, margin_s=result.deadline_margin_s
         )

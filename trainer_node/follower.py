@@ -10,6 +10,7 @@ from shared import subjects
 from shared.errors import BusError
 from shared.logs import get_logger
 from shared.messages import Job, Phase, Progress, encode
+from trainer_node.kill_points import KillPoint, kill_point
 from trainer_node.post import Post
 from trainer_node.progress import ProgressTail, worth_telling
 from trainer_node.run_folder import RunFolder
@@ -99,6 +100,8 @@ class Follower:
         if not lines:
             return False
         self.latest = lines[-1]
+        if self.latest.phase is Phase.TRAIN:
+            kill_point(KillPoint.TRAINING)  # the worker trains on, and the next life adopts it
         subject = subjects.progress(self.job.slot, self.job.task)
         try:
             for line in worth_telling(lines):

@@ -15,6 +15,7 @@ from shared.logs import get_logger
 from shared.messages import GpuStatus, Hardware, Heartbeat, Phase, encode
 from shared.settings import Settings
 from trainer_node.hardware import gpu_status, memory
+from trainer_node.pause import pause
 
 GPU_QUERY_S = 5.0  # nvidia-smi costs 20 to 100 ms of CPU per call
 
@@ -42,6 +43,7 @@ class Pulse:
         self.node = node
         self.hardware = hardware
         self.activity = activity
+        self.wake = asyncio.Event()  # beat now: who listens has missed some, or the lease has changed
         self._gpus: list[GpuStatus] = []
 
     async def run(self) -> None:
@@ -73,11 +75,12 @@ class Pulse:
     async def _beat(self) -> None:
         subject = subjects.heartbeat(self.settings.slot)
         while True:
+            self.wake.clear()
             try:
                 await self.bus.publish(subject, encode(self.heartbeat()))
             except BusError as error:  # nobody can hear it; the next one follows
                 log.debug("heartbeat not sent", error=str(error))
-            await asyncio.sleep(self.settings.heartbeat_s)
+            await pause(self.settings.heartbeat_s, self.wake)
 
     async def _look_at_gpus(self) -> None:
         while True:

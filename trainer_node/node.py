@@ -25,6 +25,7 @@ from trainer_node.assignment import Assignment
 from trainer_node.chain import Chain
 from trainer_node.hardware import detect, threads_of_half
 from trainer_node.heartbeat import Activity, Pulse
+from trainer_node.kill_points import KillPoint, kill_point
 from trainer_node.lease import RETRY_S, SlotLease
 from trainer_node.pause import pause
 from trainer_node.post import Post
@@ -45,7 +46,7 @@ class Node:
         self.bus = bus
         self.wake = asyncio.Event()
         self.draining = asyncio.Event()
-        self.lease = SlotLease(bus, settings, node, hardware, on_change=self.wake.set)
+        self.lease = SlotLease(bus, settings, node, hardware, on_change=self._lease_changed)
         self.supervisor = Supervisor(
             settings,
             threads_of_half(settings),
@@ -69,6 +70,7 @@ class Node:
         """Work until drained. Raises BusUnavailableError if the connection is lost for good."""
         self.bus.on_reconnect(self.wake.set)
         self.bus.on_reconnect(self.lease.wake.set)
+        self.bus.on_reconnect(self.pulse.wake.set)
         await self.supervisor.adopt()
         await self.bus.subscribe(subjects.jobs_of_slot(self.settings.slot), self._heard)
         work = asyncio.create_task(self._work(), name="work")
@@ -120,6 +122,7 @@ class Node:
         worker = self.supervisor.worker
         if worker is not None and worker.file.task != job.task:
             await self.supervisor.stop("another task has the slot")
+        kill_point(KillPoint.FOUND)  # the next life finds it in the same place
         self.assignment = Assignment(self.post, job)
         try:
             await self.assignment.tend()
@@ -143,6 +146,10 @@ class Node:
             return None
         last = await Chain(self.bus, self.lease, job.task).read()
         return None if isinstance(last, Result) else job
+
+    def _lease_changed(self) -> None:
+        self.wake.set()
+        self.pulse.wake.set()
 
     async def _heard(self, message: Msg) -> None:
         self.wake.set()

@@ -101,6 +101,10 @@ class RunFolder:
             return None
         return next((line.strip()[:500] for line in reversed(lines) if line.strip()), None)
 
+    def free_bytes(self) -> int:
+        """Room left on the folder's disk."""
+        return shutil.disk_usage(self.path).free
+
     def clean(self) -> None:
         """After the result: free checkpoints and data, keep export and logs, and prune older run folders."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)

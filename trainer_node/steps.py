@@ -40,6 +40,7 @@ class View(Struct, frozen=True, kw_only=True):
     attempt: int = 0  # of the newest worker this node started for the job; 0 = none
     worker_alive: bool = False
     death: str | None = None  # the last error of a worker whose end counts against the limit
+    death_code: ErrorCode | None = None
     outcome: Outcome | None = None
     has_checkpoint: bool = False
     stored: bool = False  # something lies under the task's submission name
@@ -121,7 +122,7 @@ def _wanted(job: Job, last: StateRecord | None, view: View, max_attempts: int) -
     if view.death is not None:
         attempt += 1
         if attempt > max_attempts:
-            code = outcome.code if outcome is not None else None
+            code = (outcome.code if outcome is not None else None) or view.death_code
             return Finish(ResultStatus.FAILED, view.death, code or ErrorCode.INTERNAL)
     if view.now >= job.deadline_at:
         if view.stored:

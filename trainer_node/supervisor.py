@@ -18,6 +18,8 @@ from msgspec import Struct
 from shared.files import write_atomically
 from shared.logs import get_logger
 from shared.settings import PREFIX, Settings
+from trainer_node.death import KILLED, out_of_memory_kills
+from trainer_node.kill_points import KillPoint, kill_point
 from trainer_node.run_folder import RunFolder
 from trainer_node.slot_lock import SlotLock, command_line, start_time
 
@@ -46,12 +48,22 @@ class Worker:
         self.file = file
         self.process = process  # None = adopted: not our child
         self.stopped = False  # by the node, so its end doesn't count
+        self.out_of_memory = False  # the kernel ended it for that
         self.ended = asyncio.Event()
+        self._kills_before = out_of_memory_kills()
 
     @property
     def alive(self) -> bool:
         """Whether its end was not seen yet."""
         return not self.ended.is_set()
+
+    def note_end(self) -> None:
+        """Take down how it ended, while the kernel's counter tells something about it."""
+        code = self.process.poll() if self.process else None
+        # SIGTERM kills only a worker that doesn't listen yet: somebody asked it to stop.
+        self.stopped |= code == -signal.SIGTERM
+        self.out_of_memory = code in KILLED and out_of_memory_kills() > self._kills_before
+        self.ended.set()
 
     def manner(self) -> str:
         """How it ended, for people."""
@@ -130,7 +142,7 @@ class Supervisor:
                 await worker.ended.wait()
         except TimeoutError:
             log.warning("worker doesn't stop, killing it", pid=worker.file.pid, after_s=grace_s)
-            _kill_group(worker.file.pid)
+            _kill_group(worker.file)
             await worker.ended.wait()
         await self._free_lock()
 
@@ -160,7 +172,7 @@ class Supervisor:
                 )
         finally:
             os.close(lock)
-        # A kill here leaves a worker without worker.json: `_find` then knows it by the open lock.
+        kill_point(KillPoint.SPAWNED)  # the next life's `_find` knows the worker by the open lock
         file = WorkerFile(
             pid=process.pid,
             start_time=start_time(process.pid) or 0,
@@ -223,13 +235,10 @@ class Supervisor:
 
     def _ended(self, worker: Worker) -> None:
         file = worker.file
-        _kill_group(file.pid)  # before our child is reaped: until then nobody else can have its id
-        if worker.process is not None:
-            # SIGTERM kills only a worker that doesn't listen yet: somebody asked it to stop.
-            worker.stopped |= worker.process.poll() == -signal.SIGTERM
+        _kill_group(file)
+        worker.note_end()
         self.lock.record("released", file.pid, file.task, file.attempt)
         log.info("worker ended", pid=file.pid, task=file.task, manner=worker.manner(), asked=worker.stopped)
-        worker.ended.set()
         self._on_end()
 
     async def _free_lock(self, orphans_after_s: float = ORPHANS_AFTER_S) -> None:
@@ -254,7 +263,12 @@ def _kill(pid: int, number: int = signal.SIGKILL) -> None:
         os.kill(pid, number)
 
 
-def _kill_group(pid: int) -> None:
-    """Kill what is left of a worker's process group (it leads its own session)."""
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+def _kill_group(file: WorkerFile) -> None:
+    """Kill what is left of a worker's process group (it leads its own session).
+
+    While one member lives, the kernel gives the number to nobody else. So if a process of that number was
+    started at another time, none is left, and the group of that number is a stranger's.
+    """
+    if start_time(file.pid) in (None, file.start_time):
+        with suppress(ProcessLookupError):
+            os.killpg(file.pid, signal.SIGKILL)

@@ -25,6 +25,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.utils import cached_file
 
 from shared.files import sync
 from shared.messages import Metrics, WorkerJob
@@ -38,6 +39,7 @@ from trainer_node.engine.score import Score
 SHARD = "5GB"
 TOLERANCE = 0.02  # nats between the trained model and its export: bf16 rounding of weights costs up to .005
 ADAPTER = "default"
+ROPE_OWN = ("rope_theta", "partial_rotary_factor")  # fields of their own in transformers 4, not of the scaling
 
 PER_LABEL = 0.005  # of it per label token
 
@@ -153,12 +155,37 @@ def _write_model(deltas: Deltas, job: WorkerJob, folder: Path) -> None:
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
-    config = copy.deepcopy(base.config)
-    config.name_or_path = job.model
-    config.dtype = torch.bfloat16
-    config.save_pretrained(folder)
+    config = stock_config(_original_config(base, job), job.model)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     if base.generation_config is not None:
         base.generation_config.save_pretrained(folder)
+
+
+def _original_config(base: Any, job: WorkerJob) -> dict[str, Any]:
+    """The base model's own config.json; where it has none (GGUF), what transformers made of it."""
+    path = Path(job.model_path) / "config.json"
+    if not path.is_file():
+        cached = cached_file(
+            job.model_path, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
+        path = Path(cached) if cached else path
+    return json.loads(path.read_text()) if path.is_file() else base.config.to_dict()
+
+
+def stock_config(config: dict[str, Any], model: str) -> dict[str, Any]:
+    """A model's configuration in words that transformers 4 and 5 both understand.
+
+    transformers 5 writes `rope_parameters` and `dtype`; 4.51, which upstream scores with, overlooks both and takes
+    rotary base 10,000 for granted: a whole model would load and score like a broken one.
+    """
+    config = {name: value for name, value in config.items() if name not in ("dtype", "quantization_config")}
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
+        del config["rope_parameters"]
+        scaling = {name: value for name, value in rope.items() if name not in ROPE_OWN}
+        config.update({name: rope[name] for name in ROPE_OWN if name in rope})
+        config["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
+    return {**config, "_name_or_path": model, "torch_dtype": "bfloat16"}
 
 
 def full_state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
