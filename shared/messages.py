@@ -79,6 +79,13 @@ class ErrorCode(StrEnum):
     INTERNAL = "internal"
 
 
+class ControlKind(StrEnum):
+    """What an operator can ask of a slot's node."""
+
+    LOOK = "look"  # its task has news in the logs: look now instead of at the next poll
+    REQUEUE = "requeue"  # end the worker, take the job up anew with the attempts counted from 1
+
+
 class DatasetType(Struct, frozen=True, kw_only=True):
     """Which columns of the data mean what: the union of upstream's dataset types, by its own names."""
 
@@ -283,6 +290,7 @@ class GpuStatus(Struct, frozen=True, kw_only=True):
     memory_total: int
     memory_used: int
     utilization: float | None = None  # 0..1
+    uuid: str = ""  # the device's own: an index is only this container's
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):
@@ -300,6 +308,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     step: int = 0
     worker_alive: bool = False
     at: float = 0.0
+    version: str = ""  # of Podium
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -359,6 +368,22 @@ class Outcome(Struct, frozen=True, kw_only=True):
     at: float = 0.0
 
 
+class Control(Struct, frozen=True, kw_only=True):
+    """A request to the node that holds a slot; the node answers with a ControlAnswer."""
+
+    kind: ControlKind
+    task: str
+    reason: str = ""
+    gateway: str = ""
+
+
+class ControlAnswer(Struct, frozen=True):
+    """Whether it was done; if not, why not."""
+
+    done: bool
+    reason: str = ""
+
+
 def encode(message: Struct) -> bytes:
     """One message as JSON bytes."""
     return msgspec.json.encode(message)
@@ -371,4 +396,6 @@ decode_lease = msgspec.json.Decoder(Lease).decode
 decode_heartbeat = msgspec.json.Decoder(Heartbeat).decode
 decode_progress = msgspec.json.Decoder(Progress).decode
 decode_worker_job = msgspec.json.Decoder(WorkerJob).decode
+decode_control = msgspec.json.Decoder(Control).decode
+decode_control_answer = msgspec.json.Decoder(ControlAnswer).decode
 decode_outcome = msgspec.json.Decoder(Outcome).decode

@@ -71,6 +71,11 @@ def heartbeat(slot: str) -> str:
     return f"podium.heartbeats.{slot}"
 
 
+def control(slot: str) -> str:
+    """Requests of operators to the node that holds a slot."""
+    return f"podium.control.{slot}"
+
+
 def decision(task: str) -> str:
     """Decisions, accepted or not, for whoever watches."""
     return f"podium.decisions.{task}"

@@ -35,4 +35,5 @@ def test_subjects_are_spelled_as_documented() -> None:
     assert subjects.state("b", "t") == "podium.state.b.t"
     assert subjects.progress("b", "t") == "podium.progress.b.t"
     assert subjects.heartbeat("b") == "podium.heartbeats.b"
+    assert subjects.control("b") == "podium.control.b"
     assert subjects.lease("b") == "$KV.leases.b"
