@@ -19,7 +19,14 @@ ALLOWED = {
     "trainer_node": {"trainer_node", "shared"},
     "podium": {"podium", "gateway", "trainer_node", "shared"},
 }
-ENGINE_MAY = {"shared.messages", "shared.clock", "shared.errors", "shared.digest", "shared.files"} | {
+ENGINE_MAY = {
+    "shared.messages",
+    "shared.clock",
+    "shared.errors",
+    "shared.digest",
+    "shared.files",
+    "shared.ports",
+} | {
     f"shared.{name}"
     for name in ("recipe", "memory", "plan", "shape", "hardware", "fit", "speed", "deviations")
 }
