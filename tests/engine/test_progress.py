@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,21 @@ def test_a_long_part_says_once_a_second_that_it_is_alive(tmp_path: Path, monkeyp
     reporter.alive()
     last = _lines(path)[-1]
     assert (len(_lines(path)), last.phase, last.message) == (3, Phase.BASELINE, None)
+
+
+def test_a_call_that_is_silent_counts_as_alive_for_as_long_as_it_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "progress.jsonl"
+    reporter = Reporter(path, "task", "a")
+    reporter.phase(Phase.LOADING)
+    monkeypatch.setattr(progress, "PERIOD_S", 0.01)
+    with reporter.patience(1000.0):
+        until = time.monotonic() + 60.0
+        while len(_lines(path)) < 4 and time.monotonic() < until:
+            time.sleep(0.01)
+    said = len(_lines(path))
+    assert said >= 4
+    with reporter.patience(0.0):  # a call that takes longer is silent
+        time.sleep(0.05)
+    assert len(_lines(path)) == said

@@ -27,6 +27,7 @@ def main() -> int:
     if launch.rank_of(os.environ) is None and (world := launch.world_of(job_path)) > 1:
         ranks = launch.Ranks(launch.command(job_path), world)
         status = ranks.run()
+        stop.close()
         if not (ranks.stopping and status == 128 + signal.SIGTERM):
             return status
         stop.last_word()  # rank 0 didn't even listen yet

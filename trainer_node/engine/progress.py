@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, RLock, Thread
 
 from msgspec.structs import replace
 
@@ -17,7 +20,10 @@ SMOOTHING = 0.9  # of the loss that is shown
 
 
 class Reporter:
-    """Appends `Progress` lines to one file, each in one write, so that a reader never sees half of one."""
+    """Appends `Progress` lines to one file, each in one write, so that a reader never sees half of one.
+
+    The lock is for `patience`, whose thread speaks while the main one is busy.
+    """
 
     def __init__(self, path: Path, task: str, slot: str) -> None:
         self.last = Progress(task=task, slot=slot, phase=Phase.LOADING)
@@ -26,32 +32,59 @@ class Reporter:
         if size and os.pread(self._file, 1, size - 1) != b"\n":  # killed inside a line
             os.write(self._file, b"\n")
         self._written = 0.0
+        self._lock = RLock()
         self._tokens: deque[tuple[float, int]] = deque()
 
     def phase(self, phase: Phase) -> None:
         """A new station is reached."""
         self._tokens.clear()
-        self._emit(replace(self.last, phase=phase, eta_s=None, tokens_per_s=None))
+        with self._lock:
+            self._emit(replace(self.last, phase=phase, eta_s=None, tokens_per_s=None))
 
     def message(self, text: str) -> None:
         """Something people should know: a deviation, dropped rows, a fallback."""
-        self._emit(replace(self.last, message=text))
+        with self._lock:
+            self._emit(replace(self.last, message=text))
 
     def resumed(self, step: int, tokens: int, base_loss: float) -> None:
         """The lines that follow go on from here."""
-        self.last = replace(self.last, step=step, tokens=tokens, base_loss=base_loss)
+        with self._lock:
+            self.last = replace(self.last, step=step, tokens=tokens, base_loss=base_loss)
 
     def losses(self, *, base: float | None = None, dev: float | None = None) -> None:
         """The development metric was measured."""
         update = {
             name: value for name, value in (("base_loss", base), ("dev_loss", dev)) if value is not None
         }
-        self._emit(replace(self.last, **update))
+        with self._lock:
+            self._emit(replace(self.last, **update))
 
     def alive(self) -> None:
         """Say again where the run stands, once a second: in a long part, silence would pass for a stall."""
-        if self.due():
-            self._emit(self.last)
+        with self._lock:
+            if self.due():
+                self._emit(self.last)
+
+    @contextmanager
+    def patience(self, seconds: float) -> Iterator[None]:
+        """Inside, the run counts as alive for so long: for one call that can't say so itself.
+
+        Such as reading a model from disk. A call that takes longer than it may is silent like any that hangs.
+        """
+        over = Event()
+
+        def speak() -> None:
+            until = time.monotonic() + seconds
+            while not over.wait(PERIOD_S) and time.monotonic() < until:
+                self.alive()
+
+        speaker = Thread(target=speak, name="patience", daemon=True)
+        speaker.start()
+        try:
+            yield
+        finally:
+            over.set()
+            speaker.join()
 
     def due(self) -> bool:
         """Whether the next step should be reported; asking is free, reading a loss from a GPU isn't."""
@@ -64,18 +97,19 @@ class Reporter:
         while len(self._tokens) > 2 and now - self._tokens[0][0] > WINDOW_S:
             self._tokens.popleft()
         (then, before), smooth = self._tokens[0], self.last.loss
-        self._emit(
-            replace(
-                self.last,
-                step=step,
-                progress=progress,
-                tokens=tokens,
-                loss=loss if smooth is None else SMOOTHING * smooth + (1 - SMOOTHING) * loss,
-                lr=lr,
-                tokens_per_s=(tokens - before) / (now - then) if now > then else None,
-                eta_s=eta_s,
+        with self._lock:
+            self._emit(
+                replace(
+                    self.last,
+                    step=step,
+                    progress=progress,
+                    tokens=tokens,
+                    loss=loss if smooth is None else SMOOTHING * smooth + (1 - SMOOTHING) * loss,
+                    lr=lr,
+                    tokens_per_s=(tokens - before) / (now - then) if now > then else None,
+                    eta_s=eta_s,
+                )
             )
-        )
 
     def _emit(self, progress: Progress) -> None:
         progress = replace(progress, at=time.time())

@@ -28,8 +28,12 @@ class Stop:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
     def close(self) -> None:
-        """From here on a signal changes nothing: the last word is about to be written and must stand."""
-        self._deferred = True
+        """From here on a signal changes nothing: the last word is about to be written and must stand.
+
+        Ignored, not caught: when Python ends it gives caught signals back their default, which is to kill.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
