@@ -24,7 +24,7 @@ from shared.messages import (
     Submitting,
     WorkerJob,
 )
-from trainer_node import artifacts
+from trainer_node.artifacts import disk as artifacts
 from trainer_node.chain import Chain, FencedError
 from trainer_node.death import Death, explain
 from trainer_node.follower import Follower

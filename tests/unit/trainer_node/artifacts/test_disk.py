@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from shared.digest import folder_digest
-from trainer_node import artifacts
-from trainer_node.artifacts import DamagedExportError, is_stored, store, stored_digest, submission
+from trainer_node.artifacts import disk
+from trainer_node.artifacts.disk import DamagedExportError, is_stored, store, stored_digest, submission
 
 
 def make_export(folder: Path, text: str = "weights") -> tuple[Path, str]:
@@ -99,7 +99,7 @@ def test_another_file_system_is_copied_to(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(18, "Invalid cross-device link")
 
     export, digest = make_export(tmp_path / "export")
-    monkeypatch.setattr(artifacts.os, "link", other_device)
+    monkeypatch.setattr(disk.os, "link", other_device)
     assert put(tmp_path / "store", export, digest) == digest
     inode = os.stat(submission(tmp_path / "store", "t") / "adapter.safetensors").st_ino
     assert inode != os.stat(export / "adapter.safetensors").st_ino
