@@ -33,7 +33,19 @@ from trainer_node.lease import RETRY_S, LeaseLostError
 from trainer_node.pause import pause
 from trainer_node.post import Post
 from trainer_node.run_folder import RunFolder, worker_job
-from trainer_node.steps import Claim, Deliver, Done, Finish, Start, Step, Submit, View, Watch, next_step
+from trainer_node.steps import (
+    Claim,
+    Deliver,
+    Done,
+    Finish,
+    Start,
+    StartOver,
+    Step,
+    Submit,
+    View,
+    Watch,
+    next_step,
+)
 from trainer_node.supervisor import Worker
 
 EXIT_S: Final = 3.0  # for a worker that is done to exit by itself; freeing a large model takes a while
@@ -55,6 +67,7 @@ class Assignment:
         self._counted = False  # that end is in the chain already, as a claim of the next attempt
         self._trouble = ""
         self._started = float("-inf")
+        self._requeue: asyncio.Future[str | None] | None = None  # an operator who waits for the answer
         self._worker_job, self._refusal = self._prepare()
         ready_by = self._worker_job.ready_by if self._worker_job else job.deadline_at
         self.follower = Follower(post, job, self.run, ready_by)
@@ -74,10 +87,18 @@ class Assignment:
             for task in (follower, turns):
                 task.cancel()
             ends = await asyncio.gather(follower, turns, return_exceptions=True)
+            self._answer("the node stopped, or its task ended")
         for end in ends:
             if isinstance(end, Exception):
                 raise end
         await self.follower.publish()
+
+    async def requeue(self) -> str | None:
+        """Begin anew with the attempts counted from 1: None once that is in the chain, else why not."""
+        if self._requeue is None:
+            self._requeue = asyncio.get_running_loop().create_future()
+            self.post.wake.set()
+        return await asyncio.shield(self._requeue)
 
     async def _make_room(self) -> None:
         """Nothing of an older job of the same name may be taken for this one's."""
@@ -122,6 +143,8 @@ class Assignment:
                 await self._claim(attempt)
             case Start(attempt):
                 await self._start(attempt)
+            case StartOver():
+                await self._start_over()
             case Submit(digest):
                 await self._submit(digest)
             case Deliver():
@@ -130,6 +153,8 @@ class Assignment:
                 await self._end(status, reason, code=code)
             case Watch():
                 pass
+        if view.requeue and not isinstance(step, StartOver):
+            self._answer("it has a result, or is about to get one")
         return step
 
     def _look(self) -> View:
@@ -154,6 +179,7 @@ class Assignment:
             outcome=outcome,
             has_checkpoint=newest is not None,
             stored=artifacts.is_stored(self.post.settings.artifacts, self.job.task),
+            requeue=self._requeue is not None,
         )
 
     def _error(self, worker: Worker | None, outcome: Outcome | None) -> Death | None:
@@ -191,6 +217,18 @@ class Assignment:
         self._started = time.monotonic()
         await self.post.supervisor.start(self.run, attempt, step or 0)
         self._counted = False
+
+    async def _start_over(self) -> None:
+        await self.post.dismiss("an operator requeued its job")
+        if _is_ready(await asyncio.to_thread(self.run.outcome)):  # meanwhile: that is better than anew
+            return
+        await self._start(1)
+        self._answer(None)
+
+    def _answer(self, refusal: str | None) -> None:
+        if self._requeue is not None:
+            self._requeue.set_result(refusal)
+            self._requeue = None
 
     async def _submit(self, digest: str) -> None:
         kill_point(KillPoint.READY)  # the next life finds the export and announces it

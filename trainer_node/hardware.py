@@ -45,7 +45,7 @@ async def gpu_status(gpus: str | None) -> list[GpuStatus]:
     """The half's GPUs now; empty where there is none, or where nvidia-smi doesn't answer."""
     command = [
         "nvidia-smi",
-        "--query-gpu=index,name,memory.total,memory.used,utilization.gpu",
+        "--query-gpu=index,name,memory.total,memory.used,utilization.gpu,uuid",
         "--format=csv,noheader,nounits",
         *(["-i", gpus] if gpus else []),
     ]
@@ -73,10 +73,10 @@ def parse_gpus(output: str) -> list[GpuStatus]:
     gpus = []
     for line in filter(str.strip, output.splitlines()):
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) != 5 or not fields[0].isdigit() or not fields[2].isdigit():
+        if len(fields) != 6 or not fields[0].isdigit() or not fields[2].isdigit():
             log.warning("nvidia-smi said something else than expected", line=line)
             continue
-        index, name, total, used, utilization = fields
+        index, name, total, used, utilization, uuid = fields
         gpus.append(
             GpuStatus(
                 index=int(index),
@@ -84,6 +84,7 @@ def parse_gpus(output: str) -> list[GpuStatus]:
                 memory_total=int(total) * MIB,
                 memory_used=int(used) * MIB if used.isdigit() else 0,
                 utilization=int(utilization) / 100 if utilization.isdigit() else None,  # "[N/A]" under MIG
+                uuid=uuid,
             )
         )
     return gpus

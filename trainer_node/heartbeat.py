@@ -14,6 +14,7 @@ from shared.errors import BusError
 from shared.logs import get_logger
 from shared.messages import GpuStatus, Hardware, Heartbeat, Phase, encode
 from shared.settings import Settings
+from shared.version import version
 from trainer_node.hardware import gpu_status, memory
 from trainer_node.pause import pause
 
@@ -70,6 +71,7 @@ class Pulse:
             step=activity.step,
             worker_alive=activity.worker_alive,
             at=time.time(),
+            version=version(),
         )
 
     async def _beat(self) -> None:

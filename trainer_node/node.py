@@ -23,6 +23,7 @@ from shared.settings import Settings
 from shared.streams import bootstrap
 from trainer_node.assignment import Assignment
 from trainer_node.chain import Chain
+from trainer_node.desk import Desk
 from trainer_node.hardware import detect, threads_of_half
 from trainer_node.heartbeat import Activity, Pulse
 from trainer_node.kill_points import KillPoint, kill_point
@@ -58,6 +59,7 @@ class Node:
         )
         self.pulse = Pulse(bus, settings, node, hardware, self._activity)
         self.assignment: Assignment | None = None
+        self.desk = Desk(self.post, lambda: self.assignment)
         self._trouble = ""
 
     def drain(self) -> None:
@@ -73,6 +75,7 @@ class Node:
         self.bus.on_reconnect(self.pulse.wake.set)
         await self.supervisor.adopt()
         await self.bus.subscribe(subjects.jobs_of_slot(self.settings.slot), self._heard)
+        await self.desk.open()
         work = asyncio.create_task(self._work(), name="work")
         closed = asyncio.create_task(self.bus.closed.wait(), name="bus")
         background = [
@@ -86,6 +89,7 @@ class Node:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.desk.close()
             self.supervisor.close()
         for task in done:
             task.result()

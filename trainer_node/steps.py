@@ -44,6 +44,7 @@ class View(Struct, frozen=True, kw_only=True):
     outcome: Outcome | None = None
     has_checkpoint: bool = False
     stored: bool = False  # something lies under the task's submission name
+    requeue: bool = False  # an operator wants it to begin anew
 
 
 class Done(Struct, frozen=True):
@@ -68,6 +69,10 @@ class Start(Struct, frozen=True):
     attempt: int
 
 
+class StartOver(Struct, frozen=True):
+    """End the worker, claim with the attempts counted from 1, start from the newest checkpoint."""
+
+
 class Submit(Struct, frozen=True):
     """Announce the digest that is about to be stored."""
 
@@ -86,7 +91,7 @@ class Finish(Struct, frozen=True):
     code: ErrorCode | None = None
 
 
-Step = Done | Watch | Claim | Start | Submit | Deliver | Finish
+Step = Done | Watch | Claim | Start | StartOver | Submit | Deliver | Finish
 
 
 def next_step(job: Job, last: StateRecord | None, view: View, max_attempts: int) -> Step:
@@ -100,6 +105,8 @@ def next_step(job: Job, last: StateRecord | None, view: View, max_attempts: int)
     if isinstance(last, Submitting) and view.stored:
         return Deliver()
     step = _wanted(job, last, view, max_attempts)
+    if view.requeue and isinstance(step, Watch | Start) and not isinstance(last, Submitting):
+        return StartOver()
     if _is_mine(last, view) or isinstance(step, Start):
         return step
     if isinstance(last, Submitting) and isinstance(step, Submit):
@@ -141,4 +148,5 @@ def _is_mine(last: StateRecord | None, view: View) -> bool:
 
 
 def _attempt(last: StateRecord | None, view: View) -> int:
-    return max(1, view.attempt, last.attempt if isinstance(last, Claimed) else 0)
+    """As the chain says: every start was claimed before, and only there a requeue counts from 1 again."""
+    return last.attempt if isinstance(last, Claimed) else max(1, view.attempt)

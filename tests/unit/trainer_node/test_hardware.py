@@ -11,7 +11,7 @@ from shared.errors import SettingsError
 from shared.settings import Settings
 from trainer_node.hardware import detect, memory, parse_gpus, short_name, threads_of_half
 
-H100 = "{index}, NVIDIA H100 80GB HBM3, 81559, 1024, 37\n"
+H100 = "{index}, NVIDIA H100 80GB HBM3, 81559, 1024, 37, GPU-{index}\n"
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,9 @@ def test_names_are_shortened(name: str, short: str) -> None:
 
 
 def test_gpus_are_read_and_what_is_not_known_is_left_open() -> None:
-    gpus = parse_gpus(H100.format(index=4) + "5, NVIDIA H100 80GB HBM3, 81559, 0, [N/A]\nerror: lost\n")
+    gpus = parse_gpus(H100.format(index=4) + "5, NVIDIA H100 80GB HBM3, 81559, 0, [N/A], GPU-5\nerror: lost\n")
     assert [(gpu.index, gpu.memory_used, gpu.utilization) for gpu in gpus] == [(4, 2**30, 0.37), (5, 0, None)]
+    assert [gpu.uuid for gpu in gpus] == ["GPU-4", "GPU-5"]
 
 
 def fake_smi(folder: Path, output: str) -> None:
@@ -54,7 +55,7 @@ async def test_gpus_that_differ_or_are_not_there_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    fake_smi(tmp_path, H100.format(index=0) + "1, NVIDIA L40S, 46068, 0, 0\n")
+    fake_smi(tmp_path, H100.format(index=0) + "1, NVIDIA L40S, 46068, 0, 0, GPU-1\n")
     with pytest.raises(SettingsError, match="H100, L40S"):
         await detect(Settings())
     fake_smi(tmp_path, "")

@@ -18,7 +18,19 @@ from shared.messages import (
     Submitting,
     TaskType,
 )
-from trainer_node.steps import Claim, Deliver, Done, Finish, Start, Step, Submit, View, Watch, next_step
+from trainer_node.steps import (
+    Claim,
+    Deliver,
+    Done,
+    Finish,
+    Start,
+    StartOver,
+    Step,
+    Submit,
+    View,
+    Watch,
+    next_step,
+)
 
 ME, EPOCH, DEADLINE = "me", 7, 100.0
 DECISION = Decision(task_id="t", task="t", accepted=True, reason="")
@@ -144,3 +156,29 @@ def test_after_the_deadline_only_what_can_still_be_submitted_counts() -> None:
     assert isinstance(expired, Finish)
     assert expired.status is ResultStatus.EXPIRED
     assert decide(None, **late) == Claim(1)
+
+
+@pytest.mark.parametrize(
+    ("last", "seen", "step"),
+    [
+        (claimed(), {"worker_alive": True}, StartOver()),
+        (claimed(attempt=3), {}, StartOver()),
+        (claimed(epoch=6, attempt=2), {"worker_alive": True}, StartOver()),
+        (None, {}, StartOver()),
+        # what is about to end the task goes on: a finished task is never opened again
+        (claimed(), {"outcome": READY}, Submit("d1")),
+        (claimed(attempt=3), {"death": "boom"}, Finish(ResultStatus.FAILED, "boom", ErrorCode.INTERNAL)),
+        (submitting(), {"outcome": READY}, Deliver()),
+        (submitting(), {"worker_alive": True}, Watch()),
+        (submitting(node="other"), {}, Start(1)),
+        (DONE, {"worker_alive": True}, Done(DONE)),
+    ],
+)
+def test_an_operator_may_have_it_begin_anew_before_it_ends(
+    last: StateRecord | None, seen: dict[str, object], step: Step
+) -> None:
+    assert decide(last, requeue=True, **seen) == step
+
+
+def test_after_a_requeue_attempts_count_from_1_although_the_folder_remembers_more() -> None:
+    assert decide(claimed(epoch=6, attempt=1), attempt=3) == Start(1)
