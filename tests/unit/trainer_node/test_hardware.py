@@ -31,7 +31,8 @@ def test_names_are_shortened(name: str, short: str) -> None:
 
 
 def test_gpus_are_read_and_what_is_not_known_is_left_open() -> None:
-    gpus = parse_gpus(H100.format(index=4) + "5, NVIDIA H100 80GB HBM3, 81559, 0, [N/A], GPU-5\nerror: lost\n")
+    idle = "5, NVIDIA H100 80GB HBM3, 81559, 0, [N/A], GPU-5\n"
+    gpus = parse_gpus(H100.format(index=4) + idle + "error: lost\n")
     assert [(gpu.index, gpu.memory_used, gpu.utilization) for gpu in gpus] == [(4, 2**30, 0.37), (5, 0, None)]
     assert [gpu.uuid for gpu in gpus] == ["GPU-4", "GPU-5"]
 
