@@ -1,8 +1,12 @@
-"""A life that ends exactly between two steps: the next one finds what is stored and ends the task once."""
+"""The node is killed at each of eight labelled moments: the next life ends the task once, as if nothing had been.
+
+Real processes, real SIGKILL: the node kills itself where `trainer_node/kill_points.py` says.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,16 +14,60 @@ from typing import Any
 import pytest
 
 from shared.bus import Bus
-from shared.messages import Claimed, Hardware, Job, ResultStatus, StateRecord, Submitting
+from shared.messages import Claimed, Hardware, Job, ResultStatus, StateRecord
 from shared.settings import Settings
 from trainer_node.assignment import Assignment
+from trainer_node.kill_points import VARIABLE, KillPoint
 from trainer_node.lease import SlotLease
 from trainer_node.post import Post
-from trainer_node.steps import Deliver, Done, Start, Submit, Watch
+from trainer_node.steps import Done, Submit
 from trainer_node.supervisor import Supervisor
 
+SOURCES = Path(__file__).parents[3] / "trainer_node"
 WORKER = Path(__file__).parents[1] / "scripted_worker.py"
 CPU = Hardware(device="cpu", count=1, memory_bytes=2**30)
+STEPS = 8
+
+# What the chain must hold in the end: (claims, submittings).
+CHAINS = {
+    KillPoint.FOUND: (1, 1),
+    KillPoint.CLAIMED: (2, 1),
+    KillPoint.SPAWNED: (2, 1),
+    KillPoint.TRAINING: (2, 1),
+    KillPoint.READY: (2, 1),
+    KillPoint.ANNOUNCED: (1, 2),
+    KillPoint.STORED: (1, 1),
+    KillPoint.ENDED: (1, 1),
+}
+
+
+@pytest.mark.fault("F2")
+@pytest.mark.parametrize("point", KillPoint, ids=lambda point: f"{point}-{point.name.lower()}")
+async def test_killed_at(world, point: KillPoint) -> None:
+    job = await world.give(steps=STEPS)
+    node = world.node()
+    node.environment[VARIABLE] = point
+    node.start()
+    assert await node.wait(60) == -signal.SIGKILL
+    died_with = await world.chain()
+    del node.environment[VARIABLE]
+    node.start()
+    result = await world.result(timeout_s=60)
+    assert result.status is ResultStatus.SUBMITTED
+    assert result.digest == world.submitted()
+    chain = await world.chain()
+    assert chain[: len(died_with)] == died_with
+    names = [type(record).__name__ for record in chain]
+    assert (names.count("Claimed"), names.count("Submitting"), names.count("Result")) == (*CHAINS[point], 1)
+    assert {record.attempt for record in chain if isinstance(record, Claimed)} == {1}
+    assert world.steps(node) == list(range(1, STEPS + 1))  # not one step was trained twice
+    assert result.task_id == job.task_id
+
+
+def test_each_moment_is_labelled_once_where_it_is() -> None:
+    text = "".join(path.read_text() for path in SOURCES.glob("*.py"))
+    assert [text.count(f"kill_point(KillPoint.{point.name})") for point in KillPoint] == [1] * len(KillPoint)
+    assert [point.value for point in KillPoint] == [f"F2.{number}" for number in range(1, 9)]
 
 
 class KilledError(Exception):
@@ -38,7 +86,7 @@ async def new_life(bus: Bus, settings: Settings, job: Job, node: str = "one") ->
 
 async def live_until(assignment: Assignment, last: type[Any]) -> None:
     """Take turns until one of the wanted kind is done."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not isinstance(await assignment._turn(), last):
             await assignment.post.lease.turn()
             await asyncio.sleep(0.02)
@@ -72,37 +120,10 @@ async def finished(world, settings: Settings, job: Job) -> list[StateRecord]:
     return await world.chain()
 
 
-@pytest.mark.parametrize(
-    ("point", "claims", "submittings"),
-    [(Start, 2, 1), (Watch, 2, 1), (Submit, 1, 2), (Deliver, 1, 1), (Done, 1, 1)],
-    ids=["after start", "while training", "after submitting", "after the result", "after cleaning up"],
-)
-async def test_killed_after(world, point: type[Any], claims: int, submittings: int) -> None:
-    settings, job = await prepared(world)
-    await live_until(await new_life(world.bus, settings, job), point)
-    chain = await finished(world, settings, job)
-    assert sum(isinstance(record, Claimed) for record in chain) == claims
-    assert sum(isinstance(record, Submitting) for record in chain) == submittings
-    assert sum(isinstance(record, Claimed) and record.attempt != 1 for record in chain) == 0
-
-
-async def test_killed_after_the_claim(world, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, job = await prepared(world)
-    life = await new_life(world.bus, settings, job)
-
-    async def killed(*_: object) -> None:
-        raise KilledError
-
-    monkeypatch.setattr(life.post.supervisor, "start", killed)
-    with pytest.raises(KilledError):
-        await life._turn()
-    first, second, *_ = await finished(world, settings, job)
-    assert isinstance(first, Claimed)
-    assert isinstance(second, Claimed)
-    assert (second.attempt, second.epoch > first.epoch) == (1, True)
-
-
-async def killed_after_the_store(world, monkeypatch: pytest.MonkeyPatch) -> tuple[Settings, Job]:
+async def test_another_node_after_the_store_names_what_is_there(
+    world, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own folder knows nothing of the run, and it trains nothing."""
     settings, job = await prepared(world)
     life = await new_life(world.bus, settings, job)
     await live_until(life, Submit)
@@ -113,32 +134,15 @@ async def killed_after_the_store(world, monkeypatch: pytest.MonkeyPatch) -> tupl
     monkeypatch.setattr(life, "_end", killed)
     with pytest.raises(KilledError):
         await life._turn()
-    return settings, job
-
-
-async def test_killed_after_the_store(world, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, job = await killed_after_the_store(world, monkeypatch)
-    stored = world.submitted()
-    chain = await finished(world, settings, job)
-    assert [type(record).__name__ for record in chain] == ["Claimed", "Submitting", "Result"]
-    assert chain[-1].digest == stored
-    assert chain[-1].metrics is not None
-
-
-async def test_another_node_after_the_store_names_what_is_there(
-    world, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its own folder knows nothing of the run, and it trains nothing."""
-    _, job = await killed_after_the_store(world, monkeypatch)
     stored = world.submitted()
     other = node_settings(world, "two")
     other.node.mkdir()
     await asyncio.sleep(2.5)  # the dead node's lease
-    life = await new_life(world.bus, other, job, node="two")
-    await live_until(life, Done)
+    heir = await new_life(world.bus, other, job, node="two")
+    await live_until(heir, Done)
     result = await world.result()
     assert (result.node, result.digest, result.metrics) == ("two", stored, None)
-    assert life.post.supervisor.worker is None
+    assert heir.post.supervisor.worker is None
 
 
 async def test_an_export_damaged_before_the_store_is_made_again(world) -> None:
