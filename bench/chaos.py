@@ -1,229 +1,38 @@
-"""What survives kill -9: real broker, gateway, nodes and workers, real checkpoints, a tiny real model.
+"""What survives kill -9 and SIGSTOP: real broker, gateways, nodes and workers; a checker that trusts nobody.
 
-    python -m bench.chaos --quick    # each of the four kinds of process killed once, amid two jobs
+    python -m bench.chaos --quick             # each of the four kinds of process killed once, amid two jobs
+    python -m bench.chaos                     # 1,500 jobs under 3,000 faults, with scripted workers
+    python -m bench.chaos --worker real       # 60 jobs under 30 faults or more, with the real engine
+    python -m bench.chaos --ci                # the scripted one for two minutes
 
-Every round runs one job on each slot, kills one process when both are training, and waits for both
-results. What each kill must not disturb is watched while it happens; what must be true in the end is
-judged by bench/checker.py. The last line is one JSON object.
+The fleet: a broker, two gateways that any client may ask, two nodes, and a standby that contends for slot a
+on the same machine. The faults: kill -9, SIGTERM, and SIGSTOP for .5 to 12 s (the lease lasts 2 s) of any
+process, workers too; now and then kill -9 of all at once. What died comes back after a random gap, in any
+order. Scripted workers keep the real ones' contract with the node (job.json, progress, checkpoints, outcome,
+export, lock) and need a second per job. bench/checker.py judges from what is stored; whether two workers
+were ever on one slot is seen by bench/chaos_witness.py. The last line is one JSON object. On a violation
+the folder with all logs is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import signal
+import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from bench.checker import Report, check
-from podium.client import ENDED, Client, Refusal
-from podium.halves import split
-from podium.stack import Stack
-from shared.bus import connect
-from shared.errors import PodiumError
-from shared.messages import DatasetType, FileFormat, Offer, TaskType, encode
-from shared.settings import load_settings
-from trainer_node.supervisor import WorkerFile
+from bench.chaos_rounds import disturbed, rounds
+from bench.chaos_storm import Goal, Outcome, Storm, say
+from bench.checker import Report
+from shared.logs import set_up_logs
 
-ROOT = Path(__file__).parents[1]
-MODEL, MODEL_FOLDER = "podium/tiny", ROOT / "tests" / "data" / "oracle" / "base"
-DATA = ROOT / "examples" / "wordnet"
-ROUND_S = 60.0  # a job's whole time
-VICTIMS = ("node", "worker", "broker", "gateway")
-
-
-class Seen(Struct, kw_only=True):
-    """What one round observed beside the logs."""
-
-    victim: str
-    same_worker_a: bool = False  # slot a's worker after the kill is the one before it
-    same_worker_b: bool = False
-    back_s: float = 0.0  # from the kill until the gateway is ready and both nodes are heard
-    refused_requests: int = 0
-    submitted: int = 0
-
-
-class Fleet:
-    """The processes of `podium up` in a temporary folder, and their process ids."""
-
-    def __init__(self, folder: Path) -> None:
-        settings = load_settings(
-            {},
-            data_dir=str(folder),
-            nats_url="nats://127.0.0.1:0",
-            gateway_port=0,
-            deadline_margin_s=0.0,
-            models={MODEL: str(MODEL_FOLDER)},
-            dataset_roots=(str(DATA),),
-            log_max_bytes=64 << 20,
-            checkpoint_interval_s=2.0,
-            threads=1,
-        )
-        self.folder = folder
-        self.stack = Stack(settings, split(settings, [], expectation_set=False), say)
-
-    @property
-    def client(self) -> Client:
-        """The gateway's HTTP interface."""
-        return Client(self.stack.url)
-
-    def worker(self, slot: str) -> WorkerFile | None:
-        """The newest worker of a slot."""
-        try:
-            return msgspec.json.decode((self.node_folder(slot) / "worker.json").read_bytes(), type=WorkerFile)
-        except FileNotFoundError:
-            return None
-
-    def node_folder(self, slot: str) -> Path:
-        """A node's work folder."""
-        return self.folder / "nodes" / slot
-
-    def pid(self, victim: str) -> int:
-        """The process id of a victim; of a node or worker, slot a's."""
-        if victim == "worker":
-            worker = self.worker("a")
-            if worker is None:
-                raise PodiumError("slot a never had a worker")
-            return worker.pid
-        name = "node-a" if victim == "node" else victim
-        service = next(service for service in self.stack.services if service.spec.name == name)
-        if service.pid is None:
-            raise PodiumError(f"{name} never started")
-        return service.pid
-
-
-def say(text: str) -> None:
-    """One line for people, at once."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
-async def until(what: str, condition: Callable[[], Awaitable[bool]], timeout_s: float) -> float:
-    """Wait for a condition; how many seconds it took. PodiumError after `timeout_s`."""
-    began = time.monotonic()
-    while not await condition():
-        if time.monotonic() - began > timeout_s:
-            raise PodiumError(f"waited {timeout_s:g} s for {what}")
-        await asyncio.sleep(0.1)
-    return time.monotonic() - began
-
-
-async def send(fleet: Fleet, task_id: str, *, hours: float) -> str:
-    """Offer one job until it is decided, as a patient upstream would; the token if accepted."""
-    offer = Offer(
-        task_id=task_id,
-        task_type=TaskType.INSTRUCT,
-        model=MODEL,
-        hours_to_complete=hours,
-        dataset=str(DATA / "nouns_train.json"),
-        file_format=FileFormat.JSON,
-        dataset_type=DatasetType(field_instruction="instruct", field_output="output"),
-        model_params_count=140_000,
-    )
-    decision = await asyncio.to_thread(fleet.client.offer, encode(offer))
-    if isinstance(decision, Refusal) or not decision.accepted:
-        raise PodiumError(f"{task_id} was not accepted: {decision}")
-    return decision.task
-
-
-async def one_round(fleet: Fleet, victim: str, acknowledged: set[str]) -> Seen:
-    """Two jobs, one kill in the middle, two results."""
-    tasks = [await send(fleet, f"{victim}-{slot}", hours=ROUND_S / 3600) for slot in ("first", "second")]
-    acknowledged.update(tasks)
-
-    async def both_train() -> bool:
-        views = {view.task: view for view in await asyncio.to_thread(fleet.client.tasks)}
-        return all((progress := views[task].progress) is not None and progress.step > 0 for task in tasks)
-
-    async def checkpointed() -> bool:
-        return all(
-            any((fleet.node_folder(view.slot) / "runs" / view.task / "checkpoints").glob("step-*"))
-            for view in await asyncio.to_thread(fleet.client.tasks)
-            if view.task in tasks
-        )
-
-    await until("both jobs to train", both_train, ROUND_S)
-    await until("a checkpoint of both", checkpointed, ROUND_S)
-    before = {slot: fleet.worker(slot) for slot in ("a", "b")}
-    pid = fleet.pid(victim)
-    say(f"kill -9 {victim} (process {pid})")
-    os.kill(pid, signal.SIGKILL)
-    seen = Seen(victim=victim)
-    probe = asyncio.create_task(_probe(fleet, seen))
-    began = time.monotonic()
-    await asyncio.sleep(0.2)
-    await fleet.stack.ready(30.0)
-    seen.back_s = time.monotonic() - began
-    await until("both results", lambda: _ended(fleet, tasks), ROUND_S + 30.0)
-    probe.cancel()
-    after = {slot: fleet.worker(slot) for slot in ("a", "b")}
-    seen.same_worker_a, seen.same_worker_b = before["a"] == after["a"], before["b"] == after["b"]
-    views = {view.task: view for view in await asyncio.to_thread(fleet.client.tasks)}
-    seen.submitted = sum(views[task].state == "submitted" for task in tasks)
-    say(f"{victim}: {seen}")
-    return seen
-
-
-async def _probe(fleet: Fleet, seen: Seen) -> None:
-    """Ask the gateway ten times a second: a restart may delay an answer, never refuse it."""
-    while True:
-        try:
-            await asyncio.to_thread(fleet.client.slots)
-        except PodiumError as error:
-            if "refused" in str(error):  # a request that was being answered may break off; a new one waits
-                seen.refused_requests += 1
-        await asyncio.sleep(0.1)
-
-
-async def _ended(fleet: Fleet, tasks: list[str]) -> bool:
-    try:
-        views = {view.task: view for view in await asyncio.to_thread(fleet.client.tasks)}
-    except PodiumError:  # the broker or the gateway is starting
-        return False
-    return all(task in views and views[task].state in ENDED for task in tasks)
-
-
-async def quick(folder: Path) -> tuple[list[Seen], Report]:
-    """One round per victim, then the verdict."""
-    fleet = Fleet(folder)
-    acknowledged: set[str] = set()
-    try:
-        await fleet.stack.start()
-        await fleet.stack.ready(60.0)
-        rounds = [await one_round(fleet, victim, acknowledged) for victim in VICTIMS]
-        bus = await connect(fleet.stack.settings, name="checker")
-        report = await check(
-            bus,
-            acknowledged=acknowledged,
-            artifacts=fleet.stack.settings.artifacts,
-            lock_logs={slot: fleet.node_folder(slot) / "slot.log" for slot in ("a", "b")},
-        )
-        await bus.close()
-        return rounds, report
-    finally:
-        await fleet.stack.stop()
-
-
-def disturbed(seen: Seen) -> list[str]:
-    """What a kill disturbed that it must not."""
-    findings = []
-    if not seen.same_worker_b:
-        findings.append("slot b's worker was started again")
-    if seen.victim != "worker" and not seen.same_worker_a:
-        findings.append("slot a's worker was started again")
-    if seen.victim == "worker" and seen.same_worker_a:
-        findings.append("slot a's worker was not started again")
-    if seen.submitted != 2:
-        findings.append(f"{seen.submitted} of 2 jobs were submitted")
-    if seen.refused_requests:
-        findings.append(f"{seen.refused_requests} requests were refused")
-    return [f"kill of the {seen.victim}: {finding}" for finding in findings]
+GOALS = {"scripted": (1500, 3000), "real": (60, 30)}
+FOREVER_S = 24 * 3600.0
 
 
 def main() -> int:
@@ -231,29 +40,73 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", required=True, help="kill each kind of process once")
-    parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="podium-chaos-") as folder:
-        rounds, report = asyncio.run(quick(Path(folder)))
-    findings = report.findings + [finding for seen in rounds for finding in disturbed(seen)]
+    parser.add_argument("--quick", action="store_true", help="kill each kind of process once, nothing else")
+    parser.add_argument("--ci", action="store_true", help="--worker scripted --minutes 2")
+    parser.add_argument("--worker", choices=sorted(GOALS), default="scripted")
+    parser.add_argument("--jobs", type=int, help="results to reach")
+    parser.add_argument("--faults", type=int, help="faults to reach")
+    parser.add_argument("--minutes", type=float, help="stop here, whatever was reached")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where to work; kept (default: a temporary one)")
+    args = parser.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="podium-chaos-"))
+    if args.quick:
+        summary, findings = quick(folder)
+    else:
+        summary, findings = storm(folder, args)
     for finding in findings:
         print("VIOLATION", finding)
-    summary = {
-        "jobs": report.jobs,
-        "faults": len(rounds),
-        "lost": report.lost,
-        "stored_twice": report.stored_twice,
-        "double_submissions": report.double_submissions,
-        "without_result": report.without_result,
-        "late": report.late,
-        "overlaps": report.overlaps,
-        "results": report.results,
-        "refused_requests": sum(seen.refused_requests for seen in rounds),
-        "back_s": {seen.victim: round(seen.back_s, 2) for seen in rounds},
-        "violations": len(findings),
-    }
-    print(msgspec.json.encode(summary).decode())
+    if findings:
+        print(f"all logs are in {folder}")
+    elif args.folder is None:
+        shutil.rmtree(folder)
+    print(msgspec.json.encode(summary | {"violations": len(findings)}).decode())
     return 1 if findings else 0
+
+
+def quick(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """One kill of each kind."""
+    seen, report = asyncio.run(rounds(folder))
+    findings = report.findings + [finding for one in seen for finding in disturbed(one)]
+    summary = counts(report) | {
+        "faults": len(seen),
+        "refused_requests": sum(one.refused_requests for one in seen),
+        "back_s": {one.victim: round(one.back_s, 2) for one in seen},
+    }
+    return summary, findings
+
+
+def storm(folder: Path, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Jobs under faults until the goal or the time is reached."""
+    worker = "scripted" if args.ci else args.worker
+    jobs, faults = GOALS[worker]
+    minutes = args.minutes or (2.0 if args.ci else None)
+    goal = Goal(
+        jobs=args.jobs or jobs,
+        faults=args.faults or faults,
+        seconds=minutes * 60 if minutes else FOREVER_S,
+    )
+    set_up_logs("console", "error", service="chaos")  # the bench's own connection dies with the broker
+    say(f"{worker} workers, seed {args.seed}: {goal.jobs} jobs, {goal.faults} faults, in {folder}")
+    outcome = asyncio.run(Storm(folder, worker, goal, args.seed).run())
+    return counts(outcome.report) | _of(outcome), outcome.report.findings + outcome.findings
+
+
+def counts(report: Report) -> dict[str, Any]:
+    """The checker's part of the summary."""
+    return {name: value for name, value in msgspec.structs.asdict(report).items() if name != "findings"}
+
+
+def _of(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "faults": sum(outcome.faults.values()),
+        "by_kind": outcome.faults,
+        "heard": outcome.heard,
+        "own_ends": outcome.own_ends,
+        "tracebacks": outcome.tracebacks,
+        "minutes": round(outcome.seconds / 60, 1),
+        "settle_s": round(outcome.settle_s, 1),
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An independent judge of what a fleet did: reads only the two logs, the lock's log and the artifacts.
+"""An independent judge of what a fleet did: reads only the two logs, the locks' logs and the artifacts.
 
 It shares no code with the gateway or the node beyond the message types, so that a wrong idea there is not
 repeated here.
@@ -7,6 +7,8 @@ repeated here.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -21,6 +23,7 @@ from shared.messages import (
     Result,
     ResultStatus,
     StateRecord,
+    Submitting,
     decode_job_record,
     decode_state_record,
 )
@@ -36,8 +39,10 @@ class Report(Struct, frozen=True, kw_only=True):
     double_submissions: int
     without_result: int
     late: int
-    overlaps: int  # two workers on one slot at one time
+    overlaps: int  # two workers, or two jobs, on one slot at one time
+    stale_writes: int = 0  # records of an epoch that another one had ended, or after a result
     resumes: int  # claims after a task's first
+    takeovers: int = 0  # of them, those by another node than the one before
     findings: list[str]
 
     @property
@@ -46,15 +51,12 @@ class Report(Struct, frozen=True, kw_only=True):
         return not self.findings
 
 
-class Chain(Struct):
-    """One task's records in STATE, in order."""
+class Logs(Struct):
+    """JOBS and STATE as they are stored; STATE's records in order, and by task."""
 
-    records: list[StateRecord] = []
-
-    @property
-    def results(self) -> list[Result]:
-        """All terminal records; there must be exactly one."""
-        return [record for record in self.records if isinstance(record, Result)]
+    jobs: list[Job]
+    states: list[StateRecord]
+    chains: dict[str, list[StateRecord]]
 
 
 async def read_all(bus: Bus, stream: str) -> list[Record]:
@@ -65,45 +67,47 @@ async def read_all(bus: Bus, stream: str) -> list[Record]:
     return records
 
 
+async def read_logs(bus: Bus) -> Logs:
+    """Both logs, whole."""
+    stored = [decode_job_record(record.data) for record in await read_all(bus, subjects.JOBS_STREAM)]
+    states = [decode_state_record(record.data) for record in await read_all(bus, subjects.STATE_STREAM)]
+    chains: dict[str, list[StateRecord]] = {}
+    for state in states:
+        chains.setdefault(state.task, []).append(state)
+    return Logs([record for record in stored if isinstance(record, Job)], states, chains)
+
+
 async def check(bus: Bus, *, acknowledged: set[str], artifacts: Path, lock_logs: dict[str, Path]) -> Report:
     """Judge a settled fleet; `acknowledged` are the tokens of tasks that a client heard accepted."""
-    findings: list[str] = []
-    stored = [decode_job_record(record.data) for record in await read_all(bus, subjects.JOBS_STREAM)]
-    jobs = [record for record in stored if isinstance(record, Job)]
-    chains: dict[str, Chain] = {}
-    for record in await read_all(bus, subjects.STATE_STREAM):
-        state = decode_state_record(record.data)
-        chains.setdefault(state.task, Chain([])).records.append(state)
-
-    counts = Counter(job.task for job in jobs)
-    twice = [task for task, count in counts.items() if count > 1]
-    findings += [f"{task}: stored {counts[task]} times" for task in twice]
-    lost = sorted(acknowledged - set(counts))
-    findings += [f"{task}: acknowledged but not stored" for task in lost]
-
+    logs = await read_logs(bus)
+    counts = Counter(job.task for job in logs.jobs)
+    twice = [f"{task}: stored {count} times" for task, count in counts.items() if count > 1]
+    lost = [f"{task}: acknowledged but not stored" for task in sorted(acknowledged - set(counts))]
+    results: Counter[str] = Counter()
     without: list[str] = []
     double: list[str] = []
     late: list[str] = []
-    results: Counter[str] = Counter()
-    for job in jobs:
-        chain = chains.get(job.task, Chain([]))
-        if len(chain.results) != 1:
-            (without if not chain.results else double).append(job.task)
-            findings.append(f"{job.task}: {len(chain.results)} results")
+    wrong: list[str] = []
+    for job in logs.jobs:
+        chain = logs.chains.get(job.task, [])
+        ends = [record for record in chain if isinstance(record, Result)]
+        if len(ends) != 1:
+            (double if ends else without).append(f"{job.task}: {len(ends)} results")
             continue
-        result = chain.results[0]
+        result = ends[0]
         results[result.status.value] += 1
-        if chain.records[-1] is not result:
-            findings.append(f"{job.task}: something was written after the result")
-        findings += _artifact_findings(result, artifacts, double)
+        stored = _submissions(artifacts, job.task)
+        if len(stored) > 1:
+            double.append(f"{job.task}: {len(stored)} submissions are stored")
+        wrong += _artifact_findings(result, stored, chain)
         if result.status is ResultStatus.SUBMITTED and result.at > job.deadline_at:
-            late.append(job.task)
-            findings.append(f"{job.task}: submitted {result.at - job.deadline_at:.1f} s late")
-
+            late.append(f"{job.task}: submitted {result.at - job.deadline_at:.1f} s late")
     overlaps = [line for slot, path in lock_logs.items() for line in _overlaps(slot, path)]
-    claims = sum(isinstance(record, Claimed) for chain in chains.values() for record in chain.records)
+    overlaps += _two_jobs_at_once(logs)
+    stale = [*_after_results(logs), *_stale_epochs(logs)]
+    claims = [[record for record in chain if isinstance(record, Claimed)] for chain in logs.chains.values()]
     return Report(
-        jobs=len(jobs),
+        jobs=len(logs.jobs),
         results=dict(results),
         lost=len(lost),
         stored_twice=len(twice),
@@ -111,36 +115,76 @@ async def check(bus: Bus, *, acknowledged: set[str], artifacts: Path, lock_logs:
         without_result=len(without),
         late=len(late),
         overlaps=len(overlaps),
-        resumes=max(0, claims - sum(1 for chain in chains.values() if chain.records)),
-        findings=findings + overlaps,
+        stale_writes=len(stale),
+        resumes=sum(max(0, len(chain) - 1) for chain in claims),
+        takeovers=sum(a.node != b.node for chain in claims for a, b in pairwise(chain)),
+        findings=[*twice, *lost, *without, *double, *late, *wrong, *overlaps, *stale],
     )
 
 
-def _artifact_findings(result: Result, artifacts: Path, double: list[str]) -> list[str]:
-    """A submitted task has exactly one stored submission, and it is what the result names."""
-    folder = artifacts / result.task
-    found = (
-        sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
-    )
+def _submissions(artifacts: Path, task: str) -> list[Path]:
+    """All that lies under a task's name, but for copies that were being made when their node was killed."""
+    folder = artifacts / task
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _artifact_findings(result: Result, stored: list[Path], chain: list[StateRecord]) -> Iterator[str]:
+    """A submitted task has exactly one stored submission: the one that was announced and the result names."""
+    task = result.task
     if result.status is not ResultStatus.SUBMITTED:
-        return [f"{result.task}: {result.status.value}, yet an artifact is stored"] if found else []
-    if len(found) > 1:
-        double.append(result.task)
-        return [f"{result.task}: {len(found)} submissions are stored"]
-    if not found:
-        return [f"{result.task}: submitted, but nothing is stored"]
-    digest = folder_digest(found[0])
-    return (
-        []
-        if digest == result.digest
-        else [f"{result.task}: stored {digest[:12]}, result says {result.digest}"]
-    )
+        if stored:
+            yield f"{task}: {result.status.value}, yet an artifact is stored"
+        return
+    if not stored:
+        yield f"{task}: submitted, but nothing is stored"
+    elif (digest := folder_digest(stored[0])) != result.digest:
+        yield f"{task}: stored {digest[:12]}, result says {result.digest}"
+    announced = {record.digest for record in chain if isinstance(record, Submitting)}
+    if result.digest not in announced:
+        yield f"{task}: submitted {result.digest}, which nobody had announced"
+
+
+def _after_results(logs: Logs) -> Iterator[str]:
+    for task, chain in logs.chains.items():
+        first = next((place for place, record in enumerate(chain) if isinstance(record, Result)), len(chain))
+        if any(not isinstance(record, Result) for record in chain[first:]):
+            yield f"{task}: something was written after the result"
+
+
+def _stale_epochs(logs: Logs) -> Iterator[str]:
+    """Per slot, whatever the task: the epoch never falls, and each is one node's. Gateways write none."""
+    newest: dict[str, StateRecord] = {}
+    for record in logs.states:
+        if not record.epoch:
+            continue
+        before = newest.setdefault(record.slot, record)
+        if record.epoch < before.epoch:
+            yield f"{record.task}: epoch {record.epoch} was written after epoch {before.epoch}"
+        elif record.epoch == before.epoch and record.node != before.node:
+            yield f"{record.task}: {record.node} and {before.node} both wrote under epoch {record.epoch}"
+        else:
+            newest[record.slot] = record
+
+
+def _two_jobs_at_once(logs: Logs) -> Iterator[str]:
+    """A job may be accepted for a slot only when the one before has its result (one machine, one clock)."""
+    newest: dict[str, Job] = {}
+    for job in logs.jobs:
+        before = newest.get(job.slot)
+        newest[job.slot] = job
+        if before is None or before.task == job.task:
+            continue
+        ends = [record.at for record in logs.chains.get(before.task, []) if isinstance(record, Result)]
+        if not ends or min(ends) > job.decision.decided_at:
+            yield f"slot {job.slot}: {job.task} was accepted before {before.task} had a result"
 
 
 class LockEvent(Struct):
     """One line of a slot's lock log."""
 
-    event: str  # "acquired" or "released"
+    event: str  # acquired, adopted or released
     pid: int
     task: str
     at: float
@@ -156,8 +200,11 @@ def _overlaps(slot: str, path: Path) -> list[str]:
         event = msgspec.json.decode(line, type=LockEvent)
         if event.event == "acquired":
             if holder is not None and holder.pid != event.pid:
-                findings.append(f"slot {slot}: {event.pid} took the lock while {holder.pid} held it")
+                findings.append(
+                    f"slot {slot}: {event.pid} ({event.task}) took the lock at {event.at:.2f} "
+                    f"while {holder.pid} ({holder.task}) held it"
+                )
             holder = event
-        elif holder is not None and holder.pid == event.pid:
+        elif event.event == "released" and holder is not None and holder.pid == event.pid:
             holder = None
     return findings

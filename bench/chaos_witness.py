@@ -1,0 +1,57 @@
+"""Stands in front of every worker of a chaos run and sees whether two are on one slot at one time.
+
+    python chaos_witness.py FOLDER COMMAND... RUN_FOLDER/job.json
+
+Takes FOLDER/<slot>.lock, which no part of Podium knows, and becomes the worker; the lock goes with it and
+is free when the last of its processes is gone. FOLDER/<slot>.log says who came when, in the form of the
+slot's own log: one who came while the lock was held is not preceded by a `released`.
+Only the standard library: it runs before each worker.
+"""
+
+import fcntl
+import json
+import os
+import sys
+import time
+
+
+def witness(folder: str, job_file: str) -> None:
+    """Write down that this process is a slot's worker from now on, and whether another still is."""
+    with open(job_file, encoding="utf-8") as file:
+        job = json.load(file)
+    path = os.path.join(folder, job["slot"])
+    lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    os.set_inheritable(lock, True)
+    lines = [line_of("acquired", os.getpid(), job["task"], job_file)]
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pass  # the missing `released` tells
+    else:
+        if before := last_line(path + ".log"):
+            lines.insert(0, line_of("released", before["pid"], before["task"], before["job_file"]))
+    log = os.open(path + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(log, "".join(lines).encode())
+    os.close(log)
+
+
+def line_of(event: str, pid: int, task: str, job_file: str) -> str:
+    """One line of the log."""
+    return (
+        json.dumps({"event": event, "pid": pid, "task": task, "job_file": job_file, "at": time.time()}) + "\n"
+    )
+
+
+def last_line(path: str) -> dict[str, str] | None:
+    """The newest line of the log."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return None
+    return json.loads(lines[-1]) if lines else None
+
+
+if __name__ == "__main__":
+    witness(sys.argv[1], sys.argv[-1])
+    os.execv(sys.argv[2], sys.argv[2:])
