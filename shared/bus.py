@@ -112,8 +112,13 @@ class Bus:
         reply = await self.request(f"$JS.API.DIRECT.GET.{stream}", query)
         return _record(reply, stream)
 
-    async def read(self, stream: str, after: int, *, timeout_s: float = REQUEST_TIMEOUT_S) -> list[Record]:
-        """Up to READ_BATCH stored messages with a sequence above `after`, oldest first; empty = all read."""
+    async def read(
+        self, stream: str, after: int, *, subject: str = ">", timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> list[Record]:
+        """Up to READ_BATCH stored messages with a sequence above `after`, oldest first; empty = all read.
+
+        Only those on `subject`, if one is given (wildcards allowed).
+        """
         inbox, replies = self.client.new_inbox(), asyncio.Queue[Msg]()
 
         async def heard(message: Msg) -> None:
@@ -121,7 +126,7 @@ class Bus:
 
         subscription = await self.subscribe(inbox, heard)
         try:
-            query = {"seq": after + 1, "next_by_subj": ">", "batch": READ_BATCH}
+            query = {"seq": after + 1, "next_by_subj": subject, "batch": READ_BATCH}
             await self.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(query).encode(), reply=inbox)
             records: list[Record] = []
             while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -19,8 +20,13 @@ def folder_digest(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in folder.rglob("*") if path.is_file()]
     if not files:
         raise ValueError(f"nothing to hash in {folder}")
-    lines = [f"{path.relative_to(folder).as_posix()}:{file_digest(path)}\n" for path in files]
+    return digest_of({path.relative_to(folder).as_posix(): file_digest(path) for path in files})
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """The digest of a folder with these files, `relative/path` -> hex sha256, wherever it is."""
+    lines = [f"{path}:{files[path]}\n" for path in sorted(files, key=lambda path: path.split("/"))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -100,6 +100,38 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     artifacts_dir: Annotated[
         str | None, Meta(description="where submissions are stored; none = <data_dir>/artifacts")
     ] = None
+    artifacts_kind: Annotated[
+        str,
+        Meta(
+            pattern="^(disk|object|hub)$",
+            description="where a submission goes: disk = artifacts_dir only; from there on to object = an "
+            "object store of the broker, for small ones, or hub = a repository on a Hugging Face hub",
+        ),
+    ] = "disk"
+    artifacts_object_max_bytes: Annotated[
+        int,
+        Meta(ge=1 << 10, le=1 << 28, description="largest submission that is put into an object store"),
+    ] = 64 << 20
+    artifacts_bucket_max_bytes: Annotated[
+        int, Meta(ge=1 << 20, description="size limit of a slot's object store; full refuses, never drops")
+    ] = 1 << 30
+    artifacts_keep_s: Annotated[Seconds, Meta(description="how long an object store keeps a submission")] = (
+        14 * 86400.0
+    )
+    hub_url: Annotated[str, Meta(description="the hub")] = "https://huggingface.co"
+    hub_namespace: Annotated[
+        str | None, Meta(description="user or organisation on the hub that submissions go to")
+    ] = None
+    hub_token_file: Annotated[
+        str | None, Meta(description="file with a token that may write there; none = the variable HF_TOKEN")
+    ] = None
+    hub_private: Annotated[bool, Meta(description="make private repositories: upstream can't read them")] = (
+        False
+    )
+    hub_xet: Annotated[
+        bool, Meta(description="upload by the hub's xet protocol, in pieces; else whole files by LFS")
+    ] = False
+    hub_silence_s: Annotated[Seconds, Meta(description="a hub silent for so long counts as gone")] = 60.0
     worker_command: Annotated[
         tuple[str, ...],
         Meta(description="command that runs a job.json; none = the training engine in this Python"),
@@ -223,6 +255,8 @@ def _checked(values: dict[str, Any]) -> Settings:
         raise SettingsError(f"slot {settings.slot!r} is not one of slots {', '.join(settings.slots)}")
     if not settings.lease_renew_s < settings.lease_trust_s < settings.lease_ttl_s:
         raise SettingsError("lease_renew_s < lease_trust_s < lease_ttl_s must hold")
+    if settings.artifacts_kind == "hub" and not settings.hub_namespace:
+        raise SettingsError("artifacts_kind = hub needs hub_namespace: the user that submissions go to")
     return settings
 
 

@@ -66,6 +66,7 @@ def stream_specs(settings: Settings) -> list[StreamSpec]:
         "deny_delete": True,
         "num_replicas": settings.nats_replicas,
     }
+    artifacts = [_artifacts(settings, slot) for slot in settings.slots if settings.artifacts_kind == "object"]
     watched = {"storage": "memory", "retention": "limits", "discard": "old", "allow_direct": True}
     return [
         StreamSpec(
@@ -94,7 +95,25 @@ def stream_specs(settings: Settings) -> list[StreamSpec]:
             },
             ("subjects",),
         ),
+        *artifacts,
     ]
+
+
+def _artifacts(settings: Settings, slot: str) -> StreamSpec:
+    """A slot's object store; unlike the logs it forgets: a submission is fetched soon or never."""
+    config = {
+        "name": subjects.artifacts_stream(slot),
+        "subjects": [subjects.artifact_chunks(slot, ">"), subjects.artifacts_of_slot(slot)],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "max_bytes": settings.artifacts_bucket_max_bytes,
+        "max_age": round(settings.artifacts_keep_s * 1e9),
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "num_replicas": settings.nats_replicas,
+    }
+    return StreamSpec(config, ("subjects", "storage", "retention", "discard", "allow_direct"))
 
 
 async def bootstrap(bus: Bus, settings: Settings) -> None:

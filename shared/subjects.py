@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 
@@ -84,3 +85,28 @@ def decision(task: str) -> str:
 def lease(slot: str) -> str:
     """The key of a slot's lease, as a subject."""
     return f"$KV.{LEASES_BUCKET}.{slot}"
+
+
+def artifacts_bucket(slot: str) -> str:
+    """The object store of one slot's submissions."""
+    return f"artifacts-{slot}"
+
+
+def artifacts_stream(slot: str) -> str:
+    """The stream below a slot's object store."""
+    return f"OBJ_{artifacts_bucket(slot)}"
+
+
+def artifact_chunks(slot: str, upload: str) -> str:
+    """Where the pieces of one upload are stored."""
+    return f"$O.{artifacts_bucket(slot)}.C.{upload}"
+
+
+def artifact(slot: str, name: str) -> str:
+    """Where the object store keeps what an object is; it is complete once this is there."""
+    return f"$O.{artifacts_bucket(slot)}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+
+def artifacts_of_slot(slot: str) -> str:
+    """Every object of a slot's store."""
+    return f"$O.{artifacts_bucket(slot)}.M.>"
