@@ -51,6 +51,7 @@ class Record(Struct, frozen=True):
     sequence: int
     subject: str
     data: bytes
+    stored: str = ""  # when, by the broker's clock; RFC 3339
 
 
 class Bus:
@@ -273,7 +274,8 @@ def _record(message: Msg, stream: str) -> Record | None:
         return None
     if status is not None:
         raise BusError(f"reading {stream} failed: {status} {headers.get('Description', '')}")
-    return Record(int(headers["Nats-Sequence"]), headers["Nats-Subject"], message.data)
+    stored = headers.get("Nats-Time-Stamp", "")
+    return Record(int(headers["Nats-Sequence"]), headers["Nats-Subject"], message.data, stored)
 
 
 async def _unsubscribe(subscription: Subscription) -> None:
