@@ -1,4 +1,4 @@
-"""The node is killed at each of eight labelled moments: the next life ends the task once, as if nothing had been.
+"""The node is killed at each of eight labelled moments: the next life ends the task as if nothing had been.
 
 Real processes, real SIGKILL: the node kills itself where `trainer_node/kill_points.py` says.
 """
