@@ -4,9 +4,32 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
+
+
+class Outlet:
+    """A stream that log lines go to; one that a full disk refuses is counted and told of later, and ends nothing."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lost = 0
+
+    def write(self, text: str) -> None:
+        """Write a line, if it can be written."""
+        try:
+            if self._lost:
+                self._stream.write(f"\n[{self._lost} log lines could not be written before this one]\n")
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            self._lost += text.count("\n")
+        else:
+            self._lost = 0
+
+    def flush(self) -> None:
+        """Nothing to do: every line is flushed."""
 
 
 def set_up_logs(log_format: str, log_level: str, **bound: Any) -> None:
@@ -28,7 +51,7 @@ def set_up_logs(log_format: str, log_level: str, **bound: Any) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log_level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Outlet(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.clear_contextvars()

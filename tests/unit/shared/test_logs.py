@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
+from typing import TextIO, cast
+
+from shared.logs import Outlet
 
 SCRIPT = """
 from shared.logs import get_logger, set_up_logs
@@ -41,3 +45,30 @@ def test_console_lines_for_people() -> None:
     (line,) = run("console").stderr.splitlines()
     assert "job started" in line
     assert "task=t1" in line
+
+
+class FullDisk:
+    """A stream that refuses everything until there is room."""
+
+    def __init__(self) -> None:
+        self.room = False
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text if self.room else ""
+        return len(text)
+
+    def flush(self) -> None:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_costs_log_lines_and_nothing_else() -> None:
+    disk = FullDisk()
+    outlet = Outlet(cast(TextIO, disk))
+    outlet.write("one\n")
+    outlet.write("two\n")
+    disk.room = True
+    outlet.write("three\n")
+    outlet.write("four\n")
+    assert disk.text == "\n[2 log lines could not be written before this one]\nthree\nfour\n"
