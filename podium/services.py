@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -57,6 +57,8 @@ class Service:
         self.restarts = 0
         self.pid: int | None = None
         self.socket: int | None = None  # a listening socket's descriptor, passed as descriptor 3
+        # Waits until the process must be replaced though it lives; says why.
+        self.watch: Callable[[], Awaitable[str]] | None = None
         self._say = say
         self._asked_to_stop = asyncio.Event()
 
@@ -67,6 +69,9 @@ class Service:
             began = time.monotonic()
             process = await self._start()
             await self._ended_or_asked(process)
+            if process.returncode is None and not self._asked_to_stop.is_set():
+                process.kill()
+                await process.wait()
             if self._asked_to_stop.is_set():
                 await self._end(process)
                 return
@@ -141,15 +146,24 @@ class Service:
         )
 
     async def _ended_or_asked(self, process: asyncio.subprocess.Process) -> None:
-        waits = {
+        """Until it ends, or is asked to, or its watch says that it must."""
+        waits: set[asyncio.Task[object]] = {
             asyncio.create_task(process.wait()),
             asyncio.create_task(self._asked_to_stop.wait()),
         }
+        if self.watch is not None:
+            waits.add(asyncio.create_task(self._condemned(self.watch)))
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in done:
+                wait.result()
         finally:
             for wait in waits:
                 wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _condemned(self, watch: Callable[[], Awaitable[str]]) -> None:
+        self._say(f"{self.spec.name} {await watch()}; killing it")
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         if process.returncode is None:

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from podium.broker import broker_command, port_open, write_config
 from podium.client import Client
 from podium.halves import Half, Split
 from podium.services import Say, Service, Spec
+from podium.watchdog import until_broken
 from shared.errors import PodiumError
 from shared.ports import free_port
 from shared.settings import PREFIX, Settings
@@ -86,7 +88,10 @@ class Stack:
                 await asyncio.to_thread(shutil.rmtree, self.folder / name, ignore_errors=True)
         if self.broker_port:
             _listen("127.0.0.1", self.broker_port, "--nats-port").close()
-            write_config(self.folder / "nats", self.broker_port, free_port())
+            monitor_port = free_port()
+            write_config(self.folder / "nats", self.broker_port, monitor_port)
+            watch = partial(until_broken, monitor_port, self.settings.broker_patience_s)
+            self.services[0].watch = watch
         self._listening = _listen(self.settings.gateway_host, self.settings.gateway_port, "--port")
         for service in self.services:
             if service.spec.name == "gateway":

@@ -10,7 +10,7 @@ import structlog
 
 
 class Outlet:
-    """A stream that log lines go to; one that a full disk refuses is counted and told of later, and ends nothing."""
+    """Where log lines go; what a full disk refuses is counted, told of later, and ends nothing."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
