@@ -37,10 +37,21 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # --- NATS ---
     nats_url: Annotated[str, Meta(description="the broker")] = "nats://127.0.0.1:4222"
     nats_nkey_seed_file: Annotated[
-        str | None, Meta(description="file with this service's NKey seed; none = no authentication")
+        str | None,
+        Meta(
+            description="file with this service's NKey seed, or the folder `podium keys` made; "
+            "none = no authentication"
+        ),
+    ] = None
+    nats_ca_file: Annotated[
+        str | None, Meta(description="certificate of the CA that the broker's must come from; none = no TLS")
     ] = None
     nats_connect_timeout_s: Annotated[
         Seconds, Meta(description="how long a service waits for the broker when it starts")
+    ] = 30.0
+    broker_patience_s: Annotated[
+        Seconds,
+        Meta(description="`podium up` starts a broker again that could not store or answer for so long"),
     ] = 30.0
     nats_replicas: Annotated[
         int, Meta(ge=1, le=5, description="replicas of streams when they are created")
