@@ -8,61 +8,63 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
 import nats
 import nats.errors
 import nats.js.errors
-from msgspec import Struct
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from shared.credentials import NOBODY, Identity, identify, inbox_prefix, tls_context
 from shared.errors import (
     BusError,
     BusTimeoutError,
     BusUnavailableError,
-    ConflictError,
-    SettingsError,
-    StoreFullError,
+    DeniedError,
+    NobodyAnswersError,
+    RefusedError,
 )
+from shared.handshake import Denial, denial, refusal
 from shared.logs import get_logger
+from shared.records import (
+    EXPECTED_LAST,
+    EXPECTED_LAST_SUBJECT,
+    EXPECTED_LAST_SUBJECT_PATTERN,
+    EXPECTED_STREAM,
+    TTL,
+    record_of,
+    refused,
+)
+from shared.records import Record as Record
 from shared.settings import Settings
 
 REQUEST_TIMEOUT_S: Final = 2.0
-WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})  # the second form names no sequence
-STREAM_FULL: Final = frozenset({10047, 10077, 10122})
+STARTING_S: Final = 10.0  # a service has done everything that it must be allowed to do once
 READ_BATCH: Final = 256
-
-EXPECTED_STREAM: Final = "Nats-Expected-Stream"
-EXPECTED_LAST: Final = "Nats-Expected-Last-Sequence"
-EXPECTED_LAST_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence"
-EXPECTED_LAST_SUBJECT_PATTERN: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
-TTL: Final = "Nats-TTL"
 
 log = get_logger()
 
 
-class Record(Struct, frozen=True):
-    """One stored message. `data` is empty for a deleted key."""
-
-    sequence: int
-    subject: str
-    data: bytes
-    stored: str = ""  # when, by the broker's clock; RFC 3339
-
-
 class Bus:
-    """One connection to the broker; `closed` is set if it is lost for good, and then the process must end."""
+    """One connection to the broker; `closed` is set if it is lost for good, and then the process must end.
 
-    def __init__(self, client: Client) -> None:
+    It also is if the broker denies something while the service starts; later that is logged and counted.
+    """
+
+    def __init__(self, client: Client, user: str = NOBODY) -> None:
         self.client = client
+        self.user = user
         self.closed = asyncio.Event()
+        self.entered_at: float | None = None  # when the broker let us in first, monotonic
         self.closing = False  # by ourselves
-        self.denied: list[str] = []  # permission violations, which the client library never raises
+        self.denied: Counter[Denial] = Counter()  # permission violations, which the library never raises
         self._reconnected: list[Callable[[], None]] = []
+        self._asked: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)  # by subject in lower case
 
     @property
     def connected(self) -> bool:
@@ -72,6 +74,27 @@ class Bus:
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call `callback` after every reconnect: what was said meanwhile was not heard."""
         self._reconnected.append(callback)
+
+    def why_closed(self) -> BusError:
+        """What to raise once `closed` is set."""
+        if self.denied:
+            return DeniedError(next(iter(self.denied)).told(self.user))
+        if isinstance(self.client.last_error, nats.errors.AuthorizationError):
+            return BusUnavailableError(
+                f"the broker no longer takes the key of {self.user}; starting anew reads it"
+            )
+        return BusUnavailableError("the connection to NATS was closed for good; starting anew is the cure")
+
+    def note_denial(self, found: Denial) -> None:
+        """The broker denied something: who waits for it is told at once, a service that starts must end."""
+        self.denied[found] += 1
+        if self.denied[found] == 1:
+            log.error(found.told(self.user))
+        for waiting in self._asked.get(found.subject, ()):
+            if not waiting.expired():
+                waiting.reschedule(asyncio.get_running_loop().time())
+        if self.entered_at is None or time.monotonic() - self.entered_at < STARTING_S:
+            self.closed.set()
 
     async def append(
         self,
@@ -104,14 +127,15 @@ class Bus:
             sent[TTL] = f"{max(1, round(ttl_s))}s"  # the server's resolution is a second
         reply = json.loads((await self.request(subject, data, headers=sent, timeout_s=timeout_s)).data)
         if "error" in reply:
-            raise _refusal(reply["error"], subject)
+            raise refused(reply["error"], subject)
         return int(reply["seq"])
 
     async def last(self, stream: str, subject: str) -> Record | None:
-        """The newest stored message on `subject` (wildcards allowed), or None."""
-        query = json.dumps({"last_by_subj": subject}).encode()
-        reply = await self.request(f"$JS.API.DIRECT.GET.{stream}", query)
-        return _record(reply, stream)
+        """The newest stored message on `subject` (wildcards allowed), or None.
+
+        The subject is part of the request's own, so that the broker can allow some and deny others.
+        """
+        return record_of(await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}"), stream)
 
     async def read(
         self, stream: str, after: int, *, subject: str = ">", timeout_s: float = REQUEST_TIMEOUT_S
@@ -136,7 +160,7 @@ class Bus:
                         message = await replies.get()
                 except TimeoutError as error:
                     raise BusTimeoutError(f"reading {stream}: no answer within {timeout_s:g} s") from error
-                record = _record(message, stream)
+                record = record_of(message, stream)
                 if record is None:  # 404 nothing there, 204 end of batch
                     return records
                 records.append(record)
@@ -158,20 +182,32 @@ class Bus:
         headers: dict[str, str] | None = None,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Msg:
-        """Ask and wait for one answer. Errors as in `append`."""
+        """Ask and wait for one answer. Errors as in `append`; DeniedError if this user may not ask that."""
+        key, waiting = subject.lower(), asyncio.timeout(timeout_s)
+        denied_before = self._denied_on(key)
+        self._asked[key].add(waiting)
         try:
             # The library's own timeout is wait_for, which in Python 3.11 drops a cancellation that comes in
             # the same moment as the answer: a task that is cancelled once would then run on.
-            async with asyncio.timeout(timeout_s):
+            async with waiting:
                 return await self.client.request(subject, data, timeout=None, headers=headers)
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError) as error:
             raise BusUnavailableError("not connected to NATS") from error
         except nats.errors.NoRespondersError as error:
-            raise BusUnavailableError(
+            raise NobodyAnswersError(
                 f"nobody answers on {subject}: no such stream, or JetStream is starting"
             ) from error
         except TimeoutError as error:
+            if self._denied_on(key) > denied_before:
+                raise DeniedError(Denial("publish", subject).told(self.user)) from error
             raise BusTimeoutError(f"no answer on {subject} within {timeout_s:g} s") from error
+        finally:
+            self._asked[key].discard(waiting)
+            if not self._asked[key]:
+                del self._asked[key]
+
+    def _denied_on(self, subject: str) -> int:
+        return self.denied[Denial("publish", subject)] if self.denied else 0
 
     async def subscribe(
         self, subject: str, callback: Callable[[Msg], Awaitable[None]], *, queue: str = ""
@@ -195,33 +231,17 @@ class Bus:
             await self.client.close()
 
 
-async def connect(settings: Settings, *, name: str) -> Bus:
-    """Connect as `name`; waits `nats_connect_timeout_s` for the broker, then raises BusUnavailableError.
+async def connect(settings: Settings, *, name: str, user: str | None = None) -> Bus:
+    """Connect as `name`, with the key of `user` (None: of whomever the seed file names).
+
+    Waits `nats_connect_timeout_s` for the broker, then raises BusUnavailableError. Raises RefusedError if
+    it answers but doesn't let us in, and SettingsError if the key or the CA certificate can't be used.
 
     The options are not taste: the library's defaults give up for ever after two minutes, notice a dead
     link after six, and store what was published while disconnected long after the caller was told it failed.
     """
-    bus = Bus(Client())
-
-    async def on_closed() -> None:
-        bus.closed.set()
-
-    async def on_disconnected() -> None:
-        if not bus.closing:
-            log.warning("lost NATS, reconnecting", url=settings.nats_url)
-
-    async def on_reconnected() -> None:
-        log.info("NATS is back", url=settings.nats_url)
-        for callback in bus._reconnected:
-            callback()
-
-    async def on_error(error: Exception) -> None:
-        if "permissions violation" in str(error).lower():
-            bus.denied.append(str(error))
-            log.error("NATS denied something; check this service's user in nats.conf", error=str(error))
-        else:
-            log.debug("NATS client error", error=repr(error))
-
+    identity = identify(settings, user)
+    bus = Bus(Client(), identity.user if identity else NOBODY)
     options: dict[str, Any] = {
         "servers": [settings.nats_url],
         "name": name,
@@ -231,51 +251,65 @@ async def connect(settings: Settings, *, name: str) -> Bus:
         "ping_interval": 10,
         "max_outstanding_pings": 2,
         "pending_size": 0,  # while disconnected a publish fails at once instead of being stored later
+    }
+    if identity is not None:
+        options |= {"nkeys_seed_str": identity.seed, "inbox_prefix": inbox_prefix(bus.user)}
+    if (context := tls_context(settings)) is not None:
+        # First the handshake: a broker that merely offers TLS could be made by others not to offer it.
+        options |= {"tls": context, "tls_handshake_first": True}
+    try:
+        async with asyncio.timeout(settings.nats_connect_timeout_s):
+            await bus.client.connect(**options, **_callbacks(bus, settings, identity))
+    except RefusedError:
+        await bus.close()
+        raise
+    except (TimeoutError, nats.errors.Error, OSError) as error:
+        await bus.close()
+        raise BusUnavailableError(
+            f"no NATS server answers at {settings.nats_url} (waited {settings.nats_connect_timeout_s:g} s): "
+            "start it, or set PODIUM_NATS_URL"
+        ) from error
+    bus.entered_at = time.monotonic()
+    return bus
+
+
+def _callbacks(bus: Bus, settings: Settings, identity: Identity | None) -> dict[str, Any]:
+    """What the client library tells us of the connection."""
+    logged = ""
+
+    async def on_closed() -> None:
+        bus.closed.set()
+
+    async def on_disconnected() -> None:
+        if bus.entered_at is not None and not bus.closing:
+            log.warning("lost NATS, reconnecting", url=settings.nats_url)
+
+    async def on_reconnected() -> None:
+        nonlocal logged
+        logged = ""
+        log.info("NATS is back", url=settings.nats_url)
+        for callback in bus._reconnected:
+            callback()
+
+    async def on_error(error: Exception) -> None:
+        nonlocal logged
+        if (found := denial(error)) is not None:
+            bus.note_denial(found)
+        elif (why := refusal(error, settings, identity)) is not None:
+            if bus.entered_at is None:
+                raise RefusedError(why) from error  # out of the library's endless attempts to connect
+            if why != logged:
+                log.error(why)
+            logged = why
+        else:
+            log.debug("NATS client error", error=repr(error))
+
+    return {
         "closed_cb": on_closed,
         "disconnected_cb": on_disconnected,
         "reconnected_cb": on_reconnected,
         "error_cb": on_error,
     }
-    if settings.nats_nkey_seed_file:
-        options["nkeys_seed_str"] = _seed(settings.nats_nkey_seed_file)
-    try:
-        async with asyncio.timeout(settings.nats_connect_timeout_s):
-            await bus.client.connect(**options)
-    except (TimeoutError, nats.errors.Error, OSError) as error:
-        raise BusUnavailableError(
-            f"no NATS server answers at {settings.nats_url} (waited {settings.nats_connect_timeout_s:g} s): "
-            "start it, or set PODIUM_NATS_URL"
-        ) from error
-    return bus
-
-
-def _seed(path: str) -> str:
-    try:
-        return Path(path).expanduser().read_text().strip()
-    except OSError as error:
-        raise SettingsError(f"nats_nkey_seed_file {path} can't be read: {error.strerror}") from error
-
-
-def _refusal(error: dict[str, Any], subject: str) -> BusError:
-    code, text = error.get("err_code"), error.get("description", "")
-    if code in WRONG_LAST_SEQUENCE:
-        return ConflictError(f"{subject}: {text}")
-    if code in STREAM_FULL:
-        return StoreFullError(f"{subject} is full ({text}): raise log_max_bytes, or archive")
-    if error.get("code") == 503:
-        return BusUnavailableError(f"{subject}: JetStream can't store now: {text}")
-    return BusError(f"{subject} was refused: {text} (code {code})")
-
-
-def _record(message: Msg, stream: str) -> Record | None:
-    headers = message.headers or {}
-    status = headers.get("Status")
-    if status in ("404", "204"):
-        return None
-    if status is not None:
-        raise BusError(f"reading {stream} failed: {status} {headers.get('Description', '')}")
-    stored = headers.get("Nats-Time-Stamp", "")
-    return Record(int(headers["Nats-Sequence"]), headers["Nats-Subject"], message.data, stored)
 
 
 async def _unsubscribe(subscription: Subscription) -> None:

@@ -21,6 +21,18 @@ class BusUnavailableError(BusError):
     """The broker can't be reached now; nothing was sent."""
 
 
+class NobodyAnswersError(BusUnavailableError):
+    """Connected, but nobody listens there: a stream that was never made, or JetStream is starting."""
+
+
+class DeniedError(BusError):
+    """The broker knows this service's user and does not let it do what it must."""
+
+
+class RefusedError(PodiumError):
+    """The broker doesn't let this process in at all: wrong key, no TLS, wrong CA. Trying again can't help."""
+
+
 class BusTimeoutError(BusError):
     """No answer came: what was sent may or may not be stored. Read before trying again."""
 

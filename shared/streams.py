@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from msgspec import Struct
 
 from shared import subjects
 from shared.bus import Bus
-from shared.errors import BusError, BusUnavailableError, IncompatibleStreamError
+from shared.errors import BusError, BusUnavailableError, IncompatibleStreamError, NobodyAnswersError
 from shared.settings import Settings
 
 STREAM_EXISTS = 10058
@@ -62,7 +63,7 @@ def stream_specs(settings: Settings) -> list[StreamSpec]:
         "max_msgs_per_subject": 1,
         "allow_direct": True,
         "allow_msg_ttl": True,
-        "allow_rollup_hdrs": True,
+        "allow_rollup_hdrs": False,  # one write with such a header deletes every other slot's lease
         "deny_delete": True,
         "num_replicas": settings.nats_replicas,
     }
@@ -116,16 +117,39 @@ def _artifacts(settings: Settings, slot: str) -> StreamSpec:
     return StreamSpec(config, ("subjects", "storage", "retention", "discard", "allow_direct"))
 
 
-async def bootstrap(bus: Bus, settings: Settings) -> None:
-    """Make every stream that is absent; raise IncompatibleStreamError for one that would break a promise.
+async def bootstrap(bus: Bus, settings: Settings) -> list[str]:
+    """Make every stream that is absent, and return the names of those that were.
 
-    Idempotent, and safe when several services start at once.
+    Idempotent, and safe when several services start at once. Raises IncompatibleStreamError for a stream
+    that would break a promise.
     """
+    made = []
     for spec in stream_specs(settings):
         found = await _find(bus, spec.config["name"])
         if found is None:
             found = await _create(bus, spec)
+            made.append(spec.config["name"])
         _check(spec, found)
+    return made
+
+
+async def ready(bus: Bus, settings: Settings, needed: Iterable[tuple[str, str]]) -> None:
+    """See to it that the streams are there: `needed` are (stream, subject) that this service reads.
+
+    On a broker without users anybody may make streams, so they are made. Else only the admin may, and the
+    service asks what it will ask anyway. Raises BusUnavailableError that says what to do.
+    """
+    if not settings.nats_nkey_seed_file:
+        await bootstrap(bus, settings)
+        return
+    for stream, subject in needed:
+        try:
+            await bus.last(stream, subject)
+        except NobodyAnswersError as error:
+            raise BusUnavailableError(
+                f"stream {stream} is not there, or JetStream is starting: if this stays, the broker is new or "
+                "its store was emptied; `podium bootstrap` makes the streams"
+            ) from error
 
 
 async def _find(bus: Bus, name: str) -> dict[str, Any] | None:

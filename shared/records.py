@@ -1,0 +1,52 @@
+"""Stored messages, and what JetStream says when it stores none."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from msgspec import Struct
+from nats.aio.msg import Msg
+
+from shared.errors import BusError, BusUnavailableError, ConflictError, StoreFullError
+
+WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})  # the second form names no sequence
+STREAM_FULL: Final = frozenset({10047, 10077, 10122})
+
+EXPECTED_STREAM: Final = "Nats-Expected-Stream"
+EXPECTED_LAST: Final = "Nats-Expected-Last-Sequence"
+EXPECTED_LAST_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_LAST_SUBJECT_PATTERN: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+TTL: Final = "Nats-TTL"
+
+
+class Record(Struct, frozen=True):
+    """One stored message. `data` is empty for a deleted key."""
+
+    sequence: int
+    subject: str
+    data: bytes
+    stored: str = ""  # when, by the broker's clock; RFC 3339
+
+
+def refused(error: dict[str, Any], subject: str) -> BusError:
+    """The error to raise for an append that JetStream refused."""
+    code, text = error.get("err_code"), error.get("description", "")
+    if code in WRONG_LAST_SEQUENCE:
+        return ConflictError(f"{subject}: {text}")
+    if code in STREAM_FULL:
+        return StoreFullError(f"{subject} is full ({text}): raise log_max_bytes, or archive")
+    if error.get("code") == 503:
+        return BusUnavailableError(f"{subject}: JetStream can't store now: {text}")
+    return BusError(f"{subject} was refused: {text} (code {code})")
+
+
+def record_of(message: Msg, stream: str) -> Record | None:
+    """The stored message in an answer to a direct get; None = there is none, or no more. Raises BusError."""
+    headers = message.headers or {}
+    status = headers.get("Status")
+    if status in ("404", "204"):
+        return None
+    if status is not None:
+        raise BusError(f"reading {stream} failed: {status} {headers.get('Description', '')}")
+    stored = headers.get("Nats-Time-Stamp", "")
+    return Record(int(headers["Nats-Sequence"]), headers["Nats-Subject"], message.data, stored)
