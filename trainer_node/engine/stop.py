@@ -16,12 +16,14 @@ class Stop:
         self.asked = False
         self.last_word: Callable[[], None] = lambda: None
         self._deferred = False
+        self._listens = False
 
     def install(self, *, decides: bool = True) -> None:
         """Listen to SIGTERM and SIGINT; outlive the node that started us and the terminal it may have had.
 
         A process that doesn't decide stops when rank 0 tells it to.
         """
+        self._listens = True
         signal.signal(signal.SIGTERM, self._on_signal if decides else signal.SIG_IGN)
         signal.signal(signal.SIGINT, self._on_signal if decides else signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -32,8 +34,9 @@ class Stop:
 
         Ignored, not caught: when Python ends it gives caught signals back their default, which is to kill.
         """
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self._listens:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
