@@ -11,6 +11,8 @@ import time
 import uuid
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from shared.errors import BusError, EngineError
 from shared.logs import get_logger
 from shared.messages import (
@@ -24,7 +26,9 @@ from shared.messages import (
     Submitting,
     WorkerJob,
 )
-from trainer_node.artifacts import disk as artifacts
+from trainer_node.artifacts.disk import DamagedExportError
+from trainer_node.artifacts.store import StoreError
+from trainer_node.artifacts.submissions import Export, Submissions
 from trainer_node.chain import Chain, FencedError
 from trainer_node.death import Death, explain
 from trainer_node.follower import Follower
@@ -38,6 +42,7 @@ from trainer_node.steps import (
     Deliver,
     Done,
     Finish,
+    Look,
     Start,
     StartOver,
     Step,
@@ -49,6 +54,7 @@ from trainer_node.steps import (
 from trainer_node.supervisor import Worker
 
 EXIT_S: Final = 3.0  # for a worker that is done to exit by itself; freeing a large model takes a while
+STORE_RETRY_S: Final = 60.0  # longest time between two tries of an artifact store
 RESTART_PAUSE_S: Final = 1.0  # least time between two starts, so that a crash loop doesn't eat the machine
 
 log = get_logger()
@@ -62,10 +68,12 @@ class Assignment:
         self.job = job
         self.run = RunFolder(post.settings.node, job.task)
         self.chain = Chain(post.bus, post.lease, job.task)
+        self.submissions = Submissions(post.settings, post.bus, post.node, post.lease.must_hold)
         self.log = log.bind(task=job.task)
         self._death: Death | None = None  # why the newest worker's end counts against the limit
         self._counted = False  # that end is in the chain already, as a claim of the next attempt
         self._trouble = ""
+        self._refused = 0  # how often in a row the artifact store was of no use
         self._started = float("-inf")
         self._requeue: asyncio.Future[str | None] | None = None  # an operator who waits for the answer
         self._worker_job, self._refusal = self._prepare()
@@ -114,11 +122,11 @@ class Assignment:
             post.wake.clear()
             if post.lease.holder is not None:
                 return
-            seconds = RETRY_S
+            seconds, wake = RETRY_S, post.wake
             try:
                 if post.lease.may_write():
                     step = await self._turn()
-                    self._trouble = ""
+                    self._trouble, self._refused = "", 0
                     if isinstance(step, Done):
                         return
                     if not isinstance(step, Watch):
@@ -126,16 +134,24 @@ class Assignment:
                     seconds = post.settings.poll_s
             except (BusError, LeaseLostError, FencedError) as error:
                 self._say(error)
+            except StoreError as error:
+                self._say(error)
+                await self._give_up(error)
+                self._refused += 1  # ask a store that is down less and less often, whatever else happens here
+                seconds, wake = min(STORE_RETRY_S, 2.0**self._refused), post.draining
             except OSError as error:
                 self._say(error)
                 seconds = post.settings.poll_s
                 await self._give_up(error)
-            await pause(seconds, post.wake)
+            await pause(seconds, wake)
 
     async def _turn(self) -> Step:
         last = await self.chain.read()
         view = await asyncio.to_thread(self._look)
         step = next_step(self.job, last, view, self.post.settings.max_attempts)
+        if isinstance(step, Look):
+            view = replace(view, stored=await self.submissions.is_there(self.job))
+            step = next_step(self.job, last, view, self.post.settings.max_attempts)
         match step:
             case Done(result):
                 await self._clean_up(result)
@@ -151,7 +167,7 @@ class Assignment:
                 await self._deliver(view)
             case Finish(status, reason, code):
                 await self._end(status, reason, code=code)
-            case Watch():
+            case Watch() | Look():
                 pass
         if view.requeue and not isinstance(step, StartOver):
             self._answer("it has a result, or is about to get one")
@@ -178,7 +194,6 @@ class Assignment:
             death_code=self._death.code if self._death else None,
             outcome=outcome,
             has_checkpoint=newest is not None,
-            stored=artifacts.is_stored(self.post.settings.artifacts, self.job.task),
             requeue=self._requeue is not None,
         )
 
@@ -215,7 +230,8 @@ class Assignment:
         await asyncio.to_thread(self.run.remove_outcome)
         step = await asyncio.to_thread(self.run.newest_step)
         self._started = time.monotonic()
-        await self.post.supervisor.start(self.run, attempt, step or 0)
+        must_hold = self.post.lease.must_hold
+        await self.post.supervisor.start(self.run, attempt, step or 0, must_hold=must_hold)
         self._counted = False
 
     async def _start_over(self) -> None:
@@ -239,33 +255,24 @@ class Assignment:
         kill_point(KillPoint.ANNOUNCED)  # whoever is next finds the name free and announces its own
 
     async def _deliver(self, view: View) -> None:
-        folder, outcome = self.post.settings.artifacts, view.outcome
+        outcome, export = view.outcome, None
         if outcome is not None and outcome.digest and _is_ready(outcome):
-            export = self.run.export(outcome)
-            try:
-                digest = await asyncio.to_thread(
-                    artifacts.store,
-                    folder,
-                    self.job.task,
-                    export,
-                    outcome.digest,
-                    node=self.post.node,
-                    must_hold=self.post.lease.must_hold,
-                )
-            except artifacts.DamagedExportError as error:
-                self._death = Death(str(error))
-                await asyncio.to_thread(self.run.remove_outcome)
-                return
-        else:
-            digest = await asyncio.to_thread(artifacts.stored_digest, folder, self.job.task)
+            export = Export(self.run.export(outcome), outcome.digest)
+        try:
+            stored = await self.submissions.put(self.job, export)
+        except DamagedExportError as error:
+            self._death = Death(str(error))
+            await asyncio.to_thread(self.run.remove_outcome)
+            return
         kill_point(KillPoint.STORED)  # whoever is next finds the name taken and names what is there
         margin = self.job.deadline_at - time.time()
-        ours = outcome is not None and outcome.digest == digest
+        ours = outcome is not None and outcome.digest == stored.digest
+        how = "submitted" if margin >= 0 else f"submitted {-margin:.0f} s after the deadline"
         await self._end(
             ResultStatus.SUBMITTED,
-            "submitted" if margin >= 0 else f"submitted {-margin:.0f} s after the deadline",
-            digest=digest,
-            artifact=str(artifacts.submission(folder, self.job.task).absolute()),
+            f"{how}; {stored.remark}" if stored.remark else how,
+            digest=stored.digest,
+            artifact=stored.artifact,
             metrics=outcome.metrics if outcome is not None and ours else None,
             deadline_margin_s=margin,
         )
@@ -284,17 +291,16 @@ class Assignment:
             )
         )
 
-    async def _give_up(self, error: OSError) -> None:
-        """A full or broken disk must not hold the slot for ever: past upstream's deadline the task fails."""
-        late_s, settings = time.time() - self.job.deadline_at, self.post.settings
-        if late_s < min(settings.deadline_margin_s, settings.expire_after_s):  # upstream still takes it
+    async def _give_up(self, error: OSError | StoreError) -> None:
+        """A disk or store that is of no use must not hold the slot for ever."""
+        if isinstance(self.chain.last, Result) or not self.post.lease.may_write():
+            return  # in the first case only the cleaning up is left, and that may fail
+        why = await self.submissions.lost(self.job, error)
+        if why is None:
             return
-        if not self.post.lease.may_write():
-            return
-        if isinstance(self.chain.last, Result):  # only the cleaning up is left, and that may fail
-            return
+        code = ErrorCode.DISK_FULL if isinstance(error, OSError) else None
         try:
-            await self._end(ResultStatus.FAILED, f"this node's disk: {error}", code=ErrorCode.DISK_FULL)
+            await self._end(ResultStatus.FAILED, why, code=code)
         except (BusError, LeaseLostError, FencedError) as refused:
             self._say(refused)
 
@@ -316,6 +322,7 @@ class Assignment:
     def _prepare(self) -> tuple[WorkerJob | None, Outcome | None]:
         post = self.post
         try:
+            self.submissions.check(self.job)
             return worker_job(post.settings, self.job, post.hardware, post.supervisor.threads), None
         except EngineError as error:
             if begun := self.run.begun(self.job):  # what has begun goes on, if only to submit what it has

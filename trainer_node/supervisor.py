@@ -20,11 +20,13 @@ from shared.logs import get_logger
 from shared.settings import PREFIX, Settings
 from trainer_node.death import KILLED, out_of_memory_kills
 from trainer_node.kill_points import KillPoint, kill_point
+from trainer_node.machine_slot import MachineSlot
 from trainer_node.run_folder import RunFolder
 from trainer_node.slot_lock import SlotLock, command_line, start_time
 
 ENGINE = (sys.executable, "-m", "trainer_node.engine")
 POLL_S = 0.05  # between looks at something that has no event
+OTHERS_GRACE_S = 10.0  # for the worker of a node that lost the lease
 ORPHANS_AFTER_S = 5.0  # children that keep the lock so long after their worker's end are killed
 
 log = get_logger()
@@ -92,6 +94,7 @@ class Supervisor:
         self.command = worker_command
         self.worker: Worker | None = None
         self.lock = SlotLock(self.folder)
+        self.machine = MachineSlot(settings)
         self._file = self.folder / "worker.json"
         self._on_end = on_end
         self._poller: asyncio.Task[None] | None = None
@@ -121,9 +124,15 @@ class Supervisor:
         log.info("worker adopted", pid=file.pid, task=file.task, attempt=file.attempt)
         self._watch(Worker(file, None), "adopted")
 
-    async def start(self, run: RunFolder, attempt: int, step: int) -> None:
-        """Start a worker on a run folder whose job.json is written; waits for the lock first."""
+    async def start(
+        self, run: RunFolder, attempt: int, step: int, *, must_hold: Callable[[], None] = lambda: None
+    ) -> None:
+        """Start a worker on a run folder whose job.json is written; waits for the lock first.
+
+        A worker of another node on this machine has to go; `must_hold` raises if this node may not end it.
+        """
         await self._free_lock()
+        await self.machine.clear(must_hold, min(OTHERS_GRACE_S, self.settings.stop_grace_s))
         worker = await asyncio.to_thread(self._spawn, run, attempt, step)
         log.info("worker started", pid=worker.file.pid, task=run.task, attempt=attempt, step=step)
         self._watch(worker, "acquired")
@@ -157,8 +166,9 @@ class Supervisor:
         environment = inherited | {"OMP_NUM_THREADS": str(self.threads)}
         if self.settings.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.settings.gpus
-        lock = self.lock.take()
+        locks = [self.lock.take()]
         try:
+            locks.append(self.machine.lock.take())
             with run.log_file.open("ab") as output:
                 process = subprocess.Popen(
                     [*self.command, str(run.job_file)],
@@ -167,11 +177,12 @@ class Supervisor:
                     stderr=subprocess.STDOUT,
                     cwd=run.path,
                     env=environment,
-                    pass_fds=(lock,),
+                    pass_fds=tuple(locks),
                     start_new_session=True,
                 )
         finally:
-            os.close(lock)
+            for lock in locks:
+                os.close(lock)
         kill_point(KillPoint.SPAWNED)  # the next life's `_find` knows the worker by the open lock
         file = WorkerFile(
             pid=process.pid,

@@ -13,6 +13,7 @@ import pytest
 
 from podium.broker import is_running
 from shared.settings import Settings
+from trainer_node.lease import LeaseLostError
 from trainer_node.run_folder import RunFolder
 from trainer_node.slot_lock import SlotLock, start_time
 from trainer_node.supervisor import Supervisor
@@ -25,7 +26,7 @@ QUICK_END = "import sys; sys.exit(4)"
 
 
 def make(folder: Path, code: str) -> tuple[Supervisor, RunFolder]:
-    settings = Settings(node_dir=str(folder), gpus="2,3", stop_grace_s=0.3)
+    settings = Settings(data_dir=str(folder / "data"), node_dir=str(folder), gpus="2,3", stop_grace_s=0.3)
     run = RunFolder(folder, "t")
     run.path.mkdir(parents=True, exist_ok=True)
     run.job_file.write_text("{}")
@@ -158,6 +159,48 @@ async def test_the_next_worker_waits_for_the_lock(tmp_path: Path) -> None:
     await start
     assert supervisor.worker is not None
     await supervisor.worker.ended.wait()
+
+
+async def two_nodes(tmp_path: Path) -> tuple[Supervisor, Supervisor, RunFolder]:
+    """A worker of one node runs; another node of the same slot and machine has a folder of its own."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    settings = [
+        Settings(data_dir=str(tmp_path), node_dir=str(folder), stop_grace_s=0.3) for folder in folders
+    ]
+    one, two = (Supervisor(each, 1, worker_command=(sys.executable, "-c", STUBBORN)) for each in settings)
+    runs = [RunFolder(folder, "t") for folder in folders]
+    for run in runs:
+        run.path.mkdir(parents=True)
+        run.job_file.write_text("{}")
+    await one.start(runs[0], 1, 0)
+    async with asyncio.timeout(60):
+        while b"up" not in runs[0].log_file.read_bytes():
+            await asyncio.sleep(0.02)
+    return one, two, runs[1]
+
+
+async def test_a_machine_has_one_worker_on_a_slot_whatever_node_started_it(tmp_path: Path) -> None:
+    one, two, run = await two_nodes(tmp_path)
+    await two.start(run, 1, 0)  # it holds the lease
+    assert one.worker is not None
+    async with asyncio.timeout(60):
+        await one.worker.ended.wait()
+    assert one.worker.manner() == "the worker was killed by SIGKILL"
+    assert two.alive
+    await two.stop("test")
+
+
+async def test_a_node_without_the_lease_ends_no_other_nodes_worker(tmp_path: Path) -> None:
+    one, two, run = await two_nodes(tmp_path)
+
+    def must_hold() -> None:
+        raise LeaseLostError("another node holds it")
+
+    with pytest.raises(LeaseLostError):
+        await two.start(run, 1, 0, must_hold=must_hold)
+    assert one.alive
+    assert two.worker is None
+    await one.stop("test")
 
 
 def test_start_times_tell_processes_apart() -> None:
