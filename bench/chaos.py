@@ -101,6 +101,7 @@ def _of(outcome: Outcome) -> dict[str, Any]:
     return {
         "faults": sum(outcome.faults.values()),
         "by_kind": outcome.faults,
+        "all_at_once": outcome.all_at_once,
         "heard": outcome.heard,
         "own_ends": outcome.own_ends,
         "tracebacks": outcome.tracebacks,

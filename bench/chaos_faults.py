@@ -33,7 +33,7 @@ FAULTS = {
     ("term", "node"): 6,
     ("kill", "worker"): 16,
     ("stop", "worker"): 8,
-    ("kill", "all"): 1,
+    ("kill", "all"): 2,
 }
 
 
@@ -61,6 +61,7 @@ class Injector:
         self.fleet = fleet
         self.chance = chance
         self.done: list[Fault] = []
+        self.all_at_once = 0  # times; each hit counts for itself in `done`
         self._journal = fleet.folder / "faults.jsonl"
         self._stopped: set[asyncio.Task[None]] = set()
 
@@ -91,6 +92,7 @@ class Injector:
         """One fault; nothing happens if the victim that was drawn isn't there."""
         what, kind = self.chance.choices(list(FAULTS), weights=list(FAULTS.values()))[0]
         if kind == "all":
+            self.all_at_once += 1
             for name in self.fleet.members:
                 self._hit_member(what, name)
             for node in SLOT_OF:

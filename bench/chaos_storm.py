@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bench.chaos_faults import Injector
 from bench.chaos_fleet import ENGINE, ROOT, SCRIPTED, Fleet
@@ -39,6 +40,11 @@ QUICK: dict[str, Any] = {
     "expire_after_s": 60.0,
     "nats_connect_timeout_s": 10.0,
 }
+# What scripted jobs are: .3 to 1 s of work; one in eight outlives a lease, so that a stale worker can be met.
+SCRIPTS: list[dict[str, Any]] = [
+    *({"steps": steps, "step_s": 0.05, "checkpoint_every": 3} for steps in (6, 9, 12, 15, 15, 18, 21)),
+    {"steps": 20, "step_s": 0.25, "checkpoint_every": 3},
+]
 REAL: dict[str, Any] = {
     "checkpoint_interval_s": 2.0,
     "models": {MODEL: str(MODEL_FOLDER)},
@@ -69,6 +75,7 @@ class Outcome(Struct, kw_only=True):
 
     report: Report
     faults: dict[str, int]
+    all_at_once: int
     heard: dict[str, int]
     findings: list[str]
     own_ends: dict[str, list[int]]  # exit codes of services that no fault had ended
@@ -92,8 +99,8 @@ class Storm:
         settings = QUICK | {"dataset_roots": (str(folder),)} if worker == "scripted" else REAL
         self.fleet = Fleet(folder, self.kind.worker, random.Random(chance.random()), **settings)
         self.injector = Injector(self.fleet, random.Random(chance.random()))
-        template = _template(worker, folder, self.kind.job_s)
-        self.upstream = Upstream(self.fleet, template, random.Random(chance.random()))
+        templates = _templates(worker, folder, self.kind.job_s)
+        self.upstream = Upstream(self.fleet, templates, random.Random(chance.random()))
         self.results: set[str] = set()
         self._read_to = 0
         self._newest_at = time.monotonic()
@@ -120,6 +127,7 @@ class Storm:
         return Outcome(
             report=report,
             faults=self.injector.by_kind(),
+            all_at_once=self.injector.all_at_once,
             heard=dict(self.upstream.heard.counts),
             findings=self.upstream.heard.findings,
             own_ends={member.name: member.own_ends for member in members if member.own_ends},
@@ -200,25 +208,27 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def _template(worker: str, folder: Path, job_s: float) -> Offer:
-    """The offer that all jobs are copies of."""
-    if worker == "real":
-        kind = DatasetType(field_instruction="instruct", field_output="output")
-        model, data = MODEL, DATA / "nouns_train.json"
-    else:
-        kind, model, data = DatasetType(), "podium/scripted", folder / "script.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        data.write_text(json.dumps({"steps": 15, "step_s": 0.05, "checkpoint_every": 3}))
-    return Offer(
+def _templates(worker: str, folder: Path, job_s: float) -> list[Offer]:
+    """The offers that all jobs are copies of, one chosen at random."""
+    common = Offer(
         task_id="-",
         task_type=TaskType.INSTRUCT,
-        model=model,
+        model=MODEL,
         hours_to_complete=job_s / 3600,
-        dataset=str(data),
+        dataset=str(DATA / "nouns_train.json"),
         file_format=FileFormat.JSON,
-        dataset_type=kind,
+        dataset_type=DatasetType(field_instruction="instruct", field_output="output"),
         model_params_count=140_000,
     )
+    if worker == "real":
+        return [common]
+    folder.mkdir(parents=True, exist_ok=True)
+    offers = []
+    for number, script in enumerate(SCRIPTS):
+        data = folder / f"script-{number}.json"
+        data.write_text(json.dumps(script))
+        offers.append(replace(common, model="podium/scripted", dataset=str(data)))
+    return offers
 
 
 async def _dump(bus: Bus) -> str:

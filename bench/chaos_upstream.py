@@ -28,9 +28,9 @@ class Heard(Struct):
 class Upstream:
     """Several clients that offer one job after another."""
 
-    def __init__(self, fleet: Fleet, template: Offer, chance: random.Random) -> None:
+    def __init__(self, fleet: Fleet, templates: list[Offer], chance: random.Random) -> None:
         self.fleet = fleet
-        self.template = template
+        self.templates = templates
         self.chance = chance
         self.heard = Heard()
         self.closing = False  # no new job; those begun are still offered until accepted
@@ -46,7 +46,9 @@ class Upstream:
     async def _client(self, session: aiohttp.ClientSession) -> None:
         while not self.closing:
             self._number += 1
-            offer = msgspec.structs.replace(self.template, task_id=f"job-{self._number:05d}")
+            offer = msgspec.structs.replace(
+                self.chance.choice(self.templates), task_id=f"job-{self._number:05d}"
+            )
             decision = await self._until_accepted(session, offer)
             if self.chance.random() < AGAIN:
                 again = await self._until_accepted(session, offer)
