@@ -43,7 +43,7 @@ class View(Struct, frozen=True, kw_only=True):
     death_code: ErrorCode | None = None
     outcome: Outcome | None = None
     has_checkpoint: bool = False
-    stored: bool = False  # something lies under the task's submission name
+    stored: bool | None = None  # something lies under the task's submission name; None = nobody looked yet
     requeue: bool = False  # an operator wants it to begin anew
 
 
@@ -79,6 +79,10 @@ class Submit(Struct, frozen=True):
     digest: str
 
 
+class Look(Struct, frozen=True):
+    """See whether something lies under the task's submission name, and decide again: it depends on that."""
+
+
 class Deliver(Struct, frozen=True):
     """Store the announced export unless something is there already, read it back, write the result."""
 
@@ -91,7 +95,7 @@ class Finish(Struct, frozen=True):
     code: ErrorCode | None = None
 
 
-Step = Done | Watch | Claim | Start | StartOver | Submit | Deliver | Finish
+Step = Done | Watch | Claim | Start | StartOver | Submit | Look | Deliver | Finish
 
 
 def next_step(job: Job, last: StateRecord | None, view: View, max_attempts: int) -> Step:
@@ -102,9 +106,14 @@ def next_step(job: Job, last: StateRecord | None, view: View, max_attempts: int)
     """
     if isinstance(last, Result):
         return Done(last)
-    if isinstance(last, Submitting) and view.stored:
-        return Deliver()
     step = _wanted(job, last, view, max_attempts)
+    if isinstance(last, Submitting) and not isinstance(step, Deliver):
+        if view.stored is None:
+            return Look()
+        if view.stored:
+            return Deliver()
+    if isinstance(step, Look):
+        return step
     if view.requeue and isinstance(step, Watch | Start) and not isinstance(last, Submitting):
         return StartOver()
     if _is_mine(last, view) or isinstance(step, Start):
@@ -135,6 +144,8 @@ def _wanted(job: Job, last: StateRecord | None, view: View, max_attempts: int) -
         if view.stored:
             return Deliver()
         if not view.has_checkpoint:
+            if view.stored is None:
+                return Look()
             return Finish(
                 ResultStatus.EXPIRED,
                 "the deadline passed before there was anything to submit",

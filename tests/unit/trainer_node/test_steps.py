@@ -23,6 +23,7 @@ from trainer_node.steps import (
     Deliver,
     Done,
     Finish,
+    Look,
     Start,
     StartOver,
     Step,
@@ -64,7 +65,7 @@ def failed(code: ErrorCode) -> Outcome:
 
 
 def decide(last: StateRecord | None, **seen: object) -> Step:
-    view = View(**({"node": ME, "epoch": EPOCH, "now": 50.0} | seen))
+    view = View(**({"node": ME, "epoch": EPOCH, "now": 50.0, "stored": False} | seen))
     return next_step(JOB, last, view, max_attempts=3)
 
 
@@ -182,3 +183,27 @@ def test_an_operator_may_have_it_begin_anew_before_it_ends(
 
 def test_after_a_requeue_attempts_count_from_1_although_the_folder_remembers_more() -> None:
     assert decide(claimed(epoch=6, attempt=1), attempt=3) == Start(1)
+
+
+@pytest.mark.parametrize(
+    ("last", "seen", "step"),
+    [
+        (submitting(), {}, Look()),
+        (submitting(node="other", epoch=6), {}, Look()),
+        (submitting("d2"), {"outcome": READY}, Look()),
+        (submitting(epoch=6), {"worker_alive": True}, Look()),
+        (submitting(), {"outcome": failed(ErrorCode.BAD_DATA)}, Look()),
+        (claimed(), {"now": DEADLINE}, Look()),
+        (None, {"now": DEADLINE}, Look()),
+        # it doesn't depend on that: what a store can't tell must not be in the way
+        (submitting(), {"outcome": READY}, Deliver()),
+        (claimed(), {"outcome": READY}, Submit("d1")),
+        (claimed(), {}, Start(1)),
+        (claimed(), {"worker_alive": True, "now": DEADLINE}, Watch()),
+        (DONE, {}, Done(DONE)),
+    ],
+)
+def test_what_nobody_looked_at_is_not_taken_for_empty(
+    last: StateRecord | None, seen: dict[str, object], step: Step
+) -> None:
+    assert decide(last, **(seen | {"stored": None})) == step

@@ -1,0 +1,169 @@
+"""Submissions in repositories of a Hugging Face hub, under the name upstream assigned.
+
+The node's side: what to ask, of whom, for how long. The hub itself is spoken to by a process of its own
+(hub_process); a node that may no longer act for the slot doesn't let it commit, one that dies takes it along,
+and should both fail, the commit's condition still lets only the first one in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from shared.errors import EngineError
+from shared.logs import get_logger
+from shared.messages import ErrorCode, Job
+from shared.settings import Settings
+from trainer_node.artifacts.hub_process import GO, Absent, Found, Ready, Reply, Request, Trouble
+from trainer_node.artifacts.store import Stored, StoreError
+
+COMMAND: Final = (sys.executable, "-m", "trainer_node.artifacts.hub_process")
+TOKEN_VARIABLE: Final = "HF_TOKEN"
+STARTING_S: Final = 30.0  # for the process to import the library, on a busy machine
+# The library takes its options from the environment, where whatever the worker needs may be set.
+OPTIONS: Final = {
+    "HF_HUB_OFFLINE": "0",
+    "TRANSFORMERS_OFFLINE": "0",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_DEBUG": "0",
+}
+NAME: Final = re.compile(r"(?!.*(?:--|\.\.))(?!.*\.git$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
+
+log = get_logger()
+
+
+class Hub:
+    """The hub, as one node uses it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def repository(self, job: Job) -> str:
+        """Where the job's submission goes: upstream's name for it, else one made of the task's.
+
+        Raises EngineError for a name that no hub takes: the run would be for nothing.
+        """
+        given = job.offer.expected_repo_name
+        name = given if given is not None else f"podium-{re.sub('-+', '-', job.task).strip('-')}"
+        if not NAME.fullmatch(name):
+            raise EngineError(
+                ErrorCode.UNSUPPORTED,
+                f"the hub takes no repository named {name[:100]!r}, which upstream expects",
+            )
+        return f"{self.settings.hub_namespace}/{name}"
+
+    async def find(self, job: Job) -> Stored | None:
+        """The task's submission, its files' hashes asked for or fetched; see `Remote`."""
+        request = self._request(job)
+        return await self._ask(request, limit_s=STARTING_S + 5 * request.silence_s)
+
+    async def store(
+        self, job: Job, folder: Path, digest: str, *, must_hold: Callable[[], None], limit_s: float
+    ) -> Stored:
+        """Commit a folder's files unless the task has a submission; see `Remote`."""
+        request = msgspec.structs.replace(
+            self._request(job), folder=str(folder), private=self.settings.hub_private
+        )
+        log.info("uploading", task=job.task, repository=request.repository, digest=digest)
+        stored = await self._ask(request, limit_s=limit_s, must_hold=must_hold)
+        if stored is None:
+            raise StoreError(f"{request.repository}: the upload ended without a word")
+        return stored
+
+    def _request(self, job: Job) -> Request:
+        try:
+            repository = self.repository(job)
+        except EngineError as error:
+            raise StoreError(str(error)) from error
+        return Request(
+            url=self.settings.hub_url.rstrip("/"),
+            token=self._token(),
+            repository=repository,
+            task=job.task,
+            silence_s=self.settings.hub_silence_s,
+        )
+
+    def _token(self) -> str:
+        """Read anew for every request, so that an operator can put a better one there while a job waits."""
+        file = self.settings.hub_token_file
+        try:
+            token = Path(file).expanduser().read_text() if file else os.environ.get(TOKEN_VARIABLE, "")
+        except OSError as error:
+            raise StoreError(f"hub_token_file {file} can't be read: {error.strerror}") from error
+        if not token.strip():
+            raise StoreError("no token for the hub: set hub_token_file or HF_TOKEN")
+        return token.strip()
+
+    async def _ask(
+        self, request: Request, *, limit_s: float, must_hold: Callable[[], None] | None = None
+    ) -> Stored | None:
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            env=self._environment(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        words = asyncio.create_task(process.stderr.read())
+        try:
+            async with asyncio.timeout(limit_s):
+                reply = await _talk(process, request, must_hold)
+        except TimeoutError as error:
+            raise StoreError(f"{request.repository}: not done within {limit_s:.0f} s") from error
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            said = (await words).decode(errors="replace").replace(request.token, "***").strip()
+            if said:
+                log.debug("hub process", repository=request.repository, said=said[-2000:])
+        match reply:
+            case Found(commit, digest):
+                return Stored(digest, f"hf://{request.repository}@{commit}")
+            case Absent():
+                return None
+            case Trouble(why):
+                raise StoreError(f"{request.repository}: {why}")
+            case _:
+                raise StoreError(f"{request.repository}: the process that uploads ended early: {said[-500:]}")
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in (TOKEN_VARIABLE, "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT")
+        }
+        return inherited | OPTIONS | {"HF_HUB_DISABLE_XET": "0" if self.settings.hub_xet else "1"}
+
+
+async def _talk(
+    process: asyncio.subprocess.Process, request: Request, must_hold: Callable[[], None] | None
+) -> Reply | None:
+    """Ask, allow the commit if the slot is still held, and hear the answer; None if the process died."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(ConnectionError):  # it died at birth: reading tells
+        process.stdin.write(msgspec.json.encode(request) + b"\n")
+        await process.stdin.drain()
+    while line := await process.stdout.readline():
+        reply: Reply = msgspec.json.decode(line, type=Reply)
+        if not isinstance(reply, Ready):
+            return reply
+        if must_hold is not None:
+            must_hold()
+        with suppress(ConnectionError):
+            process.stdin.write(GO)
+            await process.stdin.drain()
+    return None

@@ -1,0 +1,120 @@
+"""The program that speaks with a hub: `python -m trainer_node.artifacts.hub_process`, one request on stdin.
+
+A process of its own, because the hub's library blocks, keeps its options in global state, sleeps for as long
+as a server asks it to, and can't be told to stop: a process can be killed, which is also what a crash does,
+so there is one case less. It ends by itself when the node that started it does (stdin closes).
+
+The submission of a task is the commit whose title names the task. It is made on top of a commit that holds
+nothing, and only if that is still the newest one: so the first one wins, and there is no second.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+GO: Final = b"go\n"
+
+
+class Request(Struct, kw_only=True):
+    """What to look for, and if there is a folder what to put there otherwise."""
+
+    url: str
+    token: str
+    repository: str
+    task: str
+    folder: str | None = None
+    private: bool = False
+    silence_s: float = 60.0
+
+
+class Found(Struct, tag=True):
+    """The task's submission is this commit, and its files have this digest."""
+
+    commit: str
+    digest: str
+
+
+class Absent(Struct, tag=True):
+    """Nothing is there."""
+
+
+class Ready(Struct, tag=True):
+    """All is uploaded but the commit: say GO, and it is made."""
+
+
+class Trouble(Struct, tag=True):
+    """It could not be done, or nobody knows whether it was."""
+
+    error: str
+
+
+Reply = Found | Absent | Ready | Trouble
+
+
+def main() -> int:
+    """Answer the one request; returns the exit status."""
+    request = msgspec.json.decode(sys.stdin.buffer.readline(), type=Request)
+    go: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(go,), daemon=True).start()
+    try:
+        _say(_answer(request, go))
+    except Exception as error:  # whatever it is, the node that waits has to hear of it
+        traceback.print_exc()
+        _say(Trouble(_clean(f"{type(error).__name__}: {error}", request.token)))
+    return 0
+
+
+def _listen(go: queue.SimpleQueue[bytes]) -> None:
+    for line in sys.stdin.buffer:
+        go.put(line)
+    os._exit(1)  # the node is gone: nothing may be committed in its name any more
+
+
+def _say(reply: Reply) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(reply) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _answer(request: Request, go: queue.SimpleQueue[bytes]) -> Reply:
+    # Here, not above: the node imports this file for its messages, and must not pay for the library.
+    from trainer_node.artifacts.hub_session import Session
+
+    session = Session(request.url, request.token, request.repository, request.silence_s)
+    title = f"podium: {request.task}"
+    try:
+        state = session.look(title)
+        if state is None and request.folder is not None:
+            session.create(private=request.private)
+            state = session.look(title)
+        if isinstance(state, str) and request.folder is not None:
+            additions = session.upload(Path(request.folder))
+            _say(Ready())
+            if go.get() != GO:
+                return Trouble("told to stop")
+            session.commit(title, additions, parent=state)
+            state = session.look(title)
+        if isinstance(state, tuple):
+            return Found(*state)
+        if request.folder is None:
+            return Absent()
+        return Trouble(f"{request.repository} has no submission after the commit was sent")
+    except session.ERRORS as error:
+        return Trouble(_clean(session.explain(error), request.token))
+
+
+def _clean(text: str, token: str) -> str:
+    """One line without the token: a server that echoes what it was sent must not get it into a log."""
+    return " ".join(text.replace(token, "***").split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""One repository on a Hugging Face hub, through huggingface_hub, with a clear error for whatever goes wrong.
+
+Nothing is repeated here but single uploads, by the library: the node that asked tries again, and looks first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, HfApi, get_session, hf_hub_url, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from shared.digest import digest_of
+
+HOUSEKEEPING: Final = frozenset({".gitattributes"})  # what a hub puts into a new repository by itself
+CHANGED: Final = frozenset({409, 412})  # a commit refused because it is not on top of the newest one
+BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
+PATIENCE_S: Final = 30  # longest pause before an upload is repeated that a server may ask for
+
+
+class HubError(Exception):
+    """The hub didn't do it; the text says what and why."""
+
+
+class Client(httpx2.Client):
+    """The library's HTTP client, with timeouts, and without its repetitions of anything but uploads."""
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Send one request. Raises HubError for what the library would try again, for minutes or for ever."""
+        upload = request.method == "PUT"
+        try:
+            response = super().send(request, **options)
+        except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
+            if upload:
+                raise
+            raise HubError(f"no answer from {request.url.host}: {error!r}") from error
+        pause = response.headers.get("Retry-After", "0")
+        if response.status_code in BUSY and not (upload and pause.isdigit() and int(pause) <= PATIENCE_S):
+            asked = f", try again in {pause} s" if pause != "0" else ""
+            raise HubError(f"{request.url.host} answers {response.status_code}{asked}")
+        return response
+
+
+class Session:
+    """One repository, for as long as one request takes."""
+
+    ERRORS = (HubError, HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError)
+
+    def __init__(self, url: str, token: str, repository: str, silence_s: float) -> None:
+        self.api = HfApi(endpoint=url, token=token, library_name="podium")
+        self.token = token
+        self.repository = repository
+        set_client_factory(lambda: Client(timeout=silence_s, follow_redirects=True))
+
+    def look(self, title: str) -> tuple[str, str] | str | None:
+        """The commit with this title and its digest; else the commit that holds nothing yet, to build on.
+
+        None = no such repository. Raises HubError if the repository holds something that is not the task's.
+        """
+        try:
+            commits = self.api.list_repo_commits(self.repository)
+        except RepositoryNotFoundError as error:
+            if error.response.status_code != 404:  # 401 is said of a token that is not valid, too
+                raise
+            return None
+        ours = [commit.commit_id for commit in commits if commit.title == title]
+        if ours:
+            return ours[-1], self._digest(ours[-1])
+        if not commits:
+            raise HubError(f"{self.repository} has no commit yet")
+        if other := self._files(commits[0].commit_id):
+            raise HubError(
+                f"{self.repository} holds something that is not this task's ({min(other)} and "
+                f"{len(other) - 1} more): move it away, nothing is overwritten"
+            )
+        return commits[0].commit_id
+
+    def create(self, *, private: bool) -> None:
+        """Make the repository, unless somebody has."""
+        self.api.create_repo(self.repository, private=private, exist_ok=True)
+
+    def upload(self, folder: Path) -> list[CommitOperationAdd]:
+        """Upload every large file that the hub doesn't have yet; what is to be committed."""
+        additions = [
+            CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
+        self.api.preupload_lfs_files(self.repository, additions)
+        return additions
+
+    def commit(self, title: str, additions: list[CommitOperationAdd], *, parent: str) -> None:
+        """Make the commit if `parent` is still the newest one; look afterwards what is there."""
+        try:
+            self.api.create_commit(self.repository, additions, commit_message=title, parent_commit=parent)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in CHANGED:
+                raise
+
+    def explain(self, error: Exception) -> str:
+        """What went wrong, in a sentence that says what to do."""
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        if status == 401:
+            return "the hub refuses the token (401): check hub_token_file or HF_TOKEN"
+        if status == 403:
+            return f"the token may not write to {self.repository} (403): it needs the right to write there"
+        if isinstance(cause, HfHubHTTPError):
+            said = cause.server_message or str(cause)
+            return f"the hub answers {status}: {said[:500]}"
+        return str(cause) if isinstance(cause, HubError) else f"{type(cause).__name__}: {str(cause)[:500]}"
+
+    def _files(self, commit: str) -> dict[str, str | None]:
+        """Every file of a commit, and its sha256 where the hub keeps it."""
+        entries = self.api.list_repo_tree(self.repository, recursive=True, revision=commit)
+        files = [entry for entry in entries if isinstance(entry, RepoFile)]
+        return {
+            file.path: file.lfs.sha256 if file.lfs else None
+            for file in files
+            if file.path not in HOUSEKEEPING
+        }
+
+    def _digest(self, commit: str) -> str:
+        files = self._files(commit)
+        return digest_of({path: known or self._hash(commit, path) for path, known in files.items()})
+
+    def _hash(self, commit: str, path: str) -> str:
+        """Hash of a small file, fetched: of those the hub keeps another one."""
+        url = hf_hub_url(self.repository, path, revision=commit, endpoint=self.api.endpoint)
+        response = get_session().get(url, headers={"authorization": f"Bearer {self.token}"})
+        return hashlib.sha256(response.raise_for_status().content).hexdigest()

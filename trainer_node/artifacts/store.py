@@ -1,0 +1,46 @@
+"""What every kind of artifact store answers, and how it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from shared.errors import PodiumError
+from shared.messages import Job
+
+
+class Stored(Struct, frozen=True):
+    """A task's one submission, read back from where it is."""
+
+    digest: str
+    artifact: str  # where it is, as a result names it
+    remark: str = ""  # why it is not where it was to go
+
+
+class StoreError(PodiumError):
+    """The store is of no use now, so nobody knows what it holds: no reason to decide anything but to wait."""
+
+
+class NotTakenError(PodiumError):
+    """The store will never take this submission; the one on disk has to do."""
+
+
+class Remote(Protocol):
+    """A store beyond this machine. Its submission of a task is written by whoever is first, and only once."""
+
+    async def find(self, job: Job) -> Stored | None:
+        """The task's submission, read back, or None: nothing is there. Raises StoreError and BusError."""
+        ...
+
+    async def store(
+        self, job: Job, folder: Path, digest: str, *, must_hold: Callable[[], None], limit_s: float
+    ) -> Stored:
+        """Put a folder there unless something is; what is there now, read back.
+
+        `must_hold` is called right before the one write that decides, and raises if this node may no longer
+        act for the slot. Raises StoreError and BusError (nobody knows what is there), and NotTakenError.
+        """
+        ...

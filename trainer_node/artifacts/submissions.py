@@ -1,0 +1,128 @@
+"""Where a slot's submissions go: on disk first, and from there, if so configured, to a store beyond it.
+
+The copy on disk makes the rest safe to repeat: whoever holds the task and sees it sends those very bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from shared.bus import Bus
+from shared.errors import BusError
+from shared.messages import Job
+from shared.settings import Settings
+from trainer_node.artifacts import disk
+from trainer_node.artifacts.hub import Hub
+from trainer_node.artifacts.object_store import ObjectStore
+from trainer_node.artifacts.store import NotTakenError, Remote, Stored, StoreError
+
+
+class Export(Struct, frozen=True):
+    """What a worker made, and the digest it said it has."""
+
+    folder: Path
+    digest: str
+
+
+class Submissions:
+    """One slot's submissions, as the node that holds the slot sees and stores them."""
+
+    def __init__(self, settings: Settings, bus: Bus, node: str, must_hold: Callable[[], None]) -> None:
+        self.settings = settings
+        self.folder = settings.artifacts
+        self.node = node
+        self.must_hold = must_hold
+        self.remote = _remote(settings, bus)
+
+    def check(self, job: Job) -> None:
+        """Refuse a job whose submission could never be stored. Raises EngineError."""
+        if isinstance(self.remote, Hub):
+            self.remote.repository(job)
+
+    async def is_there(self, job: Job) -> bool:
+        """Whether the task has a submission, if only the copy on disk that was about to be sent on.
+
+        Raises StoreError and BusError if nobody knows.
+        """
+        if await asyncio.to_thread(disk.is_stored, self.folder, job.task):
+            return True
+        return self.remote is not None and await self.remote.find(job) is not None
+
+    async def put(self, job: Job, export: Export | None) -> Stored:
+        """Store the export unless the task has a submission; what it has now, read back.
+
+        Raises DamagedExportError, OSError, and StoreError or BusError: not known what is there, try again.
+        """
+        if export is None and not await asyncio.to_thread(disk.is_stored, self.folder, job.task):
+            return await self._elsewhere(job)
+        path = disk.submission(self.folder, job.task)
+        digest = await asyncio.to_thread(self._keep, job, export)
+        local = Stored(digest, str(path.absolute()))
+        if self.remote is None:
+            return local
+        try:
+            return await self.remote.store(
+                job, path, digest, must_hold=self.must_hold, limit_s=self._limit_s(job)
+            )
+        except NotTakenError as error:
+            return Stored(local.digest, local.artifact, remark=str(error))
+
+    async def lost(self, job: Job, error: OSError | StoreError) -> str | None:
+        """Why the task fails now for want of storing; None = it doesn't, try again.
+
+        It may fail past upstream's own deadline, and only if nothing is known to be there. While nobody
+        knows, that is waited for a while longer.
+        """
+        if time.time() < last_call(self.settings, job):
+            return None
+        if isinstance(error, OSError):
+            return f"this node's disk: {error}"
+        path = disk.submission(self.folder, job.task)
+        kept = f"; kept at {path.absolute()}" if await asyncio.to_thread(path.is_dir) else ""
+        try:
+            found = await self.remote.find(job) if self.remote is not None else None
+        except (StoreError, BusError):
+            if time.time() < job.deadline_at + self.settings.expire_after_s:
+                return None
+            return f"nobody knows whether the submission was stored: {error}{kept}"
+        return None if found is not None else f"the submission could not be stored: {error}{kept}"
+
+    def _keep(self, job: Job, export: Export | None) -> str:
+        if export is None:
+            return disk.stored_digest(self.folder, job.task)
+        return disk.store(
+            self.folder, job.task, export.folder, export.digest, node=self.node, must_hold=self.must_hold
+        )
+
+    async def _elsewhere(self, job: Job) -> Stored:
+        found = await self.remote.find(job) if self.remote is not None else None
+        if found is None:
+            raise StoreError(f"the submission of {job.task} was there and is gone")
+        return found
+
+    def _limit_s(self, job: Job) -> float:
+        """How long one try may take: until upstream's own deadline, and never less than a fair chance.
+
+        What moves is not cut off at a deadline: a late submission may still count, none never does.
+        """
+        return max(last_call(self.settings, job) - time.time(), self.settings.expire_after_s)
+
+
+def last_call(settings: Settings, job: Job) -> float:
+    """When upstream's own deadline is: past it no new try begins, and what can't be stored fails the task."""
+    return job.deadline_at + min(settings.deadline_margin_s, settings.expire_after_s)
+
+
+def _remote(settings: Settings, bus: Bus) -> Remote | None:
+    match settings.artifacts_kind:
+        case "object":
+            return ObjectStore(settings, bus)
+        case "hub":
+            return Hub(settings)
+        case _:
+            return None
