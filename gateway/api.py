@@ -6,15 +6,17 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from gateway.ledger import Task, TaskState
 from gateway.offers import MalformedOfferError, parse_offer
+from gateway.operations import NodeSilentError, NotPossibleError, UnknownTaskError
 from gateway.service import Service
-from gateway.views import slot_view, task_page, task_view
+from gateway.views import TaskFilter, slot_view, task_page, task_story, task_view
 from shared import subjects
 from shared.errors import BusError
 from shared.logs import get_logger
@@ -29,6 +31,12 @@ LARGEST_CURSOR = 1 << 63
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = get_logger()
+
+
+class Wish(Struct, frozen=True):
+    """The body of a request to cancel or requeue; may be left out."""
+
+    reason: Annotated[str, Meta(max_length=500)] = "an operator asked for it"
 
 
 class Problem(Struct, frozen=True):
@@ -51,7 +59,11 @@ def make_app(service: Service) -> web.Application:
         ("POST", "/v1/offers", post_offer),
         ("GET", "/v1/tasks", get_tasks),
         ("GET", "/v1/tasks/{task_id:[^/]+}", get_task),
+        ("GET", "/v1/tasks/{task_id:[^/]+}/story", get_story),
+        ("POST", "/v1/tasks/{task_id:[^/]+}/cancel", post_cancel),
+        ("POST", "/v1/tasks/{task_id:[^/]+}/requeue", post_requeue),
         ("GET", "/v1/slots", get_slots),
+        ("GET", "/v1/gateway", get_gateway),
         ("GET", "/healthz", get_health),
         ("GET", "/readyz", get_ready),
     ):
@@ -68,24 +80,45 @@ async def post_offer(request: web.Request) -> web.Response:
 
 
 async def get_tasks(request: web.Request) -> web.Response:
-    """Accepted tasks, newest first, in pages."""
+    """Accepted tasks, newest first, in pages; `state` (several with commas) and `slot` choose among them."""
     service = await _started(request)
-    limit = _number(request, "limit", 1, LONGEST_PAGE)
+    limit = _number(request, "limit", 1, LONGEST_PAGE) or PAGE
     after = _number(request, "after", 1, LARGEST_CURSOR)
+    wanted = TaskFilter(_states(request), request.query.get("slot"))
     return _json(
-        task_page(service.ledger, service.presence, time.time(), limit=limit or PAGE, after=after),
+        task_page(service.ledger, service.presence, time.time(), limit=limit, after=after, wanted=wanted)
     )
 
 
 async def get_task(request: web.Request) -> web.Response:
     """One task by its upstream id (URL-encoded) or by its token."""
-    service, task_id = await _started(request), request.match_info["task_id"]
-    task = service.ledger.task(subjects.task_token(task_id))
-    if task is None:
-        return problem(
-            404, "unknown-task", f"no task {task_id[:100]!r} was accepted; rejected offers are not kept"
-        )
+    service, task = await _task(request)
     return _json(task_view(task, service.ledger, service.presence, time.time()))
+
+
+async def get_story(request: web.Request) -> web.Response:
+    """Everything that is stored of one task."""
+    service, task = await _task(request)
+    return _json(task_story(task, service.ledger, service.presence, time.time()))
+
+
+async def post_cancel(request: web.Request) -> web.Response:
+    """End a task as `cancelled`; 409 once it has a result or its submission is being stored."""
+    service, token, wish = await _wish(request)
+    task = await service.operations().cancel(token, wish.reason)
+    return _json(task_view(task, service.ledger, service.presence, time.time()))
+
+
+async def post_requeue(request: web.Request) -> web.Response:
+    """Have the slot's node begin anew with a job; 409 as for cancel, 503 if no node confirms."""
+    service, token, wish = await _wish(request)
+    task = await service.operations().requeue(token, wish.reason)
+    return _json(task_view(task, service.ledger, service.presence, time.time()))
+
+
+async def get_gateway(request: web.Request) -> web.Response:
+    """What this gateway is, how it is set, and how it fares."""
+    return _json(request.app[SERVICE].info())
 
 
 async def get_slots(request: web.Request) -> web.Response:
@@ -131,6 +164,12 @@ async def _errors_as_problems(request: web.Request, handler: Handler) -> web.Str
         return await handler(request)
     except MalformedOfferError as error:
         return problem(400, "malformed-offer", str(error))
+    except UnknownTaskError as error:
+        return problem(404, "unknown-task", str(error))
+    except NotPossibleError as error:
+        return problem(409, "not-possible", str(error))
+    except NodeSilentError as error:
+        return problem(503, "node-silent", str(error))
     except BusError as error:
         return _unavailable(str(error))
     except web.HTTPRequestEntityTooLarge:
@@ -156,6 +195,38 @@ async def _started(request: web.Request) -> Service:
     return service
 
 
+async def _task(request: web.Request) -> tuple[Service, Task]:
+    """The task that the path names; UnknownTaskError if there is none."""
+    service, task_id = await _started(request), request.match_info["task_id"]
+    task = service.ledger.task(subjects.task_token(task_id))
+    if task is None:
+        raise UnknownTaskError(f"no task {task_id[:100]!r} was accepted; rejected offers are not kept")
+    return service, task
+
+
+async def _wish(request: web.Request) -> tuple[Service, str, Wish]:
+    """What an operator asks for. Only JSON is taken: a browser sends that to no foreign site unasked."""
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json")
+    service, body = await _started(request), await _body(request)
+    try:
+        wish = msgspec.json.decode(body, type=Wish) if body.strip() else Wish()
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=f'{error}; the body is empty or such as {{"reason": "..."}}') from error
+    return service, subjects.task_token(request.match_info["task_id"]), wish
+
+
+def _states(request: web.Request) -> frozenset[TaskState] | None:
+    """The states that the query names; 400 if one is none."""
+    text = request.query.get("state")
+    if not text:
+        return None
+    try:
+        return frozenset(TaskState(name.strip()) for name in text.split(","))
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=f"{error}; states are {', '.join(TaskState)}") from error
+
+
 async def _body(request: web.Request) -> bytes:
     """The whole body, up to `max_body_bytes`; raises 413 as soon as it is known to be larger."""
     limit = request.app[SERVICE].settings.max_body_bytes
@@ -173,7 +244,7 @@ def _too_large(request: web.Request) -> web.Response:
 
 
 def _unavailable(why: str) -> web.Response:
-    detail = f"{why}; nothing is known to be accepted, offer again"
+    detail = f"{why}; nothing is known to be done: offer again, or ask again"
     return problem(503, "not-ready", detail, {"Retry-After": str(RETRY_AFTER_S)})
 
 

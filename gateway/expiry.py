@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 
+from gateway.endings import append_ending, ending
 from gateway.follower import Follower
 from gateway.ledger import Ledger
-from shared import subjects
 from shared.bus import Bus
 from shared.errors import BusError, ConflictError
 from shared.logs import get_logger
-from shared.messages import Job, Result, ResultStatus, encode
+from shared.messages import Job, ResultStatus
 
 CHECK_S = 5.0
 
@@ -41,20 +40,10 @@ async def expire_for_ever(bus: Bus, ledger: Ledger, follower: Follower, expire_a
 
 
 async def _expire(bus: Bus, job: Job, last: int, expire_after_s: float) -> None:
-    result = Result(
-        record_id=uuid.uuid4().hex,
-        task=job.task,
-        task_id=job.task_id,
-        slot=job.slot,
-        status=ResultStatus.EXPIRED,
-        reason=f"no submission within {expire_after_s:g} s after the deadline",
-        at=time.time(),
-    )
+    reason = f"no submission within {expire_after_s:g} s after the deadline"
     try:
-        await bus.append(
-            subjects.STATE_STREAM, subjects.state(job.slot, job.task), encode(result), last_on_subject=last
-        )
+        await append_ending(bus, ending(job, ResultStatus.EXPIRED, reason), last)
     except ConflictError:
         log.info("an overdue job moved on, not expired", task=job.task, slot=job.slot)
         return
-    log.warning("job expired", task=job.task, slot=job.slot, reason=result.reason)
+    log.warning("job expired", task=job.task, slot=job.slot, reason=reason)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from nats.aio.msg import Msg
 
 from gateway.ledger import Ledger
 from shared import subjects
-from shared.bus import Bus
+from shared.bus import Bus, Record
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError
 from shared.logs import get_logger
 
@@ -18,15 +19,27 @@ READ_TIMEOUT_S = 0.9  # an offer must be answered within upstream's 3 s: fold, a
 log = get_logger()
 
 
-class Follower:
-    """Folds JOBS and STATE into one ledger, one fold at a time."""
+class ReplacedLogError(BusError):
+    """A log is not the one that was folded: what this process knows is of another world."""
 
-    def __init__(self, bus: Bus, ledger: Ledger, poll_s: float, folded: asyncio.Event | None = None) -> None:
+
+class Follower:
+    """Folds JOBS and STATE into one ledger, one fold at a time; `after_fold` is called after each."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        poll_s: float,
+        folded: asyncio.Event | None = None,
+        after_fold: Callable[[], None] = lambda: None,
+    ) -> None:
         self.folded = folded or asyncio.Event()  # set by the first fold that reaches the end of both logs
         self.current = False  # whether the newest fold reached the end of both logs
         self._bus = bus
         self._ledger = ledger
         self._poll_s = poll_s
+        self._after_fold = after_fold
         self._hint = asyncio.Event()
         self._lock = asyncio.Lock()
         self._begun = 0  # folds that were begun
@@ -39,13 +52,15 @@ class Follower:
         self._bus.on_reconnect(self._lost_touch)
 
     async def run(self) -> None:
-        """Fold when something was said, after a reconnect, and every `poll_s`."""
+        """Fold when something was said, after a reconnect, and every `poll_s`. Raises ReplacedLogError."""
         trouble = ""
         while True:
             self._hint.clear()
             try:
                 await self.catch_up()
                 trouble = ""
+            except ReplacedLogError:
+                raise
             except BusError as error:
                 if str(error) != trouble:  # once, not at every retry
                     trouble = str(error)
@@ -81,13 +96,27 @@ class Follower:
         self._failure = None
         self.current = True
         self.folded.set()
+        self._after_fold()
 
     async def _fold_stream(self, stream: str) -> None:
         if not self._bus.connected:
             raise BusUnavailableError("not connected to NATS")
+        if not self.current and (known := self._ledger.newest.get(stream)) is not None:
+            await self._must_still_hold(stream, known)
         while records := await self._bus.read(stream, self._ledger.folded[stream], timeout_s=READ_TIMEOUT_S):
             for record in records:
                 self._ledger.apply(stream, record)
+
+    async def _must_still_hold(self, stream: str, known: Record) -> None:
+        """A broker that lost its disk, or was given another, must not be served from the old ledger."""
+        records = await self._bus.read(
+            stream, known.sequence - 1, subject=known.subject, timeout_s=READ_TIMEOUT_S
+        )
+        if not records or (records[0].sequence, records[0].data) != (known.sequence, known.data):
+            raise ReplacedLogError(
+                f"{stream} no longer holds the record {known.sequence} of {known.subject} that this gateway "
+                "has read: it is another log, and the gateway must start anew"
+            )
 
     async def _heard(self, _: Msg) -> None:
         self._hint.set()

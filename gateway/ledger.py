@@ -20,6 +20,7 @@ from shared.messages import (
     Job,
     Reservation,
     Result,
+    StateRecord,
     Submitting,
     decode_job_record,
     decode_state_record,
@@ -42,10 +43,19 @@ class TaskState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class ChainRecord(Struct, frozen=True):
+    """One record of a chain, and when the broker stored it (RFC 3339)."""
+
+    sequence: int
+    stored: str
+    record: StateRecord
+
+
 class Chain(Struct):
     """What the state log says of one task on one slot."""
 
     sequence: int = 0  # of the newest record on the chain's subject
+    records: list[ChainRecord] = []  # every one, oldest first
     claimed: Claimed | None = None  # the newest
     submitting: Submitting | None = None  # the newest; once there was one, a gateway may write no result
     result: Result | None = None  # the first: nothing after it counts
@@ -76,6 +86,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.folded = {subjects.JOBS_STREAM: 0, subjects.STATE_STREAM: 0}
+        self.newest: dict[str, Record] = {}  # by stream, the last one folded
         self.malformed = 0
         self._tasks: dict[str, Task] = {}  # by token, in order of acceptance
         self._chains: dict[tuple[str, str], Chain] = {}  # by slot and token
@@ -86,7 +97,7 @@ class Ledger:
         """Fold one record; one folded before changes nothing, a malformed one is logged and counted."""
         if record.sequence <= self.folded[stream]:
             return
-        self.folded[stream] = record.sequence
+        self.folded[stream], self.newest[stream] = record.sequence, record
         try:
             if stream == subjects.JOBS_STREAM:
                 self._apply_job(record)
@@ -177,6 +188,7 @@ class Ledger:
         _must_match(record, subjects.state(message.slot, message.task))
         if chain.result is not None:
             raise MalformedRecordError("a record after the task's result")
+        chain.records.append(ChainRecord(record.sequence, record.stored, message))
         if isinstance(message, Claimed):
             chain.claimed = message
         elif isinstance(message, Submitting):

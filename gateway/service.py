@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 
 from gateway.admission import ANSWER_S, Admission
@@ -10,18 +11,29 @@ from gateway.decisions import DecisionLog
 from gateway.expiry import expire_for_ever
 from gateway.follower import Follower
 from gateway.ledger import Ledger
+from gateway.mirror import Mirror
+from gateway.operations import Operations
 from gateway.presence import Presence
 from gateway.upstream.requests import OfferResponder
+from gateway.views import GatewayInfo, MirrorInfo, agreed
+from shared import subjects
 from shared.bus import Bus, connect
+from shared.credentials import GATEWAY
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError
 from shared.hardware import parse_hardware
 from shared.logs import get_logger
 from shared.messages import Decision, Offer
 from shared.settings import Settings
-from shared.streams import bootstrap
+from shared.streams import ready
+from shared.version import version
 
 RETRY_S = 1.0
 START_S = 1.8  # how long a request waits for a gateway that is starting; part of ANSWER_S
+READS = (
+    (subjects.JOBS_STREAM, subjects.ANY_JOB),
+    (subjects.STATE_STREAM, subjects.ANY_STATE),
+    (subjects.LEASES_STREAM, subjects.ANY_LEASE),
+)
 DECISIONS_FILE = "decisions.jsonl"
 
 log = get_logger()
@@ -39,6 +51,8 @@ class Service:
         self._bus: Bus | None = None
         self._follower: Follower | None = None
         self._admission: Admission | None = None
+        self._operations: Operations | None = None
+        self._mirror = Mirror(settings.data, settings.gateway_name)
         self._responder = OfferResponder(self.decide)
         self._folded = asyncio.Event()  # both logs were read to their end once
         self._leases_seen = asyncio.Event()
@@ -64,6 +78,29 @@ class Service:
             raise BusUnavailableError("the gateway stops")
         return await self._admission.decide(offer, received_at, within_s=answer_by - clock.time())
 
+    def operations(self) -> Operations:
+        """What operators may do; BusUnavailableError while the gateway starts or stops."""
+        if self._operations is None:
+            raise BusUnavailableError(self.why_not_ready() or "the gateway stops")
+        return self._operations
+
+    def info(self) -> GatewayInfo:
+        """How this gateway is set, and how it fares."""
+        bus, mirror = self._bus, self._mirror
+        return GatewayInfo(
+            gateway=self.settings.gateway_name,
+            version=version(),
+            now=time.time(),
+            not_ready=self.why_not_ready(),
+            settings=agreed(self.settings),
+            folded=self.ledger.folded,
+            malformed_records=self.ledger.malformed,
+            malformed_messages=self.presence.malformed,
+            lost_decisions=self.decisions.lost,
+            denied=[denial.told(bus.user) for denial in bus.denied] if bus is not None else [],
+            mirror=MirrorInfo(str(mirror.path), mirror.last, mirror.behind(self.ledger.folded), mirror.error),
+        )
+
     def why_not_ready(self) -> str | None:
         """None if offers can be decided now, else what is missing."""
         if self._bus is None or not self._bus.connected:
@@ -74,17 +111,22 @@ class Service:
 
     async def run(self) -> None:
         """Work until cancelled; raises PodiumError if that is no longer possible."""
-        bus = self._bus = await self._reach_nats()
+        await self._open_mirror()
         try:
-            await self._work(bus)
+            bus = self._bus = await self._reach_nats()
+            try:
+                await self._work(bus)
+            finally:
+                await self._responder.stop()
+                await self.decisions.flush()
+                await bus.close()
         finally:
-            await self._responder.stop()
-            await self.decisions.flush()
-            await bus.close()
+            await asyncio.to_thread(self._mirror.close)
 
     async def _work(self, bus: Bus) -> None:
         settings, ledger = self.settings, self.ledger
-        follower = Follower(bus, ledger, settings.poll_s, self._folded)
+        mirror = self._mirror
+        follower = Follower(bus, ledger, settings.poll_s, self._folded, mirror.wake.set)
         admission = Admission(
             settings, bus, ledger, follower, self.presence, self.decisions, expected=self._expected
         )
@@ -95,30 +137,34 @@ class Service:
             asyncio.create_task(follower.run(), name="follower"),
             asyncio.create_task(self._look_at_leases(bus), name="leases"),
             asyncio.create_task(self.decisions.run(bus), name="decisions"),
+            asyncio.create_task(mirror.run(bus, ledger.folded), name="mirror"),
             asyncio.create_task(
                 expire_for_ever(bus, ledger, follower, settings.expire_after_s), name="expiry"
             ),
         ]
         try:
             self._follower, self._admission = follower, admission
+            self._operations = Operations(bus, ledger, follower, settings.gateway_name)
             await self._responder.start(bus)
             ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in ended:  # none ends by itself
                 part.result()
         finally:
+            self._operations = None
             await end_tasks(parts)
 
     async def _reach_nats(self) -> Bus:
         """Connect and see to the streams, for ever: operators may start services in any order."""
         while True:
             try:
-                bus = await connect(self.settings, name=f"gateway {self.settings.gateway_name}")
+                bus = await connect(self.settings, name=f"gateway {self.settings.gateway_name}", user=GATEWAY)
             except BusUnavailableError as error:
                 log.warning(str(error))
                 await asyncio.sleep(RETRY_S)
                 continue
             try:
-                await bootstrap(bus, self.settings)
+                await ready(bus, self.settings, READS)
+                await self._begin_mirror(bus)
             except (BusUnavailableError, BusTimeoutError) as error:
                 log.warning("JetStream is not usable yet", error=str(error))
                 await bus.close()
@@ -128,6 +174,19 @@ class Service:
                 raise
             else:
                 return bus
+
+    async def _open_mirror(self) -> None:
+        """A gateway that can't write its mirror still decides; that it can't is said wherever it is shown."""
+        try:
+            await asyncio.to_thread(self._mirror.open)
+        except OSError as error:
+            self._mirror.fail(error)
+
+    async def _begin_mirror(self, bus: Bus) -> None:
+        try:
+            await self._mirror.begin(bus)
+        except OSError as error:
+            self._mirror.fail(error)
 
     async def _look_at_leases(self, bus: Bus) -> None:
         """Once now and after each reconnect: heartbeats said meanwhile were not heard."""

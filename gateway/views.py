@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from collections.abc import Set
+from typing import Any
 
-from gateway.ledger import Ledger, Task, TaskState
+from msgspec import Struct, to_builtins
+
+from gateway.ledger import ChainRecord, Ledger, Task, TaskState
 from gateway.presence import Presence
-from shared.messages import Decision, Hardware, Job, Phase, Progress, Result, TaskType
+from shared.messages import Decision, Hardware, Job, Phase, Progress, Reservation, Result, TaskType
+from shared.settings import Settings
 
 
 class TaskView(Struct, frozen=True, kw_only=True):
@@ -29,6 +33,15 @@ class TaskView(Struct, frozen=True, kw_only=True):
     result: Result | None
 
 
+class TaskStory(Struct, frozen=True, kw_only=True):
+    """All that is stored of one task, beside how it stands now."""
+
+    now: TaskView
+    reservation: Reservation | None
+    job: Job | None
+    chain: list[ChainRecord]  # oldest first
+
+
 class TaskPage(Struct, frozen=True):
     """Tasks, newest first; `next` is the `after` of the next page, or null."""
 
@@ -49,6 +62,44 @@ class SlotView(Struct, frozen=True, kw_only=True):
     phase: Phase | None
     step: int | None
     last_heartbeat_age_s: float | None
+
+
+class MirrorInfo(Struct, frozen=True):
+    """How far a gateway's mirror of the logs is."""
+
+    path: str
+    last: dict[str, int]  # by stream, the newest sequence in the file
+    behind: bool
+    error: str | None = None  # why it doesn't follow
+
+
+class GatewayInfo(Struct, frozen=True, kw_only=True):
+    """One gateway at one moment: how it is set, and how it fares."""
+
+    gateway: str
+    version: str
+    now: float  # its clock
+    not_ready: str | None
+    settings: dict[str, Any]  # those that all services must agree on
+    folded: dict[str, int]
+    malformed_records: int
+    malformed_messages: int
+    lost_decisions: int
+    denied: list[str]
+    mirror: MirrorInfo
+
+
+# Where two services mean different things by these, one of them breaks what the other promises.
+AGREED_SETTINGS = (
+    *("slots", "expected_hardware", "profile", "max_hours", "deadline_margin_s", "submit_reserve_s"),
+    *("expire_after_s", "heartbeat_missing_s", "hang_s", "max_attempts", "log_max_bytes", "nats_replicas"),
+)
+
+
+def agreed(settings: Settings) -> dict[str, Any]:
+    """The settings that all services must agree on, as JSON has them."""
+    values: dict[str, Any] = to_builtins({name: getattr(settings, name) for name in AGREED_SETTINGS})
+    return values
 
 
 def task_view(task: Task, ledger: Ledger, presence: Presence, now: float) -> TaskView:
@@ -75,9 +126,44 @@ def task_view(task: Task, ledger: Ledger, presence: Presence, now: float) -> Tas
     )
 
 
-def task_page(ledger: Ledger, presence: Presence, now: float, *, limit: int, after: int | None) -> TaskPage:
-    """Up to `limit` tasks that were accepted before the one with sequence `after`."""
-    found = [task for task in ledger.tasks() if after is None or task.first < after]
+def task_story(task: Task, ledger: Ledger, presence: Presence, now: float) -> TaskStory:
+    """The whole story of one task."""
+    return TaskStory(
+        now=task_view(task, ledger, presence, now),
+        reservation=task.reservation,
+        job=task.job,
+        chain=ledger.chain_of(task.record).records,
+    )
+
+
+class TaskFilter(Struct, frozen=True):
+    """Which tasks are wanted; what is None is not looked at."""
+
+    states: Set[TaskState] | None = None
+    slot: str | None = None
+
+    def holds(self, task: Task, ledger: Ledger, now: float) -> bool:
+        """Whether a task is wanted."""
+        if self.slot is not None and task.record.slot != self.slot:
+            return False
+        return self.states is None or ledger.state(task, now) in self.states
+
+
+ANY_TASK = TaskFilter()
+
+
+def task_page(
+    ledger: Ledger,
+    presence: Presence,
+    now: float,
+    *,
+    limit: int,
+    after: int | None,
+    wanted: TaskFilter = ANY_TASK,
+) -> TaskPage:
+    """Up to `limit` wanted tasks that were accepted before the one with sequence `after`."""
+    older = (task for task in ledger.tasks() if after is None or task.first < after)
+    found = [task for task in older if wanted.holds(task, ledger, now)]
     page = found[:limit]
     views = [task_view(task, ledger, presence, now) for task in page]
     return TaskPage(views, page[-1].first if len(found) > limit else None)

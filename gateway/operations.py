@@ -1,0 +1,130 @@
+"""What operators may do to an accepted task: cancel it, or have its node begin anew."""
+
+from __future__ import annotations
+
+from gateway.endings import append_ending, ending
+from gateway.follower import Follower
+from gateway.ledger import Ledger, Task
+from shared import subjects
+from shared.bus import Bus
+from shared.errors import (
+    BusError,
+    BusTimeoutError,
+    BusUnavailableError,
+    ConflictError,
+    PodiumError,
+)
+from shared.logs import get_logger
+from shared.messages import (
+    Control,
+    ControlKind,
+    Job,
+    ResultStatus,
+    decode_control_answer,
+    encode,
+)
+
+TRIES = 8  # each lost to a record that a node wrote meanwhile
+ANSWER_S = 30.0  # a node gives a worker ten seconds to write its checkpoint
+
+log = get_logger()
+
+
+class UnknownTaskError(PodiumError):
+    """No such task was accepted."""
+
+
+class NotPossibleError(PodiumError):
+    """The task is past the point where this can be done; nothing was changed."""
+
+
+class NodeSilentError(PodiumError):
+    """The slot's node did not say that it is done."""
+
+
+class Operations:
+    """Both write through the chain by compare-and-set, so a node that ends the task first wins."""
+
+    def __init__(self, bus: Bus, ledger: Ledger, follower: Follower, gateway: str) -> None:
+        self._bus = bus
+        self._ledger = ledger
+        self._follower = follower
+        self._gateway = gateway
+
+    async def cancel(self, token: str, reason: str) -> Task:
+        """End a task as `cancelled`, once and for all.
+
+        Raises UnknownTaskError, NotPossibleError, and BusError: then it may be cancelled or not.
+        """
+        mine = None
+        for _ in range(TRIES):
+            await self._follower.catch_up()
+            task = self._find(token)
+            if mine is not None and task.job is not None:
+                result = self._ledger.chain_of(task.job).result
+                if result is not None and result.record_id == mine.record_id:
+                    log.warning("task cancelled", task=token, slot=task.job.slot, reason=mine.reason)
+                    await self._wake(task.job)
+                    return task
+            job = self._open_job(task)
+            mine = mine or ending(job, ResultStatus.CANCELLED, reason)
+            try:
+                await append_ending(self._bus, mine, self._ledger.chain_of(job).sequence)
+            except (ConflictError, BusTimeoutError) as error:
+                log.info("not cancelled yet, looking again", task=token, error=str(error))
+        raise BusUnavailableError(f"{token} was not seen cancelled in {TRIES} tries")
+
+    async def requeue(self, token: str, reason: str) -> Task:
+        """Have the slot's node end the worker and begin anew with the attempts counted from 1.
+
+        Returns once the node's claim is in the chain. Raises UnknownTaskError, NotPossibleError (the node
+        refuses), NodeSilentError (it may still do it), and BusError.
+        """
+        await self._follower.catch_up()
+        job = self._open_job(self._find(token))
+        request = self._request(ControlKind.REQUEUE, job, reason)
+        try:
+            reply = await self._bus.request(subjects.control(job.slot), request, timeout_s=ANSWER_S)
+            answer = decode_control_answer(reply.data)
+        except BusTimeoutError as error:
+            raise NodeSilentError(
+                f"the node of slot {job.slot} did not confirm within {ANSWER_S:g} s and may still do it: "
+                "the task's chain tells"
+            ) from error
+        except BusUnavailableError as error:
+            raise NodeSilentError(
+                f"no node of slot {job.slot} listens; a node that starts takes the job up by itself"
+            ) from error
+        if not answer.done:
+            raise NotPossibleError(f"not requeued: {answer.reason}")
+        log.warning("task requeued", task=token, slot=job.slot, reason=reason)
+        await self._follower.catch_up()
+        return self._find(token)
+
+    def _find(self, token: str) -> Task:
+        task = self._ledger.task(token)
+        if task is None:
+            raise UnknownTaskError(f"no task {token!r} was accepted; rejected offers are not kept")
+        return task
+
+    def _open_job(self, task: Task) -> Job:
+        """The task's job, if a gateway may still end it; else NotPossibleError with why."""
+        job = task.job
+        if job is None:
+            raise NotPossibleError("it is only reserved: the reservation lapses by itself")
+        chain = self._ledger.chain_of(job)
+        if chain.result is not None:
+            raise NotPossibleError(f"it has ended as {chain.result.status}; a finished task stays as it is")
+        if chain.submitting is not None:
+            raise NotPossibleError("its submission is being stored, and what is stored counts")
+        return job
+
+    def _request(self, kind: ControlKind, job: Job, reason: str) -> bytes:
+        return encode(Control(kind=kind, task=job.task, reason=reason, gateway=self._gateway))
+
+    async def _wake(self, job: Job) -> None:
+        """The node would see it at its next look; so it sees it now."""
+        try:
+            await self._bus.publish(subjects.control(job.slot), self._request(ControlKind.LOOK, job, ""))
+        except BusError as error:
+            log.debug("the node was not woken", slot=job.slot, error=str(error))
