@@ -17,12 +17,15 @@ from shared.messages import (
     Offer,
     Result,
     ResultStatus,
+    Submitting,
     TaskType,
     encode,
 )
 
 
-async def store_job(bus: Bus, task: str, slot: str = "a", deadline_at: float = 100.0) -> None:
+async def store_job(
+    bus: Bus, task: str, slot: str = "a", *, deadline_at: float = 100.0, decided_at: float = 60.0
+) -> None:
     offer = Offer(
         task_id=task,
         task_type=TaskType.INSTRUCT,
@@ -31,7 +34,9 @@ async def store_job(bus: Bus, task: str, slot: str = "a", deadline_at: float = 1
         dataset="d",
         dataset_type=DatasetType(),
     )
-    decision = Decision(task_id=task, task=task, accepted=True, reason="yes", slot=slot)
+    decision = Decision(
+        task_id=task, task=task, accepted=True, reason="yes", slot=slot, decided_at=decided_at
+    )
     job = Job(
         record_id=f"job-{task}-{slot}",
         task_id=task,
@@ -46,14 +51,29 @@ async def store_job(bus: Bus, task: str, slot: str = "a", deadline_at: float = 1
     await bus.append(subjects.JOBS_STREAM, subjects.job(slot, task), encode(job))
 
 
-async def store_result(bus: Bus, task: str, *, digest: str | None, at: float = 50.0, slot: str = "a") -> None:
+async def store_result(
+    bus: Bus, task: str, *, digest: str | None, at: float = 50.0, slot: str = "a", announced: bool = True
+) -> None:
+    if digest and announced:
+        submitting = Submitting(record_id="s", task=task, slot=slot, node="n", epoch=1, digest=digest)
+        await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(submitting))
     status = ResultStatus.SUBMITTED if digest else ResultStatus.FAILED
-    result = Result(record_id="r", task=task, task_id=task, slot=slot, status=status, digest=digest, at=at)
+    result = Result(
+        record_id="r",
+        task=task,
+        task_id=task,
+        slot=slot,
+        status=status,
+        digest=digest,
+        at=at,
+        node="n",
+        epoch=1,
+    )
     await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(result))
 
 
-async def store_claim(bus: Bus, task: str) -> None:
-    claim = Claimed(record_id="c", task=task, slot="a", node="n", epoch=1, attempt=1)
+async def store_claim(bus: Bus, task: str, *, node: str = "n", epoch: int = 1) -> None:
+    claim = Claimed(record_id="c", task=task, slot="a", node=node, epoch=epoch, attempt=1)
     await bus.append(subjects.STATE_STREAM, subjects.state("a", task), encode(claim))
 
 
@@ -76,7 +96,7 @@ async def test_a_good_run_is_clean(bus: Bus, tmp_path: Path) -> None:
         await store_claim(bus, "t1")
     await store_result(bus, "t1", digest=digest)
     report = await judge(bus, tmp_path, {"t1"})
-    assert report.clean
+    assert report.clean, report.findings
     assert (report.jobs, report.results, report.resumes) == (1, {"submitted": 1}, 1)
 
 
@@ -119,10 +139,32 @@ async def test_every_violation_is_seen(bus: Bus, tmp_path: Path) -> None:
         assert sentence in text
 
 
+async def test_a_slot_is_one_jobs_and_one_epochs_at_a_time(bus: Bus, tmp_path: Path) -> None:
+    artifacts = tmp_path / "artifacts"
+    await store_job(bus, "t1")
+    await store_claim(bus, "t1")
+    await store_claim(bus, "t1", node="heir", epoch=5)
+    await store_claim(bus, "t1", node="n", epoch=5)
+    await store_claim(bus, "t1", node="n", epoch=1)
+    await store_job(bus, "t2", decided_at=40.0)
+    await store_result(bus, "t1", digest=None, at=50.0)
+    await store_result(bus, "t2", digest=store_artifact(artifacts, "t2"), announced=False)
+    report = await judge(bus, tmp_path, set())
+    assert (report.overlaps, report.takeovers) == (1, 2)
+    text = "\n".join(report.findings)
+    for sentence in (
+        "slot a: t2 was accepted before t1 had a result",
+        "n and heir both wrote under epoch 5",
+        "epoch 1 was written after epoch 5",
+        "which nobody had announced",
+    ):
+        assert sentence in text
+
+
 async def test_two_workers_on_one_slot_are_seen(bus: Bus, tmp_path: Path) -> None:
     events = [("acquired", 1), ("released", 1), ("acquired", 2), ("acquired", 3)]
     lines = [json.dumps({"event": event, "pid": pid, "task": "t", "at": 0.0}) for event, pid in events]
     (tmp_path / "slot.log").write_text("\n".join(lines) + "\n")
     report = await judge(bus, tmp_path, set())
     assert report.overlaps == 1
-    assert "3 took the lock while 2 held it" in report.findings[0]
+    assert "3 (t) took the lock at 0.00 while 2 (t) held it" in report.findings[0]
