@@ -32,6 +32,9 @@ class Header(Struct, frozen=True):
     gateway: str
 
 
+NOTHING = msgspec.Raw()
+
+
 class Line(Struct, frozen=True, omit_defaults=True):
     """One record."""
 
@@ -39,13 +42,13 @@ class Line(Struct, frozen=True, omit_defaults=True):
     sequence: int
     subject: str
     stored: str = ""
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = NOTHING
     base64: str | None = None
 
     @property
     def content(self) -> bytes:
         """The record's data, byte for byte."""
-        return bytes(self.data) if self.data is not None else base64.b64decode(self.base64 or "")
+        return bytes(self.data) if self.base64 is None else base64.b64decode(self.base64)
 
 
 class Content(Struct, frozen=True):
@@ -72,15 +75,10 @@ _line = msgspec.json.Decoder(Line)
 
 def encode_line(stream: str, record: Record) -> bytes:
     """One line, with its end."""
-    line = Line(stream, record.sequence, record.subject, record.stored, data=msgspec.Raw(record.data))
+    data, text = msgspec.Raw(record.data), None
     if not _fits_a_line(record.data):
-        line = Line(
-            stream,
-            record.sequence,
-            record.subject,
-            record.stored,
-            base64=base64.b64encode(record.data).decode(),
-        )
+        data, text = NOTHING, base64.b64encode(record.data).decode()
+    line = Line(stream, record.sequence, record.subject, record.stored, data, text)
     return msgspec.json.encode(line) + b"\n"
 
 
@@ -88,7 +86,7 @@ def read_mirror(path: Path) -> Content:
     """Read a whole mirror. Raises DamagedMirrorError naming the line, and OSError."""
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
-    lines = data[:end].splitlines()
+    lines = data[:end].split(b"\n")[:-1]
     records: dict[str, list[Record]] = {stream: [] for stream in LOGS}
     for number, text in enumerate(lines, 1):
         try:

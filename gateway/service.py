@@ -219,4 +219,4 @@ async def end_tasks(tasks: Iterable[asyncio.Task[None]], again_s: float = 0.2) -
 
 async def _end_if_closed(bus: Bus) -> None:
     await bus.closed.wait()
-    raise BusUnavailableError("the connection to NATS was closed for good; starting anew is the cure")
+    raise bus.why_closed()
