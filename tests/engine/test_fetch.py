@@ -202,8 +202,8 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server: str, tmp
 
 def test_every_piece_is_a_sign_of_life(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "PIECE", 10)
-    pieces: list[None] = []
-    fetch(f"{server}/data.json", tmp_path / "data", allow_private=True, tick=lambda: pieces.append(None))
+    pieces: list[str] = []
+    fetch(f"{server}/data.json", tmp_path / "data", allow_private=True, tick=pieces.append)
     assert len(pieces) == -(-len(BODY) // 10)
 
 

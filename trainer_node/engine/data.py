@@ -95,12 +95,12 @@ def tokenize(
     max_length: int,
     *,
     source: str = "the data",
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[str], None] = lambda text: None,
 ) -> tuple[Examples, dict[str, int]]:
     """Token ids and labels as the scorer makes them, and how many rows were dropped for which reason.
 
-    `max_length` is `scored_length`; `tick` is called now and then. Raises DataError if no row has the named
-    columns or none is left.
+    `max_length` is `scored_length`; `tick` hears now and then how far it is. Raises DataError if no row has
+    the named columns or none is left.
     """
     source = public_name(source)
     encode, needed = encoder(task_type, columns, tokenizer, max_length)
@@ -121,7 +121,7 @@ def tokenize(
                 dropped[reason] = dropped.get(reason, 0) + 1
                 first.setdefault(reason, number)
         parts.append(_flat(documents, group))
-        tick()
+        tick(f"{min(start + CHUNK, len(rows))} of {len(rows)} rows tokenised")
     examples = _joined(parts, group)
     if not len(examples):
         reasons = [f"{reason} ({count}, first row {first[reason]})" for reason, count in dropped.items()]

@@ -13,9 +13,10 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
@@ -28,6 +29,8 @@ TOTAL_S = 1800.0  # of one download
 PAUSES = (1.0, 2.0, 5.0, 15.0, 30.0)  # before each further try: a host may be restarting
 REDIRECTS = 5
 PIECE = 1 << 20
+HEADERS = {"Accept-Encoding": "identity", "User-Agent": "podium"}
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 ASIS = "!#$%&'()*+,/:;=?@[]~"  # of a URL's path and query: what is quoted already stays so
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # carries an IPv4 address in its last 32 bits
 
@@ -37,7 +40,7 @@ class Limits(NamedTuple):
 
     bytes: int
     stop_at: float  # monotonic
-    tick: Callable[[], None]  # called for each piece
+    tick: Callable[[str], None]  # called for each piece, with what has come so far
 
 
 class _Transient(Exception):
@@ -94,17 +97,19 @@ def fetch(
     *,
     allow_private: bool,
     max_bytes: int = MAX_BYTES,
-    tick: Callable[[], None] = lambda: None,
+    headers: Mapping[str, str] = NO_HEADERS,
+    tick: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Write what `url` holds to `target`, in pieces, with a `tick` for each.
 
+    `headers` go to the URL's own host only, never to one that it redirects to: they may hold a token.
     Raises DataError (refused address, not found, too large, unreachable at every try) or
     EngineError(DISK_FULL).
     """
     limits = Limits(max_bytes, time.monotonic() + TOTAL_S, tick)
     for attempt, pause_s in enumerate([*PAUSES, None], 1):
         try:
-            _fetch_once(url, target, allow_private, limits)
+            _fetch_once(url, target, allow_private, limits, headers)
             return
         except (_Transient, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as error:
             if pause_s is None or time.monotonic() > limits.stop_at:
@@ -118,11 +123,15 @@ def fetch(
             raise DataError(f"can't download {public_name(url)}: {error}") from error
 
 
-def _fetch_once(url: str, target: Path, allow_private: bool, limits: Limits) -> None:
+def _fetch_once(
+    url: str, target: Path, allow_private: bool, limits: Limits, headers: Mapping[str, str]
+) -> None:
+    origin = _origin(url)
     for _ in range(REDIRECTS + 1):
         connection, path = _connect(url, allow_private)
+        own = headers if _origin(url) == origin else NO_HEADERS
         with closing(connection):
-            connection.request("GET", path, headers={"Accept-Encoding": "identity", "User-Agent": "podium"})
+            connection.request("GET", path, headers={**HEADERS, **own})
             with connection.getresponse() as response:
                 if response.status in (301, 302, 303, 307, 308):
                     url = _target(url, response.headers.get("Location", ""))
@@ -135,6 +144,11 @@ def _fetch_once(url: str, target: Path, allow_private: bool, limits: Limits) -> 
                 _store(response, target, public_name(url), limits)
                 return
     raise DataError(f"{public_name(url)}: more than {REDIRECTS} redirects")
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts, host, port = _split(url)
+    return parts.scheme, host, port
 
 
 def _target(url: str, location: str) -> str:
@@ -202,7 +216,7 @@ def _store(response: http.client.HTTPResponse, target: Path, name: str, limits: 
             size += len(piece)
             if size > limits.bytes:
                 raise too_large
-            limits.tick()
+            limits.tick(f"{size / 1e6:.0f} MB of {name} downloaded")
             if time.monotonic() > limits.stop_at:
                 raise DataError(f"{name}: not downloaded within {TOTAL_S / 60:.0f} minutes")
             file.write(piece)

@@ -31,6 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 from shared.errors import EngineError, PlanError
 from shared.messages import ErrorCode
 from shared.plan import ModelShape, Plan, shape_from_config
+from trainer_node.engine import hub
 from trainer_node.engine.fused import fuse_lora
 from trainer_node.engine.network import LabelModel, label_model
 
@@ -111,6 +112,8 @@ def _load(factory: Any, path: str, **options: Any) -> Any:
     elif (place.is_dir() or _is_local(path)) and not (place / "config.json").is_file():
         what = "has no config.json and no GGUF file" if place.is_dir() else "doesn't exist"
         raise EngineError(ErrorCode.MODEL_UNAVAILABLE, f"no model at {path}: it {what}; {HINT}")
+    elif not place.is_dir() and not hub.is_reachable():
+        options["local_files_only"] = True  # or the library tries each file for half a minute
     disable_progress_bar()  # a worker's log is a file
     try:
         return factory.from_pretrained(path, trust_remote_code=False, **options)
@@ -120,6 +123,9 @@ def _load(factory: Any, path: str, **options: Any) -> Any:
             raise EngineError(
                 ErrorCode.UNSUPPORTED, f"{path} needs code that Podium doesn't run: {text}"
             ) from error
+        if options.get("local_files_only"):
+            message = f"{path} is not on this machine, and the hub doesn't answer; {HINT}"
+            raise EngineError(ErrorCode.MODEL_UNAVAILABLE, message) from error
         tried = "its folder" if place.is_dir() else "the local cache and the hub"
         message = f"can't load {path} (tried {tried}; safetensors and GGUF only): {text}; {HINT}"
         raise EngineError(ErrorCode.MODEL_UNAVAILABLE, message) from error

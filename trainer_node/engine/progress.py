@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from shared.messages import Phase, Progress, encode
 
 PERIOD_S = 1.0
+SAY_S = 5.0  # between two words on what a long part has done
 WINDOW_S = 20.0  # tokens/s is taken over this time
 SMOOTHING = 0.9  # of the loss that is shown
 
@@ -32,12 +33,14 @@ class Reporter:
         if size and os.pread(self._file, 1, size - 1) != b"\n":  # killed inside a line
             os.write(self._file, b"\n")
         self._written = 0.0
+        self._said = time.monotonic()
         self._lock = RLock()
         self._tokens: deque[tuple[float, int]] = deque()
 
     def phase(self, phase: Phase) -> None:
         """A new station is reached."""
         self._tokens.clear()
+        self._said = time.monotonic()
         with self._lock:
             self._emit(replace(self.last, phase=phase, eta_s=None, tokens_per_s=None))
 
@@ -59,10 +62,16 @@ class Reporter:
         with self._lock:
             self._emit(replace(self.last, **update))
 
-    def alive(self) -> None:
-        """Say again where the run stands, once a second: in a long part, silence would pass for a stall."""
+    def alive(self, doing: str | None = None) -> None:
+        """Say again where the run stands, once a second: in a long part, silence would pass for a stall.
+
+        Every SAY_S of a part that tells what it is doing, people hear it.
+        """
         with self._lock:
-            if self.due():
+            if doing and time.monotonic() - self._said >= SAY_S:
+                self._said = time.monotonic()
+                self._emit(replace(self.last, message=doing))
+            elif self.due():
                 self._emit(self.last)
 
     @contextmanager

@@ -1,21 +1,31 @@
-"""Read the rows of a data file: JSON, JSON lines, CSV or Parquet, from this machine or over https."""
+"""Read the rows of data files (JSON, JSON lines, CSV, Parquet): local, from an https server or the hub."""
 
 from __future__ import annotations
 
 import csv
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from shared.errors import DataError, EngineError
-from shared.messages import ErrorCode, FileFormat
+from shared.errors import DataError
+from shared.messages import FileFormat
 from trainer_node.engine.fetch import fetch, is_url, public_name
+from trainer_node.engine.hub import download
+from trainer_node.engine.splits import FORMATS
 
 Row = dict[str, Any]
+
+
+class DataFile(NamedTuple):
+    """A data file that is on this machine now."""
+
+    path: Path
+    format: FileFormat
+    name: str  # as people know it
 
 
 def read_rows(
@@ -24,32 +34,52 @@ def read_rows(
     *,
     allow_private_urls: bool,
     keep: Path | None = None,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
-    """All rows of a local file or an https URL, as dictionaries; `tick` is called for each piece downloaded.
+    """All rows of a local file, an https URL or a hub data set, as dictionaries: `located`, then `read`."""
+    with tempfile.TemporaryDirectory(prefix="podium-data-") as folder:
+        place = keep or Path(folder) / "data"
+        return read(located(source, file_format, place, allow_private_urls=allow_private_urls, tick=tick))
+
+
+def located(
+    source: str,
+    file_format: FileFormat,
+    keep: Path,
+    *,
+    allow_private_urls: bool,
+    tick: Callable[[str], None] = lambda text: None,
+) -> list[DataFile]:
+    """The files of a data reference, downloaded if need be; `tick` hears of each piece.
 
     `keep` is where a download stays, and where it is looked for first: a run that resumes needs the same
     rows, also when their host is down or the URL's signature has expired.
-    Raises DataError naming the file, and the row where one is at fault, if it can't be read or holds no row.
+    Raises DataError if they can't be had.
     """
     name = public_name(source)
     if file_format is FileFormat.HF:
-        raise EngineError(
-            ErrorCode.UNSUPPORTED,
-            f"{name}: hub data sets can't be read by id; give a JSON, CSV or Parquet file or URL",
-        )
-    if is_url(source):
-        with tempfile.TemporaryDirectory(prefix="podium-data-") as folder:
-            path = keep or Path(folder) / "data"
-            if not path.exists():
-                part = path.with_name(f"{path.name}.part")
-                fetch(source, part, allow_private=allow_private_urls, tick=tick)
-                part.replace(path)
-            rows = _read(path, name, file_format)
-    else:
-        rows = _read(Path(source).expanduser(), name, file_format)
-    if not rows:
-        raise DataError(f"{name} holds no rows")
+        paths = download(source, keep, allow_private=allow_private_urls, tick=tick)
+        return [DataFile(path, FORMATS[path.suffix], f"{name}/{path.name}") for path in paths]
+    if not is_url(source):
+        return [DataFile(Path(source).expanduser(), file_format, name)]
+    if not keep.exists():
+        part = keep.with_name(f"{keep.name}.part")
+        fetch(source, part, allow_private=allow_private_urls, tick=tick)
+        part.replace(keep)
+    return [DataFile(keep, file_format, name)]
+
+
+def read(files: Sequence[DataFile]) -> list[Row]:
+    """All rows of the files, one after the other.
+
+    Raises DataError naming the file, and the row where one is at fault, if it can't be read or holds no row.
+    """
+    rows: list[Row] = []
+    for file in files:
+        found = _read(file.path, file.name, file.format)
+        if not found:
+            raise DataError(f"{file.name} holds no rows")
+        rows += found
     return rows
 
 
