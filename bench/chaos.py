@@ -26,6 +26,7 @@ from typing import Any
 
 import msgspec
 
+from bench import waste
 from bench.chaos_rounds import disturbed, rounds
 from bench.chaos_storm import Goal, Outcome, Storm, say
 from bench.checker import Report
@@ -89,7 +90,8 @@ def storm(folder: Path, args: argparse.Namespace) -> tuple[dict[str, Any], list[
     set_up_logs("console", "error", service="chaos")  # the bench's own connection dies with the broker
     say(f"{worker} workers, seed {args.seed}: {goal.jobs} jobs, {goal.faults} faults, in {folder}")
     outcome = asyncio.run(Storm(folder, worker, goal, args.seed).run())
-    return counts(outcome.report) | _of(outcome), outcome.report.findings + outcome.findings
+    summary = counts(outcome.report) | _of(outcome) | waste.summary(folder)
+    return summary, outcome.report.findings + outcome.findings
 
 
 def counts(report: Report) -> dict[str, Any]:

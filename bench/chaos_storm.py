@@ -19,7 +19,7 @@ from bench.checker import Report, check, read_logs
 from shared import subjects
 from shared.bus import Bus
 from shared.errors import BusError
-from shared.messages import DatasetType, FileFormat, Offer, Result, TaskType, decode_state_record
+from shared.messages import DatasetType, FileFormat, Offer, Result, TaskType, decode_state_record, encode
 
 DATA = ROOT / "examples" / "wordnet"
 MODEL, MODEL_FOLDER = "podium/tiny", ROOT / "tests" / "data" / "oracle" / "base"
@@ -119,7 +119,7 @@ class Storm:
                 artifacts=self.fleet.settings.artifacts,
                 lock_logs=self.fleet.lock_logs(),
             )
-            (self.fleet.folder / "chains.txt").write_text(await _dump(bus))
+            await _dump(bus, self.fleet.folder)
             await bus.close()
         finally:
             await self.fleet.close()
@@ -231,11 +231,8 @@ def _templates(worker: str, folder: Path, job_s: float) -> list[Offer]:
     return offers
 
 
-async def _dump(bus: Bus) -> str:
-    """Every chain, for whoever looks into a violation."""
+async def _dump(bus: Bus, folder: Path) -> None:
+    """Both logs as files, for whoever looks into a violation."""
     logs = await read_logs(bus)
-    lines = []
-    for job in logs.jobs:
-        lines.append(f"{job.task} slot {job.slot} received {job.received_at:.2f} due {job.deadline_at:.2f}")
-        lines += [f"    {record}" for record in logs.chains.get(job.task, [])]
-    return "\n".join(lines) + "\n"
+    for name, records in (("jobs", logs.jobs), ("states", logs.states)):
+        (folder / f"{name}.jsonl").write_bytes(b"".join(encode(record) + b"\n" for record in records))
