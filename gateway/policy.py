@@ -7,7 +7,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from gateway.tables import Tables, model_family
-from shared.messages import FileFormat, Hardware, Offer, Term, Terms
+from shared.messages import Hardware, Offer, Term, Terms
 from shared.plan import Feasibility
 
 RATE_WEIGHT = 0.15  # of each of the three learned rates
@@ -135,9 +135,6 @@ def _plan_bonus(offer: Offer, view: PolicyView, chosen: SlotFacts | None) -> Ter
             f"{offer.hours_to_complete:g} hours are over before the job could start: "
             f"{view.deadline_margin_s:g} s are kept as a margin"
         )
-        return Term(0.0, MAXIMUM_ACCURACY_BONUS, cause)
-    if offer.file_format is FileFormat.HF:
-        cause = "hub data sets can't be read by id; offer a JSON, CSV or Parquet file or URL"
         return Term(0.0, MAXIMUM_ACCURACY_BONUS, cause)
     hardware = chosen.hardware if chosen is not None and chosen.hardware is not None else view.expected
     feasibility = view.feasible(offer, hours_left, hardware)

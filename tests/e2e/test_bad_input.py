@@ -114,12 +114,6 @@ def test_hours_that_nobody_could_use_are_rejected(machine: Any, hours: float, to
     assert told in decision.reason
 
 
-def test_a_data_set_of_the_hub_is_rejected_before_it_takes_a_slot(machine: Any) -> None:
-    decision = send(machine, machine.fields("hub", dataset="org/data", file_format="hf"))
-    assert not decision.accepted
-    assert "hub data sets can't be read by id; offer a JSON, CSV or Parquet file" in decision.reason
-
-
 # Offered under task ids of every kind: what an id becomes in subjects and folders must not matter.
 BAD_JOBS: dict[str, tuple[dict[str, Any], ErrorCode, tuple[str, ...]]] = {
     "a.b": (
@@ -132,6 +126,7 @@ BAD_JOBS: dict[str, tuple[dict[str, Any], ErrorCode, tuple[str, ...]]] = {
     "x" * 300: ({"dataset": "not.json"}, ErrorCode.BAD_DATA, ("not.json", "line 1", "not valid JSON")),
     "\u00e4 \u20ac/#?": ({"dataset": "cut.json"}, ErrorCode.BAD_DATA, ("cut.json", "not valid JSON")),
     "deep": ({"dataset": "deep.json"}, ErrorCode.BAD_DATA, ("deep.json", "nested too deeply")),
+    "hub": ({"dataset": "org/no-such-set", "file_format": "hf"}, ErrorCode.BAD_DATA, ("org/no-such-set",)),
     "no file": ({"dataset": "absent.json"}, ErrorCode.BAD_DATA, ("no data file at", "absent.json")),
     "folder": ({"dataset": "folder"}, ErrorCode.BAD_DATA, ("no data file at", "folder")),
     "../outside": ({"dataset": "../secret.json"}, ErrorCode.BAD_DATA, ("PODIUM_DATASET_ROOTS",)),

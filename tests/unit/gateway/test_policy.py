@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.policy import PolicyView, SlotFacts, maximum_accuracy, priority_of
 from gateway.tables import Rate, Table, Tables
 from shared.hardware import parse_hardware
-from shared.messages import FileFormat, Hardware, Offer, TaskType
+from shared.messages import Hardware, Offer, TaskType
 from shared.plan import Feasibility, check_offer
 
 H100 = parse_hardware("4xH100-80GB")
@@ -167,15 +167,6 @@ def test_an_offer_that_is_over_before_it_starts_is_refused_with_why() -> None:
     assert verdict.reason == (
         "Priority 0.635 below #1 threshold; "
         "0.0416667 hours are over before the job could start: 150 s are kept as a margin"
-    )
-
-
-def test_data_that_the_engine_cannot_read_is_refused_before_it_takes_a_slot() -> None:
-    verdict = maximum_accuracy(offer(file_format=FileFormat.HF), view())
-    assert not verdict.accepted
-    assert verdict.reason == (
-        "Priority 0.635 below #1 threshold; "
-        "hub data sets can't be read by id; offer a JSON, CSV or Parquet file or URL"
     )
 
 
