@@ -10,6 +10,7 @@ import sys
 
 from shared import subjects
 from shared.bus import connect
+from shared.credentials import trainer
 from shared.errors import PodiumError
 from shared.messages import decode_heartbeat
 from shared.settings import Settings, load_settings
@@ -26,7 +27,7 @@ async def heard(settings: Settings, node: str) -> bool:
         if decode_heartbeat(data).node == node:
             beat.set()
 
-    bus = await connect(settings, name="health check")
+    bus = await connect(settings, name="health check", user=trainer(settings.slot))
     try:
         await bus.subscribe(subjects.heartbeat(settings.slot), hear)
         await asyncio.wait_for(beat.wait(), PATIENCE_S)

@@ -8,7 +8,10 @@ from importlib import import_module
 
 from shared.errors import PodiumError, SettingsError
 
-COMMANDS = ("up", "demo", "offer", "status", "watch", "plan", "train", "score", "settings_table")
+COMMANDS = (
+    *("up", "demo", "offer", "status", "watch", "plan", "train", "score"),
+    *("keys", "bootstrap", "settings_table"),
+)
 
 
 def parser() -> argparse.ArgumentParser:

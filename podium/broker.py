@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import sys
 import sysconfig
 from pathlib import Path
 
+from podium.keys import BROKER, USERS_FILE
+from podium.permissions import STREAMS_ACCOUNT
 from shared.errors import PodiumError
 from shared.ports import free_port
 
@@ -28,7 +31,8 @@ jetstream {{
   max_memory_store: 256MB
   sync_interval: always
 }}
-"""
+{more}"""
+OPEN_ACCOUNT = "$G"  # where a server without users keeps its streams
 
 
 def nats_server_path() -> Path:
@@ -43,13 +47,40 @@ def nats_server_path() -> Path:
     raise PodiumError("nats-server is not installed in this environment: pip install 'podium[broker]'")
 
 
-def write_config(folder: Path, port: int, monitor_port: int) -> Path:
-    """Write the server's configuration into `folder`, where its store goes too."""
+def write_config(folder: Path, port: int, monitor_port: int, *, keys: Path | None = None) -> Path:
+    """Write the server's configuration into `folder`, where its store goes too.
+
+    `keys`: the folder that `podium keys` made; its users are the server's, and if it holds a certificate
+    nobody gets in without TLS. Without it anybody on this machine may do anything.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "nats.conf"
-    store = '"' + str((folder / "jetstream").absolute()) + '"'
-    path.write_text(CONFIG.format(port=port, monitor_port=monitor_port, store_dir=store))
+    store = json.dumps(str((folder / "jetstream").absolute()))
+    more = "" if keys is None else _secured(folder, keys / BROKER)
+    path.write_text(CONFIG.format(port=port, monitor_port=monitor_port, store_dir=store, more=more))
     return path
+
+
+def _secured(folder: Path, broker: Path) -> str:
+    """An include's path is always taken from the including file."""
+    text = f"include {json.dumps(os.path.relpath(broker / USERS_FILE, folder))}\n"
+    if (broker / "server.crt").exists():
+        files = {name: json.dumps(str(broker / f"server.{name}")) for name in ("crt", "key")}
+        text += f"tls {{ cert_file: {files['crt']}, key_file: {files['key']}, handshake_first: auto }}\n"
+    return text
+
+
+def take_over_open_store(folder: Path) -> bool:
+    """Give what a server without users stored in `folder` to the account of the streams; whether it did.
+
+    The server must be stopped. An account's store is a folder of its name.
+    """
+    accounts = folder / "jetstream" / "jetstream"
+    before, now = accounts / OPEN_ACCOUNT, accounts / STREAMS_ACCOUNT
+    if now.exists() or not (before / "streams").is_dir():
+        return False
+    before.rename(now)
+    return True
 
 
 def broker_command(config: Path) -> list[str]:
@@ -74,10 +105,11 @@ async def port_open(port: int, timeout_s: float = 10.0) -> None:
 
 
 class Broker:
-    """One embedded nats-server process; the same port and store over restarts."""
+    """One embedded nats-server process; same port and store over restarts; `keys` as in `write_config`."""
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    def __init__(self, folder: Path, port: int | None = None, *, keys: Path | None = None) -> None:
         self.folder = folder
+        self.keys = keys
         self.port = port or free_port()
         self.monitor_port = free_port()
         self.process: asyncio.subprocess.Process | None = None
@@ -89,7 +121,7 @@ class Broker:
 
     async def start(self) -> None:
         """Start the server and wait until it listens."""
-        config = write_config(self.folder, self.port, self.monitor_port)
+        config = write_config(self.folder, self.port, self.monitor_port, keys=self.keys)
         with (self.folder / "nats.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *broker_command(config), stdout=log, stderr=log, start_new_session=True

@@ -13,14 +13,16 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 import msgspec
 
-from podium.broker import broker_command, port_open, write_config
+from podium.bootstrap import bootstrap
+from podium.broker import broker_command, port_open, take_over_open_store, write_config
 from podium.client import Client
 from podium.halves import Half, Split
+from podium.keys import make_users
 from podium.services import Say, Service, Spec
 from podium.watchdog import until_broken
 from shared.errors import PodiumError
@@ -29,7 +31,8 @@ from shared.settings import PREFIX, Settings
 from trainer_node.slot_lock import SlotLock
 
 BACKLOG = 1024
-OWN_FOLDERS = ("nats", "nodes", "artifacts", "logs", "run")  # in the data folder
+KEYS = "keys"
+OWN_FOLDERS = ("nats", KEYS, "nodes", "artifacts", "logs", "run")  # in the data folder
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 NODE_EXTRA_S = 15.0  # what a node needs beside its worker's grace to drain
 
@@ -55,6 +58,9 @@ class Stack:
             slot=split.halves[0].slot,
             expected_hardware=split.expected_hardware,
         )
+        if self.broker_port:  # its own users, and no TLS: nothing leaves this machine
+            own: dict[str, Any] = {"nats_nkey_seed_file": str(self.folder / KEYS), "nats_ca_file": None}
+            self.settings = msgspec.structs.replace(self.settings, **own)
         self._say = say
         self._tasks: list[asyncio.Task[None]] = []
         self._lock: TextIO | None = None
@@ -89,7 +95,7 @@ class Stack:
         if self.broker_port:
             _listen("127.0.0.1", self.broker_port, "--nats-port").close()
             monitor_port = free_port()
-            write_config(self.folder / "nats", self.broker_port, monitor_port)
+            self._prepare_broker(monitor_port)
             watch = partial(until_broken, monitor_port, self.settings.broker_patience_s)
             self.services[0].watch = watch
         self._listening = _listen(self.settings.gateway_host, self.settings.gateway_port, "--port")
@@ -99,6 +105,14 @@ class Stack:
             self._tasks.append(asyncio.create_task(service.supervise(), name=service.spec.name))
             if service.spec.name == "broker":
                 await port_open(self.broker_port)
+                await bootstrap(self.settings)
+
+    def _prepare_broker(self, monitor_port: int) -> None:
+        keys = self.folder / KEYS
+        make_users(keys, self.settings.slots)
+        write_config(self.folder / "nats", self.broker_port, monitor_port, keys=keys)
+        if take_over_open_store(self.folder / "nats"):
+            self._say("the broker has users now; what it stored without them is theirs")
 
     async def ready(self, timeout_s: float) -> None:
         """Wait until the gateway decides on offers and every slot's node is heard."""

@@ -20,7 +20,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from shared.credentials import NOBODY, Identity, identify, inbox_prefix, tls_context
+from shared import subjects
+from shared.credentials import ADMIN, NOBODY, Identity, identify, inbox_prefix, tls_context
 from shared.errors import (
     BusError,
     BusTimeoutError,
@@ -65,6 +66,15 @@ class Bus:
         self.denied: Counter[Denial] = Counter()  # permission violations, which the library never raises
         self._reconnected: list[Callable[[], None]] = []
         self._asked: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)  # by subject in lower case
+
+    @property
+    def guest(self) -> bool:
+        """Whether this user is in another account than the streams: all are but the admin."""
+        return self.user not in (NOBODY, ADMIN)
+
+    def info_subject(self, stream: str) -> str:
+        """Where to ask how a stream is made and what it holds; not every user may."""
+        return subjects.stream_info(stream) if self.guest else f"{subjects.STREAM_INFO}.{stream}"
 
     @property
     def connected(self) -> bool:
@@ -135,7 +145,7 @@ class Bus:
 
         The subject is part of the request's own, so that the broker can allow some and deny others.
         """
-        return record_of(await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}"), stream)
+        return record_of(await self.request(f"{subjects.DIRECT_GET}.{stream}.{subject}"), stream)
 
     async def read(
         self, stream: str, after: int, *, subject: str = ">", timeout_s: float = REQUEST_TIMEOUT_S
@@ -152,7 +162,7 @@ class Bus:
         subscription = await self.subscribe(inbox, heard)
         try:
             query = {"seq": after + 1, "next_by_subj": subject, "batch": READ_BATCH}
-            await self.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(query).encode(), reply=inbox)
+            await self.publish(f"{subjects.DIRECT_GET}.{stream}", json.dumps(query).encode(), reply=inbox)
             records: list[Record] = []
             while True:
                 try:

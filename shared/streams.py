@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
 from shared import subjects
 from shared.bus import Bus
-from shared.errors import BusError, BusUnavailableError, IncompatibleStreamError, NobodyAnswersError
+from shared.errors import (
+    BusError,
+    BusTimeoutError,
+    BusUnavailableError,
+    IncompatibleStreamError,
+    NobodyAnswersError,
+)
 from shared.settings import Settings
 
 STREAM_EXISTS = 10058
 NOT_FOUND = 10059
+RETRY_S: Final = 0.25
+
+T = TypeVar("T")
 
 
 class StreamSpec(Struct, frozen=True):
@@ -134,12 +145,12 @@ async def bootstrap(bus: Bus, settings: Settings) -> list[str]:
 
 
 async def ready(bus: Bus, settings: Settings, needed: Iterable[tuple[str, str]]) -> None:
-    """See to it that the streams are there: `needed` are (stream, subject) that this service reads.
+    """Return once it is sure that the streams are there; who may make them, does.
 
-    On a broker without users anybody may make streams, so they are made. Else only the admin may, and the
-    service asks what it will ask anyway. Raises BusUnavailableError that says what to do.
+    A guest of the broker may not, and asks for the newest record of those (stream, subject) that it will
+    read anyway. Raises BusUnavailableError that says what to do, and IncompatibleStreamError.
     """
-    if not settings.nats_nkey_seed_file:
+    if not bus.guest:
         await bootstrap(bus, settings)
         return
     for stream, subject in needed:
@@ -147,13 +158,32 @@ async def ready(bus: Bus, settings: Settings, needed: Iterable[tuple[str, str]])
             await bus.last(stream, subject)
         except NobodyAnswersError as error:
             raise BusUnavailableError(
-                f"stream {stream} is not there, or JetStream is starting: if this stays, the broker is new or "
-                "its store was emptied; `podium bootstrap` makes the streams"
+                f"stream {stream} is not there (yet): if this stays, the broker is new or its store was "
+                "emptied; `podium bootstrap` makes the streams"
             ) from error
 
 
+async def when_usable(bus: Bus, settings: Settings, see_to_them: Callable[[], Awaitable[T]]) -> T:
+    """Try until JetStream answers, for at most `nats_connect_timeout_s`: the port is open before that."""
+    give_up_at = time.monotonic() + settings.nats_connect_timeout_s
+    while True:
+        try:
+            return await see_to_them()
+        except (BusUnavailableError, BusTimeoutError):
+            if time.monotonic() > give_up_at or bus.closed.is_set():
+                raise
+        await asyncio.sleep(RETRY_S)
+
+
+def _absent(stream: str) -> str:
+    return (
+        f"stream {stream} is not there (yet): if this stays, the broker is new or its store was emptied; "
+        "`podium bootstrap` makes the streams"
+    )
+
+
 async def _find(bus: Bus, name: str) -> dict[str, Any] | None:
-    reply = json.loads((await bus.request(f"$JS.API.STREAM.INFO.{name}", timeout_s=5)).data)
+    reply = json.loads((await bus.request(bus.info_subject(name), timeout_s=5)).data)
     if "error" not in reply:
         config: dict[str, Any] = reply["config"]
         return config

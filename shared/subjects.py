@@ -9,6 +9,9 @@ import re
 OFFERS = "podium.offers"
 OFFERS_QUEUE = "gateway"
 
+DIRECT_GET = "$JS.API.DIRECT.GET"
+STREAM_INFO = "$JS.API.STREAM.INFO"
+
 JOBS_STREAM = "JOBS"
 STATE_STREAM = "STATE"
 PROGRESS_STREAM = "PROGRESS"
@@ -70,6 +73,11 @@ def progress(slot: str, task: str) -> str:
 def heartbeat(slot: str) -> str:
     """A node's sign of life."""
     return f"podium.heartbeats.{slot}"
+
+
+def stream_info(stream: str) -> str:
+    """Where guests of the broker ask about a stream: JetStream's own subjects lead to their own account."""
+    return f"podium.streams.{stream}"
 
 
 def control(slot: str) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import os
 import signal
-import time
 import uuid
 from pathlib import Path
 
@@ -15,12 +14,13 @@ from nats.aio.msg import Msg
 
 from shared import subjects
 from shared.bus import Bus, connect
-from shared.errors import BusError, BusTimeoutError, BusUnavailableError, PodiumError
+from shared.credentials import trainer
+from shared.errors import BusError, PodiumError
 from shared.files import write_atomically
 from shared.logs import get_logger
 from shared.messages import Hardware, Job, Result, decode_job_record
 from shared.settings import Settings
-from shared.streams import bootstrap
+from shared.streams import ready, when_usable
 from trainer_node.assignment import Assignment
 from trainer_node.chain import Chain
 from trainer_node.desk import Desk
@@ -94,7 +94,7 @@ class Node:
         for task in done:
             task.result()
         if work not in done:
-            raise BusUnavailableError("the connection to NATS is closed for good")
+            raise self.bus.why_closed()
         await self._release()
 
     async def _work(self) -> None:
@@ -185,9 +185,9 @@ async def serve(settings: Settings) -> None:
     lock = lock_folder(folder)
     try:
         hardware = await detect(settings)
-        bus = await connect(settings, name=f"node-{settings.slot}")
+        bus = await connect(settings, name=f"node-{settings.slot}", user=trainer(settings.slot))
         try:
-            await _bootstrap(bus, settings)
+            await when_usable(bus, settings, lambda: ready(bus, settings, _needed(settings)))
             node = Node(settings, bus, node_id(folder), hardware)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, node.drain)
@@ -199,16 +199,17 @@ async def serve(settings: Settings) -> None:
         os.close(lock)
 
 
-async def _bootstrap(bus: Bus, settings: Settings) -> None:
-    """Make the streams, once JetStream answers: the server's port is open before that."""
-    give_up_at = time.monotonic() + settings.nats_connect_timeout_s
-    while True:
-        try:
-            return await bootstrap(bus, settings)
-        except (BusUnavailableError, BusTimeoutError):
-            if time.monotonic() > give_up_at or bus.closed.is_set():
-                raise
-        await asyncio.sleep(RETRY_S)
+def _needed(settings: Settings) -> list[tuple[str, str]]:
+    """What this node reads of the streams."""
+    slot = settings.slot
+    needed = [
+        (subjects.JOBS_STREAM, subjects.jobs_of_slot(slot)),
+        (subjects.STATE_STREAM, subjects.state(slot, "*")),
+        (subjects.LEASES_STREAM, subjects.lease(slot)),
+    ]
+    if settings.artifacts_kind == "object":
+        needed.append((subjects.artifacts_stream(slot), subjects.artifacts_of_slot(slot)))
+    return needed
 
 
 def lock_folder(folder: Path) -> int:
