@@ -66,7 +66,7 @@ def main() -> int:
     go: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(go,), daemon=True).start()
     try:
-        _say(_answer(request, go))
+        _say(answer(request, go))
     except Exception as error:  # whatever it is, the node that waits has to hear of it
         traceback.print_exc()
         _say(Trouble(_clean(f"{type(error).__name__}: {error}", request.token)))
@@ -84,7 +84,8 @@ def _say(reply: Reply) -> None:
     sys.stdout.buffer.flush()
 
 
-def _answer(request: Request, go: queue.SimpleQueue[bytes]) -> Reply:
+def answer(request: Request, go: queue.SimpleQueue[bytes]) -> Reply:
+    """Look, and put the folder there if there is one and nothing else; `go` says when to commit."""
     # Here, not above: the node imports this file for its messages, and must not pay for the library.
     from trainer_node.artifacts.hub_session import Session
 

@@ -105,6 +105,8 @@ class Session:
         """What went wrong, in a sentence that says what to do."""
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        if isinstance(cause, HfHubHTTPError) and cause.response.request.method == "PUT":
+            return f"an upload was answered {status}: {(cause.server_message or '')[:500]}"
         if status == 401:
             return "the hub refuses the token (401): check hub_token_file or HF_TOKEN"
         if status == 403:
