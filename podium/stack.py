@@ -32,7 +32,7 @@ from trainer_node.slot_lock import SlotLock
 
 BACKLOG = 1024
 KEYS = "keys"
-OWN_FOLDERS = ("nats", KEYS, "nodes", "artifacts", "logs", "run")  # in the data folder
+OWN_FOLDERS = ("nats", KEYS, "mirror", "nodes", "artifacts", "logs", "run")  # in the data folder
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 NODE_EXTRA_S = 15.0  # what a node needs beside its worker's grace to drain
 

@@ -20,9 +20,9 @@ from shared.errors import (
     NobodyAnswersError,
 )
 from shared.settings import Settings
+from shared.stream_info import find_stream
 
 STREAM_EXISTS = 10058
-NOT_FOUND = 10059
 RETRY_S: Final = 0.25
 
 T = TypeVar("T")
@@ -183,13 +183,8 @@ def _absent(stream: str) -> str:
 
 
 async def _find(bus: Bus, name: str) -> dict[str, Any] | None:
-    reply = json.loads((await bus.request(bus.info_subject(name), timeout_s=5)).data)
-    if "error" not in reply:
-        config: dict[str, Any] = reply["config"]
-        return config
-    if reply["error"].get("err_code") == NOT_FOUND:
-        return None
-    raise BusUnavailableError(f"stream {name}: {reply['error'].get('description')}")
+    found = await find_stream(bus, name)
+    return found.config if found is not None else None
 
 
 async def _create(bus: Bus, spec: StreamSpec) -> dict[str, Any]:

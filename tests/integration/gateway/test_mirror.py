@@ -1,0 +1,245 @@
+"""The mirror beside a real gateway, and what becomes of both when the broker loses its disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.app import listening_socket, running
+from gateway.ledger import Ledger
+from gateway.mirror import LostRecordsError
+from gateway.mirror_file import LOGS, read_mirror
+from podium.broker import Broker
+from podium.restore import NotEmptyError, restore
+from shared import subjects
+from shared.bus import Bus
+from shared.errors import BusError, ConflictError
+from shared.messages import Claimed, Hardware, Lease, Result, ResultStatus, Submitting, encode
+from shared.records import Record
+from shared.settings import Settings
+from shared.streams import bootstrap
+
+JOBS, STATE, LEASES = subjects.JOBS_STREAM, subjects.STATE_STREAM, subjects.LEASES_STREAM
+EPOCH = 4711
+CPU = Hardware(device="cpu", count=1, memory_bytes=1 << 30)
+
+
+async def stored(bus: Bus, stream: str) -> list[Record]:
+    return await bus.read(stream, 0)
+
+
+async def until_mirrored(bus: Bus, path: Path) -> None:
+    """Wait until the file holds what the logs do, each record once and in order."""
+    wanted = {stream: await stored(bus, stream) for stream in LOGS}
+    async with asyncio.timeout(60):
+        while mirrored(path) != wanted:
+            await asyncio.sleep(0.05)
+
+
+def mirrored(path: Path) -> dict[str, list[Record]]:
+    return read_mirror(path).records if path.exists() else {}
+
+
+async def until_back(bus: Bus, settings: Settings) -> None:
+    """Wait for a broker whose store is gone, and make its streams."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await bootstrap(bus, settings)
+            except BusError:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+async def write(bus: Bus, message: Claimed | Submitting | Result) -> None:
+    await bus.append(STATE, subjects.state(message.slot, message.task), encode(message))
+
+
+def claimed(task: str, slot: str) -> Claimed:
+    return Claimed(record_id=f"c-{task}", task=task, slot=slot, node="n", epoch=EPOCH, attempt=2)
+
+
+def fold(records: dict[str, list[Record]]) -> Ledger:
+    ledger = Ledger()
+    for stream in LOGS:
+        for record in records[stream]:
+            ledger.apply(stream, record)
+    return ledger
+
+
+def world(ledger: Ledger) -> Any:
+    """All that a ledger says, but for the numbers of the records."""
+    tasks = [(task.reservation, task.job, ledger.state(task, 0.0)) for task in ledger.tasks()]
+    chains = [[each.record for each in ledger.chain_of(task.record).records] for task in ledger.tasks()]
+    return tasks, chains, ledger.open_jobs(), ledger.malformed
+
+
+@pytest.fixture
+async def story(bus: Bus, start_gateway: Any, heartbeats: Any, make_offer: Any, tmp_path: Path) -> Path:
+    """Three tasks in different states and a record that can't be read; the mirror that a gateway left."""
+    heartbeats("a", "b")
+    async with start_gateway() as api:
+        await api.until_ready()
+        await api.until_live("a", "b")
+        for task, slot in (("one", "a"), ("two", "b")):
+            assert (await api.offer(make_offer(task)))[1]["slot"] == slot
+            await write(bus, claimed(task, slot))
+        await write(bus, Submitting(record_id="s", task="one", slot="a", node="n", epoch=EPOCH, digest="d"))
+        done = Result(record_id="r", task="one", task_id="one", slot="a", status=ResultStatus.SUBMITTED)
+        await write(bus, done)
+        await bus.append(STATE, "podium.state.a.odd", b'no json\n"at all"')
+        await api.until("/v1/slots", lambda body: body["slots"][0]["state"] == "free")
+        assert (await api.offer(make_offer("three")))[1]["slot"] == "a"
+        path = tmp_path / "gateway" / "mirror" / "1.jsonl"
+        await until_mirrored(bus, path)
+    return path
+
+
+async def test_gateways_that_share_a_folder_mirror_into_a_file_each(
+    bus: Bus, story: Path, start_gateway: Any
+) -> None:
+    shared = str(story.parents[1])
+    async with start_gateway("one", data_dir=shared) as one, start_gateway("two", data_dir=shared) as two:
+        await one.until_ready()
+        await two.until_ready()
+        await write(bus, claimed("three", "a"))
+        for number in (1, 2):
+            await until_mirrored(bus, story.with_name(f"{number}.jsonl"))
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+async def test_a_mirror_whose_last_line_was_cut_by_a_kill_goes_on_without_doubles(
+    cut: int, bus: Bus, start_gateway: Any, heartbeats: Any, make_offer: Any, tmp_path: Path
+) -> None:
+    heartbeats("a", "b")
+    path = tmp_path / "gateway" / "mirror" / "1.jsonl"
+    async with start_gateway() as api:
+        await api.until_ready()
+        await api.until_live("a", "b")
+        assert (await api.offer(make_offer("one")))[1]["accepted"]
+        await until_mirrored(bus, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    async with start_gateway() as api:
+        await api.until_ready()
+        await until_mirrored(bus, path)
+        await write(bus, claimed("one", "a"))
+        await until_mirrored(bus, path)
+    assert path.read_bytes().startswith(whole)
+
+
+async def test_a_damaged_mirror_is_kept_and_written_anew(bus: Bus, story: Path, start_gateway: Any) -> None:
+    replace(story, b'"JOBS"', b'"JOKES"')
+    async with start_gateway() as api:
+        await api.until_ready()
+        await until_mirrored(bus, story)
+    assert len(list(story.parent.glob("1-*.jsonl"))) == 1
+
+
+def replace(path: Path, old: bytes, new: bytes) -> None:
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+
+
+async def test_a_broker_that_lost_its_disk_is_restored_and_work_goes_on(
+    bus: Bus,
+    broker: Broker,
+    settings: Settings,
+    story: Path,
+    start_gateway: Any,
+    gateway_settings: Callable[..., Settings],
+    make_offer: Any,
+) -> None:
+    before = {stream: await stored(bus, stream) for stream in LOGS}
+    own = gateway_settings()
+    content = read_mirror(story)
+
+    await broker.stop(kill=True)
+    broker.remove_store()
+    await broker.start()
+    await until_back(bus, settings)
+    with pytest.raises(LostRecordsError, match="podium restore"):
+        async with running(own, listening_socket(own, {})) as (_, work):
+            await asyncio.wait([work], timeout=60)
+
+    restored = await restore(bus, settings, content)
+    assert restored.records == {JOBS: 3, STATE: 5}
+    assert restored.tasks == {"queued": 1, "running": 1, "submitted": 1}
+    after = {stream: await stored(bus, stream) for stream in LOGS}
+    assert world(fold(after)) == world(fold(before))
+    for stream in LOGS:  # no number of the old log is one of the new: what expects one is refused
+        assert after[stream][0].sequence == before[stream][-1].sequence + 1
+        for expected in (0, before[stream][-1].sequence):
+            with pytest.raises(ConflictError):
+                await bus.append(stream, before[stream][0].subject, b"{}", last_on_subject=expected)
+    assert await bus.append(LEASES, subjects.lease("a"), b"{}", last_on_subject=0) > EPOCH
+
+    async with start_gateway() as api:
+        await api.until_ready()
+        await api.until_live("a", "b")
+        assert (await api.get("/v1/tasks/one"))[1]["state"] == "submitted"
+        assert (await api.offer(make_offer("two")))[1] == (await api.get("/v1/tasks/two"))[1]["decision"]
+        assert (await api.offer(make_offer("four")))[1]["reason"].startswith("At maximum accuracy capacity")
+        await until_mirrored(bus, story)
+    (kept,) = story.parent.glob("1-*.jsonl")
+    assert read_mirror(kept) == content
+
+
+async def test_restore_goes_on_where_it_was_killed_and_refuses_what_is_not_its_own(
+    bus: Bus, broker: Broker, settings: Settings, story: Path
+) -> None:
+    content = read_mirror(story)
+    lost = Record(99, "podium.jobs.a.lost", b"{}")
+    with pytest.raises(NotEmptyError, match="JOBS holds 3 records, the file 2"):
+        await restore(bus, settings, content_with(content, JOBS, content.records[JOBS][:2]))
+    with pytest.raises(NotEmptyError, match=r"JOBS holds podium\.jobs\.a\.one at 1, the file .*lost"):
+        await restore(bus, settings, content_with(content, JOBS, [lost]))
+    assert (await restore(bus, settings, content)).written == 0  # nothing was lost: nothing is done
+
+    await broker.stop(kill=True)
+    broker.remove_store()
+    await broker.start()
+    await until_back(bus, settings)
+    lease = Lease(slot="a", node="alive", epoch=0, hardware=CPU)
+    revision = await bus.append(LEASES, subjects.lease("a"), encode(lease))
+    with pytest.raises(NotEmptyError, match="node alive holds slot a"):
+        await restore(bus, settings, content)
+    await bus.append(LEASES, subjects.lease("a"), b"", last_on_subject=revision)
+
+    part = content_with(content, STATE, content.records[STATE][:2])
+    part = content_with(part, JOBS, [])
+    await restore(bus, settings, part)  # as if killed after two records
+    assert (await restore(bus, settings, content)).written == 6
+    assert (await restore(bus, settings, content)).written == 0
+    with_more = content_with(content, JOBS, [*content.records[JOBS], lost])
+    assert (await restore(bus, settings, with_more)).records[JOBS] == 4
+
+
+def content_with(content: Any, stream: str, records: list[Record]) -> Any:
+    return type(content)(content.records | {stream: records}, content.end, content.size)
+
+
+async def test_a_gateway_whose_log_is_replaced_under_it_ends(
+    bus: Bus, broker: Broker, settings: Settings, gateway_settings: Callable[..., Settings]
+) -> None:
+    """Else it would answer from a ledger of another world, or wait for ever for a sequence that is gone."""
+
+    async def live() -> None:
+        own = gateway_settings()
+        async with running(own, listening_socket(own, {})) as (service, work):
+            await write(bus, claimed("one", "a"))
+            async with asyncio.timeout(60):
+                while not service.ledger.folded[STATE]:
+                    await asyncio.sleep(0.05)
+            await broker.stop(kill=True)
+            broker.remove_store()
+            await broker.start()
+            await until_back(bus, settings)
+            await asyncio.wait([work], timeout=60)
+
+    with pytest.raises(BusError, match="it is another log"):
+        await live()
