@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from bench.chaos_fleet import SLOT_OF, Fleet
+from bench.chaos_fleet import NODES, Fleet
 from trainer_node.slot_lock import start_time
 
 STOPPED_AT_ONCE = 3  # more, and the fleet stands still instead of being disturbed
@@ -95,10 +95,10 @@ class Injector:
             self.all_at_once += 1
             for name in self.fleet.members:
                 self._hit_member(what, name)
-            for node in SLOT_OF:
+            for node in self.fleet.nodes:
                 self._hit_worker(what, node)
         elif kind == "worker":
-            self._hit_worker(what, self.chance.choice(list(SLOT_OF)))
+            self._hit_worker(what, self.chance.choice(list(self.fleet.nodes)))
         else:
             victims = [name for name in self.fleet.members if _is(name, kind)]
             self._hit_member(what, self.chance.choice(victims))
@@ -108,7 +108,7 @@ class Injector:
         pid = member.pid
         if pid is None:
             return
-        worker = self.fleet.worker(name) if name in SLOT_OF else None
+        worker = self.fleet.worker(name) if name in self.fleet.nodes else None
         fault = Fault(what=what, whom=name, pid=pid, at=time.time(), worker=worker.pid if worker else 0)
         member.expected = member.expected or what != "stop"
         self._hit(fault, lambda: member.pid == pid)
@@ -118,7 +118,11 @@ class Injector:
         if worker is None:
             return
         fault = Fault(
-            what=what, whom=f"worker-{SLOT_OF[node]}", pid=worker.pid, at=time.time(), task=worker.task
+            what=what,
+            whom=f"worker-{self.fleet.nodes[node]}",
+            pid=worker.pid,
+            at=time.time(),
+            task=worker.task,
         )
         self._hit(fault, lambda: start_time(worker.pid) == worker.start_time)
 
@@ -159,5 +163,5 @@ async def _go_on(fault: Fault, is_there: Callable[[], bool]) -> None:
 
 def _is(name: str, kind: str) -> bool:
     if kind == "node":
-        return name in SLOT_OF
+        return name in NODES
     return name == kind or name.startswith(kind + "-")

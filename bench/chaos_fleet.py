@@ -13,7 +13,8 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTED = (sys.executable, str(ROOT / "tests" / "integration" / "scripted_worker.py"))
 ENGINE = (sys.executable, "-m", "trainer_node.engine")
 WITNESS = Path(__file__).with_name("chaos_witness.py")
-SLOT_OF = {"node-a": "a", "standby-a": "a", "node-b": "b"}  # node -> slot; two contend for one
+NODES = {"node-a": "a", "standby-a": "a", "node-b": "b"}  # node -> slot; two contend for one
 GATEWAYS = ("gateway-1", "gateway-2")
 STOP_S = 10.0
 
@@ -47,6 +48,7 @@ class Member:
         self.environment = environment
         self.log = folder / f"{name}.log"
         self.process: asyncio.subprocess.Process | None = None
+        self.started_at = 0.0
         self.expected = False  # whether the next end is a fault's work
         self.own_ends: list[int] = []  # exit codes of ends that were not
         self.closing = False
@@ -57,10 +59,11 @@ class Member:
         running = self.process is not None and self.process.returncode is None
         return self.process.pid if running and self.process else None
 
-    async def keep(self, chance: random.Random) -> None:
-        """Run it until `close`."""
+    async def keep(self, gap: Callable[[], float]) -> None:
+        """Run it until `close`; `gap` says how long it stays dead."""
         while True:
             self.expected = False
+            self.started_at = time.time()
             with self.log.open("ab") as log:
                 self.process = await asyncio.create_subprocess_exec(
                     *self.command, stdout=log, stderr=log, env=self.environment, start_new_session=True
@@ -70,7 +73,7 @@ class Member:
                 return
             if not self.expected:
                 self.own_ends.append(code)
-            await asyncio.sleep(gap(chance))
+            await asyncio.sleep(gap())
 
     def signal(self, number: int) -> bool:
         """Send it a signal; False if it is not running."""
@@ -94,7 +97,7 @@ class Member:
             await self.process.wait()
 
 
-def gap(chance: random.Random) -> float:
+def any_gap(chance: random.Random) -> float:
     """Seconds until a dead process is started again: mostly at once, sometimes beyond the lease."""
     kind = chance.random()
     return chance.uniform(0.0, 0.3) if kind < 0.5 else chance.uniform(0.3, 2.0 if kind < 0.85 else 6.0)
@@ -103,9 +106,18 @@ def gap(chance: random.Random) -> float:
 class Fleet:
     """All members in one folder, and where what they leave behind is found."""
 
-    def __init__(self, folder: Path, worker: tuple[str, ...], chance: random.Random, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        worker: tuple[str, ...],
+        gap: Callable[[], float],
+        *,
+        nodes: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
         self.folder = folder
-        self.chance = chance
+        self.gap = gap
+        self.nodes = nodes or NODES
         self.witness = folder / "witness"
         self.port = free_port()
         command = (sys.executable, "-IS", str(WITNESS), str(self.witness), *worker)
@@ -117,6 +129,7 @@ class Fleet:
             hardware="cpu",
             deadline_margin_s=0.0,
             threads=1,
+            slots=tuple(sorted(set(self.nodes.values()))),
             worker_command=command,
             **settings,
         )
@@ -139,7 +152,7 @@ class Fleet:
                 "data_dir": str(self.folder / "data" / name),
             }
             self.members[name] = Member(name, [sys.executable, "-m", "gateway"], base | _variables(own), logs)
-        for name, slot in SLOT_OF.items():
+        for name, slot in self.nodes.items():
             own = {"slot": slot, "node_dir": str(self.node_folder(name))}
             command = [sys.executable, "-m", "trainer_node"]
             self.members[name] = Member(name, command, base | _variables(own), logs)
@@ -148,7 +161,7 @@ class Fleet:
         """Start everything, the broker first this once: its streams are wanted."""
         self.build()
         for name, member in self.members.items():
-            self._tasks.append(asyncio.create_task(member.keep(self.chance), name=name))
+            self._tasks.append(asyncio.create_task(member.keep(self.gap), name=name))
             if name == "broker":
                 await port_open(self.port)
 
@@ -208,11 +221,16 @@ class Fleet:
 
     def workers(self) -> Iterator[WorkerFile]:
         """All that run."""
-        return (worker for node in SLOT_OF if (worker := self.worker(node)) is not None)
+        return (worker for node in self.nodes if (worker := self.worker(node)) is not None)
+
+    def worker_starts(self, slot: str, task: str) -> list[float]:
+        """When the task's workers were started, by the witness."""
+        lines = map(json.loads, (self.witness / f"{slot}.log").read_bytes().splitlines())
+        return [line["at"] for line in lines if line["task"] == task and line["event"] == "acquired"]
 
     def keep_progress(self) -> None:
         """Link each run's progress file before the node prunes its folder; the link grows with it."""
-        for node in SLOT_OF:
+        for node in self.nodes:
             for path in (self.node_folder(node) / "runs").glob("*/progress.jsonl"):
                 kept = self.folder / "progress" / f"{node}.{path.parent.name}.jsonl"
                 with suppress(FileNotFoundError, FileExistsError):
@@ -220,7 +238,7 @@ class Fleet:
 
     def lock_logs(self) -> dict[str, Path]:
         """What the bench's witnesses and the nodes themselves say of who had a slot when."""
-        nodes = {f"{SLOT_OF[node]} ({node})": self.node_folder(node) / "slot.log" for node in SLOT_OF}
+        nodes = {f"{self.nodes[node]} ({node})": self.node_folder(node) / "slot.log" for node in self.nodes}
         return nodes | {slot: self.witness / f"{slot}.log" for slot in self.settings.slots}
 
     def tracebacks(self) -> dict[str, int]:

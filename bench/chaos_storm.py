@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bench.chaos_faults import Injector
-from bench.chaos_fleet import ENGINE, ROOT, SCRIPTED, Fleet
+from bench.chaos_fleet import ENGINE, ROOT, SCRIPTED, Fleet, any_gap
 from bench.chaos_upstream import Upstream
 from bench.checker import Report, check, read_logs
 from shared import subjects
@@ -97,7 +97,8 @@ class Storm:
         self.kind, self.goal = KINDS[worker], goal
         chance = random.Random(seed)
         settings = QUICK | {"dataset_roots": (str(folder),)} if worker == "scripted" else REAL
-        self.fleet = Fleet(folder, self.kind.worker, random.Random(chance.random()), **settings)
+        gaps = random.Random(chance.random())
+        self.fleet = Fleet(folder, self.kind.worker, lambda: any_gap(gaps), **settings)
         self.injector = Injector(self.fleet, random.Random(chance.random()))
         templates = _templates(worker, folder, self.kind.job_s)
         self.upstream = Upstream(self.fleet, templates, random.Random(chance.random()))
