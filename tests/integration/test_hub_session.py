@@ -111,6 +111,13 @@ def test_what_is_not_the_tasks_is_neither_overwritten_nor_named(hub, export: Pat
     assert len(hub.repos[REPO]) == 2
 
 
+def test_the_first_submission_stays_and_is_named(hub, export: Path) -> None:
+    first = ask(hub, export)
+    (export / "more.safetensors").write_bytes(b"another run")
+    assert ask(hub, export) == first
+    assert len(hub.repos[REPO]) == 2
+
+
 def test_what_comes_on_top_of_the_submission_changes_nothing(hub, export: Path) -> None:
     first = ask(hub, export)
     hub.commit(REPO, "a human edits", {"README.md": b"hello"})
