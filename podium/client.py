@@ -12,12 +12,15 @@ import msgspec
 from msgspec import Struct
 
 from gateway.ledger import TaskState
-from gateway.views import SlotView, TaskPage, TaskView
+from gateway.operations import ANSWER_S
+from gateway.views import GatewayInfo, SlotView, TaskPage, TaskStory, TaskView
 from shared.errors import PodiumError
 from shared.messages import Decision
 from shared.settings import load_settings
 
 TIMEOUT_S = 10.0
+OPERATION_S = ANSWER_S + TIMEOUT_S  # a node may first have to end its worker
+LONGEST_PAGE = 500
 ENDED = {TaskState.SUBMITTED, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
 
 
@@ -55,10 +58,38 @@ class Client:
             return msgspec.json.decode(answer, type=Decision)
         return _refusal(status, answer)
 
-    def tasks(self, limit: int = 50) -> list[TaskView]:
-        """The newest tasks, newest first."""
-        page: TaskPage = self._get(f"/v1/tasks?limit={limit}", TaskPage)
-        return page.tasks
+    def tasks(self, limit: int = 50, *, states: str = "", slot: str | None = None) -> list[TaskView]:
+        """The newest tasks, newest first; `states` with commas between and `slot` choose among them."""
+        query: dict[str, str | int] = {"state": states}
+        if slot:
+            query["slot"] = slot
+        found: list[TaskView] = []
+        while len(found) < limit:
+            query["limit"] = min(limit - len(found), LONGEST_PAGE)
+            page: TaskPage = self._get(f"/v1/tasks?{urllib.parse.urlencode(query)}", TaskPage)
+            found += page.tasks
+            if page.next is None:
+                break
+            query["after"] = page.next
+        return found
+
+    def story(self, task_id: str) -> TaskStory:
+        """All that is stored of one task."""
+        story: TaskStory = self._get(f"{_path(task_id)}/story", TaskStory)
+        return story
+
+    def cancel(self, task_id: str, reason: str) -> TaskView:
+        """End a task as cancelled; PodiumError with why not."""
+        return self._operate(task_id, "cancel", reason)
+
+    def requeue(self, task_id: str, reason: str) -> TaskView:
+        """Have a job begun anew; PodiumError with why not."""
+        return self._operate(task_id, "requeue", reason)
+
+    def gateway(self) -> GatewayInfo:
+        """How the gateway is set, and how it fares."""
+        info: GatewayInfo = self._get("/v1/gateway", GatewayInfo)
+        return info
 
     def slots(self) -> list[SlotView]:
         """Every slot."""
@@ -70,8 +101,14 @@ class Client:
         status, answer = self._request("/readyz")
         return None if status == 200 else _refusal(status, answer).detail
 
-    def _get(self, path: str, kind: Any) -> Any:
-        status, answer = self._request(path)
+    def _operate(self, task_id: str, operation: str, reason: str) -> TaskView:
+        body = msgspec.json.encode({"reason": reason} if reason else {})
+        path = f"{_path(task_id)}/{operation}"
+        task: TaskView = self._get(path, TaskView, body, timeout_s=OPERATION_S)
+        return task
+
+    def _get(self, path: str, kind: Any, body: bytes | None = None, *, timeout_s: float = TIMEOUT_S) -> Any:
+        status, answer = self._request(path, body, timeout_s)
         if status != 200:
             refusal = _refusal(status, answer)
             raise PodiumError(f"the gateway at {self.url} answers {refusal.status}: {refusal.detail}")
@@ -80,13 +117,15 @@ class Client:
         except msgspec.DecodeError as error:
             raise PodiumError(f"what answers at {self.url} is no gateway: {error}") from error
 
-    def _request(self, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def _request(
+        self, path: str, body: bytes | None = None, timeout_s: float = TIMEOUT_S
+    ) -> tuple[int, bytes]:
         request = urllib.request.Request(self.url + path, data=body)
         if body is not None:
             request.add_header("Content-Type", "application/json")
         try:
             # A proxy set for the outside world must not see what is said to a gateway.
-            with _OPENER.open(request, timeout=TIMEOUT_S) as response:
+            with _OPENER.open(request, timeout=timeout_s) as response:
                 return response.status, response.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -97,6 +136,10 @@ class Client:
 
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def _path(task_id: str) -> str:
+    return f"/v1/tasks/{urllib.parse.quote(task_id, safe='')}"
 
 
 def _refusal(status: int, answer: bytes) -> Refusal:

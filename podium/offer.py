@@ -18,7 +18,7 @@ from podium.client import Client, Refusal, default_url
 from podium.console import make_console
 from podium.up import EXAMPLES
 from shared.errors import PodiumError
-from shared.messages import DatasetType, Decision, FileFormat, Offer, TaskType
+from shared.messages import DatasetType, Decision, FileFormat, Offer, TaskType, Terms
 
 REFUSED = 3  # exit code: the offer is fine and was not accepted
 
@@ -153,12 +153,14 @@ def show(decision: Decision) -> None:
     if decision.accepted and decision.deadline_at is not None:
         left = decision.deadline_at - time.time()
         console.print(f"task {decision.task} on slot {decision.slot}, due in {left / 3600:.2f} hours")
-    if decision.terms is None:
-        return
-    table = Table(box=None)
-    for column in ("term", "value", "x weight", "because"):
-        table.add_column(column)
-    for name in decision.terms.__struct_fields__:
-        term = getattr(decision.terms, name)
+    if decision.terms is not None:
+        console.print(terms_table(decision.terms))
+
+
+def terms_table(terms: Terms) -> Table:
+    """One row per summand of the score."""
+    table = Table("term", "value", "x weight", "because", box=None)
+    for name in terms.__struct_fields__:
+        term = getattr(terms, name)
         table.add_row(name, f"{term.value:.3f}", f"{term.weight:.2f}", escape(term.cause))
-    console.print(table)
+    return table
