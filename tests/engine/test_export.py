@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from shared.messages import DatasetType, FileFormat, Hardware, Metrics, TaskType, WorkerJob
-from shared.plan import Deviation, Plan
-from trainer_node.engine import export
+from shared.plan import Deviation, ModulePlan, Plan
+from trainer_node.engine import export, factors, verify
 from trainer_node.engine.data import Examples
 from trainer_node.engine.model import Deltas, add_deltas, load_model
 from trainer_node.engine.score import score_sft
+from trainer_node.engine.stock import stock_config
 
 CPU = torch.device("cpu")
 # PEFT asks transformers a question under its old name.
@@ -54,29 +56,41 @@ METRICS = Metrics(base_loss=3.0, final_loss=2.0, dropped_rows={"too long": 3})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ["lora", "dense", "mixed"])
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("lora", "adapter"),
+        ("dense", "model"),
+        ("mixed", "model"),
+        ("dense", "adapter"),
+        ("mixed", "adapter"),
+    ],
+)
 def test_the_export_scores_like_the_trained_model(
     method: str,
+    kind: str,
     dtype: str,
     tiny_model: Path,
     tmp_path: Path,
     make_plan: Callable[..., Plan],
     make_examples: Callable[..., Examples],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr(factors, "WORTH", 0.0 if kind == "model" else 9.0)
     plan = make_plan(method, dtype=dtype, deviations=[Deviation("rank", "8192", "64", "it is enough")])
     deltas, dev = _trained(tiny_model, plan), make_examples([9, 20, 33, 12])
     trained = score_sft(deltas.model, dev)
     metrics = export.write(deltas, plan, _job(tiny_model), METRICS, tmp_path / "export")
-    assert export.verify(tmp_path / "export", _job(tiny_model), dev, trained, 10.0, CPU) is None
+    computed = getattr(torch, dtype)
+    assert export.verify(tmp_path / "export", _job(tiny_model), dev, trained, 60.0, CPU, computed) is None
     names = {path.name for path in (tmp_path / "export").iterdir()}
-    if method == "lora":
-        assert metrics.kind == "adapter"
+    assert metrics.kind == kind
+    if kind == "adapter":
         assert names == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
         config = json.loads((tmp_path / "export" / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == "upstream/model-1B"
         assert config["inference_mode"] is True
     else:
-        assert metrics.kind == "model"
         assert names == {"config.json", "generation_config.json", "model.safetensors", "README.md"}
     assert metrics.bytes > 0
     assert not any("tokenizer" in name for name in names)
@@ -88,6 +102,13 @@ def test_the_export_scores_like_the_trained_model(
     )
 
 
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any dense delta is exported as a whole model."""
+    monkeypatch.setattr(factors, "WORTH", 0.0)
+
+
+@pytest.mark.usefixtures("whole")
 def test_a_wrong_export_is_noticed(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
 ):
@@ -106,6 +127,7 @@ def test_a_wrong_export_is_noticed(
     assert "load" in wrong
 
 
+@pytest.mark.usefixtures("whole")
 def test_large_models_are_sharded_as_transformers_does(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ):
@@ -118,7 +140,90 @@ def test_large_models_are_sharded_as_transformers_does(
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
+@pytest.mark.usefixtures("whole")
 def test_tied_weights_are_written_once(tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan]):
     plan = make_plan("dense")
     export.write(_trained(tiny_model, plan), plan, _job(tiny_model), METRICS, tmp_path / "export")
     assert "lm_head.weight" not in load_file(tmp_path / "export" / "model.safetensors")
+
+
+def test_factors_hold_a_dense_delta_to_the_last_bit(make_plan: Callable[..., Plan]):
+    for outputs, inputs in ((6, 4), (4, 6), (5, 5)):
+        before = torch.randn(outputs, inputs, dtype=torch.bfloat16)
+        delta = torch.randn(outputs, inputs, dtype=torch.bfloat16).float()
+        a, b = factors.factors(before.float() + delta, before)
+        rank = min(outputs, inputs)
+        assert (a.shape, b.shape) == ((rank, inputs), (outputs, rank))
+        assert torch.equal(
+            b.float() @ a.float(), (before.float() + delta - before.float()).bfloat16().float()
+        )
+
+
+@pytest.mark.parametrize(("ranks", "smaller"), [((16, 16, 8), True), ((16, 16, 16), False)])
+def test_an_adapter_must_be_smaller(ranks: tuple[int, ...], smaller: bool, make_plan: Callable[..., Plan]):
+    """Three matrices of 16 x 16 in a model of 1,280 weights; the first is dense."""
+    kinds = ["dense", "lora", "lora"]
+    modules = [
+        ModulePlan(name=name, in_features=16, out_features=16, count=1, method=kind, rank=rank, alpha=1.0)
+        for name, kind, rank in zip("abc", kinds, ranks, strict=True)
+    ]
+    # Dense: 2 x 512 bytes; rank 16: 4 x 512, rank 8: 4 x 256. The model: 2,560 bytes less a tenth.
+    plan = make_plan(modules=modules)
+    assert factors.fit_better(plan, torch.nn.Linear(64, 20, bias=False)) is False
+    assert factors.fit_better(plan, torch.nn.Linear(64, 36, bias=False)) is smaller
+
+
+@pytest.mark.parametrize(
+    ("rope", "old"),
+    [
+        ({"rope_theta": 1e6, "rope_type": "default"}, {"rope_theta": 1e6, "rope_scaling": None}),
+        (
+            {"rope_theta": 5e5, "rope_type": "linear", "factor": 8.0},
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        ),
+        (
+            {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5},
+            {"rope_theta": 1e4, "partial_rotary_factor": 0.5, "rope_scaling": None},
+        ),
+    ],
+)
+def test_old_transformers_understands_the_configuration(rope: dict[str, Any], old: dict[str, Any]):
+    config = {"model_type": "llama", "dtype": "float32", "rope_parameters": rope, "_name_or_path": "/local"}
+    named = {"model_type": "llama", "torch_dtype": "bfloat16", "_name_or_path": "org/model"}
+    assert stock_config(config, "org/model") == named | old
+    assert stock_config(named | old, "org/model") == named | old
+    found, wanted = LlamaConfig(**old), LlamaConfig(rope_parameters=rope)
+    assert found.rope_parameters == wanted.rope_parameters
+
+
+def test_too_little_memory_is_not_a_wrong_export(
+    tiny_model: Path,
+    tmp_path: Path,
+    make_plan: Callable[..., Plan],
+    make_examples: Callable[..., Examples],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    plan, dev, job = make_plan("lora"), make_examples([9, 20, 33]), _job(tiny_model)
+    export.write(_trained(tiny_model, plan), plan, job, METRICS, tmp_path / "export")
+    monkeypatch.setattr(verify, "_free_main_memory", lambda: 1000.0)
+    with pytest.raises(export.UnverifiedError, match="GB of memory are free"):
+        export.verify(tmp_path / "export", job, dev, None, 10.0, CPU)
+    monkeypatch.undo()
+
+    def exhausted(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(verify, "_losses", exhausted)
+    with pytest.raises(export.UnverifiedError, match="memory ran out: CUDA out of memory"):
+        export.verify(tmp_path / "export", job, dev, None, 10.0, CPU)
+
+
+def test_a_model_that_is_spread_over_places_scores_alike(
+    tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+):
+    plan, dev, job = make_plan("lora"), make_examples([9, 20]), _job(tiny_model)
+    export.write(_trained(tiny_model, plan), plan, job, METRICS, tmp_path / "export")
+    model = verify._reload(tmp_path / "export", job, torch.float32)
+    wanted = verify._losses(model, dev, 60.0, CPU, torch.float32)
+    places = verify.spread(model, {"cpu": 10**9})
+    assert verify._losses(places, dev, 60.0, CPU, torch.float32) == wanted

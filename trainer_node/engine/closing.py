@@ -126,7 +126,12 @@ def _verify(run: Run, training: Training, dev: Examples, candidate: Candidate) -
         run.reporter.message("short of time, skipped: verify")
         return None
     limit_s = min(VERIFY_SHARE * (run.job.ready_by - run.job.start_at), left_s / 4)
-    return export.verify(run.folder / "export", run.job, dev, candidate.score, limit_s, training.device)
+    folder, dtype = run.folder / "export", getattr(torch, training.plan.dtype)
+    try:
+        return export.verify(folder, run.job, dev, candidate.score, limit_s, training.device, dtype)
+    except export.UnverifiedError as why:
+        run.reporter.message(f"the export is submitted without being loaded again: {why}")
+        return None
 
 
 def _metrics(record: Record, score: Score | None, step: int, tokens: int, train_s: float) -> Metrics:

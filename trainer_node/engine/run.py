@@ -33,6 +33,7 @@ from trainer_node.engine.loop import Packs, Training
 from trainer_node.engine.model import add_deltas, load_config, load_model
 from trainer_node.engine.network import label_model
 from trainer_node.engine.objectives import loss_for
+from trainer_node.engine.oom import is_out_of_memory
 from trainer_node.engine.parallel import fitted, is_lost_peer, join, leave, shard_frozen, spread
 from trainer_node.engine.prepare import Data, Record, Run
 from trainer_node.engine.progress import Reporter
@@ -97,13 +98,6 @@ def explain(error: Exception) -> tuple[ErrorCode, str]:
         return ErrorCode.DEVICE, f"the device failed: {_first_line(error)}"
     prefix = "" if isinstance(error, PodiumError) else f"{type(error).__name__}: "
     return ErrorCode.INTERNAL, f"{prefix}{_first_line(error)}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: CUDA's class, Python's, or torch's text on a CPU."""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _first_line(error: Exception) -> str:
