@@ -114,6 +114,15 @@ def test_first_checkpoint_is_on_disk_by_a_tenth_of_the_budget(step_s: float, sav
     assert now + save_s <= FIRST_SAVE * 1000.0
 
 
+def test_the_first_checkpoint_waits_for_no_more_than_an_interval():
+    schedule = _schedule(Costs(save_s=0.05), interval_s=10.0)
+    begun = now = schedule.pulse.begun_at
+    while not schedule.save_due(now):
+        now += 0.5
+        schedule.stepped(0.5)
+    assert 10.0 <= now - begun < 11.0
+
+
 def test_saves_keep_to_their_interval_and_share():
     schedule = _schedule(interval_s=10.0)
     now, saves = 20.0, 0

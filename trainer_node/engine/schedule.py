@@ -152,13 +152,16 @@ class Schedule:
     def save_due(self, now: float) -> bool:
         """Whether to save before the next step.
 
-        The first save is on disk by FIRST_SAVE of the budget. After that every `interval_s`, as long as this
-        one and the last, which is always made, keep within SAVE_SHARE of the time since the start.
+        Every `interval_s` since training began, as long as this one and the last, which is always made, keep
+        within SAVE_SHARE of the time since the start. The first one is on disk by FIRST_SAVE of the budget,
+        whatever it costs.
         """
+        since = self.pulse.begun_at if self.pulse.saved_at is None else self.pulse.saved_at
         if self.pulse.saved_at is None:
             first_at = self.start_at + FIRST_SAVE * (self.ready_by - self.start_at)
-            return now + 2 * self.step_s + SAFETY * self.costs.save_s >= first_at
-        if now - self.pulse.saved_at < self.interval_s:
+            if now + 2 * self.step_s + SAFETY * self.costs.save_s >= first_at:
+                return True
+        if now - since < self.interval_s:
             return False
         spent = self.pulse.saving_s + 2 * self.costs.save_s
         return spent <= SAVE_SHARE * (now - self.start_at)
