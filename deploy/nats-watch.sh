@@ -4,9 +4,10 @@
 # A server that could not write (disk full, I/O error) freezes that stream until it is started again, even when there
 # is room again: it keeps its connections and stores nothing. Docker doesn't restart unhealthy containers and systemd
 # doesn't look, so this ends the server, and their restart policy starts it. What was acknowledged is on disk.
-# Only a server that has been healthy is judged: reading a large store at the start takes as long as it takes.
+# A server that has not been healthy yet is given START seconds: reading a large store takes its time.
 set -u
 health=${NATS_HEALTH:-http://127.0.0.1:8222/healthz}
+start=${START:-300}
 patience=$1
 shift
 
@@ -19,7 +20,12 @@ healthy() {
 }
 
 watch() {
-  until healthy; do sleep 1; done
+  waited=0
+  until healthy || [ "$waited" -ge "$start" ]; do
+    sleep 1
+    waited=$((waited + 1))
+  done
+  echo "nats-watch: the server is watched from now on" >&2
   unhealthy=0
   while [ "$unhealthy" -lt "$patience" ]; do
     sleep 1

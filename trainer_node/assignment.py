@@ -222,7 +222,8 @@ class Assignment:
     async def _start(self, attempt: int) -> None:
         assert self._worker_job is not None  # else the refusal had ended the task
         await asyncio.sleep(max(0.0, self._started + RESTART_PAUSE_S - time.monotonic()))
-        await asyncio.to_thread(self.run.write_job, self._worker_job)  # first: a full disk must claim nothing
+        await asyncio.to_thread(self.run.remove_parts)
+        await asyncio.to_thread(self.run.write_job, self._worker_job)  # a full disk must claim nothing
         await self._claim(attempt)
         self._death = self.follower.condemned = None
         self._counted = True  # should no worker come of it, the next try is of the same attempt

@@ -80,6 +80,12 @@ class RunFolder:
         """Forget the last word, before another worker starts."""
         self.outcome_file.unlink(missing_ok=True)
 
+    def remove_parts(self) -> None:
+        """Free what a dead worker had half written: the next one may need all of that room."""
+        for path in self.checkpoints.glob(".tmp-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        (self.path / "data.part").unlink(missing_ok=True)
+
     def export(self, outcome: Outcome) -> Path:
         """The folder that a READY outcome names."""
         return self.path / (outcome.export or "export")

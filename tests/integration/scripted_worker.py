@@ -2,7 +2,8 @@
 
 Its data is a JSON object of knobs, so that every job can be told how to behave:
 steps, step_s, checkpoint_every, die_at (dies there, every time it comes by), die_before_checkpoint,
-no_checkpoints, hang_at (once), fail (an error code), ignore_sigterm, last_line (what it says before it dies).
+no_checkpoints, hang_at (once), fail (an error code), ignore_sigterm, last_line (what it says before it dies),
+weight_bytes (written at every checkpoint), eat_at (there it takes memory until it is killed).
 """
 
 from __future__ import annotations
@@ -70,6 +71,10 @@ class Script:
         if step == self.knobs.get("die_at"):
             print(self.knobs.get("last_line", "ScriptedError: told to die"), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == self.knobs.get("eat_at"):
+            eaten = []
+            while True:
+                eaten.append(bytearray(os.urandom(1 << 20)))
         marker = self.folder / "hung"
         if step == self.knobs.get("hang_at") and not marker.exists():
             marker.touch()
@@ -82,7 +87,14 @@ class Script:
 
     def checkpoint(self, step: int) -> None:
         if step and not self.knobs.get("no_checkpoints", False):
-            (self.checkpoints / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
+            name = f"step-{step:08d}"
+            if size := self.knobs.get("weight_bytes"):  # whole or not at all, like the engine's
+                part = self.checkpoints / f".tmp-{name}"
+                part.mkdir(parents=True, exist_ok=True)
+                (part / "weights").write_bytes(b"0" * size)
+                part.rename(self.checkpoints / name)
+            else:
+                (self.checkpoints / name).mkdir(parents=True, exist_ok=True)
 
     def export(self, step: int) -> int:
         self.tell(Phase.EXPORT, step)

@@ -49,6 +49,7 @@ class NodeProcess:
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         self.environment = environment | {"PODIUM_NODE_DIR": str(folder)}
+        self.log_file = folder / "node.log"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, **settings: Any) -> NodeProcess:
@@ -63,10 +64,6 @@ class NodeProcess:
                 start_new_session=True,
             )
         return self
-
-    @property
-    def log_file(self) -> Path:
-        return self.folder / "node.log"
 
     @property
     def log(self) -> str:
