@@ -2,14 +2,17 @@
 # make demo    two real fine-tunes through broker, gateway and two trainer nodes on this machine
 # make test    everything a change must pass: lint, format, types, the whole test suite
 # make lint    the part of it that takes seconds
+# make compat  submissions scored by the versions that upstream evaluates with, in an environment of their own
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.podium-setup
+COMPAT := .venv-compat/.podium-setup
+COMPAT_PIP := .venv-compat/bin/python -m pip --disable-pip-version-check
 MODEL := $(HOME)/.cache/podium/smollm2-135m-instruct/config.json
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint clean compat
 
 setup: $(STAMP) $(MODEL)
 
@@ -39,5 +42,15 @@ lint: $(STAMP)
 test: setup lint
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
+$(COMPAT): constraints.txt
+	test -x .venv-compat/bin/python || $(PYTHON) -m venv .venv-compat
+	grep '^torch==' constraints.txt > .venv-compat/constraints.txt
+	$(COMPAT_PIP) install --quiet --constraint .venv-compat/constraints.txt torch
+	$(COMPAT_PIP) install --quiet --constraint .venv-compat/constraints.txt transformers==4.51.3 peft==0.15.1
+	@touch $@
+
+compat: setup $(COMPAT)
+	$(BIN)/python -m bench.compat
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

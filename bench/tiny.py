@@ -1,7 +1,7 @@
 """Real workers on a tiny real model: what the benches of resume and deadline share.
 
-`python -m bench.tiny RUN_FOLDER/job.json` is the engine's worker with one more profile, as none of the
-house's has dropout on LoRA factors that a model of 70,000 weights can use.
+`python -m bench.tiny RUN_FOLDER/job.json` is the engine's worker with two more profiles, as none of the
+house's has dropout on LoRA factors, or dense deltas beside some, that a model of 70,000 weights can use.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from trainer_node.engine.__main__ import main
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "tests" / "data" / "oracle" / "base"
 DROPOUT = Recipe(profile="lora_dropout", rank=8, alpha=16.0, dropout=0.1, device_batch=8)
+MIXED = Recipe(profile="lora_and_dense", rank=24, alpha=32.0, dropout=0.0, device_batch=8)  # k and v dense
 INSTRUCT = DatasetType(field_instruction="question", field_output="answer")
 PREFERENCES = DatasetType(field_prompt="question", field_chosen="answer", field_rejected="worse")
 
@@ -110,5 +111,5 @@ def weights_of(job: Path) -> Iterator[tuple[str, bytes]]:
 
 
 if __name__ == "__main__":
-    PROFILES[DROPOUT.profile] = DROPOUT
+    PROFILES.update({recipe.profile: recipe for recipe in (DROPOUT, MIXED)})
     sys.exit(main())
