@@ -56,6 +56,7 @@ from trainer_node.supervisor import Worker
 EXIT_S: Final = 3.0  # for a worker that is done to exit by itself; freeing a large model takes a while
 STORE_RETRY_S: Final = 60.0  # longest time between two tries of an artifact store
 RESTART_PAUSE_S: Final = 1.0  # least time between two starts, so that a crash loop doesn't eat the machine
+OVER: Final = "the task ended, or its node stopped"
 
 log = get_logger()
 
@@ -76,6 +77,7 @@ class Assignment:
         self._refused = 0  # how often in a row the artifact store was of no use
         self._started = float("-inf")
         self._requeue: asyncio.Future[str | None] | None = None  # an operator who waits for the answer
+        self._over = False
         self._worker_job, self._refusal = self._prepare()
         ready_by = self._worker_job.ready_by if self._worker_job else job.deadline_at
         self.follower = Follower(post, job, self.run, ready_by)
@@ -95,7 +97,8 @@ class Assignment:
             for task in (follower, turns):
                 task.cancel()
             ends = await asyncio.gather(follower, turns, return_exceptions=True)
-            self._answer("the node stopped, or its task ended")
+            self._over = True
+            self._answer(OVER)
         for end in ends:
             if isinstance(end, Exception):
                 raise end
@@ -103,6 +106,8 @@ class Assignment:
 
     async def requeue(self) -> str | None:
         """Begin anew with the attempts counted from 1: None once that is in the chain, else why not."""
+        if self._over:
+            return OVER
         if self._requeue is None:
             self._requeue = asyncio.get_running_loop().create_future()
             self.post.wake.set()
