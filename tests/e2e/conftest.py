@@ -20,7 +20,7 @@ from trainer_node.slot_lock import SlotLock
 
 ORACLE = Path(__file__).parents[1] / "data" / "oracle"
 MODEL = "org/tiny-0.001B"
-JOB_S = 40.0
+JOB_S = 120.0
 ENVIRONMENT = {
     "PODIUM_MODELS": json.dumps({MODEL: str(ORACLE / "base")}),
     "PODIUM_DATASET_ROOTS": str(ORACLE),

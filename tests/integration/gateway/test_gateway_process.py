@@ -72,7 +72,7 @@ async def status(client: aiohttp.ClientSession, path: str) -> int:
 
 
 async def until_ready(client: aiohttp.ClientSession) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await status(client, "/readyz") != 200:
             await asyncio.sleep(0.02)
 
@@ -127,7 +127,7 @@ async def test_kill_9_refuses_no_connection_while_the_parent_keeps_the_socket(
         await first.wait()
         asked = asyncio.create_task(status(client, "/healthz"))
         await start(listening, PODIUM_NATS_URL=broker.url)
-        assert await asyncio.wait_for(asked, 20) == 200
+        assert await asyncio.wait_for(asked, 60) == 200
         await until_ready(client)
 
 
@@ -137,7 +137,7 @@ async def test_bad_settings_are_exit_2_with_one_clear_line(start: Start) -> None
         ({"PODIUM_EXPECTED_HARDWARE": "four fast ones"}, "unknown hardware 'four fast ones'"),
     ):
         process = await start(**variables)
-        _, error = await asyncio.wait_for(process.communicate(), 20)
+        _, error = await asyncio.wait_for(process.communicate(), 60)
         assert process.returncode == 2
         assert said in error.decode()
         assert "Traceback" not in error.decode()
@@ -145,7 +145,7 @@ async def test_bad_settings_are_exit_2_with_one_clear_line(start: Start) -> None
 
 async def test_a_taken_port_is_exit_1_with_what_to_do(start: Start, listening: socket.socket) -> None:
     process = await start(PODIUM_GATEWAY_PORT=str(listening.getsockname()[1]))
-    _, error = await asyncio.wait_for(process.communicate(), 20)
+    _, error = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 1
     assert "PODIUM_GATEWAY_HOST" in error.decode()
     assert "Traceback" not in error.decode()
@@ -159,7 +159,7 @@ async def test_a_stream_that_would_break_a_promise_is_exit_1(
     await bus.request(f"$JS.API.STREAM.CREATE.{subjects.JOBS_STREAM}", config)
     await bus.close()
     process = await start(PODIUM_NATS_URL=broker.url, PODIUM_GATEWAY_PORT="0")
-    _, error = await asyncio.wait_for(process.communicate(), 20)
+    _, error = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 1
     assert "stream JOBS exists with" in error.decode()
     assert "Traceback" not in error.decode()

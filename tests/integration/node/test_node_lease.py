@@ -161,7 +161,7 @@ async def test_it_is_kept_over_a_restart_of_the_broker(bus: Bus, settings: Setti
     with pytest.raises(BusError):
         await lease.turn()
     await broker.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (await stored_or_none(bus)) in (None, epoch):
             await asyncio.sleep(0.05)
     assert (lease.epoch, lease.may_write()) == (epoch, True)
