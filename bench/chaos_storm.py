@@ -21,7 +21,8 @@ from shared.bus import Bus
 from shared.errors import BusError
 from shared.messages import DatasetType, FileFormat, Offer, Result, TaskType, decode_state_record, encode
 
-DATA = ROOT / "examples" / "wordnet"
+DATA = ROOT / "examples" / "wordnet" / "nouns_train.json"
+ROWS = 200  # of it: a real job then ends with its epochs, after some 10 s of training, not with its clock
 MODEL, MODEL_FOLDER = "podium/tiny", ROOT / "tests" / "data" / "oracle" / "base"
 TELL_S = 15.0
 STUCK_S = 180.0  # without any new result, however bad the weather: something is stuck
@@ -48,7 +49,6 @@ SCRIPTS: list[dict[str, Any]] = [
 REAL: dict[str, Any] = {
     "checkpoint_interval_s": 2.0,
     "models": {MODEL: str(MODEL_FOLDER)},
-    "dataset_roots": (str(DATA),),
     "stop_grace_s": 20.0,
 }
 
@@ -86,7 +86,7 @@ class Outcome(Struct, kw_only=True):
 
 KINDS = {
     "scripted": Kind(worker=SCRIPTED, job_s=120.0, mean_gap_s=0.3, settle_s=180.0),
-    "real": Kind(worker=ENGINE, job_s=45.0, mean_gap_s=6.0, settle_s=240.0),
+    "real": Kind(worker=ENGINE, job_s=300.0, mean_gap_s=4.0, settle_s=300.0),
 }
 
 
@@ -96,7 +96,7 @@ class Storm:
     def __init__(self, folder: Path, worker: str, goal: Goal, seed: int) -> None:
         self.kind, self.goal = KINDS[worker], goal
         chance = random.Random(seed)
-        settings = QUICK | {"dataset_roots": (str(folder),)} if worker == "scripted" else REAL
+        settings = (QUICK if worker == "scripted" else REAL) | {"dataset_roots": (str(folder),)}
         gaps = random.Random(chance.random())
         self.fleet = Fleet(folder, self.kind.worker, lambda: any_gap(gaps), **settings)
         self.injector = Injector(self.fleet, random.Random(chance.random()))
@@ -211,24 +211,23 @@ def say(text: str) -> None:
 
 def _templates(worker: str, folder: Path, job_s: float) -> list[Offer]:
     """The offers that all jobs are copies of, one chosen at random."""
+    folder.mkdir(parents=True, exist_ok=True)
     common = Offer(
         task_id="-",
         task_type=TaskType.INSTRUCT,
-        model=MODEL,
+        model=MODEL if worker == "real" else "podium/scripted",
         hours_to_complete=job_s / 3600,
-        dataset=str(DATA / "nouns_train.json"),
+        dataset="-",
         file_format=FileFormat.JSON,
         dataset_type=DatasetType(field_instruction="instruct", field_output="output"),
         model_params_count=140_000,
     )
-    if worker == "real":
-        return [common]
-    folder.mkdir(parents=True, exist_ok=True)
+    contents = SCRIPTS if worker == "scripted" else [json.loads(DATA.read_text())[:ROWS]]
     offers = []
-    for number, script in enumerate(SCRIPTS):
-        data = folder / f"script-{number}.json"
-        data.write_text(json.dumps(script))
-        offers.append(replace(common, model="podium/scripted", dataset=str(data)))
+    for number, content in enumerate(contents):
+        data = folder / f"data-{number}.json"
+        data.write_text(json.dumps(content))
+        offers.append(replace(common, dataset=str(data)))
     return offers
 
 
