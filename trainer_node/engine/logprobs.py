@@ -39,11 +39,13 @@ class _LabelLogprobs(torch.autograd.Function):
             rows = slice(start, start + chunk)
             labels = labels_N[rows, None]
             logits = (hidden_NH[rows] @ head_VH.T).float()
-            total = torch.logsumexp(logits, 1, keepdim=True)
-            logp_N[rows] = (logits.gather(1, labels) - total).squeeze(1)
+            logits.sub_(logits.amax(1, keepdim=True))
+            label_logits = logits.gather(1, labels)
+            total = logits.exp_().sum(1, keepdim=True)
+            logp_N[rows] = (label_logits - total.log()).squeeze(1)
             if slope_NH is not None:
-                probability = logits.sub_(total).exp_().to(head_VH.dtype)
-                slope_NH[rows] = head_VH[labels_N[rows]] - probability @ head_VH
+                mean_head = (logits.to(head_VH.dtype) @ head_VH).float().div_(total)
+                slope_NH[rows] = head_VH[labels_N[rows]] - mean_head
         ctx.chunk = chunk
         if ctx.needs_input_grad[1]:
             ctx.save_for_backward(slope_NH, hidden_NH, head_VH, labels_N)

@@ -43,7 +43,8 @@ class LabelModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Log-probability of every label token of the batch."""
         base = self.base
-        with torch.autocast(batch.ids_T.device.type, torch.bfloat16, enabled=self.bf16):
+        # No weight is cast twice in a pass, and a cache would be shared between threads.
+        with torch.autocast(batch.ids_T.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
             hidden_TH = base.get_decoder()(
                 input_ids=batch.ids_T[None],
                 position_ids=batch.positions_T[None],
