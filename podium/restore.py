@@ -23,7 +23,7 @@ from msgspec import Struct
 from gateway.ledger import Ledger
 from gateway.mirror_file import LOGS, Content, read_mirror
 from podium.broker import Broker
-from podium.stack import KEYS, LOOPBACK
+from podium.own_broker import is_own, with_own_keys
 from shared import subjects
 from shared.bus import Bus, connect
 from shared.credentials import ADMIN
@@ -94,19 +94,15 @@ async def _run(path: Path) -> Restored:
 @asynccontextmanager
 async def _broker(settings: Settings) -> AsyncIterator[Settings]:
     """The broker that the settings name; the embedded one is started, alone, if it doesn't run."""
-    parts = urlsplit(settings.nats_url)
-    port = parts.port or 4222
-    if parts.hostname not in LOOPBACK or await _listens(port):
+    settings, port = with_own_keys(settings), urlsplit(settings.nats_url).port or 4222
+    if not is_own(settings) or await _listens(port):
         yield settings
         return
-    keys = settings.data / KEYS
-    broker = Broker(settings.data / "nats", port, keys=keys if keys.is_dir() else None)
+    keys = settings.nats_nkey_seed_file
+    broker = Broker(settings.data / "nats", port, keys=Path(keys) if keys else None)
     await broker.start()
     try:
-        own: dict[str, Any] = (
-            {"nats_nkey_seed_file": str(keys), "nats_ca_file": None} if keys.is_dir() else {}
-        )
-        yield msgspec.structs.replace(settings, **own)
+        yield settings
     finally:
         await broker.stop()
 
