@@ -54,7 +54,6 @@ from trainer_node.steps import (
 from trainer_node.supervisor import Worker
 
 EXIT_S: Final = 3.0  # for a worker that is done to exit by itself; freeing a large model takes a while
-STORE_RETRY_S: Final = 60.0  # longest time between two tries of an artifact store
 RESTART_PAUSE_S: Final = 1.0  # least time between two starts, so that a crash loop doesn't eat the machine
 OVER: Final = "the task ended, or its node stopped"
 
@@ -69,12 +68,11 @@ class Assignment:
         self.job = job
         self.run = RunFolder(post.settings.node, job.task)
         self.chain = Chain(post.bus, post.lease, job.task)
-        self.submissions = Submissions(post.settings, post.bus, post.node, post.lease.must_hold)
+        self.submissions = Submissions(post)
         self.log = log.bind(task=job.task)
         self._death: Death | None = None  # why the newest worker's end counts against the limit
         self._counted = False  # that end is in the chain already, as a claim of the next attempt
         self._trouble = ""
-        self._refused = 0  # how often in a row the artifact store was of no use
         self._started = float("-inf")
         self._requeue: asyncio.Future[str | None] | None = None  # an operator who waits for the answer
         self._over = False
@@ -131,7 +129,7 @@ class Assignment:
             try:
                 if post.lease.may_write():
                     step = await self._turn()
-                    self._trouble, self._refused = "", 0
+                    self._trouble = ""
                     if isinstance(step, Done):
                         return
                     if not isinstance(step, Watch):
@@ -140,14 +138,11 @@ class Assignment:
             except (BusError, LeaseLostError, FencedError) as error:
                 self._say(error)
             except StoreError as error:
-                self._say(error)
                 await self._give_up(error)
-                self._refused += 1  # ask a store that is down less and less often, whatever else happens here
-                seconds, wake = min(STORE_RETRY_S, 2.0**self._refused), post.draining
+                seconds, wake = self.submissions.pause_s(), post.draining  # whatever else happens here
             except OSError as error:
-                self._say(error)
-                seconds = post.settings.poll_s
                 await self._give_up(error)
+                seconds = post.settings.poll_s
             await pause(seconds, wake)
 
     async def _turn(self) -> Step:
@@ -172,8 +167,6 @@ class Assignment:
                 await self._deliver(view)
             case Finish(status, reason, code):
                 await self._end(status, reason, code=code)
-            case Watch() | Look():
-                pass
         if view.requeue and not isinstance(step, StartOver):
             self._answer("it has a result, or is about to get one")
         return step
@@ -299,14 +292,12 @@ class Assignment:
 
     async def _give_up(self, error: OSError | StoreError) -> None:
         """A disk or store that is of no use must not hold the slot for ever."""
+        self._say(error)
         if isinstance(self.chain.last, Result) or not self.post.lease.may_write():
             return  # in the first case only the cleaning up is left, and that may fail
-        why = await self.submissions.lost(self.job, error)
-        if why is None:
-            return
-        code = ErrorCode.DISK_FULL if isinstance(error, OSError) else None
         try:
-            await self._end(ResultStatus.FAILED, why, code=code)
+            if lost := await self.submissions.lost(self.job, error):
+                await self._end(ResultStatus.FAILED, lost.text, code=lost.code)
         except (BusError, LeaseLostError, FencedError) as refused:
             self._say(refused)
 
@@ -339,12 +330,8 @@ class Assignment:
             return None, _refusal(ErrorCode.UNSUPPORTED, f"this node can't prepare the job: {error!r}")
 
     def _stamp(self) -> dict[str, Any]:
-        return {
-            "record_id": uuid.uuid4().hex,
-            "node": self.post.node,
-            "epoch": self.post.lease.epoch,
-            "at": time.time(),
-        }
+        node, epoch = self.post.node, self.post.lease.epoch
+        return {"record_id": uuid.uuid4().hex, "node": node, "epoch": epoch, "at": time.time()}
 
     def _say(self, error: Exception) -> None:
         """Log trouble once, not at every retry."""

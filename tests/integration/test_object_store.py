@@ -16,15 +16,18 @@ import pytest
 from shared.bus import Bus
 from shared.digest import folder_digest
 from shared.errors import BusTimeoutError
-from shared.messages import Decision, Job, Offer, TaskType
+from shared.messages import Decision, Hardware, Job, Offer, TaskType
 from shared.settings import Settings
 from trainer_node.artifacts.object_store import CHUNK_BYTES, ObjectStore
 from trainer_node.artifacts.store import NotTakenError, Stored, StoreError
 from trainer_node.artifacts.submissions import Export, Submissions
-from trainer_node.lease import LeaseLostError
+from trainer_node.lease import LeaseLostError, SlotLease
+from trainer_node.post import Post
+from trainer_node.supervisor import Supervisor
 
 SIZE = 3 * CHUNK_BYTES + 17
 BUCKET = 4 << 20
+CPU = Hardware(device="cpu", count=1, memory_bytes=2**30)
 OFFER = Offer(task_id="t", task_type=TaskType.INSTRUCT, model="m", hours_to_complete=1, dataset="d")
 
 
@@ -186,7 +189,10 @@ async def test_what_the_store_does_not_take_stays_on_disk(
     export = make_export(tmp_path / "export", size=BUCKET + 1)
     with pytest.raises(NotTakenError):
         await put(ObjectStore(settings, bus), export)
-    submissions = Submissions(settings, bus, "one", lambda: None)
+    lease = SlotLease(bus, settings, "one", CPU)
+    await lease.turn()
+    post = Post(settings, bus, lease, Supervisor(settings, 1), "one", CPU, asyncio.Event(), asyncio.Event())
+    submissions = Submissions(post)
     stored = await submissions.put(job(), Export(export, folder_digest(export)))
     assert says in stored.remark
     assert folder_digest(Path(stored.artifact)) == stored.digest

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
 from shared.bus import Bus
 from shared.errors import BusError
-from shared.messages import Job
+from shared.messages import ErrorCode, Job
 from shared.settings import Settings
 from trainer_node.artifacts import disk
 from trainer_node.artifacts.hub import Hub
 from trainer_node.artifacts.object_store import ObjectStore
 from trainer_node.artifacts.store import NotTakenError, Remote, Stored, StoreError
+from trainer_node.death import Death
+from trainer_node.post import Post
+
+T = TypeVar("T")
+LONGEST_PAUSE_S: Final = 60.0  # between two tries of a store that is of no use
 
 
 class Export(Struct, frozen=True):
@@ -32,12 +38,14 @@ class Export(Struct, frozen=True):
 class Submissions:
     """One slot's submissions, as the node that holds the slot sees and stores them."""
 
-    def __init__(self, settings: Settings, bus: Bus, node: str, must_hold: Callable[[], None]) -> None:
-        self.settings = settings
-        self.folder = settings.artifacts
-        self.node = node
-        self.must_hold = must_hold
-        self.remote = _remote(settings, bus)
+    def __init__(self, post: Post) -> None:
+        self.settings = post.settings
+        self.folder = post.settings.artifacts
+        self.node = post.node
+        self.must_hold = post.lease.must_hold
+        self.draining = post.draining
+        self.remote = _remote(post.settings, post.bus)
+        self._refused = 0  # how often in a row the store was of no use
 
     def check(self, job: Job) -> None:
         """Refuse a job whose submission could never be stored. Raises EngineError."""
@@ -51,7 +59,9 @@ class Submissions:
         """
         if await asyncio.to_thread(disk.is_stored, self.folder, job.task):
             return True
-        return self.remote is not None and await self.remote.find(job) is not None
+        if self.remote is None:
+            return False
+        return await self._unless_draining(self.remote.find(job)) is not None
 
     async def put(self, job: Job, export: Export | None) -> Stored:
         """Store the export unless the task has a submission; what it has now, read back.
@@ -66,22 +76,29 @@ class Submissions:
         if self.remote is None:
             return local
         try:
-            return await self.remote.store(
-                job, path, digest, must_hold=self.must_hold, limit_s=self._limit_s(job)
+            stored = await self._unless_draining(
+                self.remote.store(job, path, digest, must_hold=self.must_hold, limit_s=self._limit_s(job))
             )
+            self._refused = 0
+            return stored
         except NotTakenError as error:
             return Stored(local.digest, local.artifact, remark=str(error))
 
-    async def lost(self, job: Job, error: OSError | StoreError) -> str | None:
+    def pause_s(self) -> float:
+        """How long to wait after an error of the store: ever longer, until it is of use again."""
+        self._refused += 1
+        return min(LONGEST_PAUSE_S, 0.25 * 2.0 ** min(self._refused, 10))
+
+    async def lost(self, job: Job, error: OSError | StoreError) -> Death | None:
         """Why the task fails now for want of storing; None = it doesn't, try again.
 
         It may fail past upstream's own deadline, and only if nothing is known to be there. While nobody
         knows, that is waited for a while longer.
         """
-        if time.time() < last_call(self.settings, job):
+        if self.draining.is_set() or time.time() < last_call(self.settings, job):
             return None
         if isinstance(error, OSError):
-            return f"this node's disk: {error}"
+            return Death(f"this node's disk: {error}", ErrorCode.DISK_FULL)
         path = disk.submission(self.folder, job.task)
         kept = f"; kept at {path.absolute()}" if await asyncio.to_thread(path.is_dir) else ""
         try:
@@ -89,8 +106,21 @@ class Submissions:
         except (StoreError, BusError):
             if time.time() < job.deadline_at + self.settings.expire_after_s:
                 return None
-            return f"nobody knows whether the submission was stored: {error}{kept}"
-        return None if found is not None else f"the submission could not be stored: {error}{kept}"
+            return Death(f"nobody knows whether the submission was stored: {error}{kept}")
+        return Death(f"the submission could not be stored: {error}{kept}") if found is None else None
+
+    async def _unless_draining(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the store answers; it may take long, and if the node drains, its next life asks again."""
+        asked, drain = asyncio.create_task(work), asyncio.create_task(self.draining.wait())
+        try:
+            await asyncio.wait([asked, drain], return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise StoreError("the node drains")
+            return asked.result()
+        finally:
+            asked.cancel()
+            drain.cancel()
+            await asyncio.gather(asked, drain, return_exceptions=True)
 
     def _keep(self, job: Job, export: Export | None) -> str:
         if export is None:
