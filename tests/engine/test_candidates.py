@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from trainer_node.engine.candidates import TailAverage, rank
+from trainer_node.engine.candidates import Candidate, Reached, TailAverage, excess, ranked
 from trainer_node.engine.score import Score
 
 
@@ -30,26 +33,41 @@ def test_average_is_the_mean_of_the_steps():
     assert torch.allclose(average.weights["w"], torch.full((2,), 3.0))
 
 
-def test_best_comes_first():
-    parameter, average = _average(1.0, 3.0)
-    candidates = rank(average, lambda: _score(parameter.detach()[0].item()))
-    assert [c.name for c in candidates] == ["average", "last"]
-    assert [c.loss for c in candidates] == [2.0, 3.0]
+def _candidate(name: str, *losses: float) -> Candidate:
+    return Candidate(name, Reached(1, 1, 1.0), _score(*losses) if losses else None)
 
 
-def test_ties_go_to_the_last_weights():
-    _, average = _average(1.0, 3.0)
-    assert [c.name for c in rank(average, lambda: _score(1.0))] == ["last", "average"]
+def _names(*candidates: Candidate, base: float = 5.0) -> list[str]:
+    return [candidate.name for candidate in ranked(candidates, [base] * 100)]
+
+
+def test_best_comes_first_and_ties_go_to_the_first():
+    assert _names(_candidate("last", 3.0), _candidate("average", 2.0)) == ["average", "last"]
+    assert _names(_candidate("last", 2.0), _candidate("average", 2.0)) == ["last", "average"]
+
+
+def test_what_gives_no_number_or_was_not_measured_comes_last():
+    nan = _candidate("diverged", math.nan, 1.0)
+    assert _names(nan, _candidate("unmeasured"), _candidate("bad", 9.0)) == ["bad", "diverged", "unmeasured"]
+    assert excess(nan, [5.0, 5.0]) == math.inf
 
 
 def test_a_shorter_measurement_is_compared_on_common_rows():
-    _, average = _average(1.0, 3.0)
-    scores = iter([_score(1.0, 1.0, 9.0), _score(2.0, 2.0)])
-    assert rank(average, lambda: next(scores))[0].name == "last"
+    last, average = [1.0] * 40 + [9.0] * 60, [1.5] * 40
+    assert _names(_candidate("last", *last), _candidate("average", *average)) == ["last", "average"]
 
 
-def test_without_time_only_the_last_weights_unmeasured():
-    _, average = _average(1.0, 3.0)
-    (only,) = rank(average, None)
-    assert (only.name, only.score) == ("last", None)
-    assert [c.name for c in rank(None, lambda: _score(1.0))] == ["last"]
+def test_measurements_of_few_rows_are_compared_by_what_they_gain():
+    """Four easy rows must not beat a hundred."""
+    base = [1.0] * 4 + [5.0] * 96
+    found = ranked([_candidate("earlier", *[1.1] * 4), _candidate("last", *[b - 0.1 for b in base])], base)
+    assert [candidate.name for candidate in found] == ["last", "earlier"]
+
+
+def test_average_is_measured_while_the_model_has_it():
+    parameter, average = _average(1.0, 3.0)
+    candidate = replace(_candidate("average"), worn=average.applied)
+    measured = candidate.measured(lambda: _score(parameter.detach()[0].item()))
+    assert measured.score is not None
+    assert measured.score.loss == 2.0
+    assert torch.equal(parameter, torch.full((2,), 3.0))

@@ -129,11 +129,12 @@ def test_training_lowers_the_loss_and_ends_with_a_checkpoint(build: Build):
     training, reporter, stop = build("run")
     first = float(loop.one_step(training, 1.0, stop))  # type: ignore[arg-type]
     loop.train(training, reporter, stop)
+    training.saver.wait()
     assert training.schedule.pulse.progress == 1.0
     assert reporter.last.progress == 1.0
     assert reporter.last.loss is not None
     assert reporter.last.loss < first
-    found = checkpoint.newest(training.folder, pytest.fail)
+    found = checkpoint.newest(training.saver.folder, pytest.fail)
     assert found is not None
     assert found.manifest.position.step == training.step
 
@@ -142,7 +143,8 @@ def test_a_resumed_run_without_time_leaves_its_checkpoint_alone(build: Build):
     """Writing it anew would take it away for a moment, in which a kill would lose it."""
     training, reporter, stop = build("run")
     loop.train(training, reporter, stop)
-    (newest, *_) = sorted(training.folder.glob("step-*"), reverse=True)
+    training.saver.wait()
+    (newest, *_) = sorted(training.saver.folder.glob("step-*"), reverse=True)
     before = newest.stat().st_ino
     again, reporter, stop = build("run", resume=True)
     loop.train(again, reporter, stop)
@@ -207,6 +209,7 @@ def test_training_goes_on_with_smaller_packs(build: Build):
     loop.shrink(training)
     assert (training.packs.capacity, training.packs.epoch, training.packs.index) == (64, epoch + 1, 0)
     loop.train(training, reporter, stop)
+    training.saver.wait()
     assert training.schedule.pulse.progress == 1.0
 
 

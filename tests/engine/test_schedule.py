@@ -58,7 +58,8 @@ def test_progress_never_goes_back(moments: list[tuple[float, int, float]], save_
         assert seen <= progress <= 1.0
         seen = progress
         schedule.stepped(step_s)
-        schedule.saved(now, save_s)
+        schedule.save_begun(now, save_s)
+        schedule.saved(save_s, 0.0)
 
 
 def test_progress_is_the_larger_share_of_time_and_tokens():
@@ -82,7 +83,7 @@ def test_what_is_kept_in_reserve_pays_for_scoring_and_verifying():
     schedule = _schedule()
     schedule.stepped(8.0)
     last_step, freeing_s = 8.0, 0.9  # begun just before the end
-    left = 1000.0 - (schedule.end_at + last_step + schedule.costs.save_s + freeing_s)
+    left = 1000.0 - (schedule.end_at + last_step + freeing_s)
     assert affordable(left, schedule.costs) >= {Part.VERIFY, Part.SCORE}
 
 
@@ -97,8 +98,8 @@ def test_one_slow_first_step_does_not_eat_the_budget():
 def test_reserve_is_replaced_by_what_is_measured():
     schedule = _schedule()
     before = schedule.end_at
-    schedule.saved(100.0, 11.0)
-    assert schedule.end_at == pytest.approx(before - 1.25 * 10.0)
+    schedule.saved(21.0, 0.0)  # the last save is half of one, beside 5 s of scoring
+    assert schedule.end_at == pytest.approx(before - (1.25 * 10.5 - 5.0))
 
 
 @pytest.mark.parametrize("step_s", [0.5, 5.0, 20.0])
@@ -130,7 +131,8 @@ def test_saves_keep_to_their_interval_and_share():
         now += 1.0
         schedule.stepped(1.0)
         if schedule.save_due(now):
-            schedule.saved(now, 2.0)
+            schedule.save_begun(now, 0.5)
+            schedule.saved(2.0, 1.5)
             now += 2.0
             saves += 1
     assert saves > 3

@@ -1,19 +1,26 @@
-"""Which weights to submit: the last ones, or their average over the run's tail, by the development metric."""
+"""Which weights to submit, by the development metric.
+
+The last ones, or their average over the run's tail; if these are worse than the base model's, an earlier
+checkpoint's, or in the end the base model's own (see closing.choose).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from msgspec import Struct
 
-from trainer_node.engine.parallel import local
+from trainer_node.engine.model import Deltas
+from trainer_node.engine.parallel import local, placed
 from trainer_node.engine.score import Score
 
-TAIL = (
-    0.8  # of progress: from here on the average runs; before, it would cost memory and save time for nothing
-)
+TAIL = 0.8  # of progress: from here on the average runs; before, it would cost memory and time for nothing
+ENOUGH_ROWS = 32  # to compare candidates on the same rows
 
 
 class TailAverage:
@@ -58,31 +65,57 @@ class TailAverage:
             mine.copy_(before)
 
 
+@contextmanager
+def loaded(deltas: Deltas, weights: Callable[[], Mapping[str, torch.Tensor]]) -> Iterator[None]:
+    """The model has other weights inside; then again those it had, of which a copy is kept meanwhile."""
+    before = {name: value.clone() for name, value in deltas.state().items()}
+    deltas.load_state({name: placed(value, deltas.parameters[name]) for name, value in weights().items()})
+    try:
+        yield
+    finally:
+        deltas.load_state(before)
+
+
+class Reached(Struct, frozen=True):
+    """How far training had come."""
+
+    step: int
+    tokens: int
+    train_s: float
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """One set of weights that could be submitted; `score` is None if there was no time to measure it."""
+    """One set of weights that could be submitted; inside `worn()` the model has them."""
 
-    name: str  # "last" or "average"
-    score: Score | None
+    name: str
+    reached: Reached
+    score: Score | None = None  # None = there was no time to measure it
+    worn: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    @property
-    def loss(self) -> float:
-        """The development metric, infinite if not measured."""
-        return self.score.loss if self.score else float("inf")
+    def measured(self, measure: Callable[[], Score]) -> Candidate:
+        """With its score."""
+        with self.worn():
+            return replace(self, score=measure())
 
 
-def rank(average: TailAverage | None, measure: Callable[[], Score] | None) -> list[Candidate]:
-    """The candidates, best first; without `measure` only the last weights, unmeasured.
+def excess(candidate: Candidate, base_losses: Sequence[float], most: int | None = None) -> float:
+    """How much worse than the base model it is on the rows that it was measured on, or the first of them.
 
-    A measurement may have been cut short by the clock: they are compared on the rows that both have seen.
+    Infinite if it was not measured, or gives no number.
     """
-    if measure is None:
-        return [Candidate("last", None)]
-    last = measure()
-    if average is None or average.count < 2:
-        return [Candidate("last", last)]
-    with average.applied():
-        other = measure()
-    rows = min(len(last.per_example), len(other.per_example))
-    pair = [Candidate("last", last), Candidate("average", other)]
-    return sorted(pair, key=lambda c: float(c.score.per_example[:rows].mean()) if c.score else 0.0)
+    if candidate.score is None:
+        return math.inf
+    losses = candidate.score.per_example[:most]
+    difference = float(losses.mean()) - float(np.mean(base_losses[: len(losses)]))
+    return difference if math.isfinite(difference) else math.inf
+
+
+def ranked(candidates: Sequence[Candidate], base_losses: Sequence[float]) -> list[Candidate]:
+    """Best first, ties as they come.
+
+    A measurement may have been cut short by the clock: they are compared on the rows that all have seen, or
+    if those are too few by what each gained on its own.
+    """
+    common = min((len(c.score.per_example) for c in candidates if c.score), default=0)
+    return sorted(candidates, key=lambda c: excess(c, base_losses, max(common, ENOUGH_ROWS)))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Position(Struct, frozen=True, kw_only=True):
     train_s: float  # real seconds inside steps so far
     averaged: int  # steps in the running average
     pulse: Pulse
+    loss: float | None = None  # mean over the steps since the checkpoint before
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -87,7 +89,7 @@ def save(
     tensors: Mapping[str, Tensors],
     versions: dict[str, str],
 ) -> Path:
-    """Write one checkpoint below `folder`, then delete all but the KEPT newest; OSError if it can't."""
+    """Write one checkpoint below `folder`, then delete all that isn't `kept`; OSError if it can't."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{position.step:08d}"
     temporary = folder / f".tmp-{position.step:08d}-{os.getpid()}"
@@ -108,19 +110,29 @@ def save(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync(folder)
-    for old in _folders(folder)[KEPT:]:
+    for old in set(_folders(folder)) - kept(folder):
         shutil.rmtree(old)
     return final
 
 
-def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None; what is damaged is reported and left alone."""
+def kept(folder: Path) -> set[Path]:
+    """The KEPT newest, and the one that ended the best stretch of training: a run may go wrong after it."""
+    folders = _folders(folder)
+    return {*folders[:KEPT], *sorted(folders, key=_loss)[:1]}
+
+
+def whole(folder: Path, report: Callable[[str], None]) -> Iterator[Checkpoint]:
+    """The checkpoints that are whole, newest first; what is damaged is reported and left alone."""
     for candidate in _folders(folder):
         try:
-            return Checkpoint(candidate, _verified(candidate))
+            yield Checkpoint(candidate, _verified(candidate))
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             report(f"checkpoint {candidate.name} is damaged and skipped: {error}")
-    return None
+
+
+def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or None."""
+    return next(whole(folder, report), None)
 
 
 def clean(folder: Path) -> None:
@@ -176,8 +188,21 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
+def _loss(folder: Path) -> float:
+    """The training loss before a checkpoint; infinite if it isn't known."""
+    try:
+        loss = _manifest(folder).position.loss
+    except (OSError, msgspec.MsgspecError):
+        return math.inf
+    return math.inf if loss is None else loss
+
+
+def _manifest(folder: Path) -> Manifest:
+    return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+
+
 def _verified(folder: Path) -> Manifest:
-    manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+    manifest = _manifest(folder)
     for name, entry in manifest.files.items():
         path = folder / name
         size = path.stat().st_size

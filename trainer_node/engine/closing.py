@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
-from contextlib import nullcontext
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,16 +16,16 @@ from shared.errors import EngineError
 from shared.files import write_atomically
 from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase, decode_outcome, encode
 from shared.plan import Plan
-from trainer_node.engine import export
-from trainer_node.engine.candidates import Candidate, rank
+from trainer_node.engine import checkpoint, export
+from trainer_node.engine.candidates import Candidate, Reached, excess, loaded, ranked
 from trainer_node.engine.checkpoint import Checkpoint
 from trainer_node.engine.data import Examples
-from trainer_node.engine.loop import Training
+from trainer_node.engine.loop import Training, is_finite
 from trainer_node.engine.model import Deltas, add_deltas, load_model
 from trainer_node.engine.parallel import gathered
-from trainer_node.engine.prepare import VERIFY_SHARE, Record, Run, measure
+from trainer_node.engine.prepare import Record, Run, verify_limit_s
 from trainer_node.engine.schedule import SAFETY, SLACK_S, Part, affordable
-from trainer_node.engine.score import Score
+from trainer_node.engine.score import Score, measure
 
 STANDBY = "standby.json"  # the outcome of an export that is on disk and not yet verified
 
@@ -33,19 +36,10 @@ def close(run: Run, record: Record, training: Training, dev: Examples) -> Outcom
     gc.unfreeze()
     gc.collect()
     run.reporter.phase(Phase.CHOOSE)
-    costs = training.schedule.costs
-    parts = affordable(run.left_s, costs)
+    parts = affordable(run.left_s, training.schedule.costs)
     if skipped := [part.value for part in Part if part not in parts]:
         run.reporter.message(f"short of time, skipped: {', '.join(skipped)}")
-    until = run.job.ready_by - SAFETY * (costs.export_s + costs.load_s) - costs.verify_s - SLACK_S
-
-    def score() -> Score:
-        model, alive = training.deltas.model, run.reporter.alive
-        return measure(model, dev, run.clock, until, run.team, alive=alive)[0]
-
-    average = training.average if Part.AVERAGE in parts else None
-    candidates = rank(average, score if Part.SCORE in parts else None)
-    run.reporter.message("; ".join(f"{c.name} weights: {c.loss:.4f}" for c in candidates))
+    candidates = choose(run, record, training, dev, parts)
     wrong: list[str] = []
     for candidate in candidates:
         metrics, outcome, error = _export(run, record, training, candidate), None, None
@@ -63,6 +57,67 @@ def close(run: Run, record: Record, training: Training, dev: Examples) -> Outcom
     raise EngineError(ErrorCode.INTERNAL, f"no export is what was trained: {'; '.join(wrong)}")
 
 
+def choose(
+    run: Run, record: Record, training: Training, dev: Examples, parts: frozenset[Part]
+) -> list[Candidate]:
+    """What could be submitted, best first. Leaves the last checkpoint on disk.
+
+    Worse weights than the base model's, or such that are no numbers, are not submitted if there is something
+    better: an earlier checkpoint, or in the end the base model itself. Looking for it takes as many rows as
+    there is time for, and at least a few.
+    """
+    costs = training.schedule.costs
+    until = run.job.ready_by - SAFETY * (costs.export_s + costs.load_s) - costs.verify_s - SLACK_S
+
+    def score() -> Score:
+        model, alive = training.deltas.model, run.reporter.alive
+        return measure(model, dev, run.clock, until, run.team, alive=alive)[0]
+
+    last = Candidate("last", Reached(training.step, training.tokens, training.train_s))
+    candidates = [last.measured(score) if Part.SCORE in parts else last]
+    with run.patience():
+        training.saver.wait()  # from here on the weights change
+    average = training.average
+    if Part.AVERAGE in parts and average and average.count > 1:
+        candidates.append(replace(last, name="average", worn=average.applied).measured(score))
+    base = record.base_losses
+    candidates = ranked(candidates, base)
+    if (excess(candidates[0], base) >= 0.0 and Part.SCORE in parts) or not is_finite(training):
+        others = [other.measured(score) for other in earlier(run, training)]
+        if Part.VERIFY in parts:  # there is time to load the base model once more
+            others.append(untrained(run, record, training))
+        candidates = ranked([*candidates, *others], base)
+        candidates = [c for c in candidates if excess(c, base) < math.inf] or [last]
+        run.reporter.message("the trained weights are worse than the base model's")
+    run.reporter.message("; ".join(f"{c.name} weights: {_loss(c):.4f}" for c in candidates))
+    return candidates
+
+
+def earlier(run: Run, training: Training) -> Iterator[Candidate]:
+    """The checkpoints on disk of earlier steps than the last one."""
+    folder, team = run.folder / "checkpoints", run.team
+    found = team.tell(list(checkpoint.whole(folder, run.reporter.message)) if team.leads else [])
+    for one in found:
+        position = one.manifest.position
+        if position.step < training.step:
+            reached = Reached(position.step, position.tokens, position.train_s)
+            worn = partial(loaded, training.deltas, partial(one.tensors, "weights"))
+            yield Candidate(f"step {position.step}", reached, worn=worn)
+
+
+def untrained(run: Run, record: Record, training: Training) -> Candidate:
+    """The base model itself: what the plan trains, as it was before the first step."""
+    plan, losses = training.plan, np.array(record.base_losses)
+
+    def weights() -> dict[str, torch.Tensor]:
+        with run.patience():
+            model = load_model(run.job.model_path, getattr(torch, plan.dtype))
+        return add_deltas(model, plan, run.job.seed).state()
+
+    worn = partial(loaded, training.deltas, weights)
+    return Candidate("base", Reached(0, 0, 0.0), Score(record.base_loss, losses), worn)
+
+
 def submit_as_is(
     run: Run, record: Record, plan: Plan, model: torch.nn.Module, found: Checkpoint, why: str
 ) -> Outcome:
@@ -74,8 +129,9 @@ def submit_as_is(
     deltas.load_state(found.tensors("weights"))
     position = found.manifest.position
     run.reporter.phase(Phase.EXPORT)
-    metrics = _metrics(record, None, position.step, position.tokens, position.train_s)
-    outcome = _ready(run, export.write(deltas, plan, run.job, metrics, run.folder / "export"))
+    metrics = _metrics(record, None, Reached(position.step, position.tokens, position.train_s))
+    with run.patience():
+        outcome = _ready(run, export.write(deltas, plan, run.job, metrics, run.folder / "export"))
     run.reporter.phase(Phase.DONE)
     return outcome
 
@@ -95,12 +151,11 @@ def standby(run: Run) -> Outcome | None:
 
 def _export(run: Run, record: Record, training: Training, candidate: Candidate) -> Metrics | None:
     """Rank 0 writes the export; the others, who may hold parts of the weights, hand them over: None."""
-    metrics = _metrics(record, candidate.score, training.step, training.tokens, training.train_s)
+    metrics = _metrics(record, candidate.score, candidate.reached)
     run.reporter.losses(dev=metrics.final_loss)
     run.reporter.phase(Phase.EXPORT)
     target = run.folder / "export"
-    average = training.average if candidate.name == "average" else None
-    with average.applied() if average else nullcontext():
+    with candidate.worn(), run.patience():
         deltas = _whole(run, training)
         return export.write(deltas, training.plan, run.job, metrics, target) if deltas else None
 
@@ -125,16 +180,21 @@ def _verify(run: Run, training: Training, dev: Examples, candidate: Candidate) -
     if left_s < training.schedule.costs.load_s + SLACK_S:
         run.reporter.message("short of time, skipped: verify")
         return None
-    limit_s = min(VERIFY_SHARE * (run.job.ready_by - run.job.start_at), left_s / 4)
+    limit_s = min(verify_limit_s(run.job), left_s / 4)
     folder, dtype = run.folder / "export", getattr(torch, training.plan.dtype)
     try:
-        return export.verify(folder, run.job, dev, candidate.score, limit_s, training.device, dtype)
+        with run.patience():
+            return export.verify(folder, run.job, dev, candidate.score, limit_s, training.device, dtype)
     except export.UnverifiedError as why:
         run.reporter.message(f"the export is submitted without being loaded again: {why}")
         return None
 
 
-def _metrics(record: Record, score: Score | None, step: int, tokens: int, train_s: float) -> Metrics:
+def _loss(candidate: Candidate) -> float:
+    return candidate.score.loss if candidate.score else math.inf
+
+
+def _metrics(record: Record, score: Score | None, reached: Reached) -> Metrics:
     """What a finished run measured; both losses are over the same rows."""
     rows = len(score.per_example) if score else len(record.base_losses)
     base_loss = float(np.mean(record.base_losses[:rows]))
@@ -144,11 +204,11 @@ def _metrics(record: Record, score: Score | None, step: int, tokens: int, train_
         dev_examples=rows if score else 0,
         train_examples=record.train_examples,
         dropped_rows=record.dropped,
-        steps=step,
-        tokens=tokens,
-        tokens_per_s=tokens / train_s if train_s > 0 else 0.0,
-        train_s=train_s,
-        epochs=tokens / record.train_tokens,
+        steps=reached.step,
+        tokens=reached.tokens,
+        tokens_per_s=reached.tokens / reached.train_s if reached.train_s > 0 else 0.0,
+        train_s=reached.train_s,
+        epochs=reached.tokens / record.train_tokens,
         resumes=record.resumes,
     )
 

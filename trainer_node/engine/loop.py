@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from msgspec.structs import replace
 
 from shared.clock import Clock, TokenClock
 from shared.plan import Plan
-from trainer_node.engine import checkpoint
 from trainer_node.engine.candidates import TAIL, TailAverage
 from trainer_node.engine.checkpoint import Checkpoint, Position
 from trainer_node.engine.data import Examples
-from trainer_node.engine.lanes import Lanes
 from trainer_node.engine.model import Deltas
 from trainer_node.engine.objectives import Loss
 from trainer_node.engine.packing import collate, pack
-from trainer_node.engine.parallel import ALONE, Team, between, gathered, placed
+from trainer_node.engine.parallel import ALONE, Team, between, gathered, local, placed
 from trainer_node.engine.progress import Reporter
+from trainer_node.engine.saver import Saver
 from trainer_node.engine.schedule import Schedule
 from trainer_node.engine.stop import Stop
 
@@ -73,16 +72,16 @@ class Training:
     schedule: Schedule
     clock: Clock
     average: TailAverage | None
-    folder: Path  # of the checkpoints
-    fingerprint: str
-    versions: dict[str, str]
+    saver: Saver
     device: torch.device
     step: int = 0
     tokens: int = 0
     train_s: float = 0.0  # real seconds inside steps
     team: Team = ALONE
     forward: torch.nn.Module | None = None  # the deltas' model, or what is around it (parallel.spread)
-    lanes: Lanes | None = None  # threads that a pack is shared out to
+    alive: Callable[[], None] = lambda: None  # said at every pack: a step may take long
+    cores: int = 0  # that both training and a save in its thread compute on
+    since_save: tuple[torch.Tensor, int] = (torch.zeros(()), 0)  # sum of the losses, steps
 
 
 class Order(NamedTuple):
@@ -96,11 +95,16 @@ class Order(NamedTuple):
 
 
 def train(run: Training, reporter: Reporter, stop: Stop) -> None:
-    """Step until progress is 1 or `stop` is asked; leaves a checkpoint of the last step in both cases."""
+    """Step until progress is 1 or `stop` is asked; leaves a checkpoint of the last step in both cases.
+
+    After progress 1 it may still be on its way to the disk: `run.saver.wait()`.
+    """
     run.deltas.model.train()
     loss_sum, losses, begun, saved = torch.zeros((), device=run.device), 0, run.step, -1
     while True:
         due = losses > 0 and (reporter.due() or run.step == 1)
+        if written := run.saver.written():
+            run.schedule.saved(written.seconds, written.cpu_s / run.cores if run.cores else 0.0)
         order = next_order(run, stop, report=due, unsaved=run.step > max(begun, saved))
         if order.report:  # reading the loss waits for the device: not every step
             report(run, reporter, float(run.team.total(loss_sum)) / losses)
@@ -108,7 +112,7 @@ def train(run: Training, reporter: Reporter, stop: Stop) -> None:
         if order.end:
             break
         if order.save:
-            save(run)
+            save(run, reporter)
             saved = run.step
             continue
         began, real = run.clock.time(), time.monotonic()
@@ -118,13 +122,16 @@ def train(run: Training, reporter: Reporter, stop: Stop) -> None:
         run.schedule.stepped(run.clock.time() - began)
         run.train_s += time.monotonic() - real
         loss_sum, losses = loss_sum + loss, losses + 1
+        run.since_save = (run.since_save[0] + loss, run.since_save[1] + 1)
         if run.step == 1:
             gc.collect()
             gc.freeze()  # what lives now lives to the end: later collections needn't look at it
     if losses:
         report(run, reporter, float(run.team.total(loss_sum)) / losses)
     if run.step > max(begun, saved):  # a run that resumed and made no step has its checkpoint already
-        save(run)
+        save(run, reporter)
+    if run.schedule.pulse.progress < 1.0:
+        run.saver.wait()
 
 
 def next_order(run: Training, stop: Stop, *, report: bool, unsaved: bool) -> Order:
@@ -187,13 +194,9 @@ def gradients(run: Training, packs: list[list[int]], stop: Stop) -> tuple[torch.
     total, mine = torch.zeros((), device=run.device), run.team.share(packs)
     forward = run.forward or run.deltas.model
     for turn, (number, indices, counts) in enumerate(mine):
+        run.alive()
         if stop.asked and run.team.alone:
             return None
-        if run.lanes is not None and not run.plan.activation_checkpointing:
-            shared = run.lanes.backward(run.deltas, run.objective, run.examples, indices, examples)
-            if shared is not None:
-                total += shared
-                continue
         # Random numbers belong to a pack, not to a process: dropout is the same on any number of devices.
         torch.manual_seed(((run.seed * 1_000_003 + run.step) * 65_537 + number) % 2**63)
         batch = collate(run.examples, indices, run.plan.capacity, run.device)
@@ -229,9 +232,21 @@ def shrink(run: Training) -> None:
         run.packs = Packs(run.packs.lengths, run.plan.capacity, run.seed, run.packs.max_examples, epoch)
 
 
-def save(run: Training) -> None:
-    """A checkpoint of this moment, timed; the same on any number of devices. Every process must call it."""
-    began = run.clock.time()
+def save(run: Training, reporter: Reporter) -> None:
+    """Begin a checkpoint of this moment; the same on any number of devices. Every process must call it.
+
+    None is made of weights that are no longer numbers: what is on disk is better. After the last step the
+    optimiser has done its work; without it, and with nothing left to change, the closing need not wait.
+    """
+    began, over = run.clock.time(), run.schedule.pulse.progress >= 1.0
+    if not is_finite(run):
+        reporter.message(f"the weights of step {run.step} are not finite: they are not saved")
+        run.schedule.save_begun(began, 0.0)
+        return
+    loss_sum, steps = run.since_save
+    run.since_save = (torch.zeros_like(loss_sum), 0)
+    # The pulse inside must say that this save was made: a resumed run's next is due as if it never stopped.
+    run.schedule.save_begun(began, 0.0)
     position = Position(
         step=run.step,
         epoch=run.packs.epoch,
@@ -240,18 +255,24 @@ def save(run: Training) -> None:
         clock_tokens=run.clock.tokens if isinstance(run.clock, TokenClock) else 0,
         train_s=run.train_s,
         averaged=run.average.count if run.average else 0,
-        pulse=run.schedule.pulse,
+        pulse=replace(run.schedule.pulse),  # it is written while training goes on
+        loss=float(run.team.total(loss_sum)) / steps if steps else None,
     )
-    # The pulse inside must say that this save was made: a resumed run's next is due as if it never stopped.
-    run.schedule.saved(began, 0.0)
+    moments = {} if over else dict(_optimizer_tensors(run.optimizer, run.deltas.parameters))
     tensors = {
         "weights": gathered(run.deltas.state(), run.team),
-        "optimizer": gathered(dict(_optimizer_tensors(run.optimizer, run.deltas.parameters)), run.team),
+        "optimizer": gathered(moments, run.team),
         "average": gathered(run.average.weights, run.team) if run.average else {},
     }
     if run.team.leads:
-        checkpoint.save(run.folder, position, run.fingerprint, tensors, run.versions)
-    run.schedule.saved(began, run.clock.time() - began)
+        run.saver.begin(position, tensors, still=over)
+    run.schedule.save_begun(began, run.clock.time() - began)
+
+
+def is_finite(run: Training) -> bool:
+    """Whether all trained weights are numbers, in every process."""
+    sums = torch.stack([local(weight.detach()).sum() for weight in run.deltas.parameters.values()])
+    return float(run.team.total((~sums.isfinite()).any().float())) == 0.0
 
 
 def restore(run: Training, found: Checkpoint) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,12 +29,13 @@ from trainer_node.engine.model import load_tokenizer, model_shape
 from trainer_node.engine.parallel import ALONE, Team, TeamClock, fitted
 from trainer_node.engine.progress import Reporter
 from trainer_node.engine.schedule import Costs
-from trainer_node.engine.score import Score, reference_logprobs, score
+from trainer_node.engine.score import Score, measure, reference_logprobs, score
 from trainer_node.engine.stop import Stop
 
-PIECE = 32  # rows scored between two looks at the clock
 VERIFY_SHARE = 0.01  # of the budget: what scoring the reloaded export may cost
+VERIFY_MOST_S = 60.0  # and in any case: a broken export shows on its first rows
 SCORE_SHARE = 0.03  # of the budget: what scoring the development rows once may cost
+PATIENCE, LEAST_PATIENCE_S = 0.25, 20.0  # share of the time left that one silent call may take
 DISK_BYTES_PER_S = 300e6  # of a synced, hashed save, until one is measured
 
 
@@ -60,6 +61,11 @@ class Run:
     def left_s(self) -> float:
         """Seconds until the outcome must be on disk."""
         return self.job.ready_by - self.clock.time()
+
+    def patience(self) -> AbstractContextManager[None]:
+        """Around one call that can't say that the run is alive: up to PATIENCE of the time left."""
+        left_s = self.job.ready_by - self.own_clock.time()  # not the team's: the others don't look
+        return self.reporter.patience(max(LEAST_PATIENCE_S, PATIENCE * left_s))
 
     @property
     def simulated(self) -> bool:
@@ -130,34 +136,6 @@ def same(run: Run, config: Any, fingerprint: str) -> Data | str:
         except DataError as error:
             answer = str(error)
     return run.team.tell(answer)
-
-
-def measure(
-    model: torch.nn.Module,
-    dev: Examples,
-    clock: Clock,
-    until: float,
-    team: Team = ALONE,
-    scored: Callable[..., Score] = score,
-    alive: Callable[[], None] = lambda: None,
-) -> tuple[Score, float]:
-    """Score the first development rows, as many as there is time for `until` then; and the seconds per row.
-
-    The first piece is the slowest, as kernels and memory are used for the first time: it doesn't count for
-    the speed if there are more.
-    """
-    parts: list[Score] = []
-    times = [clock.time()]
-    piece = PIECE * team.world
-    while len(parts) * piece < len(dev) and (not parts or times[-1] < until):
-        first = len(parts) * piece
-        parts.append(scored(model, dev.take(np.arange(first, min(first + piece, len(dev)))), team=team))
-        times.append(clock.time())
-        alive()
-    losses = np.concatenate([part.per_example for part in parts])
-    skip = 1 if len(parts) > 1 else 0
-    seconds = (times[-1] - times[skip]) / (len(losses) - skip * piece)
-    return Score(float(losses.mean()), losses), seconds
 
 
 def baseline(run: Run, model: torch.nn.Module, data: Data, draft: Plan) -> tuple[Data, Score, float]:
@@ -261,8 +239,20 @@ def first_costs(job: WorkerJob, plan: Plan, load_s: float, ingest_s: float, scor
         save_s=0.5 + 12 * trained / DISK_BYTES_PER_S,
         # Shards are put together in a model that is loaded for it.
         export_s=0.5 + 6 * trained / DISK_BYTES_PER_S + (load_s if plan.parallel == "fsdp2" else 0.0),
-        verify_s=VERIFY_SHARE * (job.ready_by - job.start_at),
+        verify_s=verify_limit_s(job),
     )
+
+
+def verify_limit_s(job: WorkerJob) -> float:
+    """What scoring the reloaded export may cost."""
+    return min(VERIFY_MOST_S, VERIFY_SHARE * (job.ready_by - job.start_at))
+
+
+def main_memory(hardware: Hardware) -> float:
+    """Bytes of this machine's memory, as far as it is this worker's."""
+    if hardware.device == "cpu":
+        return hardware.memory_bytes
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2  # the other half's processes
 
 
 def read_record(folder: Path) -> tuple[Record, Plan] | None:

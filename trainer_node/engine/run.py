@@ -28,7 +28,6 @@ from trainer_node.engine.attention import max_documents
 from trainer_node.engine.candidates import TailAverage
 from trainer_node.engine.checkpoint import Checkpoint
 from trainer_node.engine.closing import close, standby, submit_as_is
-from trainer_node.engine.lanes import lanes_for
 from trainer_node.engine.launch import AGAIN, rank_of
 from trainer_node.engine.loop import Packs, Training
 from trainer_node.engine.model import add_deltas, load_config, load_model
@@ -38,10 +37,12 @@ from trainer_node.engine.oom import is_out_of_memory
 from trainer_node.engine.parallel import fitted, is_lost_peer, join, leave, shard_frozen, spread
 from trainer_node.engine.prepare import Data, Record, Run
 from trainer_node.engine.progress import Reporter
+from trainer_node.engine.saver import Saver
 from trainer_node.engine.schedule import Costs, Part, Pulse, Schedule, affordable
 from trainer_node.engine.stop import Stop
 
 AVERAGE_SHARE = 0.1  # of the memory: the running average is kept if it takes no more
+COPY_SHARE = 0.1  # of main memory: what is saved is copied, and training goes on, if it takes no more
 OUT_OF_MEMORY = "memory ran out"
 
 
@@ -197,7 +198,8 @@ def is_late(run: Run, costs: Costs) -> bool:
 def load(run: Run, plan: Plan) -> torch.nn.Module:
     """The base model with weights in the plan's dtype; on its device, unless it will be cut first."""
     run.reporter.phase(Phase.LOADING)
-    model = load_model(run.job.model_path, getattr(torch, plan.dtype))
+    with run.patience():
+        model = load_model(run.job.model_path, getattr(torch, plan.dtype))
     return model if plan.parallel == "fsdp2" else model.to(run.team.device)
 
 
@@ -253,13 +255,18 @@ def assemble(
         schedule=schedule_for(job, plan, pulse, record.costs, record.train_tokens),
         clock=run.own_clock,
         average=TailAverage(deltas.parameters) if keeps_average else None,
-        folder=run.folder / "checkpoints",
-        fingerprint=record.fingerprint,
-        versions=prepare.versions(),
+        saver=Saver(
+            run.folder / "checkpoints",
+            record.fingerprint,
+            prepare.versions(),
+            most_bytes=COPY_SHARE * prepare.main_memory(job.hardware),
+            timer=(lambda: 0.0) if run.simulated else run.own_clock.time,
+        ),
         device=run.team.device,
         team=run.team,
         forward=forward,
-        lanes=lanes_for(plan, deltas, torch.get_num_threads()),
+        alive=run.reporter.alive,
+        cores=0 if run.simulated or run.team.device.type != "cpu" else torch.get_num_threads(),
     )
     if found:
         loop.restore(training, found)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.clock import Clock
 from trainer_node.engine.data import Examples
 from trainer_node.engine.network import LabelModel, label_model
 from trainer_node.engine.objectives import dpo
@@ -17,6 +18,8 @@ from trainer_node.engine.packing import Batch, collate
 from trainer_node.engine.parallel import ALONE, Team
 
 BATCH_TOKENS = 4096
+FIRST_PIECE, MOST_PIECE = 4, 128  # rows scored between two looks at the clock
+PIECE_S = 5.0  # that they should take
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,50 @@ def score(
     """
     kind = score_dpo if examples.group == 2 else score_sft
     return kind(model, examples, batch_tokens=batch_tokens, team=team)
+
+
+def measure(
+    model: torch.nn.Module,
+    dev: Examples,
+    clock: Clock,
+    until: float,
+    team: Team = ALONE,
+    scored: Callable[..., Score] | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> tuple[Score, float]:
+    """Score the first development rows, as many as there is time for `until` then; and the seconds per row.
+
+    A piece takes PIECE_S, by the speed of the one before. The first is the slowest, as kernels and memory are
+    used for the first time: it doesn't count for the speed if there are more.
+    """
+    scored, parts = scored or score, list[Score]()
+    rows, times = [0], [clock.time()]
+    while rows[-1] < len(dev) and (not parts or times[-1] < until):
+        if len(rows) == 1:
+            count = FIRST_PIECE * team.world
+        else:
+            row_s = (times[-1] - times[-2]) / (rows[-1] - rows[-2])
+            count = next_piece(rows[-1] - rows[-2], row_s, until - times[-1], team.world)
+        piece = dev.take(np.arange(rows[-1], min(rows[-1] + count, len(dev))))
+        parts.append(scored(model, piece, team=team))
+        rows.append(rows[-1] + len(parts[-1].per_example))
+        times.append(clock.time())
+        alive()
+    losses = np.concatenate([part.per_example for part in parts])
+    skip = 1 if len(parts) > 1 else 0
+    return Score(float(losses.mean()), losses), (times[-1] - times[skip]) / (rows[-1] - rows[skip])
+
+
+def next_piece(last: int, row_s: float, left_s: float, world: int) -> int:
+    """How many rows to score at once after `last` rows that took `row_s` each: as many for every process.
+
+    At most twice as many, and no more than PIECE_S or the time that is left allow. Where rows take no time,
+    as on the token clock, the answer is the same on any machine.
+    """
+    most = min(2 * last, MOST_PIECE * world)
+    if row_s > 0:
+        most = min(most, int(min(PIECE_S, left_s) / row_s))
+    return max(1, most // world) * world
 
 
 def score_sft(
