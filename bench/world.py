@@ -41,7 +41,7 @@ from trainer_node.post import DISMISS_GRACE_S
 
 COSTS = (
     (run, "load_model", "load"),
-    (prepare, "read_rows", "ingest"),
+    (prepare, "ingest", "ingest"),
     (score, "score_sft", "row"),
     (checkpoint, "save", "save"),
     (export, "write", "export"),

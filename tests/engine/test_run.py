@@ -344,10 +344,19 @@ def test_a_late_start_without_a_checkpoint_is_too_late(make_job: Callable[..., P
     assert (outcome.status, outcome.code) == (OutcomeStatus.FAILED, ErrorCode.TOO_LATE)
 
 
+def test_a_resume_goes_on_from_its_tokens(killed_job: Path):
+    (killed_job.parent / "rows.json").unlink()
+    outcome = _finish(killed_job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss is not None
+
+
 @pytest.mark.parametrize(("rows", "why"), [(-20, "rows.json has changed"), (0, "rows.json holds no rows")])
 def test_without_its_data_a_run_submits_what_it_has(killed_job: Path, rows: int, why: str):
     data = killed_job.parent / "rows.json"
     data.write_text(json.dumps(json.loads(data.read_text())[:rows]))
+    (killed_job.parent / "tokens.safetensors").unlink()
     outcome = _finish(killed_job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
     assert outcome.digest == folder_digest(killed_job.parent / "export")

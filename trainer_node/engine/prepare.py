@@ -23,7 +23,7 @@ from shared.files import write_atomically
 from shared.messages import ErrorCode, Hardware, Phase, WorkerJob
 from shared.plan import SUPPORTED_TASKS, DataStats, Plan, make_plan
 from shared.recipe import resolve
-from trainer_node.engine.data import Examples, hold_out, read_rows, scored_length, tokenize
+from trainer_node.engine.data import Examples, hold_out, scored_length
 from trainer_node.engine.fetch import public_name
 from trainer_node.engine.model import load_tokenizer, model_shape
 from trainer_node.engine.parallel import ALONE, Team, TeamClock, fitted
@@ -31,6 +31,7 @@ from trainer_node.engine.progress import Reporter
 from trainer_node.engine.schedule import Costs
 from trainer_node.engine.score import Score, measure, reference_logprobs, score
 from trainer_node.engine.stop import Stop
+from trainer_node.engine.tokens import Tokens, kept, tokens_of
 
 VERIFY_SHARE = 0.01  # of the budget: what scoring the reloaded export may cost
 VERIFY_MOST_S = 60.0  # and in any case: a broken export shows on its first rows
@@ -108,16 +109,17 @@ def ingest(run: Run, config: Any) -> Data:
     tokenizer = load_tokenizer(job.model_path)
     if (template := job.dataset_type.chat_template) not in (None, "chatml", "tokenizer_default"):
         run.reporter.message(f"chat template {template!r:.80}: the model's own is used")
-    alive, length = run.reporter.alive, scored_length(config)
-    private, keep = job.allow_private_urls, run.folder / "data"
-    rows = read_rows(job.dataset, job.file_format, allow_private_urls=private, keep=keep, tick=alive)
-    examples, dropped = tokenize(
-        rows, job.task_type, job.dataset_type, tokenizer, length, source=job.dataset, tick=alive
-    )
-    for reason, count in sorted(dropped.items()):
-        run.reporter.message(f"{count} of {len(rows)} rows dropped: {reason}")
-    train, dev = hold_out(examples, job.seed)
-    return Data(train, dev, dropped, length)
+    length = scored_length(config)
+    tokens = tokens_of(job, run.folder, tokenizer, length, run.reporter)
+    for reason, count in sorted(tokens.dropped.items()):
+        run.reporter.message(f"{count} of {tokens.rows} rows dropped: {reason}")
+    return divided(job, tokens, length)
+
+
+def divided(job: WorkerJob, tokens: Tokens, length: int) -> Data:
+    """A job's tokens with the development rows held out."""
+    train, dev = hold_out(tokens.examples, job.seed)
+    return Data(train, dev, tokens.dropped, length)
 
 
 def shared(run: Run, config: Any) -> Data:
@@ -126,11 +128,17 @@ def shared(run: Run, config: Any) -> Data:
 
 
 def same(run: Run, config: Any, fingerprint: str) -> Data | str:
-    """The rows that the run began with, read again by rank 0 for all, or why they can't be had any more."""
+    """The rows that the run began with, read by rank 0 for all, or why they can't be had any more.
+
+    From their tokens in the run's folder; without them from the data again.
+    """
     answer: Data | str = ""
     if run.team.leads:
+        if known := kept(run.folder):
+            answer = divided(run.job, known, scored_length(config))
         try:
-            answer = ingest(run, config)
+            if isinstance(answer, str) or answer.train.fingerprint() != fingerprint:
+                answer = ingest(run, config)
             if answer.train.fingerprint() != fingerprint:
                 answer = f"{public_name(run.job.dataset)} has changed since the run began"
         except DataError as error:
