@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
-from msgspec import Struct, to_builtins
+import msgspec
+from msgspec import Struct
 
 from gateway.ledger import ChainRecord, Ledger, Task, TaskState
 from gateway.presence import Presence
@@ -98,7 +99,8 @@ AGREED_SETTINGS = (
 
 def agreed(settings: Settings) -> dict[str, Any]:
     """The settings that all services must agree on, as JSON has them."""
-    values: dict[str, Any] = to_builtins({name: getattr(settings, name) for name in AGREED_SETTINGS})
+    named = {name: getattr(settings, name) for name in AGREED_SETTINGS}
+    values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(named))
     return values
 
 

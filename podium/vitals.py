@@ -177,11 +177,11 @@ async def _look_inside(bus: Bus, settings: Settings) -> dict[str, Any]:
             while records := await bus.read(stream, ledger.folded[stream], timeout_s=ANSWER_S):
                 for record in records:
                     ledger.apply(stream, record)
-        seen["leases"] = await _leases(bus, settings)
         seen["jobs"] = tuple([await _open_job(bus, ledger, job) for job in ledger.open_jobs()])
+        await asyncio.sleep(max(0.0, listen_until - time.monotonic()))
+        seen["leases"] = await _leases(bus, settings)
     except BusError as error:
         seen["read_error"] = str(error)
-    await asyncio.sleep(max(0.0, listen_until - time.monotonic()))
     denied = tuple(denial.told(bus.user) for denial in bus.denied)
     return seen | {"malformed": ledger.malformed, "heard": tuple(heard), "denied": denied}
 
