@@ -135,7 +135,7 @@ def check_gateway(vitals: Vitals) -> Found:
         what = f"{info.lost_decisions} decisions are missing in decisions.jsonl"
         found.append((Severity.WARNING, what, "its disk was full or slow; jobs are not affected"))
     for name, ours in agreed(vitals.settings).items():
-        if (theirs := info.settings.get(name, ours)) != ours:
+        if name in vitals.chosen and (theirs := info.settings.get(name, ours)) != ours:
             variable = f"PODIUM_{name.upper()}"
             what = f"{variable} is {theirs!r} for the gateway and {ours!r} for this command"
             found.append(
@@ -147,12 +147,15 @@ def check_gateway(vitals: Vitals) -> Found:
 def check_nodes(vitals: Vitals) -> Found:
     """Every slot has one living node, and shows the hardware it should."""
     found, holders = Found(), live(vitals)
+    expected = vitals.settings.expected_hardware
+    if vitals.gateway.info is not None:  # it is the one that decides
+        expected = str(vitals.gateway.info.settings.get("expected_hardware", expected))
     for slot in vitals.settings.slots:
         if slot not in holders:
             do = f"start its node; look at the log of trainer node {slot}"
             found.append((Severity.ERROR, f"no node of slot {slot} holds it", do))
             continue
-        hardware, expected = holders[slot].hardware.name, vitals.settings.expected_hardware
+        hardware = holders[slot].hardware.name
         if hardware != expected:
             what = f"slot {slot} shows {hardware}, expected is {expected}: no offer is accepted for it"
             found.append((Severity.WARNING, what, "set PODIUM_EXPECTED_HARDWARE, or find the missing GPU"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 
 import msgspec
 from rich.markup import escape
@@ -14,6 +15,7 @@ from podium.client import default_url
 from podium.console import make_console
 from podium.findings import Finding, Severity
 from podium.own_broker import with_own_keys
+from podium.up import chosen_settings
 from podium.vitals import gather
 from shared.settings import load_settings
 from shared.version import version
@@ -34,7 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Examine and print; 1 if there is an error (with --strict: or a warning)."""
     settings = with_own_keys(load_settings())
-    vitals = asyncio.run(gather(settings, args.url or default_url(), args.monitor, version()))
+    url, chosen = args.url or default_url(), chosen_settings(os.environ)
+    vitals = asyncio.run(gather(settings, url, args.monitor, version(), chosen))
     findings = examine(vitals)
     if args.json:
         print(msgspec.json.encode(findings).decode())

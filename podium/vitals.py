@@ -8,6 +8,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Set
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ class Vitals(Struct, frozen=True, kw_only=True):
     now: float
     version: str
     settings: Settings
+    chosen: frozenset[str] = frozenset()  # settings that are set here, not left at their default
     broker_error: str | None = None
     broker_version: str = ""
     broker_skew_s: float | None = None  # its clock minus ours
@@ -112,7 +114,9 @@ class Vitals(Struct, frozen=True, kw_only=True):
     folders: tuple[Folder, ...] = ()
 
 
-async def gather(settings: Settings, url: str, monitor: str | None, version: str) -> Vitals:
+async def gather(
+    settings: Settings, url: str, monitor: str | None, version: str, chosen: Set[str] = frozenset()
+) -> Vitals:
     """Look at everything; takes some three seconds, and ten if the broker doesn't answer."""
     outside = asyncio.gather(
         asyncio.to_thread(look_at_monitor, monitor or monitor_url(settings)),
@@ -125,6 +129,7 @@ async def gather(settings: Settings, url: str, monitor: str | None, version: str
         now=time.time(),
         version=version,
         settings=settings,
+        chosen=frozenset(chosen),
         monitor=seen,
         gateway=gateway,
         folders=folders,

@@ -159,7 +159,10 @@ def test_a_healthy_world_is_fine() -> None:
             "the mirror doesn't follow: full",
         ),
         (
-            {"gateway": GatewayVitals(url="g", info=replace(INFO, settings={"max_hours": 12.0}))},
+            {
+                "gateway": GatewayVitals(url="g", info=replace(INFO, settings={"max_hours": 12.0})),
+                "chosen": frozenset({"max_hours"}),
+            },
             "gateway",
             "warning",
             "PODIUM_MAX_HOURS is 12.0 for the gateway and 96.0",
