@@ -13,7 +13,7 @@ import msgspec
 from nats.aio.msg import Msg
 
 from shared import subjects
-from shared.bus import Bus, connect
+from shared.bus import Bus, Record, connect
 from shared.credentials import trainer
 from shared.errors import BusError, PodiumError
 from shared.files import write_atomically
@@ -135,18 +135,17 @@ class Node:
         return self.lease.holder is None
 
     async def _newest_job(self) -> Job | None:
-        """The slot's newest job if it has no result; gateways store no second one before that."""
-        record = await self.bus.last(subjects.JOBS_STREAM, subjects.jobs_of_slot(self.settings.slot))
-        if record is None:
-            return None
-        try:
-            job = decode_job_record(record.data)
-        except msgspec.DecodeError as error:
-            log.error("a stored job can't be read", subject=record.subject, error=str(error))
-            return None
-        # The token becomes a folder's name: nothing but a token may.
-        if not isinstance(job, Job) or subjects.task_token(job.task) != job.task:
-            log.error("a stored job is none", subject=record.subject)
+        """The slot's newest job if it has no result; gateways store no second one before that.
+
+        What can't be read as a job is passed over: the one that was begun before it goes on.
+        """
+        slot = self.settings.slot
+        record = await self.bus.last(subjects.JOBS_STREAM, subjects.jobs_of_slot(slot))
+        job = job_of(record) if record is not None else None
+        if record is not None and job is None and (begun := self.supervisor.last_file()) is not None:
+            record = await self.bus.last(subjects.JOBS_STREAM, subjects.job(slot, begun.task))
+            job = job_of(record) if record is not None else None
+        if job is None:
             return None
         last = await Chain(self.bus, self.lease, job.task).read()
         return None if isinstance(last, Result) else job
@@ -176,6 +175,23 @@ class Node:
             await self.lease.release()
         except BusError as error:  # it lapses by itself
             log.warning("lease not released", error=str(error))
+
+
+def job_of(record: Record) -> Job | None:
+    """The job that a record of JOBS holds; None, with a word in the log, if it can't be taken on."""
+    try:
+        job = decode_job_record(record.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        log.error("a stored job can't be read", subject=record.subject, error=str(error))
+        return None
+    # The token becomes a folder's name: nothing but a token may.
+    if not isinstance(job, Job) or subjects.task_token(job.task) != job.task:
+        log.error("a stored job is none", subject=record.subject)
+        return None
+    if record.subject != subjects.job(job.slot, job.task):
+        log.error("a stored job is another task's or slot's than its subject", subject=record.subject)
+        return None
+    return job
 
 
 async def serve(settings: Settings) -> None:

@@ -158,6 +158,7 @@ BAD_JOBS: dict[str, tuple[dict[str, Any], ErrorCode, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.fault("F14")
 def test_every_job_that_cannot_be_run_fails_with_its_reason(machine: Any) -> None:
     for task, (change, _, _) in BAD_JOBS.items():
         accept(machine, machine.fields(task, hours_to_complete=0.1, **change))

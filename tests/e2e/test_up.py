@@ -14,6 +14,7 @@ from shared.digest import folder_digest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
+@pytest.mark.fault("F1", "F18")
 def test_two_jobs_at_once_through_a_killed_gateway_and_a_drain(machine: Any) -> None:
     launcher = machine.up()
     assert [machine.offer(task)["slot"] for task in ("one", "two")] == ["a", "b"]
@@ -40,6 +41,7 @@ def test_two_jobs_at_once_through_a_killed_gateway_and_a_drain(machine: Any) -> 
     assert list((machine.data / "run").iterdir()) == []
 
 
+@pytest.mark.fault("F4")
 def test_a_killed_launcher_loses_nothing(machine: Any) -> None:
     launcher = machine.up()
     assert machine.offer("one")["accepted"]

@@ -52,6 +52,7 @@ async def two_gateways(start_gateway: Any, heartbeats: Heartbeats) -> AsyncItera
         yield first, second
 
 
+@pytest.mark.fault("F17")
 async def test_of_hundreds_of_offers_to_two_gateways_exactly_two_are_accepted(
     bus: Bus, start_gateway: Any, heartbeats: Heartbeats, make_offer: MakeOffer
 ) -> None:
@@ -66,6 +67,7 @@ async def test_of_hundreds_of_offers_to_two_gateways_exactly_two_are_accepted(
     assert refused == {"At maximum accuracy capacity (2 jobs for #1)"}
 
 
+@pytest.mark.fault("F17")
 async def test_one_id_offered_to_both_at_once_is_stored_once_and_accepted_by_both(
     bus: Bus, start_gateway: Any, heartbeats: Heartbeats, make_offer: MakeOffer
 ) -> None:
@@ -83,6 +85,7 @@ async def test_one_id_offered_to_both_at_once_is_stored_once_and_accepted_by_bot
     assert [job.task for job in await jobs(bus)] == [f"t{number}" for number in range(20)]
 
 
+@pytest.mark.fault("F3")
 async def test_a_broker_that_is_killed_again_and_again_loses_nothing(
     bus: Bus, broker: Broker, api: Any, make_offer: MakeOffer
 ) -> None:
@@ -171,6 +174,7 @@ async def test_a_restarted_gateway_rebuilds_everything_from_the_logs(
         assert (await api.offer(make_offer("new")))[1]["accepted"] is False
 
 
+@pytest.mark.fault("F14")
 async def test_records_that_can_not_be_read_stop_nothing(api: Any, bus: Bus, make_offer: MakeOffer) -> None:
     await bus.append(subjects.JOBS_STREAM, "podium.jobs.a.bad", b"not json")
     await bus.append(subjects.JOBS_STREAM, "podium.jobs.a.bad.worse", b"{}")
@@ -257,6 +261,7 @@ class DeafProxy:
         writer.close()
 
 
+@pytest.mark.fault("F8")
 @pytest.mark.parametrize(("deaf_s", "first_status"), [(0.5, 200), (4.0, 503)])
 async def test_a_job_whose_confirmation_was_lost_is_stored_once(
     bus: Bus,

@@ -90,6 +90,7 @@ async def test_it_answers_soon_and_drains_on_sigterm(
         assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
+@pytest.mark.fault("F18")
 async def test_a_running_request_is_finished_before_it_ends(
     start: Start, listening: socket.socket, bus: Bus, broker: Broker, make_offer: MakeOffer, tmp_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ async def test_a_running_request_is_finished_before_it_ends(
     assert [json.loads(line)["task"] for line in lines] == ["one"]
 
 
+@pytest.mark.fault("F1")
 async def test_kill_9_refuses_no_connection_while_the_parent_keeps_the_socket(
     start: Start, listening: socket.socket, bus: Bus, broker: Broker, make_offer: MakeOffer
 ) -> None:

@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from shared import subjects
 from shared.messages import (
     Claimed,
@@ -76,6 +78,7 @@ async def test_heartbeats_and_progress_are_heard(world) -> None:
     assert told[-1].phase == "done"
 
 
+@pytest.mark.fault("F18")
 async def test_sigterm_drains_and_the_next_life_resumes(world) -> None:
     node = world.node().start()
     await world.give(steps=30, checkpoint_every=1000)
@@ -104,6 +107,7 @@ async def test_a_worker_that_ignores_sigterm_is_killed_at_drain(world) -> None:
     assert [line["event"] for line in node.slot_log()] == ["acquired", "released"]
 
 
+@pytest.mark.fault("F15")
 async def test_two_nodes_in_one_folder_is_refused(world) -> None:
     first = world.node().start()
     await world.give(steps=5)

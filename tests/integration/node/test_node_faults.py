@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from shared.messages import Claimed, ResultStatus, Submitting
 from trainer_node.slot_lock import start_time
 
@@ -134,6 +136,7 @@ async def test_a_hanging_worker_is_killed_and_resumed_without_counting(world) ->
     assert "no progress for" in node.log
 
 
+@pytest.mark.fault("F3")
 async def test_the_broker_dies_mid_job_and_training_goes_on(world) -> None:
     node = world.node().start()
     await world.give(steps=80)
@@ -150,6 +153,7 @@ async def test_the_broker_dies_mid_job_and_training_goes_on(world) -> None:
     assert {claim.attempt for claim in claims(await world.chain())} == {1}
 
 
+@pytest.mark.fault("F3")
 async def test_an_outcome_waits_for_the_broker(world) -> None:
     node = world.node().start()
     await world.give(steps=20)
@@ -165,6 +169,7 @@ async def test_an_outcome_waits_for_the_broker(world) -> None:
     assert result.digest == world.submitted()
 
 
+@pytest.mark.fault("F3")
 async def test_the_broker_dies_again_and_again_around_the_submit(world) -> None:
     world.node().start()
     for number in range(4):
@@ -179,6 +184,7 @@ async def test_the_broker_dies_again_and_again_around_the_submit(world) -> None:
         assert result.digest == world.submitted(task)
 
 
+@pytest.mark.fault("F19")
 async def test_a_node_killed_again_and_again_submits_once(world) -> None:
     node = world.node().start()
     await world.give(steps=30, step_s=0.03)
@@ -194,6 +200,7 @@ async def test_a_node_killed_again_and_again_submits_once(world) -> None:
     assert world.steps(node) == list(range(1, 31))
 
 
+@pytest.mark.fault("F15")
 async def test_only_the_lease_holder_works(world) -> None:
     first = world.node("one").start()
     await world.until(world.lease, 60, "no lease")
@@ -209,6 +216,7 @@ async def test_only_the_lease_holder_works(world) -> None:
     assert (await world.result("t3")).node == second.node_id
 
 
+@pytest.mark.fault("F5")
 async def test_a_stale_node_is_fenced(world) -> None:
     stale = world.node("stale").start()
     await world.give(steps=100)
@@ -229,6 +237,7 @@ async def test_a_stale_node_is_fenced(world) -> None:
     assert "lease lost" in stale.log
 
 
+@pytest.mark.fault("F5")
 async def test_a_stale_node_with_a_finished_run_does_not_submit(world) -> None:
     stale = world.node("stale").start()
     await world.give(steps=10)

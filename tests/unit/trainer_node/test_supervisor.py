@@ -16,7 +16,7 @@ from shared.settings import Settings
 from trainer_node.lease import LeaseLostError
 from trainer_node.run_folder import RunFolder
 from trainer_node.slot_lock import SlotLock, start_time
-from trainer_node.supervisor import Supervisor
+from trainer_node.supervisor import Supervisor, WorkerFile, _kill_group
 
 SLEEPER = "import sys, time; print('up', flush=True); time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -206,3 +206,11 @@ async def test_a_node_without_the_lease_ends_no_other_nodes_worker(tmp_path: Pat
 def test_start_times_tell_processes_apart() -> None:
     assert start_time(os.getpid()) == start_time(os.getpid())
     assert start_time(2**22 + 1) is None
+
+
+async def test_a_strangers_group_of_the_same_number_is_left_alone(tmp_path: Path) -> None:
+    stranger = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    file = WorkerFile(pid=stranger.pid, start_time=1, task="t", attempt=1, step=0, started_at=0.0)
+    _kill_group(file)
+    stranger.terminate()
+    assert await stranger.wait() == -signal.SIGTERM  # not SIGKILL
