@@ -1,7 +1,8 @@
 """A simulated machine for whole training runs: every part of the real pipeline takes its time on one clock.
 
-The clock moves with the tokens that the real loop trains, and by a cost whenever the pipeline loads, reads,
-scores, saves, exports or verifies (COSTS). The fault model, drawn anew for every run:
+The clock moves with every pack that the real loop trains, and by a cost whenever the pipeline loads, reads,
+scores, saves, exports or verifies (bench/stage.py). The node hears only what the pipeline reports. The fault
+model, drawn anew for every run:
 
 - noise: every step and every cost is multiplied by a log-normal factor of sigma .1; a save, export or load
   takes 2 to 5 times as long in one of ten cases
@@ -10,43 +11,24 @@ scores, saves, exports or verifies (COSTS). The fault model, drawn anew for ever
 - restarts: on average one and a half a run; the process is gone, and a new one starts after .5 to 5 s, with
   its imports, load and ingest to pay again
 - every fourth run has one of these begin within the last 2% before `ready_by`, when the run is closing
+- every tenth run ends with weights that score worse than the base model
 
 The node's part is played by its own rule (trainer_node.follower.must_stop).
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
-from typing import Any
+from typing import Protocol
 
-import numpy as np
-import torch
 from msgspec import Struct
-from msgspec.structs import asdict
 
-from shared.messages import Phase, Progress
-from trainer_node.engine import checkpoint, export, loop, prepare, run, score
-from trainer_node.engine.data import Examples
-from trainer_node.engine.model import load_model, load_tokenizer
-from trainer_node.engine.progress import Reporter
-from trainer_node.engine.stop import Stop
+from shared.messages import Phase
 from trainer_node.follower import LATE_HANG_S, must_stop
 from trainer_node.post import DISMISS_GRACE_S
 
-COSTS = (
-    (run, "load_model", "load"),
-    (prepare, "ingest", "ingest"),
-    (score, "score_sft", "row"),
-    (checkpoint, "save", "save"),
-    (export, "write", "export"),
-    (export, "verify", "verify"),
-)
 HANG_S = 900.0  # the node's setting
 LONGEST_STALL_S = 60.0
 
@@ -69,6 +51,17 @@ class Faults(Struct, kw_only=True):
     slow: list[tuple[float, float, float]] = []  # from, to, factor
     stalls: list[tuple[float, float]] = []  # at, seconds
     restarts: list[float] = []
+    spoilt: bool = False  # the last weights are worse than the base model's
+
+
+class Work(Protocol):
+    """What goes on beside, until `done_at`."""
+
+    done_at: float
+
+    def carry_out(self) -> None:
+        """It is done now."""
+        ...
 
 
 class Killed(BaseException):
@@ -85,7 +78,11 @@ class World:
         self.ready_by, self.deadline_at = ready_by, deadline_at
         self.now = self.heard_at = self.started_at = 0.0
         self.phase: Phase | None = None
+        self.patient_until = -math.inf  # until then the pipeline vouches for one silent call
+        self.finished = False  # training is
+        self.beside: Work | None = None  # the save that is being written
         self.node_kills = self.kills = 0
+        self.late: list[str] = []
         self.spent: defaultdict[str, float] = defaultdict(float)
 
     def time(self) -> float:
@@ -93,35 +90,68 @@ class World:
         return self.now
 
     def advance(self, tokens: int) -> None:
-        """The loop trained so many tokens."""
+        """The loop trained so many tokens: their packs took the time already."""
+
+    def trained(self, tokens: int) -> None:
+        """One pack."""
         self.spend("step", tokens / self.seconds.tokens_per_s)
 
     def begin(self) -> None:
         """A new process starts."""
         self.started_at = self.heard_at = self.now
-        self.phase = None
+        self.phase, self.patient_until, self.finished, self.beside = None, -math.inf, False, None
         self.spend("start", self.seconds.start)
+
+    def rough(self, seconds: float) -> float:
+        """How long such work takes this time."""
+        seconds *= math.exp(self.noise.gauss(0.0, 0.1))
+        return seconds * self.noise.uniform(2.0, 5.0) if self.noise.random() < 0.1 else seconds
 
     def spend(self, kind: str, seconds: float, *, rough: bool = False) -> None:
         """Let work of so many seconds take place; Killed if the process doesn't live to its end."""
-        seconds *= math.exp(self.noise.gauss(0.0, 0.1))
-        if rough and self.noise.random() < 0.1:
-            seconds *= self.noise.uniform(2.0, 5.0)
-        end, killed_at = self._end_of(seconds), math.inf
+        seconds = self.rough(seconds) if rough else seconds * math.exp(self.noise.gauss(0.0, 0.1))
+        self.wait(kind, self.end_of(seconds))
+
+    def wait(self, kind: str, end: float) -> None:
+        """Let the time pass until `end`, and longer by every stall on the way."""
+        began = self.now
         while self.faults.stalls and self.faults.stalls[0][0] < end:
-            end += self.faults.stalls.pop(0)[1]
+            at, length = self.faults.stalls.pop(0)
+            self._pass(max(at, self.now))
+            patient, self.patient_until = self.patient_until, -math.inf  # nobody can vouch for it now
+            self.heard_at = max(self.heard_at, min(self.now, patient))
+            if self.beside:
+                self.beside.done_at += length
+            self._pass(self.now + length)
+            self.patient_until, end = patient, end + length
+        self._pass(end)
+        self.spent[kind] += self.now - began
+        if self.now > self.ready_by and self.now - began >= 1.0:
+            self.late.append(f"{kind} {self.now - began:.0f} s")
+
+    def _pass(self, end: float) -> None:
+        """Nothing but time; the save beside may get done in it."""
+        killed_at, noticed_at = math.inf, self._noticed(end)
         if self.faults.restarts and self.faults.restarts[0] < end:
             killed_at = max(self.now, self.faults.restarts.pop(0))
-        noticed_at = self._noticed(end)
-        if min(killed_at, noticed_at) < end:
+        first = min(end, killed_at, noticed_at)
+        if self.beside and self.beside.done_at <= first:
+            self.now = max(self.now, self.beside.done_at)
+            self.beside.carry_out()
+        if first < end:
             self.kills += 1
+            if first > self.ready_by:
+                self.late.append(f"killed by {'the node' if noticed_at < killed_at else 'chance'}")
             self.node_kills += noticed_at < killed_at
             self.now = min(killed_at, noticed_at + DISMISS_GRACE_S) + self.noise.uniform(0.5, 5.0)
             raise Killed
-        self.spent[kind] += end - self.now
-        self.now = self.heard_at = end
+        self.now = end
 
-    def _end_of(self, work: float) -> float:
+    def last_words(self) -> str:
+        """Where the time after `ready_by` went, for people."""
+        return ", ".join(self.late)
+
+    def end_of(self, work: float) -> float:
         """When work that begins now is done, slow periods considered."""
         now = self.now
         for start, stop, factor in self.faults.slow:
@@ -139,11 +169,12 @@ class World:
 
     def _noticed(self, end: float) -> float:
         """When the node ends a worker that says nothing until `end`; infinity if it doesn't."""
-        looks = (max(self.ready_by, self.heard_at + LATE_HANG_S), self.deadline_at, self.heard_at + HANG_S)
+        heard_at = max(self.heard_at, self.patient_until)
+        looks = (max(self.ready_by, heard_at + LATE_HANG_S), self.deadline_at, heard_at + HANG_S)
         for at in sorted(looks):
             why = must_stop(
                 now=at,
-                silent_s=at - self.heard_at,
+                silent_s=at - max(self.heard_at, min(at, self.patient_until)),
                 hang_s=HANG_S,
                 started_at=self.started_at,
                 ready_by=self.ready_by,
@@ -153,81 +184,6 @@ class World:
             if self.now <= at < end and why:
                 return at
         return math.inf
-
-
-class Ear(Reporter):
-    """Tells the world in which phase a run is, as the node would read it."""
-
-    world: World
-
-    def _emit(self, progress: Progress) -> None:
-        super()._emit(progress)
-        self.world.phase = progress.phase
-
-
-@contextmanager
-def costs(world: World, *, computes: bool) -> Iterator[None]:
-    """Inside, the pipeline's expensive parts take their time in the world.
-
-    Unless it `computes`, gradients are zero, every loss is 1 and no export is reloaded; all that decides,
-    counts and writes stays what it is.
-    """
-    before = [(module, name, getattr(module, name)) for module, name, _ in (*COSTS, *IDLE)]
-    for module, name, idle in () if computes else IDLE:
-        setattr(module, name, idle)
-    for module, name, kind in COSTS:
-        setattr(module, name, _costing(world, kind, getattr(module, name)))
-    try:
-        yield
-    finally:
-        for module, name, real in reversed(before):
-            setattr(module, name, real)
-
-
-@cache
-def _loaded(path: str, dtype: torch.dtype) -> torch.nn.Module:
-    return load_model(path, dtype)
-
-
-def _copied(path: str, dtype: torch.dtype) -> torch.nn.Module:
-    return copy.deepcopy(_loaded(path, dtype))
-
-
-def _zero(training: loop.Training, packs: list[list[int]], stop: Stop) -> tuple[torch.Tensor, int]:
-    return torch.zeros(()), sum(int(training.examples.lengths[index]) for pack in packs for index in pack)
-
-
-def _one(model: torch.nn.Module, examples: Examples, **_: object) -> score.Score:
-    return score.Score(1.0, np.ones(len(examples)))
-
-
-def _right(*_: object) -> None:
-    return None
-
-
-IDLE: tuple[tuple[Any, str, Any], ...] = (
-    (run, "load_model", _copied),
-    (prepare, "load_tokenizer", cache(load_tokenizer)),
-    (loop, "gradients", _zero),
-    (score, "score_sft", _one),
-    (export, "verify", _right),
-)
-
-
-def _costing(world: World, kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
-    seconds = asdict(world.seconds)
-
-    def paid(*args: Any, **kwargs: Any) -> Any:
-        if kind == "row":
-            world.spend("score", seconds["row"] * len(args[1]))
-        elif kind == "verify":  # reloads, and scores for as long as it may, at most all rows one by one
-            world.spend("verify", seconds["load"], rough=True)
-            world.spend("verify", min(args[4], 3 * seconds["row"] * len(args[2])))
-        else:  # a kill within leaves nothing: it is the rename at the end that counts
-            world.spend(kind, seconds[kind], rough=kind != "ingest")
-        return real(*args, **kwargs)
-
-    return paid
 
 
 def draw(random_: random.Random, budget_s: float, tokens: float) -> tuple[Seconds, Faults]:
@@ -260,7 +216,8 @@ def bad_luck(random_: random.Random, budget_s: float) -> Faults:
             stalls.append((late, _stall(random_)))
         else:
             restarts.append(late)
-    return Faults(slow=slow, stalls=sorted(stalls), restarts=sorted(restarts))
+    spoilt = random_.random() < 0.1
+    return Faults(slow=slow, stalls=sorted(stalls), restarts=sorted(restarts), spoilt=spoilt)
 
 
 def _stall(random_: random.Random) -> float:
