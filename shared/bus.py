@@ -21,7 +21,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from shared import subjects
-from shared.credentials import ADMIN, NOBODY, Identity, identify, inbox_prefix, tls_context
+from shared.callbacks import callbacks, drop_link
+from shared.credentials import ADMIN, NOBODY, identify, inbox_prefix, tls_context
 from shared.errors import (
     BusError,
     BusTimeoutError,
@@ -30,7 +31,7 @@ from shared.errors import (
     NobodyAnswersError,
     RefusedError,
 )
-from shared.handshake import Denial, denial, refusal
+from shared.handshake import Denial
 from shared.logs import get_logger
 from shared.records import (
     EXPECTED_LAST,
@@ -64,7 +65,7 @@ class Bus:
         self.entered_at: float | None = None  # when the broker let us in first, monotonic
         self.closing = False  # by ourselves
         self.denied: Counter[Denial] = Counter()  # permission violations, which the library never raises
-        self._reconnected: list[Callable[[], None]] = []
+        self.reconnected: list[Callable[[], None]] = []
         self._asked: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)  # by subject in lower case
 
     @property
@@ -83,7 +84,7 @@ class Bus:
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call `callback` after every reconnect: what was said meanwhile was not heard."""
-        self._reconnected.append(callback)
+        self.reconnected.append(callback)
 
     def why_closed(self) -> BusError:
         """What to raise once `closed` is set."""
@@ -238,7 +239,16 @@ class Bus:
         except (nats.errors.Error, TimeoutError) as error:
             log.warning("closing NATS without a clean drain", error=repr(error))
         finally:
-            await self.client.close()
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        """The library waits for ever for a TLS link whose handshake failed to end; it is closed by then."""
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S if self.entered_at is not None else 0.2):
+                await self.client.close()
+        except TimeoutError:
+            log.debug("closing NATS took too long")
+        drop_link(self.client)
 
 
 async def connect(settings: Settings, *, name: str, user: str | None = None) -> Bus:
@@ -269,7 +279,7 @@ async def connect(settings: Settings, *, name: str, user: str | None = None) -> 
         options |= {"tls": context, "tls_handshake_first": True}
     try:
         async with asyncio.timeout(settings.nats_connect_timeout_s):
-            await bus.client.connect(**options, **_callbacks(bus, settings, identity))
+            await bus.client.connect(**options, **callbacks(bus, settings, identity))
     except RefusedError:
         await bus.close()
         raise
@@ -281,45 +291,6 @@ async def connect(settings: Settings, *, name: str, user: str | None = None) -> 
         ) from error
     bus.entered_at = time.monotonic()
     return bus
-
-
-def _callbacks(bus: Bus, settings: Settings, identity: Identity | None) -> dict[str, Any]:
-    """What the client library tells us of the connection."""
-    logged = ""
-
-    async def on_closed() -> None:
-        bus.closed.set()
-
-    async def on_disconnected() -> None:
-        if bus.entered_at is not None and not bus.closing:
-            log.warning("lost NATS, reconnecting", url=settings.nats_url)
-
-    async def on_reconnected() -> None:
-        nonlocal logged
-        logged = ""
-        log.info("NATS is back", url=settings.nats_url)
-        for callback in bus._reconnected:
-            callback()
-
-    async def on_error(error: Exception) -> None:
-        nonlocal logged
-        if (found := denial(error)) is not None:
-            bus.note_denial(found)
-        elif (why := refusal(error, settings, identity)) is not None:
-            if bus.entered_at is None:
-                raise RefusedError(why) from error  # out of the library's endless attempts to connect
-            if why != logged:
-                log.error(why)
-            logged = why
-        else:
-            log.debug("NATS client error", error=repr(error))
-
-    return {
-        "closed_cb": on_closed,
-        "disconnected_cb": on_disconnected,
-        "reconnected_cb": on_reconnected,
-        "error_cb": on_error,
-    }
 
 
 async def _unsubscribe(subscription: Subscription) -> None:
