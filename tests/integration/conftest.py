@@ -71,6 +71,7 @@ class FakeHub:
     def __init__(self) -> None:
         self.token = TOKEN
         self.repos: dict[str, list[dict[str, Any]]] = {}
+        self.visibility: dict[str, str | None] = {}
         self.large: dict[str, bytes] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
         self.seen: list[str] = []
@@ -119,8 +120,9 @@ class FakeHub:
         if repo in self.repos:
             raise Refused(409, "You already created this model repo", url=url)
         self.repos[repo] = []
+        self.visibility[repo] = body.get("visibility")
         self.commit(repo, "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
-        return {"url": url, "private": body.get("visibility") == "private"}
+        return {"url": url}
 
     def info(self, body: Any, repo: str) -> Any:
         return {"id": repo, "sha": self.repos[repo][-1]["id"], "siblings": []}

@@ -113,6 +113,7 @@ def test_what_is_not_the_tasks_is_neither_overwritten_nor_named(hub, export: Pat
 
 def test_the_first_submission_stays_and_is_named(hub, export: Path) -> None:
     first = ask(hub, export)
+    assert hub.visibility[REPO] == "public"  # upstream has to read it, whatever an organisation's default is
     (export / "more.safetensors").write_bytes(b"another run")
     assert ask(hub, export) == first
     assert len(hub.repos[REPO]) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.digest import file_digest, folder_digest
+from shared.digest import digest_of, file_digest, folder_digest
 
 
 def test_file_digest_is_sha256(tmp_path: Path) -> None:
@@ -36,6 +36,19 @@ def test_same_content_same_digest_whatever_the_order(tmp_path: Path) -> None:
 def test_any_difference_shows(tmp_path: Path, files: dict[str, str]) -> None:
     one = make(tmp_path / "1", {"a": "x", "sub/b": "y"})
     assert folder_digest(one) != folder_digest(make(tmp_path / "2", files))
+
+
+def test_a_folder_far_away_has_the_digest_it_had_here(tmp_path: Path) -> None:
+    """Its files come in the order of paths, not of strings: `sub/b` before `sub-1`."""
+    make(tmp_path, {"sub/b": "1", "sub-1": "2", "sub.x": "3"})
+    lines = [
+        f"{path.relative_to(tmp_path).as_posix()}:{file_digest(path)}\n"
+        for path in sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    ]
+    assert lines[0].startswith("sub/b:")
+    known = hashlib.sha256("".join(lines).encode()).hexdigest()
+    away = dict(line.strip().split(":") for line in reversed(lines))
+    assert folder_digest(tmp_path) == digest_of(away) == known
 
 
 def test_nothing_to_hash_is_an_error(tmp_path: Path) -> None:

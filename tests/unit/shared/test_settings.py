@@ -50,6 +50,8 @@ def test_tables_and_truth_values_from_the_environment() -> None:
         ({"PODIUM_LEASE_TRUST_S": "20"}, "lease_renew_s < lease_trust_s < lease_ttl_s"),
         ({"PODIUM_CONFIG": "/nowhere/podium.toml"}, "can't be read"),
         ({"PODIUM_LOG_LEVEL": "loud"}, "log_level"),
+        ({"PODIUM_ARTIFACTS_KIND": "cloud"}, "artifacts_kind"),
+        ({"PODIUM_ARTIFACTS_KIND": "hub"}, "needs hub_namespace"),
     ],
 )
 def test_bad_settings_are_refused_by_name(environ: dict[str, str], complaint: str) -> None:
