@@ -247,7 +247,7 @@ class Result(Struct, frozen=True, kw_only=True, tag_field="kind", tag="result"):
     node: str = ""
     epoch: int = 0
     digest: str | None = None
-    artifact: str | None = None  # where the submission is: a folder, nats://bucket/object or hf://repository@commit
+    artifact: str | None = None  # where it is: a folder, nats://bucket/object or hf://repository@commit
     metrics: Metrics | None = None
     deadline_margin_s: float | None = None  # deadline minus the moment the submission was stored
     at: float = 0.0
