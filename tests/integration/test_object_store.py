@@ -13,7 +13,11 @@ from typing import Any
 import nats.js
 import pytest
 
-from shared.bus import Bus
+from podium.bootstrap import bootstrap
+from podium.broker import Broker
+from podium.keys import make_users
+from shared.bus import Bus, connect
+from shared.credentials import trainer
 from shared.digest import folder_digest
 from shared.errors import BusTimeoutError
 from shared.messages import Decision, Hardware, Job, Offer, TaskType
@@ -199,3 +203,22 @@ async def test_what_the_store_does_not_take_stays_on_disk(
     assert await objects(bus) == {}
     assert await submissions.is_there(job())
     assert await submissions.put(job(), None) == stored
+
+
+async def test_the_trainers_own_account_is_enough(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    make_users(tmp_path / "keys", ("a", "b"))
+    broker = Broker(tmp_path / "secured", keys=tmp_path / "keys")
+    await broker.start()
+    settings = make_settings(
+        artifacts_kind="object", nats_url=broker.url, nats_nkey_seed_file=str(tmp_path / "keys")
+    )
+    await bootstrap(settings)
+    bus = await connect(settings, name="test", user=trainer("a"))
+    store = ObjectStore(settings, bus)
+    assert await store.find(job()) is None
+    assert await put(store, make_export(tmp_path / "export")) == await store.find(job())
+    assert not bus.denied
+    await bus.close()
+    await broker.stop(kill=True)
