@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import os
 import threading
 import time
@@ -78,15 +79,17 @@ class Mirror:
         for stream in LOGS:
             if content is None or not content.records[stream]:
                 continue
-            newest = content.records[stream][-1]
-            found = await _find(bus, stream, newest)
-            if found is None:
+            found = await _sequences(bus, stream)
+            # Each one, not the newest alone: of a damaged block the server passes over single records.
+            lost = next((record for record in content.records[stream] if _key(record) not in found), None)
+            if lost is not None:
                 raise LostRecordsError(
-                    f"{stream} lacks record {newest.sequence} of {newest.subject}, that {self.path} has: the "
-                    "broker lost what it had acknowledged. Stop gateways and nodes and `podium restore` that "
-                    "file, or move it away to go on without"
+                    f"{self.path} has record {lost.sequence} of {lost.subject}, which {stream} lacks: the "
+                    "broker lost what it had acknowledged. Stop the nodes and `podium restore` that file, or "
+                    "move it away and start the gateway again, to go on without"
                 )
-            goes_on &= found == newest.sequence
+            newest = content.records[stream][-1]
+            goes_on &= found[_key(newest)] == newest.sequence
         await asyncio.to_thread(self._begin, goes_on)
 
     def _begin(self, goes_on: bool) -> None:
@@ -168,12 +171,15 @@ class Mirror:
         return kept
 
 
-async def _find(bus: Bus, stream: str, wanted: Record) -> int | None:
-    """Under which sequence a log holds a record: its own, or after a restore another; None = not at all."""
-    after = 0
-    while records := await bus.read(stream, after, subject=wanted.subject):
-        for record in records:
-            if record.data == wanted.data:
-                return record.sequence
+async def _sequences(bus: Bus, stream: str) -> dict[bytes, int]:
+    """Under which sequence a log holds each of its records: in a restored one it is not the mirrored one."""
+    after, found = 0, dict[bytes, int]()
+    while records := await bus.read(stream, after):
+        found |= {_key(record): record.sequence for record in records}
         after = records[-1].sequence
-    return None
+    return found
+
+
+def _key(record: Record) -> bytes:
+    """What is a record's own, whatever its sequence; short, as a log may have very many."""
+    return hashlib.sha256(record.subject.encode() + b"\n" + record.data).digest()

@@ -11,7 +11,7 @@ from gateway.decisions import DecisionLog
 from gateway.expiry import expire_for_ever
 from gateway.follower import Follower
 from gateway.ledger import Ledger
-from gateway.mirror import Mirror
+from gateway.mirror import LostRecordsError, Mirror
 from gateway.operations import Operations
 from gateway.presence import Presence
 from gateway.upstream.requests import OfferResponder
@@ -28,6 +28,7 @@ from shared.streams import ready
 from shared.version import version
 
 RETRY_S = 1.0
+LOST_S = 2.0  # between two looks whether somebody has restored what the broker lost
 START_S = 1.8  # how long a request waits for a gateway that is starting; part of ANSWER_S
 READS = (
     (subjects.JOBS_STREAM, subjects.ANY_JOB),
@@ -53,6 +54,7 @@ class Service:
         self._admission: Admission | None = None
         self._operations: Operations | None = None
         self._mirror = Mirror(settings.data, settings.gateway_name)
+        self._lost: str | None = None  # what the broker has lost, while it has not been restored
         self._responder = OfferResponder(self.decide)
         self._folded = asyncio.Event()  # both logs were read to their end once
         self._leases_seen = asyncio.Event()
@@ -103,6 +105,8 @@ class Service:
 
     def why_not_ready(self) -> str | None:
         """None if offers can be decided now, else what is missing."""
+        if self._lost is not None:
+            return self._lost
         if self._bus is None or not self._bus.connected:
             return f"not connected to NATS at {self.settings.nats_url}"
         if self._follower is None or not self._follower.current:
@@ -165,6 +169,13 @@ class Service:
             try:
                 await ready(bus, self.settings, READS)
                 await self._begin_mirror(bus)
+                self._lost = None
+            except LostRecordsError as error:
+                if self._lost is None:
+                    log.error(str(error))
+                self._lost = str(error)
+                await bus.close()
+                await asyncio.sleep(LOST_S)
             except (BusUnavailableError, BusTimeoutError) as error:
                 log.warning("JetStream is not usable yet", error=str(error))
                 await bus.close()

@@ -34,7 +34,7 @@ from shared.settings import Settings, load_settings
 from shared.stream_info import find_stream
 from shared.streams import bootstrap, stream_specs, when_usable
 
-EPOCH_MARGIN = 1_000_000  # leases renewed since the newest claim: half a second each would last a week
+EPOCH_MARGIN = 1_000_000  # renewals since the newest claim that the file may not know of: weeks of them
 LISTEN_S = 1.0
 
 STOP = "stop gateways and nodes, empty the broker's store (or remove these streams), start the broker alone"
@@ -130,7 +130,8 @@ async def restore(bus: Bus, settings: Settings, content: Content) -> Restored:
         if there[stream] == 0 and content.records[stream]:
             await _make(bus, settings, stream, content.last(stream) + 1)
     await bootstrap(bus, settings)
-    await _raise_epochs(bus, content.records[subjects.STATE_STREAM])
+    if any(len(content.records[stream]) > there[stream] for stream in LOGS):
+        await _raise_epochs(bus, content.records[subjects.STATE_STREAM])
     for stream in LOGS:
         await _write(bus, stream, content.records[stream], there[stream])
     ledger = await _verified(bus, content)
@@ -183,7 +184,7 @@ async def _make(bus: Bus, settings: Settings, stream: str, first: int) -> None:
 
 
 async def _raise_epochs(bus: Bus, states: list[Record]) -> None:
-    """Make the next lease's revision, and so its epoch, larger than any epoch in the chains."""
+    """Make the next lease's revision, and so its epoch, larger than any of the old world."""
     epochs = [0]
     for record in states:
         try:
@@ -191,9 +192,9 @@ async def _raise_epochs(bus: Bus, states: list[Record]) -> None:
         except msgspec.DecodeError:
             continue  # it was of no use in the old log either, and is restored as it was
     found = await find_stream(bus, subjects.LEASES_STREAM)
-    if found is None or found.last <= max(epochs):
-        beyond = {"seq": max(epochs) + EPOCH_MARGIN}
-        await _ask(bus, f"$JS.API.STREAM.PURGE.{subjects.LEASES_STREAM}", beyond)
+    newest = max(found.last if found is not None else 0, *epochs)
+    query = {"seq": newest + EPOCH_MARGIN}
+    await _ask(bus, f"$JS.API.STREAM.PURGE.{subjects.LEASES_STREAM}", query)
 
 
 async def _write(bus: Bus, stream: str, records: list[Record], there: int) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from gateway.app import listening_socket, running
 from gateway.ledger import Ledger
-from gateway.mirror import LostRecordsError
 from gateway.mirror_file import LOGS, read_mirror
 from podium.broker import Broker
 from podium.restore import NotEmptyError, restore
@@ -151,42 +150,47 @@ async def test_a_broker_that_lost_its_disk_is_restored_and_work_goes_on(
     settings: Settings,
     story: Path,
     start_gateway: Any,
-    gateway_settings: Callable[..., Settings],
     make_offer: Any,
 ) -> None:
     before = {stream: await stored(bus, stream) for stream in LOGS}
-    own = gateway_settings()
     content = read_mirror(story)
 
     await broker.stop(kill=True)
     broker.remove_store()
     await broker.start()
     await until_back(bus, settings)
-    with pytest.raises(LostRecordsError, match="podium restore"):
-        async with running(own, listening_socket(own, {})) as (_, work):
-            await asyncio.wait([work], timeout=60)
-
-    restored = await restore(bus, settings, content)
-    assert restored.records == {JOBS: 3, STATE: 5}
-    assert restored.tasks == {"queued": 1, "running": 1, "submitted": 1}
-    after = {stream: await stored(bus, stream) for stream in LOGS}
-    assert world(fold(after)) == world(fold(before))
-    for stream in LOGS:  # no number of the old log is one of the new: what expects one is refused
-        assert after[stream][0].sequence == before[stream][-1].sequence + 1
-        for expected in (0, before[stream][-1].sequence):
-            with pytest.raises(ConflictError):
-                await bus.append(stream, before[stream][0].subject, b"{}", last_on_subject=expected)
-    assert await bus.append(LEASES, subjects.lease("a"), b"{}", last_on_subject=0) > EPOCH
-
-    async with start_gateway() as api:
-        await api.until_ready()
+    async with start_gateway() as api:  # it decides nothing, and goes on once everything is there again
+        await until_it_misses_records(api)
+        assert (await api.offer(make_offer("four")))[0] == 503
+        assert await stored(bus, JOBS) == []
+        restored = await restore(bus, settings, content)
+        await must_be_the_same_world(bus, before)
+        await api.until("/readyz", lambda body: body.get("status") == "ready", timeout_s=60)
         await api.until_live("a", "b")
         assert (await api.get("/v1/tasks/one"))[1]["state"] == "submitted"
         assert (await api.offer(make_offer("two")))[1] == (await api.get("/v1/tasks/two"))[1]["decision"]
         assert (await api.offer(make_offer("four")))[1]["reason"].startswith("At maximum accuracy capacity")
         await until_mirrored(bus, story)
+    assert restored.records == {JOBS: 3, STATE: 5}
+    assert restored.tasks == {"queued": 1, "running": 1, "submitted": 1}
     (kept,) = story.parent.glob("1-*.jsonl")
     assert read_mirror(kept) == content
+
+
+async def until_it_misses_records(api: Any) -> None:
+    await api.until("/readyz", lambda body: "podium restore" in body.get("detail", ""), timeout_s=60)
+
+
+async def must_be_the_same_world(bus: Bus, before: dict[str, list[Record]]) -> None:
+    """The same ledger, under numbers of which none was one of the old world: who expects one is refused."""
+    after = {stream: await stored(bus, stream) for stream in LOGS}
+    assert world(fold(after)) == world(fold(before))
+    for stream in LOGS:
+        assert after[stream][0].sequence == before[stream][-1].sequence + 1
+        for expected in (0, before[stream][-1].sequence):
+            with pytest.raises(ConflictError):
+                await bus.append(stream, before[stream][0].subject, b"{}", last_on_subject=expected)
+    assert await bus.append(LEASES, subjects.lease("a"), b"{}", last_on_subject=0) > EPOCH
 
 
 async def test_restore_goes_on_where_it_was_killed_and_refuses_what_is_not_its_own(
@@ -243,3 +247,45 @@ async def test_a_gateway_whose_log_is_replaced_under_it_ends(
 
     with pytest.raises(BusError, match="it is another log"):
         await live()
+
+
+def flip(block: bytearray) -> None:
+    block[len(block) // 2] ^= 1
+
+
+def cut(block: bytearray) -> None:
+    del block[-30:]
+
+
+@pytest.mark.fault("F12")
+@pytest.mark.parametrize("damage", [flip, cut])
+@pytest.mark.parametrize("stream", LOGS)
+async def test_a_damaged_block_is_noticed_and_restored(
+    bus: Bus,
+    broker: Broker,
+    settings: Settings,
+    story: Path,
+    start_gateway: Any,
+    stream: str,
+    damage: Callable[[bytearray], None],
+) -> None:
+    """nats-server itself drops what it can't read, and all that follows, without a word to any client."""
+    before = {stream: await stored(bus, stream) for stream in LOGS}
+    content = read_mirror(story)
+    await broker.stop()
+    (path,) = broker.folder.rglob(f"{stream}/msgs/*.blk")
+    block = bytearray(path.read_bytes())
+    damage(block)
+    path.write_bytes(block)
+    await broker.start()
+    await until_back(bus, settings)
+    assert len(await stored(bus, stream)) < len(before[stream])
+    async with start_gateway() as api:
+        await until_it_misses_records(api)
+    await broker.stop()
+    broker.remove_store()
+    await broker.start()
+    await until_back(bus, settings)
+    await restore(bus, settings, content)
+    after = {stream: await stored(bus, stream) for stream in LOGS}
+    assert world(fold(after)) == world(fold(before))
