@@ -269,7 +269,7 @@ async def test_a_damaged_block_is_noticed_and_restored(
     stream: str,
     damage: Callable[[bytearray], None],
 ) -> None:
-    """nats-server itself drops what it can't read, and all that follows, without a word to any client."""
+    """nats-server itself drops what it can't read, or all from there on, without a word to any client."""
     before = {stream: await stored(bus, stream) for stream in LOGS}
     content = read_mirror(story)
     await broker.stop()
