@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,15 @@ class Storm:
         templates = _templates(worker, folder, self.kind.job_s)
         self.upstream = Upstream(self.fleet, templates, random.Random(chance.random()))
         self.results: set[str] = set()
+        self._asked = False  # to let it be calm now
         self._read_to = 0
         self._newest_at = time.monotonic()
         self._began = time.monotonic()
 
     async def run(self) -> Outcome:
-        """The whole storm; the fleet is gone when this returns."""
+        """The whole storm; the fleet is gone when this returns. SIGINT and SIGTERM bring the calm at once."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._ask)
         try:
             await self.fleet.start()
             bus = await self.fleet.bus()
@@ -171,8 +175,11 @@ class Storm:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _ask(self) -> None:
+        self._asked = True
+
     def _reached(self) -> bool:
-        if time.monotonic() - self._began > self.goal.seconds:
+        if self._asked or time.monotonic() - self._began > self.goal.seconds:
             return True
         return len(self.results) >= self.goal.jobs and self.injector.count >= self.goal.faults
 
