@@ -9,6 +9,7 @@ Ctrl-C stops it at a checkpoint; the same command with the same --out goes on, t
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -157,19 +158,24 @@ def follow(job: WorkerJob, folder: Path) -> Outcome:
             for progress in _progress(lines, start, worker):
                 screen.show(progress)
     except KeyboardInterrupt:
-        worker.send_signal(signal.SIGTERM)
+        print("stopping at a checkpoint; Ctrl-C again ends it at once", file=sys.stderr)
     finally:
-        if worker.poll() is None:
-            worker.terminate()
-        try:
-            worker.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
+        end(worker)
     path = folder / "outcome.json"
     if not path.exists():
         raise PodiumError(f"the worker died with status {worker.returncode}; see {folder / 'worker.log'}")
     return decode_outcome(path.read_bytes())
+
+
+def end(worker: subprocess.Popen[bytes]) -> None:
+    """Let the worker write a checkpoint, and see it gone, whatever the user does meanwhile."""
+    worker.terminate()
+    try:
+        worker.wait(STOP_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        if worker.poll() is None:
+            os.killpg(worker.pid, signal.SIGKILL)  # its ranks too: it leads its own group
+            worker.wait()
 
 
 def _progress(path: Path, start: int, worker: subprocess.Popen[bytes]) -> Iterator[Progress]:

@@ -1,0 +1,52 @@
+"""The end of the worker that `podium train` started."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import pytest
+
+from podium.train import end
+
+DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(120)"
+POLITE = DEAF.replace("signal.SIG_IGN", "lambda *_: exit(7)")
+
+
+@pytest.fixture
+def ctrl_c_soon() -> Iterator[Callable[[], object]]:
+    """A function after which a Ctrl-C comes soon."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    yield lambda: signal.setitimer(signal.ITIMER_REAL, 0.3)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def started(code: str) -> subprocess.Popen[bytes]:
+    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == b"up\n"
+    worker.stdout.close()
+    return worker
+
+
+@pytest.mark.timeout(0)  # its alarm is this test's
+def test_a_second_ctrl_c_ends_the_worker_too(ctrl_c_soon: Callable[[], object]) -> None:
+    worker = started(DEAF)
+    ctrl_c_soon()
+    end(worker)
+    assert worker.returncode == -signal.SIGKILL
+
+
+def test_one_that_stops_is_left_to_it() -> None:
+    worker = started(POLITE)
+    end(worker)
+    assert worker.returncode == 7
+    end(worker)  # it is over: nothing is signalled
