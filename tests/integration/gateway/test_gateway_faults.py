@@ -72,17 +72,17 @@ async def test_one_id_offered_to_both_at_once_is_stored_once_and_accepted_by_bot
     bus: Bus, start_gateway: Any, heartbeats: Heartbeats, make_offer: MakeOffer
 ) -> None:
     async with two_gateways(start_gateway, heartbeats) as gateways:
-        for number in range(20):
+        for number in range(50):
             task = f"t{number}"
             answers = await asyncio.gather(
-                *(api.offer(make_offer(task)) for api in gateways for _ in range(5))
+                *(api.offer(make_offer(task)) for api in gateways for _ in range(2))
             )
             assert all(decision["accepted"] for _, decision in answers)
             assert len({decision["decided_at"] for _, decision in answers}) == 1
             slot = answers[0][1]["slot"]
             result = Result(record_id="r", task=task, task_id=task, slot=slot, status=ResultStatus.FAILED)
             await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(result))
-    assert [job.task for job in await jobs(bus)] == [f"t{number}" for number in range(20)]
+    assert [job.task for job in await jobs(bus)] == [f"t{number}" for number in range(50)]
 
 
 @pytest.mark.fault("F3")
