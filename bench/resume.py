@@ -24,8 +24,7 @@ from subprocess import Popen, TimeoutExpired
 from typing import Any
 
 from bench import tiny
-from shared.messages import DatasetType, OutcomeStatus, TaskType, WorkerJob, decode_worker_job
-from trainer_node.engine.stop import Stop
+from shared.messages import OutcomeStatus, TaskType, WorkerJob
 
 MODES: dict[str, dict[str, Any]] = {
     "LoRA with dropout": {"profile": "lora_dropout"},
@@ -41,8 +40,6 @@ PER_RUN = 4  # kills of one run: after them it may end
 SAVES = 5  # at most so many saves are let pass before one is hit
 WITHIN_S = 0.01  # a save of the tiny model takes about this long
 RUN_S = 300.0  # no run takes so long
-SMOLLM2 = Path("~/.cache/podium/smollm2-135m-instruct").expanduser()
-WORDNET = tiny.ROOT / "examples" / "wordnet" / "nouns_train.json"
 
 
 @dataclass
@@ -167,40 +164,21 @@ def resumes(job: Path) -> int:
 def cost(folder: Path, data: Path, *, quick: bool) -> float:
     """Share of a whole run's time that its checkpoints take, on the wall clock, at the default cadence.
 
-    A dense run of SmolLM2-135M (1.3 GB a checkpoint) over 4 minutes where it is at hand, else the tiny model.
+    What training waits for, and what writing beside it takes from its cores. A dense run of SmolLM2-135M
+    (1.3 GB a checkpoint) over 4 minutes where it is at hand, else the tiny model.
     """
-    from trainer_node.engine import checkpoint, run
+    from bench import costs
 
-    changes: dict[str, Any] = {"profile": "maximum_accuracy", "clock": "wall", "start_at": time.time()}
-    budget_s = 15.0 if quick else 240.0
-    if not quick and SMOLLM2.exists():
-        changes |= {
-            "model_path": str(SMOLLM2),
-            "dataset": str(WORDNET),
-            "dataset_type": DatasetType(field_instruction="instruct", field_output="output"),
-        }
-    job = tiny.write_job(folder, data, **changes, ready_by=time.time() + budget_s)
-    spent: list[float] = []
-    save = checkpoint.save
-
-    def timed(*args: Any) -> Path:
-        began = time.monotonic()
-        try:
-            return save(*args)
-        finally:
-            spent.append(time.monotonic() - began)
-
-    checkpoint.save = timed  # type: ignore[assignment]
-    try:
-        status = run.main(job, Stop())
-    finally:
-        checkpoint.save = save
-    outcome = tiny.outcome_of(job)
-    assert status == 0, outcome
-    assert outcome is not None
-    whole_s = outcome.at - decode_worker_job(job.read_bytes()).start_at
-    print(f"{len(spent)} checkpoints took {sum(spent):.2f} s of {whole_s:.0f} s", flush=True)
-    return round(sum(spent) / whole_s, 4)
+    if quick or not costs.SMOLLM2.exists():
+        now = time.time()
+        job = tiny.write_job(
+            folder, data, profile="maximum_accuracy", clock="wall", start_at=now, ready_by=now + 15.0
+        )
+    else:
+        job = costs.smollm2(folder, 240.0)
+    report = costs.measure(job)
+    print(json.dumps(report), flush=True)
+    return float(report["checkpoint_share"])
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ from shared.messages import (
 )
 from trainer_node.engine import export
 from trainer_node.engine import run as engine
+from trainer_node.engine.loop import Training
+from trainer_node.engine.prepare import Run
 from trainer_node.engine.stop import Stop
 
 # PEFT asks transformers a question under its old name.
@@ -332,6 +334,39 @@ def test_an_export_that_nobody_could_verify_is_submitted_at_once_when_time_is_ov
     outcome = _finish(job)
     assert outcome.metrics is not None
     assert outcome.metrics.final_loss is None
+
+
+@pytest.mark.parametrize("spoilt", [-3.0, math.nan])
+@pytest.mark.parametrize("earlier", [True, False])
+def test_weights_worse_than_the_base_model_are_not_submitted(
+    spoilt: float, earlier: bool, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    descend = engine.descend
+
+    def spoil(run: Run, training: Training) -> None:
+        descend(run, training)
+        training.saver.wait()
+        training.average = None
+        for name, weight in training.deltas.parameters.items():
+            if ".lora_B." in name:  # the opposite of what was learned, or no number
+                weight.data.mul_(spoilt)
+        if not earlier:
+            for old in (run.folder / "checkpoints").glob("step-*"):
+                shutil.rmtree(old)
+
+    monkeypatch.setattr(engine, "descend", spoil)
+    job = make_job(profile="lora_r16", ready_by=15.0)
+    outcome = _finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    metrics, whole = outcome.metrics, max(line.step for line in _progress(job))
+    assert metrics is not None
+    assert metrics.final_loss is not None
+    assert any("worse than the base" in (line.message or "") for line in _progress(job))
+    if earlier:
+        assert 0 < metrics.steps < whole
+        assert metrics.final_loss < metrics.base_loss
+    else:
+        assert (metrics.steps, metrics.final_loss) == (0, metrics.base_loss)
 
 
 def test_no_time_and_no_checkpoint_is_too_late(make_job: Callable[..., Path]):

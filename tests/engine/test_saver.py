@@ -1,0 +1,98 @@
+"""Checkpoints that are written while training goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+
+from trainer_node.engine import checkpoint
+from trainer_node.engine.checkpoint import Position
+from trainer_node.engine.saver import Saver
+from trainer_node.engine.schedule import Pulse
+
+WAIT_S = 60.0
+
+
+def _saver(folder: Path, most_bytes: float = 1e9) -> Saver:
+    return Saver(folder, "rows", {}, most_bytes=most_bytes, timer=lambda: 0.0)
+
+
+def _position(step: int, loss: float | None = None) -> Position:
+    return Position(
+        step=step,
+        epoch=0,
+        pack=0,
+        tokens=1,
+        clock_tokens=1,
+        train_s=0.0,
+        averaged=0,
+        pulse=Pulse(begun_at=0.0),
+        loss=loss,
+    )
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Event:
+    """Opened, it lets the save go on."""
+    gate, real = Event(), checkpoint.save
+
+    def save(*args: object) -> Path:
+        assert gate.wait(WAIT_S)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    return gate
+
+
+def _weights(folder: Path) -> torch.Tensor:
+    found = checkpoint.newest(folder, pytest.fail)
+    assert found is not None
+    return found.tensors("weights")["w"]
+
+
+def test_what_is_written_is_the_moment_of_its_beginning(tmp_path: Path, gate: Event):
+    saver, weight = _saver(tmp_path), torch.ones(3)
+    saver.begin(_position(1), {"weights": {"w": weight}})
+    weight.add_(1.0)  # training goes on
+    assert saver.written() is None
+    gate.set()
+    saver.wait()
+    assert torch.equal(_weights(tmp_path), torch.ones(3))
+    saver.begin(_position(2), {"weights": {"w": weight}})  # the copy's memory is used again
+    saver.wait()
+    assert torch.equal(_weights(tmp_path), torch.full((3,), 2.0))
+
+
+def test_without_memory_for_a_copy_training_waits(tmp_path: Path):
+    saver = _saver(tmp_path, most_bytes=11)
+    saver.begin(_position(1), {"weights": {"w": torch.ones(3)}})
+    assert torch.equal(_weights(tmp_path), torch.ones(3))
+    assert saver.written() is not None
+    assert saver.written() is None
+
+
+def test_a_full_disk_is_told_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    saver = _saver(tmp_path)
+    saver.begin(_position(1), {"weights": {"w": torch.ones(3)}})
+    with pytest.raises(OSError, match="No space"):
+        saver.begin(_position(2), {"weights": {"w": torch.ones(3)}})
+    saver.wait()
+
+
+def test_the_best_stretch_of_training_is_kept(tmp_path: Path):
+    saver = _saver(tmp_path)
+    for step, loss in enumerate([3.0, 2.0, 2.5, None, 9.0, 8.0], 1):
+        saver.begin(_position(step, loss), {"weights": {"w": torch.ones(1)}})
+    saver.wait()
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [
+        "step-00000002",
+        "step-00000005",
+        "step-00000006",
+    ]
