@@ -20,10 +20,12 @@ from shared.messages import DatasetType, TaskType
 from shared.plan import ModulePlan, Plan
 from trainer_node.engine import network
 from trainer_node.engine.data import IGNORED, Examples, tokenize
+from trainer_node.engine.lanes import lanes_for
 from trainer_node.engine.loop import make_optimizer
 from trainer_node.engine.model import Deltas, add_deltas, load_model, load_tokenizer
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.packing import Batch, collate, pack
+from trainer_node.engine.parallel import decoder_layers
 from trainer_node.engine.score import reference_logprobs
 
 SEED = 7
@@ -42,7 +44,8 @@ CHAT = DatasetType(
     chat_assistant_reference="gpt",
 )
 PAIRS = DatasetType(field_prompt="prompt", field_chosen="chosen", field_rejected="rejected")
-PADDED_ROWS = 8  # of the ablation without packing
+PADDED_ROWS = 16  # of the ablation without packing: as many as a pack holds
+WARM_STEPS = 2
 now = time.process_time if os.environ.get("BENCH_CLOCK") == "cpu" else time.perf_counter
 
 Step = Callable[[], int]  # one optimiser step; its real tokens
@@ -65,7 +68,7 @@ def requests() -> Iterator[float]:
 
 def serve(step: Step, extra_s_per_token: Callable[[], float] = lambda: 0.0) -> None:
     """Warm up, then work as told; `extra_s_per_token` is what a real token costs beside the step."""
-    for _ in range(3):
+    for _ in range(WARM_STEPS):
         step()
     for seconds in requests():
         extra = extra_s_per_token()
@@ -77,7 +80,6 @@ def serve(step: Step, extra_s_per_token: Callable[[], float] = lambda: 0.0) -> N
 
 def gemm(dtype: str) -> None:
     """GFLOP/s of the best square matrix product."""
-
     kind = getattr(torch, TORCH_DTYPES[dtype])
     pairs = [(torch.randn(n, n, dtype=kind), torch.randn(n, n, dtype=kind)) for n in SQUARES]
     for a, b in pairs:
@@ -96,7 +98,6 @@ def gemm(dtype: str) -> None:
 
 def examples_of(task: str) -> Examples:
     """The benchmark's examples, tokenised as the scorer does."""
-
     name, count, kind, columns = (
         ("chat_train.json", 2000, TaskType.CHAT, CHAT)
         if task == "sft"
@@ -106,7 +107,7 @@ def examples_of(task: str) -> Examples:
     return tokenize(rows, kind, columns, load_tokenizer(str(HOME)), 4096)[0]
 
 
-def our_plan(dtype: str) -> Plan:
+def our_plan(dtype: str, *, compiled: bool = False) -> Plan:
     """LoRA r 16 on all seven kinds of linear modules."""
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     return Plan(
@@ -128,7 +129,7 @@ def our_plan(dtype: str) -> Plan:
         parallel="single",
         devices=1,
         activation_checkpointing=False,
-        compile=False,
+        compile=compiled,
         eval_batch=8,
         expected_tokens_per_s=0.0,
         expected_steps=0,
@@ -137,14 +138,14 @@ def our_plan(dtype: str) -> Plan:
     )
 
 
-def ours(task: str, dtype: str, without: str = "") -> None:
+def ours(task: str, dtype: str, change: str = "") -> None:
     """Our step: collate, forward, backward, clip, AdamW; a DPO token also pays for its reference pass."""
-
-    examples, plan = examples_of(task), our_plan(dtype)
+    examples, plan = examples_of(task), our_plan(dtype, compiled=change == "compile")
     deltas = add_deltas(load_model(str(HOME), plan.dtype), plan, SEED)
     deltas.model.train()
-    if without:
-        switch_off(without, deltas)
+    lanes = lanes_for(plan, deltas, torch.get_num_threads()) if change != "lanes" else None
+    if change:
+        apply(change, deltas)
     extra = lambda: 0.0  # noqa: E731
     if task == "dpo":
         examples = examples.with_reference(reference_logprobs(deltas.model, examples))
@@ -157,26 +158,30 @@ def ours(task: str, dtype: str, without: str = "") -> None:
 
     optimizer = make_optimizer(deltas, plan)
     loss_of = loss_for(TaskType.CHAT if task == "sft" else TaskType.DPO)
-    if without == "packing":
+    packs = iter([p for epoch in range(200) for p in pack(examples.lengths, CAPACITY, SEED, epoch)])
+    if change == "packing":
         packs = itertools.cycle(np.array_split(np.arange(len(examples)), len(examples) // PADDED_ROWS))
-    else:
-        packs = iter([p for epoch in range(200) for p in pack(examples.lengths, CAPACITY, SEED, epoch)])
 
     def step() -> int:
         indices = next(packs)
-        batch = collate(examples, indices, CAPACITY) if without != "packing" else padded(examples, indices)
-        (loss_of(deltas.model, batch) / batch.examples).backward()
+        tokens = int(examples.lengths[indices].sum())
+        rows, capacity = examples, CAPACITY
+        if change == "packing":
+            rows, indices = padded(examples, indices), list(range(len(indices)))
+            capacity = len(rows.ids)
+        shared = lanes and lanes.backward(deltas, loss_of, rows, indices, len(indices))
+        if shared is None:
+            (loss_of(deltas.model, collate(rows, indices, capacity)) / len(indices)).backward()
         torch.nn.utils.clip_grad_norm_(list(deltas.parameters.values()), plan.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return int(examples.lengths[indices].sum())
+        return tokens
 
     serve(step, extra)
 
 
-def padded(examples: Examples, indices: Any) -> Batch:
-    """The same rows as a padded batch: every row as long as the longest, the padding without labels."""
-
+def padded(examples: Examples, indices: Any) -> Examples:
+    """The same rows as in a padded batch: each as long as the longest, the padding without labels."""
     rows = examples.take(indices)
     longest, count = int(rows.lengths.max()), len(rows)
     ids = np.zeros((count, longest), np.int32)
@@ -184,14 +189,12 @@ def padded(examples: Examples, indices: Any) -> Batch:
     for row, (start, length) in enumerate(zip(rows.offsets, rows.lengths, strict=False)):
         ids[row, :length] = rows.ids[start : start + length]
         labels[row, :length] = rows.labels[start : start + length]
-    flat = Examples(ids.ravel(), labels.ravel(), np.arange(count + 1, dtype=np.int64) * longest)
-    return collate(flat, range(count), count * longest)
+    return Examples(ids.ravel(), labels.ravel(), np.arange(count + 1, dtype=np.int64) * longest)
 
 
-def switch_off(part: str, deltas: Deltas) -> None:
-    """Take one part out of our step."""
-
-    if part == "label_only":  # all T x V logits, as a stock model makes them
+def apply(change: str, deltas: Deltas) -> None:
+    """Change what of our step lies in the model; the other changes are made where they lie."""
+    if change == "label_only":  # all T x V logits, as a stock model makes them
 
         def forward(model: network.LabelModel, batch: Batch) -> torch.Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=model.bf16):
@@ -206,6 +209,9 @@ def switch_off(part: str, deltas: Deltas) -> None:
             return logp_TV[batch.label_positions_N, batch.labels_N]
 
         network.LabelModel.forward = forward
-    elif part == "fused_lora":
+    elif change == "compile":
+        for layer in decoder_layers(deltas.model):
+            layer.compile()
+    elif change == "fused_lora":
         for layer in deltas.network.modules():
             layer.__dict__.pop("forward", None)  # the class's own again

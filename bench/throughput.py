@@ -1,6 +1,6 @@
 """Real tokens per second of our training step against TRL's, and against this machine's matrix products.
 
-    python -m bench.throughput --against trl [--dtype bf16|fp32] [--task sft|dpo] [--rounds 5] [--seconds 4]
+    python -m bench.throughput --against trl [--dtype bf16|fp32] [--task sft|dpo] [--rounds 3] [--seconds 2]
     python -m bench.throughput --ablate [--dtype ...]
 
 `--threads 1 --clock cpu` counts each process's own CPU seconds instead of the wall's: on a machine that
@@ -32,8 +32,8 @@ from podium.demo_model import HOME
 
 TORCH_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 THREADS = 2
-# What is switched off, alone, in the ablation.
-ABLATIONS = ("", "packing", "label_only", "fused_lora", "bf16")
+# What is switched off, alone, in the ablation; `compile` is what is switched on, and with it the lanes off.
+CHANGES = ("", "packing", "label_only", "lanes", "fused_lora", "bf16", "compile")
 
 
 # --- the driver
@@ -58,7 +58,10 @@ class Side:
             text=True,
             env={**os.environ, **threads, **quiet},
         )
-        self._answer()  # warm
+
+    def warm(self) -> None:
+        """Wait until it has made its first steps."""
+        self._answer()
 
     def _answer(self) -> dict[str, float]:
         assert self.process.stdout is not None
@@ -86,9 +89,14 @@ class Side:
 
 def compare(specs: list[dict[str, Any]], rounds: int, seconds: float) -> list[Side]:
     """All sides' rates, in interleaved rounds."""
+    alone = specs[0]["task"] == "dpo"  # references that are computed beforehand are timed
     sides: list[Side] = []
     for spec in specs:
         sides.append(Side(spec))
+        if alone:
+            sides[-1].warm()
+    for side in [] if alone else sides:
+        side.warm()
     for _ in range(rounds):
         for side in sides:
             side.round(seconds)
@@ -124,17 +132,19 @@ def against_trl(task: str, dtype: str, rounds: int, seconds: float) -> dict[str,
 
 
 def ablate(dtype: str, rounds: int, seconds: float) -> dict[str, float]:
-    """Each part of the step switched off alone: share of the full step's tokens/s that is left."""
+    """Each part of the step changed alone: share of the full step's tokens/s that is left."""
     specs = []
-    for off in ABLATIONS:
-        if off == "bf16" and dtype == "fp32":
+    for change in CHANGES:
+        if change == "bf16" and dtype == "fp32":
             continue
-        own = "fp32" if off == "bf16" else dtype
-        specs.append({"side": "ours", "task": "sft", "dtype": own, **({"without": off} if off else {})})
+        own = "fp32" if change == "bf16" else dtype
+        specs.append({"side": "ours", "task": "sft", "dtype": own, **({"change": change} if change else {})})
     print(f"ablation, {dtype}", flush=True)
     full, *others = compare(specs, rounds, seconds)
     return {
-        side.spec["without"]: median(b / a for a, b in zip(full.rates, side.rates, strict=True))
+        f"{'with' if side.spec['change'] == 'compile' else 'without'}_{side.spec['change']}": median(
+            b / a for a, b in zip(full.rates, side.rates, strict=True)
+        )
         for side in others
     }
 
@@ -170,11 +180,11 @@ def main() -> int:
     """Compare, print, and end with one JSON line."""
     parser = argparse.ArgumentParser(description="Training throughput, in real tokens per second.")
     parser.add_argument("--against", choices=["trl"], help="compare with TRL's trainers")
-    parser.add_argument("--ablate", action="store_true", help="switch off one part of our step after another")
+    parser.add_argument("--ablate", action="store_true", help="change one part of our step after another")
     parser.add_argument("--dtype", choices=list(TORCH_DTYPES), action="append", help="default: both")
     parser.add_argument("--task", choices=["sft", "dpo"], action="append", help="default: both")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of one side's round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one side's round")
     parser.add_argument("--threads", type=int, default=THREADS, help="of every side")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -192,7 +202,7 @@ def main() -> int:
     for dtype in options.dtype or list(TORCH_DTYPES):
         if options.ablate:
             found |= {
-                f"without_{key}_{dtype}": value
+                f"{key}_{dtype}": value
                 for key, value in ablate(dtype, options.rounds, options.seconds).items()
             }
         for task in (options.task or ["sft", "dpo"]) if options.against else []:

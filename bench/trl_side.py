@@ -44,9 +44,9 @@ class Rounds(TrainerCallback):
         self._requests: Iterator[float] | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """After three warm steps: answer when the round's time is over, then wait for the next."""
+        """After the warm steps: answer when the round's time is over, then wait for the next."""
         self._steps += 1
-        if self._steps < 3:
+        if self._steps < common.WARM_STEPS:
             return control
         spent = common.now() - self._began
         if self._requests is None:
