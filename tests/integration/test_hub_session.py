@@ -72,6 +72,7 @@ def test_what_breaks_is_said_and_the_next_try_ends_with_one_commit(
     broken = ask(hub, export, silence_s=0.5 if fault == "hang" else 10)
     assert isinstance(broken, Trouble)
     assert says in broken.error
+    hub.faults.clear()  # on a machine that is slow enough, something else was silent first
     found = ask(hub, export)
     assert found == Found(hub.repos[REPO][-1]["id"], folder_digest(export))
     assert [commit["title"] for commit in hub.repos[REPO]] == ["initial commit", "podium: t"]
