@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
+from podium.__main__ import main
 from podium.client import Client
 from podium.console import make_console
 from podium.jobs import show
@@ -157,6 +158,8 @@ async def test_the_command_lists_inspects_and_is_refused_in_one_line(
             client.tasks(states="sleeping")
         with pytest.raises(PodiumError, match=r"409.*ended as failed"):
             client.cancel("one", "")
+        for code, command in ((0, "list"), (0, "list --json"), (0, "inspect one --json"), (1, "cancel one")):
+            assert main(["jobs", *command.split(), "--url", client.url]) == code
         console = make_console()
         with console.capture() as captured:
             show(console, client.story("one"))
