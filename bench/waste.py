@@ -85,11 +85,11 @@ def _loss(folder: Path, before: Start, after: Start, faults: list[Fault], claims
 def _cause(before: Start, after: Start, faults: list[Fault]) -> tuple[str, float]:
     """Why a worker had a successor, and when it was hit."""
     within = [fault for fault in faults if before.at <= fault.at <= after.at]
+    if after.node != before.node:  # in a folder of its own, which has no checkpoint
+        return "takeover", after.at
     for fault in within:
         if fault.pid == before.pid and fault.what == "kill":
             return "worker kill", fault.at
-    if after.node != before.node:
-        return "takeover", after.at
     for what, cause in (("term", "drain"), ("kill", "node kill")):
         for fault in within:
             if fault.whom == before.node and fault.what == what:
