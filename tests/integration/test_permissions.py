@@ -52,6 +52,7 @@ def secured_settings(make_settings: Callable[..., Settings], secured: Broker, ke
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.fault("F16")
 async def test_every_user_may_do_what_it_must_and_nothing_else(tmp_path: Path) -> None:
     report = await measure(tmp_path)
     assert report.wrong == []
@@ -95,6 +96,7 @@ async def test_a_denial_ends_a_service_that_starts_and_is_counted_later(secured_
     await starting.close()
 
 
+@pytest.mark.fault("F16")
 async def test_another_users_key_is_refused_before_anything_is_sent(
     secured_settings: Settings, keys: Path
 ) -> None:
@@ -103,6 +105,7 @@ async def test_another_users_key_is_refused_before_anything_is_sent(
         await connect(wrong, name="test", user="trainer-a")
 
 
+@pytest.mark.fault("F16")
 async def test_no_key_and_no_tls_are_told_apart_in_one_line(
     secured_settings: Settings, keys: Path, tmp_path: Path
 ) -> None:
