@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from nats.aio.client import Client
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from shared.bus import Bus
 
 log = get_logger()
+
+# The library's reader keeps TLS links half open when the server ends them; asyncio warns of it every time.
+logging.getLogger("asyncio").addFilter(lambda record: "eof_received() has no effect" not in record.msg)
 
 
 def callbacks(bus: Bus, settings: Settings, identity: Identity | None) -> dict[str, Any]:

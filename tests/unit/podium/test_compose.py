@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 CPU, GPU = "docker-compose.yml", "docker-compose.gpu.yml"
 TRAINERS = ("trainer-a", "trainer-b")
+ONE_SHOTS = ("keys", "bootstrap")
 
 pytestmark = pytest.mark.docker
 
@@ -57,7 +58,7 @@ def test_halves_have_disjoint_gpus() -> None:
 
 
 def test_every_service_comes_back_is_watched_and_is_stopped_gently() -> None:
-    found = services(CPU)
+    found = {name: service for name, service in services(CPU).items() if name not in ONE_SHOTS}
     grace = {"nats": "30s", "gateway": "30s", "trainer-a": "10m0s", "trainer-b": "10m0s"}
     assert {name: service["stop_grace_period"] for name, service in found.items()} == grace
     for service in found.values():
@@ -66,6 +67,8 @@ def test_every_service_comes_back_is_watched_and_is_stopped_gently() -> None:
         assert service["healthcheck"]["test"]
     for name in ("gateway", *TRAINERS):
         assert found[name]["depends_on"]["nats"]["condition"] == "service_healthy"
+        assert found[name]["depends_on"]["bootstrap"]["condition"] == "service_completed_successfully"
+        assert not any(needed.get("restart") for needed in found[name]["depends_on"].values())
 
 
 def test_only_the_gateway_is_reachable_and_only_from_this_machine() -> None:
@@ -73,6 +76,23 @@ def test_only_the_gateway_is_reachable_and_only_from_this_machine() -> None:
     ports = {name: service.get("ports", []) for name, service in found.items()}
     assert [name for name in ports if ports[name]] == ["gateway"]
     assert (ports["gateway"][0]["host_ip"], ports["gateway"][0]["published"]) == ("127.0.0.1", "8123")
+
+
+def test_every_service_has_its_own_key_and_nobody_elses() -> None:
+    found = services(CPU)
+    seeds = {
+        name: found[name]["environment"]["PODIUM_NATS_NKEY_SEED_FILE"] for name in ("gateway", *TRAINERS)
+    }
+    assert seeds == {name: f"/keys/{name}.nk" for name in seeds}
+    mounted = {
+        name: [volume["source"] for volume in service["volumes"] if volume["source"].endswith("keys")]
+        for name, service in found.items()
+        if name not in ONE_SHOTS
+    }
+    assert mounted == {name: [f"{name}-keys"] for name in seeds} | {"nats": ["broker-keys"]}
+    for name in mounted:
+        read_only = [v.get("read_only") for v in found[name]["volumes"] if v["source"].endswith("keys")]
+        assert read_only == [True]
 
 
 def test_halves_share_artifacts_and_nothing_else_that_is_written() -> None:

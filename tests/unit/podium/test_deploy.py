@@ -8,18 +8,25 @@ from pathlib import Path
 import pytest
 
 from podium.broker import nats_server_path
+from podium.keys import make_certificates, make_users
 from shared.settings import load_settings
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 
 
 @pytest.mark.parametrize("name", ["nats.conf", "systemd/nats.conf"])
-def test_broker_configuration_is_valid_and_syncs_every_write(name: str) -> None:
+def test_broker_configuration_is_valid_and_syncs_every_write(name: str, tmp_path: Path) -> None:
+    make_users(tmp_path / "keys", ("a", "b"))
+    make_certificates(tmp_path / "keys", [], ())
+    config = tmp_path / "nats.conf"
+    text = (DEPLOY / name).read_text()
+    config.write_text(text.replace("/etc/podium/", f"{tmp_path}/"))
     done = subprocess.run(
-        [nats_server_path(), "-t", "-c", DEPLOY / name], capture_output=True, text=True, timeout=30
+        [nats_server_path(), "-t", "-c", config], capture_output=True, text=True, timeout=30
     )
     assert done.returncode == 0, done.stderr
-    assert "sync_interval: always" in (DEPLOY / name).read_text()
+    assert "sync_interval: always" in text
+    assert 'include "keys/broker/users.conf"' in text
 
 
 @pytest.mark.parametrize("half", ["a", "b"])
