@@ -49,6 +49,8 @@ def check_store(vitals: Vitals) -> Found:
             found.append((Severity.ERROR, f"the broker doesn't {action}: {error}", thaw))
     if monitor.error is not None:
         what = f"monitoring at {monitor.url} can't be asked ({monitor.error}): sync and health are not known"
+        if not vitals.appended:
+            what += ", and this user may store nothing to try it"
         found.append((Severity.NOTE, what, "run this where it can be reached, or name it with --monitor"))
     else:
         if monitor.health != "ok":

@@ -124,6 +124,7 @@ def test_a_healthy_world_is_fine() -> None:
         ({"read_error": "no answer within 5 s"}, "store", "error", "doesn't read: no answer"),
         ({"append_error": "no answer within 5 s"}, "store", "error", "doesn't store: no answer"),
         ({"monitor": Monitor(url="m", error="refused")}, "store", "note", "m can't be asked (refused)"),
+        ({"monitor": Monitor(url="m", error="x"), "appended": False}, "store", "note", "may store nothing"),
         (
             {"monitor": Monitor(url="m", health="write error: no space left", sync_always=True)},
             "store",
