@@ -140,12 +140,14 @@ def next_order(run: Training, stop: Stop, *, report: bool, unsaved: bool) -> Ord
     order = Order(end=0, save=0, report=report, rate=0, progress=schedule.pulse.progress)
     if run.team.leads:
         now = run.clock.time()
+        # First of all: whether a save is the last one must not depend on when somebody last looked.
+        order = order._replace(progress=schedule.update(now, run.tokens))
         if unsaved and schedule.save_due(now):
             order = order._replace(save=1)
-        elif schedule.update(now, run.tokens) >= 1.0 or stop.asked:
-            order = order._replace(end=1, progress=schedule.pulse.progress)
+        elif order.progress >= 1.0 or stop.asked:
+            order = order._replace(end=1)
         else:
-            order = order._replace(rate=schedule.rate(), progress=schedule.pulse.progress)
+            order = order._replace(rate=schedule.rate())
     order = Order(*run.team.agree(*order))
     schedule.pulse.progress = order.progress
     return order
