@@ -44,6 +44,8 @@ async def test_services_get_every_setting_and_each_node_its_own_slot(tmp_path: P
     assert specs["node-b"].environment["PODIUM_SLOT"] == "b"
     assert specs["node-b"].environment["PODIUM_NODE_DIR"] == str(tmp_path / "nodes" / "b")
     assert specs["gateway"].environment["PODIUM_NATS_URL"] == f"nats://127.0.0.1:{made.broker_port}"
+    for name in ("gateway", "node-a", "node-b"):  # each takes its own key from there
+        assert specs[name].environment["PODIUM_NATS_NKEY_SEED_FILE"] == str(tmp_path / "keys")
 
 
 async def test_nothing_is_deleted_in_a_folder_that_is_not_ours(tmp_path: Path) -> None:
