@@ -11,25 +11,38 @@ start=${START:-300}
 patience=$1
 shift
 
-healthy() {
+ask() {
   if command -v wget >/dev/null; then
-    wget -q -T 5 -O /dev/null "$health" 2>/dev/null
+    exec wget -q -O /dev/null "$health" 2>/dev/null
   else
-    curl -fs -m 5 -o /dev/null "$health"
+    exec curl -fs -o /dev/null "$health"
   fi
+}
+
+# Takes a second, or five if there is no answer; not every wget has a timeout that works.
+healthy() {
+  ask &
+  asking=$!
+  for took in 1 2 3 4 5; do
+    sleep 1
+    if ! kill -0 "$asking" 2>/dev/null; then
+      wait "$asking"
+      return
+    fi
+  done
+  kill -KILL "$asking"
+  return 1
 }
 
 watch() {
   waited=0
   until healthy || [ "$waited" -ge "$start" ]; do
-    sleep 1
-    waited=$((waited + 1))
+    waited=$((waited + took))
   done
   echo "nats-watch: the server is watched from now on" >&2
   unhealthy=0
   while [ "$unhealthy" -lt "$patience" ]; do
-    sleep 1
-    if healthy; then unhealthy=0; else unhealthy=$((unhealthy + 1)); fi
+    if healthy; then unhealthy=0; else unhealthy=$((unhealthy + took)); fi
   done
   echo "nats-watch: unhealthy for $patience s, ending the server so that it is started again" >&2
   kill -KILL "$broker"
