@@ -20,6 +20,7 @@ from shared.plan import Plan
 from trainer_node.engine.candidates import TAIL, TailAverage
 from trainer_node.engine.checkpoint import Checkpoint, Position
 from trainer_node.engine.data import Examples
+from trainer_node.engine.lanes import Lanes
 from trainer_node.engine.model import Deltas
 from trainer_node.engine.objectives import Loss
 from trainer_node.engine.packing import collate, pack
@@ -79,6 +80,7 @@ class Training:
     train_s: float = 0.0  # real seconds inside steps
     team: Team = ALONE
     forward: torch.nn.Module | None = None  # the deltas' model, or what is around it (parallel.spread)
+    lanes: Lanes | None = None  # threads that a pack is shared out to
     alive: Callable[[], None] = lambda: None  # said at every pack: a step may take long
     cores: int = 0  # that both training and a save in its thread compute on
     since_save: tuple[torch.Tensor, int] = (torch.zeros(()), 0)  # sum of the losses, steps
@@ -199,6 +201,11 @@ def gradients(run: Training, packs: list[list[int]], stop: Stop) -> tuple[torch.
         run.alive()
         if stop.asked and run.team.alone:
             return None
+        if run.lanes is not None and not run.plan.activation_checkpointing:
+            shared = run.lanes.backward(run.deltas, run.objective, run.examples, indices, examples)
+            if shared is not None:
+                total += shared
+                continue
         # Random numbers belong to a pack, not to a process: dropout is the same on any number of devices.
         torch.manual_seed(((run.seed * 1_000_003 + run.step) * 65_537 + number) % 2**63)
         batch = collate(run.examples, indices, run.plan.capacity, run.device)

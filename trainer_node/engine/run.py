@@ -28,6 +28,7 @@ from trainer_node.engine.attention import max_documents
 from trainer_node.engine.candidates import TailAverage
 from trainer_node.engine.checkpoint import Checkpoint
 from trainer_node.engine.closing import close, standby, submit_as_is
+from trainer_node.engine.lanes import lanes_for
 from trainer_node.engine.launch import AGAIN, rank_of
 from trainer_node.engine.loop import Packs, Training
 from trainer_node.engine.model import add_deltas, load_config, load_model
@@ -265,6 +266,7 @@ def assemble(
         device=run.team.device,
         team=run.team,
         forward=forward,
+        lanes=lanes_for(plan, deltas, torch.get_num_threads()),
         alive=run.reporter.alive,
         cores=0 if run.simulated or run.team.device.type != "cpu" else torch.get_num_threads(),
     )
