@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import tiny
-from shared.messages import DatasetType, decode_worker_job
+from shared.messages import DatasetType, Hardware, decode_worker_job
 
 SMOLLM2 = Path("~/.cache/podium/smollm2-135m-instruct").expanduser()
 WORDNET = tiny.ROOT / "examples" / "wordnet" / "nouns_train.json"
@@ -54,7 +55,7 @@ def main() -> None:
 
 def smollm2(folder: Path, budget_s: float) -> Path:
     """A dense run of SmolLM2-135M on the wall clock, from now."""
-    now = time.time()
+    now, memory = time.time(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return tiny.write_job(
         folder,
         WORDNET,
@@ -63,6 +64,7 @@ def smollm2(folder: Path, budget_s: float) -> Path:
         model_path=str(SMOLLM2),
         dataset_type=DatasetType(field_instruction="instruct", field_output="output"),
         threads=None,
+        hardware=Hardware(device="cpu", count=os.cpu_count() or 1, memory_bytes=memory),
         start_at=now,
         ready_by=now + budget_s,
     )
