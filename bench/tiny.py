@@ -113,5 +113,10 @@ def weights_of(job: Path) -> Iterator[tuple[str, bytes]]:
 
 if __name__ == "__main__":
     PROFILES.update({recipe.profile: recipe for recipe in (DROPOUT, MIXED)})
-    launch.command = lambda job: [sys.executable, "-m", "bench.tiny", str(job)]  # ranks know them too
+    launch.command = lambda job_path: [
+        sys.executable,
+        "-m",
+        "bench.tiny",
+        str(job_path),
+    ]  # ranks know them too
     sys.exit(main())
