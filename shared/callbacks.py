@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def callbacks(bus: Bus, settings: Settings, identity: Identity | None) -> dict[s
         bus.closed.set()
 
     async def on_disconnected() -> None:
+        _watch_reconnecting(bus)
         if bus.entered_at is not None and not bus.closing:
             log.warning("lost NATS, reconnecting", url=settings.nats_url)
 
@@ -65,6 +67,18 @@ def callbacks(bus: Bus, settings: Settings, identity: Identity | None) -> dict[s
     }
 
 
+def _watch_reconnecting(bus: Bus) -> None:
+    """An error in the library's task that reconnects, and so calls this, ends it for ever without a word."""
+
+    def ended(task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the client library gave up reconnecting", error=repr(error))
+            bus.closed.set()
+
+    if bus.client.is_reconnecting and (task := asyncio.current_task()) is not None:
+        task.add_done_callback(ended)
+
+
 def _take_new_key(bus: Bus, settings: Settings) -> None:
     """The key was rotated: the next attempt is with what the seed file holds now; nothing has to end."""
     try:
@@ -81,5 +95,6 @@ def drop_link(client: Client) -> None:
     """Close what a failed attempt to connect left open; the library forgets it."""
     transport = client._transport
     for writer in (getattr(transport, "_io_writer", None), getattr(transport, "_bare_io_writer", None)):
-        if writer is not None:
+        # Some Pythons (3.11.2) can't abort a TLS transport that is closed: it has no protocol any more.
+        if writer is not None and getattr(writer.transport, "_ssl_protocol", writer) is not None:
             writer.transport.abort()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from nats.aio.client import Client
 
 from podium.broker import Broker
-from shared import subjects
+from shared import callbacks, subjects
 from shared.bus import READ_BATCH, Bus, connect
 from shared.errors import (
     BusError,
@@ -162,3 +165,33 @@ async def test_a_task_that_is_cancelled_once_ends(bus: Bus) -> None:
         task.cancel()
         _, running = await asyncio.wait({task}, timeout=20)
         assert not running, trial
+
+
+class ClosedTransport:
+    """A TLS transport of Python 3.11.2 after its close."""
+
+    _ssl_protocol = None
+
+    def abort(self) -> None:
+        raise AttributeError("'NoneType' object has no attribute '_abort'")
+
+
+async def test_a_link_that_is_closed_already_can_be_dropped() -> None:
+    client = SimpleNamespace(
+        _transport=SimpleNamespace(_io_writer=SimpleNamespace(transport=ClosedTransport()))
+    )
+    callbacks.drop_link(cast(Client, client))
+
+
+async def test_a_client_that_reconnects_no_more_ends_its_process(
+    bus: Bus, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be there, and hear and say nothing, for ever."""
+
+    def fail(client: Client) -> None:
+        raise AttributeError("an error of ours in the library's task")
+
+    monkeypatch.setattr(callbacks, "drop_link", fail)
+    await broker.stop(kill=True)
+    async with asyncio.timeout(60):
+        await bus.closed.wait()
