@@ -100,7 +100,7 @@ class Follower:
         if not lines:
             return False
         self.latest = lines[-1]
-        if self.latest.phase is Phase.TRAIN:
+        if any(line.phase is Phase.TRAIN for line in lines):
             kill_point(KillPoint.TRAINING)  # the worker trains on, and the next life adopts it
         subject = subjects.progress(self.job.slot, self.job.task)
         try:

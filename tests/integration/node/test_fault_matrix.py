@@ -105,10 +105,11 @@ async def test_a_broker_that_hangs_stops_no_training(world) -> None:
 @pytest.mark.fault("F7", "F8")
 @pytest.mark.parametrize("mode", ["deaf", "cut"])
 async def test_a_node_cut_off_from_the_broker_is_succeeded_and_fenced(world, link: Link, mode: str) -> None:
-    lonely = world.node("lonely", nats_url=f"nats://127.0.0.1:{await link.serve()}").start()
-    await world.give(steps=60)
+    lease = {"lease_ttl_s": 4, "lease_trust_s": 3}
+    lonely = world.node("lonely", nats_url=f"nats://127.0.0.1:{await link.serve()}", **lease).start()
+    await world.give(steps=120)  # longer than the lease is trusted
     await world.trained(lonely, 5)
-    heir = world.node("heir").start()
+    heir = world.node("heir", **lease).start()
     link.set(mode)
     await world.trained(heir, 3)  # the lease lapsed
     link.set("open")
@@ -148,7 +149,7 @@ async def test_a_clock_that_jumps_loses_no_lease_and_submits_once(world, tmp_pat
     folder, jump = tmp_path / "clock", tmp_path / "jump"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(JUMPING_CLOCK)
-    node = world.node()
+    node = world.node(lease_ttl_s=30, lease_trust_s=25)
     node.environment |= {"PYTHONPATH": f"{folder}:{Path.cwd()}", "CLOCK_JUMP": str(jump)}
     node.start()
     await world.give(seconds=600, steps=60)

@@ -27,6 +27,8 @@ SOURCES = Path(__file__).parents[3] / "trainer_node"
 WORKER = Path(__file__).parents[1] / "scripted_worker.py"
 CPU = Hardware(device="cpu", count=1, memory_bytes=2**30)
 STEPS = 8
+# A loaded machine must not lose it, or there are more claims; a node's next life takes it over at once.
+LONG_LEASE = {"lease_ttl_s": 30, "lease_trust_s": 25}
 
 # What the chain must hold in the end: (claims, submittings).
 CHAINS = {
@@ -44,8 +46,9 @@ CHAINS = {
 @pytest.mark.fault("F2")
 @pytest.mark.parametrize("point", KillPoint, ids=lambda point: f"{point}-{point.name.lower()}")
 async def test_killed_at(world, point: KillPoint) -> None:
-    job = await world.give(steps=STEPS)
-    node = world.node()
+    # In the middle of training means: at a look at progress that shows a step, twice a second.
+    job = await world.give(steps=STEPS, step_s=0.4 if point is KillPoint.TRAINING else 0.05)
+    node = world.node(**LONG_LEASE)
     node.environment[VARIABLE] = point
     node.start()
     assert await node.wait(60) == -signal.SIGKILL
