@@ -101,11 +101,17 @@ class SlotLease:
         if not self.epoch:
             return
         epoch, self.epoch = self.epoch, 0
-        try:
-            await self._write(b"", headers=DELETED)
-            log.info("lease released", epoch=epoch)
-        except ConflictError:
-            log.info("lease was no longer ours", epoch=epoch)
+        while True:
+            try:
+                await self._write(b"", headers=DELETED, timeout_s=REQUEST_TIMEOUT_S)
+                log.info("lease released", epoch=epoch)
+                return
+            except ConflictError:
+                record, current = await self._read()
+            if record is None or not self._is_ours(record, current, epoch):
+                log.info("lease was no longer ours", epoch=epoch)
+                return
+            self._revision = record.sequence  # of a renewal that was stored while it was cut off
 
     async def _acquire(self) -> None:
         record, current = await self._read()
@@ -139,16 +145,20 @@ class SlotLease:
     async def _settle(self) -> None:
         """After a refused renewal: ours if an earlier one was stored and only its answer lost, else lost."""
         record, current = await self._read()
-        if record is not None and current is not None and current.node == self.node:
-            epoch = current.epoch or record.sequence
-            if epoch == self.epoch:
-                self._revision = record.sequence
-                self.wake.set()  # not a confirmation: nobody knows when it was stored; renew at once
-                return
-            log.error("another process uses this node's id; is the node folder a copy?", epoch=epoch)
+        if record is not None and self._is_ours(record, current, self.epoch):
+            self._revision = record.sequence
+            self.wake.set()  # not a confirmation: nobody knows when it was stored; renew at once
+            return
+        if current is not None and current.node == self.node:
+            log.error("another process uses this node's id; is the node folder a copy?", epoch=current.epoch)
         log.warning("lease lost", epoch=self.epoch, holder=current.node if current else None)
         self._set(0, holder=current.node if current and current.node != self.node else None)
         self.wake.set()
+
+    def _is_ours(self, record: Record, current: Lease | None, epoch: int) -> bool:
+        return (
+            current is not None and current.node == self.node and (current.epoch or record.sequence) == epoch
+        )
 
     async def _read(self) -> tuple[Record | None, Lease | None]:
         record = await self.bus.last(subjects.LEASES_STREAM, self._key)
@@ -157,7 +167,9 @@ class SlotLease:
         except msgspec.DecodeError as error:
             raise BusError(f"the lease {self._key} can't be read: {error}") from error
 
-    async def _write(self, value: bytes, headers: dict[str, str] | None = None) -> int:
+    async def _write(
+        self, value: bytes, headers: dict[str, str] | None = None, timeout_s: float | None = None
+    ) -> int:
         return await self.bus.append(
             subjects.LEASES_STREAM,
             self._key,
@@ -165,7 +177,7 @@ class SlotLease:
             last_on_subject=self._revision,
             ttl_s=self.settings.lease_ttl_s,
             headers=headers,
-            timeout_s=min(REQUEST_TIMEOUT_S, self.settings.lease_renew_s),
+            timeout_s=timeout_s or min(REQUEST_TIMEOUT_S, self.settings.lease_renew_s),
         )
 
     def _value(self, epoch: int) -> bytes:

@@ -99,6 +99,19 @@ async def test_a_released_lease_is_free_at_once(bus: Bus, settings: Settings) ->
     assert second.may_write()
 
 
+async def test_a_renewal_that_was_cut_off_does_not_keep_the_lease_from_being_released(
+    bus: Bus, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = await held(bus, settings)
+    lose_next_answer(bus, monkeypatch)
+    with pytest.raises(BusTimeoutError):
+        await lease.turn()
+    await lease.release()
+    record = await bus.last(subjects.LEASES_STREAM, subjects.lease("a"))
+    assert record is not None
+    assert record.data == b""
+
+
 async def test_a_lost_lease_is_not_released_from_under_another(bus: Bus, quick: Settings) -> None:
     first = await held(bus, quick)
     await asyncio.sleep(1.6)
