@@ -54,6 +54,9 @@ class Script:
             return self.end(
                 Outcome(status=OutcomeStatus.FAILED, code=ErrorCode(code), error=f"scripted {code}")
             )
+        if not step and time.time() >= self.job.ready_by:
+            why = "no time is left and there is no checkpoint to submit"
+            return self.end(Outcome(status=OutcomeStatus.FAILED, code=ErrorCode.TOO_LATE, error=why))
         steps = self.knobs.get("steps", 10)
         while step < steps and not (self.newest() and time.time() >= self.job.ready_by):
             if self.stopped:

@@ -256,7 +256,8 @@ async def test_a_stale_node_with_a_finished_run_does_not_submit(world) -> None:
 
 async def test_no_checkpoint_by_the_deadline_expires(world) -> None:
     node = world.node().start()
-    await world.give(seconds=2, steps=1000, no_checkpoints=True)
+    await world.until(world.lease, 60, "no lease")
+    await world.give(seconds=4, steps=1000, no_checkpoints=True)
     result = await world.result()
     assert (result.status, result.code) == (ResultStatus.EXPIRED, "too_late")
     assert [line["event"] for line in node.slot_log()] == ["acquired", "released"]
