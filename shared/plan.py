@@ -46,6 +46,7 @@ MIN_BATCH = 8  # examples
 MIN_OFFER_STEPS = 3  # an offer states no data, and real rows may be ten times shorter than the assumed ones
 ASSUMED_PARAMETERS = 7_000_000_000
 MOST_PARAMETERS = 10**13
+LONGEST_HOURS = 24 * 366  # what no job takes; beyond it the arithmetic overflows in the end
 
 
 class DataStats(Struct, frozen=True, kw_only=True):
@@ -272,7 +273,8 @@ def check_offer(
     try:
         shape = shape_from_params(parameters, family_of(model))
         data = ASSUMED_PAIRS if task_type is TaskType.DPO else ASSUMED_DATA
-        plan = make_plan(resolve(profile), shape, data, hardware, hours * 3600, task_type=task_type)
+        budget_s = min(hours, LONGEST_HOURS) * 3600
+        plan = make_plan(resolve(profile), shape, data, hardware, budget_s, task_type=task_type)
     except (PlanError, SettingsError) as error:
         return Feasibility(False, f"{error} ({size})")
     if plan.expected_steps < MIN_OFFER_STEPS:

@@ -2,7 +2,7 @@ import math
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -289,6 +289,7 @@ def test_a_model_of_unknown_size_is_taken_as_seven_billion_and_said_so() -> None
 
 
 @given(st.text(max_size=60), st.integers() | st.none(), st.floats(), hardware, st.text(max_size=20))
+@example("org/tiny-0.001B", None, 1e308, HALF, "maximum_accuracy")
 def test_no_offer_makes_the_check_raise(
     model: str, parameters: int | None, hours: float, half: Hardware, profile: str
 ) -> None:
