@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 from typing import Final
@@ -10,13 +11,15 @@ from typing import Final
 # process's connection may take the port before the service listens, or while it starts again.
 LOWEST: Final = 15_000
 HIGHEST: Final = 32_000
-TRIES: Final = 1000
+
+# One after the other, so that a process never gets a port twice; from anywhere, so that two processes differ.
+_turn = itertools.count(random.SystemRandom().randrange(HIGHEST - LOWEST))
 
 
 def free_port() -> int:
     """A port on loopback that nobody listens on now. Raises OSError if there is none."""
-    for _ in range(TRIES):
-        port = random.randrange(LOWEST, HIGHEST)
+    for _ in range(LOWEST, HIGHEST):
+        port = LOWEST + next(_turn) % (HIGHEST - LOWEST)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
