@@ -179,9 +179,9 @@ def _weights(job: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(export.glob("*.safetensors"))}
 
 
-@pytest.mark.parametrize(("profile", "kind"), [("maximum_accuracy", "adapter"), ("lora_r16", "adapter")])
+@pytest.mark.parametrize("profile", ["maximum_accuracy", "lora_r16"])
 def test_killed_and_stopped_runs_end_bit_equal_to_an_undisturbed_one(
-    profile: str, kind: str, make_job: Callable[..., Path]
+    profile: str, make_job: Callable[..., Path]
 ):
     calm, rough = make_job("calm", profile=profile), make_job("rough", profile=profile)
     worker = _start(rough)
@@ -204,7 +204,7 @@ def test_killed_and_stopped_runs_end_bit_equal_to_an_undisturbed_one(
     assert wanted.metrics is not None
     assert found.step > stopped.step
     assert found.metrics.resumes == 2
-    assert found.metrics.kind == kind
+    assert found.metrics.kind == "adapter"  # of the tiny model, also where its deltas are dense
     assert found.metrics.final_loss == wanted.metrics.final_loss < 0.9 * wanted.metrics.base_loss
     assert found.metrics.steps == wanted.metrics.steps
     assert _weights(rough) == _weights(calm)
