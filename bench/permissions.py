@@ -39,7 +39,17 @@ from shared.errors import BusError, DeniedError, PodiumError, RefusedError
 from shared.logs import set_up_logs
 from shared.settings import Settings, load_settings
 
-STREAMS = ("JOBS", "STATE", "KV_leases", "PROGRESS", "DECISIONS", "OBJ_artifacts-a", "OBJ_artifacts-b")
+STREAMS = (
+    "JOBS",
+    "STATE",
+    "KV_leases",
+    "PROGRESS",
+    "DECISIONS",
+    "SCORES",
+    "NONCES",
+    "OBJ_artifacts-a",
+    "OBJ_artifacts-b",
+)
 TIMEOUT_S = 5.0  # nothing here waits for it: what is denied says so at once
 
 

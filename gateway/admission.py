@@ -16,7 +16,7 @@ from shared import subjects
 from shared.bus import Bus, Record
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
 from shared.logs import get_logger
-from shared.messages import Decision, Hardware, Job, Offer, encode
+from shared.messages import BareOffer, Decision, Hardware, Job, Offer, encode
 from shared.plan import Feasibility, check_offer
 from shared.settings import Settings
 
@@ -162,7 +162,7 @@ class Admission:
             hardware=sign.hardware if sign is not None else None,
         )
 
-    def _feasible(self, offer: Offer, hours: float, hardware: Hardware) -> Feasibility:
+    def _feasible(self, offer: BareOffer, hours: float, hardware: Hardware) -> Feasibility:
         return check_offer(
             offer.model, offer.model_params_count, offer.task_type, hours, hardware, self._settings.profile
         )

@@ -1,4 +1,4 @@
-"""Offer -> verdict. Pure: everything a policy may look at is in its view."""
+"""BareOffer -> verdict. Pure: everything a policy may look at is in its view."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from gateway.tables import Tables, model_family
-from shared.messages import Hardware, Offer, Term, Terms
+from shared.messages import BareOffer, Hardware, Term, Terms
 from shared.plan import Feasibility
 
 RATE_WEIGHT = 0.15  # of each of the three learned rates
@@ -33,7 +33,9 @@ class PolicyView(Struct, frozen=True, kw_only=True):
     expected: Hardware  # what a slot must show to earn the hardware bonus
     max_hours: float
     deadline_margin_s: float
-    feasible: Callable[[Offer, float, Hardware], Feasibility]  # offer, hours that are left for it, hardware
+    feasible: Callable[
+        [BareOffer, float, Hardware], Feasibility
+    ]  # offer, hours that are left for it, hardware
 
     @property
     def capacity(self) -> int:
@@ -62,10 +64,10 @@ class Verdict(Struct, frozen=True, kw_only=True):
         return self.slot is not None
 
 
-Policy = Callable[[Offer, PolicyView], Verdict]
+Policy = Callable[[BareOffer, PolicyView], Verdict]
 
 
-def maximum_accuracy(offer: Offer, view: PolicyView) -> Verdict:
+def maximum_accuracy(offer: BareOffer, view: PolicyView) -> Verdict:
     """The house policy: capacity, then hours, then priority; the two bonuses are earned, not given.
 
     Whatever decides, every term of the score is told.
@@ -113,7 +115,7 @@ def _free_slot(view: PolicyView) -> SlotFacts | None:
     return None
 
 
-def _terms(offer: Offer, view: PolicyView, chosen: SlotFacts | None) -> Terms:
+def _terms(offer: BareOffer, view: PolicyView, chosen: SlotFacts | None) -> Terms:
     family = model_family(offer.model)
     weight = view.tables.task_weight.rate(offer.task_type)
     performance = view.tables.model_performance.rate(family)
@@ -127,7 +129,7 @@ def _terms(offer: Offer, view: PolicyView, chosen: SlotFacts | None) -> Terms:
     )
 
 
-def _plan_bonus(offer: Offer, view: PolicyView, chosen: SlotFacts | None) -> Term:
+def _plan_bonus(offer: BareOffer, view: PolicyView, chosen: SlotFacts | None) -> Term:
     """Earned if a plan fits memory and deadline; without a chosen slot, on the expected hardware."""
     hours_left = offer.hours_to_complete - view.deadline_margin_s / 3600
     if hours_left <= 0:

@@ -26,6 +26,7 @@ EVERYTHING_SAID = (
     subjects.ANY_RESERVATION,
     subjects.ANY_STATE,
     subjects.ANY_DECISION,
+    subjects.ANY_SCORE,
     subjects.ANY_PROGRESS,
     subjects.ANY_HEARTBEAT,
 )
@@ -76,10 +77,12 @@ def _gateway(slots: tuple[str, ...]) -> User:
             subjects.reservation("*", "*"),
             subjects.state("*", "*"),
             subjects.decision("*"),
+            subjects.score("*"),
+            subjects.NONCES,
         ),
         reads=_everything_in(slots),
         inspects=_streams(slots),
-        hears=EVERYTHING_SAID,
+        hears=(*EVERYTHING_SAID, subjects.NONCES),
         asks=tuple((trainer(slot), subjects.control(slot)) for slot in slots),
         answers=(subjects.OFFERS,),
         queue=subjects.OFFERS_QUEUE,
@@ -118,6 +121,8 @@ def _streams(slots: tuple[str, ...]) -> tuple[str, ...]:
         subjects.LEASES_STREAM,
         subjects.PROGRESS_STREAM,
         subjects.DECISIONS_STREAM,
+        subjects.SCORES_STREAM,
+        subjects.NONCES_STREAM,
         *map(subjects.artifacts_stream, slots),
     )
 

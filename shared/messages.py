@@ -115,18 +115,23 @@ class DatasetType(Struct, frozen=True, kw_only=True):
     chat_assistant_reference: str | None = None
 
 
-class Offer(Struct, frozen=True, kw_only=True):
-    """Upstream's question: can you fine-tune this model on this data within so many hours?"""
+class BareOffer(Struct, frozen=True, kw_only=True):
+    """Upstream's question without the data: all that a decision may depend on."""
 
     task_id: Annotated[str, Meta(min_length=1, max_length=1024)]
     task_type: TaskType
     model: Annotated[str, Meta(min_length=1, max_length=512)]
     hours_to_complete: Annotated[float, Meta(gt=0)]
+    model_params_count: Annotated[int, Meta(gt=0)] | None = None
+    ds_size: int | None = None  # a constant upstream, carries no information; kept for the record
+
+
+class Offer(BareOffer, frozen=True, kw_only=True):
+    """Upstream's question: can you fine-tune this model on this data within so many hours?"""
+
     dataset: Annotated[str, Meta(min_length=1, max_length=8192)]  # path, https URL or HF data set id
     file_format: FileFormat = FileFormat.JSON
     dataset_type: DatasetType = msgspec.field(default_factory=DatasetType)
-    model_params_count: Annotated[int, Meta(gt=0)] | None = None
-    ds_size: int | None = None  # a constant upstream, carries no information; kept for the record
     expected_repo_name: str | None = None
 
 
@@ -175,6 +180,7 @@ class Reservation(Struct, frozen=True, kw_only=True, tag_field="kind", tag="rese
     reserved_at: float
     expires_at: float
     decision: Decision
+    offer: BareOffer | None = None  # what was accepted; None in records of older versions
 
 
 class Job(Struct, frozen=True, kw_only=True, tag_field="kind", tag="job"):
@@ -250,6 +256,23 @@ class Result(Struct, frozen=True, kw_only=True, tag_field="kind", tag="result"):
     artifact: str | None = None  # where it is: a folder, nats://bucket/object or hf://repository@commit
     metrics: Metrics | None = None
     deadline_margin_s: float | None = None  # deadline minus the moment the submission was stored
+    model_hash: str | None = None  # of a stored submission, as upstream computes it
+    at: float = 0.0
+
+
+class Score(Struct, frozen=True, kw_only=True):
+    """What upstream made of a task's submission, once it told; the newest one of a task counts."""
+
+    record_id: str
+    task_id: str
+    task: str
+    task_type: TaskType
+    model: str
+    quality_score: float  # upstream's own: 3 = first place, 0 = another valid one, -1 = none that is valid
+    test_loss: float | None = None
+    synth_loss: float | None = None  # 1000 = not among the first four
+    reason: str = ""
+    scored_at: float = 0.0  # when upstream scored, if it says so; else when we heard
     at: float = 0.0
 
 
@@ -392,6 +415,7 @@ def encode(message: Struct) -> bytes:
 decode_offer = msgspec.json.Decoder(Offer).decode
 decode_job_record = msgspec.json.Decoder(JobRecord).decode
 decode_state_record = msgspec.json.Decoder(StateRecord).decode
+decode_score = msgspec.json.Decoder(Score).decode
 decode_lease = msgspec.json.Decoder(Lease).decode
 decode_heartbeat = msgspec.json.Decoder(Heartbeat).decode
 decode_progress = msgspec.json.Decoder(Progress).decode

@@ -17,6 +17,8 @@ from shared.errors import SettingsError
 PREFIX = "PODIUM_"
 CONFIG_VARIABLE = "PODIUM_CONFIG"  # path of the TOML file
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 Seconds = Annotated[float, Meta(gt=0)]
 
 
@@ -79,6 +81,39 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reservation_s: Annotated[
         Seconds, Meta(description="how long an accepted offer without data holds a slot")
     ] = 900.0
+    hotkey: Annotated[
+        str | None,
+        Meta(description="this miner's own ss58 address; signed requests to any other are refused"),
+    ] = None
+    upstream_auth: Annotated[
+        str,
+        Meta(
+            pattern="^(signed|off)$",
+            description="signed = upstream's requests carry sr25519 signatures; off = anybody's are taken, "
+            "for a gateway that listens on loopback only",
+        ),
+    ] = "signed"
+    upstream_validators: Annotated[
+        tuple[str, ...],
+        Meta(description="ss58 addresses whose signed requests are taken, whatever their stake"),
+    ] = ()
+    upstream_nodes_file: Annotated[
+        str | None,
+        Meta(description="the subnet's nodes with their stakes, as fiber's nodes.json; read when it changes"),
+    ] = None
+    upstream_min_stake: Annotated[
+        float, Meta(ge=0, description="stake that a validator in upstream_nodes_file must have")
+    ] = 1000.0
+    upstream_model_hash: Annotated[
+        bool,
+        Meta(description="tell upstream the submission's hash; it can't gain anything, a wrong one loses"),
+    ] = False
+    training_repo: Annotated[
+        str | None, Meta(description="answer to GET /training_repo: the repository of this miner's trainer")
+    ] = None
+    training_commit: Annotated[
+        str | None, Meta(description="answer to GET /training_repo: the commit of training_repo")
+    ] = None
     expire_after_s: Annotated[
         Seconds, Meta(description="a job without result is expired by a gateway this long after its deadline")
     ] = 900.0
@@ -266,6 +301,11 @@ def _checked(values: dict[str, Any]) -> Settings:
         raise SettingsError(f"slot {settings.slot!r} is not one of slots {', '.join(settings.slots)}")
     if not settings.lease_renew_s < settings.lease_trust_s < settings.lease_ttl_s:
         raise SettingsError("lease_renew_s < lease_trust_s < lease_ttl_s must hold")
+    if settings.upstream_auth == "off" and settings.gateway_host not in LOOPBACK:
+        raise SettingsError(
+            f"upstream_auth = off is for loopback only, and gateway_host is {settings.gateway_host}: "
+            "set hotkey and upstream_auth = signed"
+        )
     if settings.artifacts_kind == "hub" and not settings.hub_namespace:
         raise SettingsError("artifacts_kind = hub needs hub_namespace: the user that submissions go to")
     return settings

@@ -23,6 +23,7 @@ from shared.settings import Settings
 from shared.stream_info import find_stream
 
 STREAM_EXISTS = 10058
+NONCES_KEPT_S: Final = 300.0  # a nonce from the future is good for twice upstream's window of 120 s
 RETRY_S: Final = 0.25
 
 T = TypeVar("T")
@@ -40,7 +41,9 @@ def stream_specs(settings: Settings) -> list[StreamSpec]:
 
     JOBS and STATE are append-only logs without an age limit: full refuses (`discard: new`), nothing is
     ever dropped. Leases live in a key-value bucket with history 1, so that an expired lease can't
-    resurface an older one. PROGRESS and DECISIONS are only for watchers: memory, oldest dropped.
+    resurface an older one. SCORES keeps the newest score of each task. PROGRESS and DECISIONS are only for
+    watchers: memory, oldest dropped. NONCES is what the gateways have seen of signed requests that could
+    still be played again.
     """
     truth = {
         "storage": "file",
@@ -106,6 +109,30 @@ def stream_specs(settings: Settings) -> list[StreamSpec]:
                 **watched,
             },
             ("subjects",),
+        ),
+        StreamSpec(
+            {
+                "name": subjects.SCORES_STREAM,
+                "subjects": [subjects.ANY_SCORE],
+                "max_msgs_per_subject": 1,
+                "max_bytes": 64 << 20,
+                "storage": "file",
+                "retention": "limits",
+                "discard": "old",  # the oldest score counts least: its evidence has faded
+                "allow_direct": True,
+                "num_replicas": settings.nats_replicas,
+            },
+            ("subjects", "storage", "max_msgs_per_subject", "allow_direct"),
+        ),
+        StreamSpec(
+            {
+                "name": subjects.NONCES_STREAM,
+                "subjects": [subjects.NONCES],
+                "max_age": round(NONCES_KEPT_S * 1e9),
+                "max_bytes": 64 << 20,
+                **watched,
+            },
+            ("subjects", "allow_direct"),
         ),
         *artifacts,
     ]

@@ -16,6 +16,8 @@ JOBS_STREAM = "JOBS"
 STATE_STREAM = "STATE"
 PROGRESS_STREAM = "PROGRESS"
 DECISIONS_STREAM = "DECISIONS"
+SCORES_STREAM = "SCORES"
+NONCES_STREAM = "NONCES"
 LEASES_BUCKET = "leases"
 LEASES_STREAM = f"KV_{LEASES_BUCKET}"
 
@@ -25,6 +27,8 @@ ANY_STATE = "podium.state.>"
 ANY_PROGRESS = "podium.progress.>"
 ANY_HEARTBEAT = "podium.heartbeats.>"
 ANY_DECISION = "podium.decisions.>"
+ANY_SCORE = "podium.scores.>"
+NONCES = "podium.nonces"
 ANY_LEASE = f"$KV.{LEASES_BUCKET}.>"
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -88,6 +92,11 @@ def control(slot: str) -> str:
 def decision(task: str) -> str:
     """Decisions, accepted or not, for whoever watches."""
     return f"podium.decisions.{task}"
+
+
+def score(task: str) -> str:
+    """What upstream made of a task's submission."""
+    return f"podium.scores.{task}"
 
 
 def lease(slot: str) -> str:
