@@ -1,10 +1,14 @@
-"""The one way an offer becomes a job: storing the job is the acceptance."""
+"""The one way an offer becomes a reservation or a job: storing it is the acceptance."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
 
 from gateway.decisions import DecisionLog
 from gateway.follower import Follower
@@ -14,9 +18,9 @@ from gateway.presence import Presence
 from gateway.tables import Tables
 from shared import subjects
 from shared.bus import Bus, Record
-from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
+from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError, PodiumError
 from shared.logs import get_logger
-from shared.messages import BareOffer, Decision, Hardware, Job, Offer, encode
+from shared.messages import BareOffer, Decision, Hardware, Job, Offer, Reservation, encode
 from shared.plan import Feasibility, check_offer
 from shared.settings import Settings
 
@@ -25,11 +29,21 @@ ANSWER_S = 2.5  # upstream waits 3 s
 APPEND_TIMEOUT_S = 0.9
 TRIES = 8  # each lost to another gateway's job, of which a fleet stores one per free slot
 
+T = TypeVar("T")
+
 log = get_logger()
 
 
+class NotAcceptedError(PodiumError):
+    """A start of a task that was never accepted; nothing was stored."""
+
+
+class NoSlotError(PodiumError):
+    """A start came after its reservation had lapsed, and every slot is taken; nothing was stored."""
+
+
 class Admission:
-    """Decides on offers, and stores a job for each accepted one, exactly once."""
+    """Decides on offers, and stores what is accepted exactly once."""
 
     def __init__(
         self,
@@ -55,17 +69,14 @@ class Admission:
         self._expected = expected
         self._lock = asyncio.Lock()
 
-    async def decide(self, offer: Offer, received_at: float, *, within_s: float = ANSWER_S) -> Decision:
+    async def decide(self, offer: BareOffer, received_at: float, *, within_s: float = ANSWER_S) -> Decision:
         """Answer one offer; `received_at` is when its first byte was here.
 
-        Raises BusError if nothing can be decided now. Then the job may still have been stored: the same
-        offer sent again answers accepted if it was.
+        An accepted offer with its data becomes a job, one without a reservation. Raises BusError if nothing
+        can be decided now. Then it may still have been stored: the same offer sent again answers accepted
+        if it was.
         """
-        try:
-            async with asyncio.timeout(within_s):
-                decision = await self._decide(offer, received_at)
-        except TimeoutError as error:
-            raise BusTimeoutError(f"NATS did not confirm within {within_s:.1f} s") from error
+        decision = await _within(within_s, self._decide(offer, received_at))
         self._decisions.add(decision)
         log.info(
             "offer accepted" if decision.accepted else "offer rejected",
@@ -75,43 +86,125 @@ class Admission:
         )
         return decision
 
-    async def _decide(self, offer: Offer, received_at: float) -> Decision:
+    async def start(
+        self, task_id: str, request: Callable[[BareOffer | None], Offer], received_at: float
+    ) -> Job:
+        """The job of an accepted offer whose data is here now; the same job if it was started before.
+
+        `request` makes the job's offer from the one that was accepted. Raises NotAcceptedError and
+        NoSlotError (nothing is stored), and BusError: then it may be stored, and asking again is safe.
+        """
+        return await _within(ANSWER_S, self._start(task_id, request, received_at))
+
+    async def _decide(self, offer: BareOffer, received_at: float) -> Decision:
         token = subjects.task_token(offer.task_id)
         await self._follower.catch_up()
         if known := self._known(offer, token, received_at):
+            if isinstance(offer, Offer) and self._is_reserved(token):  # here is the data it waits for
+                return (await self._start(offer.task_id, lambda _: offer, received_at)).decision
             return known
         verdict = self._judge(offer)
         if not verdict.accepted:
             return self._decision(offer, token, verdict, received_at)
         async with self._lock:
-            return await self._store(offer, token, received_at)
+            return await self._admit(offer, token, received_at)
 
-    async def _store(self, offer: Offer, token: str, received_at: float) -> Decision:
-        """Judge on the newest state and append, until the log's end is the one that was judged."""
+    async def _admit(self, offer: BareOffer, token: str, received_at: float) -> Decision:
+        """Judge on the newest state, and store what was accepted on it."""
+        decision: Decision | None = None
+
+        def make() -> Job | Reservation | None:
+            nonlocal decision
+            if decision := self._known(offer, token, received_at):
+                return None
+            verdict = self._judge(offer)
+            decision = self._decision(offer, token, verdict, received_at)
+            return self._record(offer, decision, received_at) if verdict.accepted else None
+
+        await self._store(make)
+        assert decision is not None  # make() was called at least once
+        return decision
+
+    async def _start(
+        self, task_id: str, request: Callable[[BareOffer | None], Offer], received_at: float
+    ) -> Job:
+        token = subjects.task_token(task_id)
+        await self._follower.catch_up()
         job: Job | None = None
+
+        def make() -> Job | None:
+            nonlocal job
+            task = self._ledger.task(token)
+            if task is None or task.record.task_id != task_id:
+                raise NotAcceptedError(f"task {task_id[:100]!r} was not accepted: offer it first")
+            if task.job is not None:
+                job = task.job
+                return None
+            job = self._begin(task.record, request, received_at)
+            return job
+
+        async with self._lock:
+            await self._store(make)
+        assert job is not None  # make() was called at least once
+        log.info("job started", task=token, slot=job.slot, deadline_at=job.deadline_at)
+        return job
+
+    def _begin(
+        self, reserved: Job | Reservation, request: Callable[[BareOffer | None], Offer], received_at: float
+    ) -> Job:
+        """The job that a reservation becomes."""
+        assert isinstance(reserved, Reservation)  # a task without a job
+        slot, late_s = self._slot_for(reserved)
+        if late_s is not None:
+            log.warning("a start came late", task=reserved.task, slot=slot, late_s=round(late_s))
+        offer = request(reserved.offer)
+        decision = msgspec.structs.replace(
+            reserved.decision, slot=slot, deadline_at=self._deadline(offer, received_at)
+        )
+        return self._job(offer, decision, received_at)
+
+    def _slot_for(self, reservation: Reservation) -> tuple[str, float | None]:
+        """The slot a start gets, and how late it is: then it may be any that is free. Raises NoSlotError."""
+        late_s = time.time() - reservation.expires_at
+        if late_s < 0:
+            return reservation.slot, None
+        free = [facts for facts in self.view().slots if not facts.busy]
+        if not free:
+            raise NoSlotError(
+                f"the reservation of {reservation.task} lapsed {late_s:.0f} s ago, and no slot is free"
+            )
+        # a node that is alive now is the better choice; one that isn't may come back
+        return min(free, key=lambda facts: not facts.live).slot, late_s
+
+    async def _store(self, make: Callable[[], Job | Reservation | None]) -> None:
+        """Append what `make` returns on the newest state, until the log's end is the one it was made on.
+
+        It returns None if nothing is to be stored, for instance because the task is there already.
+        """
+        made: Job | Reservation | None = None
         expected = -1
         cause: BusError | None = None
         for _ in range(TRIES):
-            if known := self._known(offer, token, received_at):
-                return known
-            if job is None or expected != self._ledger.folded[JOBS]:
-                # A job sent for an older end of the log can't be stored any more: decide anew. While the
-                # end is the same, a job whose answer was lost may still be: send it again as it was.
-                verdict = self._judge(offer)
-                if not verdict.accepted:
-                    return self._decision(offer, token, verdict, received_at)
-                job = self._job(offer, token, verdict, received_at)
-                expected = self._ledger.folded[JOBS]
+            if made is None or expected != self._ledger.folded[JOBS]:
+                # A record sent for an older end of the log can't be stored any more: decide anew. While the
+                # end is the same, one whose answer was lost may still be: send it again as it was.
+                made, expected = make(), self._ledger.folded[JOBS]
+                if made is None:
+                    return
             try:
-                await self._append(job, expected)
+                await self._append(made, expected)
             except (ConflictError, BusTimeoutError) as error:
                 cause = error
                 await self._follower.catch_up()
                 continue
-            return job.decision
-        raise BusUnavailableError(f"the job could not be stored in {TRIES} tries: {cause}") from cause
+            return
+        raise BusUnavailableError(f"it could not be stored in {TRIES} tries: {cause}") from cause
 
-    def _known(self, offer: Offer, token: str, received_at: float) -> Decision | None:
+    def _is_reserved(self, token: str) -> bool:
+        task = self._ledger.task(token)
+        return task is not None and task.job is None
+
+    def _known(self, offer: BareOffer, token: str, received_at: float) -> Decision | None:
         known = self._ledger.accepted(token, time.time())
         if known is None or known.task_id == offer.task_id:
             return known
@@ -122,20 +215,23 @@ class Admission:
         verdict = Verdict(reason=reason, priority=judged.priority, terms=judged.terms)
         return self._decision(offer, token, verdict, received_at)
 
-    async def _append(self, job: Job, expected: int) -> None:
-        subject, data = subjects.job(job.slot, job.task), encode(job)
+    async def _append(self, record: Job | Reservation, expected: int) -> None:
+        """Store one record if JOBS still ends at `expected`; a job also only as the task's first one."""
+        subject, pattern, data = subjects.reservation(record.slot, record.task), None, encode(record)
+        if isinstance(record, Job):
+            subject, pattern = subjects.job(record.slot, record.task), subjects.job_on_any_slot(record.task)
         sequence = await self._bus.append(
             JOBS,
             subject,
             data,
             last=expected,
-            last_on_subject=0,
-            pattern=subjects.job_on_any_slot(job.task),
+            last_on_subject=None if pattern is None else 0,
+            pattern=pattern,
             timeout_s=APPEND_TIMEOUT_S,
         )
         self._ledger.apply(JOBS, Record(sequence, subject, data))
 
-    def _judge(self, offer: Offer) -> Verdict:
+    def _judge(self, offer: BareOffer) -> Verdict:
         verdict = self._policy(offer, self.view())
         if verdict.warning:
             log.warning(verdict.warning)
@@ -167,24 +263,40 @@ class Admission:
             offer.model, offer.model_params_count, offer.task_type, hours, hardware, self._settings.profile
         )
 
-    def _job(self, offer: Offer, token: str, verdict: Verdict, received_at: float) -> Job:
-        decision = self._decision(offer, token, verdict, received_at)
-        if verdict.slot is None or decision.deadline_at is None:
-            raise ValueError("a job needs an accepting verdict")
+    def _record(self, offer: BareOffer, decision: Decision, received_at: float) -> Reservation | Job:
+        """What an accepted offer becomes: with its data a job, without it a slot kept for a while."""
+        if isinstance(offer, Offer):
+            return self._job(offer, decision, received_at)
+        return Reservation(
+            record_id=uuid.uuid4().hex,
+            task_id=offer.task_id,
+            task=decision.task,
+            slot=_chosen(decision),
+            gateway=self._settings.gateway_name,
+            reserved_at=received_at,
+            expires_at=received_at + self._settings.reservation_s,
+            decision=decision,
+            offer=offer,
+        )
+
+    def _job(self, offer: Offer, decision: Decision, received_at: float) -> Job:
         return Job(
             record_id=uuid.uuid4().hex,
             task_id=offer.task_id,
-            task=token,
-            slot=verdict.slot,
+            task=decision.task,
+            slot=_chosen(decision),
             gateway=self._settings.gateway_name,
             offer=offer,
             decision=decision,
             received_at=received_at,
-            deadline_at=decision.deadline_at,
+            deadline_at=self._deadline(offer, received_at),
         )
 
-    def _decision(self, offer: Offer, token: str, verdict: Verdict, received_at: float) -> Decision:
-        deadline_at = received_at + offer.hours_to_complete * 3600 - self._settings.deadline_margin_s
+    def _deadline(self, offer: BareOffer, received_at: float) -> float:
+        return received_at + offer.hours_to_complete * 3600 - self._settings.deadline_margin_s
+
+    def _decision(self, offer: BareOffer, token: str, verdict: Verdict, received_at: float) -> Decision:
+        begun = verdict.accepted and isinstance(offer, Offer)  # else the clock starts with the start
         return Decision(
             task_id=offer.task_id,
             task=token,
@@ -194,7 +306,22 @@ class Admission:
             priority=verdict.priority,
             terms=verdict.terms,
             policy=verdict.policy,
-            deadline_at=deadline_at if verdict.accepted else None,
+            deadline_at=self._deadline(offer, received_at) if begun else None,
             decided_at=time.time(),
             gateway=self._settings.gateway_name,
         )
+
+
+def _chosen(decision: Decision) -> str:
+    if decision.slot is None:
+        raise ValueError("only an accepted offer has a slot")
+    return decision.slot
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; BusTimeoutError if it takes longer than upstream waits."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except TimeoutError as error:
+        raise BusTimeoutError(f"NATS did not confirm within {seconds:.1f} s") from error

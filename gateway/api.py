@@ -12,10 +12,12 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
+from gateway.body import read_body
 from gateway.ledger import Task, TaskState
 from gateway.offers import MalformedOfferError, parse_offer
 from gateway.operations import NodeSilentError, NotPossibleError, UnknownTaskError
 from gateway.service import Service
+from gateway.upstream.gradients import add_endpoints
 from gateway.views import TaskFilter, slot_view, task_page, task_story, task_view
 from shared import subjects
 from shared.errors import BusError
@@ -69,6 +71,7 @@ def make_app(service: Service) -> web.Application:
     ):
         app.router.add_route(method, path, handler)
         app.router.add_route(method, path + "/", handler)
+    add_endpoints(app, service)
     return app
 
 
@@ -228,11 +231,7 @@ def _states(request: web.Request) -> frozenset[TaskState] | None:
 
 
 async def _body(request: web.Request) -> bytes:
-    """The whole body, up to `max_body_bytes`; raises 413 as soon as it is known to be larger."""
-    limit = request.app[SERVICE].settings.max_body_bytes
-    if request.content_length is not None and request.content_length > limit:
-        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length)
-    return await request.read()
+    return await read_body(request, request.app[SERVICE].settings.max_body_bytes)
 
 
 def _too_large(request: web.Request) -> web.Response:

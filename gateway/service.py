@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from gateway.admission import ANSWER_S, Admission
 from gateway.decisions import DecisionLog
@@ -14,7 +15,10 @@ from gateway.ledger import Ledger
 from gateway.mirror import LostRecordsError, Mirror
 from gateway.operations import Operations
 from gateway.presence import Presence
+from gateway.upstream.auth import gate_of
+from gateway.upstream.nonces import Nonces
 from gateway.upstream.requests import OfferResponder
+from gateway.upstream.validators import Validators
 from gateway.views import GatewayInfo, MirrorInfo, agreed
 from shared import subjects
 from shared.bus import Bus, connect
@@ -22,7 +26,7 @@ from shared.credentials import GATEWAY
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError
 from shared.hardware import parse_hardware
 from shared.logs import get_logger
-from shared.messages import Decision, Offer
+from shared.messages import BareOffer, Decision, Job, Offer
 from shared.settings import Settings
 from shared.streams import ready
 from shared.version import version
@@ -56,6 +60,14 @@ class Service:
         self._mirror = Mirror(settings.data, settings.gateway_name)
         self._lost: str | None = None  # what the broker has lost, while it has not been restored
         self._responder = OfferResponder(self.decide)
+        nodes_file = settings.upstream_nodes_file
+        self._validators = Validators(
+            settings.upstream_validators,
+            Path(nodes_file).expanduser() if nodes_file else None,
+            settings.upstream_min_stake,
+        )
+        self._nonces = Nonces(settings.gateway_name)
+        self.gate = gate_of(settings, self._validators, self._nonces)
         self._folded = asyncio.Event()  # both logs were read to their end once
         self._leases_seen = asyncio.Event()
 
@@ -71,14 +83,29 @@ class Service:
         except TimeoutError as error:
             raise BusUnavailableError(self.why_not_ready() or "leases are not read yet") from error
 
-    async def decide(self, offer: Offer, received_at: float) -> Decision:
+    async def decide(self, offer: BareOffer, received_at: float) -> Decision:
         """Answer one offer; BusError if nothing can be decided now."""
         clock = asyncio.get_running_loop()
         answer_by = clock.time() + ANSWER_S
         await self.started()
+        return await self._admits().decide(offer, received_at, within_s=answer_by - clock.time())
+
+    async def start(
+        self, task_id: str, request: Callable[[BareOffer | None], Offer], received_at: float
+    ) -> Job:
+        """Begin an accepted task whose data is here now; as `Admission.start`."""
+        await self.started()
+        return await self._admits().start(task_id, request, received_at)
+
+    def _admits(self) -> Admission:
         if self._admission is None:
             raise BusUnavailableError("the gateway stops")
-        return await self._admission.decide(offer, received_at, within_s=answer_by - clock.time())
+        return self._admission
+
+    @property
+    def knows_the_logs(self) -> bool:
+        """Whether both logs were read to their end once: then what has ended is known for good."""
+        return self._folded.is_set()
 
     def operations(self) -> Operations:
         """What operators may do; BusUnavailableError while the gateway starts or stops."""
@@ -142,6 +169,8 @@ class Service:
             asyncio.create_task(self._look_at_leases(bus), name="leases"),
             asyncio.create_task(self.decisions.run(bus), name="decisions"),
             asyncio.create_task(mirror.run(bus, ledger.folded), name="mirror"),
+            asyncio.create_task(self._nonces.run(bus), name="nonces"),
+            asyncio.create_task(self._validators.follow(), name="validators"),
             asyncio.create_task(
                 expire_for_ever(bus, ledger, follower, settings.expire_after_s), name="expiry"
             ),

@@ -22,7 +22,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     slot: str
     state: TaskState
     decision: Decision
-    model: str | None  # none while it is only reserved
+    model: str | None  # none if it is a reservation of an older version
     task_type: TaskType | None
     hours_to_complete: float | None
     received_at: float
@@ -106,7 +106,7 @@ def agreed(settings: Settings) -> dict[str, Any]:
 
 def task_view(task: Task, ledger: Ledger, presence: Presence, now: float) -> TaskView:
     """One task at this moment."""
-    record, job = task.record, task.job
+    record, job, offer = task.record, task.job, task.record.offer
     chain = ledger.chain_of(record)
     claimed = chain.claimed
     return TaskView(
@@ -115,9 +115,9 @@ def task_view(task: Task, ledger: Ledger, presence: Presence, now: float) -> Tas
         slot=record.slot,
         state=ledger.state(task, now),
         decision=record.decision,
-        model=job.offer.model if job else None,
-        task_type=job.offer.task_type if job else None,
-        hours_to_complete=job.offer.hours_to_complete if job else None,
+        model=offer.model if offer else None,
+        task_type=offer.task_type if offer else None,
+        hours_to_complete=offer.hours_to_complete if offer else None,
         received_at=record.received_at if isinstance(record, Job) else record.reserved_at,
         deadline_at=job.deadline_at if job else None,
         attempts=claimed.attempt if claimed else 0,

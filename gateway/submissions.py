@@ -1,0 +1,45 @@
+"""What upstream is told when it asks for a task's submission: answered from the ledger alone, at once."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from msgspec import Struct
+
+from gateway.ledger import Ledger
+from shared.errors import PodiumError
+from shared.messages import ResultStatus
+
+HUB: Final = "hf://"
+
+
+class NoSubmissionError(PodiumError):
+    """There is no submission to name, and why."""
+
+
+class Submission(Struct, frozen=True):
+    """Where a task's submission is."""
+
+    repo: str
+    model_hash: str | None
+
+
+def submission_of(ledger: Ledger, token: str) -> Submission:
+    """The submission of a task that has one; it stays available for good. Raises NoSubmissionError."""
+    task = ledger.task(token)
+    if task is None:
+        raise NoSubmissionError("no such task was accepted here")
+    result = ledger.chain_of(task.record).result
+    if result is None:
+        raise NoSubmissionError(f"no submission yet: the task is {ledger.state(task, time.time())}")
+    if result.status is not ResultStatus.SUBMITTED or result.artifact is None:
+        raise NoSubmissionError(f"no submission: the task ended as {result.status}: {result.reason}")
+    return Submission(repository(result.artifact), result.model_hash)
+
+
+def repository(artifact: str) -> str:
+    """A repository's name as a hub has it; what is stored elsewhere is named as it is."""
+    if not artifact.startswith(HUB):
+        return artifact
+    return artifact.removeprefix(HUB).partition("@")[0]

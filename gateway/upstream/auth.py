@@ -1,0 +1,131 @@
+"""Whether a request comes from a validator that may ask: fiber's rules, in fiber's order.
+
+Pure, but for the shared store of nonces, which is asked last. Section 2 of upstream's contract:
+headers (422), stake (403), then 401 for the nonce, the address it is meant for, and the signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+from msgspec import Struct
+
+from gateway.upstream.hotkeys import verified
+from gateway.upstream.nonces import WINDOW_S, Nonces, TooManyNoncesError
+from gateway.upstream.validators import Validators
+from shared.settings import Settings
+
+NANOSECONDS: Final = 1_000_000_000
+LONGEST_NONCE: Final = 128  # upstream's have 30 characters
+LATEST_NONCE: Final = 10**20  # larger is no time of this millennium; upstream's own bound
+
+
+class Refusal(Exception):
+    """A request that is not taken, as it is answered."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+class Claims(Struct, frozen=True):
+    """What a signed request says of itself."""
+
+    validator: str  # ss58 addresses
+    miner: str
+    nonce: str
+    signature: str
+
+    def message(self, body: bytes | None) -> bytes:
+        """What must have been signed; `body` is None for a GET, whose path and query nobody signs."""
+        words = [self.nonce, self.miner]
+        if body is not None:
+            words.append(hashlib.sha256(body).hexdigest())
+        return ":".join(words).encode()
+
+
+class Gate(Protocol):
+    """What stands before upstream's endpoints."""
+
+    async def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> str:
+        """The validator's address. Raises Refusal."""
+        ...
+
+
+class OpenGate:
+    """Takes everybody: for a gateway on loopback whose operator turned signatures off."""
+
+    async def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> str:
+        """Whoever asks."""
+        return headers.get("validator-hotkey", "")
+
+
+class ClosedGate:
+    """Takes nobody: this gateway has no address that requests could be meant for."""
+
+    async def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> str:
+        """Nobody."""
+        raise Refusal(403, "this gateway has no hotkey: set PODIUM_HOTKEY to the miner's ss58 address")
+
+
+class SignedGate:
+    """Takes the signed requests of validators that may ask, each once."""
+
+    def __init__(self, hotkey: str, validators: Validators, nonces: Nonces) -> None:
+        self._hotkey = hotkey
+        self._validators = validators
+        self._nonces = nonces
+
+    async def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> str:
+        """The validator's address. Raises Refusal; a refused request leaves no trace but a used nonce."""
+        # As with upstream's library, who may not ask is told so before what else is missing.
+        validator = read_headers(headers, "validator-hotkey")[0]
+        if why := self._validators.why_not(validator):
+            raise Refusal(403, why)
+        claims = Claims(validator, *read_headers(headers, "miner-hotkey", "nonce", "signature"))
+        signed_at = nonce_time(claims.nonce)
+        if signed_at is None or abs(now - signed_at) > WINDOW_S:
+            raise Refusal(401, f"the nonce is no time within {WINDOW_S:g} s of this gateway's clock")
+        if self._nonces.seen(claims.validator, claims.nonce, signed_at):
+            raise Refusal(401, "this nonce was used before")
+        if claims.miner != self._hotkey:
+            raise Refusal(401, "the request is meant for another miner's hotkey")
+        if not verified(claims.validator, claims.message(body), claims.signature):
+            raise Refusal(401, "the signature is not the validator's over this request")
+        # Only what is signed is kept, so that nobody else can fill the store or use up a nonce.
+        try:
+            if not await self._nonces.claim(claims.validator, claims.nonce, signed_at):
+                raise Refusal(401, "this nonce was used before")
+        except TooManyNoncesError as error:
+            raise Refusal(429, str(error)) from error
+        return claims.validator
+
+
+def read_headers(headers: Mapping[str, str], *names: str) -> list[str]:
+    """The values of headers. Raises Refusal 422 naming those that are missing."""
+    values = [headers.get(name, "") for name in names]
+    if missing := [name for name, value in zip(names, values, strict=True) if not value]:
+        raise Refusal(422, f"header missing: {', '.join(missing)}")
+    return values
+
+
+def nonce_time(nonce: str) -> float | None:
+    """Unix seconds in a nonce, `<nanoseconds>_<random>`; None if there are none."""
+    if len(nonce) > LONGEST_NONCE:
+        return None
+    digits = nonce.partition("_")[0]
+    if not (digits.isascii() and digits.isdigit()) or int(digits) > LATEST_NONCE:
+        return None
+    return int(digits) / NANOSECONDS
+
+
+def gate_of(settings: Settings, validators: Validators, nonces: Nonces) -> Gate:
+    """The gate that the settings ask for."""
+    if settings.upstream_auth == "off":
+        return OpenGate()
+    if settings.hotkey is None:
+        return ClosedGate()
+    return SignedGate(settings.hotkey, validators, nonces)

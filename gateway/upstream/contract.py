@@ -1,0 +1,160 @@
+"""What upstream sends and expects by its protocol of July to October 2025; unknown fields are ignored."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from gateway.upstream.auth import Refusal
+from shared.messages import BareOffer, DatasetType, FileFormat, Offer, TaskType
+
+Name = Annotated[str, Meta(min_length=1, max_length=512)]
+TaskId = Annotated[str, Meta(min_length=1, max_length=1024)]
+Hours = Annotated[float, Meta(gt=0)]  # whole numbers until July 2025, any after
+StartHours = Annotated[float, Meta(gt=0, le=24 * 366)]
+DataReference = Annotated[str, Meta(min_length=1, max_length=8192)]  # a presigned URL, good for seven days
+
+
+T = TypeVar("T")
+
+
+class ImageModelType(StrEnum):
+    """Kinds of image models."""
+
+    FLUX = "flux"
+    SDXL = "sdxl"
+
+
+class TextFormat(StrEnum):
+    """How a text task's data may be given; upstream always sends `s3`, a presigned URL of one JSON array."""
+
+    CSV = "csv"
+    JSON = "json"
+    HF = "hf"
+    S3 = "s3"
+
+
+class MinerTaskOffer(Struct, frozen=True, kw_only=True):
+    """Would you train this? There is no word of the data, and `ds_size` says the same of every text task."""
+
+    task_id: TaskId
+    task_type: TaskType
+    model: Name
+    hours_to_complete: Hours
+    ds_size: int | float | None = None
+    model_params_count: int | float | None = None
+
+    def offer(self) -> BareOffer:
+        """The same in Podium's words; a size that can't be one counts as not stated."""
+        return BareOffer(
+            task_id=self.task_id,
+            task_type=self.task_type,
+            model=self.model,
+            hours_to_complete=self.hours_to_complete,
+            model_params_count=_count(self.model_params_count),
+            ds_size=_count(self.ds_size),
+        )
+
+
+class MinerTaskResponse(Struct, frozen=True):
+    """The answer to an offer; a message that is no string would count as a rejection."""
+
+    message: str
+    accepted: bool
+
+
+class TrainRequestText(Struct, frozen=True, kw_only=True):
+    """An accepted text task with its data: train now."""
+
+    task_id: TaskId
+    model: Name
+    hours_to_complete: StartHours
+    dataset: DataReference
+    dataset_type: DatasetType
+    file_format: TextFormat
+    expected_repo_name: str | None = None
+
+    def offer(self, accepted: BareOffer | None) -> Offer:
+        """The job's offer. What the accepted offer said of the task's type is upstream's own word."""
+        task_type = accepted.task_type if accepted is not None else task_type_of(self.dataset_type)
+        return Offer(
+            task_id=self.task_id,
+            task_type=task_type,
+            model=self.model,
+            hours_to_complete=self.hours_to_complete,
+            model_params_count=accepted.model_params_count if accepted is not None else None,
+            ds_size=accepted.ds_size if accepted is not None else None,
+            dataset=self.dataset,
+            file_format=FileFormat(self.file_format.value),
+            dataset_type=self.dataset_type,
+            expected_repo_name=self.expected_repo_name,
+        )
+
+
+class TrainRequestImage(Struct, frozen=True, kw_only=True):
+    """An accepted image task with its data."""
+
+    task_id: TaskId
+    model: Name
+    hours_to_complete: StartHours
+    dataset_zip: DataReference
+    model_type: ImageModelType = ImageModelType.SDXL
+    expected_repo_name: str | None = None
+
+
+class TrainResponse(Struct, frozen=True):
+    """The answer to a start, which upstream only logs."""
+
+    message: str
+    task_id: str
+
+
+class MinerSubmission(Struct, frozen=True):
+    """Where a task's submission is. No hash is no harm; a wrong one loses the task."""
+
+    repo: str
+    model_hash: str | None = None
+
+
+class TrainingRepo(Struct, frozen=True):
+    """Where this miner's trainer can be had."""
+
+    github_repo: str
+    commit_hash: str
+
+
+_CHAT: Final = (
+    "chat_template",
+    "chat_column",
+    "chat_role_field",
+    "chat_content_field",
+    "chat_user_reference",
+    "chat_assistant_reference",
+)
+_DPO: Final = ("field_prompt", "field_chosen", "field_rejected")
+
+
+def task_type_of(columns: DatasetType) -> TaskType:
+    """The kind of task by the columns it names; upstream's own union goes by them, too."""
+    if any(getattr(columns, name) for name in _DPO):
+        return TaskType.DPO
+    if any(getattr(columns, name) for name in _CHAT) and not columns.field_instruction:
+        return TaskType.CHAT
+    return TaskType.INSTRUCT
+
+
+def parse(body: bytes, decode: msgspec.json.Decoder[T]) -> T:
+    """Decode a body. Raises Refusal 422 naming the field."""
+    try:
+        return decode.decode(body)
+    except RecursionError as error:
+        raise Refusal(422, "the JSON is nested too deeply") from error
+    except ValueError as error:  # msgspec's errors, and bytes that are not UTF-8
+        raise Refusal(422, str(error)) from error
+
+
+def _count(number: float | None) -> int | None:
+    return int(number) if number is not None and 1 <= number < 2**63 else None

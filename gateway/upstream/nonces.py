@@ -1,0 +1,203 @@
+"""Which signed requests were seen: one store for all gateways, bounded, kept as long as a replay could pass.
+
+Every gateway knows all nonces in memory. The stream NONCES decides between gateways: a claim is appended, and
+of two equal ones the one that is stored first counts. Claims that come together share one append, and only
+what others wrote in between is read, so a claim costs one round trip. The stream is in memory: when the
+broker is restarted, what the running gateways have seen stays known to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import defaultdict
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from shared import subjects
+from shared.bus import Bus
+from shared.errors import BusError
+from shared.logs import get_logger
+
+WINDOW_S: Final = 120.0  # how far a nonce's time may be from ours, either way
+BUCKET_S: Final = 60  # seen nonces are kept by the minute they say they are of
+MOST_SEEN: Final = 1_000_000  # some 70 MB; 3,300 signed requests a second for five minutes
+LARGEST_BATCH: Final = 512  # claims in one message
+APPEND_TIMEOUT_S: Final = 0.5
+
+log = get_logger()
+
+
+class TooManyNoncesError(Exception):
+    """The store is full: validators that may ask signed more requests than any would."""
+
+
+class Batch(Struct, frozen=True):
+    """Claims of one gateway in one message: by minute, the keys."""
+
+    gateway: str
+    minutes: dict[int, list[int]]
+
+
+_decode = msgspec.json.Decoder(Batch).decode
+
+
+class Seen:
+    """A bounded set of nonces that forgets those whose time is past. Pure."""
+
+    def __init__(self, most: int = MOST_SEEN) -> None:
+        self._most = most
+        self._minutes: dict[int, set[int]] = defaultdict(set)
+        self._count = 0
+
+    def __contains__(self, nonce: tuple[int, int]) -> bool:
+        minute, key = nonce
+        return minute in self._minutes and key in self._minutes[minute]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, nonce: tuple[int, int]) -> bool:
+        """Whether it is new. Raises TooManyNoncesError."""
+        if nonce in self:
+            return False
+        if self._count >= self._most:
+            raise TooManyNoncesError(f"more than {self._most} signed requests within minutes; ask later")
+        self._minutes[nonce[0]].add(nonce[1])
+        self._count += 1
+        return True
+
+    def forget(self, now: float) -> None:
+        """Drop what could not pass any more."""
+        oldest = int(now - WINDOW_S) // BUCKET_S
+        for minute in [minute for minute in self._minutes if minute < oldest]:
+            self._count -= len(self._minutes.pop(minute))
+
+
+def nonce_key(validator: str, nonce: str, signed_at: float) -> tuple[int, int]:
+    """The minute a nonce is of, and 63 bits that stand for it: of a million, two are equal once in 18 million
+    times, and then one request is refused."""
+    digest = hashlib.blake2b(f"{validator}:{nonce}".encode(), digest_size=8).digest()
+    return int(signed_at) // BUCKET_S, int.from_bytes(digest) >> 1
+
+
+class Nonces:
+    """The store as one gateway sees it."""
+
+    def __init__(self, gateway: str) -> None:
+        self._gateway = gateway
+        self._seen = Seen()
+        self._bus: Bus | None = None
+        self._last = 0  # sequence up to which NONCES was read
+        self._waiting: list[tuple[tuple[int, int], asyncio.Future[bool]]] = []
+        self._some = asyncio.Event()
+        self._minute = 0  # in which what is past was last forgotten
+        self._alone = False  # whether the newest claims could not be shared
+
+    def seen(self, validator: str, nonce: str, signed_at: float) -> bool:
+        """Whether this gateway knows the nonce as used."""
+        return nonce_key(validator, nonce, signed_at) in self._seen
+
+    async def claim(self, validator: str, nonce: str, signed_at: float) -> bool:
+        """Use a nonce up: True for the first who does, on any gateway. Raises TooManyNoncesError."""
+        key = nonce_key(validator, nonce, signed_at)
+        if (minute := int(time.time()) // BUCKET_S) != self._minute:
+            self._minute = minute
+            self._seen.forget(time.time())
+        if not self._seen.add(key):
+            return False
+        if self._bus is None or not self._bus.connected:
+            return True  # nothing that changes anything can be done now
+        claimed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((key, claimed))
+        self._some.set()
+        return await claimed
+
+    async def run(self, bus: Bus) -> None:
+        """Share claims until cancelled; knows first what other gateways have seen."""
+        self._bus, self._last = bus, 0
+        try:
+            await self._catch_up()
+            while True:
+                await self._some.wait()
+                self._some.clear()
+                while batch := self._waiting[:LARGEST_BATCH]:
+                    del self._waiting[:LARGEST_BATCH]
+                    await self._share(batch)
+        finally:
+            self._bus = None
+            for _, claimed in self._waiting:
+                if not claimed.done():
+                    claimed.set_result(True)
+            self._waiting.clear()
+
+    async def _share(self, batch: list[tuple[tuple[int, int], asyncio.Future[bool]]]) -> None:
+        """Store a batch, and tell each claim whether it was the first."""
+        taken: set[tuple[int, int]] = set()
+        try:
+            taken = await self._store([key for key, _ in batch])
+            self._alone = False
+        except BusError as error:
+            if not self._alone:
+                log.warning("nonces are not shared with other gateways now", error=str(error))
+            self._alone = True
+        finally:
+            for key, claimed in batch:
+                if not claimed.done():
+                    claimed.set_result(key not in taken)
+
+    async def _store(self, keys: list[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Append claims; returns those that another gateway had stored before."""
+        assert self._bus is not None
+        minutes: dict[int, list[int]] = {}
+        for minute, key in keys:
+            minutes.setdefault(minute, []).append(key)
+        message = msgspec.json.encode(Batch(self._gateway, minutes))
+        sequence = await self._bus.append(
+            subjects.NONCES_STREAM, subjects.NONCES, message, timeout_s=APPEND_TIMEOUT_S
+        )
+        if sequence == self._last + 1:
+            self._last = sequence
+            return set()
+        if sequence <= self._last:  # the broker came back with an empty store
+            self._last = 0
+        return (await self._read_until(sequence)) & set(keys)
+
+    async def _catch_up(self) -> None:
+        """Know everything that is stored; without the stream, what this gateway itself sees has to do."""
+        try:
+            await self._read_until(None)
+        except BusError as error:
+            log.warning("nonces that other gateways have seen are not known", error=str(error))
+
+    async def _read_until(self, own: int | None) -> set[tuple[int, int]]:
+        """Fold what is stored before `own` (None: everything), and return it."""
+        assert self._bus is not None
+        found: set[tuple[int, int]] = set()
+        while own is None or self._last < own:
+            records = await self._bus.read(subjects.NONCES_STREAM, self._last, timeout_s=APPEND_TIMEOUT_S)
+            for record in records:
+                self._last = record.sequence
+                if own is None or record.sequence < own:
+                    found |= self._fold(record.data)
+            if not records:
+                break
+        return found
+
+    def _fold(self, data: bytes) -> set[tuple[int, int]]:
+        try:
+            batch = _decode(data)
+        except ValueError as error:
+            log.error("a stored batch of nonces can't be read", error=str(error))
+            return set()
+        keys = {(minute, key) for minute, keys in batch.minutes.items() for key in keys}
+        for key in keys:
+            try:
+                self._seen.add(key)
+            except TooManyNoncesError:
+                log.error("the store of nonces is full")
+                break
+        return keys

@@ -1,0 +1,96 @@
+"""Which validators may ask: an allow-list, and the subnet's stakes from a file that others keep current."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from gateway.upstream.hotkeys import AddressError, public_key
+from shared.errors import SettingsError
+from shared.logs import get_logger
+
+LOOK_S: Final = 5.0  # between two looks whether the file has changed
+LARGEST_FILE: Final = 64 << 20
+
+log = get_logger()
+
+
+class Node(Struct, frozen=True):
+    """One node of the subnet, as fiber's nodes.json has it; other fields don't matter here."""
+
+    hotkey: str
+    stake: float
+
+
+_decode = msgspec.json.Decoder(dict[str, Node]).decode
+
+
+class Validators:
+    """Who may ask. A file that can't be read leaves those who were in the one before."""
+
+    def __init__(self, allowed: tuple[str, ...], nodes_file: Path | None, min_stake: float) -> None:
+        for address in allowed:
+            try:
+                public_key(address)
+            except AddressError as error:
+                raise SettingsError(f"upstream_validators: {error}") from error
+        self._allowed = frozenset(allowed)
+        self._file = nodes_file
+        self._min_stake = min_stake
+        self._stakes: dict[str, float] = {}
+        self._read_at: tuple[int, int] | None = None  # the file's mtime and size
+        self._trouble = ""
+
+    def why_not(self, address: str) -> str | None:
+        """None if this validator may ask, else why not."""
+        if address in self._allowed:
+            return None
+        stake = self._stakes.get(address)
+        if stake is None:
+            return "Hotkey not found in metagraph"
+        if not stake >= self._min_stake:
+            return f"Insufficient stake of {stake}"
+        return None
+
+    async def follow(self) -> None:
+        """Read the file whenever it changes; runs until cancelled, also without a file."""
+        while True:
+            await self.look()
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Read the file if it has changed."""
+        if self._file is None:
+            return
+        try:
+            found = await asyncio.to_thread(_read_if_changed, self._file, self._read_at)
+        except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+            self._say(f"{self._file} can't be used, the stakes known before stay: {error}")
+            return
+        self._trouble = ""
+        if found is not None:
+            self._read_at, self._stakes = found
+            log.info("stakes read", file=str(self._file), nodes=len(self._stakes))
+
+    def _say(self, trouble: str) -> None:
+        """Once, not at every look."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            log.error(trouble)
+
+
+def _read_if_changed(
+    path: Path, known: tuple[int, int] | None
+) -> tuple[tuple[int, int], dict[str, float]] | None:
+    """The file's stakes by hotkey, or None if it is the one that is known."""
+    status = path.stat()
+    stamp = (status.st_mtime_ns, status.st_size)
+    if stamp == known:
+        return None
+    if status.st_size > LARGEST_FILE:
+        raise ValueError(f"{status.st_size} bytes are more than {LARGEST_FILE}")
+    return stamp, {hotkey: node.stake for hotkey, node in _decode(path.read_bytes()).items()}
