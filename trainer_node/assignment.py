@@ -274,6 +274,7 @@ class Assignment:
             artifact=stored.artifact,
             metrics=outcome.metrics if outcome is not None and ours else None,
             deadline_margin_s=margin,
+            model_hash=await self.submissions.model_hash(self.job, stored.digest),
         )
 
     async def _end(self, status: ResultStatus, reason: str, **fields: Any) -> None:

@@ -105,6 +105,8 @@ class Script:
         export.mkdir(exist_ok=True)
         # no two runs export the same bytes, so that a test can tell whose export was submitted
         (export / "adapter.txt").write_text(f"{self.job.task} {step} {os.getpid()} {time.time()}\n")
+        if config := self.knobs.get("adapter_config"):
+            (export / "adapter_config.json").write_text(config)
         time.sleep(self.knobs.get("export_s", 0.0))
         self.tell(Phase.DONE, step)
         metrics = Metrics(base_loss=2.0, final_loss=1.0, steps=step)

@@ -14,11 +14,13 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct
 
 from shared.bus import Bus
+from shared.digest import folder_digest
 from shared.errors import BusError
 from shared.messages import ErrorCode, Job
 from shared.settings import Settings
 from trainer_node.artifacts import disk
 from trainer_node.artifacts.hub import Hub
+from trainer_node.artifacts.model_hash import model_hash
 from trainer_node.artifacts.object_store import ObjectStore
 from trainer_node.artifacts.store import NotTakenError, Remote, Stored, StoreError
 from trainer_node.death import Death
@@ -83,6 +85,15 @@ class Submissions:
             return stored
         except NotTakenError as error:
             return Stored(local.digest, local.artifact, remark=str(error))
+
+    async def model_hash(self, job: Job, digest: str) -> str | None:
+        """Upstream's hash of what was stored, if it is to be told and the copy here is the same."""
+        path = disk.submission(self.folder, job.task)
+        if not self.settings.upstream_model_hash or not await asyncio.to_thread(path.is_dir):
+            return None
+        if self.remote is not None and await asyncio.to_thread(folder_digest, path) != digest:
+            return None  # another holder's submission was first
+        return await asyncio.to_thread(model_hash, path)
 
     def pause_s(self) -> float:
         """How long to wait after an error of the store: ever longer, until it is of use again."""

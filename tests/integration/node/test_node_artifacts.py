@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import signal
 from contextlib import suppress
@@ -53,6 +54,16 @@ async def test_a_node_killed_before_it_stored_stores_once(world) -> None:
     assert result.digest == world.submitted()  # the copy on disk is the same
     bucket = await nats.js.JetStreamContext(world.bus.client).object_store("artifacts-a")
     assert [info.name for info in await bucket.list()] == [f"job1/{result.digest}"]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_a_result_tells_upstreams_hash_if_it_is_to_be_told(world, wanted: bool) -> None:
+    world.node(upstream_model_hash=wanted).start()
+    await world.give(steps=3, step_s=0.01, adapter_config="{}")
+    result = await world.result(timeout_s=60)
+    config = world.settings.artifacts / "job1/submission/adapter_config.json"
+    expected = hashlib.sha256(f"adapter_config.json:{file_digest(config)}".encode()).hexdigest()
+    assert result.model_hash == (expected if wanted else None)
 
 
 def hub_node(world, hub, name: str = "one", **values: Any):
