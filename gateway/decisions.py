@@ -11,7 +11,7 @@ from shared.errors import BusError
 from shared.logs import get_logger
 from shared.messages import Decision, encode
 
-FLUSH_S = 0.2
+FLUSH_S = 0.5
 MOST_WAITING = 100_000  # some 100 MB; more can only wait if the disk stands still
 
 log = get_logger()
