@@ -59,6 +59,7 @@ class Admission:
         policy: Policy = maximum_accuracy,
     ) -> None:
         self._settings = settings
+        self._gateway = settings.gateway_name
         self._bus = bus
         self._ledger = ledger
         self._follower = follower
@@ -76,14 +77,13 @@ class Admission:
         can be decided now. Then it may still have been stored: the same offer sent again answers accepted
         if it was.
         """
-        decision = await _within(within_s, self._decide(offer, received_at))
+        token = subjects.task_token(offer.task_id)
+        decision = self._refusal(offer, token, received_at)
+        if decision is None:
+            decision = await _within(within_s, self._decide(offer, token, received_at))
+        if decision.accepted:
+            log.info("offer accepted", task=token, slot=decision.slot, reason=decision.reason)
         self._decisions.add(decision)
-        log.info(
-            "offer accepted" if decision.accepted else "offer rejected",
-            task=decision.task,
-            slot=decision.slot,
-            reason=decision.reason,
-        )
         return decision
 
     async def start(
@@ -96,16 +96,30 @@ class Admission:
         """
         return await _within(ANSWER_S, self._start(task_id, request, received_at))
 
-    async def _decide(self, offer: BareOffer, received_at: float) -> Decision:
-        token = subjects.task_token(offer.task_id)
+    def _refusal(self, offer: BareOffer, token: str, received_at: float) -> Decision | None:
+        """A refusal that needs no look at the logs, as they were read a moment ago; most answers are one."""
+        if not self._follower.fresh or self._ledger.task(token) is not None:
+            return None
+        verdict = self._policy(offer, self.view())
+        return None if verdict.accepted else self._rejected(offer, token, verdict, received_at)
+
+    def _rejected(self, offer: BareOffer, token: str, verdict: Verdict, received_at: float) -> Decision:
+        decision = self._decision(offer, token, verdict, received_at)
+        if verdict.warning:
+            log.warning(verdict.warning, task=token, reason=verdict.reason)
+        else:
+            log.info("offer rejected", task=token, reason=verdict.reason)
+        return decision
+
+    async def _decide(self, offer: BareOffer, token: str, received_at: float) -> Decision:
         await self._follower.catch_up()
         if known := self._known(offer, token, received_at):
             if isinstance(offer, Offer) and self._is_reserved(token):  # here is the data it waits for
                 return (await self._start(offer.task_id, lambda _: offer, received_at)).decision
             return known
-        verdict = self._judge(offer)
+        verdict = self._policy(offer, self.view())
         if not verdict.accepted:
-            return self._decision(offer, token, verdict, received_at)
+            return self._rejected(offer, token, verdict, received_at)
         async with self._lock:
             return await self._admit(offer, token, received_at)
 
@@ -117,9 +131,12 @@ class Admission:
             nonlocal decision
             if decision := self._known(offer, token, received_at):
                 return None
-            verdict = self._judge(offer)
+            verdict = self._policy(offer, self.view())
+            if not verdict.accepted:
+                decision = self._rejected(offer, token, verdict, received_at)
+                return None
             decision = self._decision(offer, token, verdict, received_at)
-            return self._record(offer, decision, received_at) if verdict.accepted else None
+            return self._record(offer, decision, received_at)
 
         await self._store(make)
         assert decision is not None  # make() was called at least once
@@ -211,9 +228,9 @@ class Admission:
         reason = (
             f"Task id is the token of another accepted task, {known.task_id!r}; offer it under another id"
         )
-        judged = self._judge(offer)
+        judged = self._policy(offer, self.view())
         verdict = Verdict(reason=reason, priority=judged.priority, terms=judged.terms)
-        return self._decision(offer, token, verdict, received_at)
+        return self._rejected(offer, token, verdict, received_at)
 
     async def _append(self, record: Job | Reservation, expected: int) -> None:
         """Store one record if JOBS still ends at `expected`; a job also only as the task's first one."""
@@ -230,12 +247,6 @@ class Admission:
             timeout_s=APPEND_TIMEOUT_S,
         )
         self._ledger.apply(JOBS, Record(sequence, subject, data))
-
-    def _judge(self, offer: BareOffer) -> Verdict:
-        verdict = self._policy(offer, self.view())
-        if verdict.warning:
-            log.warning(verdict.warning)
-        return verdict
 
     def view(self) -> PolicyView:
         """What the policy may know, now."""
@@ -272,7 +283,7 @@ class Admission:
             task_id=offer.task_id,
             task=decision.task,
             slot=_chosen(decision),
-            gateway=self._settings.gateway_name,
+            gateway=self._gateway,
             reserved_at=received_at,
             expires_at=received_at + self._settings.reservation_s,
             decision=decision,
@@ -285,7 +296,7 @@ class Admission:
             task_id=offer.task_id,
             task=decision.task,
             slot=_chosen(decision),
-            gateway=self._settings.gateway_name,
+            gateway=self._gateway,
             offer=offer,
             decision=decision,
             received_at=received_at,
@@ -308,7 +319,7 @@ class Admission:
             policy=verdict.policy,
             deadline_at=self._deadline(offer, received_at) if begun else None,
             decided_at=time.time(),
-            gateway=self._settings.gateway_name,
+            gateway=self._gateway,
         )
 
 

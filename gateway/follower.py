@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from nats.aio.msg import Msg
@@ -14,6 +15,7 @@ from shared.errors import BusError, BusTimeoutError, BusUnavailableError
 from shared.logs import get_logger
 
 RETRY_S = 0.25  # after a failed fold; JetStream is usable some 30 ms after a restarted server listens
+FRESH_S = 1.0  # what was read so lately, with nothing heard since, is good enough to refuse an offer
 READ_TIMEOUT_S = 0.9  # an offer must be answered within upstream's 3 s: fold, append, fold
 
 log = get_logger()
@@ -43,6 +45,8 @@ class Follower:
         self._hint = asyncio.Event()
         self._lock = asyncio.Lock()
         self._begun = 0  # folds that were begun
+        self._heard_of = 0  # hints so far
+        self._read_at, self._read_after = 0.0, -1  # when the newest good fold began, and after which hint
         self._failure: BusError | None = None  # of the newest fold that is over
 
     async def start(self) -> None:
@@ -71,6 +75,19 @@ class Follower:
             except TimeoutError:
                 continue
 
+    @property
+    def fresh(self) -> bool:
+        """Whether everything stored until a moment ago is folded, as far as anybody has said since.
+
+        Good enough to refuse on: a gateway that misses another's newest job sees a slot as free, not as
+        taken, so it would accept, and accepting reads and compares first. Asking keeps it fresh: half-way
+        the next fold is begun, so that under load nobody waits for it.
+        """
+        age = time.monotonic() - self._read_at
+        if age > FRESH_S / 2:
+            self._hint.set()
+        return age < FRESH_S and self.current and self._read_after == self._heard_of and self._bus.connected
+
     async def catch_up(self) -> None:
         """Fold everything that was stored before this call.
 
@@ -85,6 +102,7 @@ class Follower:
 
     async def _fold(self) -> None:
         self._begun += 1
+        began, after = time.monotonic(), self._heard_of
         self._failure = BusTimeoutError("reading JOBS and STATE was cut short")
         try:
             for stream in self._ledger.folded:
@@ -95,6 +113,7 @@ class Follower:
             raise
         self._failure = None
         self.current = True
+        self._read_at, self._read_after = began, after
         self.folded.set()
         self._after_fold()
 
@@ -119,6 +138,7 @@ class Follower:
             )
 
     async def _heard(self, _: Msg) -> None:
+        self._heard_of += 1
         self._hint.set()
 
     def _lost_touch(self) -> None:

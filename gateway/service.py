@@ -76,6 +76,8 @@ class Service:
 
         A request that comes while a gateway starts again is delayed, not answered from half a ledger.
         """
+        if self._folded.is_set() and self._leases_seen.is_set():
+            return
         try:
             async with asyncio.timeout(START_S):
                 await self._folded.wait()

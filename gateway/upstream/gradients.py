@@ -38,6 +38,7 @@ OFFER: Final = msgspec.json.Decoder(MinerTaskOffer)
 START_TEXT: Final = msgspec.json.Decoder(TrainRequestText)
 START_IMAGE: Final = msgspec.json.Decoder(TrainRequestImage)
 REPOSITORIES: Final = ("text", "image")
+JSON: Final = {"Content-Type": "application/json"}
 
 Endpoint = Callable[[Service, web.Request, bytes, float], Awaitable[Struct]]
 Handler = Callable[[web.Request], Awaitable[web.Response]]
@@ -146,9 +147,9 @@ async def _answer(
 
 
 def _json(answer: Struct) -> web.Response:
-    return web.Response(body=_encode(answer), content_type="application/json")
+    return web.Response(body=_encode(answer), headers=JSON)
 
 
 def _detail(status: int, detail: str) -> web.Response:
     body: dict[str, Any] = {"detail": detail}
-    return web.Response(body=_encode(body), status=status, content_type="application/json")
+    return web.Response(body=_encode(body), status=status, headers=JSON)
