@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from trainer_node.engine.stop import Stop
 
@@ -35,7 +38,19 @@ def main() -> int:
     launch.die_with_parent()
     from trainer_node.engine import run  # takes seconds
 
+    gc.freeze()  # half a million objects that live to the end: no collection needs to look at them
     return run.main(job_path, stop)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process without taking torch apart, which takes .6 s: the slot's next job waits for it.
+
+    All that counts is on disk by now, and no thread writes any more.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a full disk
+            stream.flush()
+    os._exit(status)
 
 
 def _outlive_pipes(log: Path) -> None:
@@ -55,4 +70,4 @@ def _write_stopped(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -26,6 +26,7 @@ from shared.recipe import resolve
 from trainer_node.engine.data import Examples, hold_out, scored_length
 from trainer_node.engine.fetch import public_name
 from trainer_node.engine.model import load_tokenizer, model_shape
+from trainer_node.engine.network import label_model
 from trainer_node.engine.parallel import ALONE, Team, TeamClock, fitted
 from trainer_node.engine.progress import Reporter
 from trainer_node.engine.schedule import Costs
@@ -162,6 +163,7 @@ def baseline(run: Run, model: torch.nn.Module, data: Data, draft: Plan) -> tuple
     until = run.clock.time() + SCORE_SHARE * (job.ready_by - job.start_at)
     dev = data.dev.take(np.arange(most))
     scored = score if dev.group == 1 else untrained
+    model = label_model(model)  # once: its check costs as much as a piece
     result, row_s = measure(model, dev, run.clock, until, run.team, scored, run.reporter.alive)
     rows = len(result.per_example)
     if rows < len(data.dev):

@@ -12,6 +12,7 @@ import errno
 import os
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +221,12 @@ def train(
     training = assemble(run, record, plan, model, data, found)
     run.reporter.phase(Phase.TRAIN)
     with run.stop.deferred():
-        descend(run, training)
+        try:
+            descend(run, training)
+        except BaseException:
+            with suppress(OSError):  # the process ends without waiting for threads
+                training.saver.wait()
+            raise
         if run.team.tell(run.stop.asked):
             return Outcome(status=OutcomeStatus.STOPPED, step=training.step)
     if training.step == 0:
