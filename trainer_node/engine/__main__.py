@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -25,9 +26,13 @@ def main() -> int:
     stop.install(decides=os.environ.get("RANK", "0") == "0")
     _outlive_pipes(job_path.parent / "worker.log")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from trainer_node.engine import launch  # nothing is imported before signals are listened to
+    began = time.monotonic()
+    from trainer_node.engine import launch, standby  # nothing is imported before signals are listened to
 
-    if launch.rank_of(os.environ) is None and (world := launch.world_of(job_path)) > 1:
+    first = launch.rank_of(os.environ) is None
+    if first and standby.submitted(job_path, stop):
+        return 0
+    if first and (world := launch.world_of(job_path)) > 1:
         ranks = launch.Ranks(launch.command(job_path), world)
         status = ranks.run()
         stop.close()
@@ -39,7 +44,7 @@ def main() -> int:
     from trainer_node.engine import run  # takes seconds
 
     gc.freeze()  # half a million objects that live to the end: no collection needs to look at them
-    return run.main(job_path, stop)
+    return run.main(job_path, stop, time.monotonic() - began)
 
 
 def leave(status: int) -> NoReturn:
