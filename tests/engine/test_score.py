@@ -80,7 +80,7 @@ def test_command(capsys: pytest.CaptureFixture[str], oracle: dict[str, Any]) -> 
     )
     assert args.run(args) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last["loss"] == pytest.approx(oracle["completion"]["base"], abs=1e-5)
+    assert last["loss"] == pytest.approx(oracle["completion"]["base"], abs=EXACT)
     assert last["task_type"] == TaskType.INSTRUCT
 
 
@@ -95,7 +95,7 @@ def test_command_takes_the_tokenizer_from_elsewhere(
     assert (args := parsed(*words, *columns)).run(args) == 1
     assert (args := parsed(*words, *columns, "--tokenizer", str(DATA / "base"))).run(args) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last["loss"] == pytest.approx(oracle["completion"]["base"], abs=1e-5)
+    assert last["loss"] == pytest.approx(oracle["completion"]["base"], abs=EXACT)
 
 
 @pytest.mark.parametrize(
