@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Callable
 
 from gateway.decisions import DecisionLog
+from gateway.families import model_family
 from gateway.follower import Follower
 from gateway.ledger import Ledger
 from gateway.policy import Policy, PolicyView, SlotFacts, Verdict, maximum_accuracy
@@ -41,7 +43,8 @@ class Admission:
         decisions: DecisionLog,
         *,
         expected: Hardware,
-        tables: Tables | None = None,
+        tables: Callable[[], Tables] = Tables,
+        family: Callable[[str], str] = model_family,
         policy: Policy = maximum_accuracy,
     ) -> None:
         self._settings = settings
@@ -50,7 +53,8 @@ class Admission:
         self._follower = follower
         self._presence = presence
         self._decisions = decisions
-        self._tables = tables or Tables()
+        self._tables = tables
+        self._family = family
         self._policy = policy
         self._expected = expected
         self._lock = asyncio.Lock()
@@ -66,7 +70,7 @@ class Admission:
                 decision = await self._decide(offer, received_at)
         except TimeoutError as error:
             raise BusTimeoutError(f"NATS did not confirm within {within_s:.1f} s") from error
-        self._decisions.add(decision)
+        self._decisions.add(decision, offer)
         log.info(
             "offer accepted" if decision.accepted else "offer rejected",
             task=decision.task,
@@ -146,7 +150,9 @@ class Admission:
         now = time.time()
         return PolicyView(
             slots=tuple(self._facts(slot, now) for slot in self._settings.slots),
-            tables=self._tables,
+            tables=self._tables(),
+            family=self._family,
+            min_points_per_hour=self._settings.min_points_per_hour,
             expected=self._expected,
             max_hours=self._settings.max_hours,
             deadline_margin_s=self._settings.deadline_margin_s,
