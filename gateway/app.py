@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ FIRST_PASSED_DESCRIPTOR = 3  # systemd's protocol, see sd_listen_fds(3)
 BACKLOG = 1024
 FINISH_S = 10.0  # how long running requests may take at shutdown; an offer is answered within 2.5 s
 LET_GO_S = 5.0  # the service flushes its file and drains its connection, each bounded by 2 s
+YOUNG_OBJECTS = 20_000  # between two collections; requests leave no cycles, a look at 700 objects finds none
 LINGER_S = 1.0  # a client that still sends what was refused gets so long to read the answer
 
 log = get_logger()
@@ -84,6 +86,8 @@ async def serve(settings: Settings) -> None:
     listening = listening_socket(settings)
     host, port = listening.getsockname()[:2]
     async with running(settings, listening) as (_, work):
+        gc.freeze()  # what is there now stays: no collection needs to look at it
+        gc.set_threshold(YOUNG_OBJECTS)
         log.info("gateway listens", url=f"http://{host}:{port}", gateway=settings.gateway_name)
         stopping = asyncio.create_task(stop.wait(), name="signal")
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)

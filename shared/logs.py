@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
+from structlog.typing import EventDict
 
 
 class Outlet:
@@ -33,6 +37,23 @@ class Outlet:
         """Nothing to do: every line is flushed."""
 
 
+class Stamp:
+    """Puts the time (RFC 3339, UTC, microseconds) into an event; its seconds are made once a second."""
+
+    def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
+        self._clock = clock
+        self._second = -1
+        self._text = ""
+
+    def __call__(self, _: Any, __: str, event: EventDict) -> EventDict:
+        """Stamp one event."""
+        second, rest = divmod(self._clock(), 10**9)
+        if second != self._second:
+            self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        event["timestamp"] = f"{self._text}.{rest // 1000:06d}Z"
+        return event
+
+
 def set_up_logs(log_format: str, log_level: str, **bound: Any) -> None:
     """Configure structlog for this process; `bound` (such as service and slot) is in every line.
 
@@ -45,20 +66,23 @@ def set_up_logs(log_format: str, log_level: str, **bound: Any) -> None:
     )
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            partial(_bind, bound),
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            Stamp(),
             structlog.processors.format_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log_level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Outlet(sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Outlet(sys.stderr))),  # a line is one write
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(**bound)
     # nats-py and aiohttp use the standard library's logging; nothing below a warning is for operators
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+
+
+def _bind(bound: dict[str, Any], _: Any, __: str, event: EventDict) -> EventDict:
+    """What is bound for the whole process; contextvars would be searched anew for every line."""
+    return {**bound, **event}
 
 
 def _json(event: Any, **_: Any) -> str:
