@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,26 +18,49 @@ from structlog.typing import EventDict
 
 
 class Outlet:
-    """Where log lines go; what a full disk refuses is counted, told of later, and ends nothing."""
+    """Where log lines go; what a full disk refuses is counted, told of later, and ends nothing.
+
+    On an event loop, the lines of one turn are written together at the next: a write takes as long as
+    deciding on an offer.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._lost = 0
+        self._waiting: list[str] = []
+        self._lock = threading.Lock()
 
     def write(self, text: str) -> None:
         """Write a line, if it can be written."""
+        with self._lock:  # threads log too
+            self._waiting.append(text)
+            first = len(self._waiting) == 1
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.put()
+            return
+        if first:
+            loop.call_soon(self.put)
+
+    def put(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            waiting, self._waiting = "".join(self._waiting), []
+        if not waiting:
+            return
         try:
             if self._lost:
                 self._stream.write(f"\n[{self._lost} log lines could not be written before this one]\n")
-            self._stream.write(text)
+            self._stream.write(waiting)
             self._stream.flush()
         except OSError:
-            self._lost += text.count("\n")
+            self._lost += waiting.count("\n")
         else:
             self._lost = 0
 
     def flush(self) -> None:
-        """Nothing to do: every line is flushed."""
+        """Nothing to do: lines are written by themselves."""
 
 
 class Stamp:
@@ -64,6 +90,8 @@ def set_up_logs(log_format: str, log_level: str, **bound: Any) -> None:
         if log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, pad_level=False)
     )
+    outlet = Outlet(sys.stderr)
+    atexit.register(outlet.put)  # a loop that ends takes no more turns
     structlog.configure(
         processors=[
             partial(_bind, bound),
@@ -73,7 +101,7 @@ def set_up_logs(log_format: str, log_level: str, **bound: Any) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log_level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Outlet(sys.stderr))),  # a line is one write
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, outlet)),
         cache_logger_on_first_use=True,
     )
     # nats-py and aiohttp use the standard library's logging; nothing below a warning is for operators

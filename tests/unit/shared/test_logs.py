@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import subprocess
@@ -83,3 +84,23 @@ def test_a_stamp_is_the_time_to_the_microsecond() -> None:
         "2023-11-14T22:13:20.000001Z",
         "2023-11-14T22:13:20.123456Z",
     ]
+
+
+async def test_lines_of_one_turn_of_the_loop_are_written_together() -> None:
+    written: list[str] = []
+
+    class Stream:
+        def write(self, text: str) -> None:
+            written.append(text)
+
+        def flush(self) -> None: ...
+
+    outlet = Outlet(cast(TextIO, Stream()))
+    outlet.write("one\n")
+    outlet.write("two\n")
+    assert written == []
+    await asyncio.sleep(0)
+    assert written == ["one\ntwo\n"]
+    outlet.write("three\n")
+    await asyncio.to_thread(outlet.write, "from a thread\n")  # what waits goes first
+    assert "".join(written) == "one\ntwo\nthree\nfrom a thread\n"
