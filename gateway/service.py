@@ -105,7 +105,7 @@ class Service:
         return self._operations
 
     async def take_scores(self, forms: list[ScoreForm]) -> ScoresTaken:
-        """Store upstream's scores; UnknownScoredTaskError, or BusError if nothing can be stored now."""
+        """Store upstream's scores; BusError if they can't be stored now."""
         if self._scores is None or self._follower is None:
             raise BusUnavailableError(self.why_not_ready() or "the gateway stops")
         await self._follower.catch_up()  # another gateway may have accepted the task a moment ago
