@@ -133,7 +133,7 @@ class Service:
             not_ready=self.why_not_ready(),
             settings=agreed(self.settings),
             folded=self.ledger.folded,
-            malformed_records=self.ledger.malformed,
+            malformed_records=self.ledger.malformed + (self._scores.malformed if self._scores else 0),
             malformed_messages=self.presence.malformed,
             lost_decisions=self.decisions.lost,
             denied=[denial.told(bus.user) for denial in bus.denied] if bus is not None else [],

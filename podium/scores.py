@@ -90,7 +90,7 @@ def rates_tables(view: TablesView) -> list[Table]:
     made = []
     for name, each in view.tables.items():
         key = "model family" if name == "model_performance" else "task type"
-        title = f"{name}: rate of {each.rate_of}, house value {each.house:g}"
+        title = f"{name} ({each.rate_of}), house value {each.house:g}"
         table = Table(key, "rate", "yes", "of", "because", title=title, title_justify="left", box=None)
         for label, rate in each.rates.items():
             counts = (f"{rate.successes:.1f}", f"{rate.trials:.1f}")

@@ -244,7 +244,7 @@ async def test_the_command_imports_what_upstream_tells_and_shows_what_was_learne
         code, out, _ = command("show")
         assert code == 0
         for said in (
-            "task_weight: rate of first places",
+            "task_weight (first places)",
             "0.0 of 1.0 first places",
             "smollm",
             "house value for",
