@@ -123,11 +123,14 @@ async def post_requeue(request: web.Request) -> web.Response:
 
 
 async def post_scores(request: web.Request) -> web.Response:
-    """Upstream's scores, one or a list; what is stored already changes nothing, 404 if no task is known."""
+    """Upstream's scores, one or a list; what is stored already changes nothing, 404 for one of no task."""
     _must_be_json(request)
     service = await _started(request)
-    forms = parse_scores(await _body(request), time.time())
-    return _json(await service.take_scores(forms))
+    body = await _body(request)
+    taken = await service.take_scores(parse_scores(body, time.time()))
+    if taken.refused and not body.lstrip().startswith(b"["):
+        raise UnknownTaskError(taken.refused[0].why)
+    return _json(taken)
 
 
 async def get_tables(request: web.Request) -> web.Response:

@@ -134,7 +134,7 @@ class Service:
         return self._operations
 
     async def take_scores(self, forms: list[ScoreForm]) -> ScoresTaken:
-        """Store upstream's scores; UnknownScoredTaskError, or BusError if nothing can be stored now."""
+        """Store upstream's scores; BusError if they can't be stored now."""
         if self._scores is None or self._follower is None:
             raise BusUnavailableError(self.why_not_ready() or "the gateway stops")
         await self._follower.catch_up()  # another gateway may have accepted the task a moment ago
@@ -162,7 +162,7 @@ class Service:
             not_ready=self.why_not_ready(),
             settings=agreed(self.settings),
             folded=self.ledger.folded,
-            malformed_records=self.ledger.malformed,
+            malformed_records=self.ledger.malformed + (self._scores.malformed if self._scores else 0),
             malformed_messages=self.presence.malformed,
             lost_decisions=self.decisions.lost,
             denied=[denial.told(bus.user) for denial in bus.denied] if bus is not None else [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -13,6 +14,8 @@ from msgspec import Struct
 
 from gateway.ledger import TaskState
 from gateway.operations import ANSWER_S
+from gateway.score_log import ScoresTaken
+from gateway.tables import TablesView
 from gateway.views import GatewayInfo, SlotView, TaskPage, TaskStory, TaskView
 from shared.errors import PodiumError
 from shared.messages import Decision
@@ -20,6 +23,7 @@ from shared.settings import load_settings
 
 TIMEOUT_S = 10.0
 OPERATION_S = ANSWER_S + TIMEOUT_S  # a node may first have to end its worker
+SCORES_S = 60.0  # each of a hundred scores is synced to the broker's disk
 LONGEST_PAGE = 500
 ENDED = {TaskState.SUBMITTED, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
 
@@ -90,6 +94,17 @@ class Client:
         """How the gateway is set, and how it fares."""
         info: GatewayInfo = self._get("/v1/gateway", GatewayInfo)
         return info
+
+    def post_scores(self, forms: list[dict[str, Any]]) -> ScoresTaken:
+        """Have upstream's scores stored; what became of each."""
+        body = json.dumps(forms).encode()  # the standard library's, as a form may hold NaN
+        taken: ScoresTaken = self._get("/v1/scores", ScoresTaken, body, timeout_s=SCORES_S)
+        return taken
+
+    def tables(self) -> TablesView:
+        """The learned rates."""
+        view: TablesView = self._get("/v1/tables", TablesView)
+        return view
 
     def slots(self) -> list[SlotView]:
         """Every slot."""
