@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from nats.aio.msg import Msg
@@ -36,6 +37,7 @@ class Follower:
     ) -> None:
         self.folded = folded or asyncio.Event()  # set by the first fold that reaches the end of both logs
         self.current = False  # whether the newest fold reached the end of both logs
+        self.read_at: float | None = None  # monotonic: when a fold reached the end of both logs last
         self._bus = bus
         self._ledger = ledger
         self._poll_s = poll_s
@@ -94,7 +96,7 @@ class Follower:
             self.current = False
             raise
         self._failure = None
-        self.current = True
+        self.current, self.read_at = True, time.monotonic()
         self.folded.set()
         self._after_fold()
 

@@ -6,7 +6,7 @@ records of the two logs are interleaved when they are folded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 
 from msgspec import Struct
@@ -88,6 +88,7 @@ class Ledger:
         self.folded = {subjects.JOBS_STREAM: 0, subjects.STATE_STREAM: 0}
         self.newest: dict[str, Record] = {}  # by stream, the last one folded
         self.malformed = 0
+        self.on_news: Callable[[str], None] = lambda token: None  # after each record of a task that counts
         self._tasks: dict[str, Task] = {}  # by token, in order of acceptance
         self._chains: dict[tuple[str, str], Chain] = {}  # by slot and token
         self._newest_job: dict[str, str] = {}  # slot -> token
@@ -111,7 +112,10 @@ class Ledger:
                 sequence=record.sequence,
                 subject=record.subject,
                 error=str(error),
+                **subjects.task_in(record.subject),
             )
+        else:
+            self.on_news(record.subject.rpartition(".")[2])
 
     def task(self, token: str) -> Task | None:
         """The task of this token, if one was accepted."""

@@ -22,6 +22,7 @@ from shared.bus import Bus, connect
 
 MakeOffer = Callable[..., dict[str, Any]]
 Start = Callable[..., Any]
+JSON = {"Content-Type": "application/json"}
 PASS_AS_3 = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -105,7 +106,7 @@ async def test_a_running_request_is_finished_before_it_ends(
 
     async with aiohttp.ClientSession(url_of(listening)) as client:
         await until_ready(client)
-        asked = asyncio.create_task(client.post("/v1/offers", data=slowly()))
+        asked = asyncio.create_task(client.post("/v1/offers", data=slowly(), headers=JSON))
         await asyncio.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.3)
