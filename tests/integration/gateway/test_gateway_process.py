@@ -119,6 +119,20 @@ async def test_a_running_request_is_finished_before_it_ends(
     assert [json.loads(line)["task"] for line in lines] == ["one"]
 
 
+async def test_streams_end_when_it_stops(
+    start: Start, listening: socket.socket, bus: Bus, broker: Broker
+) -> None:
+    process = await start(listening, PODIUM_NATS_URL=broker.url)
+    async with aiohttp.ClientSession(url_of(listening)) as client:
+        async with client.get("/v1/events") as response:
+            assert await response.content.readuntil(b"event: hello\n")
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            await asyncio.wait_for(response.read(), 60)  # raises unless the chunked answer ends cleanly
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+        assert time.monotonic() - began < 8  # requests that don't end may take FINISH_S, which is 10
+
+
 @pytest.mark.fault("F1")
 async def test_kill_9_refuses_no_connection_while_the_parent_keeps_the_socket(
     start: Start, listening: socket.socket, bus: Bus, broker: Broker, make_offer: MakeOffer
