@@ -12,9 +12,11 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from gateway.api import RUNNING, make_app
+from gateway.access import guard_of, is_loopback
+from gateway.api import make_app
+from gateway.app_keys import RUNNING
 from gateway.service import Service, end_tasks
-from shared.errors import PodiumError
+from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger
 from shared.settings import Settings
 
@@ -60,20 +62,25 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
     At the end: no new connections, running requests finish, then the service lets go of NATS.
     """
     service = Service(settings)
-    app = make_app(service)
+    guard = await asyncio.to_thread(guard_of, settings, listening)
+    if settings.upstream_auth == "off" and not is_loopback(str(listening.getsockname()[0])):
+        raise SettingsError("upstream_auth = off is for loopback only, and the socket that was passed isn't")
+    app = make_app(service, guard)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=LET_GO_S, lingering_time=LINGER_S)
     await runner.setup()
     site = web.SockSite(runner, listening, backlog=BACKLOG)
     await site.start()
     work = asyncio.create_task(service.run(), name="gateway service")
+    tokens = asyncio.create_task(guard.follow(), name="API tokens")
     try:
         yield service, work
     finally:
         await site.stop()
+        service.events.close()  # its streams would never end by themselves
         if unanswered := app[RUNNING].copy():  # aiohttp's own shutdown stops reading bodies at once
             await asyncio.wait(unanswered, timeout=FINISH_S)
         await runner.cleanup()
-        await end_tasks([work], again_s=LET_GO_S)
+        await end_tasks([work, tokens], again_s=LET_GO_S)
         if not work.cancelled():
             work.result()  # why it ended
 

@@ -65,6 +65,12 @@ class SlotView(Struct, frozen=True, kw_only=True):
     last_heartbeat_age_s: float | None
 
 
+class SlotPage(Struct, frozen=True):
+    """Every slot of the fleet."""
+
+    slots: list[SlotView]
+
+
 class MirrorInfo(Struct, frozen=True):
     """How far a gateway's mirror of the logs is."""
 

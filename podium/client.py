@@ -16,7 +16,8 @@ from gateway.ledger import TaskState
 from gateway.operations import ANSWER_S
 from gateway.score_log import ScoresTaken
 from gateway.tables import TablesView
-from gateway.views import GatewayInfo, SlotView, TaskPage, TaskStory, TaskView
+from gateway.tokens import Token, own_token
+from gateway.views import GatewayInfo, SlotPage, SlotView, TaskPage, TaskStory, TaskView
 from shared.errors import PodiumError
 from shared.messages import Decision
 from shared.settings import load_settings
@@ -36,10 +37,6 @@ class Refusal(Struct, frozen=True):
     title: str = ""
 
 
-class _Slots(Struct):
-    slots: list[SlotView]
-
-
 def default_url() -> str:
     """Where the settings say the gateway is."""
     settings = load_settings()
@@ -47,13 +44,19 @@ def default_url() -> str:
     return f"http://{host}:{settings.gateway_port}"
 
 
+def find_gateway(url: str | None = None) -> Client:
+    """A client of the gateway at `url`, else of the settings' one, with the token that the settings name."""
+    return Client(url or default_url(), own_token(load_settings()))
+
+
 class Client:
     """Blocking calls with a timeout; PodiumError if nobody answers."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: Token | None = None) -> None:
         if not url.startswith(("http://", "https://")):
             raise PodiumError(f"the gateway's address must be an http URL, not {url!r}")
         self.url = url.rstrip("/")
+        self._token = token
 
     def offer(self, body: bytes) -> Decision | Refusal:
         """Send one offer."""
@@ -108,8 +111,8 @@ class Client:
 
     def slots(self) -> list[SlotView]:
         """Every slot."""
-        view: _Slots = self._get("/v1/slots", _Slots)
-        return view.slots
+        page: SlotPage = self._get("/v1/slots", SlotPage)
+        return page.slots
 
     def why_not_ready(self) -> str | None:
         """None if the gateway decides on offers now."""
@@ -138,6 +141,8 @@ class Client:
         request = urllib.request.Request(self.url + path, data=body)
         if body is not None:
             request.add_header("Content-Type", "application/json")
+        if self._token is not None:  # not to wherever an answer might redirect
+            request.add_unredirected_header("Authorization", f"Bearer {self._token.secret}")
         try:
             # A proxy set for the outside world must not see what is said to a gateway.
             with _OPENER.open(request, timeout=timeout_s) as response:
