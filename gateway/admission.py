@@ -242,7 +242,7 @@ class Admission:
             f"Task id is the token of another accepted task, {known.task_id!r}; offer it under another id"
         )
         judged = self._policy(offer, self.view())
-        verdict = Verdict(reason=reason, priority=judged.priority, terms=judged.terms)
+        verdict = Verdict(reason=reason, priority=judged.priority, terms=judged.terms, policy=judged.policy)
         return self._rejected(offer, token, verdict, received_at)
 
     async def _append(self, record: Job | Reservation, expected: int) -> None:
