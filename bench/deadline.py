@@ -34,6 +34,7 @@ from bench.world import Faults, Killed, Seconds, World
 from shared.digest import folder_digest
 from shared.errors import EngineError
 from shared.messages import OutcomeStatus, decode_worker_job
+from trainer_node.engine import standby
 from trainer_node.engine.prepare import Run
 from trainer_node.engine.run import pipeline
 from trainer_node.engine.stop import Stop
@@ -135,7 +136,11 @@ def live(machine: World, folder: Path, data: Path, *, computes: bool) -> Ended:
         try:
             with stage.costs(machine, computes=computes):
                 machine.begin()
-                outcome = pipeline(Run(job, folder, machine, reporter, Stop()))
+                outcome = standby.at_once(folder, job, machine.now, reporter)
+                if outcome is None:
+                    machine.imports()
+                    imports = (1 - world.PYTHON_SHARE) * machine.seconds.start
+                    outcome = pipeline(Run(job, folder, machine, reporter, Stop(), import_s=imports))
         except Killed:
             continue
         except EngineError as error:

@@ -27,7 +27,7 @@ from shared.messages import (
 )
 from shared.recipe import PROFILES, Recipe
 from trainer_node.engine import launch
-from trainer_node.engine.__main__ import main
+from trainer_node.engine.__main__ import leave, main
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "tests" / "data" / "oracle" / "base"
@@ -119,4 +119,4 @@ if __name__ == "__main__":
         "bench.tiny",
         str(job_path),
     ]  # ranks know them too
-    sys.exit(main())
+    leave(main())

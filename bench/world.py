@@ -31,6 +31,7 @@ from trainer_node.post import DISMISS_GRACE_S
 
 HANG_S = 900.0  # the node's setting
 LONGEST_STALL_S = 60.0
+PYTHON_SHARE = 0.1  # of a process's start: Python itself and what it needs to submit a finished export
 
 
 class Seconds(Struct, kw_only=True):
@@ -100,7 +101,11 @@ class World:
         """A new process starts."""
         self.started_at = self.heard_at = self.now
         self.phase, self.patient_until, self.finished, self.beside = None, -math.inf, False, None
-        self.spend("start", self.seconds.start)
+        self.spend("start", PYTHON_SHARE * self.seconds.start)
+
+    def imports(self) -> None:
+        """It imports torch and all that."""
+        self.spend("start", (1 - PYTHON_SHARE) * self.seconds.start)
 
     def rough(self, seconds: float) -> float:
         """How long such work takes this time."""

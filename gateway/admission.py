@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.decisions import DecisionLog
+from gateway.families import model_family
 from gateway.follower import Follower
 from gateway.ledger import Ledger
 from gateway.policy import Policy, PolicyView, SlotFacts, Verdict, maximum_accuracy
@@ -55,7 +56,8 @@ class Admission:
         decisions: DecisionLog,
         *,
         expected: Hardware,
-        tables: Tables | None = None,
+        tables: Callable[[], Tables] = Tables,
+        family: Callable[[str], str] = model_family,
         policy: Policy = maximum_accuracy,
     ) -> None:
         self._settings = settings
@@ -65,7 +67,8 @@ class Admission:
         self._follower = follower
         self._presence = presence
         self._decisions = decisions
-        self._tables = tables or Tables()
+        self._tables = tables
+        self._family = family
         self._policy = policy
         self._expected = expected
         self._lock = asyncio.Lock()
@@ -83,7 +86,7 @@ class Admission:
             decision = await _within(within_s, self._decide(offer, token, received_at))
         if decision.accepted:
             log.info("offer accepted", task=token, slot=decision.slot, reason=decision.reason)
-        self._decisions.add(decision)
+        self._decisions.add(decision, offer)
         return decision
 
     async def start(
@@ -253,7 +256,9 @@ class Admission:
         now = time.time()
         return PolicyView(
             slots=tuple(self._facts(slot, now) for slot in self._settings.slots),
-            tables=self._tables,
+            tables=self._tables(),
+            family=self._family,
+            min_points_per_hour=self._settings.min_points_per_hour,
             expected=self._expected,
             max_hours=self._settings.max_hours,
             deadline_margin_s=self._settings.deadline_margin_s,

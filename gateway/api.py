@@ -16,6 +16,7 @@ from gateway.body import read_body
 from gateway.ledger import Task, TaskState
 from gateway.offers import MalformedOfferError, parse_offer
 from gateway.operations import NodeSilentError, NotPossibleError, UnknownTaskError
+from gateway.scores import MalformedScoreError, parse_scores
 from gateway.service import Service
 from gateway.upstream.gradients import add_endpoints
 from gateway.views import TaskFilter, slot_view, task_page, task_story, task_view
@@ -64,6 +65,8 @@ def make_app(service: Service) -> web.Application:
         ("GET", "/v1/tasks/{task_id:[^/]+}/story", get_story),
         ("POST", "/v1/tasks/{task_id:[^/]+}/cancel", post_cancel),
         ("POST", "/v1/tasks/{task_id:[^/]+}/requeue", post_requeue),
+        ("POST", "/v1/scores", post_scores),
+        ("GET", "/v1/tables", get_tables),
         ("GET", "/v1/slots", get_slots),
         ("GET", "/v1/gateway", get_gateway),
         ("GET", "/healthz", get_health),
@@ -119,6 +122,19 @@ async def post_requeue(request: web.Request) -> web.Response:
     return _json(task_view(task, service.ledger, service.presence, time.time()))
 
 
+async def post_scores(request: web.Request) -> web.Response:
+    """Upstream's scores, one or a list; what is stored already changes nothing, 404 if no task is known."""
+    _must_be_json(request)
+    service = await _started(request)
+    forms = parse_scores(await _body(request), time.time())
+    return _json(await service.take_scores(forms))
+
+
+async def get_tables(request: web.Request) -> web.Response:
+    """The learned rates, with counts, prior and half-life."""
+    return _json((await _started(request)).tables())
+
+
 async def get_gateway(request: web.Request) -> web.Response:
     """What this gateway is, how it is set, and how it fares."""
     return _json(request.app[SERVICE].info())
@@ -167,6 +183,8 @@ async def _errors_as_problems(request: web.Request, handler: Handler) -> web.Str
         return await handler(request)
     except MalformedOfferError as error:
         return problem(400, "malformed-offer", str(error))
+    except MalformedScoreError as error:
+        return problem(400, "malformed-score", str(error))
     except UnknownTaskError as error:
         return problem(404, "unknown-task", str(error))
     except NotPossibleError as error:
@@ -208,15 +226,20 @@ async def _task(request: web.Request) -> tuple[Service, Task]:
 
 
 async def _wish(request: web.Request) -> tuple[Service, str, Wish]:
-    """What an operator asks for. Only JSON is taken: a browser sends that to no foreign site unasked."""
-    if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json")
+    """What an operator asks for."""
+    _must_be_json(request)
     service, body = await _started(request), await _body(request)
     try:
         wish = msgspec.json.decode(body, type=Wish) if body.strip() else Wish()
     except ValueError as error:
         raise web.HTTPBadRequest(text=f'{error}; the body is empty or such as {{"reason": "..."}}') from error
     return service, subjects.task_token(request.match_info["task_id"]), wish
+
+
+def _must_be_json(request: web.Request) -> None:
+    """Only JSON is taken: a browser sends that to no foreign site unasked."""
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json")
 
 
 def _states(request: web.Request) -> frozenset[TaskState] | None:

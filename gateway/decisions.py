@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from shared import subjects
 from shared.bus import Bus
 from shared.errors import BusError
 from shared.logs import get_logger
-from shared.messages import Decision, encode
+from shared.messages import BareOffer, Decision, encode
 
-FLUSH_S = 0.2
+FLUSH_S = 0.5
 MOST_WAITING = 100_000  # some 100 MB; more can only wait if the disk stands still
 
 log = get_logger()
@@ -26,12 +28,12 @@ class DecisionLog:
         self._waiting: list[Decision] = []
         self._some = asyncio.Event()
 
-    def add(self, decision: Decision) -> None:
-        """Note one decision; returns at once."""
+    def add(self, decision: Decision, offer: BareOffer) -> None:
+        """Note one decision with what was offered, without its data; returns at once."""
         if len(self._waiting) >= MOST_WAITING:
             self._lose(1, "too many decisions wait to be written")
             return
-        self._waiting.append(decision)
+        self._waiting.append(replace(decision, offer=bare(offer)))
         self._some.set()
 
     async def run(self, bus: Bus) -> None:
@@ -63,6 +65,11 @@ class DecisionLog:
     def _lose(self, count: int, why: str) -> None:
         self.lost += count
         log.error("decisions are missing in the gateway's file", lost=count, error=why)
+
+
+def bare(offer: BareOffer) -> BareOffer:
+    """An offer without its data."""
+    return BareOffer(**{name: getattr(offer, name) for name in BareOffer.__struct_fields__})
 
 
 def _append(path: Path, lines: bytes) -> None:

@@ -88,6 +88,7 @@ class Ledger:
         self.folded = {subjects.JOBS_STREAM: 0, subjects.STATE_STREAM: 0}
         self.newest: dict[str, Record] = {}  # by stream, the last one folded
         self.malformed = 0
+        self.ended: list[tuple[str, str]] = []  # slot and token of every result, as they were folded
         self._tasks: dict[str, Task] = {}  # by token, in order of acceptance
         self._chains: dict[tuple[str, str], Chain] = {}  # by slot and token
         self._newest_job: dict[str, str] = {}  # slot -> token
@@ -195,6 +196,7 @@ class Ledger:
             chain.submitting = message
         else:
             chain.result = message
+            self.ended.append((slot, token))
 
 
 def _slot_and_token(record: Record) -> tuple[str, str]:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from gateway.tables import Tables, model_family
+from gateway.families import model_family
+from gateway.tables import Tables
 from shared.messages import BareOffer, Hardware, Term, Terms
 from shared.plan import Feasibility
 
@@ -36,6 +37,8 @@ class PolicyView(Struct, frozen=True, kw_only=True):
     feasible: Callable[
         [BareOffer, float, Hardware], Feasibility
     ]  # offer, hours that are left for it, hardware
+    family: Callable[[str], str] = model_family  # of a model's upstream id
+    min_points_per_hour: float = 0.0  # what policy `expected_value` asks for
 
     @property
     def capacity(self) -> int:
@@ -72,8 +75,8 @@ def maximum_accuracy(offer: BareOffer, view: PolicyView) -> Verdict:
 
     Whatever decides, every term of the score is told.
     """
-    chosen = _free_slot(view)
-    terms = _terms(offer, view, chosen)
+    chosen = free_slot(view)
+    terms = terms_of(offer, view, chosen)
     priority = priority_of(terms)
     if view.busy >= view.capacity:
         return Verdict(
@@ -107,7 +110,7 @@ def priority_of(terms: Terms) -> float:
     return min(1.0, sum(term.value * term.weight for term in summands))
 
 
-def _free_slot(view: PolicyView) -> SlotFacts | None:
+def free_slot(view: PolicyView) -> SlotFacts | None:
     """The first slot that is free, live, and shows the expected hardware."""
     for facts in view.slots:
         if not facts.busy and facts.live and _name(facts) == view.expected.name:
@@ -115,8 +118,9 @@ def _free_slot(view: PolicyView) -> SlotFacts | None:
     return None
 
 
-def _terms(offer: BareOffer, view: PolicyView, chosen: SlotFacts | None) -> Terms:
-    family = model_family(offer.model)
+def terms_of(offer: BareOffer, view: PolicyView, chosen: SlotFacts | None) -> Terms:
+    """The five terms of an offer; `chosen` is the slot that it would get, if one is free."""
+    family = view.family(offer.model)
     weight = view.tables.task_weight.rate(offer.task_type)
     performance = view.tables.model_performance.rate(family)
     success = view.tables.task_success.rate(offer.task_type)

@@ -9,12 +9,19 @@ from pathlib import Path
 
 from gateway.admission import ANSWER_S, Admission
 from gateway.decisions import DecisionLog
+from gateway.evidence import DAY_S, Evidence
 from gateway.expiry import expire_for_ever
+from gateway.families import Families
 from gateway.follower import Follower
+from gateway.learner import Learner
 from gateway.ledger import Ledger
 from gateway.mirror import LostRecordsError, Mirror
 from gateway.operations import Operations
+from gateway.policies import load_policy
 from gateway.presence import Presence
+from gateway.score_log import ScoreLog, ScoresTaken
+from gateway.scores import ScoreForm
+from gateway.tables import TablesView, table_views
 from gateway.upstream.auth import gate_of
 from gateway.upstream.nonces import Nonces
 from gateway.upstream.requests import OfferResponder
@@ -53,10 +60,19 @@ class Service:
         self.presence = Presence(settings.heartbeat_missing_s)
         self.decisions = DecisionLog(settings.data / DECISIONS_FILE)
         self._expected = parse_hardware(settings.expected_hardware)
+        self._policy = load_policy(settings.policy)
+        self._families = Families(settings)
+        evidence = Evidence(
+            prior_strength=settings.prior_strength,
+            half_life_s=settings.evidence_half_life_days * DAY_S,
+            family=self._families,
+        )
+        self.learner = Learner(self.ledger, evidence)
         self._bus: Bus | None = None
         self._follower: Follower | None = None
         self._admission: Admission | None = None
         self._operations: Operations | None = None
+        self._scores: ScoreLog | None = None
         self._mirror = Mirror(settings.data, settings.gateway_name)
         self._lost: str | None = None  # what the broker has lost, while it has not been restored
         self._responder = OfferResponder(self.decide)
@@ -70,20 +86,22 @@ class Service:
         self.gate = gate_of(settings, self._validators, self._nonces)
         self._folded = asyncio.Event()  # both logs were read to their end once
         self._leases_seen = asyncio.Event()
+        self._scores_seen = asyncio.Event()
 
     async def started(self) -> None:
         """Return once the logs and the leases were read; BusUnavailableError after START_S.
 
         A request that comes while a gateway starts again is delayed, not answered from half a ledger.
         """
-        if self._folded.is_set() and self._leases_seen.is_set():
+        if self._folded.is_set() and self._leases_seen.is_set() and self._scores_seen.is_set():
             return
         try:
             async with asyncio.timeout(START_S):
                 await self._folded.wait()
                 await self._leases_seen.wait()
+                await self._scores_seen.wait()
         except TimeoutError as error:
-            raise BusUnavailableError(self.why_not_ready() or "leases are not read yet") from error
+            raise BusUnavailableError(self.why_not_ready() or "leases or scores are not read yet") from error
 
     async def decide(self, offer: BareOffer, received_at: float) -> Decision:
         """Answer one offer; BusError if nothing can be decided now."""
@@ -115,6 +133,25 @@ class Service:
             raise BusUnavailableError(self.why_not_ready() or "the gateway stops")
         return self._operations
 
+    async def take_scores(self, forms: list[ScoreForm]) -> ScoresTaken:
+        """Store upstream's scores; UnknownScoredTaskError, or BusError if nothing can be stored now."""
+        if self._scores is None or self._follower is None:
+            raise BusUnavailableError(self.why_not_ready() or "the gateway stops")
+        await self._follower.catch_up()  # another gateway may have accepted the task a moment ago
+        return await self._scores.take(forms, self.ledger, time.time())
+
+    def tables(self) -> TablesView:
+        """The learned rates as they are now."""
+        tables, evidence = self.learner.tables(), self.learner.evidence
+        return TablesView(
+            policy=self.settings.policy,
+            prior_strength=self.settings.prior_strength,
+            half_life_days=self.settings.evidence_half_life_days,
+            results=evidence.results,
+            scores=evidence.scores,
+            tables=table_views(tables),
+        )
+
     def info(self) -> GatewayInfo:
         """How this gateway is set, and how it fares."""
         bus, mirror = self._bus, self._mirror
@@ -145,6 +182,7 @@ class Service:
     async def run(self) -> None:
         """Work until cancelled; raises PodiumError if that is no longer possible."""
         await self._open_mirror()
+        await self._families.look()
         try:
             bus = self._bus = await self._reach_nats()
             try:
@@ -159,15 +197,27 @@ class Service:
     async def _work(self, bus: Bus) -> None:
         settings, ledger = self.settings, self.ledger
         mirror = self._mirror
-        follower = Follower(bus, ledger, settings.poll_s, self._folded, mirror.wake.set)
+        follower = Follower(bus, ledger, settings.poll_s, self._folded, self._after_fold)
+        scores = ScoreLog(bus, self.learner, settings.poll_s, self._scores_seen)
         admission = Admission(
-            settings, bus, ledger, follower, self.presence, self.decisions, expected=self._expected
+            settings,
+            bus,
+            ledger,
+            follower,
+            self.presence,
+            self.decisions,
+            expected=self._expected,
+            tables=self.learner.tables,
+            family=self._families,
+            policy=self._policy,
         )
         await follower.start()
+        await scores.start()
         await self.presence.start(bus)
         parts = [
             asyncio.create_task(_end_if_closed(bus), name="bus watch"),
             asyncio.create_task(follower.run(), name="follower"),
+            asyncio.create_task(scores.run(), name="scores"),
             asyncio.create_task(self._look_at_leases(bus), name="leases"),
             asyncio.create_task(self.decisions.run(bus), name="decisions"),
             asyncio.create_task(mirror.run(bus, ledger.folded), name="mirror"),
@@ -178,15 +228,19 @@ class Service:
             ),
         ]
         try:
-            self._follower, self._admission = follower, admission
+            self._follower, self._admission, self._scores = follower, admission, scores
             self._operations = Operations(bus, ledger, follower, settings.gateway_name)
             await self._responder.start(bus)
             ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in ended:  # none ends by itself
                 part.result()
         finally:
-            self._operations = None
+            self._operations = self._scores = None
             await end_tasks(parts)
+
+    def _after_fold(self) -> None:
+        self._mirror.wake.set()
+        self.learner.take_in()
 
     async def _reach_nats(self) -> Bus:
         """Connect and see to the streams, for ever: operators may start services in any order."""

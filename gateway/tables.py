@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-import re
-
 from msgspec import Struct, field
 
-# Looked for in this order, in the name without the organisation first: the architecture decides how a model
-# trains, so that DeepSeek-R1-Distill-Qwen-7B is a qwen, and meta-llama/CodeQwen would be one as well.
-_FAMILIES = (
-    ("smollm", "smollm"),
-    ("qwen|qwq", "qwen"),
-    ("mistral|mixtral|ministral|zephyr", "mistral"),
-    ("gemma", "gemma"),
-    (r"(?<![a-z])phi(?![a-z])", "phi"),
-    ("llama|vicuna", "llama"),
-    ("falcon", "falcon"),
-    ("pythia", "pythia"),
-    ("bloom", "bloom"),
-    ("olmo", "olmo"),
-    ("granite", "granite"),
-    ("stablelm", "stablelm"),
-    (r"gpt[-_]?neo", "gpt-neo"),
-    (r"gpt[-_]?2", "gpt2"),
-    (r"(?<![a-z])opt(?![a-z])", "opt"),
-    (r"(?<![a-z])yi(?![a-z])", "yi"),
-    ("deepseek", "deepseek"),
-)
-_PATTERNS = tuple((re.compile(pattern), family) for pattern, family in _FAMILIES)
+from shared.messages import TaskType
 
-
-def model_family(model: str) -> str:
-    """A model's family from its upstream id or path, such as `llama`; `other` if none is recognised."""
-    name = model.lower().rstrip("/").rpartition("/")[2]
-    for text in (name, model.lower()):
-        for pattern, family in _PATTERNS:
-            if pattern.search(text):
-                return family
-    return "other"
+# What each table is the rate of, in the words of its causes.
+MEANINGS = {
+    "task_weight": "first places",
+    "model_performance": "among the first four",
+    "task_success": "delivered",
+}
 
 
 class Rate(Struct, frozen=True):
-    """One rate in 0..1 and where it comes from."""
+    """One rate in 0..1, where it comes from, and the evidence that it has now."""
 
     value: float
     cause: str
+    successes: float = 0.0
+    trials: float = 0.0
 
 
 class Table(Struct, frozen=True):
@@ -64,3 +40,32 @@ class Tables(Struct, frozen=True, kw_only=True):
     task_weight: Table = field(default_factory=lambda: Table(0.25))  # by task type
     model_performance: Table = field(default_factory=lambda: Table(0.75))  # by model family
     task_success: Table = field(default_factory=lambda: Table(0.90))  # by task type
+
+
+class TableView(Struct, frozen=True):
+    """One table as the API shows it."""
+
+    rate_of: str
+    house: float
+    rates: dict[str, Rate]
+
+
+class TablesView(Struct, frozen=True, kw_only=True):
+    """All rates with what they rest on."""
+
+    policy: str
+    prior_strength: float  # trials that a house value counts as
+    half_life_days: float  # evidence halves in so long
+    results: int  # tasks of which the end is evidence
+    scores: int  # tasks of which upstream's score is
+    tables: dict[str, TableView]
+
+
+def table_views(tables: Tables) -> dict[str, TableView]:
+    """Each table with the rate of every task type, and of every family that there is evidence of."""
+    views = {}
+    for name, rate_of in MEANINGS.items():
+        table: Table = getattr(tables, name)
+        keys = set(table.learned) | (set() if name == "model_performance" else set(map(str, TaskType)))
+        views[name] = TableView(rate_of, table.house, {key: table.rate(key) for key in sorted(keys)})
+    return views

@@ -37,6 +37,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     command: list[str]
     environment: dict[str, str] = {}
     stop_s: float = 15.0  # from SIGTERM to SIGKILL
+    longest_pause_s: float = LONGEST_PAUSE_S
     on_leftover: int = signal.SIGTERM  # how one that outlived its launcher is taken down
 
 
@@ -77,7 +78,11 @@ class Service:
                 return
             if process.returncode == BAD_SETTINGS:
                 raise PodiumError(f"{self.spec.name} can't start: {self.last_line()}")
-            pause = FIRST_PAUSE_S if time.monotonic() - began > SETTLED_S else min(2 * pause, LONGEST_PAUSE_S)
+            pause = (
+                FIRST_PAUSE_S
+                if time.monotonic() - began > SETTLED_S
+                else min(2 * pause, self.spec.longest_pause_s)
+            )
             self._say(f"{self.spec.name} {_manner(process.returncode)}; starting it again in {pause:g} s")
             self.restarts += 1
             with suppress(TimeoutError):

@@ -161,7 +161,9 @@ class Stack:
     def _specs(self) -> list[Spec]:
         environment = _environment(self.settings)
         python = sys.executable
-        specs = [Spec(name="gateway", command=[python, "-m", "gateway"], environment=environment)]
+        command = [python, "-m", "gateway"]
+        # upstream sends a start once and waits 10 s for the answer
+        specs = [Spec(name="gateway", command=command, environment=environment, longest_pause_s=1.0)]
         specs += [self._node(half, environment) for half in self.split.halves]
         if self.broker_port:
             specs.insert(0, Spec(name="broker", command=broker_command(self.folder / "nats" / "nats.conf")))

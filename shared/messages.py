@@ -167,6 +167,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     deadline_at: float | None = None  # set if accepted
     decided_at: float = 0.0
     gateway: str = ""
+    offer: BareOffer | None = None  # in the gateway's file and on `podium.decisions.*`; a job has its own
 
 
 class Reservation(Struct, frozen=True, kw_only=True, tag_field="kind", tag="reservation"):

@@ -78,6 +78,25 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float,
         Meta(ge=0, description="deadline = receipt + hours - this: upstream's clock starts before we hear"),
     ] = 150.0
+    policy: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="what decides on offers: maximum_accuracy, expected_value, first_come, or "
+            "module:function; see docs/deciding.md",
+        ),
+    ] = "maximum_accuracy"
+    prior_strength: Annotated[
+        float,
+        Meta(gt=0, le=1e6, description="how many trials the house value of a learned rate counts as"),
+    ] = 10.0
+    evidence_half_life_days: Annotated[
+        float,
+        Meta(gt=0, le=36500, description="what was learned counts half as much after so many days"),
+    ] = 30.0
+    min_points_per_hour: Annotated[
+        float, Meta(description="policy expected_value takes offers that promise more of upstream's points")
+    ] = 0.0
     reservation_s: Annotated[
         Seconds, Meta(description="how long an accepted offer without data holds a slot")
     ] = 900.0

@@ -26,9 +26,13 @@ WINDOW_S: Final = 120.0  # how far a nonce's time may be from ours, either way
 BUCKET_S: Final = 60  # seen nonces are kept by the minute they say they are of
 MOST_SEEN: Final = 1_000_000  # some 70 MB; 3,300 signed requests a second for five minutes
 LARGEST_BATCH: Final = 512  # claims in one message
-APPEND_TIMEOUT_S: Final = 0.5
+APPEND_TIMEOUT_S: Final = 1.0  # of the 3 s that upstream waits for an offer
 
 log = get_logger()
+
+
+Key = tuple[int, int]  # a nonce: its minute, and 63 bits that stand for it
+Claim = tuple[Key, "asyncio.Future[bool]"]
 
 
 class TooManyNoncesError(Exception):
@@ -53,14 +57,14 @@ class Seen:
         self._minutes: dict[int, set[int]] = defaultdict(set)
         self._count = 0
 
-    def __contains__(self, nonce: tuple[int, int]) -> bool:
+    def __contains__(self, nonce: Key) -> bool:
         minute, key = nonce
         return minute in self._minutes and key in self._minutes[minute]
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, nonce: tuple[int, int]) -> bool:
+    def add(self, nonce: Key) -> bool:
         """Whether it is new. Raises TooManyNoncesError."""
         if nonce in self:
             return False
@@ -77,7 +81,7 @@ class Seen:
             self._count -= len(self._minutes.pop(minute))
 
 
-def nonce_key(validator: str, nonce: str, signed_at: float) -> tuple[int, int]:
+def nonce_key(validator: str, nonce: str, signed_at: float) -> Key:
     """The minute a nonce is of, and 63 bits that stand for it: of a million, two are equal once in 18 million
     times, and then one request is refused."""
     digest = hashlib.blake2b(f"{validator}:{nonce}".encode(), digest_size=8).digest()
@@ -92,7 +96,8 @@ class Nonces:
         self._seen = Seen()
         self._bus: Bus | None = None
         self._last = 0  # sequence up to which NONCES was read
-        self._waiting: list[tuple[tuple[int, int], asyncio.Future[bool]]] = []
+        self._waiting: list[Claim] = []
+        self._lost: set[Key] = set()  # claims not answered yet that another gateway stored first
         self._some = asyncio.Event()
         self._minute = 0  # in which what is past was last forgotten
         self._alone = False  # whether the newest claims could not be shared
@@ -133,12 +138,13 @@ class Nonces:
                 if not claimed.done():
                     claimed.set_result(True)
             self._waiting.clear()
+            self._lost.clear()
 
-    async def _share(self, batch: list[tuple[tuple[int, int], asyncio.Future[bool]]]) -> None:
+    async def _share(self, batch: list[Claim]) -> None:
         """Store a batch, and tell each claim whether it was the first."""
-        taken: set[tuple[int, int]] = set()
+        keys = {key for key, _ in batch}
         try:
-            taken = await self._store([key for key, _ in batch])
+            await self._store(keys)
             self._alone = False
         except BusError as error:
             if not self._alone:
@@ -147,10 +153,11 @@ class Nonces:
         finally:
             for key, claimed in batch:
                 if not claimed.done():
-                    claimed.set_result(key not in taken)
+                    claimed.set_result(key not in self._lost)
+            self._lost -= keys
 
-    async def _store(self, keys: list[tuple[int, int]]) -> set[tuple[int, int]]:
-        """Append claims; returns those that another gateway had stored before."""
+    async def _store(self, keys: set[Key]) -> None:
+        """Append claims, and read what other gateways have stored before them."""
         assert self._bus is not None
         minutes: dict[int, list[int]] = {}
         for minute, key in keys:
@@ -161,33 +168,38 @@ class Nonces:
         )
         if sequence == self._last + 1:
             self._last = sequence
-            return set()
+            return
         if sequence <= self._last:  # the broker came back with an empty store
             self._last = 0
-        return (await self._read_until(sequence)) & set(keys)
+        await self._read(keys, sequence)
 
     async def _catch_up(self) -> None:
         """Know everything that is stored; without the stream, what this gateway itself sees has to do."""
         try:
-            await self._read_until(None)
+            await self._read(set(), None)
         except BusError as error:
             log.warning("nonces that other gateways have seen are not known", error=str(error))
 
-    async def _read_until(self, own: int | None) -> set[tuple[int, int]]:
-        """Fold what is stored before `own` (None: everything), and return it."""
+    async def _read(self, own: set[Key], own_sequence: int | None) -> None:
+        """Fold what is stored, at least up to one's own claims.
+
+        A claim that is stored neither yet nor before another's of the same nonce is lost to it.
+        """
         assert self._bus is not None
-        found: set[tuple[int, int]] = set()
-        while own is None or self._last < own:
+        while own_sequence is None or self._last < own_sequence:
             records = await self._bus.read(subjects.NONCES_STREAM, self._last, timeout_s=APPEND_TIMEOUT_S)
             for record in records:
                 self._last = record.sequence
-                if own is None or record.sequence < own:
-                    found |= self._fold(record.data)
+                if record.sequence == own_sequence:
+                    continue
+                keys = self._fold(record.data)
+                self._lost |= keys & {key for key, _ in self._waiting}
+                if own_sequence is not None and record.sequence < own_sequence:
+                    self._lost |= keys & own
             if not records:
                 break
-        return found
 
-    def _fold(self, data: bytes) -> set[tuple[int, int]]:
+    def _fold(self, data: bytes) -> set[Key]:
         try:
             batch = _decode(data)
         except ValueError as error:

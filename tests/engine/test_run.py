@@ -34,7 +34,7 @@ from shared.messages import (
     decode_worker_job,
     encode,
 )
-from trainer_node.engine import export
+from trainer_node.engine import checkpoint, export, loop
 from trainer_node.engine import run as engine
 from trainer_node.engine.loop import Training
 from trainer_node.engine.prepare import Run
@@ -308,9 +308,10 @@ def test_late_resume_submits_the_newest_checkpoint_as_it_is(killed_job: Path):
     assert any("as it is" in (line.message or "") for line in _progress(killed_job))
 
 
-def test_an_export_that_nobody_could_verify_is_submitted_at_once_when_time_is_over(
-    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-):
+@pytest.fixture
+def unverified(make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The job of a run that was killed when its export was on disk."""
+
     def killed(*_: object) -> str | None:
         raise KeyboardInterrupt  # passes through the pipeline, as a kill would
 
@@ -319,8 +320,18 @@ def test_an_export_that_nobody_could_verify_is_submitted_at_once_when_time_is_ov
         patch.setattr(export, "verify", killed)
         with pytest.raises(KeyboardInterrupt):
             engine.main(job, Stop())
-    old = decode_worker_job(job.read_bytes())
-    job.write_bytes(encode(replace(old, clock="wall", start_at=time.time() - 100, ready_by=time.time())))
+    return job
+
+
+def _left(job: Path, seconds: float, **changes: Any) -> None:
+    """Let the job have so much time left, on the wall clock."""
+    old, now = decode_worker_job(job.read_bytes()), time.time()
+    job.write_bytes(encode(replace(old, clock="wall", start_at=now - 100, ready_by=now + seconds, **changes)))
+
+
+def test_an_export_that_nobody_could_verify_is_submitted_at_once_when_time_is_over(unverified: Path):
+    job = unverified
+    _left(job, 0.0)
     began = time.monotonic()
     outcome = _finish(job)
     assert time.monotonic() - began < 1.0
@@ -334,6 +345,54 @@ def test_an_export_that_nobody_could_verify_is_submitted_at_once_when_time_is_ov
     outcome = _finish(job)
     assert outcome.metrics is not None
     assert outcome.metrics.final_loss is None
+
+
+@pytest.mark.parametrize(
+    ("left_s", "processes", "submits"), [(0.0, 0, True), (0.0, 2, True), (600.0, 0, False)]
+)
+def test_it_is_submitted_before_torch_is_imported(
+    left_s: float, processes: int, submits: bool, unverified: Path, tmp_path: Path
+):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text("raise ImportError('torch was imported')")
+    _left(unverified, left_s, processes=processes)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer_node.engine", str(unverified)],
+        env=ENVIRONMENT | {"PYTHONPATH": f"{tmp_path / 'broken'}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        cwd=tmp_path,
+    )
+    if not submits:
+        assert "torch was imported" in (unverified.parent / "worker.log").read_text()
+        return
+    assert done.returncode == 0, done.stderr
+    outcome = _outcome(unverified)
+    assert outcome.status is OutcomeStatus.READY
+    assert outcome.digest == folder_digest(unverified.parent / "export")
+    assert outcome.step > 0
+    assert _progress(unverified)[-1].phase is Phase.DONE
+
+
+def test_a_run_that_fails_keeps_the_checkpoint_that_is_being_written(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    def fails(run: Run, training: Training) -> None:
+        training.step = 1
+        save(training, run.reporter)
+        raise RuntimeError("the device is gone")
+
+    def slowly(*args: Any) -> None:
+        time.sleep(0.5)
+        write(*args)
+
+    save, write = loop.save, checkpoint.save
+    monkeypatch.setattr(engine, "descend", fails)
+    monkeypatch.setattr(checkpoint, "save", slowly)
+    job = make_job()
+    assert _finish(job).status is OutcomeStatus.FAILED
+    assert (job.parent / "checkpoints" / "step-00000001" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("spoilt", [-3.0, math.nan])

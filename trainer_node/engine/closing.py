@@ -13,10 +13,9 @@ import torch
 
 from shared.digest import folder_digest
 from shared.errors import EngineError
-from shared.files import write_atomically
-from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase, decode_outcome, encode
+from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
 from shared.plan import Plan
-from trainer_node.engine import checkpoint, export
+from trainer_node.engine import checkpoint, export, standby
 from trainer_node.engine.candidates import Candidate, Reached, excess, loaded, ranked
 from trainer_node.engine.checkpoint import Checkpoint
 from trainer_node.engine.data import Examples
@@ -26,8 +25,6 @@ from trainer_node.engine.parallel import gathered
 from trainer_node.engine.prepare import Record, Run, verify_limit_s
 from trainer_node.engine.schedule import SAFETY, SLACK_S, Part, affordable
 from trainer_node.engine.score import Score, measure
-
-STANDBY = "standby.json"  # the outcome of an export that is on disk and not yet verified
 
 
 def close(run: Run, record: Record, training: Training, dev: Examples) -> Outcome:
@@ -45,13 +42,13 @@ def close(run: Run, record: Record, training: Training, dev: Examples) -> Outcom
         metrics, outcome, error = _export(run, record, training, candidate), None, None
         if metrics:  # from here on the others wait for rank 0's word
             outcome = _ready(run, metrics)
-            write_atomically(run.folder / STANDBY, encode(outcome))
+            standby.note(run.folder, outcome)
             error = _verify(run, training, dev, candidate) if Part.VERIFY in parts else None
         outcome, error = run.team.tell((outcome, error))
         if outcome and error is None:
             run.reporter.phase(Phase.DONE)
             return outcome
-        (run.folder / STANDBY).unlink(missing_ok=True)
+        standby.drop(run.folder)
         wrong.append(f"{candidate.name}: {error}")
         run.reporter.message(f"the export of the {candidate.name} weights is refused: {error}")
     raise EngineError(ErrorCode.INTERNAL, f"no export is what was trained: {'; '.join(wrong)}")
@@ -132,19 +129,6 @@ def submit_as_is(
     metrics = _metrics(record, None, Reached(position.step, position.tokens, position.train_s))
     with run.patience():
         outcome = _ready(run, export.write(deltas, plan, run.job, metrics, run.folder / "export"))
-    run.reporter.phase(Phase.DONE)
-    return outcome
-
-
-def standby(run: Run) -> Outcome | None:
-    """What an earlier start exported but had no time to verify, if its files are still as it wrote them."""
-    try:
-        outcome = decode_outcome((run.folder / STANDBY).read_bytes())
-        if folder_digest(run.folder / "export") != outcome.digest:
-            return None
-    except FileNotFoundError:
-        return None
-    run.reporter.message("no time is left to verify: the finished export is submitted as it is")
     run.reporter.phase(Phase.DONE)
     return outcome
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -157,8 +158,8 @@ def _unusable(example: Example, max_length: int) -> str | None:
 def _flat(documents: list[Document], group: int) -> Examples:
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in documents])]).astype(np.int64)
     total = int(offsets[-1])
-    ids = np.fromiter((token for document, _ in documents for token in document), np.int32, total)
-    labels = np.fromiter((label for _, document in documents for label in document), np.int32, total)
+    ids = np.fromiter(chain.from_iterable(ids for ids, _ in documents), np.int32, total)
+    labels = np.fromiter(chain.from_iterable(labels for _, labels in documents), np.int32, total)
     labels[offsets[:-1]] = IGNORED  # nothing comes before a document's first token to predict it from
     return Examples(ids, labels, offsets, group)
 

@@ -26,6 +26,7 @@ from shared.recipe import resolve
 from trainer_node.engine.data import Examples, hold_out, scored_length
 from trainer_node.engine.fetch import public_name
 from trainer_node.engine.model import load_tokenizer, model_shape
+from trainer_node.engine.network import label_model
 from trainer_node.engine.parallel import ALONE, Team, TeamClock, fitted
 from trainer_node.engine.progress import Reporter
 from trainer_node.engine.schedule import Costs
@@ -50,6 +51,7 @@ class Run:
     reporter: Reporter
     stop: Stop
     team: Team = ALONE
+    import_s: float = 0.0  # what this process's imports took
 
     @property
     def clock(self) -> Clock:
@@ -162,6 +164,7 @@ def baseline(run: Run, model: torch.nn.Module, data: Data, draft: Plan) -> tuple
     until = run.clock.time() + SCORE_SHARE * (job.ready_by - job.start_at)
     dev = data.dev.take(np.arange(most))
     scored = score if dev.group == 1 else untrained
+    model = label_model(model)  # once: its check costs as much as a piece
     result, row_s = measure(model, dev, run.clock, until, run.team, scored, run.reporter.alive)
     rows = len(result.per_example)
     if rows < len(data.dev):
@@ -237,17 +240,18 @@ def computes_bf16(hardware: Hardware) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def first_costs(job: WorkerJob, plan: Plan, load_s: float, ingest_s: float, score_s: float) -> Costs:
+def first_costs(run: Run, plan: Plan, load_s: float, ingest_s: float, score_s: float) -> Costs:
     """What was measured, and bytes over a slow disk for what wasn't."""
     trained = sum(module.parameters for module in plan.modules)
     return Costs(
+        import_s=run.import_s,
         load_s=load_s,
         ingest_s=ingest_s,
         score_s=score_s,
         save_s=0.5 + 12 * trained / DISK_BYTES_PER_S,
         # Shards are put together in a model that is loaded for it.
         export_s=0.5 + 6 * trained / DISK_BYTES_PER_S + (load_s if plan.parallel == "fsdp2" else 0.0),
-        verify_s=verify_limit_s(job),
+        verify_s=verify_limit_s(run.job),
     )
 
 

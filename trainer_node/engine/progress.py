@@ -12,7 +12,8 @@ from threading import Event, RLock, Thread
 
 from msgspec.structs import replace
 
-from shared.messages import Phase, Progress, encode
+from shared.files import write_atomically
+from shared.messages import Outcome, Phase, Progress, encode
 
 PERIOD_S = 1.0
 SAY_S = 5.0  # between two words on what a long part has done
@@ -125,3 +126,9 @@ class Reporter:
         os.write(self._file, encode(progress) + b"\n")
         self._written = time.monotonic()
         self.last = replace(progress, message=None)
+
+
+def write_outcome(folder: Path, reporter: Reporter, outcome: Outcome) -> None:
+    """The run's last word, with the step it came to; whole or not at all."""
+    outcome = replace(outcome, step=max(outcome.step, reporter.last.step), at=time.time())
+    write_atomically(folder / "outcome.json", encode(outcome))

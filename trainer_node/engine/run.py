@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,13 @@ from msgspec.structs import replace
 
 from shared.clock import TokenClock, WallClock
 from shared.errors import EngineError, PodiumError
-from shared.files import write_atomically
-from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, WorkerJob, decode_worker_job, encode
+from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, WorkerJob, decode_worker_job
 from shared.plan import Deviation, Plan
-from trainer_node.engine import checkpoint, loop, prepare, reference
+from trainer_node.engine import checkpoint, loop, prepare, reference, standby
 from trainer_node.engine.attention import max_documents
 from trainer_node.engine.candidates import TailAverage
 from trainer_node.engine.checkpoint import Checkpoint
-from trainer_node.engine.closing import close, standby, submit_as_is
+from trainer_node.engine.closing import close, submit_as_is
 from trainer_node.engine.lanes import lanes_for
 from trainer_node.engine.launch import AGAIN, rank_of
 from trainer_node.engine.loop import Packs, Training
@@ -37,9 +36,9 @@ from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.oom import is_out_of_memory
 from trainer_node.engine.parallel import fitted, is_lost_peer, join, leave, shard_frozen, spread
 from trainer_node.engine.prepare import Data, Record, Run
-from trainer_node.engine.progress import Reporter
+from trainer_node.engine.progress import Reporter, write_outcome
 from trainer_node.engine.saver import Saver
-from trainer_node.engine.schedule import Costs, Part, Pulse, Schedule, affordable
+from trainer_node.engine.schedule import Costs, Pulse, Schedule
 from trainer_node.engine.stop import Stop
 
 AVERAGE_SHARE = 0.1  # of the memory: the running average is kept if it takes no more
@@ -54,7 +53,7 @@ class SmallerPlan(Exception):
     """
 
 
-def main(job_path: Path, stop: Stop) -> int:
+def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
     """Run a job and write its outcome; the process's exit status: 0 = ready or stopped, 1 = failed.
 
     Of several processes rank 0 writes it, unless another is gone. AGAIN: start all, with a smaller plan.
@@ -67,7 +66,7 @@ def main(job_path: Path, stop: Stop) -> int:
     stop.last_word = lambda: write_outcome(folder, reporter, Outcome(status=OutcomeStatus.STOPPED))
     try:
         team = join(job, job.ready_by - clock.time())
-        outcome = pipeline(Run(job, folder, clock, reporter, stop, team))
+        outcome = pipeline(Run(job, folder, clock, reporter, stop, team, import_s))
         leave(team)
     except SmallerPlan:
         return AGAIN
@@ -81,12 +80,6 @@ def main(job_path: Path, stop: Stop) -> int:
         stop.close()
         write_outcome(folder, reporter, outcome)
     return 1 if outcome.status is OutcomeStatus.FAILED else 0
-
-
-def write_outcome(folder: Path, reporter: Reporter, outcome: Outcome) -> None:
-    """The run's last word, with the step it came to; whole or not at all."""
-    outcome = replace(outcome, step=max(outcome.step, reporter.last.step), at=time.time())
-    write_atomically(folder / "outcome.json", encode(outcome))
 
 
 def explain(error: Exception) -> tuple[ErrorCode, str]:
@@ -113,7 +106,8 @@ def pipeline(run: Run) -> Outcome:
     if run.team.leads:
         checkpoint.clean(checkpoints)
     known = run.team.tell(prepare.read_record(run.folder))
-    if known and is_late(run, known[0].costs) and (outcome := run.team.tell(standby(run))):
+    late = known is not None and standby.is_late(run.left_s, known[0].costs)
+    if late and (outcome := run.team.tell(standby.finished(run.folder, run.reporter))):
         return outcome
     found = None
     if known:
@@ -149,7 +143,7 @@ def begin(run: Run) -> Outcome:
     else:
         rate = prepare.train_rate(draft, float(data.dev.lengths.mean()) / row_s)
     plan = prepare.draw_plan(run, config, data, budget_s, rate)
-    measured = prepare.first_costs(run.job, plan, load_s, ingested - start, row_s * len(data.dev))
+    measured = prepare.first_costs(run, plan, load_s, ingested - start, row_s * len(data.dev))
     data = reference.first(run, model, data, plan)
     record = Record(
         fingerprint=fingerprint,
@@ -178,7 +172,7 @@ def resume(run: Run, record: Record, plan: Plan, found: Checkpoint | None) -> Ou
         position = found.manifest.position
         run.reporter.resumed(position.step, position.tokens, record.base_loss)
         run.reporter.message(f"resumed from step {position.step}")
-    late = is_late(run, record.costs)
+    late = standby.is_late(run.left_s, record.costs)
     model = load(run, plan)
     if late and found:
         return submit_as_is(run, record, plan, model, found, "no time is left to train or verify")
@@ -189,11 +183,6 @@ def resume(run: Run, record: Record, plan: Plan, found: Checkpoint | None) -> Ou
         return submit_as_is(run, record, plan, model, found, data)
     data = reference.again(run, model, data, record)
     return train(run, record, plan, model, data, found)
-
-
-def is_late(run: Run, costs: Costs) -> bool:
-    """Whether a start comes so late that not even the export could be verified."""
-    return Part.VERIFY not in affordable(run.left_s - costs.load_s - costs.ingest_s, costs)
 
 
 def load(run: Run, plan: Plan) -> torch.nn.Module:
@@ -220,7 +209,12 @@ def train(
     training = assemble(run, record, plan, model, data, found)
     run.reporter.phase(Phase.TRAIN)
     with run.stop.deferred():
-        descend(run, training)
+        try:
+            descend(run, training)
+        except BaseException:
+            with suppress(OSError):  # the process ends without waiting for threads
+                training.saver.wait()
+            raise
         if run.team.tell(run.stop.asked):
             return Outcome(status=OutcomeStatus.STOPPED, step=training.step)
     if training.step == 0:

@@ -27,6 +27,7 @@ def multiplier(progress: float, warmup: float) -> float:
 class Costs(Struct, kw_only=True):
     """Seconds that the parts of a run take on its clock: estimates first, replaced by measurements."""
 
+    import_s: float = 0.0  # start a process: what its imports take
     load_s: float = 0.0  # load the model once
     ingest_s: float = 0.0  # read and tokenise the data
     score_s: float = 0.0  # score the development rows once

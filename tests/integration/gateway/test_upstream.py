@@ -3,53 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import pytest
-import sr25519
 
-from gateway.upstream.hotkeys import address_of
+from bench.validator import keys_from_seed, signed_headers
 from podium.broker import Broker
 from shared import subjects
 from shared.bus import Bus
 from shared.messages import Result, ResultStatus, encode
 from tests.integration.gateway.conftest import Api
 
-MINER = address_of(sr25519.pair_from_seed(bytes(32))[0])
+MINER = keys_from_seed("miner").address
 Answer = tuple[int, dict[str, Any]]
 
 
 class Validator:
-    """Signs as fiber does, and sends exactly what it signed."""
+    """Asks one gateway; any header can be given another value, or left out with None."""
 
-    def __init__(self, seed: bytes = b"\1" * 32) -> None:
-        self.pair = sr25519.pair_from_seed(seed)
-        self.address = address_of(self.pair[0])
+    keys = keys_from_seed("validator")
+    address = keys.address
 
     def headers(self, body: bytes | None, **changed: Any) -> dict[str, str]:
-        nonce = changed.get("nonce") or f"{time.time_ns()}_{uuid.uuid4().hex[:10]}"
         miner = changed.pop("miner", MINER)
-        message = f"{nonce}:{miner}"
-        if body is not None:
-            message += ":" + hashlib.sha256(body).hexdigest()
-        signature = "0x" + sr25519.sign(self.pair, message.encode()).hex()
-        headers = {
-            "validator-hotkey": self.address,
-            "miner-hotkey": miner,
-            "nonce": nonce,
-            "signature": signature,
-        }
+        headers = signed_headers(self.keys, miner, body, changed.get("nonce"))
         return {name: value for name, value in (headers | changed).items() if value is not None}
 
     async def post(self, api: Api, path: str, message: Any, **changed: Any) -> Answer:
         body = message if isinstance(message, bytes) else json.dumps(message).encode()
-        headers = self.headers(body, **changed) | {"Content-Type": "application/json"}
+        headers = self.headers(body, **changed)
         async with api.client.post(path, data=body, headers=headers, allow_redirects=False) as response:
             return response.status, await response.json()
 

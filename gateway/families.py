@@ -1,0 +1,133 @@
+"""A model's family: by its name, and by the config of a local copy where there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shared.logs import get_logger
+from shared.settings import Settings
+
+LOOK_S = 5.0  # a folder on a disk that hangs must not keep a gateway from starting
+LARGEST_CONFIG = 1 << 20
+
+# Looked for in this order, in the name without the organisation first: the architecture decides how a model
+# trains, so that DeepSeek-R1-Distill-Qwen-7B is a qwen, and meta-llama/CodeQwen would be one as well.
+_FAMILIES = (
+    ("smollm", "smollm"),
+    ("qwen|qwq", "qwen"),
+    ("mistral|mixtral|ministral|zephyr", "mistral"),
+    ("gemma", "gemma"),
+    (r"(?<![a-z])phi(?![a-z])", "phi"),
+    ("llama|vicuna", "llama"),
+    ("falcon", "falcon"),
+    ("pythia", "pythia"),
+    ("bloom", "bloom"),
+    ("olmo", "olmo"),
+    ("granite", "granite"),
+    ("stablelm", "stablelm"),
+    (r"gpt[-_]?neo", "gpt-neo"),
+    (r"gpt[-_]?2", "gpt2"),
+    (r"(?<![a-z])opt(?![a-z])", "opt"),
+    (r"(?<![a-z])yi(?![a-z])", "yi"),
+    ("deepseek", "deepseek"),
+)
+_PATTERNS = tuple((re.compile(pattern), family) for pattern, family in _FAMILIES)
+# Families of their own whose configs name another's architecture: the name is the finer word then, and says
+# the same on a gateway that has no copy.
+_BUILT_ON = {"llama": {"smollm", "yi", "deepseek"}, "gpt-neo": {"pythia"}}
+
+log = get_logger()
+
+
+def model_family(model: str) -> str:
+    """A model's family from its upstream id or path, such as `llama`; `other` if none is recognised."""
+    name = model.lower().rstrip("/").rpartition("/")[2]
+    return _first_found(name, model.lower()) or "other"
+
+
+def config_family(config: Mapping[str, Any]) -> str | None:
+    """The family of the architecture that a model's `config.json` names; None if that is none we know."""
+    architectures = config.get("architectures")
+    named = [config.get("model_type"), *(architectures if isinstance(architectures, list) else [])]
+    return _first_found(
+        *(text.lower().removesuffix("forcausallm") for text in named if isinstance(text, str))
+    )
+
+
+def family_of_copy(model: str, config: Mapping[str, Any]) -> str:
+    """The family of a model whose config is known: the config is right where the name says otherwise."""
+    named, built = model_family(model), config_family(config)
+    return named if built is None or named in _BUILT_ON.get(built, ()) else built
+
+
+class Families:
+    """Families of the models of which this machine has a copy, read once; of all others by name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._known: dict[str, str] = {}  # by upstream id, or by the folder's name in lower case
+
+    def __call__(self, model: str) -> str:
+        """The family of an upstream id; a look into a dict."""
+        flat, name = model.replace("/", "--").lower(), model.rpartition("/")[2].lower()
+        for key in (model, flat, name):
+            if (family := self._known.get(key)) is not None:
+                return family
+        return model_family(model)
+
+    async def look(self) -> None:
+        """Read the configs of the local copies, in a thread; without them names have to do."""
+        try:
+            async with asyncio.timeout(LOOK_S):
+                self._known = await asyncio.to_thread(read_families, self._settings)
+        except TimeoutError:
+            log.warning("local models can't be looked at; families come from names", waited_s=LOOK_S)
+
+
+def read_families(settings: Settings) -> dict[str, str]:
+    """Families by upstream id (`models`) and by folder name (`models_dir`) of what has a config. Blocks."""
+    copies = {model: Path(path).expanduser() for model, path in settings.models.items()}
+    if settings.models_dir:
+        copies = _folders(Path(settings.models_dir).expanduser()) | copies
+    found = {}
+    for model, path in copies.items():
+        if (config := _config(path)) is not None:
+            found[model] = family_of_copy(model.replace("--", "/"), config)
+    return found
+
+
+def _folders(models: Path) -> dict[str, Path]:
+    try:
+        return {path.name.lower(): path for path in sorted(models.iterdir())}
+    except OSError as error:
+        log.warning("models_dir can't be listed; families come from names", error=str(error))
+        return {}
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    """The config of a model folder; None for anything else, such as a GGUF file."""
+    path = folder / "config.json"
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(LARGEST_CONFIG), type=dict[str, Any])
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning(
+            "a model's config can't be read; its family comes from its name", error=f"{path}: {error}"
+        )
+        return None
+
+
+def _first_found(*texts: str) -> str | None:
+    for text in texts:
+        for pattern, family in _PATTERNS:
+            if pattern.search(text):
+                return family
+    return None
