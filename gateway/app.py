@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.api import RUNNING, make_app
 from gateway.service import Service, end_tasks
@@ -59,7 +61,14 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
     """
     service = Service(settings)
     app = make_app(service)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=LET_GO_S, lingering_time=LINGER_S)
+    logging.getLogger("aiohttp.server").addFilter(_is_about_us)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        shutdown_timeout=LET_GO_S,
+        lingering_time=LINGER_S,
+        auto_decompress=False,  # what is signed are the bytes that came; and a small body stays small
+    )
     await runner.setup()
     site = web.SockSite(runner, listening, backlog=BACKLOG)
     await site.start()
@@ -74,6 +83,12 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
         await end_tasks([work], again_s=LET_GO_S)
         if not work.cancelled():
             work.result()  # why it ended
+
+
+def _is_about_us(record: logging.LogRecord) -> bool:
+    """Whether operators should see a line of aiohttp's: what comes that is no HTTP is answered 400."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
 
 
 async def serve(settings: Settings) -> None:
