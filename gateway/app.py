@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.access import guard_of, is_loopback
 from gateway.api import make_app
@@ -66,7 +68,14 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
     if settings.upstream_auth == "off" and not is_loopback(str(listening.getsockname()[0])):
         raise SettingsError("upstream_auth = off is for loopback only, and the socket that was passed isn't")
     app = make_app(service, guard)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=LET_GO_S, lingering_time=LINGER_S)
+    logging.getLogger("aiohttp.server").addFilter(_is_about_us)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        shutdown_timeout=LET_GO_S,
+        lingering_time=LINGER_S,
+        auto_decompress=False,  # what is signed are the bytes that came; and a small body stays small
+    )
     await runner.setup()
     site = web.SockSite(runner, listening, backlog=BACKLOG)
     await site.start()
@@ -83,6 +92,12 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
         await end_tasks([work, tokens], again_s=LET_GO_S)
         if not work.cancelled():
             work.result()  # why it ended
+
+
+def _is_about_us(record: logging.LogRecord) -> bool:
+    """Whether operators should see a line of aiohttp's: what comes that is no HTTP is answered 400."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
 
 
 async def serve(settings: Settings) -> None:
