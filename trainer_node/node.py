@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import time
 import uuid
 from pathlib import Path
 
@@ -31,6 +32,10 @@ from trainer_node.lease import RETRY_S, SlotLease
 from trainer_node.pause import pause
 from trainer_node.post import Post
 from trainer_node.supervisor import ENGINE, Supervisor
+
+# A job is heard when the broker takes it, and can be read when the broker has stored it: some milliseconds
+# later, or more on a busy machine. Who looked in between would wait for its next poll.
+HEARD_S, LOOK_AGAIN_S = 2.0, 0.05
 
 log = get_logger()
 
@@ -61,6 +66,7 @@ class Node:
         self.assignment: Assignment | None = None
         self.desk = Desk(self.post, lambda: self.assignment)
         self._trouble = ""
+        self._heard_at = float("-inf")
 
     def drain(self) -> None:
         """Take no more work, let the worker write a checkpoint, give the slot back."""
@@ -108,7 +114,8 @@ class Node:
                 elif self.lease.may_write():
                     if await self._take_work():
                         continue
-                    seconds = self.settings.poll_s
+                    just_heard = time.monotonic() - self._heard_at < HEARD_S
+                    seconds = LOOK_AGAIN_S if just_heard else self.settings.poll_s
                 self._trouble = ""
             except BusError as error:
                 if str(error) != self._trouble:
@@ -155,6 +162,7 @@ class Node:
         self.pulse.wake.set()
 
     async def _heard(self, message: Msg) -> None:
+        self._heard_at = time.monotonic()
         self.wake.set()
 
     def _activity(self) -> Activity:
