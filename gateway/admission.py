@@ -234,7 +234,7 @@ class Admission:
     def _judge(self, offer: BareOffer) -> Verdict:
         verdict = self._policy(offer, self.view())
         if verdict.warning:
-            log.warning(verdict.warning)
+            log.warning(verdict.warning, task=subjects.task_token(offer.task_id))
         return verdict
 
     def view(self) -> PolicyView:

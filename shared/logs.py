@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import AbstractContextManager
 from typing import Any, TextIO, cast
 
 import structlog
@@ -58,6 +59,12 @@ def set_up_logs(log_format: str, log_level: str, **bound: Any) -> None:
     structlog.contextvars.bind_contextvars(**bound)
     # nats-py and aiohttp use the standard library's logging; nothing below a warning is for operators
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+
+
+def log_context(**values: Any) -> AbstractContextManager[None]:
+    """Have `values`, such as a task, in every line of what is done inside, also by tasks that start there."""
+    context: AbstractContextManager[None] = structlog.contextvars.bound_contextvars(**values)
+    return context
 
 
 def get_logger() -> Any:

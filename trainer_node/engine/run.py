@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 from msgspec.structs import replace
 
@@ -61,6 +62,7 @@ def main(job_path: Path, stop: Stop) -> int:
     """
     folder = job_path.parent
     job = decode_worker_job(job_path.read_bytes())
+    structlog.contextvars.bind_contextvars(task=job.task, slot=job.slot)
     clock = TokenClock(job.start_at, job.token_clock_rate) if job.clock == "token" else WallClock()
     leads = (rank_of(os.environ) or 0) == 0
     reporter = Reporter(folder / "progress.jsonl" if leads else Path(os.devnull), job.task, job.slot)
