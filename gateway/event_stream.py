@@ -31,6 +31,8 @@ HEADERS: Final = {
     "X-Accel-Buffering": "no",
 }
 
+_encode = msgspec.json.Encoder().encode
+
 
 class EventQuery(Struct, frozen=True, forbid_unknown_fields=True):
     """Which events are wanted, and from where on."""
@@ -50,50 +52,41 @@ class Stream:
     def __init__(
         self, request: web.Request, log: EventLog, choice: Choice, response: web.StreamResponse
     ) -> None:
+        self.news = asyncio.Event()
         self._request = request
         self._log = log
         self._choice = choice
         self._response = response
-        self._news = asyncio.Event()
+        self._written_at = time.monotonic()
 
     async def send(self, guard: Guard, after: int, first: bytes) -> None:
         """Events after number `after`, until the reader leaves, is stuck, may no longer ask, or all ends."""
-        self._log.wake_on_news(self._news.set)
-        self._log.readers += 1
-        try:
-            if not await self._write(first):
-                return
-            while not self._log.closing.is_set():
-                self._news.clear()
-                lost, events = self._log.read(after, BATCH)
-                after += lost + len(events)
-                parts = [event.frame for event in events if self._choice.holds(event)]
-                if lost:
-                    self._log.lost += lost
-                    parts.insert(0, self._lost(lost))
-                if parts and not await self._write(b"".join(parts)):
-                    return
-                if not events and not await self._wait(guard):
-                    return
-        finally:
-            self._log.readers -= 1
-            self._log.forget(self._news.set)
+        alive = await self._write(first)
+        while alive and not self._log.closing.is_set():
+            self.news.clear()
+            lost, events = self._log.read(after, BATCH)
+            after += lost + len(events)
+            parts = [event.frame for event in events if self._choice.holds(event)]
+            if lost:
+                self._log.lost += lost
+                parts.insert(0, self._lost(lost))
+            if parts:
+                alive = await self._write(b"".join(parts))
+            elif (quiet_s := ALIVE_S - (time.monotonic() - self._written_at)) <= 0:
+                alive = self._may_ask(guard) and await self._write(b": alive\n\n")
+            elif not events:
+                await pause(quiet_s, self.news)
 
     def _lost(self, count: int) -> bytes:
         reason = "this stream was read too slowly, or its last event is too long ago"
-        return frame("lost", msgspec.json.encode(Lost(count, reason)))
+        return frame("lost", _encode(Lost(count, reason)))
 
-    async def _wait(self, guard: Guard) -> bool:
-        """Until there are news; after a while without, say so. False: there is nobody left to tell."""
+    def _may_ask(self, guard: Guard) -> bool:
+        """The token may be gone by now."""
         try:
-            async with asyncio.timeout(ALIVE_S):
-                await self._news.wait()
-        except TimeoutError:
-            try:
-                guard.admit(Access.TOKEN, self._request.headers)  # the token may be gone by now
-            except PodiumError:
-                return False
-            return await self._write(b": alive\n\n")
+            guard.admit(Access.TOKEN, self._request.headers)
+        except PodiumError:
+            return False
         return True
 
     async def _write(self, data: bytes) -> bool:
@@ -105,6 +98,7 @@ class Stream:
             if not writing.done() and closing.done():
                 await asyncio.wait({writing}, timeout=LEAVE_S)
             if writing.done():
+                self._written_at = time.monotonic()
                 return writing.exception() is None  # ConnectionError: the reader has left
         finally:
             closing.cancel()
@@ -113,6 +107,15 @@ class Stream:
         if self._request.transport is not None:
             self._request.transport.abort()
         return False
+
+
+async def pause(seconds: float, unless: asyncio.Event) -> None:
+    """Wait, but not once `unless` is set."""
+    try:
+        async with asyncio.timeout(seconds):
+            await unless.wait()
+    except TimeoutError:
+        return
 
 
 async def get_events(request: web.Request) -> web.StreamResponse:
@@ -124,10 +127,12 @@ async def get_events(request: web.Request) -> web.StreamResponse:
     if log.readers >= MOST_READERS:
         raise BusyError(f"{MOST_READERS} streams are open; close one, or ask another gateway")
     response = web.StreamResponse(headers=HEADERS)
-    await response.prepare(request)
-    hello = msgspec.json.encode(Hello(service.settings.gateway_name, time.time()))
     stream = Stream(request, log, choice, response)
-    await stream.send(guard, start, b"retry: 1000\n" + frame("hello", hello, log.id_of(start)) + first)
+    with log.reader(stream.news.set):
+        await service.news.listen()
+        await response.prepare(request)
+        hello = frame("hello", _encode(Hello(service.settings.gateway_name, time.time())), log.id_of(start))
+        await stream.send(guard, start, b"retry: 1000\n" + hello + first)
     return response
 
 
@@ -160,4 +165,4 @@ def _start(log: EventLog, event_id: str | None) -> tuple[int, bytes]:
     if number is not None:
         return number, b""
     reason = "the id is another gateway's, or from before this one started"
-    return log.last, frame("reset", msgspec.json.encode(Reset(reason)))
+    return log.last, frame("reset", _encode(Reset(reason)))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from itertools import islice
 from typing import Final
@@ -92,6 +94,7 @@ class EventLog:
         self.last = 0
         self.said: Counter[str] = Counter()  # by type
         self.readers = 0
+        self.left_at = float("-inf")  # when the newest of them left, monotonic
         self.lost = 0  # events that readers were too slow for
         self.closing = asyncio.Event()
         self._events: deque[Event] = deque()
@@ -137,13 +140,17 @@ class EventLog:
         number = int(match[2])
         return number if match[1] == self.boot and number <= self.last else None
 
-    def wake_on_news(self, waker: Callable[[], None]) -> None:
-        """Call `waker` after every event, until `forget`."""
+    @contextmanager
+    def reader(self, waker: Callable[[], None]) -> Iterator[None]:
+        """Somebody reads: `waker` is called after every event."""
+        self.readers += 1
         self._wakers.add(waker)
-
-    def forget(self, waker: Callable[[], None]) -> None:
-        """Call it no more."""
-        self._wakers.discard(waker)
+        try:
+            yield
+        finally:
+            self.readers -= 1
+            self.left_at = time.monotonic()
+            self._wakers.discard(waker)
 
     def close(self) -> None:
         """End all streams: the gateway stops."""

@@ -10,6 +10,7 @@ import asyncio
 import time
 
 import msgspec
+import nats.errors
 from msgspec import Struct
 from nats.aio.msg import Msg
 
@@ -20,8 +21,11 @@ from gateway.presence import Presence
 from gateway.views import task_view
 from shared import subjects
 from shared.bus import Bus
+from shared.logs import get_logger
 from shared.messages import Heartbeat, Progress
 
+KEEP_S = 600.0  # how long decisions are heard after the last reader has left, so that it may come back
+LISTEN_S = 1.0  # a reader doesn't wait longer for it
 CUT_OFF = (
     "this gateway was cut off from the broker: decisions, progress and heartbeats of that time are missing"
 )
@@ -34,6 +38,7 @@ class _Heard(Struct, frozen=True):
     slot: str | None = None
 
 
+log = get_logger()
 _decode_decision = msgspec.json.Decoder(_Heard).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -54,13 +59,34 @@ class News:
         self._presence = presence
         self._measures = measures
         self._folded = folded  # the logs were read to their end once: what was in them is no news
+        self._wanted, self._hearing = asyncio.Event(), asyncio.Event()  # decisions
         ledger.on_news = self._heard_task
         presence.on_heard = self._heard_run
 
-    async def start(self, bus: Bus) -> None:
-        """Listen from now on."""
-        await bus.subscribe(subjects.ANY_DECISION, self._heard_decision)
+    async def run(self, bus: Bus) -> None:
+        """Hear decisions while somebody reads: nothing else comes in thousands a second."""
         bus.on_reconnect(lambda: self._events.add_gap(CUT_OFF))
+        while True:
+            await self._wanted.wait()
+            subscription = await bus.subscribe(subjects.ANY_DECISION, self._heard_decision)
+            self._hearing.set()
+            while self._events.readers or time.monotonic() - self._events.left_at < KEEP_S:  # noqa: ASYNC110
+                await asyncio.sleep(KEEP_S / 10)
+            self._wanted.clear()
+            self._hearing.clear()
+            try:
+                await subscription.unsubscribe()
+            except nats.errors.Error as error:  # the link is gone, and the subscription with it
+                log.debug("unsubscribe on a dead link", error=repr(error))
+
+    async def listen(self) -> None:
+        """Somebody is about to read: return once decisions are heard."""
+        self._wanted.set()
+        try:
+            async with asyncio.timeout(LISTEN_S):
+                await self._hearing.wait()
+        except TimeoutError:
+            return  # the broker is away: they will be once it is back
 
     def _heard_task(self, token: str) -> None:
         task = self._ledger.task(token)

@@ -71,7 +71,7 @@ class Operations:
             try:
                 await append_ending(self._bus, mine, self._ledger.chain_of(job).sequence)
             except (ConflictError, BusTimeoutError) as error:
-                log.info("not cancelled yet, looking again", task=token, error=str(error))
+                log.info("not cancelled yet, looking again", task=token, slot=job.slot, error=str(error))
         raise BusUnavailableError(f"{token} was not seen cancelled in {TRIES} tries")
 
     async def requeue(self, token: str, reason: str) -> Task:
@@ -127,4 +127,4 @@ class Operations:
         try:
             await self._bus.publish(subjects.control(job.slot), self._request(ControlKind.LOOK, job, ""))
         except BusError as error:
-            log.debug("the node was not woken", slot=job.slot, error=str(error))
+            log.debug("the node was not woken", task=job.task, slot=job.slot, error=str(error))

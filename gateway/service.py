@@ -92,7 +92,7 @@ class Service:
         self._folded = asyncio.Event()  # both logs were read to their end once
         self._leases_seen = asyncio.Event()
         self._scores_seen = asyncio.Event()
-        self._news = News(self.events, self.ledger, self.presence, self.measures, self._folded)
+        self.news = News(self.events, self.ledger, self.presence, self.measures, self._folded)
 
     async def started(self) -> None:
         """Return once the logs and the leases were read; BusUnavailableError after START_S.
@@ -247,13 +247,13 @@ class Service:
         await follower.start()
         await scores.start()
         await self.presence.start(bus)
-        await self._news.start(bus)
         parts = [
             asyncio.create_task(_end_if_closed(bus), name="bus watch"),
             asyncio.create_task(follower.run(), name="follower"),
             asyncio.create_task(scores.run(), name="scores"),
             asyncio.create_task(self._look_at_leases(bus), name="leases"),
             asyncio.create_task(self.decisions.run(bus), name="decisions"),
+            asyncio.create_task(self.news.run(bus), name="news"),
             asyncio.create_task(mirror.run(bus, ledger.folded), name="mirror"),
             asyncio.create_task(self._nonces.run(bus), name="nonces"),
             asyncio.create_task(self._validators.follow(), name="validators"),

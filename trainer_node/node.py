@@ -18,7 +18,7 @@ from shared.bus import Bus, Record, connect
 from shared.credentials import trainer
 from shared.errors import BusError, PodiumError
 from shared.files import write_atomically
-from shared.logs import get_logger
+from shared.logs import get_logger, log_context
 from shared.messages import Hardware, Job, Result, decode_job_record
 from shared.settings import Settings
 from shared.streams import ready, when_usable
@@ -134,9 +134,10 @@ class Node:
         if worker is not None and worker.file.task != job.task:
             await self.supervisor.stop("another task has the slot")
         kill_point(KillPoint.FOUND)  # the next life finds it in the same place
-        self.assignment = Assignment(self.post, job)
         try:
-            await self.assignment.tend()
+            with log_context(task=job.task):
+                self.assignment = Assignment(self.post, job)
+                await self.assignment.tend()
         finally:
             self.assignment = None
         return self.lease.holder is None
@@ -187,17 +188,18 @@ class Node:
 
 def job_of(record: Record) -> Job | None:
     """The job that a record of JOBS holds; None, with a word in the log, if it can't be taken on."""
+    named = subjects.task_in(record.subject)
     try:
         job = decode_job_record(record.data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        log.error("a stored job can't be read", subject=record.subject, error=str(error))
+        log.error("a stored job can't be read", subject=record.subject, error=str(error), **named)
         return None
     # The token becomes a folder's name: nothing but a token may.
     if not isinstance(job, Job) or subjects.task_token(job.task) != job.task:
-        log.error("a stored job is none", subject=record.subject)
+        log.error("a stored job is none", subject=record.subject, **named)
         return None
     if record.subject != subjects.job(job.slot, job.task):
-        log.error("a stored job is another task's or slot's than its subject", subject=record.subject)
+        log.error("a stored job is not of its subject's task or slot", subject=record.subject, **named)
         return None
     return job
 

@@ -122,7 +122,7 @@ class RunFolder:
         others = [path for path in runs.iterdir() if path.is_dir() and path != self.path]
         others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         for old in others[RUNS_KEPT - 1 :]:
-            log.info("run folder pruned", folder=str(old))
+            log.info("run folder pruned", task=old.name, folder=str(old))
             shutil.rmtree(old, ignore_errors=True)
 
 

@@ -150,7 +150,8 @@ class Supervisor:
             async with asyncio.timeout(grace_s):
                 await worker.ended.wait()
         except TimeoutError:
-            log.warning("worker doesn't stop, killing it", pid=worker.file.pid, after_s=grace_s)
+            file = worker.file
+            log.warning("worker doesn't stop, killing it", pid=file.pid, task=file.task, after_s=grace_s)
             _kill_group(worker.file)
             await worker.ended.wait()
         await self._free_lock()

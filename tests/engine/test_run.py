@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from msgspec.structs import replace
 
 from shared.digest import folder_digest
@@ -155,6 +156,9 @@ def _finish(job: Path) -> Outcome:
     status = engine.main(job, Stop())
     outcome = _outcome(job)
     assert status == (1 if outcome.status is OutcomeStatus.FAILED else 0)
+    told = decode_worker_job(job.read_bytes())
+    in_every_line = structlog.contextvars.get_contextvars()
+    assert in_every_line == {"task": told.task, "slot": told.slot}
     return outcome
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 from msgspec.structs import replace
 
@@ -60,6 +61,7 @@ def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
     """
     folder = job_path.parent
     job = decode_worker_job(job_path.read_bytes())
+    structlog.contextvars.bind_contextvars(task=job.task, slot=job.slot)
     clock = TokenClock(job.start_at, job.token_clock_rate) if job.clock == "token" else WallClock()
     leads = (rank_of(os.environ) or 0) == 0
     reporter = Reporter(folder / "progress.jsonl" if leads else Path(os.devnull), job.task, job.slot)

@@ -13,13 +13,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway import event_stream
+from gateway import event_stream, news
 from gateway.app import listening_socket, running
 from gateway.events import EventType
 from podium.broker import Broker
 from shared import subjects
 from shared.bus import Bus
 from shared.messages import Phase, Progress, encode
+from tests.integration.gateway.conftest import Api
 from tests.integration.gateway.test_gateway_api import result_of
 
 MakeOffer = Callable[..., dict[str, Any]]
@@ -219,6 +220,32 @@ async def test_a_link_that_was_down_is_a_gap(api: Any, bus: Bus, broker: Broker)
         lost = await reader.next("lost")
         assert (lost["data"]["count"], "cut off" in lost["data"]["reason"]) == (None, True)
         assert lost["id"]
+
+
+async def test_decisions_are_heard_while_somebody_reads(
+    bus: Bus, gateway_settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(news, "KEEP_S", 0.2)
+    monkeypatch.setattr(event_stream, "ALIVE_S", 0.1)  # that is when it is seen that a reader has left
+    settings = gateway_settings()
+    listening = listening_socket(settings, {})
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    async with running(settings, listening) as (service, _), aiohttp.ClientSession(url) as client:
+        await Api(client).until_ready()
+        said = b'{"task": "t", "slot": null}'
+        for _ in range(2):
+            async with reading(Api(client), "?types=decision") as reader:
+                await bus.publish(subjects.decision("t"), said)
+                assert (await reader.next())["data"]["task"] == "t"
+                await bus.publish(subjects.decision("t"), b"no json")
+            async with asyncio.timeout(20):
+                while service.events.readers or service.news._hearing.is_set():
+                    service.events.add(EventType.HEARTBEAT, b"{}")  # not chosen: the stream is quiet
+                    await asyncio.sleep(0.02)
+            await bus.publish(subjects.decision("t"), said)
+        await bus.client.flush()
+        assert service.events.said["decision"] == 2
+        assert service.presence.malformed == 2
 
 
 async def test_as_many_streams_as_may_be(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:

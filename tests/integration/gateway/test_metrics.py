@@ -89,6 +89,7 @@ async def test_a_run_is_shown_by_its_slot(api: Any, bus: Bus, make_offer: MakeOf
         tokens_per_s=321.0,
     )  # fmt: skip
     await bus.publish(subjects.progress("a", "one"), encode(progress))
+    await until(api, lambda seen: seen["podium_job_attempts"]["a",] == 2)
     found = await until(api, lambda seen: bool(seen["podium_job_phase"]))
     assert found["podium_job_phase"]["train", "a"] == 1
     assert sum(found["podium_job_phase"].values()) == 1

@@ -79,10 +79,11 @@ def test_readers_are_woken_until_they_leave() -> None:
     def wake() -> None:
         woken.append(log.last)
 
-    log.wake_on_news(wake)
+    with log.reader(wake):
+        log.add(EventType.TASK, b"{}")
+        log.close()
+        assert log.readers == 1
     log.add(EventType.TASK, b"{}")
-    log.close()
-    log.forget(wake)
-    log.add(EventType.TASK, b"{}")
+    assert log.readers == 0
     assert woken == [1, 1]
     assert log.closing.is_set()
