@@ -25,6 +25,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from gateway.tokens import parse_tokens
 from gateway.views import TaskView
 from podium.client import ENDED, Client, Refusal
 from shared.errors import PodiumError
@@ -76,7 +77,8 @@ class Project:
             "PODIUM_DATA_ROOT": str(ROOT / "examples"),
             "PODIUM_DEADLINE_MARGIN_S": "0",
         }
-        self.client = Client(f"http://127.0.0.1:{self.port}")
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = Client(self.url)
 
     def run(self, *arguments: str, timeout_s: float = 600.0, may_die: bool = False) -> str:
         """One Compose command; its output. PodiumError if it fails, unless it is killed and may be."""
@@ -95,6 +97,11 @@ class Project:
     def python(self, service: str, code: str) -> str:
         """Run Python in a service's container."""
         return self.run("exec", "-T", service, "python", "-c", code).strip()
+
+    def enter(self) -> None:
+        """Take the gateway's token, once its keys are made."""
+        text = self.python("gateway", "print(open('/keys/api.token').read())")
+        self.client = Client(self.url, parse_tokens(text, "api.token")[0])
 
     def started_at(self, service: str) -> str:
         """When a service's container was started last."""
@@ -248,6 +255,7 @@ def main() -> int:
         project.run("build", timeout_s=3600)
         say("starting")
         project.run("up", "-d")
+        project.enter()
         verdict = drive(project)
     except PodiumError as error:
         verdict = Verdict(violations=[str(error)])

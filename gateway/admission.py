@@ -28,6 +28,7 @@ from shared.settings import Settings
 JOBS = subjects.JOBS_STREAM
 ANSWER_S = 2.5  # upstream waits 3 s
 APPEND_TIMEOUT_S = 0.9
+VIEW_S = 0.05  # how old a view may be that an offer is refused on
 TRIES = 8  # each lost to another gateway's job, of which a fleet stores one per free slot
 
 T = TypeVar("T")
@@ -72,6 +73,8 @@ class Admission:
         self._policy = policy
         self._expected = expected
         self._lock = asyncio.Lock()
+        self._viewed: tuple[int, ...] = ()
+        self._viewed_at, self._recent = 0.0, self.view()
 
     async def decide(self, offer: BareOffer, received_at: float, *, within_s: float = ANSWER_S) -> Decision:
         """Answer one offer; `received_at` is when its first byte was here.
@@ -103,8 +106,15 @@ class Admission:
         """A refusal that needs no look at the logs, as they were read a moment ago; most answers are one."""
         if not self._follower.fresh or self._ledger.task(token) is not None:
             return None
-        verdict = self._policy(offer, self.view())
+        verdict = self._policy(offer, self._recent_view())
         return None if verdict.accepted else self._rejected(offer, token, verdict, received_at)
+
+    def _recent_view(self) -> PolicyView:
+        """The view of a moment ago, unless a log has grown since; good enough to refuse on."""
+        known, now = tuple(self._ledger.folded.values()), time.monotonic()
+        if known != self._viewed or now - self._viewed_at > VIEW_S:
+            self._recent, self._viewed, self._viewed_at = self.view(), known, now
+        return self._recent
 
     def _rejected(self, offer: BareOffer, token: str, verdict: Verdict, received_at: float) -> Decision:
         decision = self._decision(offer, token, verdict, received_at)
@@ -232,7 +242,7 @@ class Admission:
             f"Task id is the token of another accepted task, {known.task_id!r}; offer it under another id"
         )
         judged = self._policy(offer, self.view())
-        verdict = Verdict(reason=reason, priority=judged.priority, terms=judged.terms)
+        verdict = Verdict(reason=reason, priority=judged.priority, terms=judged.terms, policy=judged.policy)
         return self._rejected(offer, token, verdict, received_at)
 
     async def _append(self, record: Job | Reservation, expected: int) -> None:

@@ -4,36 +4,62 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from http import HTTPStatus
-from typing import Annotated, Any
+from functools import cache
+from typing import Annotated, Any, Final
 
-import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
+from gateway.access import Access, Guard
+from gateway.app_keys import GUARD, RUNNING, SERVICE
 from gateway.body import read_body
+from gateway.document_page import CONTENT_SECURITY_POLICY, page
+from gateway.event_stream import MEDIA_TYPE as EVENTS
+from gateway.event_stream import EventQuery, get_events
 from gateway.ledger import Task, TaskState
 from gateway.offers import MalformedOfferError, parse_offer
-from gateway.operations import NodeSilentError, NotPossibleError, UnknownTaskError
-from gateway.scores import MalformedScoreError, parse_scores
+from gateway.openapi import document
+from gateway.operations import UnknownTaskError
+from gateway.problems import (
+    BUSY,
+    MALFORMED_OFFER,
+    MALFORMED_QUERY,
+    MALFORMED_SCORE,
+    NODE_SILENT,
+    NOT_POSSIBLE,
+    NOT_READY,
+    UNKNOWN_TASK,
+    MalformedRequestError,
+    problem_of,
+    unavailable,
+)
+from gateway.prometheus import CONTENT_TYPE, exposition
+from gateway.prometheus import MEDIA_TYPE as PROMETHEUS
+from gateway.routes import Handler, Route, add_routes, json_response, read_message, read_query
+from gateway.score_log import ScoresTaken
+from gateway.scores import ScoreForm, parse_scores
 from gateway.service import Service
+from gateway.tables import TablesView
 from gateway.upstream.gradients import add_endpoints
-from gateway.views import TaskFilter, slot_view, task_page, task_story, task_view
+from gateway.views import (
+    GatewayInfo,
+    SlotPage,
+    TaskFilter,
+    TaskPage,
+    TaskStory,
+    TaskView,
+    slot_view,
+    task_page,
+    task_story,
+    task_view,
+)
 from shared import subjects
-from shared.errors import BusError
-from shared.logs import get_logger
+from shared.messages import Decision, Offer
+from shared.version import version
 
-SERVICE = web.AppKey("service", Service)
-# One future for each request that is not answered yet.
-RUNNING = web.AppKey("running", set[asyncio.Future[None]])
-RETRY_AFTER_S = 1
-PAGE, LONGEST_PAGE = 50, 500
-LARGEST_CURSOR = 1 << 63
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-log = get_logger()
+PAGE: Final = 50
+LONGEST_PAGE: Final = 500
+LARGEST_CURSOR: Final = (1 << 63) - 1
 
 
 class Wish(Struct, frozen=True):
@@ -42,172 +68,154 @@ class Wish(Struct, frozen=True):
     reason: Annotated[str, Meta(max_length=500)] = "an operator asked for it"
 
 
-class Problem(Struct, frozen=True):
-    """An error answer, as RFC 9457 has it."""
+class TaskQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which tasks are wanted, and how many of them."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
+    limit: Annotated[int, Meta(ge=1, le=LONGEST_PAGE, description="tasks in one page")] = PAGE
+    after: Annotated[
+        Annotated[int, Meta(ge=1, le=LARGEST_CURSOR)] | None, Meta(description="`next` of the page before")
+    ] = None
+    state: Annotated[str, Meta(description="only tasks in this state; several with commas between")] = ""
+    slot: Annotated[str | None, Meta(description="only tasks of this slot")] = None
 
 
-def make_app(service: Service) -> web.Application:
-    """The HTTP side of one gateway. Each path answers with and without a slash at its end."""
+class Status(Struct, frozen=True):
+    """That it is so."""
+
+    status: str
+
+
+def make_app(service: Service, guard: Guard) -> web.Application:
+    """The HTTP side of one gateway."""
     # web.Application reads a body up to this size; a larger one is refused before it is read whole
-    limit = service.settings.max_body_bytes
-    app = web.Application(middlewares=[_track, _errors_as_problems], client_max_size=limit)
+    app = web.Application(middlewares=[_serve], client_max_size=service.settings.max_body_bytes)
     app[SERVICE] = service
+    app[GUARD] = guard
     app[RUNNING] = set()
-    for method, path, handler in (
-        ("POST", "/v1/offers", post_offer),
-        ("GET", "/v1/tasks", get_tasks),
-        ("GET", "/v1/tasks/{task_id:[^/]+}", get_task),
-        ("GET", "/v1/tasks/{task_id:[^/]+}/story", get_story),
-        ("POST", "/v1/tasks/{task_id:[^/]+}/cancel", post_cancel),
-        ("POST", "/v1/tasks/{task_id:[^/]+}/requeue", post_requeue),
-        ("POST", "/v1/scores", post_scores),
-        ("GET", "/v1/tables", get_tables),
-        ("GET", "/v1/slots", get_slots),
-        ("GET", "/v1/gateway", get_gateway),
-        ("GET", "/healthz", get_health),
-        ("GET", "/readyz", get_ready),
-    ):
-        app.router.add_route(method, path, handler)
-        app.router.add_route(method, path + "/", handler)
+    add_routes(app.router, ROUTES, guard)
     add_endpoints(app, service)
     return app
 
 
 async def post_offer(request: web.Request) -> web.Response:
-    """Offer -> decision, accepted or not; 400 for what is no offer, 503 while nothing can be decided."""
-    received_at = time.time()
-    offer = parse_offer(await _body(request))
-    return _json(await request.app[SERVICE].decide(offer, received_at))
+    """Offer -> decision, accepted or not; storing the job is the acceptance."""
+    received_at, service = time.time(), request.app[SERVICE]
+    offer = parse_offer(await read_body(request, service.settings.max_body_bytes))
+    return json_response(await service.decide(offer, received_at))
 
 
 async def get_tasks(request: web.Request) -> web.Response:
-    """Accepted tasks, newest first, in pages; `state` (several with commas) and `slot` choose among them."""
+    """Accepted tasks, newest first, in pages."""
+    query = read_query(request, TaskQuery)
+    wanted = TaskFilter(_states(query.state), query.slot)
     service = await _started(request)
-    limit = _number(request, "limit", 1, LONGEST_PAGE) or PAGE
-    after = _number(request, "after", 1, LARGEST_CURSOR)
-    wanted = TaskFilter(_states(request), request.query.get("slot"))
-    return _json(
-        task_page(service.ledger, service.presence, time.time(), limit=limit, after=after, wanted=wanted)
+    return json_response(
+        task_page(
+            service.ledger, service.presence, time.time(), limit=query.limit, after=query.after, wanted=wanted
+        )
     )
 
 
 async def get_task(request: web.Request) -> web.Response:
-    """One task by its upstream id (URL-encoded) or by its token."""
+    """One task, by its upstream id (URL-encoded) or by its token."""
     service, task = await _task(request)
-    return _json(task_view(task, service.ledger, service.presence, time.time()))
+    return json_response(task_view(task, service.ledger, service.presence, time.time()))
 
 
 async def get_story(request: web.Request) -> web.Response:
     """Everything that is stored of one task."""
     service, task = await _task(request)
-    return _json(task_story(task, service.ledger, service.presence, time.time()))
+    return json_response(task_story(task, service.ledger, service.presence, time.time()))
 
 
 async def post_cancel(request: web.Request) -> web.Response:
     """End a task as `cancelled`; 409 once it has a result or its submission is being stored."""
     service, token, wish = await _wish(request)
     task = await service.operations().cancel(token, wish.reason)
-    return _json(task_view(task, service.ledger, service.presence, time.time()))
+    return json_response(task_view(task, service.ledger, service.presence, time.time()))
 
 
 async def post_requeue(request: web.Request) -> web.Response:
     """Have the slot's node begin anew with a job; 409 as for cancel, 503 if no node confirms."""
     service, token, wish = await _wish(request)
     task = await service.operations().requeue(token, wish.reason)
-    return _json(task_view(task, service.ledger, service.presence, time.time()))
+    return json_response(task_view(task, service.ledger, service.presence, time.time()))
 
 
 async def post_scores(request: web.Request) -> web.Response:
-    """Upstream's scores, one or a list; what is stored already changes nothing, 404 if no task is known."""
-    _must_be_json(request)
+    """Upstream's scores, one or a list; what is stored already changes nothing, 404 for one of no task."""
     service = await _started(request)
-    forms = parse_scores(await _body(request), time.time())
-    return _json(await service.take_scores(forms))
+    body = await read_body(request, service.settings.max_body_bytes)
+    taken = await service.take_scores(parse_scores(body, time.time()))
+    if taken.refused and not body.lstrip().startswith(b"["):
+        raise UnknownTaskError(taken.refused[0].why)
+    return json_response(taken)
 
 
 async def get_tables(request: web.Request) -> web.Response:
     """The learned rates, with counts, prior and half-life."""
-    return _json((await _started(request)).tables())
-
-
-async def get_gateway(request: web.Request) -> web.Response:
-    """What this gateway is, how it is set, and how it fares."""
-    return _json(request.app[SERVICE].info())
+    return json_response((await _started(request)).tables())
 
 
 async def get_slots(request: web.Request) -> web.Response:
     """All slots of the fleet."""
     service, now = await _started(request), time.time()
     slots = [slot_view(slot, service.ledger, service.presence, now) for slot in service.settings.slots]
-    return _json({"slots": slots})
+    return json_response(SlotPage(slots))
+
+
+async def get_gateway(request: web.Request) -> web.Response:
+    """What this gateway is, how it is set, and how it fares."""
+    return json_response(request.app[SERVICE].info())
+
+
+async def get_metrics(request: web.Request) -> web.Response:
+    """Metrics in Prometheus' text format."""
+    return web.Response(body=exposition(request.app[SERVICE]), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def get_openapi(request: web.Request) -> web.Response:
+    """This document, for programs."""
+    return json_response(_document())
+
+
+async def get_docs(request: web.Request) -> web.Response:
+    """This document, for people."""
+    headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
+    return web.Response(text=page(_document()), content_type="text/html", headers=headers)
 
 
 async def get_health(request: web.Request) -> web.Response:
     """200 while the process is able to answer."""
-    return _json({"status": "ok"})
+    return json_response(Status("ok"))
 
 
 async def get_ready(request: web.Request) -> web.Response:
     """200 while offers can be decided, else 503 with what is missing."""
     why = request.app[SERVICE].why_not_ready()
-    return _json({"status": "ready"}) if why is None else _unavailable(why)
-
-
-def problem(status: int, slug: str, detail: str, headers: dict[str, str] | None = None) -> web.Response:
-    """One error answer. `slug` names the kind of problem for programs, `detail` says what to do."""
-    message = Problem(f"urn:podium:problem:{slug}", HTTPStatus(status).phrase, status, detail)
-    body = msgspec.json.encode(message)
-    return web.Response(body=body, status=status, headers=headers, content_type="application/problem+json")
+    return json_response(Status("ready")) if why is None else unavailable(why)
 
 
 @web.middleware
-async def _track(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _serve(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every request: known to be running, answered whatever it raises, and counted."""
+    began, app = time.perf_counter(), request.app
     answered = asyncio.get_running_loop().create_future()
-    running = request.app[RUNNING]
-    running.add(answered)
+    app[RUNNING].add(answered)
+    service = app[SERVICE]
     try:
-        return await handler(request)
+        response = await handler(request)
+    except Exception as error:
+        if isinstance(error, MalformedOfferError):
+            service.measures.malformed_offers += 1
+        response = problem_of(request, error, service.settings.max_body_bytes)
     finally:
-        running.discard(answered)
+        app[RUNNING].discard(answered)
         answered.set_result(None)
-
-
-@web.middleware
-async def _errors_as_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except MalformedOfferError as error:
-        return problem(400, "malformed-offer", str(error))
-    except MalformedScoreError as error:
-        return problem(400, "malformed-score", str(error))
-    except UnknownTaskError as error:
-        return problem(404, "unknown-task", str(error))
-    except NotPossibleError as error:
-        return problem(409, "not-possible", str(error))
-    except NodeSilentError as error:
-        return problem(503, "node-silent", str(error))
-    except BusError as error:
-        return _unavailable(str(error))
-    except web.HTTPRequestEntityTooLarge:
-        return _too_large(request)
-    except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        detail = f"{request.path} answers {allowed}, not {request.method[:20]}"
-        return problem(405, "wrong-method", detail, {"Allow": allowed})
-    except web.HTTPNotFound:
-        return problem(
-            404, "unknown-path", f"nothing is at {request.path[:200]!r}; the interface is below /v1"
-        )
-    except web.HTTPException as error:
-        return problem(error.status, "http", error.text or error.reason)
-    except Exception:
-        log.exception("a request failed", method=request.method, path=request.path)
-        return problem(500, "internal", "the gateway failed on this request; its log has the details")
+    if isinstance(response, web.Response):  # a stream's length says nothing
+        seconds = time.perf_counter() - began
+        service.measures.answered(request.match_info.route, response.status, seconds)
+    return response
 
 
 async def _started(request: web.Request) -> Service:
@@ -227,58 +235,51 @@ async def _task(request: web.Request) -> tuple[Service, Task]:
 
 async def _wish(request: web.Request) -> tuple[Service, str, Wish]:
     """What an operator asks for."""
-    _must_be_json(request)
-    service, body = await _started(request), await _body(request)
-    try:
-        wish = msgspec.json.decode(body, type=Wish) if body.strip() else Wish()
-    except ValueError as error:
-        raise web.HTTPBadRequest(text=f'{error}; the body is empty or such as {{"reason": "..."}}') from error
+    service = await _started(request)
+    limit = service.settings.max_body_bytes
+    wish = await read_message(request, Wish, limit, '{"reason": "..."}')
     return service, subjects.task_token(request.match_info["task_id"]), wish
 
 
-def _must_be_json(request: web.Request) -> None:
-    """Only JSON is taken: a browser sends that to no foreign site unasked."""
-    if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json")
-
-
-def _states(request: web.Request) -> frozenset[TaskState] | None:
-    """The states that the query names; 400 if one is none."""
-    text = request.query.get("state")
+def _states(text: str) -> frozenset[TaskState] | None:
+    """The states that the query names."""
     if not text:
         return None
     try:
         return frozenset(TaskState(name.strip()) for name in text.split(","))
     except ValueError as error:
-        raise web.HTTPBadRequest(text=f"{error}; states are {', '.join(TaskState)}") from error
+        detail = f"{error}; states are {', '.join(TaskState)}"
+        raise MalformedRequestError(MALFORMED_QUERY, detail, field="state") from error
 
 
-async def _body(request: web.Request) -> bytes:
-    return await read_body(request, request.app[SERVICE].settings.max_body_bytes)
+_OPEN: Final = Access.OPEN
+_DECIDING: Final = (MALFORMED_OFFER, NOT_READY)
+_ENDING: Final = (UNKNOWN_TASK, NOT_POSSIBLE, NOT_READY)
+_SCORING: Final = (MALFORMED_SCORE, UNKNOWN_TASK, NOT_READY)
+_REQUEUEING: Final = (*_ENDING, NODE_SILENT)
+
+# fmt: off
+ROUTES: Final = [
+    Route("POST", "/v1/offers", post_offer, Decision, Offer, faults=_DECIDING, tag="offers"),
+    Route("GET", "/v1/tasks", get_tasks, TaskPage, query=TaskQuery, faults=(NOT_READY,)),
+    Route("GET", "/v1/tasks/{task_id}", get_task, TaskView, faults=(UNKNOWN_TASK, NOT_READY)),
+    Route("GET", "/v1/tasks/{task_id}/story", get_story, TaskStory, faults=(UNKNOWN_TASK, NOT_READY)),
+    Route("POST", "/v1/tasks/{task_id}/cancel", post_cancel, TaskView, Wish, faults=_ENDING),
+    Route("POST", "/v1/tasks/{task_id}/requeue", post_requeue, TaskView, Wish, faults=_REQUEUEING),
+    Route("POST", "/v1/scores", post_scores, ScoresTaken, ScoreForm, faults=_SCORING, tag="learning"),
+    Route("GET", "/v1/tables", get_tables, TablesView, faults=(NOT_READY,), tag="learning"),
+    Route("GET", "/v1/slots", get_slots, SlotPage, faults=(NOT_READY,), tag="fleet"),
+    Route("GET", "/v1/gateway", get_gateway, GatewayInfo, tag="fleet"),
+    Route("GET", "/v1/events", get_events, None, None, EventQuery, (BUSY,), media_type=EVENTS, tag="events"),
+    Route("GET", "/metrics", get_metrics, None, access=Access.METRICS, media_type=PROMETHEUS, tag="health"),
+    Route("GET", "/healthz", get_health, Status, access=_OPEN, tag="health"),
+    Route("GET", "/readyz", get_ready, Status, access=_OPEN, faults=(NOT_READY,), tag="health"),
+    Route("GET", "/v1/openapi.json", get_openapi, None, access=_OPEN, tag="document"),
+    Route("GET", "/v1/docs", get_docs, None, access=_OPEN, media_type="text/html", tag="document"),
+]
+# fmt: on
 
 
-def _too_large(request: web.Request) -> web.Response:
-    limit = request.app[SERVICE].settings.max_body_bytes
-    detail = f"a body may have {limit} bytes; send the data as a reference, or raise PODIUM_MAX_BODY_BYTES"
-    response = problem(413, "body-too-large", detail)
-    response.force_close()
-    return response
-
-
-def _unavailable(why: str) -> web.Response:
-    detail = f"{why}; nothing is known to be done: offer again, or ask again"
-    return problem(503, "not-ready", detail, {"Retry-After": str(RETRY_AFTER_S)})
-
-
-def _number(request: web.Request, name: str, least: int, most: int) -> int | None:
-    """A whole number from the query; 400 if it is anything else."""
-    text = request.query.get(name)
-    if text is None:
-        return None
-    if text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most:
-        return int(text)
-    raise web.HTTPBadRequest(text=f"{name} must be a whole number from {least} to {most}")
-
-
-def _json(value: Any) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+@cache
+def _document() -> dict[str, Any]:
+    return document(ROUTES, version())

@@ -25,7 +25,7 @@ class DecisionLog:
     def __init__(self, path: Path) -> None:
         self.lost = 0  # decisions that could not be written
         self._path = path
-        self._waiting: list[Decision] = []
+        self._waiting: list[tuple[Decision, BareOffer]] = []
         self._some = asyncio.Event()
 
     def add(self, decision: Decision, offer: BareOffer) -> None:
@@ -33,7 +33,7 @@ class DecisionLog:
         if len(self._waiting) >= MOST_WAITING:
             self._lose(1, "too many decisions wait to be written")
             return
-        self._waiting.append(replace(decision, offer=bare(offer)))
+        self._waiting.append((decision, offer))
         self._some.set()
 
     async def run(self, bus: Bus) -> None:
@@ -41,26 +41,27 @@ class DecisionLog:
         while True:
             await self._some.wait()
             await asyncio.sleep(FLUSH_S)
-            for decision in await self.flush():
-                await self._say(bus, decision)
+            for task, line in await self.flush():
+                await self._say(bus, task, line)
 
-    async def flush(self) -> list[Decision]:
-        """Write everything that waits; returns it."""
+    async def flush(self) -> list[tuple[str, bytes]]:
+        """Write everything that waits; returns the tasks and what was written of each."""
         self._some.clear()
         waiting, self._waiting = self._waiting, []
-        lines = b"".join(encode(decision) + b"\n" for decision in waiting)
-        if lines:
-            try:
-                await asyncio.to_thread(_append, self._path, lines)
-            except OSError as error:
-                self._lose(len(waiting), f"{self._path} can't be written: {error.strerror}")
-        return waiting
-
-    async def _say(self, bus: Bus, decision: Decision) -> None:
+        if not waiting:
+            return []
+        lines = [(decision.task, encode(replace(decision, offer=bare(offer)))) for decision, offer in waiting]
         try:
-            await bus.publish(subjects.decision(decision.task), encode(decision))
+            await asyncio.to_thread(_append, self._path, b"".join(line + b"\n" for _, line in lines))
+        except OSError as error:
+            self._lose(len(waiting), f"{self._path} can't be written: {error.strerror}")
+        return lines
+
+    async def _say(self, bus: Bus, task: str, line: bytes) -> None:
+        try:
+            await bus.publish(subjects.decision(task), line)
         except BusError as error:
-            log.debug("a decision was not published", task=decision.task, error=str(error))
+            log.debug("a decision was not published", task=task, error=str(error))
 
     def _lose(self, count: int, why: str) -> None:
         self.lost += count

@@ -123,20 +123,13 @@ def posterior(house: float, strength: float, successes: float, trials: float) ->
 class Evidence:
     """Everything learned so far, task by task: what comes again, or late, or anew is counted once."""
 
-    def __init__(
-        self,
-        *,
-        prior_strength: float,
-        half_life_s: float,
-        family: Callable[[str], str],
-        house: Tables | None = None,
-    ) -> None:
+    def __init__(self, *, prior_strength: float, half_life_s: float, family: Callable[[str], str]) -> None:
         self.version = 0  # grows with every change
         self.results = self.scores = 0
         self._strength = prior_strength
         self._half_life_s = half_life_s
         self._family = family
-        self._house = house or Tables()
+        self._house = Tables()
         self._cases: dict[str, Case] = {}  # by token
         self._counted: dict[str, list[Observation]] = {}
         self._tallies: dict[tuple[str, str], Tally] = {}

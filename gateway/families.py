@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ _BUILT_ON = {"llama": {"smollm", "yi", "deepseek"}, "gpt-neo": {"pythia"}}
 log = get_logger()
 
 
+@lru_cache(maxsize=4096)
 def model_family(model: str) -> str:
     """A model's family from its upstream id or path, such as `llama`; `other` if none is recognised."""
     name = model.lower().rstrip("/").rpartition("/")[2]

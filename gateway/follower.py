@@ -38,6 +38,7 @@ class Follower:
     ) -> None:
         self.folded = folded or asyncio.Event()  # set by the first fold that reaches the end of both logs
         self.current = False  # whether the newest fold reached the end of both logs
+        self.read_at: float | None = None  # monotonic: when the newest fold began that reached both ends
         self._bus = bus
         self._ledger = ledger
         self._poll_s = poll_s
@@ -46,7 +47,7 @@ class Follower:
         self._lock = asyncio.Lock()
         self._begun = 0  # folds that were begun
         self._heard_of = 0  # hints so far
-        self._read_at, self._read_after = 0.0, -1  # when the newest good fold began, and after which hint
+        self._read_after = -1  # after which hint that was
         self._failure: BusError | None = None  # of the newest fold that is over
 
     async def start(self) -> None:
@@ -83,7 +84,9 @@ class Follower:
         taken, so it would accept, and accepting reads and compares first. Asking keeps it fresh: half-way
         the next fold is begun, so that under load nobody waits for it.
         """
-        age = time.monotonic() - self._read_at
+        if self.read_at is None:
+            return False
+        age = time.monotonic() - self.read_at
         if age > FRESH_S / 2:
             self._hint.set()
         return age < FRESH_S and self.current and self._read_after == self._heard_of and self._bus.connected
@@ -113,7 +116,7 @@ class Follower:
             raise
         self._failure = None
         self.current = True
-        self._read_at, self._read_after = began, after
+        self.read_at, self._read_after = began, after
         self.folded.set()
         self._after_fold()
 

@@ -6,7 +6,7 @@ records of the two logs are interleaved when they are folded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 
 from msgspec import Struct
@@ -89,6 +89,7 @@ class Ledger:
         self.newest: dict[str, Record] = {}  # by stream, the last one folded
         self.malformed = 0
         self.ended: list[tuple[str, str]] = []  # slot and token of every result, as they were folded
+        self.on_news: Callable[[str], None] = lambda token: None  # after each record of a task that counts
         self._tasks: dict[str, Task] = {}  # by token, in order of acceptance
         self._chains: dict[tuple[str, str], Chain] = {}  # by slot and token
         self._newest_job: dict[str, str] = {}  # slot -> token
@@ -112,7 +113,10 @@ class Ledger:
                 sequence=record.sequence,
                 subject=record.subject,
                 error=str(error),
+                **subjects.task_in(record.subject),
             )
+        else:
+            self.on_news(record.subject.rpartition(".")[2])
 
     def task(self, token: str) -> Task | None:
         """The task of this token, if one was accepted."""

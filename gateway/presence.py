@@ -34,6 +34,7 @@ class Presence:
 
     def __init__(self, missing_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.malformed = 0
+        self.on_heard: Callable[[Heartbeat | Progress, bytes], None] = lambda message, data: None
         self._missing_s = missing_s
         self._clock = clock
         self._signs: dict[str, Sign] = {}
@@ -53,7 +54,7 @@ class Presence:
             try:
                 lease = decode_lease(record.data)
             except ValueError as error:
-                self._count(record.subject, error)
+                self.count_malformed(record.subject, error)
                 continue
             epoch = lease.epoch or record.sequence
             self._take(slot, Sign(lease.node, epoch, lease.hardware, self._clock()))
@@ -100,18 +101,22 @@ class Presence:
             if message.subject != subjects.heartbeat(heartbeat.slot):
                 raise ValueError(f"a heartbeat of slot {heartbeat.slot}")
         except ValueError as error:
-            self._count(message.subject, error)
+            self.count_malformed(message.subject, error)
             return
         self.note_heartbeat(heartbeat)
+        self.on_heard(heartbeat, message.data)
 
     async def _heard_progress(self, message: Msg) -> None:
         try:
             progress = decode_progress(message.data)
         except ValueError as error:
-            self._count(message.subject, error)
+            self.count_malformed(message.subject, error)
             return
         self.note_progress(progress)
+        self.on_heard(progress, message.data)
 
-    def _count(self, subject: str, error: ValueError) -> None:
+    def count_malformed(self, subject: str, error: ValueError) -> None:
+        """Note a message that can't be read."""
         self.malformed += 1
-        log.warning("a message can't be read and is passed over", subject=subject, error=str(error))
+        named = subjects.task_in(subject)
+        log.warning("a message can't be read and is passed over", subject=subject, error=str(error), **named)

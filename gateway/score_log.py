@@ -101,7 +101,7 @@ class ScoreLog:
                     self._take(record)
 
     async def take(self, forms: list[ScoreForm], ledger: Ledger, now: float) -> ScoresTaken:
-        """Store what is new, and count it. Raises UnknownScoredTaskError if nothing can be, and BusError."""
+        """Store what is new, and count it. Raises BusError; then some may be stored: send all again."""
         taken = ScoresTaken()
         for form in forms:
             try:
@@ -111,8 +111,6 @@ class ScoreLog:
                 continue
             new = await self.store(score, dated=form.scored_at is not None)
             (taken.stored if new else taken.known).append(form.task_id)
-        if taken.refused and not (taken.stored or taken.known):
-            raise UnknownScoredTaskError("; ".join(each.why for each in taken.refused[:3]))
         await self.catch_up()
         return taken
 

@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from gateway.admission import ANSWER_S, Admission
+from gateway.admission import ANSWER_S, Admission, NoSlotError, NotAcceptedError
 from gateway.decisions import DecisionLog
+from gateway.events import EventLog
 from gateway.evidence import DAY_S, Evidence
 from gateway.expiry import expire_for_ever
 from gateway.families import Families
 from gateway.follower import Follower
 from gateway.learner import Learner
 from gateway.ledger import Ledger
+from gateway.measures import Measures
 from gateway.mirror import LostRecordsError, Mirror
+from gateway.news import News
 from gateway.operations import Operations
 from gateway.policies import load_policy
 from gateway.presence import Presence
@@ -59,6 +62,8 @@ class Service:
         self.ledger = Ledger()
         self.presence = Presence(settings.heartbeat_missing_s)
         self.decisions = DecisionLog(settings.data / DECISIONS_FILE)
+        self.measures = Measures()
+        self.events = EventLog()
         self._expected = parse_hardware(settings.expected_hardware)
         self._policy = load_policy(settings.policy)
         self._families = Families(settings)
@@ -75,7 +80,7 @@ class Service:
         self._scores: ScoreLog | None = None
         self._mirror = Mirror(settings.data, settings.gateway_name)
         self._lost: str | None = None  # what the broker has lost, while it has not been restored
-        self._responder = OfferResponder(self.decide)
+        self.responder = OfferResponder(self.decide)
         nodes_file = settings.upstream_nodes_file
         self._validators = Validators(
             settings.upstream_validators,
@@ -87,6 +92,7 @@ class Service:
         self._folded = asyncio.Event()  # both logs were read to their end once
         self._leases_seen = asyncio.Event()
         self._scores_seen = asyncio.Event()
+        self._news = News(self.events, self.ledger, self.presence, self.measures, self._folded)
 
     async def started(self) -> None:
         """Return once the logs and the leases were read; BusUnavailableError after START_S.
@@ -108,14 +114,30 @@ class Service:
         clock = asyncio.get_running_loop()
         answer_by = clock.time() + ANSWER_S
         await self.started()
-        return await self._admits().decide(offer, received_at, within_s=answer_by - clock.time())
+        decision = await self._admits().decide(offer, received_at, within_s=answer_by - clock.time())
+        self.measures.decided(decision, received_at)
+        return decision
 
     async def start(
         self, task_id: str, request: Callable[[BareOffer | None], Offer], received_at: float
     ) -> Job:
         """Begin an accepted task whose data is here now; as `Admission.start`."""
         await self.started()
-        return await self._admits().start(task_id, request, received_at)
+        try:
+            job = await self._admits().start(task_id, request, received_at)
+        except (NotAcceptedError, NoSlotError):
+            self.measures.starts.refused += 1
+            raise
+        self._count_start(job, received_at)
+        return job
+
+    def _count_start(self, job: Job, received_at: float) -> None:
+        """One that was started before is answered again, and was counted."""
+        task = self.ledger.task(job.task)
+        if job.received_at == received_at and task is not None and task.reservation is not None:
+            late = task.reservation.expires_at <= received_at
+            self.measures.starts.late += late
+            self.measures.starts.in_time += not late
 
     def _admits(self) -> Admission:
         if self._admission is None:
@@ -134,7 +156,7 @@ class Service:
         return self._operations
 
     async def take_scores(self, forms: list[ScoreForm]) -> ScoresTaken:
-        """Store upstream's scores; UnknownScoredTaskError, or BusError if nothing can be stored now."""
+        """Store upstream's scores; BusError if they can't be stored now."""
         if self._scores is None or self._follower is None:
             raise BusUnavailableError(self.why_not_ready() or "the gateway stops")
         await self._follower.catch_up()  # another gateway may have accepted the task a moment ago
@@ -162,12 +184,23 @@ class Service:
             not_ready=self.why_not_ready(),
             settings=agreed(self.settings),
             folded=self.ledger.folded,
-            malformed_records=self.ledger.malformed,
+            malformed_records=self.ledger.malformed + (self._scores.malformed if self._scores else 0),
             malformed_messages=self.presence.malformed,
             lost_decisions=self.decisions.lost,
             denied=[denial.told(bus.user) for denial in bus.denied] if bus is not None else [],
             mirror=MirrorInfo(str(mirror.path), mirror.last, mirror.behind(self.ledger.folded), mirror.error),
         )
+
+    @property
+    def connected(self) -> bool:
+        """Whether the link to NATS is up."""
+        return self._bus is not None and self._bus.connected
+
+    @property
+    def log_age_s(self) -> float | None:
+        """Seconds since both logs were read to their end; None if they never were."""
+        read_at = self._follower.read_at if self._follower is not None else None
+        return None if read_at is None else time.monotonic() - read_at
 
     def why_not_ready(self) -> str | None:
         """None if offers can be decided now, else what is missing."""
@@ -188,7 +221,7 @@ class Service:
             try:
                 await self._work(bus)
             finally:
-                await self._responder.stop()
+                await self.responder.stop()
                 await self.decisions.flush()
                 await bus.close()
         finally:
@@ -214,6 +247,7 @@ class Service:
         await follower.start()
         await scores.start()
         await self.presence.start(bus)
+        await self._news.start(bus)
         parts = [
             asyncio.create_task(_end_if_closed(bus), name="bus watch"),
             asyncio.create_task(follower.run(), name="follower"),
@@ -230,7 +264,7 @@ class Service:
         try:
             self._follower, self._admission, self._scores = follower, admission, scores
             self._operations = Operations(bus, ledger, follower, settings.gateway_name)
-            await self._responder.start(bus)
+            await self.responder.start(bus)
             ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in ended:  # none ends by itself
                 part.result()

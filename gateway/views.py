@@ -65,6 +65,12 @@ class SlotView(Struct, frozen=True, kw_only=True):
     last_heartbeat_age_s: float | None
 
 
+class SlotPage(Struct, frozen=True):
+    """Every slot of the fleet."""
+
+    slots: list[SlotView]
+
+
 class MirrorInfo(Struct, frozen=True):
     """How far a gateway's mirror of the logs is."""
 
@@ -90,10 +96,12 @@ class GatewayInfo(Struct, frozen=True, kw_only=True):
     mirror: MirrorInfo
 
 
-# Where two services mean different things by these, one of them breaks what the other promises.
+# Where two services mean different things by these, one of them breaks what the other promises, or two
+# gateways decide differently on the same offer.
 AGREED_SETTINGS = (
     *("slots", "expected_hardware", "profile", "max_hours", "deadline_margin_s", "submit_reserve_s"),
     *("expire_after_s", "heartbeat_missing_s", "hang_s", "max_attempts", "log_max_bytes", "nats_replicas"),
+    *("policy", "prior_strength", "evidence_half_life_days", "min_points_per_hour"),
 )
 
 

@@ -10,7 +10,7 @@ from shared.errors import PodiumError, SettingsError
 
 COMMANDS = (
     *("up", "demo", "offer", "status", "watch", "plan", "train", "score"),
-    *("jobs", "doctor", "keys", "bootstrap", "restore", "settings_table"),
+    *("jobs", "scores", "policy", "doctor", "keys", "bootstrap", "restore", "settings_table"),
 )
 
 

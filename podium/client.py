@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -13,13 +14,17 @@ from msgspec import Struct
 
 from gateway.ledger import TaskState
 from gateway.operations import ANSWER_S
-from gateway.views import GatewayInfo, SlotView, TaskPage, TaskStory, TaskView
+from gateway.score_log import ScoresTaken
+from gateway.tables import TablesView
+from gateway.tokens import Token, own_token
+from gateway.views import GatewayInfo, SlotPage, SlotView, TaskPage, TaskStory, TaskView
 from shared.errors import PodiumError
 from shared.messages import Decision
 from shared.settings import load_settings
 
 TIMEOUT_S = 10.0
 OPERATION_S = ANSWER_S + TIMEOUT_S  # a node may first have to end its worker
+SCORES_S = 60.0  # each of a hundred scores is synced to the broker's disk
 LONGEST_PAGE = 500
 ENDED = {TaskState.SUBMITTED, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
 
@@ -32,10 +37,6 @@ class Refusal(Struct, frozen=True):
     title: str = ""
 
 
-class _Slots(Struct):
-    slots: list[SlotView]
-
-
 def default_url() -> str:
     """Where the settings say the gateway is."""
     settings = load_settings()
@@ -43,13 +44,19 @@ def default_url() -> str:
     return f"http://{host}:{settings.gateway_port}"
 
 
+def find_gateway(url: str | None = None) -> Client:
+    """A client of the gateway at `url`, else of the settings' one, with the token that the settings name."""
+    return Client(url or default_url(), own_token(load_settings()))
+
+
 class Client:
     """Blocking calls with a timeout; PodiumError if nobody answers."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: Token | None = None) -> None:
         if not url.startswith(("http://", "https://")):
             raise PodiumError(f"the gateway's address must be an http URL, not {url!r}")
         self.url = url.rstrip("/")
+        self._token = token
 
     def offer(self, body: bytes) -> Decision | Refusal:
         """Send one offer."""
@@ -91,10 +98,21 @@ class Client:
         info: GatewayInfo = self._get("/v1/gateway", GatewayInfo)
         return info
 
+    def post_scores(self, forms: list[dict[str, Any]]) -> ScoresTaken:
+        """Have upstream's scores stored; what became of each."""
+        body = json.dumps(forms).encode()  # the standard library's, as a form may hold NaN
+        taken: ScoresTaken = self._get("/v1/scores", ScoresTaken, body, timeout_s=SCORES_S)
+        return taken
+
+    def tables(self) -> TablesView:
+        """The learned rates."""
+        view: TablesView = self._get("/v1/tables", TablesView)
+        return view
+
     def slots(self) -> list[SlotView]:
         """Every slot."""
-        view: _Slots = self._get("/v1/slots", _Slots)
-        return view.slots
+        page: SlotPage = self._get("/v1/slots", SlotPage)
+        return page.slots
 
     def why_not_ready(self) -> str | None:
         """None if the gateway decides on offers now."""
@@ -123,6 +141,8 @@ class Client:
         request = urllib.request.Request(self.url + path, data=body)
         if body is not None:
             request.add_header("Content-Type", "application/json")
+        if self._token is not None:  # not to wherever an answer might redirect
+            request.add_unredirected_header("Authorization", f"Bearer {self._token.secret}")
         try:
             # A proxy set for the outside world must not see what is said to a gateway.
             with _OPENER.open(request, timeout=timeout_s) as response:

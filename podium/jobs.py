@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gateway.ledger import ChainRecord, TaskState
 from gateway.views import TaskStory
-from podium.client import Client, default_url
+from podium.client import Client, find_gateway
 from podium.console import make_console
 from podium.offer import terms_table
 from podium.status import tasks_table
@@ -172,4 +172,4 @@ def _moment(seconds: float) -> str:
 
 
 def _client(args: argparse.Namespace) -> Client:
-    return Client(args.url or default_url())
+    return find_gateway(args.url)

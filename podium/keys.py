@@ -1,7 +1,8 @@
-"""`podium keys`: every user's secret, the broker's certificate, and the broker's list of who may do what.
+"""`podium keys`: every user's secret, the broker's certificate and list of who may do what, /v1's token.
 
     DIR/<user>/<user>.nk, ca.crt    one folder for each user: all that its process needs, and nobody else's
     DIR/broker/users.conf, server.crt, server.key    all that the broker needs
+    DIR/gateway/api.token           what /v1 asks for; further lines, such as `name: token`, are kept
     DIR/ca/ca.crt, ca.key           only for making certificates: keep it where no service runs
 
 What is there is kept, so that the command can run before every start; --rotate makes one thing anew.
@@ -12,14 +13,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nkeys
 
+from gateway.tokens import FILE as TOKEN_FILE
+from gateway.tokens import parse_tokens
 from podium.permissions import configuration, users
-from shared.credentials import Identity, read_seed, seed_path, seed_text
+from shared.credentials import GATEWAY, Identity, read_seed, seed_path, seed_text
 from shared.errors import PodiumError
 from shared.files import write_atomically
 from shared.settings import load_settings
@@ -27,7 +31,8 @@ from shared.settings import load_settings
 if TYPE_CHECKING:
     from podium.certificates import Pair
 
-BROKER, CA = "broker", "ca"
+BROKER, CA, API = "broker", "ca", "api"
+OWN_TOKEN = "podium"  # the name of the token that is made here
 USERS_FILE = "users.conf"
 CA_FILE = "ca.crt"
 HOSTS = ("nats", "localhost", "127.0.0.1")
@@ -51,7 +56,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         metavar="WHAT",
-        help=f"make a user's key anew, or {BROKER}: its certificate, or {CA}: that and the CA (repeatable)",
+        help=f"make a user's key anew, or {BROKER}: its certificate, or {CA}: that and the CA, or {API}: the "
+        "token (repeatable)",
     )
     parser.set_defaults(run=run)
 
@@ -61,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     folder: Path = args.folder.expanduser().absolute()
     slots = load_settings().slots
     made = make_users(folder, slots, rotate=args.rotate)
+    made += make_api_token(folder, rotate=args.rotate)
     made += make_certificates(folder, args.host, [user.name for user in users(slots)], rotate=args.rotate)
     for path in made:
         print(f"made     {path}")
@@ -77,8 +84,8 @@ def make_users(folder: Path, slots: Iterable[str], *, rotate: Iterable[str] = ()
     Raises PodiumError if `rotate` names nobody, or a file can't be written.
     """
     everybody, rotate, made = users(slots), set(rotate), list[Path]()
-    if unknown := rotate - {user.name for user in everybody} - {BROKER, CA}:
-        known = ", ".join([user.name for user in everybody] + [BROKER, CA])
+    if unknown := rotate - {user.name for user in everybody} - {BROKER, CA, API}:
+        known = ", ".join([user.name for user in everybody] + [BROKER, CA, API])
         raise PodiumError(f"there is no {', '.join(sorted(unknown))} to rotate; there are {known}")
     public = {}
     try:
@@ -131,6 +138,24 @@ def make_certificates(
     return made
 
 
+def make_api_token(folder: Path, *, rotate: Iterable[str] = ()) -> list[Path]:
+    """A token for /v1, unless one is there; others' lines stay as they are. Returns what was written.
+
+    Raises SettingsError if what is there is no file of tokens, and PodiumError if it can't be written.
+    """
+    path = folder / GATEWAY / TOKEN_FILE
+    try:
+        text = path.read_text() if path.exists() else ""
+        known = parse_tokens(text, str(path))
+        if known and API not in rotate:
+            return []
+        others = [line for line in text.splitlines() if not line.startswith(f"{OWN_TOKEN}:")]
+        lines = [f"{OWN_TOKEN}: {secrets.token_urlsafe(32)}", *others]
+        return _write(path, "\n".join(lines) + "\n", SECRET)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _cant_write(folder, error) from error
+
+
 def new_identity(user: str) -> Identity:
     """A user with a new, random key."""
     seed: bytes = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
@@ -156,5 +181,7 @@ def _folder(path: Path, mode: int) -> None:
     path.mkdir(parents=True, exist_ok=True, mode=mode)
 
 
-def _cant_write(folder: Path, error: OSError) -> PodiumError:
+def _cant_write(folder: Path, error: OSError | UnicodeDecodeError) -> PodiumError:
+    if isinstance(error, UnicodeDecodeError):
+        return PodiumError(f"a file in {folder} is no text: {error}")
     return PodiumError(f"{error.filename or folder} can't be used: {error.strerror}")

@@ -14,7 +14,7 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
-from podium.client import Client, Refusal, default_url
+from podium.client import Refusal, find_gateway
 from podium.console import make_console
 from podium.up import EXAMPLES
 from shared.errors import PodiumError
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.file}: {note}")
     if args.check:
         return 0
-    answer = Client(args.url or default_url()).offer(msgspec.json.encode(offer))
+    answer = find_gateway(args.url).offer(msgspec.json.encode(offer))
     if isinstance(answer, Refusal):
         raise PodiumError(f"the gateway answers {answer.status}: {answer.detail}")
     if args.json:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from gateway.tokens import own_token
 from podium.bootstrap import bootstrap
 from podium.broker import broker_command, port_open, take_over_open_store, write_config
 from podium.client import Client
@@ -116,7 +117,7 @@ class Stack:
 
     async def ready(self, timeout_s: float) -> None:
         """Wait until the gateway decides on offers and every slot's node is heard."""
-        client, until = Client(self.url), time.monotonic() + timeout_s
+        client, until = Client(self.url, own_token(self.settings)), time.monotonic() + timeout_s
         while missing := await asyncio.to_thread(_what_is_missing, client, len(self.split.halves)):
             self.check()
             if time.monotonic() > until:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.views import SlotView, TaskView
-from podium.client import Client, default_url
+from podium.client import find_gateway
 from podium.console import make_console
 from podium.watch import deadline
 
@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print both tables; 1 if the gateway can't be asked."""
-    client = Client(args.url or default_url())
+    client = find_gateway(args.url)
     console = make_console()
     console.print(slots_table(client.slots()))
     console.print(tasks_table(client.tasks(args.limit)))

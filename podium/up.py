@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.policies import load_policy
 from podium.halves import Half, split
 from podium.stack import Stack
 from shared.settings import CONFIG_VARIABLE, PREFIX, load_settings
@@ -73,6 +74,7 @@ async def make_stack(overrides: dict[str, Any], environ: Mapping[str, str]) -> S
     Unless the operator chose otherwise, models come from the cache and local data from the examples.
     """
     settings = load_settings(environ, **overrides)
+    load_policy(settings.policy)  # a wrong one would only end the gateway, again and again
     chosen = chosen_settings(environ) | overrides.keys()
     defaults: dict[str, Any] = {"models_dir": str(MODELS)}
     if EXAMPLES.is_dir():

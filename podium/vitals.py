@@ -18,6 +18,7 @@ from msgspec import Struct
 from nats.aio.msg import Msg
 
 from gateway.ledger import Chain, Ledger, TaskState
+from gateway.tokens import own_token
 from gateway.views import GatewayInfo
 from podium.client import Client
 from podium.own_broker import monitor_url
@@ -120,7 +121,7 @@ async def gather(
     """Look at everything; takes some three seconds, and ten if the broker doesn't answer."""
     outside = asyncio.gather(
         asyncio.to_thread(look_at_monitor, monitor or monitor_url(settings)),
-        asyncio.to_thread(look_at_gateway, url),
+        asyncio.to_thread(look_at_gateway, url, settings),
         asyncio.to_thread(look_at_folders, settings),
     )
     inside = await _look_at_broker(settings)
@@ -236,11 +237,12 @@ def _skew(streams: list[StreamVitals]) -> float | None:
     return datetime.fromisoformat(stamps[-1]).timestamp() - time.time() if stamps else None
 
 
-def look_at_gateway(url: str) -> GatewayVitals:
+def look_at_gateway(url: str, settings: Settings) -> GatewayVitals:
     """Ask a gateway how it fares. Blocks."""
     try:
+        client = Client(url, own_token(settings))
         asked = time.time()
-        info = Client(url).gateway()
+        info = client.gateway()
         answered = time.time()
     except PodiumError as error:
         return GatewayVitals(url=url, error=str(error))

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from gateway.views import TaskView
-from podium.client import ENDED, Client, default_url
+from podium.client import ENDED, find_gateway
 from podium.console import make_console
 from shared.errors import PodiumError
 from shared.messages import Phase
@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Follow until Ctrl-C, or until all named tasks have ended; 1 if one of those was not submitted."""
-    client, wanted = Client(args.url or default_url()), {task_token(task) for task in args.tasks}
+    client, wanted = find_gateway(args.url), {task_token(task) for task in args.tasks}
     heard, console = False, make_console()
     with View(console) as view:
         while True:

@@ -2,35 +2,82 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import logging
 import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
+from structlog.typing import EventDict
 
 
 class Outlet:
-    """Where log lines go; what a full disk refuses is counted, told of later, and ends nothing."""
+    """Where log lines go; what a full disk refuses is counted, told of later, and ends nothing.
+
+    On an event loop, the lines of one turn are written together at the next: a write takes as long as
+    deciding on an offer.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._lost = 0
+        self._waiting: list[str] = []
+        self._lock = threading.Lock()
 
     def write(self, text: str) -> None:
         """Write a line, if it can be written."""
+        with self._lock:  # threads log too
+            self._waiting.append(text)
+            first = len(self._waiting) == 1
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.put()
+            return
+        if first:
+            loop.call_soon(self.put)
+
+    def put(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            waiting, self._waiting = "".join(self._waiting), []
+        if not waiting:
+            return
         try:
             if self._lost:
                 self._stream.write(f"\n[{self._lost} log lines could not be written before this one]\n")
-            self._stream.write(text)
+            self._stream.write(waiting)
             self._stream.flush()
         except OSError:
-            self._lost += text.count("\n")
+            self._lost += waiting.count("\n")
         else:
             self._lost = 0
 
     def flush(self) -> None:
-        """Nothing to do: every line is flushed."""
+        """Nothing to do: lines are written by themselves."""
+
+
+class Stamp:
+    """Puts the time (RFC 3339, UTC, microseconds) into an event; its seconds are made once a second."""
+
+    def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
+        self._clock = clock
+        self._second = -1
+        self._text = ""
+
+    def __call__(self, _: Any, __: str, event: EventDict) -> EventDict:
+        """Stamp one event."""
+        second, rest = divmod(self._clock(), 10**9)
+        if second != self._second:
+            self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        event["timestamp"] = f"{self._text}.{rest // 1000:06d}Z"
+        return event
 
 
 def set_up_logs(log_format: str, log_level: str, **bound: Any) -> None:
@@ -43,22 +90,27 @@ def set_up_logs(log_format: str, log_level: str, **bound: Any) -> None:
         if log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, pad_level=False)
     )
+    outlet = Outlet(sys.stderr)
+    atexit.register(outlet.put)  # a loop that ends takes no more turns
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            partial(_bind, bound),
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            Stamp(),
             structlog.processors.format_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log_level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Outlet(sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, outlet)),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(**bound)
     # nats-py and aiohttp use the standard library's logging; nothing below a warning is for operators
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+
+
+def _bind(bound: dict[str, Any], _: Any, __: str, event: EventDict) -> EventDict:
+    """What is bound for the whole process; contextvars would be searched anew for every line."""
+    return {**bound, **event}
 
 
 def _json(event: Any, **_: Any) -> str:

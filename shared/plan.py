@@ -25,7 +25,7 @@ from shared.shape import (
     shape_from_config,
     shape_from_params,
 )
-from shared.speed import FILL, MIN_STEPS, Pace, Rows, pace
+from shared.speed import DISK_BYTES_PER_S, FILL, MIN_STEPS, Pace, Rows, export_bytes, pace
 
 __all__ = [
     "DataStats",
@@ -280,5 +280,9 @@ def check_offer(
     if plan.expected_steps < MIN_OFFER_STEPS:
         cause = f"{hours:g} hours leave only {plan.expected_steps} steps on {hardware.name} ({size})"
         return Feasibility(False, cause)
+    moving_s = (2 * shape.parameters + export_bytes(shape, plan.modules)) / DISK_BYTES_PER_S
+    if moving_s > budget_s:
+        cause = f"reading the model and writing the result take {moving_s:.0f} s, there are {budget_s:.0f} s"
+        return Feasibility(False, f"{cause} ({size})")
     cause = f"fits {hardware.name} and leaves about {plan.expected_steps} steps ({size})"
     return Feasibility(True, cause, plan)

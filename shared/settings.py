@@ -66,6 +66,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gateway_host: Annotated[str, Meta(description="address the gateway listens on")] = "127.0.0.1"
     gateway_port: Annotated[int, Meta(ge=0, le=65535, description="its port; 0 = any free one")] = 7999
     gateway_id: Annotated[str, Meta(description="this gateway's name in records")] = ""
+    api_token_file: Annotated[
+        str | None,
+        Meta(
+            description="file with the tokens that /v1 takes, one a line, or the folder `podium keys` made; "
+            "commands send the first; none = open, and then on loopback only"
+        ),
+    ] = None
+    metrics_open: Annotated[
+        bool,
+        Meta(description="/metrics without a token from anywhere; else that is for this machine only"),
+    ] = False
     expected_hardware: Annotated[
         str,
         Meta(description="hardware a slot must show to earn the hardware bonus: cpu, or such as 4xH100-80GB"),

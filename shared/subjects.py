@@ -79,6 +79,14 @@ def heartbeat(slot: str) -> str:
     return f"podium.heartbeats.{slot}"
 
 
+def task_in(subject: str) -> dict[str, str]:
+    """The slot and the task that a subject names, as a log line has them; empty if it names none."""
+    parts = subject.split(".")
+    if len(parts) != 4 or parts[0] != "podium":
+        return {}
+    return {"task": parts[3], "slot": parts[2]}
+
+
 def stream_info(stream: str) -> str:
     """Where guests of the broker ask about a stream: JetStream's own subjects lead to their own account."""
     return f"podium.streams.{stream}"

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
+from gateway.access import why_foreign
 from gateway.upstream.hotkeys import verified
 from gateway.upstream.nonces import WINDOW_S, Nonces, TooManyNoncesError
 from gateway.upstream.validators import Validators
@@ -59,7 +60,11 @@ class OpenGate:
     """Takes everybody: for a gateway on loopback whose operator turned signatures off."""
 
     async def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> str:
-        """Whoever asks."""
+        """Whoever asks from this machine, but not what a web page could have sent through a browser."""
+        if why := why_foreign(headers):
+            raise Refusal(403, f"{why}; set hotkey and upstream_auth = signed")
+        if body is not None and not headers.get("Content-Type", "").startswith("application/json"):
+            raise Refusal(415, "send Content-Type: application/json")
         return headers.get("validator-hotkey", "")
 
 

@@ -25,6 +25,7 @@ class OfferResponder:
     """Answers requests on `podium.offers`, several at once; every gateway shares one queue group."""
 
     def __init__(self, decide: Callable[[Offer, float], Awaitable[Decision]]) -> None:
+        self.malformed = 0  # requests that were no offers
         self._decide = decide
         self._subscription: Subscription | None = None
         self._running: set[asyncio.Task[None]] = set()
@@ -59,6 +60,7 @@ class OfferResponder:
         try:
             return encode(await self._decide(parse_offer(data), received_at))
         except MalformedOfferError as error:
+            self.malformed += 1
             return msgspec.json.encode({"error": str(error), "retry": False})
         except BusError as error:
             return msgspec.json.encode({"error": f"{error}; offer again", "retry": True})

@@ -31,6 +31,7 @@ from shared.messages import (
 )
 
 MakeOffer = Callable[..., dict[str, Any]]
+JSON = {"Content-Type": "application/json"}
 
 
 async def result_of(bus: Bus, slot: str, task: str, last: int = 0) -> None:
@@ -179,12 +180,14 @@ async def test_bad_input_is_a_clear_400_and_changes_nothing(
     del missing["task_id"]
     bodies.append((json.dumps(missing).encode(), "`task_id`"))
     for body, said in bodies:
-        async with api.client.post("/v1/offers", data=body) as response:
+        async with api.client.post("/v1/offers", data=body, headers=JSON) as response:
             assert response.status == 400, body[:100]
             assert response.content_type == "application/problem+json"
             problem = await response.json(content_type=None)
             assert said in problem["detail"], problem
             assert problem["status"] == 400
+            if said.startswith("$."):
+                assert problem["field"] == said.removeprefix("$.")
     assert await bus.read(subjects.JOBS_STREAM, 0) == []
 
 
@@ -205,7 +208,7 @@ async def test_a_20_mb_body_is_413(api: Any, chunked: bool) -> None:
 
     data: Any = stream() if chunked else io.BytesIO(b"x" * (20 << 20))
     try:
-        async with api.client.post("/v1/offers", data=data) as response:
+        async with api.client.post("/v1/offers", data=data, headers=JSON) as response:
             assert response.status == 413
             assert response.content_type == "application/problem+json"
             assert "1048576 bytes" in (await response.json(content_type=None))["detail"]
@@ -225,6 +228,9 @@ async def test_a_20_mb_body_is_413(api: Any, chunked: bool) -> None:
         ("GET", "/v1/tasks?limit=0", 400),
         ("GET", "/v1/tasks?limit=many", 400),
         ("GET", "/v1/tasks?after=-1", 400),
+        ("GET", "/v1/tasks?limit=1&limit=2", 400),
+        ("GET", "/v1/tasks?state=done", 400),
+        ("GET", "/v1/tasks?stat=queued", 400),
         ("POST", "/v1/slots", 405),
     ],
 )
@@ -233,7 +239,7 @@ async def test_wrong_methods_and_paths_are_problems(api: Any, method: str, path:
         assert response.status == status
         assert response.content_type == "application/problem+json"
         problem = await response.json(content_type=None)
-        assert set(problem) == {"type", "title", "status", "detail"}
+        assert set(problem) - {"field"} == {"type", "title", "status", "detail"}
         assert problem["status"] == status
 
 

@@ -22,6 +22,7 @@ from shared.bus import Bus, connect
 
 MakeOffer = Callable[..., dict[str, Any]]
 Start = Callable[..., Any]
+JSON = {"Content-Type": "application/json"}
 PASS_AS_3 = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -105,7 +106,7 @@ async def test_a_running_request_is_finished_before_it_ends(
 
     async with aiohttp.ClientSession(url_of(listening)) as client:
         await until_ready(client)
-        asked = asyncio.create_task(client.post("/v1/offers", data=slowly()))
+        asked = asyncio.create_task(client.post("/v1/offers", data=slowly(), headers=JSON))
         await asyncio.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.3)
@@ -116,6 +117,20 @@ async def test_a_running_request_is_finished_before_it_ends(
     assert await asyncio.wait_for(process.wait(), 60) == 0
     lines = (tmp_path / "data" / "decisions.jsonl").read_text().splitlines()
     assert [json.loads(line)["task"] for line in lines] == ["one"]
+
+
+async def test_streams_end_when_it_stops(
+    start: Start, listening: socket.socket, bus: Bus, broker: Broker
+) -> None:
+    process = await start(listening, PODIUM_NATS_URL=broker.url)
+    async with aiohttp.ClientSession(url_of(listening)) as client:
+        async with client.get("/v1/events") as response:
+            assert await response.content.readuntil(b"event: hello\n")
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            await asyncio.wait_for(response.read(), 60)  # raises unless the chunked answer ends cleanly
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+        assert time.monotonic() - began < 8  # requests that don't end may take FINISH_S, which is 10
 
 
 @pytest.mark.fault("F1")

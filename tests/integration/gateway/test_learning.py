@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.app import running
+from podium.__main__ import main
 from podium.broker import Broker
 from shared import subjects
 from shared.bus import Bus
@@ -126,6 +127,8 @@ async def test_what_can_not_be_counted_is_refused_and_says_why(
     status, taken = await post(api, [score("never", 3), score("one", 3)])
     assert (status, taken["stored"]) == (200, ["one"])
     assert [each["task_id"] for each in taken["refused"]] == ["never"]
+    status, taken = await post(api, [score("never", 3)])
+    assert (status, len(taken["refused"])) == (200, 1)
 
 
 async def test_losses_that_are_no_numbers_are_stored_as_not_measured(
@@ -209,3 +212,45 @@ async def test_a_local_copy_tells_the_family(
         await api.until_live("a", "b")
         _, decision = await api.offer(make_offer("one", model="someone/dolphin"))
     assert decision["terms"]["model_performance"]["cause"] == "house value for qwen"
+
+
+async def test_the_command_imports_what_upstream_tells_and_shows_what_was_learned(
+    api: Any, make_offer: MakeOffer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await api.offer(make_offer("one"))
+    url = str(api.client._base_url)
+    file = tmp_path / "breakdowns.jsonl"
+    results = [
+        {"hotkey": "5Other", "quality_score": 3.0, "test_loss": 1.0, "synth_loss": 1.0, "score_reason": None},
+        {"hotkey": "5Me", "quality_score": 0.0, "test_loss": 1.2, "synth_loss": float("nan")},
+    ]
+    lines = [{"id": task, "miner_results": results} for task in ("one", "never")]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        code = main(["scores", *arguments, "--url", url])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    def use() -> None:
+        imported = ("import", str(file), "--hotkey", "5Me")
+        code, out, error = command(*imported)
+        assert (code, out.splitlines()[-1]) == (1, "1 stored, 0 known already, 1 refused, 0 left out")
+        assert "'never' was never accepted" in error
+        code, out, _ = command(*imported, "--json")
+        assert (code, json.loads(out)["known"], len(json.loads(out)["refused"])) == (1, 1, 1)
+        file.write_text(json.dumps(lines[0]))
+        assert command(*imported)[0] == 0
+        code, out, _ = command("show")
+        assert code == 0
+        for said in (
+            "task_weight (first places)",
+            "0.0 of 1.0 first places",
+            "smollm",
+            "house value for",
+        ):
+            assert said in out
+        code, out, _ = command("show", "--json")
+        assert (code, json.loads(out)["scores"]) == (0, 1)
+
+    await asyncio.to_thread(use)

@@ -284,6 +284,13 @@ async def test_signatures_can_be_off_on_loopback(
         await api.until_live("a", "b")
         async with api.client.post("/task_offer", json=offer("t1")) as response:
             assert (response.status, (await response.json())["accepted"]) == (200, True)
+        for sent, status in (  # what a web page could have sent through a browser
+            ({"data": b"{}", "headers": {"Content-Type": "text/plain"}}, 415),
+            ({"json": offer("t2"), "headers": {"Host": "evil.example"}}, 403),
+        ):
+            async with api.client.post("/task_offer", **sent) as response:
+                assert response.status == status
+                assert "detail" in await response.json()
 
 
 async def test_what_is_too_large_or_no_message(bus: Bus, start_gateway: Start) -> None:

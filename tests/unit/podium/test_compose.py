@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from gateway.tokens import FILE as TOKEN_FILE
+
 ROOT = Path(__file__).parents[3]
 CPU, GPU = "docker-compose.yml", "docker-compose.gpu.yml"
 TRAINERS = ("trainer-a", "trainer-b")
@@ -76,6 +78,13 @@ def test_only_the_gateway_is_reachable_and_only_from_this_machine() -> None:
     ports = {name: service.get("ports", []) for name, service in found.items()}
     assert [name for name in ports if ports[name]] == ["gateway"]
     assert (ports["gateway"][0]["host_ip"], ports["gateway"][0]["published"]) == ("127.0.0.1", "8123")
+
+
+def test_the_gateway_listens_to_those_with_a_token_only() -> None:
+    environment = services(CPU)["gateway"]["environment"]
+    assert environment["PODIUM_GATEWAY_HOST"] == "0.0.0.0"
+    assert environment["PODIUM_API_TOKEN_FILE"] == "/keys/api.token"  # in the volume that `keys` fills
+    assert f"gateway/{TOKEN_FILE}" == "gateway/api.token"
 
 
 def test_every_service_has_its_own_key_and_nobody_elses() -> None:

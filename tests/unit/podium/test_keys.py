@@ -27,7 +27,7 @@ def test_keys_are_made_once_and_rotated_one_by_one(
     first = content(tmp_path)
     assert len([name for name in first if name.endswith(".nk")]) == len(users(("a", "b")))
     for name in first:
-        secret = name.endswith((".nk", ".key"))
+        secret = name.endswith((".nk", ".key", ".token"))
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == (0o600 if secret else 0o644), name
     assert main(["keys", str(tmp_path)]) == 0
     assert content(tmp_path) == first
@@ -35,6 +35,17 @@ def test_keys_are_made_once_and_rotated_one_by_one(
     assert main(["keys", str(tmp_path), "--rotate", "trainer-a"]) == 0
     changed = {name for name, data in content(tmp_path).items() if first[name] != data}
     assert changed == {"trainer-a/trainer-a.nk", "trainer-a/trainer-a.pub", "broker/users.conf"}
+    token_file = tmp_path / "gateway" / "api.token"
+    token_file.write_text(token_file.read_text() + "dashboard: 0123456789abcdef\n")
+    old = token_file.read_text().splitlines()
+    assert main(["keys", str(tmp_path)]) == 0
+    assert token_file.read_text().splitlines() == old
+    assert main(["keys", str(tmp_path), "--rotate", "api"]) == 0
+    new = token_file.read_text().splitlines()
+    assert new[0] != old[0]
+    assert new[1:] == old[1:]
+    assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
+
     assert main(["keys", str(tmp_path), "--host", "bus.example"]) == 1  # not in the certificate that is there
     assert main(["keys", str(tmp_path), "--host", "bus.example", "--rotate", "broker"]) == 0
     assert names_in((tmp_path / "broker" / "server.crt").read_bytes()) == {
@@ -43,6 +54,8 @@ def test_keys_are_made_once_and_rotated_one_by_one(
     assert main(["keys", str(tmp_path), "--rotate", "nobody"]) == 1
     said = "".join(capsys.readouterr())
     assert "there is no nobody to rotate" in said
+    assert old[0].split()[1] not in said
+    assert new[0].split()[1] not in said
     for path in tmp_path.rglob("*.nk"):
         assert read_seed(path).seed not in said
         assert read_seed(path).seed not in repr(read_seed(path))

@@ -6,7 +6,7 @@ import pytest
 
 from podium.stack import Stack
 from podium.up import EXAMPLES, chosen_settings, make_stack
-from shared.errors import PodiumError
+from shared.errors import PodiumError, SettingsError
 
 
 def test_chosen_settings_come_from_environment_and_file(tmp_path: Path) -> None:
@@ -29,6 +29,11 @@ async def test_defaults_of_one_machine_give_way_to_what_the_operator_chose(tmp_p
     ).settings
     assert chosen.dataset_roots == ("/srv",)
     assert chosen.expected_hardware == "2xA100-80GB"
+
+
+async def test_a_wrong_policy_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="unknown policy 'greedy'"):
+        await stack(tmp_path, PODIUM_POLICY="greedy")
 
 
 async def test_a_broker_elsewhere_is_used_and_none_is_started(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import subprocess
 import sys
 from typing import TextIO, cast
 
-from shared.logs import Outlet
+from shared.logs import Outlet, Stamp
 
 SCRIPT = """
 from shared.logs import get_logger, set_up_logs
@@ -72,3 +73,34 @@ def test_a_full_disk_costs_log_lines_and_nothing_else() -> None:
     outlet.write("three\n")
     outlet.write("four\n")
     assert disk.text == "\n[2 log lines could not be written before this one]\nthree\nfour\n"
+
+
+def test_a_stamp_is_the_time_to_the_microsecond() -> None:
+    times = iter([0, 1_999_999_999, 1_700_000_000_000_001_999, 1_700_000_000_123_456_789])
+    stamp = Stamp(lambda: next(times))
+    assert [stamp(None, "info", {})["timestamp"] for _ in range(4)] == [
+        "1970-01-01T00:00:00.000000Z",
+        "1970-01-01T00:00:01.999999Z",
+        "2023-11-14T22:13:20.000001Z",
+        "2023-11-14T22:13:20.123456Z",
+    ]
+
+
+async def test_lines_of_one_turn_of_the_loop_are_written_together() -> None:
+    written: list[str] = []
+
+    class Stream:
+        def write(self, text: str) -> None:
+            written.append(text)
+
+        def flush(self) -> None: ...
+
+    outlet = Outlet(cast(TextIO, Stream()))
+    outlet.write("one\n")
+    outlet.write("two\n")
+    assert written == []
+    await asyncio.sleep(0)
+    assert written == ["one\ntwo\n"]
+    outlet.write("three\n")
+    await asyncio.to_thread(outlet.write, "from a thread\n")  # what waits goes first
+    assert "".join(written) == "one\ntwo\nthree\nfrom a thread\n"

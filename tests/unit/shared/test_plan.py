@@ -268,6 +268,7 @@ def test_an_unsupported_task_type(task: TaskType) -> None:
         ("Mixtral-8x7B", None, 4, HALF, "maximum_accuracy", "mixture of experts"),
         ("m-7B", None, 4, HALF, "fastest", "unknown profile"),
         ("m-1B", None, 0.05, CPU, "maximum_accuracy", "step"),
+        ("m-8B", None, 0.01, HALF, "maximum_accuracy", "reading the model and writing the result take"),
         ("m", 10**400, 4, HALF, "maximum_accuracy", "no model has"),
         ("m", -5, 4, HALF, "maximum_accuracy", "no model has"),
         ("m", None, math.nan, HALF, "maximum_accuracy", "no time"),

@@ -1,0 +1,173 @@
+"""What happens, as a bounded log of server-sent events that any number of readers follow at their own pace.
+
+Readers have no queues: each knows the number of the next event it wants. One that is too slow finds that the
+log has moved on, and by how much, so nothing grows with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from enum import StrEnum
+from itertools import islice
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+MOST_EVENTS: Final = 16_384
+MOST_BYTES: Final = 16 << 20
+_ID = re.compile(r"([0-9a-f]{8})-([0-9]{1,15})")
+
+
+class EventType(StrEnum):
+    """What a reader can choose among."""
+
+    DECISION = "decision"  # any gateway's answer to an offer
+    TASK = "task"  # a task was accepted, or its state has changed
+    PROGRESS = "progress"  # where a run stands
+    HEARTBEAT = "heartbeat"  # a node's sign of life
+
+
+class Hello(Struct, frozen=True):
+    """Begins every stream: what happens from here on follows."""
+
+    gateway: str
+    now: float
+
+
+class Lost(Struct, frozen=True):
+    """Events that this reader doesn't get; `count` is before its filters, null if nobody knows."""
+
+    count: int | None
+    reason: str
+
+
+class Reset(Struct, frozen=True):
+    """The id to go on from is not known here: read /v1/tasks and /v1/slots again, news follow."""
+
+    reason: str
+
+
+class Event(Struct, frozen=True):
+    """One thing that happened. `type` None: told to every reader whatever it chose."""
+
+    number: int
+    type: EventType | None
+    task: str | None
+    slot: str | None
+    frame: bytes  # as it is sent
+
+
+class Choice(Struct, frozen=True):
+    """Which events a reader wants; what is None is not looked at."""
+
+    types: Collection[EventType] | None = None
+    task: str | None = None
+    slot: str | None = None
+
+    def holds(self, event: Event) -> bool:
+        """Whether an event is wanted."""
+        if event.type is None:
+            return True
+        if self.types is not None and event.type not in self.types:
+            return False
+        if self.task is not None and event.task != self.task:
+            return False
+        return self.slot is None or event.slot == self.slot
+
+
+class UnknownIdError(ValueError):
+    """An event id that no gateway makes."""
+
+
+class EventLog:
+    """The newest events of this gateway, numbered from 1; `boot` tells its numbers from another life's."""
+
+    def __init__(self, most_events: int = MOST_EVENTS, most_bytes: int = MOST_BYTES) -> None:
+        self.boot = uuid.uuid4().hex[:8]
+        self.last = 0
+        self.said: Counter[str] = Counter()  # by type
+        self.readers = 0
+        self.lost = 0  # events that readers were too slow for
+        self.closing = asyncio.Event()
+        self._events: deque[Event] = deque()
+        self._bytes = 0
+        self._most_events, self._most_bytes = most_events, most_bytes
+        self._wakers: set[Callable[[], None]] = set()
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest event that is kept; one above `last` if none is."""
+        return self.last - len(self._events) + 1
+
+    def add(self, kind: EventType, data: bytes, *, task: str | None = None, slot: str | None = None) -> None:
+        """Note one event; `data` is JSON."""
+        self._append(kind, kind.value, data, task, slot)
+
+    def add_gap(self, reason: str) -> None:
+        """Note that things may have happened that this gateway didn't hear."""
+        self._append(None, "lost", msgspec.json.encode(Lost(None, reason)), None, None)
+
+    def read(self, after: int, most: int) -> tuple[int, list[Event]]:
+        """How many events after number `after` are no longer kept, and up to `most` that are."""
+        lost = max(0, self.first - 1 - after)
+        skip = after + lost - (self.first - 1)
+        # A reader is mostly at the end: from there it is a short way.
+        if skip >= len(self._events):
+            return lost, []
+        newest = list(islice(reversed(self._events), len(self._events) - skip))
+        newest.reverse()
+        return lost, newest[:most]
+
+    def id_of(self, number: int) -> str:
+        """The id that a reader may come back with."""
+        return f"{self.boot}-{number}"
+
+    def number_of(self, event_id: str) -> int | None:
+        """The number of an id of this gateway; None of another's, or of another life. UnknownIdError."""
+        if event_id == "0":
+            return max(0, self.first - 1)
+        match = _ID.fullmatch(event_id)
+        if match is None:
+            raise UnknownIdError(f"{event_id[:50]!r} is no event id: one is such as {self.id_of(self.last)}")
+        number = int(match[2])
+        return number if match[1] == self.boot and number <= self.last else None
+
+    def wake_on_news(self, waker: Callable[[], None]) -> None:
+        """Call `waker` after every event, until `forget`."""
+        self._wakers.add(waker)
+
+    def forget(self, waker: Callable[[], None]) -> None:
+        """Call it no more."""
+        self._wakers.discard(waker)
+
+    def close(self) -> None:
+        """End all streams: the gateway stops."""
+        self.closing.set()
+        for waker in self._wakers:
+            waker()
+
+    def _append(
+        self, kind: EventType | None, name: str, data: bytes, task: str | None, slot: str | None
+    ) -> None:
+        self.last += 1
+        self.said[name] += 1
+        event = Event(self.last, kind, task, slot, frame(name, data, self.id_of(self.last)))
+        self._events.append(event)
+        self._bytes += len(event.frame)
+        while len(self._events) > self._most_events or self._bytes > self._most_bytes:
+            self._bytes -= len(self._events.popleft().frame)
+        for waker in self._wakers:
+            waker()
+
+
+def frame(name: str, data: bytes, event_id: str | None = None) -> bytes:
+    """One event as it is sent. A line break in JSON is only space, and would end the event's data."""
+    if b"\n" in data or b"\r" in data:
+        data = data.replace(b"\n", b" ").replace(b"\r", b" ")
+    head = f"event: {name}\n" if event_id is None else f"id: {event_id}\nevent: {name}\n"
+    return b"%b%b%b\n\n" % (head.encode(), b"data: ", data)

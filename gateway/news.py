@@ -1,0 +1,86 @@
+"""Where a gateway's events come from.
+
+Tasks come from the logs as this gateway folds them, not from the subjects of the records: an append that the
+broker refused is heard there too. The rest is what others say, and is lost while the link is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+from msgspec import Struct
+from nats.aio.msg import Msg
+
+from gateway.events import EventLog, EventType
+from gateway.ledger import Ledger
+from gateway.measures import Measures
+from gateway.presence import Presence
+from gateway.views import task_view
+from shared import subjects
+from shared.bus import Bus
+from shared.messages import Heartbeat, Progress
+
+CUT_OFF = (
+    "this gateway was cut off from the broker: decisions, progress and heartbeats of that time are missing"
+)
+
+
+class _Heard(Struct, frozen=True):
+    """What is looked at of a decision on its way through; all of it is checked to be JSON."""
+
+    task: str
+    slot: str | None = None
+
+
+_decode_decision = msgspec.json.Decoder(_Heard).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class News:
+    """Puts what happens into the event log; counts the tasks that have ended."""
+
+    def __init__(
+        self,
+        events: EventLog,
+        ledger: Ledger,
+        presence: Presence,
+        measures: Measures,
+        folded: asyncio.Event,
+    ) -> None:
+        self._events = events
+        self._ledger = ledger
+        self._presence = presence
+        self._measures = measures
+        self._folded = folded  # the logs were read to their end once: what was in them is no news
+        ledger.on_news = self._heard_task
+        presence.on_heard = self._heard_run
+
+    async def start(self, bus: Bus) -> None:
+        """Listen from now on."""
+        await bus.subscribe(subjects.ANY_DECISION, self._heard_decision)
+        bus.on_reconnect(lambda: self._events.add_gap(CUT_OFF))
+
+    def _heard_task(self, token: str) -> None:
+        task = self._ledger.task(token)
+        if task is None:  # its chain was read before its job
+            return
+        result = self._ledger.chain_of(task.record).result
+        if result is not None:
+            self._measures.ended(result)
+        if self._folded.is_set():
+            view = task_view(task, self._ledger, self._presence, time.time())
+            self._events.add(EventType.TASK, _encode(view), task=token, slot=view.slot)
+
+    def _heard_run(self, message: Heartbeat | Progress, data: bytes) -> None:
+        kind = EventType.HEARTBEAT if isinstance(message, Heartbeat) else EventType.PROGRESS
+        self._events.add(kind, data, task=message.task, slot=message.slot)
+
+    async def _heard_decision(self, message: Msg) -> None:
+        try:
+            decision = _decode_decision(message.data)
+        except ValueError as error:
+            self._presence.count_malformed(message.subject, error)
+            return
+        self._events.add(EventType.DECISION, message.data, task=decision.task, slot=decision.slot)

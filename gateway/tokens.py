@@ -1,0 +1,152 @@
+"""Bearer tokens of /v1: a file with one on each line, of which a gateway keeps hashes only.
+
+# whoever has one of these may offer, cancel and requeue
+podium: 4Wq...        the name is told in the log, the token never is
+9xK...                a token without a name
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from shared.errors import SettingsError
+from shared.logs import get_logger
+from shared.settings import Settings
+
+FILE: Final = "api.token"  # as `podium keys` calls it, in the gateway's folder
+SHORTEST: Final = 16  # characters; one that can be guessed is none
+LARGEST_FILE: Final = 1 << 20
+LOOK_S: Final = 1.0  # between two looks whether the file has changed
+_LINE = re.compile(rf"(?:([A-Za-z0-9_.@-]{{1,64}}):[ \t]*)?([A-Za-z0-9._~+/=-]{{{SHORTEST},512}})")
+
+log = get_logger()
+
+
+class Token(Struct, frozen=True):
+    """One line of a token file. The secret is in no text that this struct becomes."""
+
+    secret: str
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return f"Token({self.name!r})"
+
+
+class Tokens:
+    """Whose tokens are taken now; read again when the file changes."""
+
+    def __init__(self, file: Path) -> None:
+        """Read the file; SettingsError if it can't be used or holds no token. Blocks."""
+        self._file = file
+        self._trouble = ""
+        self._stamp: tuple[int, ...] = ()
+        self._hashes: Mapping[bytes, str] = {}
+        self._take(*_read_stamped(file))
+        if not self._hashes:
+            raise SettingsError(f"api_token_file {file} holds no token; `podium keys` makes one")
+
+    def owner(self, secret: str) -> str | None:
+        """The name of a token, "" if it has none; None if it is nobody's. In constant time."""
+        presented, found = _hash(secret), None
+        for known, name in self._hashes.items():
+            if hmac.compare_digest(known, presented):
+                found = name
+        return found
+
+    async def look(self) -> None:
+        """Read the file if it has changed. One that can't be used leaves the tokens read before."""
+        try:
+            found = await asyncio.to_thread(_read_if_changed, self._file, self._stamp)
+        except SettingsError as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                log.error("the tokens read before stay", error=self._trouble)
+            return
+        self._trouble = ""
+        if found is not None:
+            self._take(*found)
+            log.info("API tokens read", file=str(self._file), tokens=len(self._hashes))
+
+    def _take(self, stamp: tuple[int, ...], tokens: list[Token]) -> None:
+        self._stamp = stamp
+        self._hashes = {_hash(token.secret): token.name for token in tokens}
+
+
+def token_file(settings: Settings) -> Path | None:
+    """The token file that the settings name; of a folder that `podium keys` made, the one in it."""
+    if not settings.api_token_file:
+        return None
+    path = Path(settings.api_token_file).expanduser()
+    return path / "gateway" / FILE if path.is_dir() else path
+
+
+def own_token(settings: Settings) -> Token | None:
+    """The token that a command sends: the first one of the file; None without a file. SettingsError."""
+    path = token_file(settings)
+    if path is None:
+        return None
+    tokens = _read_stamped(path)[1]
+    if not tokens:
+        raise SettingsError(f"api_token_file {path} holds no token; `podium keys` makes one")
+    return tokens[0]
+
+
+def parse_tokens(text: str, where: str) -> list[Token]:
+    """The tokens of a file; SettingsError naming the line of what is none, and never what stands there."""
+    tokens = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise SettingsError(
+                f"{where}, line {number} is no token: it needs {SHORTEST} or more letters, digits or "
+                "._~+/=-, optionally after a name and a colon"
+            )
+        tokens.append(Token(match[2], match[1] or ""))
+    return tokens
+
+
+def _read_if_changed(path: Path, known: tuple[int, ...]) -> tuple[tuple[int, ...], list[Token]] | None:
+    return None if _stamp(path) == known else _read_stamped(path)
+
+
+def _read_stamped(path: Path) -> tuple[tuple[int, ...], list[Token]]:
+    """What the file holds, and by what to know that it is still the same."""
+    stamp = _stamp(path)
+    if stamp[1] > LARGEST_FILE:
+        raise SettingsError(f"api_token_file {path} has {stamp[1]} bytes, and is no file of tokens")
+    try:
+        mode, text = stat.S_IMODE(path.stat().st_mode), path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    if mode & 0o077:
+        log.warning("a token file can be read by others; chmod 600 it", path=str(path), mode=f"{mode:o}")
+    return stamp, parse_tokens(text, f"api_token_file {path}")
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> SettingsError:
+    reason = error.strerror if isinstance(error, OSError) else "it is no text"
+    return SettingsError(f"api_token_file {path} can't be read: {reason}")
+
+
+def _hash(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode(errors="surrogateescape")).digest()

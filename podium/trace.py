@@ -1,0 +1,83 @@
+"""Traces of offers: JSON lines, made by a simulator or written by a gateway (`decisions.jsonl`).
+
+    {"at": 12.0, "offer": {"task_id": ..., "task_type": ..., "model": ..., "hours_to_complete": ...},
+     "start_after_s": 40.0}
+
+`start_after_s` null = accepted, but never started; left out = started at once. A line may also say how the
+task went where it was run: `ran_s`, `delivered`, `score`. Unknown fields are ignored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from shared.errors import PodiumError
+from shared.messages import BareOffer, Decision
+
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class TraceLine(Struct, frozen=True, kw_only=True):
+    """One offer, when it came, and what is known of what followed."""
+
+    at: float  # seconds, from any moment on
+    offer: BareOffer
+    start_after_s: Seconds | None = 0.0
+    ran_s: Seconds | None = None  # how long it kept its slot, once started
+    delivered: bool | None = None
+    score: float | None = None  # upstream's
+
+
+class Trace(Struct, frozen=True):
+    """Offers in the order in which they came; `skipped` lines had none."""
+
+    lines: list[TraceLine]
+    skipped: int
+
+
+class _Kind(Struct, frozen=True):
+    at: float | None = None
+    decided_at: float | None = None
+
+
+_kind = msgspec.json.Decoder(_Kind)
+_line = msgspec.json.Decoder(TraceLine)
+_decision = msgspec.json.Decoder(Decision)
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace or a gateway's decisions. Raises PodiumError that names the line."""
+    lines, skipped = list[TraceLine](), 0
+    try:
+        with path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                if not text.strip():
+                    continue
+                line = _read(text, f"{path}, line {number}")
+                skipped += line is None
+                lines += [line] if line is not None else []
+    except OSError as error:
+        raise PodiumError(f"{path} can't be read: {error.strerror}") from error
+    if not lines:
+        raise PodiumError(
+            f"{path} holds no offers" + (f"; {skipped} decisions without one" if skipped else "")
+        )
+    return Trace(sorted(lines, key=lambda line: line.at), skipped)
+
+
+def _read(text: bytes, where: str) -> TraceLine | None:
+    """One line; None for a decision of a version that didn't write the offer."""
+    try:
+        kind = _kind.decode(text)
+        if kind.at is None and kind.decided_at is not None:
+            offer = _decision.decode(text).offer
+            return TraceLine(at=kind.decided_at, offer=offer) if offer is not None else None
+        return _line.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise PodiumError(
+            f"{where}: {error}; a line is an object with at (seconds) and offer, or a gateway's decision"
+        ) from error
