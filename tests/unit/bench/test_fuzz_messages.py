@@ -19,6 +19,9 @@ PATHS = (
     "/v1/tasks/",
     "/v1/slots",
     "/v1/gateway",
+    "/v1/scores",
+    "/v1/tables",
+    "/metrics",
 )
 
 
