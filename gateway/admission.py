@@ -84,7 +84,7 @@ class Admission:
         if it was.
         """
         token = subjects.task_token(offer.task_id)
-        decision = self._refusal(offer, token, received_at)
+        decision = self._at_once(offer, token, received_at)
         if decision is None:
             decision = await _within(within_s, self._decide(offer, token, received_at))
         if decision.accepted:
@@ -102,10 +102,16 @@ class Admission:
         """
         return await _within(ANSWER_S, self._start(task_id, request, received_at))
 
-    def _refusal(self, offer: BareOffer, token: str, received_at: float) -> Decision | None:
-        """A refusal that needs no look at the logs, as they were read a moment ago; most answers are one."""
-        if not self._follower.fresh or self._ledger.task(token) is not None:
+    def _at_once(self, offer: BareOffer, token: str, received_at: float) -> Decision | None:
+        """An answer that needs no look at the logs, as they were read a moment ago; most answers are one.
+
+        What was accepted stays so, and a refusal changes nothing; only accepting needs the logs' very end.
+        """
+        if not self._follower.fresh:
             return None
+        if self._ledger.task(token) is not None:
+            known = self._known(offer, token, received_at)
+            return None if isinstance(offer, Offer) and self._is_reserved(token) else known
         verdict = self._policy(offer, self._recent_view())
         return None if verdict.accepted else self._rejected(offer, token, verdict, received_at)
 
