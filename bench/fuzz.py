@@ -62,6 +62,7 @@ class Fuzz:
         self._poll = select.epoll()
         self._lanes: dict[int, Lane] = {}
         self._flying: dict[int, Request] = {}
+        self._before: dict[int, Request] = {}  # on the same connection
         self._told = time.monotonic()
 
     def run(self) -> None:
@@ -96,6 +97,7 @@ class Fuzz:
 
     def _close(self, descriptor: int) -> None:
         self._poll.unregister(descriptor)
+        self._before.pop(descriptor, None)
         self._lanes.pop(descriptor).socket.close()
 
     def _next(self, descriptor: int) -> None:
@@ -119,17 +121,19 @@ class Fuzz:
             return
         if answer is None:
             return
-        request = self._flying.pop(descriptor)
+        request = self._before[descriptor] = self._flying.pop(descriptor)
         head = answer.partition(b"\r\n\r\n")[0]
         self._note([int(answer[9:12])], request.data[:300].decode("latin-1"), answer)
-        if b"connection: close" in head.lower():
+        if b"connection: close" in head.lower() or head.startswith(b"HTTP/1.0"):
             self._close(descriptor)
             descriptor = self._open()
         self._next(descriptor)
 
     def _broken(self, descriptor: int, error: OSError) -> None:
         request = self._flying.pop(descriptor)
-        self.failures.append(f"{error!r} instead of an answer to {request.data[:300]!r}")
+        before = self._before.pop(descriptor, None)
+        after = before.data[:500] if before else b"nothing"
+        self.failures.append(f"{error!r} instead of an answer to {request.data[:300]!r}, after {after!r}")
         self._close(descriptor)
         self._next(self._open())
 

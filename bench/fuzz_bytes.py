@@ -149,6 +149,15 @@ def slow_body(chance: random.Random) -> Case:
     return Case("slow body", [head, *(bytes([byte]) for byte in body)], pause_s=0.005, answers=1)
 
 
+def events(chance: random.Random) -> Case:
+    """The stream of events, asked for oddly, and left at once."""
+    query = chance.choice(
+        (b"", b"?after=0", b"?after=x", b"?types=,", b"?types=nonsense", b"?task=%00", b"?no=1")
+    )
+    last = chance.choice((b"", b"Last-Event-ID: 0\r\n", b"Last-Event-ID: \xff\r\n"))
+    return Case("events", [b"GET /v1/events" + query + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n" + last + b"\r\n"])
+
+
 def never_whole(chance: random.Random) -> Case:
     """A body that is promised and does not come."""
     return Case("never whole", [OPEN + b"Content-Length: 5000\r\n\r\n", b"{"])
@@ -167,6 +176,7 @@ MAKERS: tuple[Maker, ...] = (
     odd_protocol,
     pipeline,
     slow_body,
+    events,
     never_whole,
 )
 

@@ -56,6 +56,7 @@ ODD_VALUES: tuple[Any, ...] = (
     2**63,
     2**64,
     10**60,
+    10**400,
     "",
     " ",
     "\x00",
@@ -86,6 +87,19 @@ CONTENT_TYPES = (
     "",
     "/",
     "json",
+)
+
+FOREIGN = (
+    ("Origin", "https://evil.example"),
+    ("Origin", "null"),
+    ("Host", "evil.example"),
+    ("X-Forwarded-For", "192.0.2.1, x"),
+    ("Forwarded", "for=_gazonk"),
+    ("Sec-Fetch-Site", "cross-site"),
+    ("Authorization", "Bearer " + "x" * 500),
+    ("Authorization", "Basic \u00ff"),
+    ("Authorization", ""),
+    ("Last-Event-ID", "99999999999999999999"),
 )
 
 
@@ -146,17 +160,36 @@ class Mutator:
                 f"/v1/tasks/{task}/story",
                 f"/v1/tasks?limit={number}&after={number}",
                 f"/v1/tasks?state={quote(self.chance.choice(STATES))}&slot={task}",
+                f"/v1/tables?{number}={number}",
                 "/v1/slots",
                 "/v1/gateway",
+                "/v1/openapi.json",
+                "/v1/docs",
+                "/metrics",
                 "/healthz",
                 "/readyz",
                 f"/{task}",
             )
         )
+        if self.chance.random() < 0.15:
+            return self.score()
         if self.chance.random() < 0.2:
             wish = self.chance.choice(("cancel", "requeue"))
             return self.post(f"/v1/tasks/{task}/{wish}", {"reason": "fuzz"})
         return self.finished("GET", path, None)
+
+    def score(self) -> Request:
+        """What upstream is said to have made of a submission."""
+        score = {
+            "task_id": self.task_id(),
+            "quality_score": self.chance.choice((3.0, 0.0, -1.0, 1e300)),
+            "test_loss": self.chance.choice((0.7, 1000.0, None)),
+            "synth_loss": 0.8,
+            "scored_at": 1.7e9,
+            "task_type": "ChatTask",
+            "model": requests.MODEL,
+        }
+        return self.post("/v1/scores", score)
 
     def task_id(self) -> str:
         """A new id, one that was used, or a strange one."""
@@ -255,6 +288,8 @@ class Mutator:
             return headers | {"Content-Encoding": chance.choice(("gzip", "deflate", "br", "zstd", "x"))}
         if kind < 0.7:
             return headers | {chance.choice(("X-A", "Cookie", "Range", "If-Match")): "\t" * 50 + "v" * 3000}
+        if kind < 0.8:
+            return headers | dict((chance.choice(FOREIGN),))
         value = headers[name]
         place = chance.randrange(len(value) + 1)
         return headers | {

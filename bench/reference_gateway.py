@@ -157,9 +157,11 @@ class Verifier:
 
     def signature_is_valid(self, hotkey: str, signature: str, message: str) -> bool:
         """By the key that the address is made of."""
+        if not signature.startswith("0x"):
+            return False
         try:
             public = base58.b58decode(hotkey)[1:33]
-            return sr25519.verify(bytes.fromhex(signature.removeprefix("0x")), message.encode(), public)
+            return sr25519.verify(bytes.fromhex(signature[2:]), message.encode(), public)
         except (ValueError, TypeError):
             return False
 
@@ -245,7 +247,7 @@ def start(request: TrainRequest, miner: Miner) -> TrainResponse:
     """Turn a reservation into a job."""
     task = str(request.task_id)
     if miner.reserved.pop(task, None) is None and task not in miner.running:
-        raise HTTPException(409, "This task was not accepted, or its reservation has lapsed")
+        raise HTTPException(404, "This task was not accepted, or its reservation has lapsed")
     miner.running[task] = request
     return TrainResponse(message="Training job enqueued.", task_id=request.task_id)
 

@@ -99,8 +99,7 @@ def make_fleet(folder: Path, **settings: Any) -> Fleet:
         folder,
         SCRIPTED,
         lambda: gaps.uniform(0.05, 0.3),
-        nodes=NODES,
-        **(FASTER | roots | signed_settings(folder) | settings),
+        **({"nodes": NODES} | FASTER | roots | signed_settings(folder) | settings),
     )
 
 

@@ -65,7 +65,10 @@ def _form(raw: Any, where: str, now: float) -> ScoreForm:
         raw = raw | {name: finite(raw[name]) for name in ("test_loss", "synth_loss") if name in raw}
     try:
         form = msgspec.convert(raw, ScoreForm)
-    except msgspec.ValidationError as error:
+        msgspec.json.encode(
+            form
+        )  # the standard library reads half a surrogate pair as text; nobody can write it
+    except (msgspec.ValidationError, UnicodeError) as error:
         raise MalformedScoreError(f"{where}{error}; {NEEDED}") from error
     if not isfinite(form.quality_score):
         raise MalformedScoreError(f"{where}quality_score is {form.quality_score}; {NEEDED}")
@@ -81,9 +84,10 @@ def finite(loss: Any) -> Any:
             loss = float(loss)
         except ValueError:
             return loss
-    if isinstance(loss, int | float) and not isfinite(loss):
+    try:
+        return None if isinstance(loss, int | float) and not isfinite(loss) else loss
+    except OverflowError:  # a whole number with hundreds of digits
         return None
-    return loss
 
 
 def score_of(form: ScoreForm, ledger: Ledger, now: float) -> Score:

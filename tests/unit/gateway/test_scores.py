@@ -87,12 +87,20 @@ def test_a_loss_that_is_no_number_counts_as_not_measured(loss: Any) -> None:
         ({"task_id": "t", "quality_score": 3, "scored_at": math.nan}, "scored_at"),
         ([{"task_id": "t", "quality_score": 3}, {"task_id": "u"}], "score 1: "),
         ([[]], "score 0: "),
+        (b'{"task_id": "\\ud800", "quality_score": 3}', "surrogates not allowed"),
+        (b'{"task_id": "t", "quality_score": 3, "task_type": "\\ud800"}', "surrogates not allowed"),
+        (b'{"task_id": "t", "quality_score": 1' + b"0" * 400 + b"}", "out of range"),
     ],
 )
 def test_what_is_no_score_is_refused_with_what_is_needed(body: Any, said: str) -> None:
     with pytest.raises(MalformedScoreError) as raised:
         parsed(body)
     assert said in str(raised.value)
+
+
+def test_a_loss_with_hundreds_of_digits_counts_as_not_measured() -> None:
+    body = b'{"task_id": "t", "quality_score": 3, "test_loss": 1' + b"0" * 400 + b"}"
+    assert parsed(body)[0].test_loss is None
 
 
 def test_of_an_accepted_task_the_log_says_what_it_was() -> None:
