@@ -73,6 +73,7 @@ class Admission:
         self._policy = policy
         self._expected = expected
         self._lock = asyncio.Lock()
+        self._log = log.bind()  # made once: the module's makes a logger for every line
         self._viewed: tuple[int, ...] = ()
         self._viewed_at, self._recent = 0.0, self.view()
 
@@ -125,9 +126,9 @@ class Admission:
     def _rejected(self, offer: BareOffer, token: str, verdict: Verdict, received_at: float) -> Decision:
         decision = self._decision(offer, token, verdict, received_at)
         if verdict.warning:
-            log.warning(verdict.warning, task=token, reason=verdict.reason)
+            self._log.warning(verdict.warning, task=token, reason=verdict.reason)
         else:
-            log.info("offer rejected", task=token, reason=verdict.reason)
+            self._log.info("offer rejected", task=token, reason=verdict.reason)
         return decision
 
     async def _decide(self, offer: BareOffer, token: str, received_at: float) -> Decision:

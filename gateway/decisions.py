@@ -70,6 +70,8 @@ class DecisionLog:
 
 def bare(offer: BareOffer) -> BareOffer:
     """An offer without its data."""
+    if type(offer) is BareOffer:
+        return offer
     return BareOffer(**{name: getattr(offer, name) for name in BareOffer.__struct_fields__})
 
 

@@ -69,6 +69,7 @@ class News:
         while True:
             await self._wanted.wait()
             subscription = await bus.subscribe(subjects.ANY_DECISION, self._heard_decision)
+            await _arrived(bus)
             self._hearing.set()
             while self._events.readers or time.monotonic() - self._events.left_at < KEEP_S:  # noqa: ASYNC110
                 await asyncio.sleep(KEEP_S / 10)
@@ -82,6 +83,7 @@ class News:
     async def listen(self) -> None:
         """Somebody is about to read: return once decisions are heard."""
         self._wanted.set()
+        self._events.left_at = time.monotonic()  # until it reads, it counts as one that has just left
         try:
             async with asyncio.timeout(LISTEN_S):
                 await self._hearing.wait()
@@ -110,3 +112,11 @@ class News:
             self._presence.count_malformed(message.subject, error)
             return
         self._events.add(EventType.DECISION, message.data, task=decision.task, slot=decision.slot)
+
+
+async def _arrived(bus: Bus) -> None:
+    """Return once the broker knows the subscription; if the link is down, it will with the next one."""
+    try:
+        await bus.client.flush(timeout=LISTEN_S)
+    except nats.errors.Error as error:
+        log.debug("a subscription was not confirmed", error=repr(error))

@@ -242,6 +242,7 @@ async def test_decisions_are_heard_while_somebody_reads(
                 while service.events.readers or service.news._hearing.is_set():
                     service.events.add(EventType.HEARTBEAT, b"{}")  # not chosen: the stream is quiet
                     await asyncio.sleep(0.02)
+            await asyncio.sleep(0.3)  # the broker hears of it over another connection than of what follows
             await bus.publish(subjects.decision("t"), said)
         await bus.client.flush()
         assert service.events.said["decision"] == 2

@@ -80,4 +80,4 @@ async def test_a_jobs_life_can_be_followed_by_its_task(world: World, tmp_path: P
         silent = [line for line in lines if accepted.task in json.dumps(line) and "task" not in line]
         assert silent == []
     refused = [line["event"] for line in lines_of(log_file) if line.get("task") == "too-much"]
-    assert refused == ["At maximum accuracy capacity: 1/1 jobs", "offer rejected"]
+    assert refused == ["At maximum accuracy capacity: 1/1 jobs"]
