@@ -8,8 +8,8 @@ connections, on every endpoint of upstream's and of /v1; ids come again, so that
 started, cancelled and asked for in any order. One in fifty is no proper HTTP (bench/fuzz_bytes.py).
 Nothing is wrong with the fleet, so a 503 counts like any other 5xx. Failures: an answer of 5xx, no answer
 to a request that is whole, an end of a gateway, an exception in its log, memory that grows. Growth is the
-mean of the last quarter over that of the first: seen nonces are kept for minutes, some 70 bytes each. The
-last line is one JSON object.
+mean of the last quarter over that of the first; what may grow is bounded: the ring of newest events (16
+MB) fills, and seen nonces are kept for minutes, some 70 bytes each. The last line is one JSON object.
 """
 
 from __future__ import annotations
