@@ -242,9 +242,9 @@ async def test_decisions_are_heard_while_somebody_reads(
                 while service.events.readers or service.news._hearing.is_set():
                     service.events.add(EventType.HEARTBEAT, b"{}")  # not chosen: the stream is quiet
                     await asyncio.sleep(0.02)
-            await asyncio.sleep(0.3)  # the broker hears of it over another connection than of what follows
+            await asyncio.sleep(0.3)  # the end of the subscription comes over another connection, too
             await bus.publish(subjects.decision("t"), said)
-        await bus.client.flush()
+            await bus.client.flush()  # before the next reader: it comes over another connection
         assert service.events.said["decision"] == 2
         assert service.presence.malformed == 2
 
