@@ -33,9 +33,9 @@ from trainer_node.pause import pause
 from trainer_node.post import Post
 from trainer_node.supervisor import ENGINE, Supervisor
 
-# A job is heard when the broker takes it, and can be read when the broker has stored it: some milliseconds
-# later, or more on a busy machine. Who looked in between would wait for its next poll.
-HEARD_S, LOOK_AGAIN_S = 2.0, 0.05
+# The broker takes a job, lets listeners hear it, and then stores it. Who looks in between, or comes back then
+# and hears nothing any more, finds nothing and would wait for the next poll: so it looks for a while.
+ALERT_S, LOOK_AGAIN_S = 2.0, 0.05
 
 log = get_logger()
 
@@ -66,7 +66,7 @@ class Node:
         self.assignment: Assignment | None = None
         self.desk = Desk(self.post, lambda: self.assignment)
         self._trouble = ""
-        self._heard_at = float("-inf")
+        self._alerted_at = float("-inf")
 
     def drain(self) -> None:
         """Take no more work, let the worker write a checkpoint, give the slot back."""
@@ -76,7 +76,7 @@ class Node:
 
     async def run(self) -> None:
         """Work until drained. Raises BusUnavailableError if the connection is lost for good."""
-        self.bus.on_reconnect(self.wake.set)
+        self.bus.on_reconnect(self._alert)
         self.bus.on_reconnect(self.lease.wake.set)
         self.bus.on_reconnect(self.pulse.wake.set)
         await self.supervisor.adopt()
@@ -114,8 +114,8 @@ class Node:
                 elif self.lease.may_write():
                     if await self._take_work():
                         continue
-                    just_heard = time.monotonic() - self._heard_at < HEARD_S
-                    seconds = LOOK_AGAIN_S if just_heard else self.settings.poll_s
+                    alert = time.monotonic() - self._alerted_at < ALERT_S
+                    seconds = LOOK_AGAIN_S if alert else self.settings.poll_s
                 self._trouble = ""
             except BusError as error:
                 if str(error) != self._trouble:
@@ -163,7 +163,11 @@ class Node:
         self.pulse.wake.set()
 
     async def _heard(self, message: Msg) -> None:
-        self._heard_at = time.monotonic()
+        self._alert()
+
+    def _alert(self) -> None:
+        """There may be a job, now or in a moment."""
+        self._alerted_at = time.monotonic()
         self.wake.set()
 
     def _activity(self) -> Activity:

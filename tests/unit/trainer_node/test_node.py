@@ -25,7 +25,7 @@ async def node(tmp_path: Path) -> Node:
     return node
 
 
-async def _looks(node: Node, monkeypatch: pytest.MonkeyPatch, *, hears: bool) -> int:
+async def _looks(node: Node, monkeypatch: pytest.MonkeyPatch, *, told: str = "") -> int:
     """How often the node looks for work in .4 s in which there is none."""
     looks = 0
 
@@ -35,8 +35,10 @@ async def _looks(node: Node, monkeypatch: pytest.MonkeyPatch, *, hears: bool) ->
         return None
 
     monkeypatch.setattr(node, "_newest_job", nothing_yet)
-    if hears:
+    if told == "job":
         await node._heard(Msg(node.bus.client))
+    elif told == "reconnect":
+        node._alert()
     work = asyncio.create_task(node._work())
     await asyncio.sleep(0.4)
     work.cancel()
@@ -45,10 +47,11 @@ async def _looks(node: Node, monkeypatch: pytest.MonkeyPatch, *, hears: bool) ->
 
 
 async def test_without_a_word_it_waits_for_its_next_poll(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert await _looks(node, monkeypatch, hears=False) == 1
+    assert await _looks(node, monkeypatch) == 1
 
 
-async def test_a_job_that_is_heard_before_it_can_be_read_is_looked_for_again(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("told", ["job", "reconnect"])
+async def test_a_job_that_can_not_be_read_yet_is_looked_for_again(
+    told: str, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await _looks(node, monkeypatch, hears=True) > 1
+    assert await _looks(node, monkeypatch, told=told) > 1
