@@ -13,6 +13,7 @@ from msgspec import Struct
 from bench.chaos_fleet import GATEWAYS, Fleet
 from shared.messages import Decision, Offer, encode
 
+JSON = {"Content-Type": "application/json"}
 ANSWER_S = 3.0  # upstream's own patience
 TO_BOTH, AGAIN = 0.1, 0.1  # shares of offers that go to both gateways at once, and once more when accepted
 
@@ -69,8 +70,9 @@ class Upstream:
     async def _offer(self, session: aiohttp.ClientSession, gateway: str, offer: Offer) -> Decision | None:
         """One try; None if no decision was heard, whatever may be stored."""
         counts, known = self.heard.counts, self.heard.accepted.get(offer.task_id)
+        url = self.fleet.url(gateway) + "/v1/offers"
         try:
-            async with session.post(self.fleet.url(gateway) + "/v1/offers", data=encode(offer)) as reply:
+            async with session.post(url, data=encode(offer), headers=JSON) as reply:
                 body = await reply.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             counts[type(error).__name__] += 1

@@ -49,6 +49,7 @@ from shared.messages import (
     encode,
 )
 
+JSON = {"Content-Type": "application/json"}
 LIMIT_S = 2.0
 LOOK_S = 0.01
 PATIENCE_S = 60.0
@@ -84,7 +85,7 @@ class Patient:
         url = self.fleet.url(GATEWAYS[0]) + "/v1/offers"
 
         async def accepted() -> bool | None:
-            async with session.post(url, data=encode(offer)) as reply:
+            async with session.post(url, data=encode(offer), headers=JSON) as reply:
                 return reply.status == 200 and bool((await reply.json())["accepted"])
 
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3.0)) as session:
