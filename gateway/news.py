@@ -115,8 +115,12 @@ class News:
 
 
 async def _arrived(bus: Bus) -> None:
-    """Return once the broker knows the subscription; if the link is down, it will with the next one."""
+    """Return once the broker knows the subscription; if the link is down, it will with the next one.
+
+    The library's PING overtakes what still waits to be written; the second one comes after it.
+    """
     try:
-        await bus.client.flush(timeout=LISTEN_S)
+        for _ in range(2):
+            await bus.client.flush(timeout=LISTEN_S)
     except nats.errors.Error as error:
         log.debug("a subscription was not confirmed", error=repr(error))
