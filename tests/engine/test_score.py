@@ -20,8 +20,10 @@ from trainer_node.engine.prepare import computes_bf16
 from trainer_node.engine.score import score_sft
 
 DATA = Path(__file__).parents[1] / "data" / "oracle"
-# The oracle's numbers come from a CPU with bf16 products. One without rounds elsewhere: seen up to 8e-5.
-EXACT = 1e-5 if computes_bf16(Hardware(device="cpu", count=1, memory_bytes=0)) else 2e-4
+# The oracle's numbers come from a CPU with bf16 products. One without rounds elsewhere (7.8e-5 seen), and
+# is held to what the oracle itself allows.
+ALLOWED = json.loads((DATA / "expected.json").read_text())["tolerance"]["tiny"]
+EXACT = 1e-5 if computes_bf16(Hardware(device="cpu", count=1, memory_bytes=0)) else ALLOWED
 TINY = ["instruct", "instruct+input+system", "completion", "chat", "dpo"]
 
 
