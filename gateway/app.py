@@ -18,6 +18,7 @@ from gateway.access import guard_of, is_loopback
 from gateway.api import make_app
 from gateway.app_keys import RUNNING
 from gateway.service import Service, end_tasks
+from gateway.upstream.auth import remarks
 from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger
 from shared.settings import Settings
@@ -111,6 +112,8 @@ async def serve(settings: Settings) -> None:
         gc.freeze()  # what is there now stays: no collection needs to look at it
         gc.set_threshold(YOUNG_OBJECTS)
         log.info("gateway listens", url=f"http://{host}:{port}", gateway=settings.gateway_name)
+        for remark in remarks(settings):
+            log.warning(remark)
         stopping = asyncio.create_task(stop.wait(), name="signal")
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

@@ -131,8 +131,9 @@ def stream_specs(settings: Settings) -> list[StreamSpec]:
                 "max_age": round(NONCES_KEPT_S * 1e9),
                 "max_bytes": 64 << 20,
                 **watched,
+                "storage": "file",  # in memory, a restarted broker would forget what could be played again
             },
-            ("subjects", "allow_direct"),
+            ("subjects", "storage", "allow_direct"),
         ),
         *artifacts,
     ]

@@ -13,9 +13,10 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from gateway.access import why_foreign
-from gateway.upstream.hotkeys import verified
+from gateway.upstream.hotkeys import AddressError, public_key, verified
 from gateway.upstream.nonces import WINDOW_S, Nonces, TooManyNoncesError
 from gateway.upstream.validators import Validators
+from shared.errors import SettingsError
 from shared.settings import Settings
 
 NANOSECONDS: Final = 1_000_000_000
@@ -127,10 +128,29 @@ def nonce_time(nonce: str) -> float | None:
     return int(digits) / NANOSECONDS
 
 
+def remarks(settings: Settings) -> list[str]:
+    """What an operator should know of a gateway that is set to take signed requests."""
+    if settings.hotkey is None or settings.upstream_auth == "off":
+        return []
+    found = []
+    if not settings.upstream_validators and settings.upstream_nodes_file is None:
+        found.append("no validator may ask: set PODIUM_UPSTREAM_NODES_FILE or PODIUM_UPSTREAM_VALIDATORS")
+    if settings.artifacts_kind != "hub":
+        found.append(
+            f"validators fetch submissions from a hub, and artifacts_kind is {settings.artifacts_kind}: set "
+            "PODIUM_ARTIFACTS_KIND=hub and PODIUM_HUB_NAMESPACE for every service"
+        )
+    return found
+
+
 def gate_of(settings: Settings, validators: Validators, nonces: Nonces) -> Gate:
     """The gate that the settings ask for."""
     if settings.upstream_auth == "off":
         return OpenGate()
     if settings.hotkey is None:
         return ClosedGate()
+    try:
+        public_key(settings.hotkey)
+    except AddressError as error:
+        raise SettingsError(f"hotkey: {error}") from error
     return SignedGate(settings.hotkey, validators, nonces)

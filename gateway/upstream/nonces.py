@@ -2,8 +2,9 @@
 
 Every gateway knows all nonces in memory. The stream NONCES decides between gateways: a claim is appended, and
 of two equal ones the one that is stored first counts. Claims that come together share one append, and only
-what others wrote in between is read, so a claim costs one round trip. The stream is in memory: when the
-broker is restarted, what the running gateways have seen stays known to them.
+what others wrote in between is read, so a claim costs one round trip. While the stream can't be written, each
+gateway goes by what it has seen itself, and says so in its log: a validator asks only once, and without the
+broker nothing can be decided that would change anything.
 """
 
 from __future__ import annotations

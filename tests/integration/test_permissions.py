@@ -164,7 +164,7 @@ async def test_what_a_broker_without_users_stored_is_there_with_users(
     await broker.start()
     secured = replace(settings, nats_nkey_seed_file=str(keys))
     admin = await connect(secured, name="test", user=ADMIN)
-    assert await make_streams(admin, secured) == ["PROGRESS", "DECISIONS", "NONCES"]  # in memory
+    assert await make_streams(admin, secured) == ["PROGRESS", "DECISIONS"]  # in memory
     record = await admin.last(subjects.JOBS_STREAM, subjects.job("a", "one"))
     assert record is not None
     assert record.sequence == 1
