@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,6 +15,7 @@ from gateway.follower import Follower
 from gateway.ledger import Ledger
 from gateway.policy import Policy, PolicyView, SlotFacts, Verdict, maximum_accuracy
 from gateway.presence import Presence
+from gateway.records import Records
 from gateway.tables import Tables
 from shared import subjects
 from shared.bus import Bus, Record
@@ -62,7 +62,7 @@ class Admission:
         policy: Policy = maximum_accuracy,
     ) -> None:
         self._settings = settings
-        self._gateway = settings.gateway_name
+        self._records = Records(settings)
         self._bus = bus
         self._ledger = ledger
         self._follower = follower
@@ -77,8 +77,17 @@ class Admission:
         self._viewed: tuple[int, ...] = ()
         self._viewed_at, self._recent = 0.0, self.view()
 
-    async def decide(self, offer: BareOffer, received_at: float, *, within_s: float = ANSWER_S) -> Decision:
+    async def decide(
+        self,
+        offer: BareOffer,
+        received_at: float,
+        *,
+        within_s: float = ANSWER_S,
+        before: Callable[[], Awaitable[None]] | None = None,
+    ) -> Decision:
         """Answer one offer; `received_at` is when its first byte was here.
+
+        `before` is awaited before anything may be stored; what it raises, is raised, and nothing is stored.
 
         An accepted offer with its data becomes a job, one without a reservation. Raises BusError if nothing
         can be decided now. Then it may still have been stored: the same offer sent again answers accepted
@@ -87,7 +96,7 @@ class Admission:
         token = subjects.task_token(offer.task_id)
         decision = self._at_once(offer, token, received_at)
         if decision is None:
-            decision = await _within(within_s, self._decide(offer, token, received_at))
+            decision = await _within(within_s, self._decide(offer, token, received_at, before))
         if decision.accepted:
             log.info("offer accepted", task=token, slot=decision.slot, reason=decision.reason)
         self._decisions.add(decision, offer)
@@ -124,15 +133,23 @@ class Admission:
         return self._recent
 
     def _rejected(self, offer: BareOffer, token: str, verdict: Verdict, received_at: float) -> Decision:
-        decision = self._decision(offer, token, verdict, received_at)
+        decision = self._records.decision(offer, token, verdict, received_at)
         if verdict.warning:
             self._log.warning(verdict.warning, task=token, reason=verdict.reason)
         else:
             self._log.info("offer rejected", task=token, reason=verdict.reason)
         return decision
 
-    async def _decide(self, offer: BareOffer, token: str, received_at: float) -> Decision:
+    async def _decide(
+        self,
+        offer: BareOffer,
+        token: str,
+        received_at: float,
+        before: Callable[[], Awaitable[None]] | None,
+    ) -> Decision:
         await self._follower.catch_up()
+        if before is not None:
+            await before()
         if known := self._known(offer, token, received_at):
             if isinstance(offer, Offer) and self._is_reserved(token):  # here is the data it waits for
                 return (await self._start(offer.task_id, lambda _: offer, received_at)).decision
@@ -155,8 +172,8 @@ class Admission:
             if not verdict.accepted:
                 decision = self._rejected(offer, token, verdict, received_at)
                 return None
-            decision = self._decision(offer, token, verdict, received_at)
-            return self._record(offer, decision, received_at)
+            decision = self._records.decision(offer, token, verdict, received_at)
+            return self._records.accepted(offer, decision, received_at)
 
         await self._store(make)
         assert decision is not None  # make() was called at least once
@@ -196,9 +213,9 @@ class Admission:
             log.warning("a start came late", task=reserved.task, slot=slot, late_s=round(late_s))
         offer = request(reserved.offer)
         decision = msgspec.structs.replace(
-            reserved.decision, slot=slot, deadline_at=self._deadline(offer, received_at)
+            reserved.decision, slot=slot, deadline_at=self._records.deadline(offer, received_at)
         )
-        return self._job(offer, decision, received_at)
+        return self._records.job(offer, decision, received_at)
 
     def _slot_for(self, reservation: Reservation) -> tuple[str, float | None]:
         """The slot a start gets, and how late it is: then it may be any that is free. Raises NoSlotError."""
@@ -295,60 +312,6 @@ class Admission:
         return check_offer(
             offer.model, offer.model_params_count, offer.task_type, hours, hardware, self._settings.profile
         )
-
-    def _record(self, offer: BareOffer, decision: Decision, received_at: float) -> Reservation | Job:
-        """What an accepted offer becomes: with its data a job, without it a slot kept for a while."""
-        if isinstance(offer, Offer):
-            return self._job(offer, decision, received_at)
-        return Reservation(
-            record_id=uuid.uuid4().hex,
-            task_id=offer.task_id,
-            task=decision.task,
-            slot=_chosen(decision),
-            gateway=self._gateway,
-            reserved_at=received_at,
-            expires_at=received_at + self._settings.reservation_s,
-            decision=decision,
-            offer=offer,
-        )
-
-    def _job(self, offer: Offer, decision: Decision, received_at: float) -> Job:
-        return Job(
-            record_id=uuid.uuid4().hex,
-            task_id=offer.task_id,
-            task=decision.task,
-            slot=_chosen(decision),
-            gateway=self._gateway,
-            offer=offer,
-            decision=decision,
-            received_at=received_at,
-            deadline_at=self._deadline(offer, received_at),
-        )
-
-    def _deadline(self, offer: BareOffer, received_at: float) -> float:
-        return received_at + offer.hours_to_complete * 3600 - self._settings.deadline_margin_s
-
-    def _decision(self, offer: BareOffer, token: str, verdict: Verdict, received_at: float) -> Decision:
-        begun = verdict.accepted and isinstance(offer, Offer)  # else the clock starts with the start
-        return Decision(
-            task_id=offer.task_id,
-            task=token,
-            accepted=verdict.accepted,
-            reason=verdict.reason,
-            slot=verdict.slot,
-            priority=verdict.priority,
-            terms=verdict.terms,
-            policy=verdict.policy,
-            deadline_at=self._deadline(offer, received_at) if begun else None,
-            decided_at=time.time(),
-            gateway=self._gateway,
-        )
-
-
-def _chosen(decision: Decision) -> str:
-    if decision.slot is None:
-        raise ValueError("only an accepted offer has a slot")
-    return decision.slot
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, T]) -> T:

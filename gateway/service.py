@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from gateway.admission import ANSWER_S, Admission, NoSlotError, NotAcceptedError
@@ -109,12 +109,15 @@ class Service:
         except TimeoutError as error:
             raise BusUnavailableError(self.why_not_ready() or "leases or scores are not read yet") from error
 
-    async def decide(self, offer: BareOffer, received_at: float) -> Decision:
-        """Answer one offer; BusError if nothing can be decided now."""
+    async def decide(
+        self, offer: BareOffer, received_at: float, *, before: Callable[[], Awaitable[None]] | None = None
+    ) -> Decision:
+        """Answer one offer; BusError if nothing can be decided now. `before` as in `Admission.decide`."""
         clock = asyncio.get_running_loop()
         answer_by = clock.time() + ANSWER_S
         await self.started()
-        decision = await self._admits().decide(offer, received_at, within_s=answer_by - clock.time())
+        within_s = answer_by - clock.time()
+        decision = await self._admits().decide(offer, received_at, within_s=within_s, before=before)
         self.measures.decided(decision, received_at)
         return decision
 

@@ -6,6 +6,7 @@ headers (422), stake (403), then 401 for the nonce, the address it is meant for,
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
 from typing import Final, Protocol
@@ -21,6 +22,7 @@ from shared.settings import Settings
 
 NANOSECONDS: Final = 1_000_000_000
 LONGEST_NONCE: Final = 128  # upstream's have 30 characters
+USED_BEFORE: Final = "this nonce was used before"
 LATEST_NONCE: Final = 10**20  # larger is no time of this millennium; upstream's own bound
 
 
@@ -49,30 +51,45 @@ class Claims(Struct, frozen=True):
         return ":".join(words).encode()
 
 
+class Caller(Struct, frozen=True):
+    """Who asks."""
+
+    validator: str  # the ss58 address; may be empty if nobody has to sign
+    first: asyncio.Future[bool] | None = None  # whether no other gateway had this request before
+
+    async def settle(self) -> None:
+        """Return once this is known to be no replay; for whoever is about to change or tell something.
+
+        Raises Refusal.
+        """
+        if self.first is not None and not await self.first:
+            raise Refusal(401, USED_BEFORE)
+
+
 class Gate(Protocol):
     """What stands before upstream's endpoints."""
 
-    async def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> str:
-        """The validator's address. Raises Refusal."""
+    def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
+        """The validator, of whom this gateway has not had this request before. Raises Refusal."""
         ...
 
 
 class OpenGate:
     """Takes everybody: for a gateway on loopback whose operator turned signatures off."""
 
-    async def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> str:
+    def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
         """Whoever asks from this machine, but not what a web page could have sent through a browser."""
         if why := why_foreign(headers):
             raise Refusal(403, f"{why}; set hotkey and upstream_auth = signed")
         if body is not None and not headers.get("Content-Type", "").startswith("application/json"):
             raise Refusal(415, "send Content-Type: application/json")
-        return headers.get("validator-hotkey", "")
+        return Caller(headers.get("validator-hotkey", ""))
 
 
 class ClosedGate:
     """Takes nobody: this gateway has no address that requests could be meant for."""
 
-    async def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> str:
+    def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
         """Nobody."""
         raise Refusal(403, "this gateway has no hotkey: set PODIUM_HOTKEY to the miner's ss58 address")
 
@@ -85,8 +102,8 @@ class SignedGate:
         self._validators = validators
         self._nonces = nonces
 
-    async def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> str:
-        """The validator's address. Raises Refusal; a refused request leaves no trace but a used nonce."""
+    def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
+        """Whoever signed; a refused request leaves no trace but a used nonce."""
         # As with upstream's library, who may not ask is told so before what else is missing.
         validator = read_headers(headers, "validator-hotkey")[0]
         if why := self._validators.why_not(validator):
@@ -96,18 +113,19 @@ class SignedGate:
         if signed_at is None or abs(now - signed_at) > WINDOW_S:
             raise Refusal(401, f"the nonce is no time within {WINDOW_S:g} s of this gateway's clock")
         if self._nonces.seen(claims.validator, claims.nonce, signed_at):
-            raise Refusal(401, "this nonce was used before")
+            raise Refusal(401, USED_BEFORE)
         if claims.miner != self._hotkey:
             raise Refusal(401, "the request is meant for another miner's hotkey")
         if not verified(claims.validator, claims.message(body), claims.signature):
             raise Refusal(401, "the signature is not the validator's over this request")
         # Only what is signed is kept, so that nobody else can fill the store or use up a nonce.
         try:
-            if not await self._nonces.claim(claims.validator, claims.nonce, signed_at):
-                raise Refusal(401, "this nonce was used before")
+            first = self._nonces.claim(claims.validator, claims.nonce, signed_at)
         except TooManyNoncesError as error:
             raise Refusal(429, str(error)) from error
-        return claims.validator
+        if first is None:
+            raise Refusal(401, USED_BEFORE)
+        return Caller(claims.validator, first)
 
 
 def read_headers(headers: Mapping[str, str], *names: str) -> list[str]:

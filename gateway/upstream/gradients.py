@@ -19,7 +19,7 @@ from gateway.admission import NoSlotError, NotAcceptedError
 from gateway.body import read_body
 from gateway.service import Service
 from gateway.submissions import NoSubmissionError, submission_of
-from gateway.upstream.auth import Refusal
+from gateway.upstream.auth import Caller, Refusal
 from gateway.upstream.contract import (
     MinerSubmission,
     MinerTaskOffer,
@@ -40,7 +40,17 @@ START_IMAGE: Final = msgspec.json.Decoder(TrainRequestImage)
 REPOSITORIES: Final = ("text", "image")
 JSON: Final = {"Content-Type": "application/json"}
 
-Endpoint = Callable[[Service, web.Request, bytes, float], Awaitable[Struct]]
+
+class Asked(Struct, frozen=True):
+    """One request that got through the gate."""
+
+    request: web.Request
+    body: bytes
+    received_at: float
+    caller: Caller
+
+
+Endpoint = Callable[[Service, Asked], Awaitable[Struct]]
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 log = get_logger()
@@ -69,39 +79,45 @@ def add_endpoints(app: web.Application, service: Service) -> None:
         app.router.add_route("GET", path + "/", handler)
 
 
-async def offer(service: Service, _: web.Request, body: bytes, received_at: float) -> MinerTaskResponse:
+async def offer(service: Service, asked: Asked) -> MinerTaskResponse:
     """Offer -> accepted or not. An accepted one holds a slot until upstream sends its data."""
-    decision = await service.decide(parse(body, OFFER).offer(), received_at)
+    bare = parse(asked.body, OFFER).offer()
+    decision = await service.decide(bare, asked.received_at, before=asked.caller.settle)
     return MinerTaskResponse(decision.reason, decision.accepted)
 
 
-async def start(service: Service, _: web.Request, body: bytes, received_at: float) -> TrainResponse:
+async def start(service: Service, asked: Asked) -> TrainResponse:
     """An accepted text task begins; asked again, the answer is the same."""
-    request = parse(body, START_TEXT)
-    job = await service.start(request.task_id, request.offer, received_at)
+    request = parse(asked.body, START_TEXT)
+    await asked.caller.settle()
+    job = await service.start(request.task_id, request.offer, asked.received_at)
     return TrainResponse(f"Training on slot {job.slot}", job.task_id)
 
 
-async def start_image(_: Service, __: web.Request, body: bytes, ___: float) -> TrainResponse:
+async def start_image(_: Service, asked: Asked) -> TrainResponse:
     """Image tasks are refused when offered, so nothing can be started here."""
-    request = parse(body, START_IMAGE)
+    request = parse(asked.body, START_IMAGE)
+    await asked.caller.settle()
     raise NotAcceptedError(
         f"task {request.task_id[:100]!r} was not accepted: the engine does not train image models"
     )
 
 
-async def submission(service: Service, request: web.Request, _: bytes, __: float) -> MinerSubmission:
+async def submission(service: Service, asked: Asked) -> MinerSubmission:
     """Where a task's submission is."""
+    await asked.caller.settle()
     if not service.knows_the_logs:
         await service.started()
-    found = submission_of(service.ledger, subjects.task_token(request.match_info["task_id"]))
+    task_id = asked.request.match_info["task_id"]
+    found = submission_of(service.ledger, subjects.task_token(task_id))
     model_hash = found.model_hash if service.settings.upstream_model_hash else None
     return MinerSubmission(found.repo, model_hash)
 
 
-async def training_repo(service: Service, request: web.Request, _: bytes, __: float) -> TrainingRepo:
+async def training_repo(service: Service, asked: Asked) -> TrainingRepo:
     """Where this miner's trainer can be had, for tournaments."""
-    settings, kind = service.settings, request.match_info["kind"]
+    await asked.caller.settle()
+    settings, kind = service.settings, asked.request.match_info["kind"]
     if kind not in REPOSITORIES:
         raise Refusal(422, f"the type must be one of {', '.join(REPOSITORIES)}")
     if settings.training_repo is None or settings.training_commit is None:
@@ -134,8 +150,8 @@ async def _answer(
 ) -> web.Response:
     """Let in who may ask, and put every error into upstream's form."""
     try:
-        await service.gate.admit(request.headers, signed, received_at)
-        return _json(await endpoint(service, request, body, received_at))
+        caller = service.gate.admit(request.headers, signed, received_at)
+        return _json(await endpoint(service, Asked(request, body, received_at, caller)))
     except Refusal as refusal:
         return _detail(refusal.status, refusal.detail)
     except (NoSubmissionError, NotAcceptedError) as error:

@@ -1,10 +1,11 @@
 """Which signed requests were seen: one store for all gateways, bounded, kept as long as a replay could pass.
 
-Every gateway knows all nonces in memory. The stream NONCES decides between gateways: a claim is appended, and
-of two equal ones the one that is stored first counts. Claims that come together share one append, and only
-what others wrote in between is read, so a claim costs one round trip. While the stream can't be written, each
-gateway goes by what it has seen itself, and says so in its log: a validator asks only once, and without the
-broker nothing can be decided that would change anything.
+Every gateway knows its own nonces at once, and those of the others within LOOK_S. The stream NONCES decides
+between them: a claim is appended, and of two equal ones the one that is stored first counts. Claims that come
+together share one append, and only what others wrote in between is read. Whoever would change anything waits
+for that; a refusal doesn't, as to refuse the same offer twice changes nothing. While the stream can't be
+written, each gateway goes by what it has seen itself, and says so in its log: a validator asks only once, and
+without the broker nothing can be decided that would change anything.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from shared.logs import get_logger
 WINDOW_S: Final = 120.0  # how far a nonce's time may be from ours, either way
 BUCKET_S: Final = 60  # seen nonces are kept by the minute they say they are of
 MOST_SEEN: Final = 1_000_000  # some 70 MB; 3,300 signed requests a second for five minutes
-LARGEST_BATCH: Final = 512  # claims in one message
+LARGEST_BATCH: Final = 4096  # claims in one message, some 20 bytes each
+LOOK_S: Final = 1.0  # so often it is read what other gateways have seen, while nobody asks here
 APPEND_TIMEOUT_S: Final = 1.0  # of the 3 s that upstream waits for an offer
 
 log = get_logger()
@@ -101,26 +103,30 @@ class Nonces:
         self._lost: set[Key] = set()  # claims not answered yet that another gateway stored first
         self._some = asyncio.Event()
         self._minute = 0  # in which what is past was last forgotten
-        self._alone = False  # whether the newest claims could not be shared
+        self._alone = False  # whether nothing could be shared when it was last tried
 
     def seen(self, validator: str, nonce: str, signed_at: float) -> bool:
         """Whether this gateway knows the nonce as used."""
         return nonce_key(validator, nonce, signed_at) in self._seen
 
-    async def claim(self, validator: str, nonce: str, signed_at: float) -> bool:
-        """Use a nonce up: True for the first who does, on any gateway. Raises TooManyNoncesError."""
+    def claim(self, validator: str, nonce: str, signed_at: float) -> asyncio.Future[bool] | None:
+        """Use a nonce up; None if this gateway knows it as used.
+
+        The future tells whether it was the first claim on any gateway. Raises TooManyNoncesError.
+        """
         key = nonce_key(validator, nonce, signed_at)
         if (minute := int(time.time()) // BUCKET_S) != self._minute:
             self._minute = minute
             self._seen.forget(time.time())
         if not self._seen.add(key):
-            return False
-        if self._bus is None or not self._bus.connected:
-            return True  # nothing that changes anything can be done now
+            return None
         claimed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((key, claimed))
-        self._some.set()
-        return await claimed
+        if self._bus is None or not self._bus.connected:
+            claimed.set_result(True)  # nothing that changes anything can be done now
+        else:
+            self._waiting.append((key, claimed))
+            self._some.set()
+        return claimed
 
     async def run(self, bus: Bus) -> None:
         """Share claims until cancelled; knows first what other gateways have seen."""
@@ -128,7 +134,9 @@ class Nonces:
         try:
             await self._catch_up()
             while True:
-                await self._some.wait()
+                if not await self._asked():
+                    await self._catch_up()
+                    continue
                 self._some.clear()
                 while batch := self._waiting[:LARGEST_BATCH]:
                     del self._waiting[:LARGEST_BATCH]
@@ -141,6 +149,14 @@ class Nonces:
             self._waiting.clear()
             self._lost.clear()
 
+    async def _asked(self) -> bool:
+        """Whether somebody claims a nonce within LOOK_S."""
+        try:
+            async with asyncio.timeout(LOOK_S):
+                return await self._some.wait()
+        except TimeoutError:
+            return False
+
     async def _share(self, batch: list[Claim]) -> None:
         """Store a batch, and tell each claim whether it was the first."""
         keys = {key for key, _ in batch}
@@ -148,9 +164,7 @@ class Nonces:
             await self._store(keys)
             self._alone = False
         except BusError as error:
-            if not self._alone:
-                log.warning("nonces are not shared with other gateways now", error=str(error))
-            self._alone = True
+            self._go_alone(error)
         finally:
             for key, claimed in batch:
                 if not claimed.done():
@@ -178,8 +192,15 @@ class Nonces:
         """Know everything that is stored; without the stream, what this gateway itself sees has to do."""
         try:
             await self._read(set(), None)
+            self._alone = False
         except BusError as error:
-            log.warning("nonces that other gateways have seen are not known", error=str(error))
+            self._go_alone(error)
+
+    def _go_alone(self, error: BusError) -> None:
+        """Say it once, not at every look."""
+        if not self._alone:
+            log.warning("nonces are not shared with other gateways now", error=str(error))
+        self._alone = True
 
     async def _read(self, own: set[Key], own_sequence: int | None) -> None:
         """Fold what is stored, at least up to one's own claims.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench.validator import keys_from_seed, signed_headers
+from gateway.upstream import nonces
 from podium.broker import Broker
 from shared import subjects
 from shared.bus import Bus
@@ -240,16 +241,38 @@ async def test_a_replay_is_refused_by_every_gateway_and_after_a_restart(
             await api.until_ready()
         assert await send(first) == 200
         assert await send(first) == 401
+        await asyncio.sleep(nonces.LOOK_S + 0.5)  # until then another gateway may refuse the offer once more
         assert await send(second) == 401
-        fresh = [VALIDATOR.headers(body) for _ in range(20)]
-        sent = [
-            api.client.post("/task_offer/", data=body, headers=h) for h in fresh for api in (first, second)
-        ]
+        fresh = [VALIDATOR.headers(None) for _ in range(20)]
+        path = "/get_latest_model_submission/t1"
+        sent = [api.client.get(path, headers=h) for h in fresh for api in (first, second)]
         statuses = [response.status for response in await asyncio.gather(*sent)]
-        assert sorted(statuses) == [200] * 20 + [401] * 20  # of two that come at once, one
+        assert sorted(statuses) == [401] * 20 + [404] * 20  # of two that come at once, one
     async with start_gateway("three", **SIGNED) as third:
         await third.until_ready()
         assert await send(third) == 401
+
+
+async def test_a_replay_that_another_gateway_has_not_heard_of_accepts_nothing(
+    bus: Bus, start_gateway: Start, heartbeats: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nonces, "LOOK_S", 60.0)
+    body = json.dumps(offer("t1")).encode()
+    headers = VALIDATOR.headers(body)
+
+    async def send(api: Api) -> int:
+        async with api.client.post("/task_offer/", data=body, headers=headers) as response:
+            return response.status
+
+    async with start_gateway("one", **SIGNED) as first, start_gateway("two", **SIGNED) as second:
+        await first.until_ready()
+        await second.until_ready()
+        assert await send(first) == 200  # no node is alive, so it is refused
+        heartbeats("a", "b")
+        await second.until_live("a", "b")
+        assert await send(second) == 401
+        assert (await second.get("/v1/tasks"))[1]["tasks"] == []
+        assert await accepted(second, "t1")
 
 
 async def test_a_replay_is_refused_after_a_restart_of_everything(
