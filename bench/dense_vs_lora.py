@@ -6,7 +6,8 @@ Rank in*out/(in+out) in every linear module: as many trained weights as a dense 
 takes several seeds, each method at the best of its own learning rates (found on a seed that isn't counted);
 SmolLM2 a few steps at the house's rates, each method in a process of its own for its speed (of CPU seconds,
 on one thread) and peak memory, in turns. Of SmolLM2's dense deltas it is also measured what a lower rank
-would lose, and what each form of export scores. Last line: one JSON object.
+would lose, and what each form of export scores. SmolLM2 trains in bf16 where the CPU has products in it, else
+in fp32. Last line: one JSON object.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from bench import tiny
 from bench.compat import KINDS, WORDNET
 from bench.our_side import our_plan
 from podium.demo_model import HOME
+from shared.hardware import parse_hardware
 from shared.messages import Metrics, WorkerJob, decode_worker_job
 from shared.plan import ModulePlan, Plan
 from shared.recipe import dense_rate, lora_rate
@@ -48,6 +50,7 @@ from trainer_node.engine.model import (
 )
 from trainer_node.engine.objectives import sft
 from trainer_node.engine.packing import collate, pack
+from trainer_node.engine.prepare import computes_bf16
 from trainer_node.engine.score import score
 
 METHODS = ("dense", "lora")
@@ -57,6 +60,7 @@ FACTORS = {
     "lora": (0.3, 1.0, 3.0, 10.0),
 }  # of the house's rate, on the tiny model
 SEEDS, TINY_STEPS, TINY_CAPACITY = 5, 120, 256
+SMOL_DTYPE = "bfloat16" if computes_bf16(parse_hardware("cpu")) else "float32"
 SMOL_STEPS, SMOL_CAPACITY, SMOL_DEV, LAYERS = 8, 512, 48, (0, 14, 29)
 WARMUP = 3  # steps that don't count for the speed
 
@@ -155,8 +159,8 @@ def smol_side(method: str, *, forms: bool) -> dict[str, float]:
     """One method in this process."""
     train_rows, dev = rows_of(HOME, "chat", 1000)
     dev = dev.take(np.arange(SMOL_DEV))
-    plan = plan_of(HOME, method, "bfloat16", SMOL_CAPACITY)
-    deltas = add_deltas(load_model(str(HOME), "bfloat16"), plan, 0)
+    plan = plan_of(HOME, method, SMOL_DTYPE, SMOL_CAPACITY)
+    deltas = add_deltas(load_model(str(HOME), SMOL_DTYPE), plan, 0)
     answer = {"rate": train(deltas, plan, train_rows, SMOL_STEPS, 0)}
     answer["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     answer["loss"] = score(deltas.model, dev).loss
@@ -167,7 +171,7 @@ def smol_side(method: str, *, forms: bool) -> dict[str, float]:
 
 def ranks(deltas: Deltas) -> dict[str, float]:
     """What the best approximation at the break-even rank leaves out of a dense delta: a share of its size."""
-    before = load_model(str(HOME), torch.bfloat16).state_dict()
+    before = load_model(str(HOME), SMOL_DTYPE).state_dict()
     lost, full = [], []
     for name, weight in deltas.parameters.items():
         if int(name.split(".")[2]) in LAYERS:
@@ -191,9 +195,9 @@ def exports(deltas: Deltas, plan: Plan, dev: Examples) -> dict[str, float]:
             folder = Path(name) / form
             answer[f"{form}_mb"] = export.write(deltas, plan, job, Metrics(base_loss=0.0), folder).bytes / 1e6
             if form == "model":
-                network: Any = load_model(str(folder), torch.bfloat16)
+                network: Any = load_model(str(folder), SMOL_DTYPE)
             else:
-                network = load_adapter(load_model(str(HOME), torch.bfloat16), str(folder))
+                network = load_adapter(load_model(str(HOME), SMOL_DTYPE), str(folder))
             answer[f"{form}_loss"] = score(network, dev).loss
             del network
     return answer
@@ -246,7 +250,7 @@ def main() -> None:
         return
     answer = tiny_part(2 if args.quick else SEEDS)
     if not args.quick:
-        answer |= smol_part(args.rounds)
+        answer |= smol_part(args.rounds) | {"smollm2_dtype": SMOL_DTYPE}
     print(json.dumps(answer))
 
 

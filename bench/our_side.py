@@ -20,6 +20,7 @@ from shared.messages import DatasetType, TaskType
 from shared.plan import ModulePlan, Plan
 from trainer_node.engine import network
 from trainer_node.engine.data import IGNORED, Examples, tokenize
+from trainer_node.engine.fused import unfuse_lora
 from trainer_node.engine.lanes import lanes_for
 from trainer_node.engine.loop import make_optimizer
 from trainer_node.engine.model import Deltas, add_deltas, load_model, load_tokenizer
@@ -213,5 +214,4 @@ def apply(change: str, deltas: Deltas) -> None:
         for layer in decoder_layers(deltas.model):
             layer.compile()
     elif change == "fused_lora":
-        for layer in deltas.network.modules():
-            layer.__dict__.pop("forward", None)  # the class's own again
+        unfuse_lora(deltas.network)

@@ -3,13 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 
 from shared.plan import Plan
 from trainer_node.engine.data import Examples
-from trainer_node.engine.fused import fuse_lora
+from trainer_node.engine.fused import fuse_lora, unfuse_lora
 from trainer_node.engine.model import Deltas, add_deltas, load_model
 from trainer_node.engine.objectives import sft
 from trainer_node.engine.packing import collate
@@ -34,11 +33,6 @@ def _gradients(deltas: Deltas, examples: Examples) -> Run:
     return float(loss.detach()), {name: p.grad.clone() for name, p in deltas.parameters.items()}
 
 
-def _unfuse(deltas: Deltas) -> int:
-    layers = [m for m in deltas.network.modules() if isinstance(m, peft.tuners.lora.Linear)]
-    return sum(layer.__dict__.pop("forward", None) is not None for layer in layers)
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 3e-2)])
 def test_loss_and_gradients_are_those_of_peft(
     tiny_model: Path,
@@ -49,7 +43,7 @@ def test_loss_and_gradients_are_those_of_peft(
 ) -> None:
     deltas, examples = _deltas(tiny_model, make_plan(dtype=dtype)), make_examples([9, 4, 20], seed=0)
     loss, gradients = _gradients(deltas, examples)
-    assert _unfuse(deltas) == 14
+    assert unfuse_lora(deltas.network) == 14
     stock_loss, stock = _gradients(deltas, examples)
     assert loss == pytest.approx(stock_loss, rel=tolerance)
     for name, gradient in stock.items():
@@ -66,7 +60,7 @@ def test_scoring_and_a_switched_off_adapter_go_peft_s_own_way(
         scored = deltas.model(batch)
     with deltas.network.disable_adapter():
         base = deltas.model(batch).detach()
-    _unfuse(deltas)
+    unfuse_lora(deltas.network)
     with torch.no_grad():
         assert torch.equal(scored, deltas.model(batch))
     with deltas.network.disable_adapter():
@@ -76,5 +70,5 @@ def test_scoring_and_a_switched_off_adapter_go_peft_s_own_way(
 
 def test_layers_with_dropout_stay_peft_s(tiny_model: Path, make_plan: Callable[..., Plan]) -> None:
     deltas = add_deltas(load_model(str(tiny_model), "float32"), make_plan(dropout=0.05), seed=0)
-    assert _unfuse(deltas) == 0
+    assert unfuse_lora(deltas.network) == 0
     assert fuse_lora(deltas.network) == 0

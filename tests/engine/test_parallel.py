@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from shared.messages import (
     DatasetType,
@@ -96,6 +97,27 @@ def test_no_layout_of_documents_compiles_a_layer_again(
         graphs.append(counter.frame_count)
     assert graphs[0] > 0
     assert graphs[1:] == graphs[:1] * 4
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("method", ["lora", "dense"])
+def test_a_layer_is_compiled_once_however_many_there_are(
+    method: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    make_plan: Callable[..., Plan],
+    make_examples: Callable[..., Examples],
+):
+    """Beyond 8 versions of one function the compiler gives up, and the layers left run eagerly."""
+    torch.compiler.reset()
+    config = AutoConfig.from_pretrained(tiny_model, num_hidden_layers=12)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    deltas = add_deltas(load_model(str(tmp_path), "float32"), make_plan(method), 0)
+    counter = CompileCounter()
+    for layer in decoder_layers(deltas.model):
+        layer.compile(backend=counter)
+    sft.loss(deltas.model, collate(make_examples([9, 20, 33]), [0, 1, 2], 64)).backward()
+    assert 0 < counter.frame_count < 12
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ input and [T, rank] are kept for the backward pass. Shape letters: T tokens, I i
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import peft
@@ -19,17 +18,45 @@ ADAPTER = "default"
 
 
 def fuse_lora(network: nn.Module) -> int:
-    """Let a PEFT model's plain LoRA linear layers train fused; returns how many.
-
-    A layer keeps PEFT's own way wherever it isn't exactly that: with dropout, merged, switched off, or
-    without gradients (scoring keeps the stock rounding).
-    """
+    """Let a PEFT model's plain LoRA linear layers train fused; returns how many."""
     fused = 0
     for layer in network.modules():
-        if isinstance(layer, peft.tuners.lora.Linear) and _is_plain(layer):
-            layer.forward = partial(_forward, layer, layer.forward)
+        if type(layer) is peft.tuners.lora.Linear and _is_plain(layer):
+            # By its class: a function of each layer's own would be compiled for each layer anew.
+            layer.__class__ = FusedLinear
             fused += 1
     return fused
+
+
+def unfuse_lora(network: nn.Module) -> int:
+    """Let the layers compute as PEFT's do again; returns how many."""
+    fused = [layer for layer in network.modules() if isinstance(layer, FusedLinear)]
+    for layer in fused:
+        layer.__class__ = peft.tuners.lora.Linear
+    return len(fused)
+
+
+class FusedLinear(peft.tuners.lora.Linear):
+    """PEFT's layer, fused where it trains.
+
+    It keeps PEFT's own way wherever it isn't exactly that: merged, switched off, or without gradients
+    (scoring keeps the stock rounding).
+    """
+
+    def forward(self, x: Tensor, *rest: Any, **options: Any) -> Tensor:
+        """As PEFT's: [..., I] -> [..., O]."""
+        if not torch.is_grad_enabled() or self.disable_adapters or self.merged or rest or options:
+            stock: Tensor = super().forward(x, *rest, **options)
+            return stock
+        base = self.base_layer
+        down_RI, up_OR = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        with torch.autocast(device, enabled=False):
+            bias = None if base.bias is None else base.bias.to(dtype)
+            x_TI = x.reshape(-1, x.shape[-1]).to(dtype)
+            out = _LoraLinear.apply(x_TI, base.weight.to(dtype), bias, down_RI, up_OR, self.scaling[ADAPTER])
+        return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def _is_plain(layer: Any) -> bool:
@@ -41,20 +68,6 @@ def _is_plain(layer: Any) -> bool:
         and isinstance(layer.lora_dropout[ADAPTER], nn.Identity)
         and type(layer.base_layer) is nn.Linear
     )
-
-
-def _forward(layer: Any, stock: Any, x: Tensor, *rest: Any, **options: Any) -> Tensor:
-    if not torch.is_grad_enabled() or layer.disable_adapters or layer.merged or rest or options:
-        return stock(x, *rest, **options)
-    base = layer.base_layer
-    down_RI, up_OR = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    with torch.autocast(device, enabled=False):
-        bias = None if base.bias is None else base.bias.to(dtype)
-        x_TI = x.reshape(-1, x.shape[-1]).to(dtype)
-        out = _LoraLinear.apply(x_TI, base.weight.to(dtype), bias, down_RI, up_OR, layer.scaling[ADAPTER])
-    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 class _LoraLinear(torch.autograd.Function):
