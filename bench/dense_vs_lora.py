@@ -32,7 +32,7 @@ from bench import tiny
 from bench.compat import KINDS, WORDNET
 from bench.our_side import our_plan
 from podium.demo_model import HOME
-from shared.hardware import parse_hardware
+from shared.hardware import computes_bf16, parse_hardware
 from shared.messages import Metrics, WorkerJob, decode_worker_job
 from shared.plan import ModulePlan, Plan
 from shared.recipe import dense_rate, lora_rate
@@ -50,7 +50,6 @@ from trainer_node.engine.model import (
 )
 from trainer_node.engine.objectives import sft
 from trainer_node.engine.packing import collate, pack
-from trainer_node.engine.prepare import computes_bf16
 from trainer_node.engine.score import score
 
 METHODS = ("dense", "lora")
@@ -186,7 +185,7 @@ def ranks(deltas: Deltas) -> dict[str, float]:
 
 
 def exports(deltas: Deltas, plan: Plan, dev: Examples) -> dict[str, float]:
-    """Held-out loss and size of the whole model in bf16 and of an adapter with exact factors."""
+    """Held-out loss and size of the whole model (exported in bf16) and of an adapter with exact factors."""
     answer: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         job = job_in(Path(name))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -72,7 +73,7 @@ class Admission:
         self._family = family
         self._policy = policy
         self._expected = expected
-        self._lock = asyncio.Lock()
+        self._storing: asyncio.Future[None] | None = None  # done when what is being stored is
         self._log = log.bind()  # made once: the module's makes a logger for every line
         self._viewed: tuple[int, ...] = ()
         self._viewed_at, self._recent = 0.0, self.view()
@@ -150,15 +151,30 @@ class Admission:
         await self._follower.catch_up()
         if before is not None:
             await before()
-        if known := self._known(offer, token, received_at):
-            if isinstance(offer, Offer) and self._is_reserved(token):  # here is the data it waits for
-                return (await self._start(offer.task_id, lambda _: offer, received_at)).decision
-            return known
-        verdict = self._policy(offer, self.view())
-        if not verdict.accepted:
-            return self._rejected(offer, token, verdict, received_at)
-        async with self._lock:
-            return await self._admit(offer, token, received_at)
+        while True:
+            if known := self._known(offer, token, received_at):
+                if isinstance(offer, Offer) and self._is_reserved(token):  # here is the data it waits for
+                    return (await self._start(offer.task_id, lambda _: offer, received_at)).decision
+                return known
+            verdict = self._policy(offer, self._recent_view())
+            if not verdict.accepted:
+                return self._rejected(offer, token, verdict, received_at)
+            if self._storing is None:
+                async with self._alone():
+                    return await self._admit(offer, token, received_at)
+            # Whoever waits looks again at once when something was stored: of hundreds that come together all
+            # but two are refused then. In a lock's queue each would wait for all those before it.
+            await asyncio.shield(self._storing)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Store one record at a time; nobody else may be at it."""
+        done = self._storing = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            self._storing = None
+            done.set_result(None)
 
     async def _admit(self, offer: BareOffer, token: str, received_at: float) -> Decision:
         """Judge on the newest state, and store what was accepted on it."""
@@ -197,7 +213,9 @@ class Admission:
             job = self._begin(task.record, request, received_at)
             return job
 
-        async with self._lock:
+        while self._storing is not None:
+            await asyncio.shield(self._storing)
+        async with self._alone():
             await self._store(make)
         assert job is not None  # make() was called at least once
         log.info("job started", task=token, slot=job.slot, deadline_at=job.deadline_at)

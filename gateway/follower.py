@@ -18,6 +18,8 @@ RETRY_S = 0.25  # after a failed fold; JetStream is usable some 30 ms after a re
 FRESH_S = 1.0  # what was read so lately, with nothing heard since, is good enough to refuse an offer
 READ_TIMEOUT_S = 0.9  # an offer must be answered within upstream's 3 s: fold, append, fold
 
+Fold = tuple[int, BusError | None]  # its number, and why it failed
+
 log = get_logger()
 
 
@@ -44,7 +46,7 @@ class Follower:
         self._poll_s = poll_s
         self._after_fold = after_fold
         self._hint = asyncio.Event()
-        self._lock = asyncio.Lock()
+        self._folding: asyncio.Future[Fold] | None = None  # done when the fold under way is over
         self._begun = 0  # folds that were begun
         self._heard_of = 0  # hints so far
         self._read_after = -1  # after which hint that was
@@ -97,11 +99,19 @@ class Follower:
         Calls that wait together share the next fold, and its failure. Raises BusError.
         """
         begun_before = self._begun
-        async with self._lock:
-            if self._begun == begun_before:
-                await self._fold()
-            elif self._failure is not None:
-                raise BusUnavailableError(str(self._failure)) from self._failure
+        while self._folding is not None:
+            # Not a lock: it lets go of one waiter in a turn of the loop, so hundreds wait for each other.
+            number, failure = await asyncio.shield(self._folding)
+            if number > begun_before:
+                if failure is not None:
+                    raise BusUnavailableError(str(failure)) from failure
+                return
+        over = self._folding = asyncio.get_running_loop().create_future()
+        try:
+            await self._fold()
+        finally:
+            self._folding = None
+            over.set_result((self._begun, self._failure))
 
     async def _fold(self) -> None:
         self._begun += 1

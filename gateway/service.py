@@ -25,6 +25,7 @@ from gateway.presence import Presence
 from gateway.score_log import ScoreLog, ScoresTaken
 from gateway.scores import ScoreForm
 from gateway.tables import TablesView, table_views
+from gateway.turns import Turns
 from gateway.upstream.auth import gate_of
 from gateway.upstream.nonces import Nonces
 from gateway.upstream.requests import OfferResponder
@@ -64,6 +65,7 @@ class Service:
         self.decisions = DecisionLog(settings.data / DECISIONS_FILE)
         self.measures = Measures()
         self.events = EventLog()
+        self.turns = Turns()
         self._expected = parse_hardware(settings.expected_hardware)
         self._policy = load_policy(settings.policy)
         self._families = Families(settings)

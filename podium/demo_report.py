@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shared.errors import PodiumError
+from shared.hardware import computes_bf16, parse_hardware
 from shared.messages import DatasetType, Result, ResultStatus
 
 BEST_RATIO = 0.75  # of the base model's loss: what a job must reach
@@ -117,7 +118,10 @@ async def _score(model: list[str], data: Path, columns: DatasetType) -> float:
     names = msgspec.json.encode(
         {key: value for key, value in msgspec.structs.asdict(columns).items() if value}
     )
-    command = [sys.executable, "-m", "podium", "score", *model, "--data", str(data), "--dataset-type"]
+    # bf16 is the scorer's own; where it is emulated, the demo would score for as long as it trains.
+    dtype = "bf16" if computes_bf16(parse_hardware("cpu")) else "fp32"
+    command = [sys.executable, "-m", "podium", "score", *model, "--dtype", dtype, "--data", str(data)]
+    command.append("--dataset-type")
     process = await asyncio.create_subprocess_exec(
         *command, names.decode(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 from shared.errors import SettingsError
 from shared.messages import Hardware
@@ -72,3 +73,12 @@ def flops_per_s(hardware: Hardware, dtype: str) -> float:
         (flops for name, flops in PEAK_FLOPS.items() if name in hardware.device.upper()), UNKNOWN_GPU_FLOPS
     )
     return hardware.count * peak * GPU_SHARE
+
+
+def computes_bf16(hardware: Hardware) -> bool:
+    """Whether bf16 products are fast here: every supported GPU, and CPUs with instructions for it."""
+    if not is_cpu(hardware):
+        return True
+    path = Path("/proc/cpuinfo")
+    flags = path.read_text() if path.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -149,6 +149,7 @@ async def _answer(
     received_at: float,
 ) -> web.Response:
     """Let in who may ask, and put every error into upstream's form."""
+    await service.turns.take()
     try:
         caller = service.gate.admit(request.headers, signed, received_at)
         return _json(await endpoint(service, Asked(request, body, received_at, caller)))

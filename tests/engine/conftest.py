@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from shared.messages import DatasetType
+from shared.messages import DatasetType, decode_worker_job, encode
 from shared.plan import ModulePlan, Plan
+from tests.engine.worker_run import start_worker, wait_for_checkpoint, write_job, write_rows
 from trainer_node.engine.data import IGNORED, Examples
 
 ORACLE = Path(__file__).parents[1] / "data" / "oracle"
@@ -76,6 +78,35 @@ def smollm2() -> Path:
     if not (SMOLLM2 / "config.json").is_file():
         pytest.skip("no converted SmolLM2: run `make setup`")
     return SMOLLM2
+
+
+@pytest.fixture
+def make_job(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a job on the tiny model into a folder of its own; the path of its job.json."""
+    data = write_rows(tmp_path)
+    return lambda name="run", **changes: write_job(tmp_path / name, tiny_model, data, **changes)
+
+
+@pytest.fixture(scope="session")
+def killed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed after its first checkpoint, its data inside."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    folder.mkdir()
+    job = write_job(folder, tiny_model, write_rows(folder))
+    worker = start_worker(job)
+    wait_for_checkpoint(job, worker)
+    worker.kill()
+    worker.wait()
+    return folder
+
+
+@pytest.fixture
+def killed_job(killed: Path, tmp_path: Path) -> Path:
+    """A copy of the killed run, to go on with."""
+    job = Path(shutil.copytree(killed, tmp_path / "run")) / "job.json"
+    old = decode_worker_job(job.read_bytes())
+    job.write_bytes(encode(msgspec.structs.replace(old, dataset=str(job.parent / "rows.json"))))
+    return job
 
 
 def _examples(lengths: list[int], seed: int = 0, group: int = 1) -> Examples:

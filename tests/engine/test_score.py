@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from podium import score as command
+from shared.hardware import computes_bf16
 from shared.messages import Hardware, TaskType
 from trainer_node.engine.data import Examples
 from trainer_node.engine.model import load_model
-from trainer_node.engine.prepare import computes_bf16
 from trainer_node.engine.score import score_sft
 
 DATA = Path(__file__).parents[1] / "data" / "oracle"

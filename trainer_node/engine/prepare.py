@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from shared.clock import Clock, TokenClock
 from shared.errors import DataError, EngineError, PlanError, SettingsError
 from shared.files import write_atomically
+from shared.hardware import computes_bf16
 from shared.messages import ErrorCode, Hardware, Phase, WorkerJob
 from shared.plan import SUPPORTED_TASKS, DataStats, Plan, make_plan
 from shared.recipe import resolve
@@ -229,15 +230,6 @@ def train_rate(plan: Plan, forward_rate: float) -> float:
 def usable(hardware: Hardware, team: Team) -> Hardware:
     """The part of the half that is trained on: a GPU for each process."""
     return hardware if hardware.device == "cpu" else replace(hardware, count=team.world)
-
-
-def computes_bf16(hardware: Hardware) -> bool:
-    """Whether bf16 products are fast here: every supported GPU, and CPUs with instructions for it."""
-    if hardware.device != "cpu":
-        return True
-    path = Path("/proc/cpuinfo")
-    flags = path.read_text() if path.exists() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def first_costs(run: Run, plan: Plan, load_s: float, ingest_s: float, score_s: float) -> Costs:

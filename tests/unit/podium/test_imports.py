@@ -93,16 +93,6 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def cpu_of(code: str) -> float:
-    """CPU seconds of a Python process that prints an empty list."""
-    began = cpu_seconds()
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout.strip() == "[]"
-    return cpu_seconds() - began
-
-
 @pytest.mark.parametrize(
     "modules",
     ["gateway.__main__, gateway.app", "trainer_node.__main__, trainer_node.node", "podium.__main__"],
@@ -112,6 +102,16 @@ def test_services_load_without_torch_and_fast(modules: str) -> None:
         "import podium.__main__ as m; m.parser()\n" if modules.startswith("podium") else ""
     )
     code += f"print(sorted(set(sys.modules) & {TRAINING_LIBRARIES!r}))"
-    # CPU time, against one library's at the same time: how fast this machine is now, nobody knows.
-    least = min(cpu_of(code) for _ in range(3))  # the first one writes caches
-    assert least < 4 * min(cpu_of("import aiohttp.web; print([])") for _ in range(3))
+    seconds = []
+    for _ in range(
+        3
+    ):  # the best of three, in CPU time: this machine may be busy, the first one writes caches
+        began = cpu_seconds()
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        )
+        seconds.append(cpu_seconds() - began)
+        assert done.stdout.strip() == "[]"
+        if seconds[-1] < 1.0:
+            break
+    assert min(seconds) < 1.0

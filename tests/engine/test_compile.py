@@ -1,0 +1,59 @@
+"""What the compiler makes of the layers: one graph for all of them and for every pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from shared.plan import Plan
+from trainer_node.engine.data import Examples
+from trainer_node.engine.model import add_deltas, load_model
+from trainer_node.engine.objectives import sft
+from trainer_node.engine.packing import collate
+from trainer_node.engine.parallel import decoder_layers
+
+# The compiler itself looks at it.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+
+
+def test_no_layout_of_documents_compiles_a_layer_again(
+    tiny_model: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+):
+    """Compiled layers give what eager ones do, and one graph is for all packs."""
+    examples, counter = make_examples([9, 20, 33, 12, 40, 7]), CompileCounter()
+    deltas = add_deltas(load_model(str(tiny_model), "float32"), make_plan("lora"), 0)
+    batches = [collate(examples, indices, 64) for indices in ([0, 1], [2, 3], [4, 5, 0], [2, 5, 0, 3], [4])]
+    eager = [float(sft.loss(deltas.model, batch).detach()) for batch in batches]
+    for layer in decoder_layers(deltas.model):
+        layer.compile(backend=counter)
+    graphs = []
+    for batch, wanted in zip(batches, eager, strict=True):
+        assert float(sft.loss(deltas.model, batch).detach()) == pytest.approx(wanted, rel=1e-6)
+        graphs.append(counter.frame_count)
+    assert graphs[0] > 0
+    assert graphs[1:] == graphs[:1] * 4
+
+
+@pytest.mark.parametrize("method", ["lora", "dense"])
+def test_a_layer_is_compiled_once_however_many_there_are(
+    method: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    make_plan: Callable[..., Plan],
+    make_examples: Callable[..., Examples],
+):
+    """Beyond 8 versions of one function the compiler gives up, and the layers left run eagerly."""
+    torch.compiler.reset()
+    config = AutoConfig.from_pretrained(tiny_model, num_hidden_layers=12)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    deltas = add_deltas(load_model(str(tmp_path), "float32"), make_plan(method), 0)
+    counter = CompileCounter()
+    for layer in decoder_layers(deltas.model):
+        layer.compile(backend=counter)
+    sft.loss(deltas.model, collate(make_examples([9, 20, 33]), [0, 1, 2], 64)).backward()
+    assert 0 < counter.frame_count < 12

@@ -1,0 +1,127 @@
+"""Runs whose time is over, or nearly: what is on disk is submitted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from shared.digest import folder_digest
+from shared.messages import (
+    ErrorCode,
+    OutcomeStatus,
+    Phase,
+    decode_worker_job,
+    encode,
+)
+from tests.engine.worker_run import (
+    ENVIRONMENT,
+    ROOT,
+    WAIT_S,
+    finish,
+    outcome_of,
+    progress_of,
+)
+from trainer_node.engine import export
+from trainer_node.engine import run as engine
+from trainer_node.engine.stop import Stop
+
+# PEFT asks transformers a question under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def test_late_resume_submits_the_newest_checkpoint_as_it_is(killed_job: Path):
+    old = decode_worker_job(killed_job.read_bytes())
+    late = replace(old, clock="wall", start_at=time.time() - 100, ready_by=time.time())
+    killed_job.write_bytes(encode(late))
+    outcome = finish(killed_job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.metrics is not None
+    assert outcome.metrics.dev_examples == 0
+    assert outcome.metrics.final_loss is None
+    assert "held-out loss: not measured" in (killed_job.parent / "export" / "README.md").read_text()
+    assert any("as it is" in (line.message or "") for line in progress_of(killed_job))
+
+
+@pytest.fixture
+def unverified(make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The job of a run that was killed when its export was on disk."""
+
+    def killed(*_: object) -> str | None:
+        raise KeyboardInterrupt  # passes through the pipeline, as a kill would
+
+    job = make_job()
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "verify", killed)
+        with pytest.raises(KeyboardInterrupt):
+            engine.main(job, Stop())
+    return job
+
+
+def _left(job: Path, seconds: float, **changes: Any) -> None:
+    """Let the job have so much time left, on the wall clock."""
+    old, now = decode_worker_job(job.read_bytes()), time.time()
+    job.write_bytes(encode(replace(old, clock="wall", start_at=now - 100, ready_by=now + seconds, **changes)))
+
+
+def test_an_export_that_nobody_could_verify_is_submitted_at_once_when_time_is_over(unverified: Path):
+    job = unverified
+    _left(job, 0.0)
+    began = time.monotonic()
+    outcome = finish(job)
+    assert time.monotonic() - began < 1.0
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss is not None
+    assert outcome.digest == folder_digest(job.parent / "export")
+
+    for weights in job.parent.glob("export/*.safetensors"):  # not what was exported: the checkpoint is
+        weights.write_bytes(b"damaged")
+    outcome = finish(job)
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss is None
+
+
+@pytest.mark.parametrize(
+    ("left_s", "processes", "submits"), [(0.0, 0, True), (0.0, 2, True), (600.0, 0, False)]
+)
+def test_it_is_submitted_before_torch_is_imported(
+    left_s: float, processes: int, submits: bool, unverified: Path, tmp_path: Path
+):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text("raise ImportError('torch was imported')")
+    _left(unverified, left_s, processes=processes)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer_node.engine", str(unverified)],
+        env=ENVIRONMENT | {"PYTHONPATH": f"{tmp_path / 'broken'}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        cwd=tmp_path,
+    )
+    if not submits:
+        assert "torch was imported" in (unverified.parent / "worker.log").read_text()
+        return
+    assert done.returncode == 0, done.stderr
+    outcome = outcome_of(unverified)
+    assert outcome.status is OutcomeStatus.READY
+    assert outcome.digest == folder_digest(unverified.parent / "export")
+    assert outcome.step > 0
+    assert progress_of(unverified)[-1].phase is Phase.DONE
+
+
+def test_no_time_and_no_checkpoint_is_too_late(make_job: Callable[..., Path]):
+    outcome = finish(make_job(clock="wall", start_at=time.time() - 100, ready_by=time.time() - 1))
+    assert (outcome.status, outcome.code) == (OutcomeStatus.FAILED, ErrorCode.TOO_LATE)
+
+
+def test_a_late_start_without_a_checkpoint_is_too_late(make_job: Callable[..., Path]):
+    outcome = finish(make_job(clock="wall", start_at=time.time() - 1000, ready_by=time.time() + 0.01))
+    assert (outcome.status, outcome.code) == (OutcomeStatus.FAILED, ErrorCode.TOO_LATE)

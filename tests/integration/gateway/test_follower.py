@@ -1,0 +1,65 @@
+"""Many who wait for the logs' end share one reading of them, and its failure."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.follower import Follower
+from gateway.ledger import Ledger
+from podium.broker import Broker
+from shared.bus import Bus
+from shared.errors import BusError
+
+MANY = 300
+
+
+async def turns_until(done: asyncio.Future[object]) -> int:
+    """Turns of the loop from the first end among many until all have ended."""
+    count = 0
+    while not done.done():
+        await asyncio.sleep(0)
+        count += 1
+    return count
+
+
+async def test_all_who_wait_go_on_in_the_same_moment(bus: Bus) -> None:
+    follower = Follower(bus, Ledger(), poll_s=60.0)
+    first = asyncio.create_task(follower.catch_up())
+    await asyncio.sleep(0)  # it has begun, so that those after it need another one
+    waiting = [asyncio.create_task(follower.catch_up()) for _ in range(MANY)]
+    await first
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert await turns_until(asyncio.gather(*waiting)) < MANY / 10
+    assert follower.current
+
+
+async def test_all_who_wait_learn_that_it_failed(broker: Broker, bus: Bus) -> None:
+    follower = Follower(bus, Ledger(), poll_s=60.0)
+    await follower.catch_up()
+    await broker.stop(kill=True)
+    ends = await asyncio.gather(*(follower.catch_up() for _ in range(MANY)), return_exceptions=True)
+    assert all(isinstance(end, BusError) for end in ends)
+    await broker.start()
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await follower.catch_up()
+                break
+            except BusError:
+                await asyncio.sleep(0.1)
+    assert follower.current
+
+
+async def test_one_who_gives_up_in_the_middle_is_no_end_for_later_ones(bus: Bus) -> None:
+    follower = Follower(bus, Ledger(), poll_s=60.0)
+    first = asyncio.create_task(follower.catch_up())
+    await asyncio.sleep(0)
+    later = [asyncio.create_task(follower.catch_up()) for _ in range(3)]
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await asyncio.gather(*later)
+    assert follower.current
