@@ -40,7 +40,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: setup lint
-	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -m "not alone" --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -m alone
 
 $(COMPAT): constraints.txt
 	test -x .venv-compat/bin/python || $(PYTHON) -m venv .venv-compat

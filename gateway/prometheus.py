@@ -20,7 +20,6 @@ from gateway.service import Service
 from gateway.views import SlotView, slot_view
 from shared.messages import Phase, Progress, ResultStatus
 
-MEDIA_TYPE: Final = "text/plain"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SLOT_STATES: Final = ("free", "reserved", "busy")
 REJECTED: Final = [each for each in ReasonClass if each not in (ReasonClass.ACCEPTED, ReasonClass.AGAIN)]

@@ -93,6 +93,7 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "modules",
     ["gateway.__main__, gateway.app", "trainer_node.__main__, trainer_node.node", "podium.__main__"],
