@@ -10,8 +10,10 @@ keep their real hours. Meanwhile processes are killed, ended and stopped at rand
 bench/checker.py judges the logs: each stored job has one result, each submitted one an artifact, no slot
 two jobs at once; and a start that was answered 200 must be among them. Decisions: each answer of 200 must
 carry a reason, and is looked for in the gateways' decision files, where a gateway that is killed may lose
-the last fifth of a second. Offers with bad signatures or stale nonces must be refused. The last line is
-one JSON object.
+the last fifth of a second. Offers with bad signatures or stale nonces must be refused. One job in six has
+data that its worker can't use, so that results differ; then the fleet is told upstream's scores, and what
+its gateways have learned is held against a count of our own (bench/soak_learning.py). The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from bench import chaos_fleet
 from bench.chaos_faults import Injector
 from bench.chaos_fleet import GATEWAYS, Fleet
 from bench.checker import Report, check, read_logs
+from bench.soak_learning import Learned, learn
 from bench.upstream_fleet import MINER, VALIDATOR, hub_settings, make_fleet, scripted_data, started
 from bench.upstream_offers import HOUR_S, Event, World, generate
 from bench.upstream_player import Played, Player
@@ -40,19 +43,21 @@ from shared import subjects
 from shared.bus import Bus
 from shared.errors import BusError
 from shared.logs import set_up_logs
-from shared.messages import Result
+from shared.messages import ErrorCode, Result
 from tests.integration.conftest import FakeHub
 
 SETTLE_S = 120.0
 STEP_S = 0.1
 LEAST_RESERVATION_S = 5.0
 LONGEST_WORK = 0.8  # of a job's time
+UNUSABLE = 1 / 6  # of the jobs have data that ends them
 
 
 class Verdict(Struct, kw_only=True):
     """What a soak ended with."""
 
     report: Report
+    learned: Learned
     played: list[Played]
     faults: int
     unexplained: int  # decisions without a reason
@@ -65,10 +70,10 @@ def data_for(folder: Path, scale: float, chance: random.Random) -> Any:
 
     def dataset(event: Event) -> str:
         seconds = event.offer["hours_to_complete"] * HOUR_S * scale * chance.uniform(0.3, LONGEST_WORK)
-        steps = max(2, int(seconds / STEP_S))
-        return scripted_data(
-            folder, f"{event.offer['task_id']}.json", steps=steps, step_s=STEP_S, checkpoint_every=5
-        )
+        knobs: dict[str, Any] = {"steps": max(2, int(seconds / STEP_S)), "step_s": STEP_S}
+        if chance.random() < UNUSABLE:
+            knobs["fail"] = ErrorCode.BAD_DATA
+        return scripted_data(folder, f"{event.offer['task_id']}.json", checkpoint_every=5, **knobs)
 
     return dataset
 
@@ -115,8 +120,9 @@ async def soak(fleet: Fleet, events: list[Event], scale: float, mean_gap_s: floa
             artifacts=fleet.settings.artifacts,
             lock_logs=fleet.lock_logs(),
         )
+        learned = await learn(fleet, bus, chance)
     unexplained, not_in_file = explanations(fleet, played)
-    findings = list(report.findings)
+    findings = [*report.findings, *learned.findings]
     findings += [
         f"{one.task_id}: {one.event.fault} was answered {one.offered.status}"
         for one in played
@@ -124,6 +130,7 @@ async def soak(fleet: Fleet, events: list[Event], scale: float, mean_gap_s: floa
     ]
     return Verdict(
         report=report,
+        learned=learned,
         played=played,
         faults=injector.count,
         unexplained=unexplained,
@@ -187,6 +194,10 @@ def main() -> int:
         "faults": verdict.faults,
         "decisions_without_reason": verdict.unexplained,
         "decisions_lost_by_kills": verdict.not_in_file,
+        "rates_learned": verdict.learned.rates,
+        "rates_above_house": verdict.learned.above_house,
+        "rates_below_house": verdict.learned.below_house,
+        "rates_wrong": len(verdict.learned.findings),
         "violations": len(verdict.findings) + verdict.unexplained,
     }
     if figures["violations"]:

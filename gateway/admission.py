@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -88,7 +88,7 @@ class Admission:
     ) -> Decision:
         """Answer one offer; `received_at` is when its first byte was here.
 
-        `before` is awaited before anything may be stored; what it raises, is raised, and nothing is stored.
+        `before` is awaited before anything is stored, or told as accepted; what it raises, is raised then.
 
         An accepted offer with its data becomes a job, one without a reservation. Raises BusError if nothing
         can be decided now. Then it may still have been stored: the same offer sent again answers accepted
@@ -96,7 +96,7 @@ class Admission:
         """
         token = subjects.task_token(offer.task_id)
         decision = self._at_once(offer, token, received_at)
-        if decision is None:
+        if decision is None or (decision.accepted and before is not None):
             decision = await _within(within_s, self._decide(offer, token, received_at, before))
         if decision.accepted:
             log.info("offer accepted", task=token, slot=decision.slot, reason=decision.reason)
@@ -104,14 +104,19 @@ class Admission:
         return decision
 
     async def start(
-        self, task_id: str, request: Callable[[BareOffer | None], Offer], received_at: float
+        self,
+        task_id: str,
+        request: Callable[[BareOffer | None], Offer],
+        received_at: float,
+        *,
+        within_s: float = ANSWER_S,
     ) -> Job:
         """The job of an accepted offer whose data is here now; the same job if it was started before.
 
         `request` makes the job's offer from the one that was accepted. Raises NotAcceptedError and
         NoSlotError (nothing is stored), and BusError: then it may be stored, and asking again is safe.
         """
-        return await _within(ANSWER_S, self._start(task_id, request, received_at))
+        return await _within(within_s, self._start(task_id, request, received_at))
 
     def _at_once(self, offer: BareOffer, token: str, received_at: float) -> Decision | None:
         """An answer that needs no look at the logs, as they were read a moment ago; most answers are one.
@@ -153,9 +158,10 @@ class Admission:
             await before()
         while True:
             if known := self._known(offer, token, received_at):
-                if isinstance(offer, Offer) and self._is_reserved(token):  # here is the data it waits for
+                if not (known.accepted and isinstance(offer, Offer) and self._is_reserved(token)):
+                    return known
+                with suppress(NoSlotError):  # its reservation lapses meanwhile: judged as if it were new
                     return (await self._start(offer.task_id, lambda _: offer, received_at)).decision
-                return known
             verdict = self._policy(offer, self._recent_view())
             if not verdict.accepted:
                 return self._rejected(offer, token, verdict, received_at)
@@ -237,9 +243,12 @@ class Admission:
 
     def _slot_for(self, reservation: Reservation) -> tuple[str, float | None]:
         """The slot a start gets, and how late it is: then it may be any that is free. Raises NoSlotError."""
-        late_s = time.time() - reservation.expires_at
-        if late_s < 0:
+        now = time.time()
+        holder = self._ledger.holder(reservation.slot, now)
+        if holder is not None and holder.reservation is reservation:
             return reservation.slot, None
+        # Lapsed; or not yet by this gateway's clock, but by another's, which gave the slot away.
+        late_s = max(0.0, now - reservation.expires_at)
         free = [facts for facts in self.view().slots if not facts.busy]
         if not free:
             raise NoSlotError(

@@ -78,6 +78,7 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
         auto_decompress=False,  # what is signed are the bytes that came; and a small body stays small
     )
     await runner.setup()
+    await service.prepare()
     site = web.SockSite(runner, listening, backlog=BACKLOG)
     await site.start()
     work = asyncio.create_task(service.run(), name="gateway service")

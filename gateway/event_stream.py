@@ -19,6 +19,7 @@ from gateway.service import Service
 from shared.errors import PodiumError
 from shared.subjects import task_token
 
+LOOK_S: Final = 1.0  # between two looks whether a reader may still ask
 ALIVE_S: Final = 15.0  # between two signs of life of a stream without events
 STUCK_S: Final = 30.0  # a reader that takes nothing for so long is let go
 LEAVE_S: Final = 0.5  # how long the last words may take when the gateway stops
@@ -57,12 +58,12 @@ class Stream:
         self._log = log
         self._choice = choice
         self._response = response
-        self._written_at = time.monotonic()
+        self._written_at = self._looked_at = time.monotonic()
 
     async def send(self, guard: Guard, after: int, first: bytes) -> None:
         """Events after number `after`, until the reader leaves, is stuck, may no longer ask, or all ends."""
         alive = await self._write(first)
-        while alive and not self._log.closing.is_set():
+        while alive and self._may_ask(guard) and not self._log.closing.is_set():
             self.news.clear()
             lost, events = self._log.read(after, BATCH)
             after += lost + len(events)
@@ -73,7 +74,7 @@ class Stream:
             if parts:
                 alive = await self._write(b"".join(parts))
             elif (quiet_s := ALIVE_S - (time.monotonic() - self._written_at)) <= 0:
-                alive = self._may_ask(guard) and await self._write(b": alive\n\n")
+                alive = await self._write(b": alive\n\n")
             elif not events:
                 await pause(quiet_s, self.news)
 
@@ -83,6 +84,9 @@ class Stream:
 
     def _may_ask(self, guard: Guard) -> bool:
         """The token may be gone by now."""
+        if time.monotonic() - self._looked_at < LOOK_S:
+            return True
+        self._looked_at = time.monotonic()
         try:
             guard.admit(Access.TOKEN, self._request.headers)
         except PodiumError:

@@ -11,14 +11,14 @@ from nats.aio.msg import Msg
 from gateway.ledger import Ledger
 from shared import subjects
 from shared.bus import Bus, Record
-from shared.errors import BusError, BusTimeoutError, BusUnavailableError
+from shared.errors import BusError, BusUnavailableError
 from shared.logs import get_logger
 
 RETRY_S = 0.25  # after a failed fold; JetStream is usable some 30 ms after a restarted server listens
 FRESH_S = 1.0  # what was read so lately, with nothing heard since, is good enough to refuse an offer
 READ_TIMEOUT_S = 0.9  # an offer must be answered within upstream's 3 s: fold, append, fold
 
-Fold = tuple[int, BusError | None]  # its number, and why it failed
+Fold = tuple[int, bool, BusError | None]  # its number, whether it came to an end, and why it failed
 
 log = get_logger()
 
@@ -50,7 +50,8 @@ class Follower:
         self._begun = 0  # folds that were begun
         self._heard_of = 0  # hints so far
         self._read_after = -1  # after which hint that was
-        self._failure: BusError | None = None  # of the newest fold that is over
+        self._ended = True  # of the newest fold: it was not cut short
+        self._failure: BusError | None = None  # and why it failed
 
     async def start(self) -> None:
         """Listen for hints."""
@@ -96,13 +97,14 @@ class Follower:
     async def catch_up(self) -> None:
         """Fold everything that was stored before this call.
 
-        Calls that wait together share the next fold, and its failure. Raises BusError.
+        Calls that wait together share the next fold, and its failure; but if whoever folds has no time left,
+        another one goes on. Raises BusError.
         """
         begun_before = self._begun
         while self._folding is not None:
             # Not a lock: it lets go of one waiter in a turn of the loop, so hundreds wait for each other.
-            number, failure = await asyncio.shield(self._folding)
-            if number > begun_before:
+            number, ended, failure = await asyncio.shield(self._folding)
+            if number > begun_before and ended:
                 if failure is not None:
                     raise BusUnavailableError(str(failure)) from failure
                 return
@@ -111,20 +113,20 @@ class Follower:
             await self._fold()
         finally:
             self._folding = None
-            over.set_result((self._begun, self._failure))
+            over.set_result((self._begun, self._ended, self._failure))
 
     async def _fold(self) -> None:
         self._begun += 1
         began, after = time.monotonic(), self._heard_of
-        self._failure = BusTimeoutError("reading JOBS and STATE was cut short")
+        self._ended, self._failure = False, None
         try:
             for stream in self._ledger.folded:
                 await self._fold_stream(stream)
         except BusError as error:
-            self._failure = error
+            self._ended, self._failure = True, error
             self.current = False
             raise
-        self._failure = None
+        self._ended = True
         self.current = True
         self.read_at, self._read_after = began, after
         self.folded.set()

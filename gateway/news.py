@@ -30,6 +30,8 @@ CUT_OFF = (
     "this gateway was cut off from the broker: decisions, progress and heartbeats of that time are missing"
 )
 
+NOBODY = "nobody has read for ten minutes: decisions since then are missing"
+
 
 class _Heard(Struct, frozen=True):
     """What is looked at of a decision on its way through; all of it is checked to be JSON."""
@@ -75,6 +77,7 @@ class News:
                 await asyncio.sleep(KEEP_S / 10)
             self._wanted.clear()
             self._hearing.clear()
+            self._events.add_gap(NOBODY)
             try:
                 await subscription.unsubscribe()
             except nats.errors.Error as error:  # the link is gone, and the subscription with it

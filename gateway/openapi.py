@@ -89,7 +89,10 @@ def _operation(route: Route, schemas: dict[str, Json]) -> Json:
         operation["parameters"] = parameters
     if route.body is not None:
         required = bool(schemas[route.body.__name__].get("required"))
-        operation["requestBody"] = {"required": required, "content": _content(route.body)}
+        schema = _ref(route.body)
+        if route.body_or_list:
+            schema = {"anyOf": [schema, {"type": "array", "items": schema}]}
+        operation["requestBody"] = {"required": required, "content": {JSON: {"schema": schema}}}
     operation["responses"] = _responses(route)
     operation["security"] = [] if route.access is Access.OPEN else [{"token": []}]
     return operation

@@ -67,6 +67,7 @@ FOREIGN: Final = Fault(403, "foreign-request", "the gateway has no tokens, and t
 UNKNOWN_TASK: Final = Fault(404, "unknown-task", "no such task was accepted")
 NOT_POSSIBLE: Final = Fault(409, "not-possible", "the task is past that; nothing was changed")
 TOO_LARGE: Final = Fault(413, "body-too-large", "the body is larger than `max_body_bytes`")
+SLOW_BODY: Final = Fault(408, "slow-body", "the body took longer than ten seconds")
 WRONG_MEDIA_TYPE: Final = Fault(415, "wrong-media-type", "the body is not sent as application/json")
 INTERNAL: Final = Fault(500, "internal", "the gateway failed; its log has the details")
 NOT_READY: Final = Fault(503, "not-ready", "the broker can't be asked now; ask again")
@@ -111,7 +112,7 @@ def problem_of(request: web.Request, error: Exception, max_body_bytes: int) -> w
         case NotPossibleError():
             return _told(NOT_POSSIBLE, error)
         case NodeSilentError():
-            return _told(NODE_SILENT, error)
+            return problem(503, NODE_SILENT.slug, str(error), {"Retry-After": str(RETRY_AFTER_S)})
         case BusyError():
             return problem(503, BUSY.slug, str(error), {"Retry-After": str(RETRY_AFTER_S)})
         case BusError():
@@ -149,6 +150,11 @@ def _http_problem(request: web.Request, error: web.HTTPException, max_body_bytes
     if isinstance(error, web.HTTPNotFound):
         detail = f"nothing is at {request.path[:200]!r}; /v1/docs shows what there is"
         return problem(404, "unknown-path", detail)
+    if isinstance(error, web.HTTPRequestTimeout | web.HTTPBadRequest):  # of read_body
+        fault = SLOW_BODY if error.status == SLOW_BODY.status else MALFORMED_BODY
+        response = problem(fault.status, fault.slug, str(error.text))
+        response.force_close()
+        return response
     return problem(error.status, "http", error.text or error.reason)
 
 

@@ -16,6 +16,7 @@ from gateway.problems import (
     INTERNAL,
     MALFORMED_BODY,
     MALFORMED_QUERY,
+    SLOW_BODY,
     TOO_LARGE,
     UNAUTHORIZED,
     WRONG_MEDIA_TYPE,
@@ -44,13 +45,14 @@ class Route(Struct, frozen=True):
     access: Access = Access.TOKEN
     media_type: str = JSON
     tag: str = "tasks"
+    body_or_list: bool = False  # whether a list of such bodies is taken, too
 
     def all_faults(self) -> tuple[Fault, ...]:
         """Every kind of problem that it answers with."""
         found = list(self.faults)
         if self.body is not None:
             malformed = () if any(fault.status == 400 for fault in self.faults) else (MALFORMED_BODY,)
-            found += [*malformed, TOO_LARGE, WRONG_MEDIA_TYPE]
+            found += [*malformed, SLOW_BODY, TOO_LARGE, WRONG_MEDIA_TYPE]
         if self.query is not None:
             found.append(MALFORMED_QUERY)
         if self.access is not Access.OPEN:

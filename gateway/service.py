@@ -45,6 +45,8 @@ from shared.version import version
 RETRY_S = 1.0
 LOST_S = 2.0  # between two looks whether somebody has restored what the broker lost
 START_S = 1.8  # how long a request waits for a gateway that is starting; part of ANSWER_S
+START_ANSWER_S = 7.0  # of the 10 s that upstream waits for a start; the last try takes START_S more
+START_RETRY_S = 0.25
 READS = (
     (subjects.JOBS_STREAM, subjects.ANY_JOB),
     (subjects.STATE_STREAM, subjects.ANY_STATE),
@@ -96,6 +98,10 @@ class Service:
         self._scores_seen = asyncio.Event()
         self.news = News(self.events, self.ledger, self.presence, self.measures, self._folded)
 
+    async def prepare(self) -> None:
+        """Know who may ask, before the first request is read: upstream asks once."""
+        await self._validators.look()
+
     async def started(self) -> None:
         """Return once the logs and the leases were read; BusUnavailableError after START_S.
 
@@ -126,15 +132,29 @@ class Service:
     async def start(
         self, task_id: str, request: Callable[[BareOffer | None], Offer], received_at: float
     ) -> Job:
-        """Begin an accepted task whose data is here now; as `Admission.start`."""
-        await self.started()
-        try:
-            job = await self._admits().start(task_id, request, received_at)
-        except (NotAcceptedError, NoSlotError):
-            self.measures.starts.refused += 1
-            raise
-        self._count_start(job, received_at)
-        return job
+        """Begin an accepted task whose data is here now; as `Admission.start`.
+
+        Upstream sends a start once, and a task that it started and that isn't trained costs points: while the
+        broker is away it is tried again, as long as upstream waits.
+        """
+        clock = asyncio.get_running_loop()
+        give_up_at = clock.time() + START_ANSWER_S
+        while True:
+            try:
+                await self.started()
+                within_s = min(ANSWER_S, give_up_at - clock.time())
+                job = await self._admits().start(task_id, request, received_at, within_s=within_s)
+            except (NotAcceptedError, NoSlotError):
+                self.measures.starts.refused += 1
+                raise
+            except BusError as error:
+                if clock.time() + START_RETRY_S > give_up_at:
+                    raise
+                log.debug("a start is tried again", task=subjects.task_token(task_id), error=str(error))
+                await asyncio.sleep(START_RETRY_S)
+            else:
+                self._count_start(job, received_at)
+                return job
 
     def _count_start(self, job: Job, received_at: float) -> None:
         """One that was started before is answered again, and was counted."""

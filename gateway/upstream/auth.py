@@ -57,12 +57,16 @@ class Caller(Struct, frozen=True):
     validator: str  # the ss58 address; may be empty if nobody has to sign
     first: asyncio.Future[bool] | None = None  # whether no other gateway had this request before
 
-    async def settle(self) -> None:
+    async def settle(self, patience_s: float | None = None) -> None:
         """Return once this is known to be no replay; for whoever is about to change or tell something.
 
-        Raises Refusal.
+        Raises Refusal. After `patience_s` it goes by what this gateway has seen itself.
         """
-        if self.first is not None and not await self.first:
+        if self.first is None:
+            return
+        if not self.first.done():
+            await asyncio.wait({self.first}, timeout=patience_s)
+        if self.first.done() and not self.first.result():
             raise Refusal(401, USED_BEFORE)
 
 

@@ -37,6 +37,7 @@ from shared.logs import get_logger
 OFFER: Final = msgspec.json.Decoder(MinerTaskOffer)
 START_TEXT: Final = msgspec.json.Decoder(TrainRequestText)
 START_IMAGE: Final = msgspec.json.Decoder(TrainRequestImage)
+SETTLE_S: Final = 1.0  # so long who changes nothing anew waits for the stream of nonces, which may be away
 REPOSITORIES: Final = ("text", "image")
 JSON: Final = {"Content-Type": "application/json"}
 
@@ -89,7 +90,7 @@ async def offer(service: Service, asked: Asked) -> MinerTaskResponse:
 async def start(service: Service, asked: Asked) -> TrainResponse:
     """An accepted text task begins; asked again, the answer is the same."""
     request = parse(asked.body, START_TEXT)
-    await asked.caller.settle()
+    await asked.caller.settle(SETTLE_S)  # a start that comes twice is answered alike
     job = await service.start(request.task_id, request.offer, asked.received_at)
     return TrainResponse(f"Training on slot {job.slot}", job.task_id)
 
@@ -97,7 +98,7 @@ async def start(service: Service, asked: Asked) -> TrainResponse:
 async def start_image(_: Service, asked: Asked) -> TrainResponse:
     """Image tasks are refused when offered, so nothing can be started here."""
     request = parse(asked.body, START_IMAGE)
-    await asked.caller.settle()
+    await asked.caller.settle(SETTLE_S)
     raise NotAcceptedError(
         f"task {request.task_id[:100]!r} was not accepted: the engine does not train image models"
     )
@@ -105,7 +106,7 @@ async def start_image(_: Service, asked: Asked) -> TrainResponse:
 
 async def submission(service: Service, asked: Asked) -> MinerSubmission:
     """Where a task's submission is."""
-    await asked.caller.settle()
+    await asked.caller.settle(SETTLE_S)
     if not service.knows_the_logs:
         await service.started()
     task_id = asked.request.match_info["task_id"]
@@ -116,7 +117,7 @@ async def submission(service: Service, asked: Asked) -> MinerSubmission:
 
 async def training_repo(service: Service, asked: Asked) -> TrainingRepo:
     """Where this miner's trainer can be had, for tournaments."""
-    await asked.caller.settle()
+    await asked.caller.settle(SETTLE_S)
     settings, kind = service.settings, asked.request.match_info["kind"]
     if kind not in REPOSITORIES:
         raise Refusal(422, f"the type must be one of {', '.join(REPOSITORIES)}")
@@ -130,9 +131,9 @@ async def _post(service: Service, endpoint: Endpoint, request: web.Request) -> w
     try:
         body = await read_body(request, limit)
     except web.HTTPRequestEntityTooLarge:
-        response = _detail(413, f"a body may have {limit} bytes")
-        response.force_close()
-        return response
+        return _unread(413, f"a body may have {limit} bytes")
+    except (web.HTTPRequestTimeout, web.HTTPBadRequest) as error:
+        return _unread(error.status, str(error.text))
     return await _answer(service, endpoint, request, body, body, received_at)
 
 
@@ -151,7 +152,8 @@ async def _answer(
     """Let in who may ask, and put every error into upstream's form."""
     await service.turns.take()
     try:
-        caller = service.gate.admit(request.headers, signed, received_at)
+        # judged now, not when its head came: a replay could hold its body back until its nonce is forgotten
+        caller = service.gate.admit(request.headers, signed, time.time())
         return _json(await endpoint(service, Asked(request, body, received_at, caller)))
     except Refusal as refusal:
         return _detail(refusal.status, refusal.detail)
@@ -165,6 +167,13 @@ async def _answer(
 
 def _json(answer: Struct) -> web.Response:
     return web.Response(body=_encode(answer), headers=JSON)
+
+
+def _unread(status: int, detail: str) -> web.Response:
+    """To a request whose body was not read to its end: nothing else can come on its connection."""
+    response = _detail(status, detail)
+    response.force_close()
+    return response
 
 
 def _detail(status: int, detail: str) -> web.Response:

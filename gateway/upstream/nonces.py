@@ -3,9 +3,9 @@
 Every gateway knows its own nonces at once, and those of the others within LOOK_S. The stream NONCES decides
 between them: a claim is appended, and of two equal ones the one that is stored first counts. Claims that come
 together share one append, and only what others wrote in between is read. Whoever would change anything waits
-for that; a refusal doesn't, as to refuse the same offer twice changes nothing. While the stream can't be
-written, each gateway goes by what it has seen itself, and says so in its log: a validator asks only once, and
-without the broker nothing can be decided that would change anything.
+for that; a refusal doesn't, as to refuse the same offer twice changes nothing. What can't be stored, as the
+gateway starts or the broker is away, is stored as soon as it can be. If only the stream is what is wrong,
+each gateway goes by what it has seen itself, and says so in its log: a validator asks only once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+import uuid
 from collections import defaultdict
 from typing import Final
 
@@ -45,7 +46,7 @@ class TooManyNoncesError(Exception):
 class Batch(Struct, frozen=True):
     """Claims of one gateway in one message: by minute, the keys."""
 
-    gateway: str
+    gateway: str  # and which life of it
     minutes: dict[int, list[int]]
 
 
@@ -95,12 +96,12 @@ class Nonces:
     """The store as one gateway sees it."""
 
     def __init__(self, gateway: str) -> None:
-        self._gateway = gateway
+        self._life = f"{gateway}/{uuid.uuid4().hex[:8]}"  # an earlier life's claims are another's
         self._seen = Seen()
         self._bus: Bus | None = None
         self._last = 0  # sequence up to which NONCES was read
-        self._waiting: list[Claim] = []
-        self._lost: set[Key] = set()  # claims not answered yet that another gateway stored first
+        self._waiting: list[Claim] = []  # not stored yet, oldest first; also those answered without
+        self._lost: set[Key] = set()  # of these, those that another gateway stored first
         self._some = asyncio.Event()
         self._minute = 0  # in which what is past was last forgotten
         self._alone = False  # whether nothing could be shared when it was last tried
@@ -112,64 +113,77 @@ class Nonces:
     def claim(self, validator: str, nonce: str, signed_at: float) -> asyncio.Future[bool] | None:
         """Use a nonce up; None if this gateway knows it as used.
 
-        The future tells whether it was the first claim on any gateway. Raises TooManyNoncesError.
+        The future tells whether it was the first claim on any gateway, once that is known: while the gateway
+        starts, and while the link is down, it waits. Raises TooManyNoncesError.
         """
         key = nonce_key(validator, nonce, signed_at)
-        if (minute := int(time.time()) // BUCKET_S) != self._minute:
-            self._minute = minute
-            self._seen.forget(time.time())
+        self._forget()
         if not self._seen.add(key):
             return None
         claimed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        if self._bus is None or not self._bus.connected:
-            claimed.set_result(True)  # nothing that changes anything can be done now
-        else:
-            self._waiting.append((key, claimed))
-            self._some.set()
+        self._waiting.append((key, claimed))
+        self._some.set()
         return claimed
 
     async def run(self, bus: Bus) -> None:
         """Share claims until cancelled; knows first what other gateways have seen."""
         self._bus, self._last = bus, 0
+        bus.on_reconnect(self._some.set)
         try:
             await self._catch_up()
             while True:
-                if not await self._asked():
+                await self._asked()
+                self._forget()
+                if self._waiting:
+                    await self._share()
+                else:
                     await self._catch_up()
-                    continue
-                self._some.clear()
-                while batch := self._waiting[:LARGEST_BATCH]:
-                    del self._waiting[:LARGEST_BATCH]
-                    await self._share(batch)
         finally:
             self._bus = None
-            for _, claimed in self._waiting:
-                if not claimed.done():
-                    claimed.set_result(True)
+            self._answer(self._waiting)
             self._waiting.clear()
             self._lost.clear()
 
-    async def _asked(self) -> bool:
-        """Whether somebody claims a nonce within LOOK_S."""
+    def _forget(self) -> None:
+        """Once a minute, what is past."""
+        now = time.time()
+        if (minute := int(now) // BUCKET_S) == self._minute:
+            return
+        self._minute = minute
+        self._seen.forget(now)
+        self._waiting = [(key, claimed) for key, claimed in self._waiting if key in self._seen]
+
+    async def _asked(self) -> None:
+        """Return when somebody claims a nonce or the link is back, but after LOOK_S at the latest."""
         try:
             async with asyncio.timeout(LOOK_S):
-                return await self._some.wait()
+                await self._some.wait()
         except TimeoutError:
-            return False
-
-    async def _share(self, batch: list[Claim]) -> None:
-        """Store a batch, and tell each claim whether it was the first."""
-        keys = {key for key, _ in batch}
-        try:
-            await self._store(keys)
-            self._alone = False
-        except BusError as error:
-            self._go_alone(error)
+            return
         finally:
-            for key, claimed in batch:
-                if not claimed.done():
-                    claimed.set_result(key not in self._lost)
+            self._some.clear()
+
+    async def _share(self) -> None:
+        """Store what waits, and tell each claim whether it was the first. What can't be stored stays."""
+        assert self._bus is not None
+        while batch := self._waiting[:LARGEST_BATCH]:
+            keys = {key for key, _ in batch}
+            try:
+                await self._store(keys)
+            except BusError as error:
+                self._go_alone(error)
+                if self._bus.connected:  # the stream is what is wrong; offers can be decided on
+                    self._answer(self._waiting)
+                return
+            self._alone = False
+            self._waiting = [claim for claim in self._waiting if claim[0] not in keys]
+            self._answer(batch)
             self._lost -= keys
+
+    def _answer(self, claims: list[Claim]) -> None:
+        for key, claimed in claims:
+            if not claimed.done():
+                claimed.set_result(key not in self._lost)
 
     async def _store(self, keys: set[Key]) -> None:
         """Append claims, and read what other gateways have stored before them."""
@@ -177,7 +191,7 @@ class Nonces:
         minutes: dict[int, list[int]] = {}
         for minute, key in keys:
             minutes.setdefault(minute, []).append(key)
-        message = msgspec.json.encode(Batch(self._gateway, minutes))
+        message = msgspec.json.encode(Batch(self._life, minutes))
         sequence = await self._bus.append(
             subjects.NONCES_STREAM, subjects.NONCES, message, timeout_s=APPEND_TIMEOUT_S
         )
@@ -205,28 +219,34 @@ class Nonces:
     async def _read(self, own: set[Key], own_sequence: int | None) -> None:
         """Fold what is stored, at least up to one's own claims.
 
-        A claim that is stored neither yet nor before another's of the same nonce is lost to it.
+        A claim that is stored neither yet nor before another's of the same nonce is lost to it. One whose
+        answer was lost is stored twice: the first one counts.
         """
         assert self._bus is not None
+        before: set[Key] = set()  # own ones that were stored by an earlier try
         while own_sequence is None or self._last < own_sequence:
             records = await self._bus.read(subjects.NONCES_STREAM, self._last, timeout_s=APPEND_TIMEOUT_S)
+            waiting = {key for key, _ in self._waiting}
             for record in records:
                 self._last = record.sequence
                 if record.sequence == own_sequence:
+                    before |= own
                     continue
-                keys = self._fold(record.data)
-                self._lost |= keys & {key for key, _ in self._waiting}
-                if own_sequence is not None and record.sequence < own_sequence:
-                    self._lost |= keys & own
+                life, keys = self._fold(record.data)
+                if life == self._life:
+                    before |= keys
+                else:
+                    self._lost |= (keys & waiting) - before
             if not records:
                 break
 
-    def _fold(self, data: bytes) -> set[Key]:
+    def _fold(self, data: bytes) -> tuple[str, set[Key]]:
+        """Whose claims were stored, and which."""
         try:
             batch = _decode(data)
         except ValueError as error:
             log.error("a stored batch of nonces can't be read", error=str(error))
-            return set()
+            return "", set()
         keys = {(minute, key) for minute, keys in batch.minutes.items() for key in keys}
         for key in keys:
             try:
@@ -234,4 +254,4 @@ class Nonces:
             except TooManyNoncesError:
                 log.error("the store of nonces is full")
                 break
-        return keys
+        return batch.gateway, keys

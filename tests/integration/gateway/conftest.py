@@ -19,6 +19,7 @@ from shared.bus import Bus
 from shared.errors import BusError
 from shared.messages import Hardware, Heartbeat, encode
 from shared.settings import Settings
+from tests.integration.gateway.upstream_client import SIGNED
 
 CPU = Hardware(device="cpu", count=8, memory_bytes=64 << 30)
 GATEWAY_SETTINGS: dict[str, Any] = {"heartbeat_missing_s": 2.0, "poll_s": 0.5}
@@ -135,6 +136,20 @@ async def api(
     """One gateway that is ready, with both slots live."""
     heartbeats("a", "b")
     async with start_gateway() as api:
+        await api.until_ready()
+        await api.until_live("a", "b")
+        yield api
+
+
+@pytest.fixture
+async def upstream(
+    bus: Bus,
+    start_gateway: Callable[..., AbstractAsyncContextManager[Api]],
+    heartbeats: Callable[..., None],
+) -> AsyncIterator[Api]:
+    """A gateway that takes VALIDATOR's requests, with both slots live."""
+    heartbeats("a", "b")
+    async with start_gateway(**SIGNED) as api:
         await api.until_ready()
         await api.until_live("a", "b")
         yield api

@@ -123,3 +123,17 @@ async def test_an_open_gateway_does_not_start_where_others_reach_it(
             async with aiohttp.ClientSession(url) as client, client.get("/metrics") as response:
                 assert response.status == 401  # not a loopback socket
                 await Api(client).until_ready()
+
+
+async def test_a_token_that_is_taken_back_ends_its_streams(
+    bus: Bus, start_gateway: Any, token_file: Path, heartbeats: Callable[..., None]
+) -> None:
+    """Also while events come all the time."""
+    heartbeats("a", "b")
+    async with start_gateway(api_token_file=str(token_file)) as api:
+        await api.until_ready()
+        async with api.client.get("/v1/events", headers=bearer(TOKEN)) as response:
+            assert response.status == 200
+            await asyncio.to_thread(token_file.write_text, f"{OTHER}\n")
+            async with asyncio.timeout(20):
+                assert b"event: heartbeat" in await response.read()  # to its end

@@ -233,7 +233,7 @@ async def test_decisions_are_heard_while_somebody_reads(
     async with running(settings, listening) as (service, _), aiohttp.ClientSession(url) as client:
         await Api(client).until_ready()
         said = b'{"task": "t", "slot": null}'
-        for _ in range(2):
+        for times in (1, 2):
             async with reading(Api(client), "?types=decision") as reader:
                 await bus.publish(subjects.decision("t"), said)
                 assert (await reader.next())["data"]["task"] == "t"
@@ -248,6 +248,7 @@ async def test_decisions_are_heard_while_somebody_reads(
                 await bus.client.flush()
             await asyncio.sleep(0.2)
             assert service.events.said["decision"] == known
+            assert service.events.said["lost"] == times  # whoever comes back is told
 
 
 async def test_a_decision_that_is_none_is_counted(bus: Bus, gateway_settings: Any) -> None:

@@ -63,3 +63,20 @@ async def test_one_who_gives_up_in_the_middle_is_no_end_for_later_ones(bus: Bus)
         await first
     await asyncio.gather(*later)
     assert follower.current
+
+
+async def test_who_has_no_time_left_takes_nobody_with_it(bus: Bus) -> None:
+    """The one that folds is cut short; those who wait for its very fold go on with one of their own."""
+    follower = Follower(bus, Ledger(), poll_s=60.0)
+    first = asyncio.create_task(follower.catch_up())
+    await asyncio.sleep(0)
+    folds = asyncio.create_task(follower.catch_up())  # waits for the first's end, then folds
+    waiting = [asyncio.create_task(follower.catch_up()) for _ in range(3)]
+    while follower._begun < 2:
+        await asyncio.sleep(0)
+    assert first.done()
+    folds.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await folds
+    await asyncio.gather(*waiting)
+    assert follower.current

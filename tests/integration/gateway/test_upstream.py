@@ -5,93 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from bench.validator import keys_from_seed, signed_headers
-from gateway.upstream import nonces
-from podium.broker import Broker
 from shared import subjects
 from shared.bus import Bus
 from shared.messages import Result, ResultStatus, encode
 from tests.integration.gateway.conftest import Api
-
-MINER = keys_from_seed("miner").address
-Answer = tuple[int, dict[str, Any]]
-
-
-class Validator:
-    """Asks one gateway; any header can be given another value, or left out with None."""
-
-    keys = keys_from_seed("validator")
-    address = keys.address
-
-    def headers(self, body: bytes | None, **changed: Any) -> dict[str, str]:
-        miner = changed.pop("miner", MINER)
-        headers = signed_headers(self.keys, miner, body, changed.get("nonce"))
-        return {name: value for name, value in (headers | changed).items() if value is not None}
-
-    async def post(self, api: Api, path: str, message: Any, **changed: Any) -> Answer:
-        body = message if isinstance(message, bytes) else json.dumps(message).encode()
-        headers = self.headers(body, **changed)
-        async with api.client.post(path, data=body, headers=headers, allow_redirects=False) as response:
-            return response.status, await response.json()
-
-    async def get(self, api: Api, path: str, **changed: Any) -> Answer:
-        async with api.client.get(
-            path, headers=self.headers(None, **changed), allow_redirects=False
-        ) as response:
-            return response.status, await response.json()
-
-
-VALIDATOR = Validator()
-SIGNED: dict[str, Any] = {"hotkey": MINER, "upstream_validators": [VALIDATOR.address]}
-
-
-def offer(task_id: str, **fields: Any) -> dict[str, Any]:
-    return {
-        "task_id": task_id,
-        "task_type": "InstructTextTask",
-        "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "hours_to_complete": 3,
-        "ds_size": 100000,
-        "model_params_count": None,
-    } | fields
-
-
-def start(task_id: str, **fields: Any) -> dict[str, Any]:
-    return {
-        "task_id": task_id,
-        "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "hours_to_complete": 3,
-        "expected_repo_name": "repo-of-" + task_id,
-        "dataset": "https://store.example/train.json",
-        "file_format": "s3",
-        "dataset_type": {"field_instruction": "instruct", "field_output": "output", "field_system": None},
-    } | fields
-
-
-Start = Callable[..., AbstractAsyncContextManager[Api]]
-
-
-@pytest.fixture
-async def upstream(bus: Bus, start_gateway: Start, heartbeats: Callable[..., None]) -> AsyncIterator[Api]:
-    """A gateway that takes VALIDATOR's requests, with both slots live."""
-    heartbeats("a", "b")
-    async with start_gateway(**SIGNED) as api:
-        await api.until_ready()
-        await api.until_live("a", "b")
-        yield api
-
-
-async def accepted(api: Api, task_id: str) -> bool:
-    status, answer = await VALIDATOR.post(api, "/task_offer/", offer(task_id))
-    assert status == 200
-    assert isinstance(answer["message"], str)
-    return answer["accepted"] is True
+from tests.integration.gateway.upstream_client import (
+    MINER,
+    SIGNED,
+    VALIDATOR,
+    Start,
+    accepted,
+    offer,
+    start,
+)
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -190,6 +121,17 @@ async def test_data_for_a_reserved_task_may_come_over_v1(
     assert (await upstream.get("/v1/tasks/t1"))[1]["state"] == "queued"
 
 
+async def test_data_for_a_task_that_is_only_called_like_a_reserved_one_is_refused(
+    upstream: Api, make_offer: Callable[..., dict[str, Any]]
+) -> None:
+    assert await accepted(upstream, "task one")
+    token = subjects.task_token("task one")
+    status, decision = await upstream.offer(make_offer(token))
+    assert (status, decision["accepted"]) == (200, False)
+    assert "token of another accepted task" in decision["reason"]
+    assert (await upstream.get(f"/v1/tasks/{token}"))[1]["state"] == "reserved"
+
+
 @pytest.mark.parametrize(
     ("changed", "status", "why"),
     [
@@ -221,82 +163,6 @@ async def test_a_body_that_was_not_signed_is_refused(upstream: Api) -> None:
     headers = VALIDATOR.headers(json.dumps(offer("t1")).encode())
     async with upstream.client.post("/task_offer/", json=offer("t2"), headers=headers) as response:
         assert response.status == 401
-
-
-async def test_a_replay_is_refused_by_every_gateway_and_after_a_restart(
-    bus: Bus, start_gateway: Start, heartbeats: Callable[..., None]
-) -> None:
-    heartbeats("a", "b")
-    body = json.dumps(offer("t1", hours_to_complete=1000)).encode()
-    headers = VALIDATOR.headers(body)
-
-    async def send(api: Api) -> int:
-        async with api.client.post("/task_offer/", data=body, headers=headers) as response:
-            return response.status
-
-    async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(start_gateway("one", **SIGNED))
-        second = await stack.enter_async_context(start_gateway("two", **SIGNED))
-        for api in (first, second):
-            await api.until_ready()
-        assert await send(first) == 200
-        assert await send(first) == 401
-        await asyncio.sleep(nonces.LOOK_S + 0.5)  # until then another gateway may refuse the offer once more
-        assert await send(second) == 401
-        fresh = [VALIDATOR.headers(None) for _ in range(20)]
-        path = "/get_latest_model_submission/t1"
-        sent = [api.client.get(path, headers=h) for h in fresh for api in (first, second)]
-        statuses = [response.status for response in await asyncio.gather(*sent)]
-        assert sorted(statuses) == [401] * 20 + [404] * 20  # of two that come at once, one
-    async with start_gateway("three", **SIGNED) as third:
-        await third.until_ready()
-        assert await send(third) == 401
-
-
-async def test_a_replay_that_another_gateway_has_not_heard_of_accepts_nothing(
-    bus: Bus, start_gateway: Start, heartbeats: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(nonces, "LOOK_S", 60.0)
-    body = json.dumps(offer("t1")).encode()
-    headers = VALIDATOR.headers(body)
-
-    async def send(api: Api) -> int:
-        async with api.client.post("/task_offer/", data=body, headers=headers) as response:
-            return response.status
-
-    async with start_gateway("one", **SIGNED) as first, start_gateway("two", **SIGNED) as second:
-        await first.until_ready()
-        await second.until_ready()
-        assert await send(first) == 200  # no node is alive, so it is refused
-        heartbeats("a", "b")
-        await second.until_live("a", "b")
-        assert await send(second) == 401
-        assert (await second.get("/v1/tasks"))[1]["tasks"] == []
-        assert await accepted(second, "t1")
-
-
-async def test_a_replay_is_refused_after_a_restart_of_everything(
-    broker: Broker, bus: Bus, start_gateway: Start, heartbeats: Callable[..., None]
-) -> None:
-    heartbeats("a", "b")
-    headers = VALIDATOR.headers(None)
-    path = "/get_latest_model_submission/t1"
-
-    async def ask(api: Api) -> int:
-        async with api.client.get(path, headers=headers) as response:
-            return response.status
-
-    async with start_gateway(**SIGNED) as api:
-        await api.until_ready()
-        assert await ask(api) == 404
-        await broker.stop(kill=True)
-        await broker.start()
-        await api.until_ready()
-        assert await ask(api) == 401
-    async with start_gateway("another", **SIGNED) as api:
-        await api.until_ready()
-        assert await ask(api) == 401
-        assert (await VALIDATOR.get(api, path))[0] == 404  # a new one passes
 
 
 async def test_without_a_hotkey_nobody_is_let_in(api: Api) -> None:
@@ -347,17 +213,3 @@ async def test_the_training_repository_is_told_where_it_is_set(
             status, answer = await VALIDATOR.get(api, f"/training_repo/{kind}")
             assert (status, answer) == (200, {"github_repo": own["training_repo"], "commit_hash": "0123abc"})
         assert (await VALIDATOR.get(api, "/training_repo/video"))[0] == 422
-
-
-async def test_a_start_while_the_broker_is_away_is_told_to_come_again(
-    broker: Broker, bus: Bus, upstream: Api
-) -> None:
-    assert await accepted(upstream, "t1")
-    await broker.stop(kill=True)
-    assert (await VALIDATOR.post(upstream, "/task_offer/", offer("t2")))[0] == 503
-    status, answer = await VALIDATOR.post(upstream, "/start_training/", start("t1"))
-    assert status == 503
-    assert "ask again" in answer["detail"]
-    await broker.start()
-    await upstream.until_ready()
-    assert (await VALIDATOR.post(upstream, "/start_training/", start("t1")))[0] == 200

@@ -44,11 +44,11 @@ def test_the_store_is_bounded_and_has_room_again() -> None:
     assert seen.add(nonce_key("v", "3", NOW))
 
 
-async def test_without_a_broker_a_gateway_knows_what_it_saw_itself() -> None:
+async def test_without_a_broker_a_gateway_knows_what_it_saw_itself_and_says_no_more() -> None:
     nonces = Nonces("g")
     assert not nonces.seen("v", "1_a", NOW)
     first = nonces.claim("v", "1_a", NOW)
     assert first is not None
-    assert await first
+    assert not first.done()
     assert nonces.seen("v", "1_a", NOW)
     assert nonces.claim("v", "1_a", NOW) is None
