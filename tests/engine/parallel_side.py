@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
 import torch
@@ -13,7 +14,9 @@ from shared.clock import TokenClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from trainer_node.engine import loop
 from trainer_node.engine.model import load_model
-from trainer_node.engine.parallel import fitted, gathered, join, leave
+from trainer_node.engine.network import label_model
+from trainer_node.engine.oom import release
+from trainer_node.engine.parallel import fitted, gathered, join, leave, shard_frozen
 from trainer_node.engine.prepare import Data, Record, Run
 from trainer_node.engine.progress import Reporter
 from trainer_node.engine.run import assemble
@@ -94,6 +97,13 @@ def main() -> None:
                 "scores": scores,
                 "tokens": torch.tensor(training.tokens),
             }
+    if not team.alone:
+        frozen = shard_frozen(label_model(load_model(sys.argv[1], "float32")), team)
+        score(frozen, examples, batch_tokens=60, team=team)
+        gone = weakref.ref(frozen)
+        del frozen
+        release()  # it refers to itself: without this it stays beside the next one
+        assert gone() is None
     if team.leads:
         torch.save(found, sys.argv[2])
     leave(team)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from shared.errors import EngineError
+from trainer_node.engine import attention
 from trainer_node.engine.attention import (
     _KERNELS,
+    Form,
     Layout,
     _dense,
     attention_kwargs,
@@ -107,18 +110,39 @@ def test_document_limit_keeps_offsets_in_32_bits() -> None:
         assert (capacity + 128 * (documents + 3)) * heads * head_dim >= 2**31
 
 
-def test_the_self_test_tells_right_from_wrong() -> None:
-    assert kernel_error(_dense(), torch.device("cpu"), torch.float32) < 1e-5
+@pytest.mark.parametrize("form", [Form(), Form(queries=4, dim=128, windowed=True)])
+def test_the_self_test_tells_right_from_wrong(form: Form) -> None:
+    right, device = _dense(), torch.device("cpu")
+    assert kernel_error(right, device, form, torch.float32) < 1e-5
+    assert kernel_error(lambda *given: 1.5 * right(*given), device, form, torch.float32) > 0.02
+
+
+def test_a_kernel_that_fails_or_computes_wrong_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     right = _dense()
-    assert kernel_error(lambda *given: 1.5 * right(*given), torch.device("cpu"), torch.float32) > 0.02
+
+    def fails(*_: Any) -> torch.Tensor:
+        raise AssertionError("only on sm_100")
+
+    def deaf_to_windows(*given: Any) -> torch.Tensor:
+        return right(*given[:-1], None)
+
+    kernels = {"fails": lambda: fails, "deaf": lambda: deaf_to_windows, "right": lambda: right}
+    monkeypatch.setattr(attention, "_KERNELS", kernels)
+    attention._kernel.cache_clear()
+    try:
+        assert attention._kernel(torch.device("cpu"), Form(windowed=True)) is right
+        assert attention._kernel(torch.device("cpu"), Form()) is deaf_to_windows
+    finally:
+        attention._kernel.cache_clear()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("form", [Form(), Form(4, 128), Form(1, 256), Form(2, 64, windowed=True)])
 @pytest.mark.parametrize("name", sorted(_KERNELS))
-def test_cuda_kernels_agree_with_fp32_math(name: str) -> None:
+def test_cuda_kernels_agree_with_fp32_math(name: str, form: Form) -> None:
     try:
         kernel = _KERNELS[name]()
     except ImportError:
         pytest.skip(f"{name} is not installed")
-    assert kernel_error(kernel, torch.device("cuda")) < 2e-2
+    assert kernel_error(kernel, torch.device("cuda"), form) < 2e-2

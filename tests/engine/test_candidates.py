@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from trainer_node.engine.candidates import Candidate, Reached, TailAverage, excess, ranked
@@ -31,6 +32,22 @@ def test_average_is_the_mean_of_the_steps():
         assert torch.allclose(parameter, torch.full((2,), 3.0))
     assert torch.equal(parameter, torch.full((2,), 6.0))
     assert torch.allclose(average.weights["w"], torch.full((2,), 3.0))
+
+
+def test_what_memory_was_too_short_for_was_not_taken_in(monkeypatch: pytest.MonkeyPatch):
+    parameter, average = _average(1.0)
+    parameter.data.fill_(9.0)
+    with monkeypatch.context() as full:
+        full.setattr(torch, "_foreach_lerp_", _no_memory)
+        with pytest.raises(RuntimeError):
+            average.update()
+    parameter.data.fill_(3.0)
+    average.update()
+    assert torch.allclose(average.weights["w"], torch.full((2,), 2.0))
+
+
+def _no_memory(*_: object) -> None:
+    raise RuntimeError("CUDA error: out of memory")
 
 
 def _candidate(name: str, *losses: float) -> Candidate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,18 @@ def test_a_damaged_checkpoint_is_reported_and_skipped(tmp_path: Path, damage: st
     assert found.manifest.position.step == 1
     assert len(said) == 1
     assert "step-00000002" in said[0]
+
+
+def test_of_a_checkpoint_that_is_only_scored_the_rest_is_not_read(tmp_path: Path):
+    folder = _save(tmp_path, 1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["optimizer.safetensors"] = {"bytes": 5, "sha256": "of what is lost"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    said: list[str] = []
+    assert next(checkpoint.whole(tmp_path, said.append), None) is None
+    assert len(said) == 1
+    (found,) = checkpoint.whole(tmp_path, pytest.fail, only="weights")
+    assert found.manifest.position.step == 1
 
 
 def test_nothing_whole_is_nothing(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from torch._dynamo.testing import CompileCounter
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shared.plan import Plan
+from trainer_node.engine.compiling import compile_layers, missing_compiler
 from trainer_node.engine.data import Examples
 from trainer_node.engine.model import add_deltas, load_model
 from trainer_node.engine.objectives import sft
 from trainer_node.engine.packing import collate
 from trainer_node.engine.parallel import decoder_layers
+from trainer_node.engine.score import score
 
 # The compiler itself looks at it.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -57,3 +60,65 @@ def test_a_layer_is_compiled_once_however_many_there_are(
         layer.compile(backend=counter)
     sft.loss(deltas.model, collate(make_examples([9, 20, 33]), [0, 1, 2], 64)).backward()
     assert 0 < counter.frame_count < 12
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_training_is_compiled_and_scoring_is_not(
+    recomputed: bool,
+    tiny_model: Path,
+    make_plan: Callable[..., Plan],
+    make_examples: Callable[..., Examples],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A layer that is checkpointed is left by the compiler as a whole: its parts must be compiled."""
+    torch.compiler.reset()
+    examples, counter = make_examples([9, 20, 33, 12, 40, 7]), CompileCounter()
+    deltas = add_deltas(load_model(str(tiny_model), "float32"), make_plan("lora"), 0)
+    deltas.model.train()
+    if recomputed:
+        deltas.model.base.activation_checkpointing_enable()
+
+    def step() -> list[torch.Tensor]:
+        sft.loss(deltas.model, collate(examples, [0, 1, 2], 64)).backward()
+        found = [parameter.grad for parameter in deltas.parameters.values() if parameter.grad is not None]
+        deltas.model.zero_grad(set_to_none=True)
+        return found
+
+    wanted, plain = step(), score(deltas.model, examples)
+    compile_unit = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_unit(self, backend=counter))
+    for _ in range(2):  # again, as after memory ran out
+        compile_layers(decoder_layers(deltas.model), recomputed=recomputed)
+    found = step()
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-7)
+    graphs = counter.frame_count
+    assert graphs > 0
+    assert score(deltas.model, examples).loss == plain.loss
+    step()
+    assert counter.frame_count == graphs
+
+
+def test_without_a_compiler_a_run_says_so_and_does_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    assert missing_compiler(torch.device("cuda")) is None  # this machine has one
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert missing_compiler(torch.device("cuda")) == "gcc"
+    assert missing_compiler(torch.device("cpu")) == "g++"
+
+
+def test_what_the_compiler_fails_at_runs_as_it_is(
+    tiny_model: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+):
+    torch.compiler.reset()
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    batch = collate(make_examples([9, 20, 33]), [0, 1, 2], 64)
+    deltas = add_deltas(load_model(str(tiny_model), "float32"), make_plan("lora"), 0)
+    wanted = float(sft.loss(deltas.model, batch).detach())
+    compile_layers([], recomputed=False)
+    for layer in decoder_layers(deltas.model):
+        layer.compile(backend=fails)
+    assert float(sft.loss(deltas.model, batch).detach()) == wanted

@@ -197,11 +197,16 @@ def test_memory_ladder_recomputes_first_and_then_halves_the_packs(make_plan: Cal
     assert third is not None
     assert step_down(third, 65) is None
     assert step_down(third, 64) is None
+    cut = step_down(replace(third, parallel="ddp", devices=2), 65)
+    assert cut is not None
+    assert (cut.parallel, cut.capacity) == ("fsdp2", 64)
+    assert step_down(cut, 65) is None
 
 
 def test_training_goes_on_with_smaller_packs(build: Build):
     training, reporter, stop = build("run", "dense", capacity=128)
     loop.one_step(training, 1.0, stop)
+    training.packs.take(1)
     epoch = training.packs.epoch
     smaller = step_down(replace(training.plan, activation_checkpointing=True), 50)
     assert smaller is not None
@@ -217,4 +222,26 @@ def test_running_out_of_memory_is_told_from_other_errors():
     assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"))
+    for text in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'",
+    ):
+        assert is_out_of_memory(RuntimeError(text))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_a_cursor_into_packs_of_another_capacity_goes_on_with_the_next_epoch(build: Build, tmp_path: Path):
+    """A process that is killed after it shrank restores what was saved before."""
+    training, reporter, stop = build("run", capacity=80)
+    loop.one_step(training, 1.0, stop)
+    loop.save(training, reporter)
+    training.saver.wait()
+    found = checkpoint.newest(training.saver.folder, pytest.fail)
+    assert found is not None
+    assert (found.manifest.position.epoch, found.manifest.position.pack) == (0, 2)
+    for capacity, place in ((80, (0, 2)), (60, (1, 0))):
+        again, _, _ = build("again", capacity=capacity)
+        loop.restore(again, found)
+        assert again.step == 1
+        assert (again.packs.epoch, again.packs.index) == place

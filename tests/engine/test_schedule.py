@@ -139,6 +139,13 @@ def test_saves_keep_to_their_interval_and_share():
     assert schedule.pulse.saving_s + 2.0 <= SAVE_SHARE * now + 2.0
 
 
+def test_no_save_is_begun_that_the_last_one_would_wait_for():
+    schedule = _schedule(Costs(save_s=8.0), interval_s=1.0)
+    schedule.save_begun(20.0, 0.0)
+    assert schedule.save_due(schedule.end_at - 11.0)
+    assert not schedule.save_due(schedule.end_at - 9.0)
+
+
 def test_closing_skips_in_the_stated_order():
     costs = Costs(load_s=4.0, score_s=20.0, export_s=4.0, verify_s=4.0)
     kept = [affordable(left, costs) for left in (0.0, 5.9, 16.1, 41.1, 66.1)]

@@ -10,14 +10,16 @@ silently.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from shared.errors import EngineError
@@ -31,6 +33,15 @@ TOLERANCE = 2e-2  # of a healthy bf16 kernel against fp32 math, inputs of size 1
 # Scoring stays in bf16: the scorer's rounding is part of its numbers (2e-4 on the tiny oracle).
 FP32_UP_TO = 256
 FOREIGN = ("softcap", "s_aux")  # changes to the softmax that some models ask for and no kernel here does
+
+
+class Form(NamedTuple):
+    """What a kernel may be unable to do: it is tried on this form before it is used."""
+
+    queries: int = 2  # heads to each pair of key and value
+    dim: int = 64
+    windowed: bool = False
+
 
 # (q_THD, k_TKD, v_TKD, cu_seqlens, max_seqlen, scale, window) -> out_THD
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, int | None], Tensor]
@@ -105,7 +116,8 @@ def packed_attention(
         return _causal(query, key, value, scale, sliding_window).transpose(1, 2), None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        kernel = _kernel(query.device)
+        form = Form(query.shape[1] // key.shape[1], query.shape[3], sliding_window is not None)
+        kernel = _kernel(query.device, form)
         out = kernel(q, k, v, layout.cu_seqlens, layout.max_seqlen, scale, sliding_window)
         return out.unsqueeze(0), None
     return _per_document(query, key, value, layout.document_lengths, scale, sliding_window), None
@@ -141,7 +153,7 @@ def _per_document(
 
 
 def _flash_attn() -> Kernel:
-    """The varlen kernel of the flash-attn package; ImportError where it isn't installed."""
+    """The varlen kernel of the flash-attn package (2.x); ImportError where it isn't installed."""
     from flash_attn import flash_attn_varlen_func
 
     def run(
@@ -153,6 +165,15 @@ def _flash_attn() -> Kernel:
         )
 
     return run
+
+
+def _flash_attn_4() -> Kernel:
+    """torch's varlen call on the kernels of flash-attn-4; ImportError where that isn't installed.
+
+    From then on torch's dense flash attention runs on them, too.
+    """
+    attention.activate_flash_attention_impl("FA4")
+    return _torch_varlen()
 
 
 def _torch_varlen() -> Kernel:
@@ -180,31 +201,42 @@ def _dense() -> Kernel:
     return run
 
 
-_KERNELS = {"flash-attn": _flash_attn, "torch-varlen": _torch_varlen, "sdpa-per-document": _dense}
+_KERNELS = {
+    "flash-attn": _flash_attn,
+    "flash-attn-4": _flash_attn_4,
+    "torch-varlen": _torch_varlen,
+    "sdpa-per-document": _dense,
+}
 
 
 @cache
-def _kernel(device: torch.device) -> Kernel:
+def _kernel(device: torch.device, form: Form) -> Kernel:
     """The first kernel that is there and computes right; which one, and what was passed over, is logged."""
     for name, load in _KERNELS.items():
         try:
             kernel = load()
-            error = kernel_error(kernel, device)
-        except (ImportError, RuntimeError, TypeError) as failure:
+            error = kernel_error(kernel, device, form)
+        except Exception as failure:  # whatever a kernel or its compiler says: the next one is tried
             log.info("attention kernel not usable", kernel=name, cause=str(failure).partition("\n")[0][:200])
-            continue
+            error = math.inf
         if error <= TOLERANCE:
-            log.info("attention kernel", kernel=name, device=str(device), error=error)
+            log.info("attention kernel", kernel=name, device=str(device), form=form, error=error)
             return kernel
-        log.warning("attention kernel is wrong", kernel=name, device=str(device), error=error)
+        if math.isfinite(error):
+            log.warning("attention kernel is wrong", kernel=name, device=str(device), error=error)
+        if attention.current_flash_attention_impl() is not None:
+            attention.restore_flash_attention_impl()
     raise EngineError(ErrorCode.DEVICE, f"no attention kernel computes right on {device}")
 
 
-def kernel_error(kernel: Kernel, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
+def kernel_error(
+    kernel: Kernel, device: torch.device, form: Form, dtype: torch.dtype = torch.bfloat16
+) -> float:
     """Largest error of a kernel's output and gradients against fp32 math, on three short documents."""
     # The first call may come from scoring, where there are no gradients.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        lengths, heads, groups, dim, scale = [7, 1, 56], 4, 2, 64, 64**-0.5
+        lengths, heads, groups, dim, scale = [7, 1, 56], 2 * form.queries, 2, form.dim, form.dim**-0.5
+        window = 16 if form.windowed else None
         random = torch.Generator().manual_seed(0)
         shapes = [(sum(lengths), count, dim) for count in (heads, groups, groups)]
         inputs = [torch.randn(shape, generator=random).to(dtype).to(device) for shape in shapes]
@@ -213,11 +245,11 @@ def kernel_error(kernel: Kernel, device: torch.device, dtype: torch.dtype = torc
 
         tested = [tensor.clone().requires_grad_() for tensor in inputs]
         q, k, v = tested
-        found = kernel(q, k, v, borders, sum(lengths), scale, None)
+        found = kernel(q, k, v, borders, sum(lengths), scale, window)
         found.backward(gradient)
         exact = [tensor.float().requires_grad_() for tensor in inputs]
         query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in exact)
-        wanted = _per_document(query, key, value, lengths, scale, None)[0]
+        wanted = _per_document(query, key, value, lengths, scale, window)[0]
         wanted.backward(gradient.float())
         pairs = [(found, wanted.detach()), *((a.grad, b.grad) for a, b in zip(tested, exact, strict=True))]
         errors = [((a.detach().float() - b).abs().max() / (1 + b.abs().max())) for a, b in pairs]

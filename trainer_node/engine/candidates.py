@@ -38,13 +38,13 @@ class TailAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Take the present weights in."""
-        self.count += 1
         if not self.weights:
             self.weights = {name: value.detach().float().clone() for name, value in self.parameters.items()}
-            return
-        averages = [local(value) for value in self.weights.values()]
-        present = [local(value.detach()).float() for value in self.parameters.values()]
-        torch._foreach_lerp_(averages, present, 1.0 / self.count)
+        else:
+            averages = [local(value) for value in self.weights.values()]
+            present = [local(value.detach()).float() for value in self.parameters.values()]
+            torch._foreach_lerp_(averages, present, 1.0 / (self.count + 1))
+        self.count += 1  # last: if memory ran out, it was not taken in
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -59,6 +59,7 @@ class Position(Struct, frozen=True, kw_only=True):
     averaged: int  # steps in the running average
     pulse: Pulse
     loss: float | None = None  # mean over the steps since the checkpoint before
+    capacity: int = 0  # of the packs that the cursor counts; 0: of an older version, the plan's
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -121,11 +122,14 @@ def kept(folder: Path) -> set[Path]:
     return {*folders[:KEPT], *sorted(folders, key=_loss)[:1]}
 
 
-def whole(folder: Path, report: Callable[[str], None]) -> Iterator[Checkpoint]:
-    """The checkpoints that are whole, newest first; what is damaged is reported and left alone."""
+def whole(folder: Path, report: Callable[[str], None], only: str = "") -> Iterator[Checkpoint]:
+    """The checkpoints that are whole, newest first; what is damaged is reported and left alone.
+
+    With `only` no more than that group of tensors is looked at: a checksum takes a second per GB.
+    """
     for candidate in _folders(folder):
         try:
-            yield Checkpoint(candidate, _verified(candidate))
+            yield Checkpoint(candidate, _verified(candidate, only))
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             report(f"checkpoint {candidate.name} is damaged and skipped: {error}")
 
@@ -201,9 +205,11 @@ def _manifest(folder: Path) -> Manifest:
     return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
 
 
-def _verified(folder: Path) -> Manifest:
+def _verified(folder: Path, only: str) -> Manifest:
     manifest = _manifest(folder)
     for name, entry in manifest.files.items():
+        if only and name != f"{only}.safetensors":
+            continue
         path = folder / name
         size = path.stat().st_size
         if size != entry.bytes:

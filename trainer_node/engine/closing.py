@@ -79,8 +79,14 @@ def choose(
         candidates.append(replace(last, name="average", worn=average.applied).measured(score))
     base = record.base_losses
     candidates = ranked(candidates, base)
-    if (excess(candidates[0], base) >= 0.0 and Part.SCORE in parts) or not is_finite(training):
-        others = [other.measured(score) for other in earlier(run, training)]
+    finite = is_finite(training)
+    if (excess(candidates[0], base) >= 0.0 and Part.SCORE in parts) or not finite:
+        others: list[Candidate] = []
+        for other in earlier(run, training):
+            if (finite or others) and run.clock.time() + SAFETY * costs.load_s > until:
+                break
+            with run.patience():  # its weights are read first
+                others.append(other.measured(score))
         if Part.VERIFY in parts:  # there is time to load the base model once more
             others.append(untrained(run, record, training))
         candidates = ranked([*candidates, *others], base)
@@ -91,10 +97,14 @@ def choose(
 
 
 def earlier(run: Run, training: Training) -> Iterator[Candidate]:
-    """The checkpoints on disk of earlier steps than the last one."""
+    """The checkpoints on disk of earlier steps than the last one, newest first; looked at one by one."""
     folder, team = run.folder / "checkpoints", run.team
-    found = team.tell(list(checkpoint.whole(folder, run.reporter.message)) if team.leads else [])
-    for one in found:
+    found = checkpoint.whole(folder, run.reporter.message, only="weights") if team.leads else iter(())
+    while True:
+        with run.patience():
+            one = team.tell(next(found, None))
+        if one is None:
+            return
         position = one.manifest.position
         if position.step < training.step:
             reached = Reached(position.step, position.tokens, position.train_s)

@@ -19,12 +19,14 @@ from shared.clock import Clock, TokenClock
 from shared.plan import Plan
 from trainer_node.engine.candidates import TAIL, TailAverage
 from trainer_node.engine.checkpoint import Checkpoint, Position
+from trainer_node.engine.compiling import compile_layers
 from trainer_node.engine.data import Examples
 from trainer_node.engine.lanes import Lanes
 from trainer_node.engine.model import Deltas
 from trainer_node.engine.objectives import Loss
+from trainer_node.engine.oom import release
 from trainer_node.engine.packing import collate, pack
-from trainer_node.engine.parallel import ALONE, Team, between, gathered, local, placed
+from trainer_node.engine.parallel import ALONE, Team, between, decoder_layers, gathered, local, placed
 from trainer_node.engine.progress import Reporter
 from trainer_node.engine.saver import Saver
 from trainer_node.engine.schedule import Schedule
@@ -121,6 +123,8 @@ def train(run: Training, reporter: Reporter, stop: Stop) -> None:
         loss = one_step(run, order.rate, stop)
         if loss is None:
             break
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)  # else only the launching is timed
         run.schedule.stepped(run.clock.time() - began)
         run.train_s += time.monotonic() - real
         loss_sum, losses = loss_sum + loss, losses + 1
@@ -158,7 +162,7 @@ def next_order(run: Training, stop: Stop, *, report: bool, unsaved: bool) -> Ord
 def report(run: Training, reporter: Reporter, loss: float) -> None:
     """Where training stands; `loss` is the mean over the steps since the last report."""
     now, rate = run.clock.time(), float(run.optimizer.param_groups[0]["lr"])
-    progress = run.schedule.update(now, run.tokens)
+    progress = run.schedule.pulse.progress  # as all processes have agreed: each clock would tell another
     reporter.step(run.step, progress, run.tokens, loss, rate, run.schedule.eta_s(now))
 
 
@@ -231,13 +235,13 @@ def shrink(run: Training) -> None:
     epoch's.
     """
     run.optimizer.zero_grad(set_to_none=True)
-    gc.collect()
-    if run.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release()
     if run.plan.activation_checkpointing:
         run.deltas.model.base.activation_checkpointing_enable()
+        if run.plan.compile:
+            compile_layers(decoder_layers(run.deltas.model), recomputed=True)
     if run.packs.capacity != run.plan.capacity:
-        epoch = run.packs.epoch + (1 if run.step else 0)
+        epoch = run.packs.epoch + (run.packs.index > 0)
         run.packs = Packs(run.packs.lengths, run.plan.capacity, run.seed, run.packs.max_examples, epoch)
 
 
@@ -264,6 +268,7 @@ def save(run: Training, reporter: Reporter) -> None:
         clock_tokens=run.clock.tokens if isinstance(run.clock, TokenClock) else 0,
         train_s=run.train_s,
         averaged=run.average.count if run.average else 0,
+        capacity=run.plan.capacity,
         pulse=replace(run.schedule.pulse),  # it is written while training goes on
         loss=float(run.team.total(loss_sum)) / steps if steps else None,
     )
@@ -305,6 +310,8 @@ def restore(run: Training, found: Checkpoint) -> None:
         }
     run.step, run.tokens, run.train_s = position.step, position.tokens, position.train_s
     run.packs.epoch, run.packs.index = position.epoch, position.pack
+    if position.capacity not in (0, run.plan.capacity):  # its packs were others: as in `shrink`
+        run.packs.epoch, run.packs.index = position.epoch + (position.pack > 0), 0
     if isinstance(run.clock, TokenClock):
         run.clock.tokens = position.clock_tokens
 

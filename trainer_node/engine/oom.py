@@ -1,12 +1,25 @@
-"""Telling that memory ran out from everything else that can go wrong."""
+"""Memory that ran out: telling it from everything else that can go wrong, and giving back what isn't used."""
 
 from __future__ import annotations
 
+import gc
+
 import torch
+
+# Of torch on a CPU; of CUDA and NCCL outside torch's allocator; of cuBLAS, whose workspace comes late.
+SIGNS = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: CUDA's class, Python's, or torch's text on a CPU."""
+    """Whether an error says that memory ran out: CUDA's class, Python's, or a text of torch's."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in SIGNS)
+
+
+def release() -> None:
+    """Free what nothing refers to any more; sharded modules refer to themselves, so it needs a collection."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -27,6 +27,7 @@ from shared.clock import Clock
 from shared.errors import EngineError
 from shared.messages import ErrorCode, WorkerJob
 from shared.plan import Plan
+from trainer_node.engine.compiling import compile_layers
 from trainer_node.engine.model import Deltas
 from trainer_node.engine.network import LabelModel
 
@@ -168,8 +169,7 @@ def spread(deltas: Deltas, plan: Plan, team: Team) -> tuple[Deltas, nn.Module]:
     """
     layers = decoder_layers(deltas.model)
     if plan.compile:
-        for layer in layers:
-            layer.compile()
+        compile_layers(layers, recomputed=plan.activation_checkpointing)
     if plan.parallel == "fsdp2":
         deltas = _shard(deltas, layers, plan, team)
     elif plan.parallel == "ddp":

@@ -21,20 +21,22 @@ from msgspec.structs import replace
 
 from shared.clock import TokenClock, WallClock
 from shared.errors import EngineError, PodiumError
-from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, WorkerJob, decode_worker_job
+from shared.hardware import usable_memory
+from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, WorkerJob, decode_worker_job
 from shared.plan import Deviation, Plan
 from trainer_node.engine import checkpoint, loop, prepare, reference, standby
 from trainer_node.engine.attention import max_documents
 from trainer_node.engine.candidates import TailAverage
 from trainer_node.engine.checkpoint import Checkpoint
 from trainer_node.engine.closing import close, submit_as_is
+from trainer_node.engine.compiling import missing_compiler
 from trainer_node.engine.lanes import lanes_for
 from trainer_node.engine.launch import AGAIN, rank_of
 from trainer_node.engine.loop import Packs, Training
 from trainer_node.engine.model import add_deltas, load_config, load_model
 from trainer_node.engine.network import label_model
 from trainer_node.engine.objectives import loss_for
-from trainer_node.engine.oom import is_out_of_memory
+from trainer_node.engine.oom import is_out_of_memory, release
 from trainer_node.engine.parallel import fitted, is_lost_peer, join, leave, shard_frozen, spread
 from trainer_node.engine.prepare import Data, Record, Run
 from trainer_node.engine.progress import Reporter, write_outcome
@@ -66,10 +68,10 @@ def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
     leads = (rank_of(os.environ) or 0) == 0
     reporter = Reporter(folder / "progress.jsonl" if leads else Path(os.devnull), job.task, job.slot)
     stop.last_word = lambda: write_outcome(folder, reporter, Outcome(status=OutcomeStatus.STOPPED))
+    team = None
     try:
         team = join(job, job.ready_by - clock.time())
         outcome = pipeline(Run(job, folder, clock, reporter, stop, team, import_s))
-        leave(team)
     except SmallerPlan:
         return AGAIN
     except Exception as error:
@@ -81,6 +83,11 @@ def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
     if leads:
         stop.close()
         write_outcome(folder, reporter, outcome)
+    if team is not None and outcome.status is not OutcomeStatus.FAILED:
+        try:  # when all is said: the library may fail or hang in it
+            leave(team)
+        except Exception:
+            traceback.print_exc()
     return 1 if outcome.status is OutcomeStatus.FAILED else 0
 
 
@@ -158,6 +165,8 @@ def begin(run: Run) -> Outcome:
     prepare.write_record(run, record, plan)
     announce(run, plan)
     if "fsdp2" in (draft.parallel, plan.parallel):
+        del model  # both would be there at once, and memory is what it is sharded for
+        release()
         model = load(run, plan)  # cut anew: what is trained has other dtypes
     return train(run, record, plan, model, data, None)
 
@@ -230,6 +239,9 @@ def assemble(
 ) -> Training:
     """All the parts of training, fresh or as the checkpoint left them."""
     heads, job = model.config.num_attention_heads, run.job
+    if plan.compile and (missing := missing_compiler(run.team.device)):
+        plan = replace(plan, compile=False)
+        run.reporter.message(f"layers are not compiled: that needs {missing}, which is not installed here")
     head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
     deltas = add_deltas(model, plan, job.seed)
     trained = sum(value.numel() for value in deltas.parameters.values())
@@ -237,7 +249,7 @@ def assemble(
         trained //= run.team.world
     deltas, forward = spread(deltas, plan, run.team)
     pulse = found.manifest.position.pulse if found else Pulse(begun_at=run.clock.time())
-    keeps_average = 4 * trained <= AVERAGE_SHARE * job.hardware.memory_bytes
+    keeps_average = averages(plan, 4 * trained, job.hardware)
     if not keeps_average:
         run.reporter.message("no average of the weights is kept: it would take too much memory")
     limit = max(1, max_documents(plan.capacity, heads, head_dim) // data.train.group)
@@ -271,6 +283,12 @@ def assemble(
     return training
 
 
+def averages(plan: Plan, size: int, hardware: Hardware) -> bool:
+    """Whether there is room for a running average of so many bytes, beside all that was planned."""
+    fits = plan.memory_bytes + size <= usable_memory(hardware)
+    return fits and size <= AVERAGE_SHARE * hardware.memory_bytes
+
+
 def schedule_for(job: WorkerJob, plan: Plan, pulse: Pulse, costs: Costs, train_tokens: int) -> Schedule:
     """The job's clock."""
     return Schedule(
@@ -286,7 +304,7 @@ def schedule_for(job: WorkerJob, plan: Plan, pulse: Pulse, costs: Costs, train_t
 
 
 def descend(run: Run, training: Training) -> None:
-    """Train; whenever memory runs out, step down: recompute activations, then halve the packs."""
+    """Train; whenever memory runs out, step down by one rung."""
     while True:
         try:
             loop.train(training, run.reporter, run.stop)
@@ -308,11 +326,15 @@ def descend(run: Run, training: Training) -> None:
 
 
 def step_down(plan: Plan, longest: int) -> Plan | None:
-    """The next rung that needs less memory at the same batch: recompute activations, then halve the packs."""
+    """The next rung that needs less memory at the same batch.
+
+    Recompute activations, then halve the packs as long as they hold the longest row, then cut the weights.
+    """
     if not plan.activation_checkpointing:
         return replace(plan, activation_checkpointing=True)
-    half = plan.capacity // 2
-    return replace(plan, capacity=half, packs_per_step=2 * plan.packs_per_step) if half >= longest else None
+    if plan.capacity // 2 >= longest:
+        return replace(plan, capacity=plan.capacity // 2, packs_per_step=2 * plan.packs_per_step)
+    return replace(plan, parallel="fsdp2") if plan.parallel == "ddp" else None
 
 
 def was_too_large(plan: Plan) -> bool:
@@ -321,6 +343,8 @@ def was_too_large(plan: Plan) -> bool:
 
 
 def _because(old: Plan, new: Plan) -> Deviation:
+    if old.parallel != new.parallel:
+        return Deviation("parallel", old.parallel, new.parallel, OUT_OF_MEMORY)
     if old.capacity == new.capacity:
         return Deviation("activation checkpointing", "off", "on", OUT_OF_MEMORY)
     return Deviation("pack capacity", str(old.capacity), str(new.capacity), OUT_OF_MEMORY)

@@ -165,6 +165,8 @@ class Schedule:
             first_at = self.start_at + FIRST_SAVE * (self.ready_by - self.start_at)
             if now + 2 * self.step_s + SAFETY * self.costs.save_s >= first_at:
                 return True
+        elif now + SAFETY * self.costs.save_s >= self.end_at:
+            return False  # it would not be on disk before the last one, which waits for it
         if now - since < self.interval_s:
             return False
         spent = self.pulse.saving_s + 2 * self._save_costs_s

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.clock import Clock
+from trainer_node.engine.compiling import eager
 from trainer_node.engine.data import Examples
 from trainer_node.engine.network import LabelModel, label_model
 from trainer_node.engine.objectives import dpo
@@ -150,7 +151,7 @@ def _batches(
     model.eval()
     try:
         # Sharded weights that are gathered in inference mode could never be trained afterwards.
-        with torch.inference_mode() if team.alone else torch.no_grad():
+        with torch.inference_mode() if team.alone else torch.no_grad(), eager():
             groups = list(_groups(examples.lengths.tolist(), batch_tokens))
             for _, indices, counts in team.share(groups):
                 batch = collate(examples, indices, int(examples.lengths[indices].sum()), device)
