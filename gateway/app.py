@@ -17,7 +17,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.access import guard_of, is_loopback
 from gateway.api import make_app
 from gateway.app_keys import RUNNING
-from gateway.service import Service, end_tasks
+from gateway.ending import end_tasks
+from gateway.service import Service
 from gateway.upstream.auth import remarks
 from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from gateway.admission import ANSWER_S, Admission, NoSlotError, NotAcceptedError
 from gateway.decisions import DecisionLog
+from gateway.ending import end_tasks
 from gateway.events import EventLog
 from gateway.evidence import DAY_S, Evidence
 from gateway.expiry import expire_for_ever
@@ -16,8 +17,9 @@ from gateway.families import Families
 from gateway.follower import Follower
 from gateway.learner import Learner
 from gateway.ledger import Ledger
+from gateway.link import RETRY_S, end_with, reach
 from gateway.measures import Measures
-from gateway.mirror import LostRecordsError, Mirror
+from gateway.mirror import Mirror
 from gateway.news import News
 from gateway.operations import Operations
 from gateway.policies import load_policy
@@ -32,26 +34,17 @@ from gateway.upstream.requests import OfferResponder
 from gateway.upstream.validators import Validators
 from gateway.views import GatewayInfo, MirrorInfo, agreed
 from shared import subjects
-from shared.bus import Bus, connect
-from shared.credentials import GATEWAY
-from shared.errors import BusError, BusTimeoutError, BusUnavailableError
+from shared.bus import Bus
+from shared.errors import BusError, BusUnavailableError
 from shared.hardware import parse_hardware
 from shared.logs import get_logger
 from shared.messages import BareOffer, Decision, Job, Offer
 from shared.settings import Settings
-from shared.streams import ready
 from shared.version import version
 
-RETRY_S = 1.0
-LOST_S = 2.0  # between two looks whether somebody has restored what the broker lost
 START_S = 1.8  # how long a request waits for a gateway that is starting; part of ANSWER_S
 START_ANSWER_S = 7.0  # of the 10 s that upstream waits for a start; the last try takes START_S more
 START_RETRY_S = 0.25
-READS = (
-    (subjects.JOBS_STREAM, subjects.ANY_JOB),
-    (subjects.STATE_STREAM, subjects.ANY_STATE),
-    (subjects.LEASES_STREAM, subjects.ANY_LEASE),
-)
 DECISIONS_FILE = "decisions.jsonl"
 
 log = get_logger()
@@ -242,7 +235,7 @@ class Service:
         await self._open_mirror()
         await self._families.look()
         try:
-            bus = self._bus = await self._reach_nats()
+            bus = self._bus = await reach(self.settings, self._mirror, self._tell_lost)
             try:
                 await self._work(bus)
             finally:
@@ -273,7 +266,7 @@ class Service:
         await scores.start()
         await self.presence.start(bus)
         parts = [
-            asyncio.create_task(_end_if_closed(bus), name="bus watch"),
+            asyncio.create_task(end_with(bus), name="bus watch"),
             asyncio.create_task(follower.run(), name="follower"),
             asyncio.create_task(scores.run(), name="scores"),
             asyncio.create_task(self._look_at_leases(bus), name="leases"),
@@ -297,49 +290,17 @@ class Service:
             self._operations = self._scores = None
             await end_tasks(parts)
 
+    def _tell_lost(self, lost: str | None) -> None:
+        self._lost = lost
+
     def _after_fold(self) -> None:
         self._mirror.wake.set()
         self.learner.take_in()
-
-    async def _reach_nats(self) -> Bus:
-        """Connect and see to the streams, for ever: operators may start services in any order."""
-        while True:
-            try:
-                bus = await connect(self.settings, name=f"gateway {self.settings.gateway_name}", user=GATEWAY)
-            except BusUnavailableError as error:
-                log.warning(str(error))
-                await asyncio.sleep(RETRY_S)
-                continue
-            try:
-                await ready(bus, self.settings, READS)
-                await self._begin_mirror(bus)
-                self._lost = None
-            except LostRecordsError as error:
-                if self._lost is None:
-                    log.error(str(error))
-                self._lost = str(error)
-                await bus.close()
-                await asyncio.sleep(LOST_S)
-            except (BusUnavailableError, BusTimeoutError) as error:
-                log.warning("JetStream is not usable yet", error=str(error))
-                await bus.close()
-                await asyncio.sleep(RETRY_S)
-            except BaseException:
-                await bus.close()
-                raise
-            else:
-                return bus
 
     async def _open_mirror(self) -> None:
         """A gateway that can't write its mirror still decides; that it can't is said wherever it is shown."""
         try:
             await asyncio.to_thread(self._mirror.open)
-        except OSError as error:
-            self._mirror.fail(error)
-
-    async def _begin_mirror(self, bus: Bus) -> None:
-        try:
-            await self._mirror.begin(bus)
         except OSError as error:
             self._mirror.fail(error)
 
@@ -357,21 +318,3 @@ class Service:
                 await asyncio.sleep(RETRY_S)
                 continue
             await again.wait()
-
-
-async def end_tasks(tasks: Iterable[asyncio.Task[None]], again_s: float = 0.2) -> None:
-    """Cancel tasks until each has ended.
-
-    Once is not enough: `asyncio.wait_for` of Python 3.11, which the NATS client is full of, drops a
-    cancellation that comes in the same moment as the result.
-    """
-    pending = {task for task in tasks if not task.done()}
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=again_s)
-
-
-async def _end_if_closed(bus: Bus) -> None:
-    await bus.closed.wait()
-    raise bus.why_closed()
