@@ -152,6 +152,7 @@ class Nonces:
         self._minute = minute
         self._seen.forget(now)
         self._waiting = [(key, claimed) for key, claimed in self._waiting if key in self._seen]
+        self._lost &= {key for key, _ in self._waiting}
 
     async def _asked(self) -> None:
         """Return when somebody claims a nonce or the link is back, but after LOOK_S at the latest."""

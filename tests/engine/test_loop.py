@@ -14,11 +14,13 @@ from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJ
 from shared.plan import Plan
 from trainer_node.engine import checkpoint, loop
 from trainer_node.engine.data import Examples
+from trainer_node.engine.ladder import step_down
 from trainer_node.engine.loop import Packs, Training
 from trainer_node.engine.model import load_model
+from trainer_node.engine.oom import is_out_of_memory
 from trainer_node.engine.prepare import Data, Record, Run
 from trainer_node.engine.progress import Reporter
-from trainer_node.engine.run import assemble, is_out_of_memory, step_down
+from trainer_node.engine.run import assemble
 from trainer_node.engine.schedule import Costs
 from trainer_node.engine.stop import Stop
 

@@ -32,8 +32,8 @@ from shared.messages import (
 from shared.plan import Plan
 from shared.ports import free_port
 from trainer_node.engine import launch
+from trainer_node.engine.ladder import OUT_OF_MEMORY
 from trainer_node.engine.parallel import ALONE, Team, fitted
-from trainer_node.engine.run import OUT_OF_MEMORY
 
 ROOT = Path(__file__).parents[2]
 SIDE = Path(__file__).with_name("parallel_side.py")

@@ -25,7 +25,7 @@ def compile_layers(layers: Iterable[nn.Module], *, recomputed: bool) -> None:
     """
     torch._dynamo.config.suppress_errors = True
     for layer in layers:
-        layer._compiled_call_impl = None
+        layer._compiled_call_impl = None  # all that nn.Module.compile sets
         for unit in layer.children() if recomputed else [layer]:
             unit.compile()
 

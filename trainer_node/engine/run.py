@@ -23,13 +23,14 @@ from shared.clock import TokenClock, WallClock
 from shared.errors import EngineError, PodiumError
 from shared.hardware import usable_memory
 from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, WorkerJob, decode_worker_job
-from shared.plan import Deviation, Plan
+from shared.plan import Plan
 from trainer_node.engine import checkpoint, loop, prepare, reference, standby
 from trainer_node.engine.attention import max_documents
 from trainer_node.engine.candidates import TailAverage
 from trainer_node.engine.checkpoint import Checkpoint
 from trainer_node.engine.closing import close, submit_as_is
 from trainer_node.engine.compiling import missing_compiler
+from trainer_node.engine.ladder import SmallerPlan, descend, was_too_large
 from trainer_node.engine.lanes import lanes_for
 from trainer_node.engine.launch import AGAIN, rank_of
 from trainer_node.engine.loop import Packs, Training
@@ -46,14 +47,6 @@ from trainer_node.engine.stop import Stop
 
 AVERAGE_SHARE = 0.1  # of the memory: the running average is kept if it takes no more
 COPY_SHARE = 0.1  # of main memory: what is saved is copied, and training goes on, if it takes no more
-OUT_OF_MEMORY = "memory ran out"
-
-
-class SmallerPlan(Exception):
-    """Memory ran out in one of several processes: a smaller plan is written down, all must start again.
-
-    The others may be inside a collective that this one will never join: none of them can go on.
-    """
 
 
 def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
@@ -301,50 +294,3 @@ def schedule_for(job: WorkerJob, plan: Plan, pulse: Pulse, costs: Costs, train_t
         expected_steps=plan.expected_steps,
         interval_s=job.checkpoint_interval_s,
     )
-
-
-def descend(run: Run, training: Training) -> None:
-    """Train; whenever memory runs out, step down by one rung."""
-    while True:
-        try:
-            loop.train(training, run.reporter, run.stop)
-            return
-        except (RuntimeError, MemoryError) as error:
-            smaller = step_down(training.plan, int(training.examples.lengths.max()))
-            if not is_out_of_memory(error) or smaller is None:
-                raise
-            text = _first_line(error) if isinstance(error, Exception) else "out of memory"
-        training.plan = replace(
-            smaller, deviations=[*training.plan.deviations, _because(training.plan, smaller)]
-        )
-        run.reporter.message(f"out of memory, going on with a smaller step: {text}")
-        if known := prepare.read_record(run.folder):
-            prepare.write_plan(run.folder, training.plan)
-        if known and not run.team.alone:
-            raise SmallerPlan
-        loop.shrink(training)
-
-
-def step_down(plan: Plan, longest: int) -> Plan | None:
-    """The next rung that needs less memory at the same batch.
-
-    Recompute activations, then halve the packs as long as they hold the longest row, then cut the weights.
-    """
-    if not plan.activation_checkpointing:
-        return replace(plan, activation_checkpointing=True)
-    if plan.capacity // 2 >= longest:
-        return replace(plan, capacity=plan.capacity // 2, packs_per_step=2 * plan.packs_per_step)
-    return replace(plan, parallel="fsdp2") if plan.parallel == "ddp" else None
-
-
-def was_too_large(plan: Plan) -> bool:
-    """Whether a plan is what was left after memory ran out: it must not be drawn again."""
-    return any(deviation.reason == OUT_OF_MEMORY for deviation in plan.deviations)
-
-
-def _because(old: Plan, new: Plan) -> Deviation:
-    if old.parallel != new.parallel:
-        return Deviation("parallel", old.parallel, new.parallel, OUT_OF_MEMORY)
-    if old.capacity == new.capacity:
-        return Deviation("activation checkpointing", "off", "on", OUT_OF_MEMORY)
-    return Deviation("pack capacity", str(old.capacity), str(new.capacity), OUT_OF_MEMORY)
