@@ -190,7 +190,7 @@ def exports(deltas: Deltas, plan: Plan, dev: Examples) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         job = job_in(Path(name))
         for form, worth in (("model", 0.0), ("adapter", 9.0)):
-            factors.WORTH = worth
+            factors.WORTH = dict.fromkeys(factors.WORTH, worth)
             folder = Path(name) / form
             answer[f"{form}_mb"] = export.write(deltas, plan, job, Metrics(base_loss=0.0), folder).bytes / 1e6
             if form == "model":

@@ -16,7 +16,7 @@ from shared.messages import DatasetType, FileFormat, Hardware, Metrics, TaskType
 from shared.plan import Deviation, ModulePlan, Plan
 from trainer_node.engine import export, factors, verify
 from trainer_node.engine.data import Examples
-from trainer_node.engine.model import Deltas, add_deltas, load_model
+from trainer_node.engine.model import Deltas, add_deltas, load_adapter, load_model
 from trainer_node.engine.score import score_sft
 from trainer_node.engine.stock import stock_config
 
@@ -76,7 +76,7 @@ def test_the_export_scores_like_the_trained_model(
     make_examples: Callable[..., Examples],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(factors, "WORTH", 0.0 if kind == "model" else 9.0)
+    monkeypatch.setattr(factors, "WORTH", dict.fromkeys(factors.WORTH, 0.0 if kind == "model" else 9.0))
     plan = make_plan(method, dtype=dtype, deviations=[Deviation("rank", "8192", "64", "it is enough")])
     deltas, dev = _trained(tiny_model, plan), make_examples([9, 20, 33, 12])
     trained = score_sft(deltas.model, dev)
@@ -105,7 +105,7 @@ def test_the_export_scores_like_the_trained_model(
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any dense delta is exported as a whole model."""
-    monkeypatch.setattr(factors, "WORTH", 0.0)
+    monkeypatch.setattr(factors, "WORTH", dict.fromkeys(factors.WORTH, 0.0))
 
 
 @pytest.mark.usefixtures("whole")
@@ -168,9 +168,23 @@ def test_an_adapter_must_be_smaller(ranks: tuple[int, ...], smaller: bool, make_
         for name, kind, rank in zip("abc", kinds, ranks, strict=True)
     ]
     # Dense: 2 x 512 bytes; rank 16: 4 x 512, rank 8: 4 x 256. The model: 2,560 bytes less a tenth.
-    plan = make_plan(modules=modules)
+    plan = make_plan(modules=modules, dtype="bfloat16")
     assert factors.fit_better(plan, torch.nn.Linear(64, 20, bias=False)) is False
     assert factors.fit_better(plan, torch.nn.Linear(64, 36, bias=False)) is smaller
+
+
+def test_what_was_trained_in_fp32_is_not_rounded_to_a_bf16_model(
+    tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+):
+    plan, dev, job = make_plan("dense", dtype="float32"), make_examples([9, 20, 33, 12]), _job(tiny_model)
+    deltas = _trained(tiny_model, plan)
+    with torch.no_grad():
+        for weight in deltas.parameters.values():  # steps of a third of what bf16 can tell apart
+            weight.copy_(weight.bfloat16().float() * (1 + 2.0**-9 / 1.5))
+    trained = score_sft(deltas.model, dev)
+    assert export.write(deltas, plan, job, METRICS, tmp_path / "export").kind == "adapter"
+    model = load_adapter(load_model(str(tiny_model), torch.float32), str(tmp_path / "export"))
+    assert score_sft(model, dev).loss == pytest.approx(trained.loss, abs=1e-5)
 
 
 @pytest.mark.parametrize(

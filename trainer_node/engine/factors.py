@@ -8,6 +8,7 @@ an adapter with their factors is smaller. A lower rank would lose something: wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,14 +17,17 @@ from torch import Tensor, nn
 from shared.plan import ModulePlan, Plan
 
 LORA_BYTES, DENSE_BYTES, MODEL_BYTES = 4, 2, 2  # of one number: LoRA's factors stay fp32
-WORTH = 0.9  # an adapter must be a tenth smaller: the scorer computes with its factors beside the base
+# How large an adapter may be, as a share of the whole model. Trained in bf16, a tenth smaller: the scorer
+# computes with its factors beside the base. A whole model is bf16, and weights that were trained in fp32 were
+# never rounded to that: they score .025 worse then (docs/experiments.md), but not as deltas beside the base.
+WORTH = {"bfloat16": 0.9, "float32": math.inf}
 
 
 def fit_better(plan: Plan, base: nn.Module) -> bool:
-    """Whether an adapter with all deltas is smaller than the whole model."""
+    """Whether an adapter with all deltas is the better form: smaller than the whole model, or more exact."""
     adapter = sum(module.count * _bytes(module) for module in plan.modules)
     whole = MODEL_BYTES * sum(weight.numel() for weight in _untouched(base))
-    return adapter <= WORTH * whole
+    return adapter <= WORTH[plan.dtype] * whole
 
 
 def rank_of(module: ModulePlan) -> int:
