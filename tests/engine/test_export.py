@@ -177,14 +177,19 @@ def test_what_was_trained_in_fp32_is_not_rounded_to_a_bf16_model(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
 ):
     plan, dev, job = make_plan("dense", dtype="float32"), make_examples([9, 20, 33, 12]), _job(tiny_model)
-    deltas = _trained(tiny_model, plan)
+    deltas = add_deltas(load_model(str(tiny_model), torch.bfloat16).float(), plan, seed=0)
     with torch.no_grad():
-        for weight in deltas.parameters.values():  # steps of a third of what bf16 can tell apart
-            weight.copy_(weight.bfloat16().float() * (1 + 2.0**-9 / 1.5))
-    trained = score_sft(deltas.model, dev)
+        for weight in deltas.parameters.values():  # steps of less than bf16 can tell apart
+            weight.mul_(1 + 2.0**-9 * torch.randn_like(weight))
+    trained = score_sft(deltas.model, dev).loss
     assert export.write(deltas, plan, job, METRICS, tmp_path / "export").kind == "adapter"
-    model = load_adapter(load_model(str(tiny_model), torch.float32), str(tmp_path / "export"))
-    assert score_sft(model, dev).loss == pytest.approx(trained.loss, abs=1e-5)
+    base = load_model(str(tiny_model), torch.bfloat16).float()  # as the scorer has it
+    found = score_sft(load_adapter(base, str(tmp_path / "export")), dev).loss
+    assert found == pytest.approx(trained, abs=1e-5)
+    with torch.no_grad():
+        for weight in deltas.parameters.values():
+            weight.copy_(weight.bfloat16())
+    assert score_sft(deltas.model, dev).loss != pytest.approx(trained, abs=3e-5)
 
 
 @pytest.mark.parametrize(
