@@ -96,3 +96,17 @@ def test_the_best_stretch_of_training_is_kept(tmp_path: Path):
         "step-00000005",
         "step-00000006",
     ]
+
+
+def test_memory_that_is_made_ready_is_what_the_first_save_copies_to(tmp_path: Path):
+    saver, weight = _saver(tmp_path), torch.ones(3)
+    saver.prepare({"weights": {"w": weight}})
+    saver._pool.submit(lambda: None).result(WAIT_S)
+    ready = saver._copies["weights", "w"].data_ptr()
+    saver.begin(_position(1), {"weights": {"w": weight}})
+    saver.wait()
+    assert saver._copies["weights", "w"].data_ptr() == ready
+    assert torch.equal(_weights(tmp_path), weight)
+    small = _saver(tmp_path, most_bytes=1.0)  # it would write while the run waits, without a copy
+    small.prepare({"weights": {"w": weight}})
+    assert small._preparing is None

@@ -129,6 +129,8 @@ def train(run: Training, reporter: Reporter, stop: Stop) -> None:
         run.train_s += time.monotonic() - real
         loss_sum, losses = loss_sum + loss, losses + 1
         run.since_save = (run.since_save[0] + loss, run.since_save[1] + 1)
+        if run.step == begun + 1 and run.team.leads and run.plan.parallel != "fsdp2":
+            run.saver.prepare({"weights": run.deltas.state(), "optimizer": moments(run)})
         if run.step == 1:
             gc.collect()
             gc.freeze()  # what lives now lives to the end: later collections needn't look at it
@@ -272,10 +274,10 @@ def save(run: Training, reporter: Reporter) -> None:
         pulse=replace(run.schedule.pulse),  # it is written while training goes on
         loss=float(run.team.total(loss_sum)) / steps if steps else None,
     )
-    moments = {} if over else dict(_optimizer_tensors(run.optimizer, run.deltas.parameters))
+    optimizer = {} if over else moments(run)
     tensors = {
         "weights": gathered(run.deltas.state(), run.team),
-        "optimizer": gathered(moments, run.team),
+        "optimizer": gathered(optimizer, run.team),
         "average": gathered(run.average.weights, run.team) if run.average else {},
     }
     if run.team.leads:
@@ -314,6 +316,11 @@ def restore(run: Training, found: Checkpoint) -> None:
         run.packs.epoch, run.packs.index = position.epoch + (position.pack > 0), 0
     if isinstance(run.clock, TokenClock):
         run.clock.tokens = position.clock_tokens
+
+
+def moments(run: Training) -> dict[str, torch.Tensor]:
+    """The optimiser's tensors by name."""
+    return dict(_optimizer_tensors(run.optimizer, run.deltas.parameters))
 
 
 def _optimizer_tensors(

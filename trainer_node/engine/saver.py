@@ -47,7 +47,25 @@ class Saver:
         self.timer = timer
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._copies: dict[tuple[str, str], torch.Tensor] = {}
+        self._preparing: Future[float] | None = None
         self._running: Future[Written] | None = None
+
+    def prepare(self, tensors: Mapping[str, Tensors]) -> None:
+        """Have memory for copies of these ready before the first save, which would wait for its first use.
+
+        That costs ten times as much as later uses (2.4 s for 1.6 GB); here it is paid beside training.
+        """
+        if sum(map(_size, tensors.values())) > self.most_bytes:
+            return
+        wanted = {(group, name): one for group, found in tensors.items() for name, one in found.items()}
+
+        def touch() -> float:
+            computed = time.thread_time()
+            for key, tensor in wanted.items():
+                self._copies[key] = torch.empty_like(tensor, device="cpu").zero_()
+            return time.thread_time() - computed
+
+        self._preparing = self._pool.submit(touch)
 
     def begin(self, position: Position, tensors: Mapping[str, Tensors], *, still: bool = False) -> None:
         """Start to save; waits for the save before, if that is still running, and raises what that raised.
@@ -55,6 +73,7 @@ class Saver:
         `still` promises that the tensors don't change until `wait` returns: then no copy is made.
         """
         self.wait()
+        preparing_s = self._prepared()
         beside = still or sum(map(_size, tensors.values())) <= self.most_bytes
         if beside and not still:
             tensors = {name: self._copied(name, group) for name, group in tensors.items()}
@@ -63,7 +82,7 @@ class Saver:
         def write() -> Written:
             computed = time.thread_time()
             checkpoint.save(self.folder, position, self.fingerprint, tensors, self.versions)
-            return Written(self.timer() - began, time.thread_time() - computed)
+            return Written(self.timer() - began, time.thread_time() - computed + preparing_s)
 
         self._running = self._pool.submit(write)
         if not beside:
@@ -81,6 +100,13 @@ class Saver:
         if self._running is not None:
             running, self._running = self._running, None
             running.result()
+
+    def _prepared(self) -> float:
+        """Wait for the memory, and tell once what it took of the thread's time."""
+        if self._preparing is None:
+            return 0.0
+        preparing, self._preparing = self._preparing, None
+        return preparing.result()
 
     def _copied(self, group: str, tensors: Tensors) -> dict[str, torch.Tensor]:
         """The tensors as they are now, in memory that is kept: its first use costs ten times as much."""
