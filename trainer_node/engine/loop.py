@@ -32,6 +32,8 @@ from trainer_node.engine.saver import Saver
 from trainer_node.engine.schedule import Schedule
 from trainer_node.engine.stop import Stop
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, in a checkpoint by these names
+
 
 @dataclass
 class Packs:
@@ -104,6 +106,10 @@ def train(run: Training, reporter: Reporter, stop: Stop) -> None:
     After progress 1 it may still be on its way to the disk: `run.saver.wait()`.
     """
     run.deltas.model.train()
+    if run.team.leads and run.plan.parallel != "fsdp2":
+        parameters = run.deltas.parameters
+        will_be = {f"{name}/{key}": value for key, value in parameters.items() for name in MOMENTS}
+        run.saver.prepare({"weights": run.deltas.state(), "optimizer": will_be})
     loss_sum, losses, begun, saved = torch.zeros((), device=run.device), 0, run.step, -1
     while True:
         due = losses > 0 and (reporter.due() or run.step == 1)
@@ -129,8 +135,6 @@ def train(run: Training, reporter: Reporter, stop: Stop) -> None:
         run.train_s += time.monotonic() - real
         loss_sum, losses = loss_sum + loss, losses + 1
         run.since_save = (run.since_save[0] + loss, run.since_save[1] + 1)
-        if run.step == begun + 1 and run.team.leads and run.plan.parallel != "fsdp2":
-            run.saver.prepare({"weights": run.deltas.state(), "optimizer": moments(run)})
         if run.step == 1:
             gc.collect()
             gc.freeze()  # what lives now lives to the end: later collections needn't look at it
@@ -274,7 +278,7 @@ def save(run: Training, reporter: Reporter) -> None:
         pulse=replace(run.schedule.pulse),  # it is written while training goes on
         loss=float(run.team.total(loss_sum)) / steps if steps else None,
     )
-    optimizer = {} if over else moments(run)
+    optimizer = {} if over else dict(_optimizer_tensors(run.optimizer, run.deltas.parameters))
     tensors = {
         "weights": gathered(run.deltas.state(), run.team),
         "optimizer": gathered(optimizer, run.team),
@@ -316,11 +320,6 @@ def restore(run: Training, found: Checkpoint) -> None:
         run.packs.epoch, run.packs.index = position.epoch + (position.pack > 0), 0
     if isinstance(run.clock, TokenClock):
         run.clock.tokens = position.clock_tokens
-
-
-def moments(run: Training) -> dict[str, torch.Tensor]:
-    """The optimiser's tensors by name."""
-    return dict(_optimizer_tensors(run.optimizer, run.deltas.parameters))
 
 
 def _optimizer_tensors(

@@ -53,7 +53,7 @@ class Saver:
     def prepare(self, tensors: Mapping[str, Tensors]) -> None:
         """Have memory for copies of these ready before the first save, which would wait for its first use.
 
-        That costs ten times as much as later uses (2.4 s for 1.6 GB); here it is paid beside training.
+        That costs ten times as much as later uses (1 to 3 s for 1.6 GB); here it is paid beside training.
         """
         if sum(map(_size, tensors.values())) > self.most_bytes:
             return
