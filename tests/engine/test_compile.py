@@ -100,10 +100,13 @@ def test_training_is_compiled_and_scoring_is_not(
 
 
 def test_without_a_compiler_a_run_says_so_and_does_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    assert missing_compiler(torch.device("cuda")) is None  # this machine has one
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
     assert missing_compiler(torch.device("cuda")) == "gcc"
+    assert missing_compiler(torch.device("cpu")) == "g++"
+    (tmp_path / "clang").touch(0o755)
+    assert missing_compiler(torch.device("cuda")) is None
     assert missing_compiler(torch.device("cpu")) == "g++"
 
 
