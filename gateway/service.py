@@ -131,7 +131,7 @@ class Service:
         broker is away it is tried again, as long as upstream waits.
         """
         clock = asyncio.get_running_loop()
-        give_up_at = clock.time() + START_ANSWER_S
+        give_up_at, told = clock.time() + START_ANSWER_S, False
         while True:
             try:
                 await self.started()
@@ -143,7 +143,9 @@ class Service:
             except BusError as error:
                 if clock.time() + START_RETRY_S > give_up_at:
                     raise
-                log.debug("a start is tried again", task=subjects.task_token(task_id), error=str(error))
+                if not told:
+                    told = True
+                    log.warning("a start waits", task=subjects.task_token(task_id), error=str(error))
                 await asyncio.sleep(START_RETRY_S)
             else:
                 self._count_start(job, received_at)

@@ -10,6 +10,7 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import TokenClock
+from shared.hardware import usable_memory
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from shared.plan import Plan
 from trainer_node.engine import checkpoint, loop
@@ -20,7 +21,7 @@ from trainer_node.engine.model import load_model
 from trainer_node.engine.oom import is_out_of_memory
 from trainer_node.engine.prepare import Data, Record, Run
 from trainer_node.engine.progress import Reporter
-from trainer_node.engine.run import assemble
+from trainer_node.engine.run import assemble, averages
 from trainer_node.engine.schedule import Costs
 from trainer_node.engine.stop import Stop
 
@@ -218,6 +219,14 @@ def test_training_goes_on_with_smaller_packs(build: Build):
     loop.train(training, reporter, stop)
     training.saver.wait()
     assert training.schedule.pulse.progress == 1.0
+
+
+def test_an_average_is_kept_only_beside_all_that_was_planned(make_plan: Callable[..., Plan]):
+    gpu = Hardware(device="H100", count=1, memory_bytes=80 * 2**30)
+    free = usable_memory(gpu) - 4 * 2**30
+    assert averages(make_plan("dense", memory_bytes=free), 4 * 2**30, gpu)
+    assert not averages(make_plan("dense", memory_bytes=free + 1), 4 * 2**30, gpu)
+    assert not averages(make_plan("dense", memory_bytes=0), 9 * 2**30, gpu)
 
 
 def test_running_out_of_memory_is_told_from_other_errors():

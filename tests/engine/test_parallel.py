@@ -22,22 +22,18 @@ from shared.messages import (
     Hardware,
     Outcome,
     OutcomeStatus,
-    Progress,
     TaskType,
     WorkerJob,
-    decode_outcome,
-    decode_progress,
     encode,
 )
 from shared.plan import Plan
 from shared.ports import free_port
+from tests.engine.worker_run import ENVIRONMENT, outcome_of, progress_of, weights_of
 from trainer_node.engine import launch
 from trainer_node.engine.ladder import OUT_OF_MEMORY
 from trainer_node.engine.parallel import ALONE, Team, fitted
 
-ROOT = Path(__file__).parents[2]
 SIDE = Path(__file__).with_name("parallel_side.py")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 WAIT_S = 120.0
 # A worker is three Python processes here: on two busy cores it takes many seconds to start.
 
@@ -201,8 +197,11 @@ def test_killed_ranks_end_the_worker_and_the_next_start_is_bit_equal(
     assert wanted.metrics is not None
     assert found.metrics.resumes == 3
     assert found.metrics.final_loss == wanted.metrics.final_loss
-    assert _weights(rough) == _weights(calm)
-    assert any("2 processes train together, by ddp" in (line.message or "") for line in _progress(calm))
+    assert weights_of(rough / "job.json") == weights_of(calm / "job.json")
+    assert any(
+        "2 processes train together, by ddp" in (line.message or "")
+        for line in progress_of(calm / "job.json")
+    )
 
 
 @slow
@@ -260,7 +259,7 @@ def test_sharded_to_the_end_with_the_lock_held_by_every_process(
     assert outcome.metrics is not None
     assert outcome.metrics.final_loss is not None
     assert outcome.metrics.final_loss < 0.9 * outcome.metrics.base_loss
-    assert not any("refused" in (line.message or "") for line in _progress(run))
+    assert not any("refused" in (line.message or "") for line in progress_of(run / "job.json"))
     assert json.loads((run / "plan.json").read_text()) == plan
 
 
@@ -293,15 +292,7 @@ def _together(world: int, arguments: list[str]) -> list[subprocess.Popen[bytes]]
 
 
 def _outcome(folder: Path) -> Outcome:
-    return decode_outcome((folder / "outcome.json").read_bytes())
-
-
-def _progress(folder: Path) -> list[Progress]:
-    return [decode_progress(line) for line in (folder / "progress.jsonl").read_bytes().splitlines()]
-
-
-def _weights(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / "export").glob("*.safetensors"))}
+    return outcome_of(folder / "job.json")
 
 
 def _wait_for_checkpoint(folder: Path, worker: subprocess.Popen[bytes]) -> None:

@@ -69,7 +69,9 @@ async def test_who_has_the_stake_is_known_before_the_first_request(
     assert (status, "NATS" in answer["detail"]) == (503, True)
 
 
-async def test_a_slot_that_another_clock_gave_away_is_not_taken_twice(upstream: Api, bus: Bus) -> None:
+async def test_a_slot_that_another_clock_gave_away_is_not_taken_twice(
+    upstream: Api, bus: Bus, make_offer: Callable[..., dict[str, Any]]
+) -> None:
     """By its gateway's clock the reservation had lapsed, so it gave the slot to the next task."""
     assert await accepted(upstream, "t1")
     records = [decode_job_record(record.data) for record in await bus.read(subjects.JOBS_STREAM, 0)]
@@ -92,6 +94,9 @@ async def test_a_slot_that_another_clock_gave_away_is_not_taken_twice(upstream: 
     status, answer = await VALIDATOR.post(upstream, "/start_training/", start("t1"))
     assert status == 409
     assert "no slot is free" in answer["detail"]
+    status, decision = await upstream.offer(make_offer("t1"))  # its data, over /v1: judged as if it were new
+    assert (status, decision["accepted"]) == (200, False)
+    assert decision["reason"].startswith("At maximum accuracy capacity")
 
 
 async def job_offer(api: Api, bus: Bus) -> Any:
