@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 $(MODEL): | $(STAMP)
-	$(BIN)/python -m podium.demo_model
+	$(BIN)/python -m podium.demo.model
 
 demo: setup
 	$(BIN)/podium demo
@@ -51,7 +51,7 @@ $(COMPAT): constraints.txt
 	@touch $@
 
 compat: setup $(COMPAT)
-	$(BIN)/python -m bench.compat
+	$(BIN)/python -m bench.conformance.compat
 
 clean:
 	rm -rf .venv .venv-compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,8 +9,8 @@ import asyncio
 import sys
 
 from shared import subjects
-from shared.bus import connect
-from shared.credentials import trainer
+from shared.broker.bus import connect
+from shared.broker.credentials import trainer
 from shared.errors import PodiumError
 from shared.messages import decode_heartbeat
 from shared.settings import Settings, load_settings

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 
-from gateway.app import serve
+from gateway.server import serve
 from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger, set_up_logs
 from shared.settings import load_settings

@@ -10,20 +10,20 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gateway.decisions import DecisionLog
-from gateway.families import model_family
-from gateway.follower import Follower
-from gateway.ledger import Ledger
-from gateway.policy import Policy, PolicyView, SlotFacts, Verdict, maximum_accuracy
-from gateway.presence import Presence
+from gateway.learning.rates import Tables
+from gateway.policy.house import Policy, PolicyView, SlotFacts, Verdict, maximum_accuracy
+from gateway.policy.model_family import model_family
 from gateway.records import Records
-from gateway.tables import Tables
+from gateway.state.ledger import Ledger
+from gateway.state.log_reader import Follower
+from gateway.state.presence import Presence
+from gateway.telemetry.decision_log import DecisionLog
 from shared import subjects
-from shared.bus import Bus, Record
+from shared.broker.bus import Bus, Record
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError, PodiumError
 from shared.logs import get_logger
 from shared.messages import BareOffer, Decision, Hardware, Job, Offer, Reservation, encode
-from shared.plan import Feasibility, check_offer
+from shared.planning.planner import Feasibility, check_offer
 from shared.settings import Settings
 
 JOBS = subjects.JOBS_STREAM

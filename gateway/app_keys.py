@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from gateway.access import Guard
+from gateway.api.access import Guard
 from gateway.service import Service
 
 SERVICE = web.AppKey("service", Service)

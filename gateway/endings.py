@@ -6,7 +6,7 @@ import time
 import uuid
 
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.messages import Job, Result, ResultStatus, encode
 
 

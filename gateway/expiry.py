@@ -6,9 +6,9 @@ import asyncio
 import time
 
 from gateway.endings import append_ending, ending
-from gateway.follower import Follower
-from gateway.ledger import Ledger
-from shared.bus import Bus
+from gateway.state.ledger import Ledger
+from gateway.state.log_reader import Follower
+from shared.broker.bus import Bus
 from shared.errors import BusError, ConflictError
 from shared.logs import get_logger
 from shared.messages import Job, ResultStatus

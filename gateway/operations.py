@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gateway.endings import append_ending, ending
-from gateway.follower import Follower
-from gateway.ledger import Ledger, Task
+from gateway.state.ledger import Ledger, Task
+from gateway.state.log_reader import Follower
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.errors import (
     BusError,
     BusTimeoutError,

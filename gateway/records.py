@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 
-from gateway.policy import Verdict
+from gateway.policy.house import Verdict
 from shared.messages import BareOffer, Decision, Job, Offer, Reservation
 from shared.settings import Settings
 

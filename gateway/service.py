@@ -8,37 +8,37 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from gateway.admission import ANSWER_S, Admission, NoSlotError, NotAcceptedError
-from gateway.decisions import DecisionLog
+from gateway.api.throttle import Turns
+from gateway.broker_link import RETRY_S, end_with, reach
 from gateway.ending import end_tasks
-from gateway.events import EventLog
-from gateway.evidence import DAY_S, Evidence
 from gateway.expiry import expire_for_ever
-from gateway.families import Families
-from gateway.follower import Follower
-from gateway.learner import Learner
-from gateway.ledger import Ledger
-from gateway.link import RETRY_S, end_with, reach
-from gateway.measures import Measures
-from gateway.mirror import Mirror
-from gateway.news import News
+from gateway.learning.evidence import DAY_S, Evidence
+from gateway.learning.learner import Learner
+from gateway.learning.rates import TablesView, table_views
+from gateway.learning.score_form import ScoreForm
+from gateway.learning.score_stream import ScoreLog, ScoresTaken
+from gateway.nats_offers import OfferResponder
 from gateway.operations import Operations
-from gateway.policies import load_policy
-from gateway.presence import Presence
-from gateway.score_log import ScoreLog, ScoresTaken
-from gateway.scores import ScoreForm
-from gateway.tables import TablesView, table_views
-from gateway.turns import Turns
+from gateway.policy.builtin import load_policy
+from gateway.policy.model_family import Families
+from gateway.state.ledger import Ledger
+from gateway.state.log_reader import Follower
+from gateway.state.mirror import Mirror
+from gateway.state.presence import Presence
+from gateway.telemetry.counters import Measures
+from gateway.telemetry.decision_log import DecisionLog
+from gateway.telemetry.event_log import EventLog
+from gateway.telemetry.event_sources import News
 from gateway.upstream.auth import gate_of
 from gateway.upstream.nonces import Nonces
-from gateway.upstream.requests import OfferResponder
 from gateway.upstream.validators import Validators
-from gateway.views import GatewayInfo, MirrorInfo, agreed
+from gateway.views.build import GatewayInfo, MirrorInfo, agreed
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.errors import BusError, BusUnavailableError
-from shared.hardware import parse_hardware
 from shared.logs import get_logger
 from shared.messages import BareOffer, Decision, Job, Offer
+from shared.planning.hardware import parse_hardware
 from shared.settings import Settings
 from shared.version import version
 

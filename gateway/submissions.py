@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from gateway.ledger import Ledger
+from gateway.state.ledger import Ledger
 from shared.errors import PodiumError
 from shared.messages import ResultStatus
 

@@ -10,7 +10,7 @@ from shared.errors import PodiumError, SettingsError
 
 COMMANDS = (
     *("up", "demo", "offer", "status", "watch", "plan", "train", "score"),
-    *("jobs", "scores", "policy", "doctor", "keys", "bootstrap", "restore", "settings_table"),
+    *("jobs", "scores", "policy", "doctor", "keys", "bootstrap", "restore", "settings"),
 )
 
 
@@ -19,7 +19,7 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="podium", description="A two-slot fine-tuning miner.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in [only] if only in COMMANDS else COMMANDS:  # all take .9 s to load, `plan` alone: .2 s
-        import_module(f"podium.{name}").add_parser(commands)
+        import_module(f"podium.commands.{name}").add_parser(commands)
     return top
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from gateway.ledger import TaskState
+from gateway.api.tokens import Token, own_token
+from gateway.learning.rates import TablesView
+from gateway.learning.score_stream import ScoresTaken
 from gateway.operations import ANSWER_S
-from gateway.score_log import ScoresTaken
-from gateway.tables import TablesView
-from gateway.tokens import Token, own_token
-from gateway.views import GatewayInfo, SlotPage, SlotView, TaskPage, TaskStory, TaskView
+from gateway.state.ledger import TaskState
+from gateway.views.build import GatewayInfo, SlotPage, SlotView, TaskPage, TaskStory, TaskView
 from shared.errors import PodiumError
 from shared.messages import Decision
 from shared.settings import load_settings

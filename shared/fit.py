@@ -9,11 +9,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.errors import PlanError
-from shared.hardware import device_count, is_cpu, usable_memory
-from shared.memory import Layout, Memory, estimate
 from shared.messages import Hardware
-from shared.recipe import Recipe
-from shared.shape import ModelShape, ModulePlan
+from shared.planning.hardware import device_count, is_cpu, usable_memory
+from shared.planning.memory_fit import Layout, Memory, estimate
+from shared.planning.model_shape import ModelShape, ModulePlan
+from shared.planning.profiles import Recipe
 
 GRAIN = 64  # tokens; capacities are multiples of it
 CPU_CAPACITIES = (1024, 512, 256, 128, 64)

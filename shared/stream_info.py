@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.errors import BusUnavailableError
 
 NOT_FOUND = 10059

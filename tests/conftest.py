@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from podium.broker import Broker
-from shared.bus import Bus, connect
+from podium.local.nats_server import Broker
+from shared.broker.bus import Bus, connect
+from shared.broker.streams import bootstrap
 from shared.settings import Settings, load_settings
-from shared.streams import bootstrap
 
 DATA = Path(__file__).parent / "data"
 

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 from shared.errors import SettingsError
-from shared.hardware import parse_hardware
 from shared.logs import get_logger
 from shared.messages import GpuStatus, Hardware
+from shared.planning.hardware import parse_hardware
 from shared.settings import Settings
 
 QUERY_TIMEOUT_S = 10.0  # nvidia-smi takes seconds while a driver initialises

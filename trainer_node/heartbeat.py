@@ -9,14 +9,14 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from shared import subjects
-from shared.bus import Bus
+from shared.aio import pause
+from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import get_logger
 from shared.messages import GpuStatus, Hardware, Heartbeat, Phase, encode
 from shared.settings import Settings
 from shared.version import version
 from trainer_node.hardware import gpu_status, memory
-from trainer_node.pause import pause
 
 GPU_QUERY_S = 5.0  # nvidia-smi costs 20 to 100 ms of CPU per call
 

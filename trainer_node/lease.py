@@ -13,12 +13,12 @@ from collections.abc import Callable
 import msgspec
 
 from shared import subjects
-from shared.bus import REQUEST_TIMEOUT_S, Bus, Record
+from shared.aio import pause
+from shared.broker.bus import REQUEST_TIMEOUT_S, Bus, Record
 from shared.errors import BusError, ConflictError, PodiumError
 from shared.logs import get_logger
 from shared.messages import Hardware, Lease, decode_lease, encode
 from shared.settings import Settings
-from trainer_node.pause import pause
 
 RETRY_S = 0.25  # between two tries while the lease is not held or the broker doesn't answer
 DELETED = {"KV-Operation": "DEL"}  # what the `nats kv` command and every client take for "no such key"

@@ -12,7 +12,7 @@ from typing import Final
 
 from shared.logs import get_logger
 from shared.settings import Settings
-from trainer_node.slot_lock import SlotLock, command_line
+from trainer_node.worker.slot_lock import SlotLock, command_line
 
 POLL_S: Final = 0.05
 

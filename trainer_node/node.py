@@ -14,24 +14,24 @@ import msgspec
 from nats.aio.msg import Msg
 
 from shared import subjects
-from shared.bus import Bus, Record, connect
-from shared.credentials import trainer
+from shared.aio import pause
+from shared.broker.bus import Bus, Record, connect
+from shared.broker.credentials import trainer
+from shared.broker.streams import ready, when_usable
 from shared.errors import BusError, PodiumError
 from shared.files import write_atomically
 from shared.logs import get_logger, log_context
 from shared.messages import Hardware, Job, Result, decode_job_record
 from shared.settings import Settings
-from shared.streams import ready, when_usable
-from trainer_node.assignment import Assignment
-from trainer_node.chain import Chain
-from trainer_node.desk import Desk
+from trainer_node.context import Post
+from trainer_node.control import Desk
+from trainer_node.fault_injection import KillPoint, kill_point
 from trainer_node.hardware import detect, threads_of_half
 from trainer_node.heartbeat import Activity, Pulse
-from trainer_node.kill_points import KillPoint, kill_point
+from trainer_node.job.reconciler import Assignment
+from trainer_node.job.state_chain import Chain
 from trainer_node.lease import RETRY_S, SlotLease
-from trainer_node.pause import pause
-from trainer_node.post import Post
-from trainer_node.supervisor import ENGINE, Supervisor
+from trainer_node.worker.supervisor import ENGINE, Supervisor
 
 # The broker takes a job, lets listeners hear it, and then stores it. Who looks in between, or comes back then
 # and hears nothing any more, finds nothing and would wait for the next poll: so it looks for a while.

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import get_logger
 

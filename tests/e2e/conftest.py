@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from podium.client import Client
-from trainer_node.slot_lock import SlotLock
+from trainer_node.worker.slot_lock import SlotLock
 
 ORACLE = Path(__file__).parents[1] / "data" / "oracle"
 MODEL = "org/tiny-0.001B"

@@ -16,9 +16,9 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from shared.messages import DatasetType, decode_worker_job, encode
-from shared.plan import ModulePlan, Plan
+from shared.planning.planner import ModulePlan, Plan
 from tests.engine.worker_run import start_worker, wait_for_checkpoint, write_job, write_rows
-from trainer_node.engine.data import IGNORED, Examples
+from trainer_node.engine.data.examples import IGNORED, Examples
 
 ORACLE = Path(__file__).parents[1] / "data" / "oracle"
 SMOLLM2 = Path("~/.cache/podium/smollm2-135m-instruct").expanduser()

@@ -12,17 +12,17 @@ import torch
 
 from shared.clock import TokenClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
-from trainer_node.engine import loop
-from trainer_node.engine.model import load_model
-from trainer_node.engine.network import label_model
-from trainer_node.engine.oom import release
-from trainer_node.engine.parallel import fitted, gathered, join, leave, shard_frozen
+from trainer_node.engine.distributed.sharding import fitted, gathered, join, leave, shard_frozen
+from trainer_node.engine.evaluate.metric import score
+from trainer_node.engine.model.label_model import label_model
+from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.pipeline import assemble
 from trainer_node.engine.prepare import Data, Record, Run
-from trainer_node.engine.progress import Reporter
-from trainer_node.engine.run import assemble
-from trainer_node.engine.schedule import Costs
-from trainer_node.engine.score import score
-from trainer_node.engine.stop import Stop
+from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train import loop
+from trainer_node.engine.train.oom import release
+from trainer_node.engine.train.schedule import Costs
 
 STEPS = 3
 JOB = WorkerJob(

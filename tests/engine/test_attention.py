@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from shared.errors import EngineError
-from trainer_node.engine import attention
-from trainer_node.engine.attention import (
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import Batch, collate
+from trainer_node.engine.model.attention import (
     _KERNELS,
     Form,
     Layout,
@@ -23,9 +24,7 @@ from trainer_node.engine.attention import (
     max_documents,
     packed_attention,
 )
-from trainer_node.engine.data import Examples
-from trainer_node.engine.model import load_model
-from trainer_node.engine.packing import Batch, collate
+from trainer_node.engine.model.loading import attention, load_model
 
 LENGTHS = [9, 1, 30, 4]
 

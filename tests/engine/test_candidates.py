@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer_node.engine.candidates import Candidate, Reached, TailAverage, excess, ranked
-from trainer_node.engine.score import Score
+from trainer_node.engine.evaluate.candidates import Candidate, Reached, TailAverage, excess, ranked
+from trainer_node.engine.evaluate.metric import Score
 
 
 def _score(*losses: float) -> Score:

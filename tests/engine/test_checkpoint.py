@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from shared.digest import file_digest
-from trainer_node.engine import checkpoint
-from trainer_node.engine.checkpoint import Position
-from trainer_node.engine.schedule import Pulse
+from trainer_node.engine.train import checkpoint
+from trainer_node.engine.train.checkpoint import Position
+from trainer_node.engine.train.schedule import Pulse
 
 
 def _save(folder: Path, step: int, **tensors: torch.Tensor) -> Path:

@@ -11,14 +11,14 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from shared.plan import Plan
-from trainer_node.engine.compiling import compile_layers, missing_compiler
-from trainer_node.engine.data import Examples
-from trainer_node.engine.model import add_deltas, load_model
+from shared.planning.planner import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import collate
+from trainer_node.engine.distributed.sharding import decoder_layers
+from trainer_node.engine.evaluate.metric import score
+from trainer_node.engine.model.compile import compile_layers, missing_compiler
+from trainer_node.engine.model.loading import add_deltas, load_model
 from trainer_node.engine.objectives import sft
-from trainer_node.engine.packing import collate
-from trainer_node.engine.parallel import decoder_layers
-from trainer_node.engine.score import score
 
 # The compiler itself looks at it.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")

@@ -15,8 +15,8 @@ import pytest
 
 from shared.errors import DataError
 from shared.messages import DatasetType, FileFormat, TaskType
-from trainer_node.engine.data import IGNORED, Examples, hold_out, read_rows, scored_length, tokenize
-from trainer_node.engine.model import load_tokenizer
+from trainer_node.engine.data.examples import IGNORED, Examples, hold_out, read_rows, scored_length, tokenize
+from trainer_node.engine.model.loading import load_tokenizer
 
 INSTRUCT = DatasetType(field_instruction="ask", field_output="say")
 CHAT = DatasetType(

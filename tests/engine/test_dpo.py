@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shared.plan import Plan
-from trainer_node.engine.data import Examples
-from trainer_node.engine.model import Deltas, add_deltas, load_model
+from shared.planning.planner import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import collate
+from trainer_node.engine.evaluate.metric import reference_logprobs, score_dpo
+from trainer_node.engine.model.loading import Deltas, add_deltas, load_model
 from trainer_node.engine.objectives import dpo
-from trainer_node.engine.packing import collate
-from trainer_node.engine.score import reference_logprobs, score_dpo
 
 LENGTHS = [9, 12, 30, 7, 5, 8]  # three pairs
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from shared.messages import TaskType
-from shared.plan import Plan
-from trainer_node.engine import network
-from trainer_node.engine.data import IGNORED, Examples
-from trainer_node.engine.logprobs import label_logprobs
-from trainer_node.engine.model import Deltas, add_deltas, load_model, load_tokenizer
+from shared.planning.planner import Plan
+from trainer_node.engine.data.examples import IGNORED, Examples
+from trainer_node.engine.data.packing import collate
+from trainer_node.engine.evaluate.metric import reference_logprobs
+from trainer_node.engine.model.loading import Deltas, add_deltas, load_model, load_tokenizer
+from trainer_node.engine.model.loading import label_model as network
+from trainer_node.engine.model.logprobs import label_logprobs
 from trainer_node.engine.objectives import Loss, loss_for
-from trainer_node.engine.packing import collate
-from trainer_node.engine.score import reference_logprobs
 
 KINDS = [TaskType.INSTRUCT, TaskType.DPO]
 LENGTHS = [9, 30, 4, 17, 12, 25, 7, 14, 11, 6, 22, 8, 19, 5, 10, 16]  # 16 rows, or 8 pairs

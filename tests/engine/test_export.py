@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from shared.messages import DatasetType, FileFormat, Hardware, Metrics, TaskType, WorkerJob
-from shared.plan import Deviation, ModulePlan, Plan
-from trainer_node.engine import export, factors, verify
-from trainer_node.engine.data import Examples
-from trainer_node.engine.model import Deltas, add_deltas, load_adapter, load_model
-from trainer_node.engine.score import score_sft
+from shared.planning.planner import Deviation, ModulePlan, Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.evaluate.metric import score_sft
+from trainer_node.engine.export import dense_as_lora as factors
+from trainer_node.engine.export import verify
+from trainer_node.engine.export import writer as export
+from trainer_node.engine.model.loading import Deltas, add_deltas, load_adapter, load_model
 from trainer_node.engine.stock import stock_config
 
 CPU = torch.device("cpu")

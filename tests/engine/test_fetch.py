@@ -12,9 +12,9 @@ import pytest
 
 from shared.errors import DataError
 from shared.messages import FileFormat
-from trainer_node.engine import fetch as module
-from trainer_node.engine.fetch import fetch, is_public, public_name
-from trainer_node.engine.rows import read_rows
+from trainer_node.engine.data import download as module
+from trainer_node.engine.data.download import fetch, is_public, public_name
+from trainer_node.engine.data.readers import read_rows
 
 BODY = b'[{"text": "one"}, {"text": "two"}]'
 

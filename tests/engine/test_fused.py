@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.plan import Plan
-from trainer_node.engine.data import Examples
-from trainer_node.engine.fused import fuse_lora, unfuse_lora
-from trainer_node.engine.model import Deltas, add_deltas, load_model
+from shared.planning.planner import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import collate
+from trainer_node.engine.model.fused_lora import fuse_lora, unfuse_lora
+from trainer_node.engine.model.loading import Deltas, add_deltas, load_model
 from trainer_node.engine.objectives import sft
-from trainer_node.engine.packing import collate
 
 Run = tuple[float, dict[str, torch.Tensor]]
 

@@ -16,9 +16,9 @@ from huggingface_hub import constants
 
 from shared.errors import DataError, EngineError
 from shared.messages import FileFormat
-from trainer_node.engine import hub
-from trainer_node.engine.model import load_config
-from trainer_node.engine.rows import read_rows
+from trainer_node.engine.data import hf_datasets as hub
+from trainer_node.engine.data.readers import read_rows
+from trainer_node.engine.model.loading import load_config
 
 REVISION = "5f2c" * 10
 ROWS = [{"text": "one"}, {"text": "two"}, {"text": "three"}]

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from shared.messages import TaskType
-from shared.plan import Plan
-from trainer_node.engine import loop
-from trainer_node.engine.data import Examples
-from trainer_node.engine.lanes import Lanes, lanes_for
-from trainer_node.engine.model import Deltas, add_deltas, load_model
+from shared.planning.planner import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.distributed.sharding import ALONE
+from trainer_node.engine.evaluate.metric import reference_logprobs
+from trainer_node.engine.model.loading import Deltas, add_deltas, load_model
 from trainer_node.engine.objectives import loss_for
-from trainer_node.engine.parallel import ALONE
-from trainer_node.engine.score import reference_logprobs
-from trainer_node.engine.stop import Stop
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train import loop
+from trainer_node.engine.train.cpu_threads import Lanes, lanes_for
 
 LENGTHS = [9, 30, 4, 17, 12, 25, 7, 14, 11, 6, 22, 8, 19, 5, 10, 16]
 Gradients = tuple[float, list[Tensor]]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_node.engine.launch import AGAIN, GRACE_S, Ranks, inherited, rank_of
+from trainer_node.engine.distributed.launch import AGAIN, GRACE_S, Ranks, inherited, rank_of
 
 
 @pytest.fixture(autouse=True)

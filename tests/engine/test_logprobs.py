@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer_node.engine.logprobs import label_logprobs
+from trainer_node.engine.model.logprobs import label_logprobs
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,20 +10,20 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import TokenClock
-from shared.hardware import usable_memory
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
-from shared.plan import Plan
-from trainer_node.engine import checkpoint, loop
-from trainer_node.engine.data import Examples
-from trainer_node.engine.ladder import step_down
-from trainer_node.engine.loop import Packs, Training
-from trainer_node.engine.model import load_model
-from trainer_node.engine.oom import is_out_of_memory
+from shared.planning.hardware import usable_memory
+from shared.planning.planner import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.pipeline import assemble, averages
 from trainer_node.engine.prepare import Data, Record, Run
-from trainer_node.engine.progress import Reporter
-from trainer_node.engine.run import assemble, averages
-from trainer_node.engine.schedule import Costs
-from trainer_node.engine.stop import Stop
+from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train import checkpoint, loop
+from trainer_node.engine.train.loop import Packs, Training
+from trainer_node.engine.train.oom import is_out_of_memory
+from trainer_node.engine.train.oom_fallback import step_down
+from trainer_node.engine.train.schedule import Costs
 
 Build = Callable[..., tuple[Training, Reporter, Stop]]
 JOB = WorkerJob(

@@ -12,9 +12,12 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen3Config, Qwen3ForC
 
 from shared.errors import EngineError
 from shared.messages import ErrorCode
-from shared.plan import Plan
-from trainer_node.engine.data import Examples
-from trainer_node.engine.model import (
+from shared.planning.planner import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import collate
+from trainer_node.engine.evaluate.metric import score_sft
+from trainer_node.engine.model.label_model import label_model
+from trainer_node.engine.model.loading import (
     add_deltas,
     load_adapter,
     load_config,
@@ -22,9 +25,6 @@ from trainer_node.engine.model import (
     load_tokenizer,
     model_shape,
 )
-from trainer_node.engine.network import label_model
-from trainer_node.engine.packing import collate
-from trainer_node.engine.score import score_sft
 
 SMALL = {
     "vocab_size": 1000,
@@ -230,7 +230,7 @@ def test_another_family_untied_and_with_checkpointing(
 @pytest.mark.real_model
 @pytest.mark.slow
 def test_gguf(smollm2: Path, make_examples: Callable[..., Examples]) -> None:
-    from podium.demo_model import find_gguf
+    from podium.demo.model import find_gguf
 
     gguf = find_gguf()
     assert model_shape(load_config(str(gguf))).layers == 30

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer_node.engine.data import Examples
-from trainer_node.engine.packing import WINDOW, collate, pack
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import WINDOW, collate, pack
 
 
 @settings(max_examples=60, deadline=None)

@@ -26,12 +26,12 @@ from shared.messages import (
     WorkerJob,
     encode,
 )
-from shared.plan import Plan
-from shared.ports import free_port
+from shared.net import free_port
+from shared.planning.planner import Plan
 from tests.engine.worker_run import ENVIRONMENT, outcome_of, progress_of, weights_of
-from trainer_node.engine import launch
-from trainer_node.engine.ladder import OUT_OF_MEMORY
-from trainer_node.engine.parallel import ALONE, Team, fitted
+from trainer_node.engine.distributed import launch
+from trainer_node.engine.distributed.sharding import ALONE, Team, fitted
+from trainer_node.engine.train.oom_fallback import OUT_OF_MEMORY
 
 SIDE = Path(__file__).with_name("parallel_side.py")
 WAIT_S = 120.0

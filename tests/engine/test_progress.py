@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shared.messages import Phase, Progress, decode_progress
-from trainer_node.engine import progress
-from trainer_node.engine.progress import SMOOTHING, Reporter
+from trainer_node.engine import reporter as progress
+from trainer_node.engine.reporter import SMOOTHING, Reporter
 
 
 def _lines(path: Path) -> list[Progress]:

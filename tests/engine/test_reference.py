@@ -13,15 +13,15 @@ from msgspec.structs import replace
 
 from shared.clock import Clock, TokenClock, WallClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
-from shared.plan import Plan
-from trainer_node.engine import reference
-from trainer_node.engine.data import Examples
-from trainer_node.engine.model import load_model
+from shared.planning.planner import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.evaluate import reference_logprobs as reference
+from trainer_node.engine.evaluate.metric import reference_logprobs, score_dpo
+from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.prepare import Data, Record, Run, baseline
-from trainer_node.engine.progress import Reporter
-from trainer_node.engine.schedule import Costs
-from trainer_node.engine.score import reference_logprobs, score_dpo
-from trainer_node.engine.stop import Stop
+from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train.schedule import Costs
 
 TRAIN, DEV = [9, 12, 30, 7, 5, 8, 6, 11] * 20, [10, 7, 21, 9, 8, 8]  # 80 and 3 pairs
 

@@ -32,10 +32,10 @@ from tests.engine.worker_run import (
     weights_of,
     write_rows,
 )
-from trainer_node.engine import checkpoint, loop
-from trainer_node.engine import run as engine
-from trainer_node.engine.loop import Training
+from trainer_node.engine import pipeline as engine
 from trainer_node.engine.prepare import Run
+from trainer_node.engine.train import checkpoint, loop
+from trainer_node.engine.train.loop import Training
 
 # PEFT asks transformers a question under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

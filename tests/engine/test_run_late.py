@@ -29,9 +29,9 @@ from tests.engine.worker_run import (
     outcome_of,
     progress_of,
 )
-from trainer_node.engine import export
-from trainer_node.engine import run as engine
-from trainer_node.engine.stop import Stop
+from trainer_node.engine import pipeline as engine
+from trainer_node.engine.export import writer as export
+from trainer_node.engine.signals import Stop
 
 # PEFT asks transformers a question under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

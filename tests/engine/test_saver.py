@@ -8,10 +8,10 @@ from threading import Event
 import pytest
 import torch
 
-from trainer_node.engine import checkpoint
-from trainer_node.engine.checkpoint import Position
-from trainer_node.engine.saver import Saver
-from trainer_node.engine.schedule import Pulse
+from trainer_node.engine.train import checkpoint
+from trainer_node.engine.train.async_saver import Saver
+from trainer_node.engine.train.checkpoint import Position
+from trainer_node.engine.train.schedule import Pulse
 
 WAIT_S = 60.0
 

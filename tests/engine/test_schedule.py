@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_node.engine.schedule import (
+from trainer_node.engine.train.schedule import (
     FIRST_SAVE,
     SAVE_SHARE,
     Costs,

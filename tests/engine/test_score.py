@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from podium import score as command
-from shared.hardware import computes_bf16
+from podium.commands import score as command
 from shared.messages import Hardware, TaskType
-from trainer_node.engine.data import Examples
-from trainer_node.engine.model import load_model
-from trainer_node.engine.score import score_sft
+from shared.planning.hardware import computes_bf16
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.evaluate.metric import score_sft
+from trainer_node.engine.model.loading import load_model
 
 DATA = Path(__file__).parents[1] / "data" / "oracle"
 # The oracle's numbers come from a CPU with bf16 products. One without rounds elsewhere (7.8e-5 seen), and

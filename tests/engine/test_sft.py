@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from shared.plan import Plan
-from trainer_node.engine.data import Examples
-from trainer_node.engine.model import Deltas, add_deltas, load_model
+from shared.planning.planner import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import collate
+from trainer_node.engine.evaluate.metric import score_sft
+from trainer_node.engine.model.loading import Deltas, add_deltas, load_model
 from trainer_node.engine.objectives import sft
-from trainer_node.engine.packing import collate
-from trainer_node.engine.score import score_sft
 
 LENGTHS = [9, 30, 4, 17, 12]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_node.engine.stop import Stop
+from trainer_node.engine.signals import Stop
 
 ROOT = Path(__file__).parents[2]
 

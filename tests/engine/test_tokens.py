@@ -11,10 +11,10 @@ import pytest
 from msgspec.structs import replace
 
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
-from trainer_node.engine import tokens
-from trainer_node.engine.model import load_tokenizer
-from trainer_node.engine.progress import Reporter
-from trainer_node.engine.tokens import kept, tokens_of
+from trainer_node.engine.data import token_cache as tokens
+from trainer_node.engine.data.token_cache import kept, tokens_of
+from trainer_node.engine.model.loading import load_tokenizer
+from trainer_node.engine.reporter import Reporter
 
 ROWS = [{"q": f"What is {i}?", "a": "A number.", "c": "A figure."} for i in range(20)] + [{"q": "", "a": ""}]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from podium import train
 from podium.__main__ import main, parser
+from podium.commands import train
 from shared.errors import SettingsError
 from shared.messages import DatasetType, decode_outcome
 

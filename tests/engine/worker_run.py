@@ -26,8 +26,8 @@ from shared.messages import (
     decode_worker_job,
     encode,
 )
-from trainer_node.engine import run as engine
-from trainer_node.engine.stop import Stop
+from trainer_node.engine import pipeline as engine
+from trainer_node.engine.signals import Stop
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

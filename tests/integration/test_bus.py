@@ -10,9 +10,11 @@ from typing import cast
 import pytest
 from nats.aio.client import Client
 
-from podium.broker import Broker
-from shared import callbacks, subjects
-from shared.bus import READ_BATCH, Bus, connect
+from podium.local.nats_server import Broker
+from shared import subjects
+from shared.broker import connection as callbacks
+from shared.broker.bus import READ_BATCH, Bus, connect
+from shared.broker.streams import bootstrap
 from shared.errors import (
     BusError,
     BusTimeoutError,
@@ -21,7 +23,6 @@ from shared.errors import (
     IncompatibleStreamError,
 )
 from shared.settings import Settings
-from shared.streams import bootstrap
 
 JOBS = subjects.JOBS_STREAM
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench.checker import Report, check
+from bench.harness.checker import Report, check
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.digest import folder_digest
 from shared.messages import (
     Claimed,

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from gateway.app import listening_socket, running
-from podium import vitals
-from podium.broker import Broker
-from podium.checks import examine
-from podium.doctor import table
-from podium.findings import Finding, Severity
+from gateway.server import listening_socket, running
+from podium.commands.doctor import table
+from podium.diagnostics import probe as vitals
+from podium.diagnostics.checks import examine
+from podium.diagnostics.findings import Finding, Severity
+from podium.local.nats_server import Broker
 from shared import subjects
-from shared.bus import Bus, connect
+from shared.broker.bus import Bus, connect
 from shared.messages import (
     Claimed,
     Decision,

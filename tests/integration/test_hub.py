@@ -15,7 +15,7 @@ from shared.errors import EngineError
 from shared.messages import Decision, Job, Offer, TaskType
 from shared.settings import load_settings
 from trainer_node.artifacts.hub import Hub
-from trainer_node.artifacts.store import Stored, StoreError
+from trainer_node.artifacts.interface import Stored, StoreError
 from trainer_node.lease import LeaseLostError
 
 REPO = "me/6f1c-expected"

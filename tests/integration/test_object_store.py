@@ -13,21 +13,21 @@ from typing import Any
 import nats.js
 import pytest
 
-from podium.bootstrap import bootstrap
-from podium.broker import Broker
-from podium.keys import make_users
-from shared.bus import Bus, connect
-from shared.credentials import trainer
+from podium.commands.bootstrap import bootstrap
+from podium.commands.keys import make_users
+from podium.local.nats_server import Broker
+from shared.broker.bus import Bus, connect
+from shared.broker.credentials import trainer
 from shared.digest import folder_digest
 from shared.errors import BusTimeoutError
 from shared.messages import Decision, Hardware, Job, Offer, TaskType
 from shared.settings import Settings
+from trainer_node.artifacts.interface import NotTakenError, Stored, StoreError
 from trainer_node.artifacts.object_store import CHUNK_BYTES, ObjectStore
-from trainer_node.artifacts.store import NotTakenError, Stored, StoreError
-from trainer_node.artifacts.submissions import Export, Submissions
+from trainer_node.artifacts.publisher import Export, Submissions
+from trainer_node.context import Post
 from trainer_node.lease import LeaseLostError, SlotLease
-from trainer_node.post import Post
-from trainer_node.supervisor import Supervisor
+from trainer_node.worker.supervisor import Supervisor
 
 SIZE = 3 * CHUNK_BYTES + 17
 BUCKET = 4 << 20

@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from bench.permission_table import GUESTS, KINDS
-from bench.permissions import measure, table
-from podium.bootstrap import bootstrap
-from podium.broker import Broker, take_over_open_store
-from podium.keys import make_certificates, make_users
+from bench.conformance.permission_table import GUESTS, KINDS
+from bench.conformance.permissions import measure, table
+from podium.commands.bootstrap import bootstrap
+from podium.commands.keys import make_certificates, make_users
+from podium.local.nats_server import Broker, take_over_open_store
 from shared import subjects
-from shared.bus import Bus, connect
-from shared.credentials import ADMIN, GATEWAY, seed_path
+from shared.broker.bus import Bus, connect
+from shared.broker.credentials import ADMIN, GATEWAY, seed_path
+from shared.broker.streams import bootstrap as make_streams
+from shared.broker.streams import ready
 from shared.errors import BusUnavailableError, DeniedError, RefusedError, SettingsError
 from shared.settings import Settings
-from shared.streams import bootstrap as make_streams
-from shared.streams import ready
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -23,7 +23,7 @@ from shared.logs import get_logger
 from shared.messages import ErrorCode, Job
 from shared.settings import Settings
 from trainer_node.artifacts.hub_process import GO, Absent, Found, Ready, Reply, Request, Trouble
-from trainer_node.artifacts.store import Stored, StoreError
+from trainer_node.artifacts.interface import Stored, StoreError
 
 COMMAND: Final = (sys.executable, "-m", "trainer_node.artifacts.hub_process")
 TOKEN_VARIABLE: Final = "HF_TOKEN"

@@ -24,13 +24,13 @@ import msgspec
 from msgspec import Struct
 
 from shared import subjects
-from shared.bus import Bus, Record
+from shared.broker.bus import Bus, Record
 from shared.digest import digest_of
 from shared.errors import BusTimeoutError, ConflictError, StoreFullError
 from shared.logs import get_logger
 from shared.messages import Job
 from shared.settings import Settings
-from trainer_node.artifacts.store import NotTakenError, Stored, StoreError
+from trainer_node.artifacts.interface import NotTakenError, Stored, StoreError
 
 CHUNK_BYTES: Final = 128 << 10  # the usual size of NATS's clients
 TRIES: Final = 20  # to be the next to write an object; each other one that was faster costs one

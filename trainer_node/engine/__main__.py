@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from trainer_node.engine.stop import Stop
+from trainer_node.engine.signals import Stop
 
 
 def main() -> int:
@@ -27,7 +27,8 @@ def main() -> int:
     _outlive_pipes(job_path.parent / "worker.log")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     began = time.monotonic()
-    from trainer_node.engine import launch, standby  # nothing is imported before signals are listened to
+    from trainer_node.engine.distributed import launch  # nothing is imported before signals are listened to
+    from trainer_node.engine.export import unverified as standby
 
     first = launch.rank_of(os.environ) is None
     if first and standby.submitted(job_path, stop):
@@ -41,7 +42,7 @@ def main() -> int:
         stop.last_word()  # rank 0 didn't even listen yet
         return 0
     launch.die_with_parent()
-    from trainer_node.engine import run  # takes seconds
+    from trainer_node.engine import pipeline as run  # takes seconds
 
     gc.freeze()  # half a million objects that live to the end: no collection needs to look at them
     return run.main(job_path, stop, time.monotonic() - began)

@@ -20,20 +20,20 @@ from numpy.typing import NDArray
 from shared.clock import Clock, TokenClock
 from shared.errors import DataError, EngineError, PlanError, SettingsError
 from shared.files import write_atomically
-from shared.hardware import computes_bf16
 from shared.messages import ErrorCode, Hardware, Phase, WorkerJob
-from shared.plan import SUPPORTED_TASKS, DataStats, Plan, make_plan
-from shared.recipe import resolve
-from trainer_node.engine.data import Examples, hold_out, scored_length
-from trainer_node.engine.fetch import public_name
-from trainer_node.engine.model import load_tokenizer, model_shape
-from trainer_node.engine.network import label_model
-from trainer_node.engine.parallel import ALONE, Team, TeamClock, fitted
-from trainer_node.engine.progress import Reporter
-from trainer_node.engine.schedule import Costs
-from trainer_node.engine.score import Score, measure, reference_logprobs, score
-from trainer_node.engine.stop import Stop
-from trainer_node.engine.tokens import Tokens, kept, tokens_of
+from shared.planning.hardware import computes_bf16
+from shared.planning.planner import SUPPORTED_TASKS, DataStats, Plan, make_plan
+from shared.planning.profiles import resolve
+from trainer_node.engine.data.download import public_name
+from trainer_node.engine.data.examples import Examples, hold_out, scored_length
+from trainer_node.engine.data.token_cache import Tokens, kept, tokens_of
+from trainer_node.engine.distributed.sharding import ALONE, Team, TeamClock, fitted
+from trainer_node.engine.evaluate.metric import Score, measure, reference_logprobs, score
+from trainer_node.engine.model.label_model import label_model
+from trainer_node.engine.model.loading import load_tokenizer, model_shape
+from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train.schedule import Costs
 
 VERIFY_SHARE = 0.01  # of the budget: what scoring the reloaded export may cost
 VERIFY_MOST_S = 60.0  # and in any case: a broken export shows on its first rows

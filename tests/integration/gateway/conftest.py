@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.app import listening_socket, running
+from gateway.server import listening_socket, running
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.messages import Hardware, Heartbeat, encode
 from shared.settings import Settings

@@ -12,10 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.app import running
+from gateway.server import running
 from podium.__main__ import main
 from podium.client import Client, find_gateway
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.errors import PodiumError
 from tests.integration.gateway.conftest import Api
 

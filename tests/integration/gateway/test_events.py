@@ -13,12 +13,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway import event_stream, news
-from gateway.app import listening_socket, running
-from gateway.events import EventType
-from podium.broker import Broker
+from gateway.api.v1 import sse as event_stream
+from gateway.server import listening_socket, running
+from gateway.telemetry import event_sources as news
+from gateway.telemetry.event_log import EventType
+from podium.local.nats_server import Broker
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.messages import Phase, Progress, encode
 from tests.integration.gateway.conftest import Api
 from tests.integration.gateway.test_gateway_api import result_of

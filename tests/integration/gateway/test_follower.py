@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from gateway.follower import Follower
-from gateway.ledger import Ledger
-from podium.broker import Broker
-from shared.bus import Bus
+from gateway.state.ledger import Ledger
+from gateway.state.log_reader import Follower
+from podium.local.nats_server import Broker
+from shared.broker.bus import Bus
 from shared.errors import BusError
 
 MANY = 300

@@ -16,7 +16,7 @@ import pytest
 from yarl import URL
 
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.messages import (
     Claimed,
     Hardware,

@@ -11,11 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from bench.checker import read_all
-from gateway.app import listening_socket, running
-from podium.broker import Broker
+from bench.harness.checker import read_all
+from gateway.server import listening_socket, running
+from podium.local.nats_server import Broker
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.errors import BusUnavailableError
 from shared.messages import (
     Claimed,
@@ -30,7 +30,7 @@ from shared.messages import (
     decode_state_record,
     encode,
 )
-from shared.ports import free_port
+from shared.net import free_port
 from shared.settings import Settings
 
 MakeOffer = Callable[..., dict[str, Any]]

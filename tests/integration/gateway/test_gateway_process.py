@@ -16,9 +16,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from podium.broker import Broker
+from podium.local.nats_server import Broker
 from shared import subjects
-from shared.bus import Bus, connect
+from shared.broker.bus import Bus, connect
 
 MakeOffer = Callable[..., dict[str, Any]]
 Start = Callable[..., Any]

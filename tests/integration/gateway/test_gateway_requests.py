@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.upstream.requests import OfferResponder
-from shared.bus import Bus
+from gateway.nats_offers import OfferResponder
+from shared.broker.bus import Bus
 from shared.errors import BusUnavailableError
 from shared.messages import Decision, Offer
 from shared.subjects import OFFERS

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from gateway.app import running
+from gateway.server import running
 from podium.__main__ import main
-from podium.broker import Broker
+from podium.local.nats_server import Broker
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.errors import SettingsError
 from shared.messages import Result, ResultStatus, decode_score, encode
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.prometheus import CONTENT_TYPE
+from gateway.api.metrics import CONTENT_TYPE
 from gateway.reasons import ReasonClass
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.messages import Claimed, GpuStatus, Hardware, Heartbeat, Phase, Progress, encode
 from tests.integration.gateway.test_gateway_api import result_of
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from gateway.app import listening_socket, running
-from gateway.ledger import Ledger
-from gateway.mirror_file import LOGS, read_mirror
-from podium.broker import Broker
-from podium.restore import NotEmptyError, restore
+from gateway.server import listening_socket, running
+from gateway.state.ledger import Ledger
+from gateway.state.mirror_file import LOGS, read_mirror
+from podium.commands.restore import NotEmptyError, restore
+from podium.local.nats_server import Broker
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
+from shared.broker.jetstream import Record
+from shared.broker.streams import bootstrap
 from shared.errors import BusError, ConflictError
 from shared.messages import Claimed, Hardware, Lease, Result, ResultStatus, Submitting, encode
-from shared.records import Record
 from shared.settings import Settings
-from shared.streams import bootstrap
 
 JOBS, STATE, LEASES = subjects.JOBS_STREAM, subjects.STATE_STREAM, subjects.LEASES_STREAM
 EPOCH = 4711

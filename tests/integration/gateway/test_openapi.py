@@ -13,13 +13,13 @@ from aiohttp import web
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from gateway.access import Guard
-from gateway.api import ROUTES, make_app
-from gateway.openapi import document
+from gateway.api.access import Guard
+from gateway.api.openapi import document
+from gateway.api.v1 import ROUTES, make_app
 from gateway.service import Service
-from gateway.upstream.gradients import add_endpoints
+from gateway.upstream.endpoints import add_endpoints
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.messages import Claimed, Phase, Progress, encode
 from tests.integration.gateway.test_events import reading
 from tests.integration.gateway.test_gateway_api import BAD_FIELDS, JSON, result_of, with_field

@@ -10,10 +10,10 @@ from nats.aio.msg import Msg
 
 from podium.__main__ import main
 from podium.client import Client
+from podium.commands.jobs import show
 from podium.console import make_console
-from podium.jobs import show
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.errors import PodiumError
 from shared.messages import (
     Claimed,

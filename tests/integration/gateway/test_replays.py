@@ -12,8 +12,8 @@ import pytest
 
 from gateway.upstream import nonces
 from gateway.upstream.nonces import Nonces
-from podium.broker import Broker
-from shared.bus import Bus
+from podium.local.nats_server import Broker
+from shared.broker.bus import Bus
 from tests.integration.gateway.conftest import Api
 from tests.integration.gateway.upstream_client import (
     SIGNED,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.messages import Result, ResultStatus, encode
 from tests.integration.gateway.conftest import Api
 from tests.integration.gateway.upstream_client import (

@@ -12,14 +12,15 @@ from typing import Any
 import aiohttp
 import pytest
 
-from bench.upstream_fleet import subnet_node
-from gateway import body, service
-from gateway.app import listening_socket, running
-from podium.broker import Broker
+from bench.harness.signed_fleet import subnet_node
+from gateway import http_request as body
+from gateway import service
+from gateway.server import listening_socket, running
+from podium.local.nats_server import Broker
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.messages import Job, Reservation, decode_job_record, encode
-from shared.ports import free_port
+from shared.net import free_port
 from tests.integration.gateway.conftest import Api
 from tests.integration.gateway.upstream_client import SIGNED, VALIDATOR, Start, accepted, offer, start
 

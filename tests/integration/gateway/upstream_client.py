@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
-from bench.validator import keys_from_seed, signed_headers
+from bench.fake_validator.validator import keys_from_seed, signed_headers
 
 if TYPE_CHECKING:
     from tests.integration.gateway.conftest import Api

@@ -17,9 +17,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from podium.broker import Broker
+from podium.local.nats_server import Broker
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
+from shared.broker.streams import bootstrap
 from shared.digest import folder_digest
 from shared.errors import BusError
 from shared.messages import (
@@ -36,8 +37,7 @@ from shared.messages import (
     encode,
 )
 from shared.settings import Settings
-from shared.streams import bootstrap
-from trainer_node.supervisor import WorkerFile
+from trainer_node.worker.supervisor import WorkerFile
 
 SCRIPTED_WORKER = Path(__file__).parents[1] / "scripted_worker.py"
 QUICK = {"lease_ttl_s": 2, "lease_renew_s": 0.3, "lease_trust_s": 1.2, "poll_s": 0.5, "stop_grace_s": 5}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from podium.broker import Broker
+from podium.local.nats_server import Broker
 from shared import subjects
 from shared.messages import Claimed, ErrorCode, ResultStatus, encode
 

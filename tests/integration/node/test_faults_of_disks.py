@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from podium.broker import Broker, broker_command, port_open, write_config
-from podium.services import Service, Spec
-from podium.watchdog import trouble_of, until_broken
+from podium.local.nats_server import Broker, broker_command, port_open, write_config
+from podium.local.process import Service, Spec
+from podium.local.watchdog import trouble_of, until_broken
 from shared import subjects
-from shared.bus import Bus, connect
+from shared.broker.bus import Bus, connect
+from shared.broker.streams import bootstrap
 from shared.errors import BusError, BusTimeoutError
 from shared.messages import ErrorCode, ResultStatus
-from shared.ports import free_port
+from shared.net import free_port
 from shared.settings import load_settings
-from shared.streams import bootstrap
 
 WATCH_SCRIPT = Path(__file__).parents[3] / "deploy" / "nats-watch.sh"
 CHUNK = 4096

@@ -12,7 +12,7 @@ from typing import Any
 
 from podium.client import Client, Refusal
 from shared.errors import PodiumError
-from shared.ports import free_port
+from shared.net import free_port
 from tests.integration.node.conftest import World
 
 Line = dict[str, Any]

@@ -13,10 +13,10 @@ from typing import Any
 import nats.js
 import pytest
 
+from shared.broker.streams import bootstrap
 from shared.digest import digest_of, file_digest, folder_digest
 from shared.messages import Claimed, ResultStatus
-from shared.streams import bootstrap
-from trainer_node.kill_points import VARIABLE, KillPoint
+from trainer_node.fault_injection import VARIABLE, KillPoint
 
 REPO = "me/podium-job1"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from shared.messages import Claimed, ResultStatus, Submitting
-from trainer_node.slot_lock import start_time
+from trainer_node.worker.slot_lock import start_time
 
 SCRIPTED_WORKER = Path(__file__).parents[1] / "scripted_worker.py"
 

@@ -1,6 +1,6 @@
 """The node is killed at each of eight labelled moments: the next life ends the task as if nothing had been.
 
-Real processes, real SIGKILL: the node kills itself where `trainer_node/kill_points.py` says.
+Real processes, real SIGKILL: the node kills itself where `trainer_node/fault_injection.py` says.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.messages import Claimed, Hardware, Job, ResultStatus, StateRecord
 from shared.settings import Settings
-from trainer_node.assignment import Assignment
-from trainer_node.kill_points import VARIABLE, KillPoint
+from trainer_node.context import Post
+from trainer_node.fault_injection import VARIABLE, KillPoint
+from trainer_node.job.actions import Done, Submit
+from trainer_node.job.reconciler import Assignment
 from trainer_node.lease import SlotLease
-from trainer_node.post import Post
-from trainer_node.steps import Done, Submit
-from trainer_node.supervisor import Supervisor
+from trainer_node.worker.supervisor import Supervisor
 
 SOURCES = Path(__file__).parents[3] / "trainer_node"
 WORKER = Path(__file__).parents[1] / "scripted_worker.py"

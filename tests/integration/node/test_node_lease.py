@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from podium.broker import Broker
+from podium.local.nats_server import Broker
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.errors import BusError, BusTimeoutError
 from shared.messages import Claimed, Hardware, decode_lease
 from shared.settings import Settings
-from trainer_node.chain import Chain, FencedError
+from trainer_node.job.state_chain import Chain, FencedError
 from trainer_node.lease import LeaseLostError, SlotLease
 
 CPU = Hardware(device="cpu", count=1, memory_bytes=2**30)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shared import subjects
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.errors import NobodyAnswersError
 from shared.messages import (
     Claimed,

@@ -3,9 +3,9 @@ from __future__ import annotations
 import random
 import re
 
-from bench import fuzz_bytes
-from bench.contract_cases import all_cases
-from bench.fuzz_messages import Mutator
+from bench.conformance import fuzz_bytes
+from bench.conformance.contract_cases import all_cases
+from bench.conformance.fuzz_messages import Mutator
 
 PATHS = (
     "/task_offer/",

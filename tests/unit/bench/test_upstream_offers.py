@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 from msgspec.structs import replace
 
-from bench import upstream_requests as requests
-from bench.upstream_offers import JULY, OCTOBER, Event, World, generate, tasks_per_day
-from bench.upstream_sim import read_trace, write_trace
+from bench.fake_validator import requests
+from bench.fake_validator.simulator import read_trace, write_trace
+from bench.fake_validator.trace import JULY, OCTOBER, Event, World, generate, tasks_per_day
 
 # upstream's own loop, run for 60 days: date, rows, evaluation -> tasks a day, mean hours, mean hours of text
 MONTE_CARLO = [

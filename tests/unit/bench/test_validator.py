@@ -7,7 +7,15 @@ import time
 import pytest
 import sr25519
 
-from bench.validator import Reply, accepted, keys_from_seed, new_nonce, request_bytes, signed_headers, ss58
+from bench.fake_validator.validator import (
+    Reply,
+    accepted,
+    keys_from_seed,
+    new_nonce,
+    request_bytes,
+    signed_headers,
+    ss58,
+)
 
 # the well-known development account of substrate
 ALICE = bytes.fromhex("d43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d")

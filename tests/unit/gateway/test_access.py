@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.access import Access, ForeignRequestError, Guard, UnauthorizedError, guard_of
-from gateway.tokens import Tokens
+from gateway.api.access import Access, ForeignRequestError, Guard, UnauthorizedError, guard_of
+from gateway.api.tokens import Tokens
 from shared.errors import SettingsError
 from shared.settings import load_settings
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway import decisions
-from gateway.decisions import DecisionLog
+from gateway.telemetry import decision_log as decisions
+from gateway.telemetry.decision_log import DecisionLog
 from shared.messages import BareOffer, Decision, Offer, TaskType
 
 

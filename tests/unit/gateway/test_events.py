@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.events import Choice, EventLog, EventType, UnknownIdError, frame
+from gateway.telemetry.event_log import Choice, EventLog, EventType, UnknownIdError, frame
 
 
 def filled(count: int, **bounds: int) -> EventLog:

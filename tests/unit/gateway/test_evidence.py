@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.evidence import (
+from gateway.learning.evidence import (
     DAY_S,
     Case,
     Evidence,
@@ -18,8 +18,8 @@ from gateway.evidence import (
     observations,
     posterior,
 )
-from gateway.families import model_family
-from gateway.tables import Rate
+from gateway.learning.rates import Rate
+from gateway.policy.model_family import model_family
 from shared.messages import ResultStatus, Score, TaskType
 
 NOW = 1_800_000_000.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.families import Families, config_family, family_of_copy, model_family, read_families
+from gateway.policy.model_family import Families, config_family, family_of_copy, model_family, read_families
 from shared.settings import load_settings
 
 
@@ -113,7 +113,7 @@ async def test_a_folder_that_is_not_there_or_hangs_leaves_the_names(
         asyncio.run_coroutine_threadsafe(released.wait(), loop).result(30)
         return {"org/x": "llama"}
 
-    monkeypatch.setattr("gateway.families.read_families", hang)
+    monkeypatch.setattr("gateway.policy.model_family.read_families", hang)
     families = Families(settings)
     await families.look()
     released.set()

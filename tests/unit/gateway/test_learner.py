@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from gateway.evidence import DAY_S, Evidence
-from gateway.families import model_family
-from gateway.learner import Learner
-from gateway.ledger import Ledger
+from gateway.learning.evidence import DAY_S, Evidence
+from gateway.learning.learner import Learner
+from gateway.policy.model_family import model_family
+from gateway.state.ledger import Ledger
 from shared import subjects
-from shared.bus import Record
+from shared.broker.bus import Record
 from shared.messages import Decision, Job, Offer, Result, ResultStatus, Score, TaskType, encode
 
 NOW = 1_800_000_000.0

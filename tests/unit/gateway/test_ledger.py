@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from gateway.ledger import Ledger, TaskState
+from gateway.state.ledger import Ledger, TaskState
 from shared import subjects
-from shared.bus import Record
+from shared.broker.bus import Record
 from shared.messages import (
     Claimed,
     Decision,

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.mirror_file import DamagedMirrorError, Header, encode_line, read_mirror
+from gateway.state.mirror_file import DamagedMirrorError, Header, encode_line, read_mirror
 from shared import subjects
+from shared.broker.jetstream import Record
 from shared.messages import encode
-from shared.records import Record
 
 JOBS, STATE = subjects.JOBS_STREAM, subjects.STATE_STREAM
 FIRST = encode(Header(1, "g")) + b"\n"

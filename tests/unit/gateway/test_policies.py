@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.policies import BUILT_IN, expected_value, first_come, load_policy, task_work, win_chance
-from gateway.policy import PolicyView, SlotFacts, maximum_accuracy
-from gateway.tables import Rate, Table, Tables
+from gateway.learning.rates import Rate, Table, Tables
+from gateway.policy.builtin import BUILT_IN, expected_value, first_come, load_policy, task_work, win_chance
+from gateway.policy.house import PolicyView, SlotFacts, maximum_accuracy
 from shared.errors import SettingsError
-from shared.hardware import parse_hardware
 from shared.messages import BareOffer, Decision, Hardware, TaskType, encode
-from shared.plan import Feasibility, check_offer
+from shared.planning.hardware import parse_hardware
+from shared.planning.planner import Feasibility, check_offer
 
 H100 = parse_hardware("4xH100-80GB")
 CPU = parse_hardware("cpu-8x32GB")
@@ -174,7 +174,7 @@ def test_every_policy_gives_only_free_live_slots_and_a_decision_that_can_be_sent
 
 
 MODULE = """
-from gateway.policy import Verdict
+from gateway.policy.house import Verdict
 
 def picky(offer, view):
     return Verdict(reason="because", slot="a", priority=0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.presence import PROGRESS_KEPT, Presence
+from gateway.state.presence import PROGRESS_KEPT, Presence
 from shared.messages import Hardware, Heartbeat, Phase, Progress
 
 CPU = Hardware(device="cpu", count=8, memory_bytes=64 << 30)

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.offers import EXAMPLES, Example, page_with, verdict_on
-from gateway.policy import THRESHOLD
+from bench.conformance.offers import EXAMPLES, Example, page_with, verdict_on
+from gateway.policy.house import THRESHOLD
 
 PAGE = Path(__file__).parents[3] / "docs" / "deciding.md"
 TAKEN = {"small model", "8B, preference pairs", "70B, chat", "unknown size", "CPU half, small model"}
 
 
 def test_the_published_table_is_the_one_the_code_makes() -> None:
-    """After a deliberate change: `python -m bench.offers --write docs/deciding.md`."""
+    """After a deliberate change: `python -m bench.conformance.offers --write docs/deciding.md`."""
     page = PAGE.read_text()
     assert page_with(page) == page
 

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.policy import PolicyView, SlotFacts, Verdict, maximum_accuracy
+from gateway.learning.rates import Tables
+from gateway.policy.house import PolicyView, SlotFacts, Verdict, maximum_accuracy
 from gateway.reasons import ReasonClass, reason_class
-from gateway.tables import Tables
 from shared.messages import BareOffer, Decision, Hardware, TaskType
-from shared.plan import Feasibility
+from shared.planning.planner import Feasibility
 
 CPU = Hardware(device="cpu", count=8, memory_bytes=64 << 30)
 FREE = SlotFacts(slot="a", busy=False, live=True, hardware=CPU)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.ledger import Ledger
-from gateway.scores import (
+from gateway.learning.score_form import (
     MalformedScoreError,
     ScoreForm,
     UnknownScoredTaskError,
@@ -17,8 +16,9 @@ from gateway.scores import (
     same,
     score_of,
 )
+from gateway.state.ledger import Ledger
 from shared import subjects
-from shared.bus import Record
+from shared.broker.bus import Record
 from shared.messages import BareOffer, Decision, Job, Offer, Reservation, TaskType, decode_score, encode
 
 NOW = 1_800_000_000.0

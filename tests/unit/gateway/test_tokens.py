@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.tokens import Tokens, own_token, parse_tokens
+from gateway.api.tokens import Tokens, own_token, parse_tokens
 from shared.errors import SettingsError
 from shared.settings import load_settings
 

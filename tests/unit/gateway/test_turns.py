@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from gateway.turns import Turns
+from gateway.api.throttle import Turns
 
 
 async def passed(count: int, most: int) -> list[tuple[int, int]]:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from gateway.ledger import Chain, ChainRecord, TaskState
-from gateway.views import GatewayInfo, MirrorInfo, agreed
-from podium.checks import examine
-from podium.findings import Severity
-from podium.vitals import Folder, GatewayVitals, Heard, Monitor, OpenJob, StreamVitals, Vitals
+from gateway.state.ledger import Chain, ChainRecord, TaskState
+from gateway.views.build import GatewayInfo, MirrorInfo, agreed
+from podium.diagnostics.checks import examine
+from podium.diagnostics.findings import Severity
+from podium.diagnostics.probe import Folder, GatewayVitals, Heard, Monitor, OpenJob, StreamVitals, Vitals
+from shared.broker.streams import stream_specs
 from shared.messages import (
     Claimed,
     Decision,
@@ -27,7 +28,6 @@ from shared.messages import (
 )
 from shared.settings import Settings
 from shared.stream_info import StreamInfo
-from shared.streams import stream_specs
 
 NOW = 1_000_000.0
 SETTINGS = Settings(expected_hardware="cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from podium.__main__ import COMMANDS, main, parser
-from shared.ports import free_port
+from shared.net import free_port
 
 
 def test_every_command_is_there() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.tokens import FILE as TOKEN_FILE
+from gateway.api.tokens import FILE as TOKEN_FILE
 
 ROOT = Path(__file__).parents[3]
 CPU, GPU = "docker-compose.yml", "docker-compose.gpu.yml"

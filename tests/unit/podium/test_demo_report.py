@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from podium.demo_report import Row, report, take_result
+from podium.demo.report import Row, report, take_result
 from shared.messages import Metrics, Result, ResultStatus
 
 

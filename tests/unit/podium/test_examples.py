@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from podium.offer import check_data, read_offer
-from podium.up import EXAMPLES
+from podium.commands.offer import check_data, read_offer
+from podium.commands.up import EXAMPLES
 
 WORDNET = EXAMPLES / "wordnet"
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from podium.halves import Half, split
+from podium.local.gpu_split import Half, split
 from shared.messages import GpuStatus
 from shared.settings import load_settings
 

@@ -25,10 +25,8 @@ ENGINE_MAY = {
     "shared.errors",
     "shared.digest",
     "shared.files",
-    "shared.ports",
-} | {
-    f"shared.{name}"
-    for name in ("recipe", "memory", "plan", "shape", "hardware", "fit", "speed", "deviations")
+    "shared.net",
+    "shared.planning",
 }
 SHARED_MAY = set(sys.stdlib_module_names) | {"shared", "msgspec", "nats", "nkeys", "structlog"}
 TRAINING_LIBRARIES = {"torch", "transformers", "peft", "safetensors", "gguf"}

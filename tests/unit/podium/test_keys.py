@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from podium.__main__ import main
-from podium.certificates import names_in
-from podium.permissions import common, users
-from shared.credentials import identify, read_seed, seed_path
+from podium.security.certificates import names_in
+from podium.security.permissions import common, users
+from shared.broker.credentials import identify, read_seed, seed_path
 from shared.errors import SettingsError
 from shared.settings import load_settings
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from podium.offer import check_data, first_row, local_file, read_offer
-from podium.up import EXAMPLES
+from podium.commands.offer import check_data, first_row, local_file, read_offer
+from podium.commands.up import EXAMPLES
 from shared.errors import PodiumError
 from shared.messages import FileFormat
 

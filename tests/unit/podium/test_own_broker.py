@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from podium.broker import write_config
-from podium.own_broker import is_own, monitor_url, with_own_keys
+from podium.local.discovery import is_own, monitor_url, with_own_keys
+from podium.local.nats_server import write_config
 from shared.settings import Settings, load_settings
 
 

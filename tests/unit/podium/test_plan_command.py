@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from podium.plan import add_parser
-from shared.plan import Plan
+from podium.commands.plan import add_parser
+from shared.planning.planner import Plan
 
 CONFIG = Path(__file__).parents[2] / "data" / "oracle" / "base" / "config.json"
 STATS = '{"examples": 500, "tokens": 20000, "label_tokens": 9000, "max_length": 90}'

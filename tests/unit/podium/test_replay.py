@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.policies import BUILT_IN
-from gateway.policy import PolicyView, Verdict
+from gateway.policy.builtin import BUILT_IN
+from gateway.policy.house import PolicyView, Verdict
 from podium.__main__ import main
-from podium.replay import Report, Rules, replay
-from podium.trace import TraceLine, read_trace
+from podium.simulation.replay import Report, Rules, replay
+from podium.simulation.trace import TraceLine, read_trace
 from shared.errors import PodiumError
-from shared.hardware import parse_hardware
 from shared.messages import BareOffer, Decision, TaskType, encode
+from shared.planning.hardware import parse_hardware
 
 HOUR = 3600.0
 RULES: dict[str, Any] = {

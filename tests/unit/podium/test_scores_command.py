@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.scores import parse_scores
-from podium.scores import read_scores
+from gateway.learning.score_form import parse_scores
+from podium.commands.scores import read_scores
 from shared.errors import PodiumError
 
 ME, OTHER = "5Me", "5Other"

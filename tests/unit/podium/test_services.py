@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from podium.services import Service, Spec
+from podium.local.process import Service, Spec
 from shared.errors import PodiumError
-from trainer_node.slot_lock import start_time
+from trainer_node.worker.slot_lock import start_time
 
 SLEEP = "import time; time.sleep(60)"
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"

@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from podium.train import end
+from podium.commands.train import end
 
 DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(120)"
 POLITE = DEAF.replace("signal.SIG_IGN", "lambda *_: exit(7)")

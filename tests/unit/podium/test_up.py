@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from podium.stack import Stack
-from podium.up import EXAMPLES, chosen_settings, make_stack
+from podium.commands.up import EXAMPLES, chosen_settings, make_stack
+from podium.local.stack import Stack
 from shared.errors import PodiumError, SettingsError
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.console import Console
 
-from gateway.ledger import TaskState
-from gateway.views import SlotView, TaskView
-from podium.status import slots_table, tasks_table
-from podium.watch import View, drawn
+from gateway.state.ledger import TaskState
+from gateway.views.build import SlotView, TaskView
+from podium.commands.status import slots_table, tasks_table
+from podium.commands.watch import View, drawn
 from shared.messages import Decision, Metrics, Phase, Progress, Result, ResultStatus
 
 

@@ -3,10 +3,10 @@ from msgspec.structs import replace
 
 from shared.errors import PlanError
 from shared.fit import LOWER_RANKS, fit, round_up, split
-from shared.hardware import parse_hardware, usable_memory
-from shared.memory import estimate
-from shared.recipe import resolve
-from shared.shape import shape_from_params
+from shared.planning.hardware import parse_hardware, usable_memory
+from shared.planning.memory_fit import estimate
+from shared.planning.model_shape import shape_from_params
+from shared.planning.profiles import resolve
 
 HOUSE = resolve("maximum_accuracy")
 HALF = parse_hardware("4xH100-80GB")

@@ -3,8 +3,8 @@ import os
 import pytest
 
 from shared.errors import SettingsError
-from shared.hardware import device_count, flops_per_s, parse_hardware, usable_memory
 from shared.messages import Hardware
+from shared.planning.hardware import device_count, flops_per_s, parse_hardware, usable_memory
 
 
 def test_gpus_by_name_and_back() -> None:

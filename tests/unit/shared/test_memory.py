@@ -2,9 +2,9 @@ import pytest
 from msgspec.structs import replace
 
 from shared.fit import split
-from shared.memory import Layout, Memory, activation_bytes, estimate
-from shared.recipe import resolve
-from shared.shape import ModelShape, shape_from_params
+from shared.planning.memory_fit import Layout, Memory, activation_bytes, estimate
+from shared.planning.model_shape import ModelShape, shape_from_params
+from shared.planning.profiles import resolve
 
 SHAPE = shape_from_params(8_000_000_000, "llama")
 SMOL = ModelShape(

@@ -8,9 +8,10 @@ from msgspec.structs import replace
 
 from shared.errors import PlanError
 from shared.fit import round_up
-from shared.hardware import parse_hardware, usable_memory
 from shared.messages import Hardware, TaskType
-from shared.plan import (
+from shared.planning.hardware import parse_hardware, usable_memory
+from shared.planning.model_shape import ModelShape
+from shared.planning.planner import (
     ASSUMED_DATA,
     DataStats,
     Plan,
@@ -19,8 +20,7 @@ from shared.plan import (
     make_plan,
     shape_from_params,
 )
-from shared.recipe import PROFILES, pair_share, resolve
-from shared.shape import ModelShape
+from shared.planning.profiles import PROFILES, pair_share, resolve
 
 HALF = parse_hardware("4xH100-80GB")
 CPU = parse_hardware("cpu-2x24GB")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import socket
 
-from shared.ports import HIGHEST, LOWEST, free_port
+from shared.net import HIGHEST, LOWEST, free_port
 
 
 def test_a_free_port_can_be_listened_on_and_none_is_given_twice() -> None:

@@ -1,7 +1,15 @@
 import pytest
 
 from shared.errors import SettingsError
-from shared.recipe import ALL_LINEAR, PROFILES, dense_rate, family_of, lora_rate, pair_share, resolve
+from shared.planning.profiles import (
+    ALL_LINEAR,
+    PROFILES,
+    dense_rate,
+    family_of,
+    lora_rate,
+    pair_share,
+    resolve,
+)
 
 
 def test_maximum_accuracy_is_the_house_profile_to_the_letter() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import PlanError
-from shared.shape import (
+from shared.planning.model_shape import (
     is_mixture,
     parameters_from_name,
     shape_from_config,

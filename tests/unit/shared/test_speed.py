@@ -1,11 +1,11 @@
 import pytest
 
 from shared.fit import split
-from shared.hardware import parse_hardware
-from shared.memory import Layout
-from shared.recipe import resolve
-from shared.shape import ModelShape, shape_from_params
-from shared.speed import COMPILE_S, Rows, development_rows, export_bytes, flops_per_token, pace
+from shared.planning.hardware import parse_hardware
+from shared.planning.memory_fit import Layout
+from shared.planning.model_shape import ModelShape, shape_from_params
+from shared.planning.profiles import resolve
+from shared.planning.throughput import COMPILE_S, Rows, development_rows, export_bytes, flops_per_token, pace
 
 SHAPE = shape_from_params(8_030_000_000)
 DENSE = split(SHAPE, resolve("maximum_accuracy"), 8192)

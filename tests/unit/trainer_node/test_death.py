@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.messages import ErrorCode
-from trainer_node.death import Death, explain, out_of_memory_kills
+from trainer_node.worker.crash import Death, explain, out_of_memory_kills
 
 ROOM = 1 << 30
 MANNER = "the worker ended with exit code 1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.messages import Phase
-from trainer_node.follower import must_stop
+from trainer_node.job.monitor import must_stop
 
 
 @pytest.mark.parametrize(

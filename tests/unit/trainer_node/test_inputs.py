@@ -9,7 +9,7 @@ import pytest
 from shared.errors import DataError, EngineError
 from shared.messages import FileFormat
 from shared.settings import Settings
-from trainer_node.inputs import dataset_path, model_path
+from trainer_node.job.inputs import dataset_path, model_path
 
 JSON = FileFormat.JSON
 

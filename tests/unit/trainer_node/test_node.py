@@ -10,7 +10,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from shared.bus import Bus
+from shared.broker.bus import Bus
 from shared.messages import Hardware, Job
 from shared.settings import load_settings
 from trainer_node.node import Node

@@ -20,7 +20,7 @@ from shared.messages import (
     encode,
 )
 from shared.settings import Settings
-from trainer_node.run_folder import RUNS_KEPT, RunFolder, worker_job
+from trainer_node.worker.run_folder import RUNS_KEPT, RunFolder, worker_job
 
 CPU = Hardware(device="cpu", count=1, memory_bytes=2**30)
 

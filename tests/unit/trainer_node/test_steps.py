@@ -18,7 +18,7 @@ from shared.messages import (
     Submitting,
     TaskType,
 )
-from trainer_node.steps import (
+from trainer_node.job.actions import (
     Claim,
     Deliver,
     Done,

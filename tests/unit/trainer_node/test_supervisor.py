@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from podium.broker import is_running
+from podium.local.nats_server import is_running
 from shared.settings import Settings
 from trainer_node.lease import LeaseLostError
-from trainer_node.run_folder import RunFolder
-from trainer_node.slot_lock import SlotLock, start_time
-from trainer_node.supervisor import Supervisor, WorkerFile, _kill_group
+from trainer_node.worker.run_folder import RunFolder
+from trainer_node.worker.slot_lock import SlotLock, start_time
+from trainer_node.worker.supervisor import Supervisor, WorkerFile, _kill_group
 
 SLEEPER = "import sys, time; print('up', flush=True); time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"

@@ -8,8 +8,8 @@ import torch
 
 from shared.errors import EngineError
 from shared.messages import ErrorCode, TaskType
+from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.objectives import dpo, sft
-from trainer_node.engine.packing import Batch
 
 Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
 

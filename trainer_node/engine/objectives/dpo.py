@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer_node.engine.packing import Batch
+from trainer_node.engine.data.packing import Batch
 
 BETA = 0.1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer_node.engine.packing import Batch
+from trainer_node.engine.data.packing import Batch
 
 
 def loss(model: torch.nn.Module, batch: Batch) -> Tensor:

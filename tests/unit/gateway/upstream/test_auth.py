@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.validator import keys_from_seed
+from bench.fake_validator.validator import keys_from_seed
 from gateway.upstream.auth import ClosedGate, OpenGate, SignedGate, gate_of, remarks
 from gateway.upstream.nonces import Nonces
 from gateway.upstream.validators import Validators

@@ -1,0 +1,193 @@
+"""The real training pipeline on a simulated machine: what takes its time there, and what stands in for what.
+
+Schedule, loop, checkpoints, choice, export and all that decides, counts and writes stay what they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec.structs import asdict
+
+from bench.deadline.simulated_machine import World
+from shared.messages import Phase, Progress
+from trainer_node.engine import finish as closing
+from trainer_node.engine import pipeline as run
+from trainer_node.engine import prepare
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import Batch, collate
+from trainer_node.engine.evaluate import metric as score
+from trainer_node.engine.export import writer as export
+from trainer_node.engine.model.loading import load_model, load_tokenizer
+from trainer_node.engine.reporter import PERIOD_S, Reporter
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train import async_saver as saver
+from trainer_node.engine.train import loop
+
+COSTS = (
+    (run, "load_model", "load"),
+    (closing, "load_model", "load"),
+    (prepare, "ingest", "ingest"),
+    (score, "score_sft", "row"),
+    (export, "write", "export"),
+    (export, "verify", "verify"),
+)
+COPY_SHARE = 0.025  # of a save: the copy that training waits for
+BESIDE_SHARE = 0.4  # of a save: what its hashing and writing take from training on two cores
+
+
+class Ear(Reporter):
+    """Tells the world what the node would read, and when."""
+
+    world: World
+
+    def due(self) -> bool:
+        """By the world's clock."""
+        return self.world.now - self.world.heard_at >= PERIOD_S
+
+    @contextmanager
+    def patience(self, seconds: float) -> Iterator[None]:
+        """In the world's time, without a thread."""
+        self.world.patient_until = self.world.now + seconds
+        try:
+            yield
+        finally:
+            self.world.heard_at = max(self.world.heard_at, min(self.world.now, self.world.patient_until))
+            self.world.patient_until = -math.inf
+
+    def _emit(self, progress: Progress) -> None:
+        super()._emit(progress)
+        self.world.phase, self.world.heard_at = progress.phase, self.world.now
+        self.world.finished = progress.progress >= 1.0
+
+
+class Beside:
+    """Stands in for the thread that writes checkpoints, and for what that takes from training."""
+
+    def __init__(self, world: World, *_: object, **__: object) -> None:
+        self.world = world
+        self.done_at = math.inf
+        self.work: Callable[[], Any] = lambda: None
+        self.outcome: Any = None
+
+    def submit(self, work: Callable[[], Any]) -> Beside:
+        """The copy is made now, the rest while other things happen. A kill until then leaves nothing."""
+        world = self.world
+        seconds = world.seconds.save / (2.0 if world.finished else 1.0)  # no optimiser any more
+        world.spend("save", COPY_SHARE * seconds)
+        job = Beside(world)
+        job.work, job.done_at = work, world.end_of(world.rough(seconds))
+        world.beside = job
+        world.spend("save", BESIDE_SHARE * seconds)
+        return job
+
+    def carry_out(self) -> None:
+        """It is on disk now."""
+        self.world.beside, self.outcome = None, self.work()
+
+    def done(self) -> bool:
+        """Whether it is on disk."""
+        return self.world.beside is not self
+
+    def result(self) -> Any:
+        """Wait for that."""
+        while not self.done():
+            self.world.wait("save", self.done_at)
+        return self.outcome
+
+
+@contextmanager
+def costs(world: World, *, computes: bool) -> Iterator[None]:
+    """Inside, the pipeline's expensive parts take their time in the world.
+
+    Unless it `computes`, gradients are zero, every loss is 1 and no export is reloaded; all that decides,
+    counts and writes stays what it is.
+    """
+    idle = (*IDLE, (score, "score_sft", partial(_scores, world)), (loop, "gradients", partial(_zero, world)))
+    always = (
+        (saver, "ThreadPoolExecutor", partial(Beside, world)),
+        (loop, "gc", LAZY),
+        (closing, "gc", LAZY),
+        (loop, "collate", partial(_collate, world, collate)),
+    )
+    stand_ins = (*always, *(() if computes else idle))
+    before = [(module, name, getattr(module, name)) for module, name, _ in (*COSTS, *always, *idle)]
+    for module, name, stand_in in stand_ins:
+        setattr(module, name, stand_in)
+    for module, name, kind in COSTS:
+        setattr(module, name, _costing(world, kind, getattr(module, name)))
+    try:
+        yield
+    finally:
+        for module, name, real in reversed(before):
+            setattr(module, name, real)
+
+
+@cache
+def _loaded(path: str, dtype: torch.dtype) -> torch.nn.Module:
+    return load_model(path, dtype)
+
+
+def _copied(path: str, dtype: torch.dtype) -> torch.nn.Module:
+    return copy.deepcopy(_loaded(path, dtype))
+
+
+def _collate(
+    world: World, real: Callable[..., Batch], examples: Examples, indices: list[int], *rest: Any
+) -> Batch:
+    world.trained(int(examples.lengths[indices].sum()))
+    return real(examples, indices, *rest)
+
+
+def _zero(
+    world: World, training: loop.Training, packs: list[list[int]], stop: Stop
+) -> tuple[torch.Tensor, int]:
+    tokens = [int(training.examples.lengths[pack].sum()) for pack in packs]
+    for count in tokens:
+        training.alive()
+        world.trained(count)
+    return torch.zeros(()), sum(tokens)
+
+
+def _scores(world: World, model: torch.nn.Module, examples: Examples, **_: object) -> score.Score:
+    """The base model 1; trained weights less, but where the run is spoilt."""
+    loss = 1.0 if world.phase is Phase.BASELINE else 1.5 if world.faults.spoilt else 0.5
+    return score.Score(loss, np.full(len(examples), loss))
+
+
+def _right(*_: object) -> None:
+    return None
+
+
+IDLE: tuple[tuple[Any, str, Any], ...] = (
+    (run, "load_model", _copied),
+    (closing, "load_model", _copied),
+    (prepare, "load_tokenizer", cache(load_tokenizer)),
+    (export, "verify", _right),
+)
+# Collecting garbage at every start would take a third of the bench's time.
+LAZY = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, unfreeze=lambda: None)
+
+
+def _costing(world: World, kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    seconds = asdict(world.seconds)
+
+    def paid(*args: Any, **kwargs: Any) -> Any:
+        if kind == "row":
+            world.spend("score", seconds["row"] * len(args[1]))
+        elif kind == "verify":  # reloads, and scores for as long as it may, at most all rows one by one
+            world.spend("verify", seconds["load"], rough=True)
+            world.spend("verify", min(args[4], 3 * seconds["row"] * len(args[2])))
+        else:  # a kill within leaves nothing: it is the rename at the end that counts
+            world.spend(kind, seconds[kind], rough=kind != "ingest")
+        return real(*args, **kwargs)
+
+    return paid

@@ -1,0 +1,210 @@
+"""An independent judge of what a fleet did: reads only the two logs, the locks' logs and the artifacts.
+
+It shares no code with the gateway or the node beyond the message types, so that a wrong idea there is not
+repeated here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from shared import subjects
+from shared.broker.bus import Bus, Record
+from shared.digest import folder_digest
+from shared.messages import (
+    Claimed,
+    Job,
+    Result,
+    ResultStatus,
+    StateRecord,
+    Submitting,
+    decode_job_record,
+    decode_state_record,
+)
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """Counts of what must not happen, and sentences that say where it did."""
+
+    jobs: int
+    results: dict[str, int]
+    lost: int  # acknowledged to the client, absent from JOBS
+    stored_twice: int
+    double_submissions: int
+    without_result: int
+    late: int
+    overlaps: int  # two workers, or two jobs, on one slot at one time
+    stale_writes: int = 0  # records of an epoch that another one had ended, or after a result
+    resumes: int  # claims after a task's first
+    takeovers: int = 0  # of them, those by another node than the one before
+    findings: list[str]
+
+    @property
+    def clean(self) -> bool:
+        """Nothing that must not happen did."""
+        return not self.findings
+
+
+class Logs(Struct):
+    """JOBS and STATE as they are stored; STATE's records in order, and by task."""
+
+    jobs: list[Job]
+    states: list[StateRecord]
+    chains: dict[str, list[StateRecord]]
+
+
+async def read_all(bus: Bus, stream: str) -> list[Record]:
+    """Every record of a stream, oldest first."""
+    records: list[Record] = []
+    while batch := await bus.read(stream, records[-1].sequence if records else 0):
+        records += batch
+    return records
+
+
+async def read_logs(bus: Bus) -> Logs:
+    """Both logs, whole."""
+    stored = [decode_job_record(record.data) for record in await read_all(bus, subjects.JOBS_STREAM)]
+    states = [decode_state_record(record.data) for record in await read_all(bus, subjects.STATE_STREAM)]
+    chains: dict[str, list[StateRecord]] = {}
+    for state in states:
+        chains.setdefault(state.task, []).append(state)
+    return Logs([record for record in stored if isinstance(record, Job)], states, chains)
+
+
+async def check(bus: Bus, *, acknowledged: set[str], artifacts: Path, lock_logs: dict[str, Path]) -> Report:
+    """Judge a settled fleet; `acknowledged` are the tokens of tasks that a client heard accepted."""
+    logs = await read_logs(bus)
+    counts = Counter(job.task for job in logs.jobs)
+    twice = [f"{task}: stored {count} times" for task, count in counts.items() if count > 1]
+    lost = [f"{task}: acknowledged but not stored" for task in sorted(acknowledged - set(counts))]
+    results: Counter[str] = Counter()
+    without: list[str] = []
+    double: list[str] = []
+    late: list[str] = []
+    wrong: list[str] = []
+    for job in logs.jobs:
+        chain = logs.chains.get(job.task, [])
+        ends = [record for record in chain if isinstance(record, Result)]
+        if len(ends) != 1:
+            (double if ends else without).append(f"{job.task}: {len(ends)} results")
+            continue
+        result = ends[0]
+        results[result.status.value] += 1
+        stored = _submissions(artifacts, job.task)
+        if len(stored) > 1:
+            double.append(f"{job.task}: {len(stored)} submissions are stored")
+        wrong += _artifact_findings(result, stored, chain)
+        if result.status is ResultStatus.SUBMITTED and result.at > job.deadline_at:
+            late.append(f"{job.task}: submitted {result.at - job.deadline_at:.1f} s late")
+    overlaps = [line for slot, path in lock_logs.items() for line in _overlaps(slot, path)]
+    overlaps += _two_jobs_at_once(logs)
+    stale = [*_after_results(logs), *_stale_epochs(logs)]
+    claims = [[record for record in chain if isinstance(record, Claimed)] for chain in logs.chains.values()]
+    return Report(
+        jobs=len(logs.jobs),
+        results=dict(results),
+        lost=len(lost),
+        stored_twice=len(twice),
+        double_submissions=len(double),
+        without_result=len(without),
+        late=len(late),
+        overlaps=len(overlaps),
+        stale_writes=len(stale),
+        resumes=sum(max(0, len(chain) - 1) for chain in claims),
+        takeovers=sum(a.node != b.node for chain in claims for a, b in pairwise(chain)),
+        findings=[*twice, *lost, *without, *double, *late, *wrong, *overlaps, *stale],
+    )
+
+
+def _submissions(artifacts: Path, task: str) -> list[Path]:
+    """All that lies under a task's name, but for copies that were being made when their node was killed."""
+    folder = artifacts / task
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _artifact_findings(result: Result, stored: list[Path], chain: list[StateRecord]) -> Iterator[str]:
+    """A submitted task has exactly one stored submission: the one that was announced and the result names."""
+    task = result.task
+    if result.status is not ResultStatus.SUBMITTED:
+        if stored:
+            yield f"{task}: {result.status.value}, yet an artifact is stored"
+        return
+    if not stored:
+        yield f"{task}: submitted, but nothing is stored"
+    elif (digest := folder_digest(stored[0])) != result.digest:
+        yield f"{task}: stored {digest[:12]}, result says {result.digest}"
+    announced = {record.digest for record in chain if isinstance(record, Submitting)}
+    if result.digest not in announced:
+        yield f"{task}: submitted {result.digest}, which nobody had announced"
+
+
+def _after_results(logs: Logs) -> Iterator[str]:
+    for task, chain in logs.chains.items():
+        first = next((place for place, record in enumerate(chain) if isinstance(record, Result)), len(chain))
+        if any(not isinstance(record, Result) for record in chain[first:]):
+            yield f"{task}: something was written after the result"
+
+
+def _stale_epochs(logs: Logs) -> Iterator[str]:
+    """Per slot, whatever the task: the epoch never falls, and each is one node's. Gateways write none."""
+    newest: dict[str, StateRecord] = {}
+    for record in logs.states:
+        if not record.epoch:
+            continue
+        before = newest.setdefault(record.slot, record)
+        if record.epoch < before.epoch:
+            yield f"{record.task}: epoch {record.epoch} was written after epoch {before.epoch}"
+        elif record.epoch == before.epoch and record.node != before.node:
+            yield f"{record.task}: {record.node} and {before.node} both wrote under epoch {record.epoch}"
+        else:
+            newest[record.slot] = record
+
+
+def _two_jobs_at_once(logs: Logs) -> Iterator[str]:
+    """A job may be accepted for a slot only when the one before has its result (one machine, one clock)."""
+    newest: dict[str, Job] = {}
+    for job in logs.jobs:
+        before = newest.get(job.slot)
+        newest[job.slot] = job
+        if before is None or before.task == job.task:
+            continue
+        ends = [record.at for record in logs.chains.get(before.task, []) if isinstance(record, Result)]
+        if not ends or min(ends) > job.decision.decided_at:
+            yield f"slot {job.slot}: {job.task} was accepted before {before.task} had a result"
+
+
+class LockEvent(Struct):
+    """One line of a slot's lock log."""
+
+    event: str  # acquired, adopted or released
+    pid: int
+    task: str
+    at: float
+
+
+def _overlaps(slot: str, path: Path) -> list[str]:
+    """Times at which a worker took the slot while another's process was still there."""
+    if not path.exists():
+        return []
+    holder: LockEvent | None = None
+    findings = []
+    for line in path.read_bytes().splitlines():
+        event = msgspec.json.decode(line, type=LockEvent)
+        if event.event == "acquired":
+            if holder is not None and holder.pid != event.pid:
+                findings.append(
+                    f"slot {slot}: {event.pid} ({event.task}) took the lock at {event.at:.2f} "
+                    f"while {holder.pid} ({holder.task}) held it"
+                )
+            holder = event
+        elif event.event == "released" and holder is not None and holder.pid == event.pid:
+            holder = None
+    return findings

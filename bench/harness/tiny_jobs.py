@@ -1,0 +1,123 @@
+"""Real workers on a tiny real model: what the benches of resume and deadline share.
+
+`python -m bench.harness.tiny_jobs RUN_FOLDER/job.json` is the engine's worker with two more profiles, as
+none of the
+house's has dropout on LoRA factors, or dense deltas beside some, that a model of 70,000 weights can use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shared.messages import (
+    DatasetType,
+    FileFormat,
+    Hardware,
+    Outcome,
+    TaskType,
+    WorkerJob,
+    decode_outcome,
+    encode,
+)
+from shared.planning.profiles import PROFILES, Recipe
+from trainer_node.engine.__main__ import leave, main
+from trainer_node.engine.distributed import launch
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "tests" / "data" / "oracle" / "base"
+DROPOUT = Recipe(profile="lora_dropout", rank=8, alpha=16.0, dropout=0.1, device_batch=8)
+MIXED = Recipe(profile="lora_and_dense", rank=24, alpha=32.0, dropout=0.0, device_batch=8)  # k and v dense
+INSTRUCT = DatasetType(field_instruction="question", field_output="answer")
+PREFERENCES = DatasetType(field_prompt="question", field_chosen="answer", field_rejected="worse")
+
+
+def write_rows(path: Path, count: int = 300) -> Path:
+    """Rows that a tiny model can learn, for instruct and for DPO."""
+    rows = [
+        {
+            "question": f"What comes after {i % 37}?" + " Think." * (i % 5),
+            "answer": f"It is {i % 37 + 1}, of course.",
+            "worse": f"It is {i % 11}.",
+        }
+        for i in range(count)
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def write_job(folder: Path, data: Path, **changes: Any) -> Path:
+    """A job in a folder of its own, on the token clock unless `changes` say otherwise; its job.json."""
+    fields: dict[str, Any] = {
+        "task_id": folder.name,
+        "task": folder.name,
+        "slot": "a",
+        "task_type": TaskType.INSTRUCT,
+        "model": "podium/tiny",
+        "model_path": str(MODEL),
+        "dataset": str(data),
+        "file_format": FileFormat.JSON,
+        "dataset_type": INSTRUCT,
+        "start_at": 0.0,
+        "ready_by": 100.0,
+        "hardware": Hardware(device="cpu", count=1, memory_bytes=2**33),
+        "threads": 1,
+        "clock": "token",
+        "token_clock_rate": 1000.0,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "job.json"
+    path.write_bytes(encode(WorkerJob(**{**fields, **changes})))
+    return path
+
+
+def start(job: Path) -> subprocess.Popen[bytes]:
+    """A worker process on a job, the leader of its own group; what it says goes to worker.log."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with (job.parent / "worker.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "bench.harness.tiny_jobs", str(job)],
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def kill(worker: subprocess.Popen[bytes]) -> None:
+    """kill -9 for the worker and all its processes."""
+    if worker.poll() is None:
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+
+
+def outcome_of(job: Path) -> Outcome | None:
+    """The worker's last word, if it has spoken."""
+    path = job.parent / "outcome.json"
+    return decode_outcome(path.read_bytes()) if path.exists() else None
+
+
+def weights_of(job: Path) -> Iterator[tuple[str, bytes]]:
+    """Every file of weights that a finished run left: its export and its newest checkpoint."""
+    newest = max((job.parent / "checkpoints").glob("step-*"))
+    for folder in (job.parent / "export", newest):
+        for path in sorted(folder.glob("*.safetensors")):
+            yield f"{folder.name}/{path.name}", path.read_bytes()
+
+
+if __name__ == "__main__":
+    PROFILES.update({recipe.profile: recipe for recipe in (DROPOUT, MIXED)})
+    launch.command = lambda job_path: [
+        sys.executable,
+        "-m",
+        "bench.tiny",
+        str(job_path),
+    ]  # ranks know them too
+    leave(main())

@@ -1,0 +1,129 @@
+"""The planner's memory estimate against the measured peak of real training steps, on this machine's CPU.
+
+python -m bench.performance.memory
+
+Each case runs in a process of its own: a decoder with random weights, three packs through the engine's own
+forward, backward and AdamW; several minutes on two cores. The last line is one JSON object:
+`{"cases", "worst_error", "worst_case"}`; an error is estimate / peak - 1.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from typing import Any
+
+from msgspec.structs import replace
+
+from shared.fit import split
+from shared.planning.hardware import parse_hardware
+from shared.planning.memory_fit import Layout, estimate
+from shared.planning.planner import DataStats, ModelShape, Plan, make_plan
+from shared.planning.profiles import resolve
+
+SHAPES = {
+    "smollm2-135m": ModelShape(
+        hidden=576, layers=30, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocab=49152, tied=True
+    ),
+    "wide-190m": ModelShape(
+        hidden=1024, layers=8, intermediate=4096, heads=16, kv_heads=8, head_dim=64, vocab=32768, tied=False
+    ),
+    "qwen2.5-0.5b": ModelShape(
+        hidden=896, layers=24, intermediate=4864, heads=14, kv_heads=2, head_dim=64, vocab=151936, tied=True
+    ),
+}
+# profile, rank, capacity, checkpointing
+CASES = {
+    "dense": ("maximum_accuracy", 8192, 1024, False),
+    "dense, checkpointing": ("maximum_accuracy", 8192, 1024, True),
+    "LoRA 16": ("lora_r16", 16, 1024, False),
+    "LoRA 128, dropout": ("maximum_accuracy", 128, 1024, False),
+}
+
+
+def plan_of(model: str, case: str) -> Plan:
+    """The plan of one case, set to the case's rank, capacity and checkpointing."""
+    profile, rank, capacity, checkpointing = CASES[case]
+    shape, recipe = SHAPES[model], resolve(profile)
+    rows = DataStats(examples=1000, tokens=100_000, label_tokens=50_000, max_length=capacity)
+    plan = make_plan(recipe, shape, rows, parse_hardware("cpu-2x512GB"), 36_000)
+    modules = split(shape, recipe, rank)
+    layout = Layout(
+        capacity=capacity,
+        parallel="single",
+        devices=1,
+        checkpointing=checkpointing,
+        dtype="bfloat16",
+        cpu=True,
+    )
+    memory = estimate(shape, modules, layout, recipe.dropout).total
+    return replace(
+        plan, modules=modules, capacity=capacity, activation_checkpointing=checkpointing, memory_bytes=memory
+    )
+
+
+def peak(model: str, case: str) -> int:
+    """Bytes this process held at most after training three packs."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from trainer_node.engine.data.examples import Examples
+    from trainer_node.engine.data.packing import collate
+    from trainer_node.engine.model.attention import install
+    from trainer_node.engine.model.loading import add_deltas
+    from trainer_node.engine.objectives import sft
+
+    plan, shape = plan_of(model, case), SHAPES[model]
+    config = LlamaConfig(
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        intermediate_size=shape.intermediate,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocab,
+        tie_word_embeddings=shape.tied,
+    )
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    install(network)
+    deltas = add_deltas(network, plan, 0)
+    deltas.model.train()
+    optimizer = torch.optim.AdamW(deltas.param_groups(plan), fused=True)
+    length, count = plan.capacity // 8, 8
+    ids = np.random.default_rng(0).integers(0, shape.vocab, count * length).astype(np.int32)
+    labels = np.where(np.arange(count * length) % length < length // 2, -100, ids).astype(np.int32)
+    examples = Examples(ids, labels, np.arange(0, count * length + 1, length))
+    for _ in range(3):
+        batch = collate(examples, range(count), plan.capacity, "cpu")
+        sft.loss(deltas.model, batch).backward()
+        torch.nn.utils.clip_grad_norm_(list(deltas.parameters.values()), plan.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Measure every case in its own process and print a table."""
+    if len(sys.argv) == 3:
+        print(json.dumps(peak(sys.argv[1], sys.argv[2])))
+        return
+    errors: dict[str, float] = {}
+    for model in SHAPES:
+        for case in CASES:
+            command = [sys.executable, "-m", "bench.performance.memory", model, case]
+            lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
+            measured: Any = json.loads(lines.strip().splitlines()[-1])
+            estimated = plan_of(model, case).memory_bytes
+            error = estimated / measured - 1
+            errors[f"{model}, {case}"] = error
+            sizes = f"{estimated / 2**30:6.2f} GB estimated, {measured / 2**30:6.2f} measured"
+            print(f"{model:14} {case:22} {sizes}, {error:+.1%}", flush=True)
+    worst = max(errors, key=lambda name: abs(errors[name]))
+    print(json.dumps({"cases": len(errors), "worst_error": round(errors[worst], 3), "worst_case": worst}))
+
+
+if __name__ == "__main__":
+    main()

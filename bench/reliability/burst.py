@@ -1,0 +1,231 @@
+"""Hundreds and thousands of signed offers at one moment, while two slots are free; with and without a broker.
+
+    python -m bench.reliability.burst     # about a minute
+
+A real broker, two gateways that ask for signatures, two nodes with scripted workers. Each volley is signed
+before it is sent, over up to 500 connections that are open already (upstream's own limit), each with one
+request under way. After it exactly two offers must be accepted, and every offer answered. The accepted ones
+are then started and must end in results, which frees the slots for the next volley:
+
+- 500 offers at one gateway, and 5,000
+- 500 at two gateways in turn
+- 500 and 5,000 while the broker is killed (kill -9) and comes back: an offer may then be answered 503 with a
+  reason, and is sent again, signed anew, until it is decided
+
+The last line is one JSON object. `violations` counts wrong numbers of acceptances, lost offers and unclear
+refusals; `slow` names the volleys without a fault in which an answer came over a second after its request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from msgspec import Struct
+
+from bench.fake_validator import requests
+from bench.fake_validator.validator import OFFER, Validator, request_bytes, signed_headers
+from bench.harness.fleet import GATEWAYS, Fleet
+from bench.harness.signed_fleet import MINER, VALIDATOR, make_fleet, scripted_data, started, until
+from bench.harness.volley import Answer, Shot, Volley
+from shared.broker.bus import Bus
+from shared.logs import set_up_logs
+
+CONNECTIONS = 500
+GOAL_S = 1.0
+DECIDED_S = 40.0  # until every offer of a volley is decided, whatever the broker does
+BACK_S = 40.0
+PAUSE_S = 0.3
+KILL_AFTER_S = 0.2
+
+
+class Scene(Struct, frozen=True, kw_only=True):
+    """One volley."""
+
+    name: str
+    offers: int
+    gateways: tuple[str, ...] = GATEWAYS[:1]
+    kills: int = 0  # of the broker, while it flies
+
+
+SCENES = (
+    Scene(name="500 at one gateway", offers=500),
+    Scene(name="5,000 at one gateway", offers=5000),
+    Scene(name="500 at two gateways", offers=500, gateways=GATEWAYS),
+    Scene(name="500, broker killed once", offers=500, kills=1),
+    Scene(name="5,000 at two gateways, broker killed 3 times", offers=5000, gateways=GATEWAYS, kills=3),
+)
+
+
+class Outcome(Struct, kw_only=True):
+    """What a volley gave."""
+
+    scene: Scene
+    accepted: int
+    statuses: Counter[int]
+    slowest_s: float  # from a request's own sending to its answer
+    last_s: float  # from the volley's beginning
+    decided_s: float  # when every offer was decided, those that had to be sent again too
+    findings: list[str]
+
+
+class Burst:
+    """Volleys at one fleet."""
+
+    def __init__(self, fleet: Fleet, bus: Bus) -> None:
+        self.fleet = fleet
+        self.bus = bus
+
+    def shots(self, scene: Scene, tasks: list[str]) -> list[Shot]:
+        """Signed offers of these tasks, to the scene's gateways in turn."""
+        shots = []
+        for number, task in enumerate(tasks):
+            kind = requests.TEXT_KINDS[number % len(requests.TEXT_KINDS)]
+            body = json.dumps(requests.offer(kind, task)).encode()
+            request = request_bytes("POST", OFFER, signed_headers(VALIDATOR, MINER.address, body), body)
+            gateway = scene.gateways[number % len(scene.gateways)]
+            port = int(self.fleet.url(gateway).rpartition(":")[2])
+            shots.append(Shot(task, port, request))
+        return shots
+
+    async def one(self, scene: Scene) -> Outcome:
+        """One volley, sent again as far as it was not decided; then its tasks are done."""
+        tasks = [str(uuid.uuid4()) for _ in range(scene.offers)]
+        volley = await self._ready(scene, tasks)
+        killing = asyncio.create_task(self._kill(scene.kills))
+        began = time.monotonic()
+        answers = await asyncio.to_thread(volley.fire)
+        decided = {answer.task: answer for answer in answers if answer.status == 200}
+        findings = [finding for answer in answers for finding in unclear(answer, faults=scene.kills > 0)]
+        if scene.kills:
+            while len(decided) < len(tasks) and time.monotonic() - began < DECIDED_S:
+                await asyncio.sleep(PAUSE_S)
+                left = [task for task in tasks if task not in decided]
+                again = await asyncio.to_thread((await self._ready(scene, left)).fire)
+                findings += [finding for answer in again for finding in unclear(answer, faults=True)]
+                decided |= {answer.task: answer for answer in again if answer.status == 200}
+        await killing
+        outcome = Outcome(
+            scene=scene,
+            accepted=sum(answer.accepted for answer in decided.values()),
+            statuses=Counter(answer.status for answer in answers),
+            slowest_s=max(answer.took_s for answer in answers),
+            last_s=max(answer.after_s for answer in answers),
+            decided_s=time.monotonic() - began,
+            findings=findings,
+        )
+        if lost := len(tasks) - len(decided):
+            outcome.findings.append(f"{lost} offers were never decided")
+        if outcome.accepted != len(self.fleet.settings.slots):
+            outcome.findings.append(f"{outcome.accepted} offers were accepted")
+        await self.finish([answer.task for answer in decided.values() if answer.accepted], outcome)
+        return outcome
+
+    async def _ready(self, scene: Scene, tasks: list[str]) -> Volley:
+        """Everything signed, all connections open."""
+        shots = await asyncio.to_thread(self.shots, scene, tasks)
+        return await asyncio.to_thread(Volley, shots, min(CONNECTIONS, len(shots)))
+
+    async def _kill(self, kills: int) -> None:
+        """Kill the broker so many times; the fleet starts it again."""
+        for _ in range(kills):
+            await asyncio.sleep(KILL_AFTER_S)
+            self.fleet.members["broker"].signal(signal.SIGKILL)
+
+    async def finish(self, tasks: list[str], outcome: Outcome) -> None:
+        """Start what was accepted; all of it must end, so that both slots are free again."""
+        async with aiohttp.ClientSession(self.fleet.url(GATEWAYS[0])) as session:
+            upstream = Validator(session, VALIDATOR, MINER.address)
+            data = scripted_data(self.fleet.folder, "short.json", steps=1, step_s=0.01)
+            for task in tasks:
+                body = requests.start(requests.INSTRUCT, task, str(uuid.uuid4()), data)
+
+                async def begun(body: dict[str, Any] = body) -> bool:
+                    path = requests.START_PATHS[requests.INSTRUCT]
+                    return (await upstream.start(path, body)).status == 200
+
+                await until(f"the start of {task}", begun, BACK_S)
+
+            async def free() -> bool:
+                async with session.get("/v1/slots") as reply:
+                    if reply.status != 200:
+                        return False
+                    slots = (await reply.json())["slots"]
+                return all(slot["live"] for slot in slots) and all(slot["state"] == "free" for slot in slots)
+
+            await until("both slots to be free again", free, BACK_S)
+            for task in tasks:
+                async with session.get(f"/v1/tasks/{task}") as reply:
+                    state = (await reply.json()).get("state")
+                if state != "submitted":
+                    outcome.findings.append(f"{task} was accepted and is {state}")
+
+
+def unclear(answer: Answer, *, faults: bool) -> list[str]:
+    """What is wrong with an answer that is no decision."""
+    if answer.status == 200:
+        good = isinstance(answer.body, dict) and isinstance(answer.body.get("message"), str)
+        return [] if good else [f"200 with {answer.body!r}"]
+    if not faults:
+        return [f"status {answer.status} while nothing was wrong: {answer.body!r}"]
+    reason = answer.body.get("detail") if isinstance(answer.body, dict) else None
+    return [] if answer.status == 503 and reason else [f"status {answer.status}: {answer.body!r}"]
+
+
+async def measure(folder: Path) -> list[Outcome]:
+    """All volleys at one fleet."""
+    fleet = make_fleet(folder)
+    async with started(fleet) as bus:
+        burst = Burst(fleet, bus)
+        outcomes = []
+        for scene in SCENES:
+            outcomes.append(await burst.one(scene))
+            report(outcomes[-1])
+        return outcomes
+
+
+def report(outcome: Outcome) -> None:
+    """One volley for people."""
+    print(
+        f"{outcome.scene.name:46} accepted {outcome.accepted}  answers {dict(outcome.statuses)}"
+        f"  slowest {outcome.slowest_s:.3f} s, last {outcome.last_s:.3f} s, all {outcome.decided_s:.2f} s",
+        flush=True,
+    )
+    for finding, count in Counter(outcome.findings).most_common(5):
+        print(f"  VIOLATION {count} x {finding}")
+
+
+def main() -> int:
+    """Run, print, fail on any violation."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    set_up_logs("console", "error", service="bench")
+    with tempfile.TemporaryDirectory(prefix="podium-burst-") as folder:
+        outcomes = asyncio.run(measure(Path(folder)))
+    calm = [outcome for outcome in outcomes if not outcome.scene.kills]
+    violations = sum(len(outcome.findings) for outcome in outcomes)
+    figures = {
+        "offers": sum(outcome.scene.offers for outcome in outcomes),
+        "accepted": [outcome.accepted for outcome in outcomes],
+        "slowest_s": {outcome.scene.name: round(outcome.slowest_s, 3) for outcome in outcomes},
+        "last_s": {outcome.scene.name: round(outcome.last_s, 3) for outcome in outcomes},
+        "slow": [outcome.scene.name for outcome in calm if outcome.slowest_s > GOAL_S],
+        "violations": violations,
+    }
+    print(json.dumps(figures))
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

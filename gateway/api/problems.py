@@ -1,0 +1,165 @@
+"""Errors as /v1 answers them: RFC 9457 problems, each with a slug for programs and a sentence for people."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from gateway.api.access import ForeignRequestError, UnauthorizedError
+from gateway.learning.score_form import MalformedScoreError
+from gateway.offers import MalformedOfferError
+from gateway.operations import NodeSilentError, NotPossibleError, UnknownTaskError
+from shared.errors import BusError, PodiumError
+from shared.logs import get_logger
+from shared.subjects import task_token
+
+MEDIA_TYPE: Final = "application/problem+json"
+PREFIX: Final = "urn:podium:problem:"
+RETRY_AFTER_S: Final = 1
+_FIELD = re.compile(r"- at `(?:key in )?\$\.?([^`]*)`|(?:required|unknown) field `([^`]+)`")
+
+log = get_logger()
+_encode = msgspec.json.Encoder().encode
+
+
+class Problem(Struct, frozen=True, omit_defaults=True):
+    """An error answer, as RFC 9457 has it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    field: str | None = None  # the field of the body, or the parameter, that is wrong
+
+
+class Fault(Struct, frozen=True):
+    """A kind of problem that a route can answer with."""
+
+    status: int
+    slug: str
+    meaning: str
+
+
+class MalformedRequestError(PodiumError):
+    """A body or a query that can't be read."""
+
+    def __init__(self, fault: Fault, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.fault = fault
+        self.field = field or field_in(message)
+
+
+class BusyError(PodiumError):
+    """As many do this at once as may."""
+
+
+MALFORMED_OFFER: Final = Fault(400, "malformed-offer", "the body is no offer; `field` names what is wrong")
+MALFORMED_BODY: Final = Fault(400, "malformed-body", "the body can't be read; `field` names what is wrong")
+MALFORMED_QUERY: Final = Fault(400, "malformed-query", "a parameter can't be read; `field` names it")
+MALFORMED_SCORE: Final = Fault(400, "malformed-score", "the body is no score; `field` names what is wrong")
+UNAUTHORIZED: Final = Fault(401, "unauthorized", "no token, or one that is not known")
+FOREIGN: Final = Fault(403, "foreign-request", "the gateway has no tokens, and this machine did not ask")
+UNKNOWN_TASK: Final = Fault(404, "unknown-task", "no such task was accepted")
+NOT_POSSIBLE: Final = Fault(409, "not-possible", "the task is past that; nothing was changed")
+TOO_LARGE: Final = Fault(413, "body-too-large", "the body is larger than `max_body_bytes`")
+SLOW_BODY: Final = Fault(408, "slow-body", "the body took longer than ten seconds")
+WRONG_MEDIA_TYPE: Final = Fault(415, "wrong-media-type", "the body is not sent as application/json")
+INTERNAL: Final = Fault(500, "internal", "the gateway failed; its log has the details")
+NOT_READY: Final = Fault(503, "not-ready", "the broker can't be asked now; ask again")
+NODE_SILENT: Final = Fault(503, "node-silent", "the slot's node did not confirm")
+BUSY: Final = Fault(503, "busy", "as many do this at once as may")
+
+
+def problem(
+    status: int,
+    slug: str,
+    detail: str,
+    headers: dict[str, str] | None = None,
+    *,
+    field: str | None = None,
+) -> web.Response:
+    """One error answer. `slug` names the kind of problem for programs, `detail` says what to do."""
+    message = Problem(PREFIX + slug, HTTPStatus(status).phrase, status, detail, field)
+    return web.Response(body=_encode(message), status=status, headers=headers, content_type=MEDIA_TYPE)
+
+
+def unavailable(why: str) -> web.Response:
+    """503 for what can't be decided or done now."""
+    detail = f"{why}; nothing is known to be done: offer again, or ask again"
+    return problem(503, NOT_READY.slug, detail, {"Retry-After": str(RETRY_AFTER_S)})
+
+
+def problem_of(request: web.Request, error: Exception, max_body_bytes: int) -> web.Response:
+    """The answer to a request that raised."""
+    match error:
+        case MalformedOfferError():
+            return _told(MALFORMED_OFFER, error, field=field_in(str(error)))
+        case MalformedScoreError():
+            return _told(MALFORMED_SCORE, error, field=field_in(str(error)))
+        case MalformedRequestError():
+            return _told(error.fault, error, field=error.field)
+        case UnauthorizedError():
+            return problem(401, UNAUTHORIZED.slug, str(error), {"WWW-Authenticate": 'Bearer realm="podium"'})
+        case ForeignRequestError():
+            return _told(FOREIGN, error)
+        case UnknownTaskError():
+            return _told(UNKNOWN_TASK, error)
+        case NotPossibleError():
+            return _told(NOT_POSSIBLE, error)
+        case NodeSilentError():
+            return problem(503, NODE_SILENT.slug, str(error), {"Retry-After": str(RETRY_AFTER_S)})
+        case BusyError():
+            return problem(503, BUSY.slug, str(error), {"Retry-After": str(RETRY_AFTER_S)})
+        case BusError():
+            return unavailable(str(error))
+        case web.HTTPException():
+            return _http_problem(request, error, max_body_bytes)
+    _log_failure(request)
+    return problem(500, INTERNAL.slug, "the gateway failed on this request; its log has the details")
+
+
+def field_in(message: str) -> str | None:
+    """The field that an error of msgspec names."""
+    match = _FIELD.search(message)
+    return None if match is None else match[1] or match[2] or None
+
+
+def _told(fault: Fault, error: Exception, *, field: str | None = None) -> web.Response:
+    return problem(fault.status, fault.slug, str(error), field=field)
+
+
+def _http_problem(request: web.Request, error: web.HTTPException, max_body_bytes: int) -> web.Response:
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        response = problem(
+            413,
+            TOO_LARGE.slug,
+            f"a body may have {max_body_bytes} bytes; send the data as a reference, "
+            "or raise PODIUM_MAX_BODY_BYTES",
+        )
+        response.force_close()
+        return response
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        detail = f"{request.path[:200]} answers {allowed}, not {request.method[:20]}"
+        return problem(405, "wrong-method", detail, {"Allow": allowed})
+    if isinstance(error, web.HTTPNotFound):
+        detail = f"nothing is at {request.path[:200]!r}; /v1/docs shows what there is"
+        return problem(404, "unknown-path", detail)
+    if isinstance(error, web.HTTPRequestTimeout | web.HTTPBadRequest):  # of read_body
+        fault = SLOW_BODY if error.status == SLOW_BODY.status else MALFORMED_BODY
+        response = problem(fault.status, fault.slug, str(error.text))
+        response.force_close()
+        return response
+    return problem(error.status, "http", error.text or error.reason)
+
+
+def _log_failure(request: web.Request) -> None:
+    """With the task, if the path names one, so that the log of a task has it."""
+    task_id = request.match_info.get("task_id")
+    task = {"task": task_token(task_id)} if task_id else {}
+    log.exception("a request failed", method=request.method, path=request.path, **task)

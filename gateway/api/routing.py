@@ -1,0 +1,117 @@
+"""What one line of the route table says, and how it becomes an aiohttp route and a handler's input."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, TypeVar
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from gateway.api.access import Access, Guard
+from gateway.api.problems import (
+    FOREIGN,
+    INTERNAL,
+    MALFORMED_BODY,
+    MALFORMED_QUERY,
+    SLOW_BODY,
+    TOO_LARGE,
+    UNAUTHORIZED,
+    WRONG_MEDIA_TYPE,
+    Fault,
+    MalformedRequestError,
+)
+from gateway.http_request import read_body
+
+JSON: Final = "application/json"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+S = TypeVar("S", bound=Struct)
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Route(Struct, frozen=True):
+    """One method of one path, its handler, and what goes in and comes out; the docstring is the summary."""
+
+    method: str
+    path: str  # as OpenAPI has it: /v1/tasks/{task_id}
+    handler: Handler
+    answer: Any  # the type of a 200's body; None: it is not JSON
+    body: type[Struct] | None = None
+    query: type[Struct] | None = None  # one field for each parameter
+    faults: tuple[Fault, ...] = ()  # beyond those that follow from the rest
+    access: Access = Access.TOKEN
+    media_type: str = JSON
+    tag: str = "tasks"
+    body_or_list: bool = False  # whether a list of such bodies is taken, too
+
+    def all_faults(self) -> tuple[Fault, ...]:
+        """Every kind of problem that it answers with."""
+        found = list(self.faults)
+        if self.body is not None:
+            malformed = () if any(fault.status == 400 for fault in self.faults) else (MALFORMED_BODY,)
+            found += [*malformed, SLOW_BODY, TOO_LARGE, WRONG_MEDIA_TYPE]
+        if self.query is not None:
+            found.append(MALFORMED_QUERY)
+        if self.access is not Access.OPEN:
+            found += [UNAUTHORIZED, FOREIGN]
+        return (*found, INTERNAL)
+
+
+def add_routes(router: web.UrlDispatcher, routes: Iterable[Route], guard: Guard) -> None:
+    """Each path answers with and without a slash at its end: a redirected POST loses its body."""
+    for route in routes:
+        path, handler = route.path.replace("}", ":[^/]+}"), _guarded(route, guard)
+        router.add_route(route.method, path, handler)
+        router.add_route(route.method, path + "/", handler)
+
+
+def _guarded(route: Route, guard: Guard) -> Handler:
+    handler, access, takes_body = route.handler, route.access, route.body is not None
+    if access is Access.OPEN:
+        return handler
+
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        guard.admit(access, request.headers)
+        if takes_body:
+            _must_be_json(request)
+        return await handler(request)
+
+    return guarded
+
+
+def _must_be_json(request: web.Request) -> None:
+    """A browser sends application/json to no foreign site without asking it first."""
+    if request.headers.get("Content-Type") != JSON and request.content_type != JSON:
+        raise MalformedRequestError(WRONG_MEDIA_TYPE, f"send Content-Type: {JSON}")
+
+
+def read_query(request: web.Request, kind: type[S]) -> S:
+    """The query as a struct; MalformedRequestError naming the parameter."""
+    query = request.query
+    for name in query:
+        if len(query.getall(name)) > 1:
+            raise MalformedRequestError(MALFORMED_QUERY, f"{name[:50]!r} stands there twice", field=name)
+    try:
+        return msgspec.convert(dict(query), kind, strict=False)
+    except msgspec.ValidationError as error:
+        known = ", ".join(kind.__struct_fields__)
+        raise MalformedRequestError(MALFORMED_QUERY, f"{error}; parameters are {known}") from error
+
+
+async def read_message(request: web.Request, kind: type[S], limit: int, example: str) -> S:
+    """The body as a struct, an empty one as the struct's defaults; MalformedRequestError naming the field."""
+    body = await read_body(request, limit)
+    try:
+        return msgspec.json.decode(body, type=kind) if body.strip() else kind()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise MalformedRequestError(
+            MALFORMED_BODY, f"{error}; the body is empty or such as {example}"
+        ) from error
+
+
+def json_response(value: Any) -> web.Response:
+    """200 with a value as JSON."""
+    return web.Response(body=_encode(value), content_type=JSON)

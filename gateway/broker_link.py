@@ -1,0 +1,74 @@
+"""The gateway's link to the broker: reached at the start, however long it takes; its end is the gateway's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.state.mirror import LostRecordsError, Mirror
+from shared import subjects
+from shared.broker.bus import Bus, connect
+from shared.broker.credentials import GATEWAY
+from shared.broker.streams import ready
+from shared.errors import BusTimeoutError, BusUnavailableError
+from shared.logs import get_logger
+from shared.settings import Settings
+
+RETRY_S = 1.0
+LOST_S = 2.0  # between two looks whether somebody has restored what the broker lost
+READS = (
+    (subjects.JOBS_STREAM, subjects.ANY_JOB),
+    (subjects.STATE_STREAM, subjects.ANY_STATE),
+    (subjects.LEASES_STREAM, subjects.ANY_LEASE),
+)
+
+log = get_logger()
+
+
+async def reach(settings: Settings, mirror: Mirror, tell: Callable[[str | None], None]) -> Bus:
+    """Connect and see to the streams, for ever: operators may start services in any order.
+
+    `tell` hears what the broker has lost of what the mirror holds, while that has not been restored.
+    """
+    lost = None
+    while True:
+        try:
+            bus = await connect(settings, name=f"gateway {settings.gateway_name}", user=GATEWAY)
+        except BusUnavailableError as error:
+            log.warning(str(error))
+            await asyncio.sleep(RETRY_S)
+            continue
+        try:
+            await ready(bus, settings, READS)
+            await _begin(mirror, bus)
+        except LostRecordsError as error:
+            if lost is None:
+                log.error(str(error))
+            lost = str(error)
+            tell(lost)
+            await bus.close()
+            await asyncio.sleep(LOST_S)
+        except (BusUnavailableError, BusTimeoutError) as error:
+            log.warning("JetStream is not usable yet", error=str(error))
+            await bus.close()
+            await asyncio.sleep(RETRY_S)
+        except BaseException:
+            await bus.close()
+            raise
+        else:
+            tell(None)
+            return bus
+
+
+async def end_with(bus: Bus) -> None:
+    """Raise why the link was closed for good, once it is."""
+    await bus.closed.wait()
+    raise bus.why_closed()
+
+
+async def _begin(mirror: Mirror, bus: Bus) -> None:
+    """A gateway that can't write its mirror still decides."""
+    try:
+        await mirror.begin(bus)
+    except OSError as error:
+        mirror.fail(error)

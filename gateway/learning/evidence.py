@@ -1,0 +1,193 @@
+"""Results and upstream's scores -> learned rates: Beta posteriors whose evidence fades. Pure.
+
+The house value counts as `prior_strength` trials. A trial weighs 1 when it happens and half as much after
+every half-life, so each rate goes back to its house value: no task type is locked out for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+
+import msgspec
+from msgspec import Struct
+
+from gateway.learning.rates import MEANINGS, Rate, Table, Tables
+from shared.messages import ResultStatus, Score, TaskType
+
+FIRST_PLACE = 3.0  # upstream's quality scores
+PENALTY = -1.0
+NOT_IN_FIRST_FOUR = 1000.0  # upstream's synth_loss of everybody else
+FADED = 0.01  # trials; less is told as the house value
+DAY_S = 86400.0
+
+
+class Observation(Struct, frozen=True):
+    """One trial of one rate."""
+
+    table: str  # a field of Tables
+    key: str
+    success: bool
+    at: float
+
+
+class Case(Struct, frozen=True, kw_only=True):
+    """What is known of one task."""
+
+    task_type: TaskType
+    model: str
+    status: ResultStatus | None = None  # how it ended, once it did
+    ended_at: float = 0.0
+    score: Score | None = None  # upstream's, once it told
+
+
+def first_place(score: Score) -> bool:
+    """Whether upstream ranked the submission first."""
+    return score.quality_score >= FIRST_PLACE
+
+
+def among_first_four(score: Score) -> bool:
+    """Whether it was among the four that upstream measured on synthetic data too; a penalty never was."""
+    loss = score.synth_loss
+    measured = loss is not None and isfinite(loss) and loss != NOT_IN_FIRST_FOUR
+    return score.quality_score > 0 or (measured and score.quality_score > PENALTY)
+
+
+def delivered(case: Case) -> bool:
+    """Whether something valid was submitted: what we stored, unless upstream says otherwise."""
+    score = case.score
+    if score is not None and score.quality_score <= PENALTY:
+        return False
+    if score is not None and score.quality_score > 0:  # an answer that was lost may hide what was stored
+        return True
+    return case.status in (None, ResultStatus.SUBMITTED)
+
+
+def observations(case: Case, family: str) -> list[Observation]:
+    """What one task says of the three rates.
+
+    Its evidence is as old as its end, whenever upstream scored it: a rate tells how well runs of that time
+    did. A cancelled task says nothing. Without a score a task says nothing of ranks, even if it failed:
+    counting failures only would sink every family of a fleet that never imports scores.
+    """
+    if case.status is ResultStatus.CANCELLED:
+        return []
+    score, found = case.score, []
+    at = case.ended_at if case.status is not None else score.scored_at if score is not None else 0.0
+    if score is not None:
+        found += [
+            Observation("task_weight", case.task_type, first_place(score), at),
+            Observation("model_performance", family, among_first_four(score), at),
+        ]
+    if score is not None or case.status is not None:
+        found.append(Observation("task_success", case.task_type, delivered(case), at))
+    return found
+
+
+class Tally:
+    """Fading counts of one rate, as they are at the newest trial's time."""
+
+    def __init__(self, half_life_s: float) -> None:
+        self._half_life_s = half_life_s
+        self._at: float | None = None
+        self._trials = self._successes = 0.0
+
+    def add(self, observation: Observation, sign: int = 1) -> None:
+        """Count one trial; with sign -1 take one back that was counted before."""
+        if self._at is None or observation.at > self._at:
+            if self._at is not None:
+                faded = self._weight(self._at, observation.at)
+                self._trials, self._successes = self._trials * faded, self._successes * faded
+            self._at = observation.at
+        weight = sign * self._weight(observation.at, self._at)
+        self._trials = max(0.0, self._trials + weight)
+        if observation.success:
+            self._successes = max(0.0, self._successes + weight)
+
+    def counts(self, now: float) -> tuple[float, float]:
+        """Successes and trials, as they weigh now."""
+        if self._at is None:
+            return 0.0, 0.0
+        faded = self._weight(self._at, now)
+        return min(self._successes, self._trials) * faded, self._trials * faded
+
+    def _weight(self, at: float, now: float) -> float:
+        return float(0.5 ** (max(0.0, now - at) / self._half_life_s))
+
+
+def posterior(house: float, strength: float, successes: float, trials: float) -> float:
+    """Mean of Beta(strength * house + successes, strength * (1 - house) + failures)."""
+    return min(1.0, max(0.0, (strength * house + successes) / (strength + trials)))
+
+
+class Evidence:
+    """Everything learned so far, task by task: what comes again, or late, or anew is counted once."""
+
+    def __init__(self, *, prior_strength: float, half_life_s: float, family: Callable[[str], str]) -> None:
+        self.version = 0  # grows with every change
+        self.results = self.scores = 0
+        self._strength = prior_strength
+        self._half_life_s = half_life_s
+        self._family = family
+        self._house = Tables()
+        self._cases: dict[str, Case] = {}  # by token
+        self._counted: dict[str, list[Observation]] = {}
+        self._tallies: dict[tuple[str, str], Tally] = {}
+
+    def note_result(
+        self, task: str, task_type: TaskType, model: str, status: ResultStatus, at: float
+    ) -> None:
+        """Take in how a task ended."""
+        known = self._cases.get(task)
+        score = known.score if known is not None else None
+        self._note(task, Case(task_type=task_type, model=model, status=status, ended_at=at, score=score))
+
+    def note_score(self, score: Score) -> None:
+        """Take in upstream's score of a task; a later one replaces it."""
+        known = self._cases.get(score.task)
+        if known is None or known.status is None:
+            self._note(score.task, Case(task_type=score.task_type, model=score.model, score=score))
+        else:  # what the job says of type and model holds
+            self._note(score.task, msgspec.structs.replace(known, score=score))
+
+    def forget_scores(self) -> None:
+        """Take back all scores: what they were read from was begun anew."""
+        for task, case in list(self._cases.items()):
+            if case.score is not None:
+                self._note(task, msgspec.structs.replace(case, score=None))
+
+    def tables(self, now: float) -> Tables:
+        """All rates as they are now."""
+        learned: dict[str, dict[str, Rate]] = {name: {} for name in MEANINGS}
+        for (name, key), tally in self._tallies.items():
+            successes, trials = tally.counts(now)
+            if trials >= FADED:
+                house = getattr(self._house, name).house
+                learned[name][key] = self._rate(name, house, successes, trials)
+        return Tables(**{name: Table(getattr(self._house, name).house, learned[name]) for name in MEANINGS})
+
+    def _rate(self, name: str, house: float, successes: float, trials: float) -> Rate:
+        cause = (
+            f"{successes:.1f} of {trials:.1f} {MEANINGS[name]} (evidence halves every "
+            f"{self._half_life_s / DAY_S:g} days), prior {house * self._strength:.4g} of {self._strength:g}"
+        )
+        return Rate(posterior(house, self._strength, successes, trials), cause, successes, trials)
+
+    def _note(self, task: str, case: Case) -> None:
+        known = self._cases.get(task)
+        if known == case:
+            return
+        self.results += (case.status is not None) - (known is not None and known.status is not None)
+        self.scores += (case.score is not None) - (known is not None and known.score is not None)
+        self._cases[task] = case
+        self._count(self._counted.get(task, []), -1)
+        self._counted[task] = observations(case, self._family(case.model))
+        self._count(self._counted[task], 1)
+        self.version += 1
+
+    def _count(self, found: list[Observation], sign: int) -> None:
+        for each in found:
+            key = (each.table, each.key)
+            if key not in self._tallies:
+                self._tallies[key] = Tally(self._half_life_s)
+            self._tallies[key].add(each, sign)

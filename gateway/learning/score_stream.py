@@ -1,0 +1,178 @@
+"""SCORES: read by every gateway, written by compare-and-set on the task's own subject.
+
+Unlike JOBS and STATE it keeps one message of each task and may drop the oldest ones: it is evidence, nothing
+that was promised, and upstream can be asked again. So gaps mean nothing here, and a stream that was begun
+anew is read anew instead of ending the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec import Struct
+from nats.aio.msg import Msg
+
+from gateway.learning.learner import Learner
+from gateway.learning.score_form import ScoreForm, UnknownScoredTaskError, same, score_of
+from gateway.state.ledger import Ledger
+from shared import subjects
+from shared.broker.bus import Bus, Record
+from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
+from shared.logs import get_logger
+from shared.messages import Score, decode_score, encode
+
+STREAM = subjects.SCORES_STREAM
+READ_TIMEOUT_S = 0.9
+RETRY_S = 1.0
+TRIES = 8
+
+log = get_logger()
+
+
+class RefusedScore(Struct, frozen=True):
+    """A score that was not stored, and why not."""
+
+    task_id: str
+    why: str
+
+
+class ScoresTaken(Struct, frozen=True):
+    """What became of posted scores; the first two are task ids."""
+
+    stored: list[str] = []
+    known: list[str] = []  # the same is stored already: nothing was changed
+    refused: list[RefusedScore] = []
+
+
+class ScoreLog:
+    """Reads what is stored into the learner, and stores what is posted."""
+
+    def __init__(
+        self, bus: Bus, learner: Learner, poll_s: float, read_once: asyncio.Event | None = None
+    ) -> None:
+        self.read_once = read_once or asyncio.Event()  # the first reading is over, well or not
+        self.malformed = 0
+        self._bus = bus
+        self._learner = learner
+        self._poll_s = poll_s
+        self._hint = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._newest: Record | None = None
+        self._sure = True  # that the stream is the one that was read
+
+    async def start(self) -> None:
+        """Listen for hints."""
+        await self._bus.subscribe(subjects.ANY_SCORE, self._heard)
+        self._bus.on_reconnect(self._lost_touch)
+
+    async def run(self) -> None:
+        """Read when a score was said, after a reconnect, and every `poll_s`; for ever."""
+        trouble = ""
+        while True:
+            self._hint.clear()
+            try:
+                await self.catch_up()
+                trouble = ""
+            except BusError as error:
+                if str(error) != trouble:  # once, not at every retry
+                    trouble = str(error)
+                    log.warning("SCORES can't be read now; rates stay as they are", error=trouble)
+            self.read_once.set()
+            try:
+                async with asyncio.timeout(RETRY_S if trouble else self._poll_s):
+                    await self._hint.wait()
+            except TimeoutError:
+                continue
+
+    async def catch_up(self) -> None:
+        """Read everything that was stored before this call. Raises BusError."""
+        async with self._lock:
+            if not self._bus.connected:
+                raise BusUnavailableError("not connected to NATS")
+            if not self._sure:
+                self._sure = True
+                try:
+                    await self._look_whether_replaced()
+                except BusError:
+                    self._sure = False
+                    raise
+            while records := await self._bus.read(STREAM, self._last, timeout_s=READ_TIMEOUT_S):
+                for record in records:
+                    self._take(record)
+
+    async def take(self, forms: list[ScoreForm], ledger: Ledger, now: float) -> ScoresTaken:
+        """Store what is new, and count it. Raises BusError; then some may be stored: send all again."""
+        taken = ScoresTaken()
+        for form in forms:
+            try:
+                score = score_of(form, ledger, now)
+            except UnknownScoredTaskError as error:
+                taken.refused.append(RefusedScore(form.task_id, str(error)))
+                continue
+            new = await self.store(score, dated=form.scored_at is not None)
+            (taken.stored if new else taken.known).append(form.task_id)
+        await self.catch_up()
+        return taken
+
+    async def store(self, score: Score, *, dated: bool) -> bool:
+        """Store a score unless the same is there; whether it was new. Raises BusError."""
+        subject, cause = subjects.score(score.task), None
+        for attempt in range(TRIES):
+            stored = await self._bus.last(STREAM, subject)
+            known = _decoded(stored) if stored is not None else None
+            if known is not None and same(known, score, dated=dated):
+                return attempt > 0 and known.record_id == score.record_id
+            last = stored.sequence if stored is not None else 0
+            try:
+                await self._bus.append(STREAM, subject, encode(score), last_on_subject=last)
+            except (ConflictError, BusTimeoutError) as error:
+                cause = error
+                continue
+            return True
+        raise BusUnavailableError(f"the score of {score.task} could not be stored in {TRIES} tries: {cause}")
+
+    @property
+    def _last(self) -> int:
+        return self._newest.sequence if self._newest is not None else 0
+
+    async def _look_whether_replaced(self) -> None:
+        """Is the newest record that was read, or a later one of its task, still there?"""
+        if (known := self._newest) is None:
+            return
+        found = await self._bus.last(STREAM, known.subject)
+        if found is not None and (
+            found.sequence > known.sequence or (found.sequence, found.data) == (known.sequence, known.data)
+        ):
+            return
+        log.warning("SCORES was begun anew; what it held is forgotten until it is imported again")
+        self._newest = None
+        self._learner.evidence.forget_scores()
+
+    def _take(self, record: Record) -> None:
+        self._newest = record
+        score = _decoded(record)
+        if score is None:
+            self.malformed += 1
+            log.error(
+                "a stored score can't be used and is passed over",
+                sequence=record.sequence,
+                subject=record.subject,
+            )
+            return
+        self._learner.note_score(score)
+
+    async def _heard(self, _: Msg) -> None:
+        self._hint.set()
+
+    def _lost_touch(self) -> None:
+        self._sure = False
+        self._hint.set()
+
+
+def _decoded(record: Record) -> Score | None:
+    """The score in a record; None for anything else."""
+    try:
+        score = decode_score(record.data)
+    except (ValueError, RecursionError):
+        return None
+    return score if record.subject == subjects.score(score.task) else None

@@ -1,0 +1,142 @@
+"""Policies by name: the house's, two further ones, and any function of the same signature.
+
+A policy is one pure function (BareOffer, PolicyView) -> Verdict; an accepting verdict names a free slot.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from math import isfinite, sqrt
+from types import MappingProxyType
+
+from msgspec.structs import replace
+
+from gateway.learning.rates import Tables
+from gateway.policy.house import Policy, PolicyView, SlotFacts, Verdict, free_slot, maximum_accuracy, terms_of
+from shared.errors import SettingsError
+from shared.logs import get_logger
+from shared.messages import BareOffer, Terms
+from shared.planning.model_shape import parameters_from_name
+from shared.planning.planner import ASSUMED_PARAMETERS, LONGEST_HOURS
+
+POINTS_OF_FIRST, POINTS_OF_FAILURE = 3.0, 1.0  # upstream's scores; everybody else gets 0
+SHORTEST_HOURS = 1 / 60  # what is promised per hour stays a number for any offer
+
+log = get_logger()
+
+
+def first_come(offer: BareOffer, view: PolicyView) -> Verdict:
+    """Take whatever fits a slot that is free and shows the expected hardware; nothing learned matters."""
+    chosen = free_slot(view)
+    terms = terms_of(offer, view, chosen)
+    why = _why_not(offer, view, terms, chosen)
+    if chosen is None or why:
+        return Verdict(reason=why, terms=terms, policy="first_come")
+    reason = f"Accepted: {terms.maximum_accuracy_bonus.cause}"
+    return Verdict(reason=reason, slot=chosen.slot, terms=terms, policy="first_come")
+
+
+def expected_value(offer: BareOffer, view: PolicyView) -> Verdict:
+    """Take what fits and promises more than `min_points_per_hour`: W * (3p - q) / hours of upstream's points.
+
+    p = chance of the first place, q = of submitting nothing valid, W = upstream's weight of the task. The
+    priority of its decisions is points per hour.
+    """
+    chosen = free_slot(view)
+    terms = terms_of(offer, view, chosen)
+    p, q = win_chance(offer, view.tables, view.family(offer.model)), 1.0 - terms.task_success.value
+    work = task_work(offer)
+    points = work * (POINTS_OF_FIRST * p - POINTS_OF_FAILURE * q)
+    rate = points / max(offer.hours_to_complete, SHORTEST_HOURS)
+    told = f"{points:.2f} points expected = {work:.1f} x (3 x {p:.3f} - {q:.3f}), {rate:.2f} per hour"
+    why = _why_not(offer, view, terms, chosen)
+    if not why and not rate > view.min_points_per_hour:
+        why = f"Too little to win: {told}, not above {view.min_points_per_hour:g}"
+    slot = chosen.slot if chosen is not None and not why else None
+    reason = why or f"Accepted: {told}"
+    return Verdict(reason=reason, slot=slot, priority=rate, terms=terms, policy="expected_value")
+
+
+def win_chance(offer: BareOffer, tables: Tables, family: str) -> float:
+    """Chance of the first place: the task type's, in proportion to how well the model's family does.
+
+    Never more than the chance to deliver anything.
+    """
+    wins = tables.task_weight.rate(offer.task_type).value
+    lift = tables.model_performance.rate(family).value / tables.model_performance.house
+    return min(wins * lift, tables.task_success.rate(offer.task_type).value)
+
+
+def task_work(offer: BareOffer) -> float:
+    """Upstream's weight of a task, W = max(1, 2 sqrt(hours * billions of parameters, from 1 to 40))."""
+    parameters = offer.model_params_count or parameters_from_name(offer.model) or ASSUMED_PARAMETERS
+    billions = min(40, max(1, parameters // 10**9))
+    return max(1.0, 2.0 * sqrt(min(offer.hours_to_complete, LONGEST_HOURS) * billions))
+
+
+def _why_not(offer: BareOffer, view: PolicyView, terms: Terms, chosen: SlotFacts | None) -> str:
+    """What is in the way of an offer, whatever it is worth; empty if nothing is."""
+    if chosen is None and view.busy >= view.capacity:
+        return f"All {view.capacity} slots are busy"
+    if offer.hours_to_complete > view.max_hours:
+        return f"Job duration too long (>{view.max_hours:g} hours)"
+    if chosen is None:
+        return f"No slot: {terms.h100_maximum_bonus.cause}"
+    return "" if terms.maximum_accuracy_bonus.value else f"No plan: {terms.maximum_accuracy_bonus.cause}"
+
+
+BUILT_IN: MappingProxyType[str, Policy] = MappingProxyType(
+    {"maximum_accuracy": maximum_accuracy, "expected_value": expected_value, "first_come": first_come}
+)
+
+
+def load_policy(name: str) -> Policy:
+    """A built-in policy by its name, or `module:function`. Raises SettingsError that says what is wrong."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    module, colon, function = name.partition(":")
+    if not colon or not module or not function:
+        known = ", ".join(BUILT_IN)
+        raise SettingsError(f"unknown policy {name!r}: it is {known}, or module:function")
+    try:
+        policy = getattr(import_module(module), function)
+    except Exception as error:  # whatever a module of somebody else's does when it is imported
+        raise SettingsError(f"policy {name!r} can't be imported: {type(error).__name__}: {error}") from error
+    if not callable(policy) or inspect.iscoroutinefunction(policy):
+        raise SettingsError(f"policy {name!r} must be a plain function (BareOffer, PolicyView) -> Verdict")
+    try:
+        inspect.signature(policy).bind(None, None)
+    except TypeError as error:
+        raise SettingsError(f"policy {name!r} must take two arguments, offer and view: {error}") from error
+    except ValueError:  # a builtin that tells no signature
+        pass
+    return _guarded(name, policy)
+
+
+def _guarded(name: str, policy: Policy) -> Policy:
+    """A policy of somebody else's: what it does wrong refuses the offer, and never gives a busy slot away."""
+
+    def judge(offer: BareOffer, view: PolicyView) -> Verdict:
+        try:
+            verdict: object = policy(offer, view)
+        except Exception as error:
+            log.exception("the policy failed on an offer", policy=name, task=offer.task_id)
+            return _refused(name, f"{type(error).__name__}: {error}")
+        if not isinstance(verdict, Verdict):
+            return _refused(name, f"it returned a {type(verdict).__name__}, not a Verdict")
+        if verdict.slot is not None and not any(_is_free(facts, verdict.slot) for facts in view.slots):
+            return _refused(name, f"it chose slot {verdict.slot!r}, which is not free")
+        if verdict.priority is not None and not isfinite(verdict.priority):
+            return _refused(name, f"its priority is {verdict.priority}")
+        return replace(verdict, policy=name)
+
+    return judge
+
+
+def _is_free(facts: SlotFacts, slot: str) -> bool:
+    return facts.slot == slot and not facts.busy
+
+
+def _refused(name: str, why: str) -> Verdict:
+    return Verdict(reason=f"Policy {name} failed: {why}", policy=name)

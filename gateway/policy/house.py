@@ -1,0 +1,165 @@
+"""BareOffer -> verdict. Pure: everything a policy may look at is in its view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from gateway.learning.rates import Tables
+from gateway.policy.model_family import model_family
+from shared.messages import BareOffer, Hardware, Term, Terms
+from shared.planning.planner import Feasibility
+
+RATE_WEIGHT = 0.15  # of each of the three learned rates
+MAXIMUM_ACCURACY_BONUS = 0.40
+H100_MAXIMUM_BONUS = 0.35
+THRESHOLD = 0.85  # the priority must be above it
+
+
+class SlotFacts(Struct, frozen=True, kw_only=True):
+    """What is known of one slot when a decision is made."""
+
+    slot: str
+    busy: bool  # runs a job, or is reserved
+    live: bool  # its node holds the lease and was heard lately
+    hardware: Hardware | None = None
+
+
+class PolicyView(Struct, frozen=True, kw_only=True):
+    """All that a policy may know."""
+
+    slots: tuple[SlotFacts, ...]  # the whole fleet, in the order in which slots are filled
+    tables: Tables
+    expected: Hardware  # what a slot must show to earn the hardware bonus
+    max_hours: float
+    deadline_margin_s: float
+    feasible: Callable[
+        [BareOffer, float, Hardware], Feasibility
+    ]  # offer, hours that are left for it, hardware
+    family: Callable[[str], str] = model_family  # of a model's upstream id
+    min_points_per_hour: float = 0.0  # what policy `expected_value` asks for
+
+    @property
+    def capacity(self) -> int:
+        """Jobs that can run at once."""
+        return len(self.slots)
+
+    @property
+    def busy(self) -> int:
+        """Jobs that run or are reserved now."""
+        return sum(facts.busy for facts in self.slots)
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What a policy says. `slot` is set exactly if accepted; `warning` is for the log."""
+
+    reason: str
+    slot: str | None = None
+    priority: float | None = None
+    terms: Terms | None = None
+    warning: str | None = None
+    policy: str = "maximum_accuracy"
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the offer is taken."""
+        return self.slot is not None
+
+
+Policy = Callable[[BareOffer, PolicyView], Verdict]
+
+
+def maximum_accuracy(offer: BareOffer, view: PolicyView) -> Verdict:
+    """The house policy: capacity, then hours, then priority; the two bonuses are earned, not given.
+
+    Whatever decides, every term of the score is told.
+    """
+    chosen = free_slot(view)
+    terms = terms_of(offer, view, chosen)
+    priority = priority_of(terms)
+    if view.busy >= view.capacity:
+        return Verdict(
+            reason=f"At maximum accuracy capacity ({view.capacity} jobs for #1)",
+            warning=f"At maximum accuracy capacity: {view.busy}/{view.capacity} jobs",
+            priority=priority,
+            terms=terms,
+        )
+    if offer.hours_to_complete > view.max_hours:
+        reason = f"Job duration too long (>{view.max_hours:g} hours)"
+        return Verdict(reason=reason, priority=priority, terms=terms)
+    if priority > THRESHOLD and chosen is not None:
+        reason = f"Accepted for ranking #1 optimization - priority {priority:.3f}"
+        return Verdict(reason=reason, slot=chosen.slot, priority=priority, terms=terms)
+    missed = [
+        term.cause for term in (terms.maximum_accuracy_bonus, terms.h100_maximum_bonus) if not term.value
+    ]
+    reason = "; ".join([f"Priority {priority:.3f} below #1 threshold", *missed])
+    return Verdict(reason=reason, priority=priority, terms=terms)
+
+
+def priority_of(terms: Terms) -> float:
+    """min(1, sum of value * weight)."""
+    summands = (
+        terms.task_weight,
+        terms.model_performance,
+        terms.task_success,
+        terms.maximum_accuracy_bonus,
+        terms.h100_maximum_bonus,
+    )
+    return min(1.0, sum(term.value * term.weight for term in summands))
+
+
+def free_slot(view: PolicyView) -> SlotFacts | None:
+    """The first slot that is free, live, and shows the expected hardware."""
+    for facts in view.slots:
+        if not facts.busy and facts.live and _name(facts) == view.expected.name:
+            return facts
+    return None
+
+
+def terms_of(offer: BareOffer, view: PolicyView, chosen: SlotFacts | None) -> Terms:
+    """The five terms of an offer; `chosen` is the slot that it would get, if one is free."""
+    family = view.family(offer.model)
+    weight = view.tables.task_weight.rate(offer.task_type)
+    performance = view.tables.model_performance.rate(family)
+    success = view.tables.task_success.rate(offer.task_type)
+    return Terms(
+        task_weight=Term(weight.value, RATE_WEIGHT, weight.cause),
+        model_performance=Term(performance.value, RATE_WEIGHT, performance.cause),
+        task_success=Term(success.value, RATE_WEIGHT, success.cause),
+        maximum_accuracy_bonus=_plan_bonus(offer, view, chosen),
+        h100_maximum_bonus=_hardware_bonus(view, chosen),
+    )
+
+
+def _plan_bonus(offer: BareOffer, view: PolicyView, chosen: SlotFacts | None) -> Term:
+    """Earned if a plan fits memory and deadline; without a chosen slot, on the expected hardware."""
+    hours_left = offer.hours_to_complete - view.deadline_margin_s / 3600
+    if hours_left <= 0:
+        cause = (
+            f"{offer.hours_to_complete:g} hours are over before the job could start: "
+            f"{view.deadline_margin_s:g} s are kept as a margin"
+        )
+        return Term(0.0, MAXIMUM_ACCURACY_BONUS, cause)
+    hardware = chosen.hardware if chosen is not None and chosen.hardware is not None else view.expected
+    feasibility = view.feasible(offer, hours_left, hardware)
+    return Term(float(feasibility.ok), MAXIMUM_ACCURACY_BONUS, feasibility.cause)
+
+
+def _hardware_bonus(view: PolicyView, chosen: SlotFacts | None) -> Term:
+    wanted = view.expected.name
+    if chosen is not None:
+        return Term(1.0, H100_MAXIMUM_BONUS, f"slot {chosen.slot} is free, live and shows {wanted}")
+    seen = ", ".join(f"{facts.slot}: {_condition(facts)}" for facts in view.slots)
+    return Term(0.0, H100_MAXIMUM_BONUS, f"no free and live slot shows {wanted} ({seen})")
+
+
+def _condition(facts: SlotFacts) -> str:
+    if facts.busy:
+        return "busy"
+    return _name(facts) if facts.live else "not heard of"
+
+
+def _name(facts: SlotFacts) -> str:
+    return facts.hardware.name if facts.hardware is not None else "unknown hardware"

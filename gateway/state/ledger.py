@@ -1,0 +1,215 @@
+"""The fold over JOBS and STATE: every task, and which slots are busy.
+
+Pure: records go in, nothing is read or written. The result depends only on what is stored, not on how the
+records of the two logs are interleaved when they are folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+
+from msgspec import Struct
+
+from shared import subjects
+from shared.broker.bus import Record
+from shared.logs import get_logger
+from shared.messages import (
+    Claimed,
+    Decision,
+    Job,
+    Reservation,
+    Result,
+    StateRecord,
+    Submitting,
+    decode_job_record,
+    decode_state_record,
+)
+
+log = get_logger()
+
+
+class TaskState(StrEnum):
+    """Where a task stands, in the words shown to people (a rejected offer leaves no task)."""
+
+    RESERVED = "reserved"
+    LAPSED = "lapsed"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUBMITTING = "submitting"
+    SUBMITTED = "submitted"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+class ChainRecord(Struct, frozen=True):
+    """One record of a chain, and when the broker stored it (RFC 3339)."""
+
+    sequence: int
+    stored: str
+    record: StateRecord
+
+
+class Chain(Struct):
+    """What the state log says of one task on one slot."""
+
+    sequence: int = 0  # of the newest record on the chain's subject
+    records: list[ChainRecord] = []  # every one, oldest first
+    claimed: Claimed | None = None  # the newest
+    submitting: Submitting | None = None  # the newest; once there was one, a gateway may write no result
+    result: Result | None = None  # the first: nothing after it counts
+
+
+class Task(Struct):
+    """One accepted task. Of reservation and job at least one is there."""
+
+    first: int  # sequence of its first record in JOBS: the order of acceptance
+    reservation: Reservation | None = None
+    job: Job | None = None
+
+    @property
+    def record(self) -> Job | Reservation:
+        """The job, or the reservation while there is none."""
+        record = self.job or self.reservation
+        if record is None:
+            raise ValueError("a task without reservation and job")
+        return record
+
+
+class MalformedRecordError(ValueError):
+    """A stored record contradicts its subject or the protocol."""
+
+
+class Ledger:
+    """Everything known from the two logs, up to the sequences in `folded`."""
+
+    def __init__(self) -> None:
+        self.folded = {subjects.JOBS_STREAM: 0, subjects.STATE_STREAM: 0}
+        self.newest: dict[str, Record] = {}  # by stream, the last one folded
+        self.malformed = 0
+        self.ended: list[tuple[str, str]] = []  # slot and token of every result, as they were folded
+        self.on_news: Callable[[str], None] = lambda token: None  # after each record of a task that counts
+        self._tasks: dict[str, Task] = {}  # by token, in order of acceptance
+        self._chains: dict[tuple[str, str], Chain] = {}  # by slot and token
+        self._newest_job: dict[str, str] = {}  # slot -> token
+        self._newest_reservation: dict[str, Reservation] = {}  # by slot
+
+    def apply(self, stream: str, record: Record) -> None:
+        """Fold one record; one folded before changes nothing, a malformed one is logged and counted."""
+        if record.sequence <= self.folded[stream]:
+            return
+        self.folded[stream], self.newest[stream] = record.sequence, record
+        try:
+            if stream == subjects.JOBS_STREAM:
+                self._apply_job(record)
+            else:
+                self._apply_state(record)
+        except (ValueError, RecursionError) as error:  # msgspec's errors and ours
+            self.malformed += 1
+            log.error(
+                "a stored record can't be used and is passed over",
+                stream=stream,
+                sequence=record.sequence,
+                subject=record.subject,
+                error=str(error),
+                **subjects.task_in(record.subject),
+            )
+        else:
+            self.on_news(record.subject.rpartition(".")[2])
+
+    def task(self, token: str) -> Task | None:
+        """The task of this token, if one was accepted."""
+        return self._tasks.get(token)
+
+    def tasks(self) -> Iterator[Task]:
+        """All tasks, newest first."""
+        return reversed(self._tasks.values())
+
+    def chain_of(self, record: Job | Reservation) -> Chain:
+        """The state chain of a job; an empty one if no node wrote yet."""
+        return self._chains.get((record.slot, record.task)) or Chain()
+
+    def accepted(self, token: str, now: float) -> Decision | None:
+        """The stored decision of an accepted task; a lapsed reservation doesn't count."""
+        task = self._tasks.get(token)
+        if task is None or self.state(task, now) is TaskState.LAPSED:
+            return None
+        return task.record.decision
+
+    def holder(self, slot: str, now: float) -> Task | None:
+        """The task that keeps a slot busy: its newest job without result, or a reservation not yet lapsed."""
+        token = self._newest_job.get(slot)
+        if token is not None and self._open(slot, token):
+            return self._tasks[token]
+        reservation = self._newest_reservation.get(slot)
+        if reservation is None or reservation.expires_at <= now:
+            return None
+        task = self._tasks[reservation.task]
+        return task if task.job is None and task.reservation is reservation else None
+
+    def open_jobs(self) -> list[Job]:
+        """Jobs without a result."""
+        jobs = (task.job for task in self._tasks.values() if task.job is not None)
+        return [job for job in jobs if self._open(job.slot, job.task)]
+
+    def state(self, task: Task, now: float) -> TaskState:
+        """Where the task stands."""
+        if task.job is None:
+            lapsed = task.reservation is not None and task.reservation.expires_at <= now
+            return TaskState.LAPSED if lapsed else TaskState.RESERVED
+        chain = self.chain_of(task.job)
+        if chain.result is not None:
+            return TaskState(chain.result.status.value)
+        if chain.submitting is not None:
+            return TaskState.SUBMITTING
+        return TaskState.QUEUED if chain.claimed is None else TaskState.RUNNING
+
+    def _open(self, slot: str, token: str) -> bool:
+        chain = self._chains.get((slot, token))
+        return chain is None or chain.result is None
+
+    def _apply_job(self, record: Record) -> None:
+        message = decode_job_record(record.data)
+        wanted = subjects.job if isinstance(message, Job) else subjects.reservation
+        _must_match(record, wanted(message.slot, message.task))
+        if isinstance(message, Reservation):
+            task = self._tasks.setdefault(message.task, Task(first=record.sequence))
+            task.reservation = message
+            self._newest_reservation[message.slot] = message
+            return
+        known = self._tasks.get(message.task)
+        if known is not None and known.job is not None:
+            raise MalformedRecordError("a second job for one task")
+        task = self._tasks.setdefault(message.task, Task(first=record.sequence))
+        task.job = message
+        self._newest_job[message.slot] = message.task
+
+    def _apply_state(self, record: Record) -> None:
+        slot, token = _slot_and_token(record)
+        chain = self._chains.setdefault((slot, token), Chain())
+        chain.sequence = record.sequence  # also of a record that can't be used: the next write must expect it
+        message = decode_state_record(record.data)
+        _must_match(record, subjects.state(message.slot, message.task))
+        if chain.result is not None:
+            raise MalformedRecordError("a record after the task's result")
+        chain.records.append(ChainRecord(record.sequence, record.stored, message))
+        if isinstance(message, Claimed):
+            chain.claimed = message
+        elif isinstance(message, Submitting):
+            chain.submitting = message
+        else:
+            chain.result = message
+            self.ended.append((slot, token))
+
+
+def _slot_and_token(record: Record) -> tuple[str, str]:
+    parts = record.subject.split(".")
+    if len(parts) != 4:
+        raise MalformedRecordError("a state subject has four parts")
+    return parts[2], parts[3]
+
+
+def _must_match(record: Record, subject: str) -> None:
+    if record.subject != subject:
+        raise MalformedRecordError(f"the message belongs on {subject}")

@@ -1,0 +1,161 @@
+"""Keeps the ledger current: what is stored is read, what is heard is only a hint to read now."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from nats.aio.msg import Msg
+
+from gateway.state.ledger import Ledger
+from shared import subjects
+from shared.broker.bus import Bus, Record
+from shared.errors import BusError, BusUnavailableError
+from shared.logs import get_logger
+
+RETRY_S = 0.25  # after a failed fold; JetStream is usable some 30 ms after a restarted server listens
+FRESH_S = 1.0  # what was read so lately, with nothing heard since, is good enough to refuse an offer
+READ_TIMEOUT_S = 0.9  # an offer must be answered within upstream's 3 s: fold, append, fold
+
+Fold = tuple[int, bool, BusError | None]  # its number, whether it came to an end, and why it failed
+
+log = get_logger()
+
+
+class ReplacedLogError(BusError):
+    """A log is not the one that was folded: what this process knows is of another world."""
+
+
+class Follower:
+    """Folds JOBS and STATE into one ledger, one fold at a time; `after_fold` is called after each."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        poll_s: float,
+        folded: asyncio.Event | None = None,
+        after_fold: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folded = folded or asyncio.Event()  # set by the first fold that reaches the end of both logs
+        self.current = False  # whether the newest fold reached the end of both logs
+        self.read_at: float | None = None  # monotonic: when the newest fold began that reached both ends
+        self._bus = bus
+        self._ledger = ledger
+        self._poll_s = poll_s
+        self._after_fold = after_fold
+        self._hint = asyncio.Event()
+        self._folding: asyncio.Future[Fold] | None = None  # done when the fold under way is over
+        self._begun = 0  # folds that were begun
+        self._heard_of = 0  # hints so far
+        self._read_after = -1  # after which hint that was
+        self._ended = True  # of the newest fold: it was not cut short
+        self._failure: BusError | None = None  # and why it failed
+
+    async def start(self) -> None:
+        """Listen for hints."""
+        for subject in (subjects.ANY_JOB, subjects.ANY_RESERVATION, subjects.ANY_STATE):
+            await self._bus.subscribe(subject, self._heard)
+        self._bus.on_reconnect(self._lost_touch)
+
+    async def run(self) -> None:
+        """Fold when something was said, after a reconnect, and every `poll_s`. Raises ReplacedLogError."""
+        trouble = ""
+        while True:
+            self._hint.clear()
+            try:
+                await self.catch_up()
+                trouble = ""
+            except ReplacedLogError:
+                raise
+            except BusError as error:
+                if str(error) != trouble:  # once, not at every retry
+                    trouble = str(error)
+                    log.warning("JOBS and STATE can't be read now", error=trouble)
+            try:
+                async with asyncio.timeout(self._poll_s if self.current else RETRY_S):
+                    await self._hint.wait()
+            except TimeoutError:
+                continue
+
+    @property
+    def fresh(self) -> bool:
+        """Whether everything stored until a moment ago is folded, as far as anybody has said since.
+
+        Good enough to refuse on: a gateway that misses another's newest job sees a slot as free, not as
+        taken, so it would accept, and accepting reads and compares first. Asking keeps it fresh: half-way
+        the next fold is begun, so that under load nobody waits for it.
+        """
+        if self.read_at is None:
+            return False
+        age = time.monotonic() - self.read_at
+        if age > FRESH_S / 2:
+            self._hint.set()
+        return age < FRESH_S and self.current and self._read_after == self._heard_of and self._bus.connected
+
+    async def catch_up(self) -> None:
+        """Fold everything that was stored before this call.
+
+        Calls that wait together share the next fold, and its failure; but if whoever folds has no time left,
+        another one goes on. Raises BusError.
+        """
+        begun_before = self._begun
+        while self._folding is not None:
+            # Not a lock: it lets go of one waiter in a turn of the loop, so hundreds wait for each other.
+            number, ended, failure = await asyncio.shield(self._folding)
+            if number > begun_before and ended:
+                if failure is not None:
+                    raise BusUnavailableError(str(failure)) from failure
+                return
+        over = self._folding = asyncio.get_running_loop().create_future()
+        try:
+            await self._fold()
+        finally:
+            self._folding = None
+            over.set_result((self._begun, self._ended, self._failure))
+
+    async def _fold(self) -> None:
+        self._begun += 1
+        began, after = time.monotonic(), self._heard_of
+        self._ended, self._failure = False, None
+        try:
+            for stream in self._ledger.folded:
+                await self._fold_stream(stream)
+        except BusError as error:
+            self._ended, self._failure = True, error
+            self.current = False
+            raise
+        self._ended = True
+        self.current = True
+        self.read_at, self._read_after = began, after
+        self.folded.set()
+        self._after_fold()
+
+    async def _fold_stream(self, stream: str) -> None:
+        if not self._bus.connected:
+            raise BusUnavailableError("not connected to NATS")
+        if not self.current and (known := self._ledger.newest.get(stream)) is not None:
+            await self._must_still_hold(stream, known)
+        while records := await self._bus.read(stream, self._ledger.folded[stream], timeout_s=READ_TIMEOUT_S):
+            for record in records:
+                self._ledger.apply(stream, record)
+
+    async def _must_still_hold(self, stream: str, known: Record) -> None:
+        """A broker that lost its disk, or was given another, must not be served from the old ledger."""
+        records = await self._bus.read(
+            stream, known.sequence - 1, subject=known.subject, timeout_s=READ_TIMEOUT_S
+        )
+        if not records or (records[0].sequence, records[0].data) != (known.sequence, known.data):
+            raise ReplacedLogError(
+                f"{stream} no longer holds the record {known.sequence} of {known.subject} that this gateway "
+                "has read: it is another log, and the gateway must start anew"
+            )
+
+    async def _heard(self, _: Msg) -> None:
+        self._heard_of += 1
+        self._hint.set()
+
+    def _lost_touch(self) -> None:
+        self.current = False
+        self._hint.set()

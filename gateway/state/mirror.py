@@ -1,0 +1,185 @@
+"""A copy of JOBS and STATE in one file of this gateway's own, should the broker ever lose its disk.
+
+The broker's logs are the truth and nothing waits for the mirror; it follows a few milliseconds behind,
+a batch of records per fsync. `podium restore` brings it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from gateway.state.mirror_file import LOGS, Content, DamagedMirrorError, Header, encode_line, read_mirror
+from shared.broker.bus import Bus, Record
+from shared.errors import BusError, PodiumError
+from shared.files import sync
+from shared.logs import get_logger
+
+FOLDER = "mirror"  # in the gateway's data folder
+MOST_GATEWAYS = 64  # that share one data folder
+RETRY_S = 5.0
+
+log = get_logger()
+
+
+class LostRecordsError(PodiumError):
+    """The broker's logs hold less than this gateway has seen in them: deciding on them would forget jobs."""
+
+
+class Mirror:
+    """One gateway's mirror; `open`, `begin`, then `run` while the gateway does."""
+
+    def __init__(self, folder: Path, gateway: str) -> None:
+        self.wake = asyncio.Event()  # the ledger has grown
+        self.error: str | None = None  # why the file doesn't follow now
+        self.path = folder / FOLDER / "1.jsonl"
+        self.last = dict.fromkeys(LOGS, 0)
+        self._folder = folder / FOLDER
+        self._gateway = gateway
+        self._held: int | None = None
+        self._file: BinaryIO | None = None
+        self._size = 0
+        self._writing = threading.Lock()
+        self._content: Content | None = None
+
+    def open(self) -> None:
+        """Take the first file that no other gateway has, and read what is in it. Blocks; raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for number in range(1, MOST_GATEWAYS + 1):
+            held = os.open(self._folder / f"{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(held)
+                continue
+            self._held, self.path = held, self._folder / f"{number}.jsonl"
+            break
+        else:
+            raise PodiumError(f"{MOST_GATEWAYS} gateways use {self._folder}: give this one another data_dir")
+        try:
+            self._content = read_mirror(self.path) if self.path.exists() else None
+        except DamagedMirrorError as error:  # the logs themselves are still there
+            log.error("the mirror is damaged and written anew", kept=str(self._set_aside()), error=str(error))
+
+    async def begin(self, bus: Bus) -> None:
+        """Go on with the file if it is of the broker's logs as they are; else keep it and begin another.
+
+        Raises LostRecordsError if they lack what the file has, BusError, and OSError.
+        """
+        content, goes_on = self._content, self._content is not None
+        for stream in LOGS:
+            if content is None or not content.records[stream]:
+                continue
+            found = await _sequences(bus, stream)
+            # Each one, not the newest alone: of a damaged block the server passes over single records.
+            lost = next((record for record in content.records[stream] if _key(record) not in found), None)
+            if lost is not None:
+                raise LostRecordsError(
+                    f"{self.path} has record {lost.sequence} of {lost.subject}, which {stream} lacks: the "
+                    "broker lost what it had acknowledged. Stop the nodes and `podium restore` that file, or "
+                    "move it away and start the gateway again, to go on without"
+                )
+            newest = content.records[stream][-1]
+            goes_on &= found[_key(newest)] == newest.sequence
+        await asyncio.to_thread(self._begin, goes_on)
+
+    def _begin(self, goes_on: bool) -> None:
+        content, self._content = self._content, None
+        if content is not None and goes_on:
+            self.last = {stream: content.last(stream) for stream in LOGS}
+            self._size, self._file = content.end, self.path.open("r+b")
+            if content.size > content.end:
+                log.info("the mirror's last line was cut short and is written again", path=str(self.path))
+            return
+        if content is not None:
+            log.warning(
+                "the logs were restored; the mirror they came from is kept", kept=str(self._set_aside())
+            )
+        self._size, self._file = 0, self.path.open("wb")
+        self._write(msgspec.json.encode(Header(1, self._gateway)) + b"\n")
+        sync(self.path.parent)
+
+    def fail(self, error: OSError) -> None:
+        """The file can't be used; `run` says so for as long as this gateway lives."""
+        self.error = f"{self.path} can't be used: {error}"
+        log.error("the gateway works without its mirror", error=self.error)
+
+    async def run(self, bus: Bus, folded: Mapping[str, int]) -> None:
+        """Follow the ledger for ever; a disk that can't be written is said once and tried again."""
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            try:
+                await self.catch_up(bus, folded)
+                self.error = None if self._file is not None else self.error
+            except (BusError, OSError) as error:
+                if self.error != str(error):
+                    self.error = str(error)
+                    log.error("the mirror doesn't follow", path=str(self.path), error=self.error)
+                await asyncio.sleep(RETRY_S)
+                self.wake.set()
+
+    async def catch_up(self, bus: Bus, folded: Mapping[str, int]) -> None:
+        """Write what the ledger has folded and the file doesn't have. Raises BusError and OSError."""
+        for stream, end in folded.items():
+            while self.last[stream] < end and (records := await bus.read(stream, self.last[stream])):
+                await asyncio.to_thread(self._append, stream, records)
+
+    def behind(self, folded: Mapping[str, int]) -> bool:
+        """Whether the ledger knows of records that the file doesn't have."""
+        return any(self.last[stream] < end for stream, end in folded.items())
+
+    def close(self) -> None:
+        """Let go of the file. Blocks while a batch is being written."""
+        with self._writing:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            if self._held is not None:
+                os.close(self._held)
+                self._held = None
+
+    def _append(self, stream: str, records: list[Record]) -> None:
+        self._write(b"".join(encode_line(stream, record) for record in records))
+        self.last[stream] = records[-1].sequence
+
+    def _write(self, data: bytes) -> None:
+        """All of it on disk, or, whatever stops it, nothing that the next write would not replace."""
+        with self._writing:
+            if self._file is None:
+                raise OSError(self.error or "the mirror is closed")
+            self._file.truncate(self._size)
+            self._file.seek(self._size)
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._size += len(data)
+
+    def _set_aside(self) -> Path:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        kept = self.path.with_name(f"{self.path.stem}-{stamp}.jsonl")
+        os.rename(self.path, kept)
+        return kept
+
+
+async def _sequences(bus: Bus, stream: str) -> dict[bytes, int]:
+    """Under which sequence a log holds each of its records: in a restored one it is not the mirrored one."""
+    after, found = 0, dict[bytes, int]()
+    while records := await bus.read(stream, after):
+        found |= {_key(record): record.sequence for record in records}
+        after = records[-1].sequence
+    return found
+
+
+def _key(record: Record) -> bytes:
+    """What is a record's own, whatever its sequence; short, as a log may have very many."""
+    return hashlib.sha256(record.subject.encode() + b"\n" + record.data).digest()

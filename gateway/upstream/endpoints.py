@@ -1,0 +1,181 @@
+"""The endpoints that validators of Gradients (Bittensor subnet 56) call, as of July to October 2025.
+
+Upstream asks once and doesn't retry; what isn't 200 counts as a rejection, and its body is not read. So each
+path answers with and without its slash, and every error is told in `detail`, for whoever reads the log.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from gateway.admission import NoSlotError, NotAcceptedError
+from gateway.http_request import read_body
+from gateway.service import Service
+from gateway.submissions import NoSubmissionError, submission_of
+from gateway.upstream.auth import Caller, Refusal
+from gateway.upstream.contract import (
+    MinerSubmission,
+    MinerTaskOffer,
+    MinerTaskResponse,
+    TrainingRepo,
+    TrainRequestImage,
+    TrainRequestText,
+    TrainResponse,
+    parse,
+)
+from shared import subjects
+from shared.errors import BusError
+from shared.logs import get_logger
+
+OFFER: Final = msgspec.json.Decoder(MinerTaskOffer)
+START_TEXT: Final = msgspec.json.Decoder(TrainRequestText)
+START_IMAGE: Final = msgspec.json.Decoder(TrainRequestImage)
+SETTLE_S: Final = 1.0  # so long who changes nothing anew waits for the stream of nonces, which may be away
+REPOSITORIES: Final = ("text", "image")
+JSON: Final = {"Content-Type": "application/json"}
+
+
+class Asked(Struct, frozen=True):
+    """One request that got through the gate."""
+
+    request: web.Request
+    body: bytes
+    received_at: float
+    caller: Caller
+
+
+Endpoint = Callable[[Service, Asked], Awaitable[Struct]]
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+log = get_logger()
+_encode = msgspec.json.Encoder().encode
+
+
+def add_endpoints(app: web.Application, service: Service) -> None:
+    """Put upstream's endpoints on the gateway's HTTP side."""
+    posts: tuple[tuple[str, Endpoint], ...] = (
+        ("/task_offer", offer),
+        ("/task_offer_image", offer),
+        ("/start_training", start),
+        ("/start_training_grpo", start),
+        ("/start_training_image", start_image),
+    )
+    for path, endpoint in posts:
+        handler = partial(_post, service, endpoint)
+        app.router.add_route("POST", path + "/", handler)
+        app.router.add_route("POST", path, handler)
+    for path, endpoint in (
+        ("/get_latest_model_submission/{task_id:[^/]+}", submission),
+        ("/training_repo/{kind:[^/]+}", training_repo),
+    ):
+        handler = partial(_get, service, endpoint)
+        app.router.add_route("GET", path, handler)
+        app.router.add_route("GET", path + "/", handler)
+
+
+async def offer(service: Service, asked: Asked) -> MinerTaskResponse:
+    """Offer -> accepted or not. An accepted one holds a slot until upstream sends its data."""
+    bare = parse(asked.body, OFFER).offer()
+    decision = await service.decide(bare, asked.received_at, before=asked.caller.settle)
+    return MinerTaskResponse(decision.reason, decision.accepted)
+
+
+async def start(service: Service, asked: Asked) -> TrainResponse:
+    """An accepted text task begins; asked again, the answer is the same."""
+    request = parse(asked.body, START_TEXT)
+    await asked.caller.settle(SETTLE_S)  # a start that comes twice is answered alike
+    job = await service.start(request.task_id, request.offer, asked.received_at)
+    return TrainResponse(f"Training on slot {job.slot}", job.task_id)
+
+
+async def start_image(_: Service, asked: Asked) -> TrainResponse:
+    """Image tasks are refused when offered, so nothing can be started here."""
+    request = parse(asked.body, START_IMAGE)
+    await asked.caller.settle(SETTLE_S)
+    raise NotAcceptedError(
+        f"task {request.task_id[:100]!r} was not accepted: the engine does not train image models"
+    )
+
+
+async def submission(service: Service, asked: Asked) -> MinerSubmission:
+    """Where a task's submission is."""
+    await asked.caller.settle(SETTLE_S)
+    if not service.knows_the_logs:
+        await service.started()
+    task_id = asked.request.match_info["task_id"]
+    found = submission_of(service.ledger, subjects.task_token(task_id))
+    model_hash = found.model_hash if service.settings.upstream_model_hash else None
+    return MinerSubmission(found.repo, model_hash)
+
+
+async def training_repo(service: Service, asked: Asked) -> TrainingRepo:
+    """Where this miner's trainer can be had, for tournaments."""
+    await asked.caller.settle(SETTLE_S)
+    settings, kind = service.settings, asked.request.match_info["kind"]
+    if kind not in REPOSITORIES:
+        raise Refusal(422, f"the type must be one of {', '.join(REPOSITORIES)}")
+    if settings.training_repo is None or settings.training_commit is None:
+        raise Refusal(404, "no training repository: set PODIUM_TRAINING_REPO and PODIUM_TRAINING_COMMIT")
+    return TrainingRepo(settings.training_repo, settings.training_commit)
+
+
+async def _post(service: Service, endpoint: Endpoint, request: web.Request) -> web.Response:
+    received_at, limit = time.time(), service.settings.max_body_bytes
+    try:
+        body = await read_body(request, limit)
+    except web.HTTPRequestEntityTooLarge:
+        return _unread(413, f"a body may have {limit} bytes")
+    except (web.HTTPRequestTimeout, web.HTTPBadRequest) as error:
+        return _unread(error.status, str(error.text))
+    return await _answer(service, endpoint, request, body, body, received_at)
+
+
+async def _get(service: Service, endpoint: Endpoint, request: web.Request) -> web.Response:
+    return await _answer(service, endpoint, request, b"", None, time.time())
+
+
+async def _answer(
+    service: Service,
+    endpoint: Endpoint,
+    request: web.Request,
+    body: bytes,
+    signed: bytes | None,
+    received_at: float,
+) -> web.Response:
+    """Let in who may ask, and put every error into upstream's form."""
+    await service.turns.take()
+    try:
+        # judged now, not when its head came: a replay could hold its body back until its nonce is forgotten
+        caller = service.gate.admit(request.headers, signed, time.time())
+        return _json(await endpoint(service, Asked(request, body, received_at, caller)))
+    except Refusal as refusal:
+        return _detail(refusal.status, refusal.detail)
+    except (NoSubmissionError, NotAcceptedError) as error:
+        return _detail(404, str(error))
+    except NoSlotError as error:
+        return _detail(409, str(error))
+    except BusError as error:
+        return _detail(503, f"{error}; nothing is known to be done: ask again")
+
+
+def _json(answer: Struct) -> web.Response:
+    return web.Response(body=_encode(answer), headers=JSON)
+
+
+def _unread(status: int, detail: str) -> web.Response:
+    """To a request whose body was not read to its end: nothing else can come on its connection."""
+    response = _detail(status, detail)
+    response.force_close()
+    return response
+
+
+def _detail(status: int, detail: str) -> web.Response:
+    body: dict[str, Any] = {"detail": detail}
+    return web.Response(body=_encode(body), status=status, headers=JSON)

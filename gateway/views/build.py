@@ -1,0 +1,201 @@
+"""Tasks and slots as the API shows them: ledger and presence joined."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.state.ledger import ChainRecord, Ledger, Task, TaskState
+from gateway.state.presence import Presence
+from shared.messages import Decision, Hardware, Job, Phase, Progress, Reservation, Result, TaskType
+from shared.settings import Settings
+
+
+class TaskView(Struct, frozen=True, kw_only=True):
+    """One accepted task."""
+
+    task_id: str
+    task: str  # its token
+    slot: str
+    state: TaskState
+    decision: Decision
+    model: str | None  # none if it is a reservation of an older version
+    task_type: TaskType | None
+    hours_to_complete: float | None
+    received_at: float
+    deadline_at: float | None
+    attempts: int
+    node: str | None
+    epoch: int | None
+    progress: Progress | None
+    result: Result | None
+
+
+class TaskStory(Struct, frozen=True, kw_only=True):
+    """All that is stored of one task, beside how it stands now."""
+
+    now: TaskView
+    reservation: Reservation | None
+    job: Job | None
+    chain: list[ChainRecord]  # oldest first
+
+
+class TaskPage(Struct, frozen=True):
+    """Tasks, newest first; `next` is the `after` of the next page, or null."""
+
+    tasks: list[TaskView]
+    next: int | None
+
+
+class SlotView(Struct, frozen=True, kw_only=True):
+    """One slot: what the logs say of it, and what its node says."""
+
+    slot: str
+    state: str  # free, reserved or busy
+    live: bool
+    hardware: Hardware | None
+    node: str | None
+    epoch: int | None
+    task: str | None  # the token of the job or reservation that keeps it busy
+    phase: Phase | None
+    step: int | None
+    last_heartbeat_age_s: float | None
+
+
+class SlotPage(Struct, frozen=True):
+    """Every slot of the fleet."""
+
+    slots: list[SlotView]
+
+
+class MirrorInfo(Struct, frozen=True):
+    """How far a gateway's mirror of the logs is."""
+
+    path: str
+    last: dict[str, int]  # by stream, the newest sequence in the file
+    behind: bool
+    error: str | None = None  # why it doesn't follow
+
+
+class GatewayInfo(Struct, frozen=True, kw_only=True):
+    """One gateway at one moment: how it is set, and how it fares."""
+
+    gateway: str
+    version: str
+    now: float  # its clock
+    not_ready: str | None
+    settings: dict[str, Any]  # those that all services must agree on
+    folded: dict[str, int]
+    malformed_records: int
+    malformed_messages: int
+    lost_decisions: int
+    denied: list[str]
+    mirror: MirrorInfo
+
+
+# Where two services mean different things by these, one of them breaks what the other promises, or two
+# gateways decide differently on the same offer.
+AGREED_SETTINGS = (
+    *("slots", "expected_hardware", "profile", "max_hours", "deadline_margin_s", "submit_reserve_s"),
+    *("expire_after_s", "heartbeat_missing_s", "hang_s", "max_attempts", "log_max_bytes", "nats_replicas"),
+    *("policy", "prior_strength", "evidence_half_life_days", "min_points_per_hour"),
+)
+
+
+def agreed(settings: Settings) -> dict[str, Any]:
+    """The settings that all services must agree on, as JSON has them."""
+    named = {name: getattr(settings, name) for name in AGREED_SETTINGS}
+    values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(named))
+    return values
+
+
+def task_view(task: Task, ledger: Ledger, presence: Presence, now: float) -> TaskView:
+    """One task at this moment."""
+    record, job, offer = task.record, task.job, task.record.offer
+    chain = ledger.chain_of(record)
+    claimed = chain.claimed
+    return TaskView(
+        task_id=record.task_id,
+        task=record.task,
+        slot=record.slot,
+        state=ledger.state(task, now),
+        decision=record.decision,
+        model=offer.model if offer else None,
+        task_type=offer.task_type if offer else None,
+        hours_to_complete=offer.hours_to_complete if offer else None,
+        received_at=record.received_at if isinstance(record, Job) else record.reserved_at,
+        deadline_at=job.deadline_at if job else None,
+        attempts=claimed.attempt if claimed else 0,
+        node=claimed.node if claimed else None,
+        epoch=claimed.epoch if claimed else None,
+        progress=presence.progress(record.task),
+        result=chain.result,
+    )
+
+
+def task_story(task: Task, ledger: Ledger, presence: Presence, now: float) -> TaskStory:
+    """The whole story of one task."""
+    return TaskStory(
+        now=task_view(task, ledger, presence, now),
+        reservation=task.reservation,
+        job=task.job,
+        chain=ledger.chain_of(task.record).records,
+    )
+
+
+class TaskFilter(Struct, frozen=True):
+    """Which tasks are wanted; what is None is not looked at."""
+
+    states: Set[TaskState] | None = None
+    slot: str | None = None
+
+    def holds(self, task: Task, ledger: Ledger, now: float) -> bool:
+        """Whether a task is wanted."""
+        if self.slot is not None and task.record.slot != self.slot:
+            return False
+        return self.states is None or ledger.state(task, now) in self.states
+
+
+ANY_TASK = TaskFilter()
+
+
+def task_page(
+    ledger: Ledger,
+    presence: Presence,
+    now: float,
+    *,
+    limit: int,
+    after: int | None,
+    wanted: TaskFilter = ANY_TASK,
+) -> TaskPage:
+    """Up to `limit` wanted tasks that were accepted before the one with sequence `after`."""
+    older = (task for task in ledger.tasks() if after is None or task.first < after)
+    found = [task for task in older if wanted.holds(task, ledger, now)]
+    page = found[:limit]
+    views = [task_view(task, ledger, presence, now) for task in page]
+    return TaskPage(views, page[-1].first if len(found) > limit else None)
+
+
+def slot_view(slot: str, ledger: Ledger, presence: Presence, now: float) -> SlotView:
+    """One slot at this moment."""
+    holder = ledger.holder(slot, now)
+    sign, age, live = presence.sign(slot), presence.age(slot), presence.live(slot)
+    task = holder.record.task if holder else None
+    heartbeat = sign.heartbeat if sign and sign.heartbeat and sign.heartbeat.task == task else None
+    run = (presence.progress(task) or heartbeat) if task else None
+    state = "free" if holder is None else "busy" if holder.job else "reserved"
+    return SlotView(
+        slot=slot,
+        state=state,
+        live=live,
+        hardware=sign.hardware if sign else None,
+        node=sign.node if sign else None,
+        epoch=sign.epoch if sign else None,
+        task=task,
+        phase=run.phase if run else None,
+        step=run.step if run else None,
+        last_heartbeat_age_s=round(age, 3) if age is not None else None,
+    )

@@ -1,0 +1,206 @@
+"""`podium demo`: the main job from nothing: real offers, two real fine-tunes at once, held-out losses.
+
+The last line of the output is one JSON object with the figures of the table; exit code 0 only if all is well.
+Runs on the CPU, in a folder of its own, whatever PODIUM_* variables are set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Set
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from rich.console import Console
+
+from gateway.state.ledger import TaskState
+from gateway.views.build import TaskView
+from podium.client import ENDED, Client, Refusal
+from podium.commands.up import EXAMPLES, make_stack
+from podium.commands.watch import View
+from podium.console import make_console
+from podium.demo.model import HOME as MODEL_FOLDER
+from podium.demo.report import Row, report, score_row, take_result
+from podium.local.stack import Stack
+from shared.errors import PodiumError
+from shared.messages import DatasetType, Offer, TaskType
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+COLUMNS = DatasetType(field_instruction="instruct", field_output="output")
+FOLDER = Path("~/.cache/podium/demo")
+READY_S, CLAIM_S, LATE_S, POLL_S = 60.0, 60.0, 60.0, 0.5
+MALFORMED = b'{"task_id": "demo-malformed", "task_type": "InstructTextTask", "hours_to_complete": "soon"}'
+SETTINGS: dict[str, Any] = {
+    "gateway_port": 0,
+    "nats_url": "nats://127.0.0.1:0",
+    "deadline_margin_s": 10.0,
+    "stop_grace_s": 20.0,
+    "hardware": "cpu",
+    "expected_hardware": "cpu",
+    "models": {MODEL: str(MODEL_FOLDER)},
+    "dataset_roots": (str(EXAMPLES),),
+}
+
+
+class Step(Struct, frozen=True):
+    """One offer of the demo: what is sent, and what must become of it."""
+
+    task: str
+    body: bytes
+    accepted: bool
+    words: str  # that the reason must contain
+    test_file: str = ""  # held out: no job sees it
+    malformed: bool = False
+
+
+def steps(minutes: float) -> list[Step]:
+    """The six offers, in order; the last one is for while both jobs run."""
+    hours = minutes / 60
+    image: dict[str, Any] = {"task_type": TaskType.IMAGE, "model": "stabilityai/stable-diffusion-xl-base-1.0"}
+    full, long = "At maximum accuracy capacity (2 jobs for #1)", "Job duration too long (>96 hours)"
+    return [
+        Step("demo-malformed", MALFORMED, False, "hours_to_complete", malformed=True),
+        Step("demo-image", _offer("demo-image", hours, **image), False, "ImageTask"),
+        Step("demo-97-hours", _offer("demo-97-hours", 97), False, long),
+        Step("demo-nouns", _offer("demo-nouns", hours), True, "Accepted", "nouns_test.json"),
+        Step("demo-others", _offer("demo-others", hours, "others"), True, "Accepted", "others_test.json"),
+        Step("demo-one-more", _offer("demo-one-more", hours), False, full),
+    ]
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `demo` to the command line."""
+    parser = subparsers.add_parser("demo", help="run the main job on this machine", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=4.5, help="time each job has (default: %(default)s)")
+    parser.add_argument("--data-dir", type=Path, default=FOLDER, help="emptied first (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; 0 if everything came out as it must."""
+    try:
+        return asyncio.run(demo(args.minutes, args.data_dir.expanduser().absolute()))
+    except asyncio.CancelledError:  # by a signal; everything is cleaned up
+        return 128 + signal.SIGINT
+
+
+async def demo(minutes: float, folder: Path) -> int:
+    """Offers, training, scoring, table; every service is gone before anything is scored."""
+    task = asyncio.current_task()
+    if task is not None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not stop the cleaning up
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    console = make_console()
+    await _have_model()
+    plan = steps(minutes)
+    stack = await make_stack({**SETTINGS, "data_dir": str(folder)}, {})
+    try:
+        await stack.start(fresh=True)
+        await stack.ready(READY_S)
+        console.print(f"gateway {stack.url}, data in {folder}", highlight=False)
+        play = Play(console, stack)
+        await play.run(plan)
+    finally:
+        await _to_its_end(stack.stop(kill_workers=True))
+    for step, row in zip(plan, play.rows, strict=True):
+        if step.accepted and row.artifact is not None:
+            console.print(f"scoring {row.task}, and the base model, on {step.test_file}", highlight=False)
+            await score_row(row, MODEL_FOLDER, EXAMPLES / "wordnet" / step.test_file, COLUMNS)
+    well = report(console, play.rows, play.overlap_s)
+    return 0 if well else 1
+
+
+class Play:
+    """The part of the demo that plays while the services run."""
+
+    def __init__(self, console: Console, stack: Stack) -> None:
+        self.console = console
+        self.stack = stack
+        self.client = Client(stack.url)
+        self.rows: list[Row] = []
+        self.overlap_s = 0.0
+        self._began: dict[str, float] = {}  # when a job was first seen to run, Unix seconds
+
+    async def run(self, plan: list[Step]) -> None:
+        """Send the offers, the last one while both jobs run, and follow the jobs to their ends."""
+        for step in plan[:-1]:
+            await self._send(step)
+        jobs = {row.task: row for row in self.rows if row.accepted}
+        with View(self.console) as view:
+            await self._follow(view, jobs, until=set(TaskState) - {TaskState.QUEUED}, limit_s=CLAIM_S)
+            await self._send(plan[-1])
+            latest = max((row.deadline_at for row in jobs.values()), default=0.0) + LATE_S
+            tasks = await self._follow(view, jobs, until=ENDED, limit_s=latest - time.time())
+        for task in tasks:
+            if task.result is not None:
+                take_result(jobs[task.task], task.result)
+        ends = [task.result.at for task in tasks if task.result is not None]
+        if len(ends) == len(self._began) == 2:
+            self.overlap_s = max(0.0, min(ends) - max(self._began.values()))
+
+    async def _send(self, step: Step) -> None:
+        answer = await asyncio.to_thread(self.client.offer, step.body)
+        row = Row(task=step.task, expected=step.accepted)
+        if isinstance(answer, Refusal):
+            row.reason = f"HTTP {answer.status}: {answer.detail}"
+            row.as_expected = step.malformed and answer.status == 400
+        else:
+            row.slot, row.accepted, row.reason = answer.slot, answer.accepted, answer.reason
+            row.deadline_at = answer.deadline_at or 0.0
+            row.as_expected = not step.malformed and answer.accepted == step.accepted
+        row.as_expected = row.as_expected and step.words in row.reason
+        self.rows.append(row)
+        word = f"accepted on slot {row.slot}" if row.accepted else "refused"
+        self.console.print(
+            f"{step.task}: {word}: {row.reason}", markup=False, highlight=False, soft_wrap=True
+        )
+
+    async def _follow(
+        self, view: View, jobs: dict[str, Row], *, until: Set[TaskState], limit_s: float
+    ) -> list[TaskView]:
+        """Show the jobs until each is in one of these states; PodiumError from a service that can't go on."""
+        end = time.monotonic() + limit_s
+        while True:
+            self.stack.check()
+            tasks = [task for task in await asyncio.to_thread(self.client.tasks) if task.task in jobs]
+            for task in tasks:
+                if task.state is TaskState.RUNNING:
+                    self._began.setdefault(task.task, time.time())
+            view.update(tasks)
+            there = len(tasks) == len(jobs) and all(task.state in until for task in tasks)
+            if there or time.monotonic() > end:
+                return tasks
+            await asyncio.sleep(POLL_S)
+
+
+async def _have_model() -> None:
+    """Convert the demo model in a process of its own, unless that was done."""
+    if (MODEL_FOLDER / "config.json").is_file():
+        return
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "podium.demo.model")
+    if await process.wait() != 0:
+        raise PodiumError("the demo model can't be made; `make setup` installs what it needs")
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await something that a Ctrl-C, even a second one, must not interrupt."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    task.result()
+
+
+def _offer(task: str, hours: float, data: str = "nouns", **other: Any) -> bytes:
+    fields: dict[str, Any] = {"task_type": TaskType.INSTRUCT, "model": MODEL, "dataset_type": COLUMNS}
+    dataset = f"wordnet/{data}_train.json"
+    return msgspec.json.encode(
+        Offer(**fields | other, task_id=task, hours_to_complete=hours, dataset=dataset)
+    )

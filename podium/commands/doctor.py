@@ -1,0 +1,58 @@
+"""`podium doctor`: the health of everything, and what to do about what is wrong. Changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+
+import msgspec
+from rich.markup import escape
+from rich.table import Table
+
+from podium.client import default_url
+from podium.commands.up import chosen_settings
+from podium.console import make_console
+from podium.diagnostics.checks import examine
+from podium.diagnostics.findings import Finding, Severity
+from podium.diagnostics.probe import gather
+from podium.local.discovery import with_own_keys
+from shared.settings import load_settings
+from shared.version import version
+
+COLOURS = {Severity.OK: "green", Severity.NOTE: "cyan", Severity.WARNING: "yellow", Severity.ERROR: "red"}
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `doctor` to the command line."""
+    parser = subparsers.add_parser("doctor", help="say what is wrong, and what to do", description=__doc__)
+    parser.add_argument("--url", help="the gateway (default: as the settings say)")
+    parser.add_argument("--monitor", help="the broker's monitoring, such as http://127.0.0.1:8222")
+    parser.add_argument("--strict", action="store_true", help="fail for warnings too")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examine and print; 1 if there is an error (with --strict: or a warning)."""
+    settings = with_own_keys(load_settings())
+    url, chosen = args.url or default_url(), chosen_settings(os.environ)
+    vitals = asyncio.run(gather(settings, url, args.monitor, version(), chosen))
+    findings = examine(vitals)
+    if args.json:
+        print(msgspec.json.encode(findings).decode())
+    else:
+        make_console().print(table(findings))
+    bad = {Severity.ERROR} | ({Severity.WARNING} if args.strict else set())
+    return 1 if any(finding.severity in bad for finding in findings) else 0
+
+
+def table(findings: list[Finding]) -> Table:
+    """One row per finding."""
+    shown = Table("", "check", "found", "what to do", box=None)
+    for finding in findings:
+        colour = COLOURS[finding.severity]
+        shown.add_row(
+            f"[{colour}]{finding.severity}[/]", finding.check, escape(finding.what), escape(finding.do)
+        )
+    return shown

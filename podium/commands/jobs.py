@@ -1,0 +1,175 @@
+"""`podium jobs`: list accepted tasks, look into one, cancel one, have one begun anew."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from datetime import UTC, datetime
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gateway.state.ledger import ChainRecord, TaskState
+from gateway.views.build import TaskStory
+from podium.client import Client, find_gateway
+from podium.commands.offer import terms_table
+from podium.commands.status import tasks_table
+from podium.commands.watch import deadline, line
+from podium.console import make_console
+from shared.messages import Claimed, Metrics, StateRecord, Submitting
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `jobs` and its own commands to the command line."""
+    top = subparsers.add_parser("jobs", help="list, inspect, cancel and requeue jobs", description=__doc__)
+    commands = top.add_subparsers(dest="jobs_command", required=True, metavar="COMMAND")
+    parser = commands.add_parser("list", help="accepted tasks, newest first")
+    states = ", ".join(TaskState)
+    parser.add_argument("--state", default="", help=f"only these, with commas between: {states}")
+    parser.add_argument("--slot", help="only those of this slot")
+    parser.add_argument("--limit", type=int, default=50, help="at most so many (default: %(default)s)")
+    parser.set_defaults(run=run_list)
+    parser = commands.add_parser("inspect", help="everything that is stored of one task")
+    parser.add_argument("task", metavar="TASK", help="the task's id")
+    parser.set_defaults(run=run_inspect)
+    for name, words in (
+        ("cancel", "end a task as cancelled, unless it has a result or is being submitted"),
+        ("requeue", "end a job's worker and begin anew from its newest checkpoint, attempts counted from 1"),
+    ):
+        parser = commands.add_parser(name, help=words, description=words)
+        parser.add_argument("task", metavar="TASK", help="the task's id")
+        parser.add_argument("--reason", default="", help="kept in the record")
+        parser.set_defaults(run=run_operation)
+    for parser in commands.choices.values():
+        parser.add_argument("--url", help="the gateway (default: as the settings say)")
+        parser.add_argument("--json", action="store_true", help="print the gateway's answer as JSON")
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """Print tasks; 1 if the gateway can't be asked."""
+    tasks = _client(args).tasks(args.limit, states=args.state, slot=args.slot)
+    if args.json:
+        print(msgspec.json.encode(tasks).decode())
+    else:
+        make_console().print(tasks_table(tasks))
+    return 0
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    """Print one task's story; 1 if there is no such task."""
+    story = _client(args).story(args.task)
+    if args.json:
+        print(msgspec.json.encode(story).decode())
+    else:
+        show(make_console(), story)
+    return 0
+
+
+def run_operation(args: argparse.Namespace) -> int:
+    """Cancel or requeue; 1 with why if it is refused."""
+    client = _client(args)
+    operation = client.cancel if args.jobs_command == "cancel" else client.requeue
+    task = operation(args.task, args.reason)
+    if args.json:
+        print(msgspec.json.encode(task).decode())
+    elif args.jobs_command == "cancel":
+        print(f"{task.task} is cancelled; slot {task.slot} is free, and its node ends the worker")
+    else:
+        print(f"{task.task} begins anew on slot {task.slot} (attempt {task.attempts}, node {task.node})")
+    return 0
+
+
+def show(console: Console, story: TaskStory) -> None:
+    """The story of one task, for people: how it stands, why it was taken, what happened when."""
+    now, job = story.now, story.job
+    console.print(line(now), markup=False, highlight=False, soft_wrap=True)
+    console.print(_facts(story))
+    console.print(f"\ndecision: {escape(now.decision.reason)}", soft_wrap=True)
+    if now.decision.terms is not None:
+        console.print(terms_table(now.decision.terms))
+    console.print()
+    console.print(_history(story))
+    result = now.result
+    if result is not None and result.metrics is not None:
+        console.print(f"\nmeasured: {_measured(result.metrics)}", soft_wrap=True)
+    if job is not None and result is None:
+        console.print(f"\n{deadline(now)}; the model is {escape(job.offer.model)}", soft_wrap=True)
+
+
+def _facts(story: TaskStory) -> Table:
+    now, job = story.now, story.job
+    table = Table(box=None, show_header=False)
+    rows = [("task", f"{now.task_id} (token {now.task})"), ("slot", now.slot), ("state", now.state)]
+    if job is not None:
+        offer = job.offer
+        rows += [
+            ("job", f"{offer.task_type} of {offer.model}, {offer.hours_to_complete:g} hours"),
+            ("data", f"{offer.dataset} ({offer.file_format})"),
+            ("accepted", f"{_moment(job.received_at)} by gateway {job.gateway} (record {job.record_id})"),
+            ("deadline", _moment(job.deadline_at)),
+        ]
+    if story.reservation is not None:
+        rows.append(("reserved", f"until {_moment(story.reservation.expires_at)}"))
+    if now.node is not None:
+        rows.append(("node", f"{now.node}, epoch {now.epoch}, attempt {now.attempts}"))
+    if now.progress is not None:
+        age = time.time() - now.progress.at
+        rows.append(("progress", f"{now.progress.phase}, step {now.progress.step}, said {age:.0f} s ago"))
+    for name, value in rows:
+        table.add_row(name, escape(value))
+    return table
+
+
+def _history(story: TaskStory) -> Table:
+    """What was stored, oldest first, with the broker's time."""
+    table = Table("stored", "sequence", "record", "node", "epoch", "what", box=None)
+    if story.job is not None:
+        table.add_row(_moment(story.job.decision.decided_at), "", "job", "", "", f"slot {story.job.slot}")
+    for each in story.chain:
+        record = each.record
+        table.add_row(
+            _stored(each),
+            str(each.sequence),
+            type(record).__name__.lower(),
+            record.node or "a gateway",
+            str(record.epoch) if record.epoch else "",
+            escape(_told(record)),
+        )
+    return table
+
+
+def _told(record: StateRecord) -> str:
+    if isinstance(record, Claimed):
+        return f"attempt {record.attempt} from step {record.step}"
+    if isinstance(record, Submitting):
+        return record.digest
+    parts = [f"{record.status} ({record.code})" if record.code else str(record.status), record.reason]
+    if record.artifact is not None:
+        parts.append(record.artifact)
+    if record.deadline_margin_s is not None:
+        parts.append(f"{record.deadline_margin_s:.0f} s to spare")
+    return ", ".join(filter(None, parts))
+
+
+def _measured(metrics: Metrics) -> str:
+    final = "not measured" if metrics.final_loss is None else f"{metrics.final_loss:.4f}"
+    dropped = sum(metrics.dropped_rows.values())
+    return (
+        f"loss {metrics.base_loss:.4f} -> {final} on {metrics.dev_examples} held-out rows; {metrics.steps} "
+        f"steps, {metrics.tokens} tokens, {metrics.epochs:.2f} epochs, {metrics.resumes} resumes, {dropped} "
+        "rows dropped"
+    )
+
+
+def _stored(each: ChainRecord) -> str:
+    return each.stored.replace("T", " ")[:23] if each.stored else _moment(each.record.at)
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "milliseconds").removesuffix("+00:00")
+
+
+def _client(args: argparse.Namespace) -> Client:
+    return find_gateway(args.url)

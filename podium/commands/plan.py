@@ -1,0 +1,160 @@
+"""`podium plan`: what a run would do on given hardware, and every deviation from its profile.
+
+podium plan --model-config config.json --hardware 4xH100-80GB --hours 4
+podium plan --params 8B --hardware cpu-16x64GB --data-stats '{"examples": 5000, ...}' --hours 2 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from podium.console import make_console
+from shared.errors import PlanError, PodiumError
+from shared.messages import Hardware
+from shared.planning.hardware import parse_hardware, usable_memory
+from shared.planning.model_shape import ModelShape
+from shared.planning.planner import (
+    ASSUMED_DATA,
+    DataStats,
+    Plan,
+    make_plan,
+    shape_from_config,
+    shape_from_params,
+)
+from shared.planning.profiles import PROFILES, family_of, resolve
+
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmb]?)", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `plan` to the command line."""
+    parser = subparsers.add_parser("plan", help="show what a run would do, and why", description=__doc__)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument(
+        "--model-config", type=Path, metavar="FILE", help="the model's config.json, or its folder"
+    )
+    model.add_argument(
+        "--params", type=_parameter_count, metavar="N", help="parameter count, such as 135M or 8B"
+    )
+    parser.add_argument(
+        "--hardware", default="cpu", help="4xH100-80GB, cpu, or cpu-8x32GB (default: %(default)s)"
+    )
+    parser.add_argument("--hours", type=_hours, required=True, help="time until the outcome must be on disk")
+    parser.add_argument(
+        "--data-stats", metavar="JSON", help="examples, tokens, label_tokens, max_length; or a file"
+    )
+    parser.add_argument("--profile", default="maximum_accuracy", help=f"one of {', '.join(sorted(PROFILES))}")
+    parser.add_argument("--family", default="", help="model name or type, decides the learning rate")
+    parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; 0 if there is one, 1 if nothing fits or an argument can't be used."""
+    try:
+        hardware = parse_hardware(args.hardware)
+        stats = _data_stats(args.data_stats)
+        shape = _shape(args)
+        plan = make_plan(resolve(args.profile), shape, stats, hardware, args.hours * 3600, family=args.family)
+    except PodiumError as error:
+        print(f"podium plan: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(msgspec.json.encode(plan).decode())
+    else:
+        show(plan, shape, stats, hardware, make_console())
+    return 0
+
+
+def show(plan: Plan, shape: ModelShape, stats: DataStats, hardware: Hardware, console: Console) -> None:
+    """Print a plan for people."""
+    console.print(
+        f"[bold]{plan.profile}[/bold] on {hardware.name}: {shape.parameters / 1e9:.2f} B parameters, ", end=""
+    )
+    console.print(f"{stats.examples} rows of {stats.tokens / stats.examples:.0f} tokens")
+    facts = Table(show_header=False, box=None)
+    for name, value in facts_of(plan, hardware):
+        facts.add_row(name, value)
+    console.print(facts)
+    console.print("\n[bold]Deviations from the profile[/bold]")
+    for deviation in plan.deviations:
+        console.print(f"- {deviation.what}: {deviation.wanted} -> {deviation.got}", markup=False)
+        console.print(Padding(Text(deviation.reason), (0, 0, 0, 4)))
+
+
+def facts_of(plan: Plan, hardware: Hardware) -> list[tuple[str, str]]:
+    """The plan's numbers as label and text."""
+    dense = [module.name for module in plan.modules if module.method == "dense"]
+    lora = [f"{module.name} r{module.rank}" for module in plan.modules if module.method == "lora"]
+    trained = sum(module.parameters for module in plan.modules)
+    rates = [f"dense {plan.lr_dense:.2e}"] * bool(dense) + [f"LoRA {plan.lr_lora:.2e}"] * bool(lora)
+    switches = [
+        f"checkpointing {'on' if plan.activation_checkpointing else 'off'}",
+        f"compile {'on' if plan.compile else 'off'}",
+    ]
+    used, usable = plan.memory_bytes / 2**30, usable_memory(hardware) / 2**30
+    methods = [f"dense: {', '.join(dense)}"] * bool(dense) + [f"LoRA: {', '.join(lora)}"] * bool(lora)
+    return [
+        ("trained", f"{trained / 1e6:.1f} M weights; {'; '.join(methods)}"),
+        ("learning rate", ", ".join(rates)),
+        (
+            "step",
+            f"{plan.packs_per_step} packs of {plan.capacity} tokens; rows up to {plan.max_length} tokens",
+        ),
+        ("layout", f"{plan.parallel} on {plan.devices} device(s), {plan.dtype}, {', '.join(switches)}"),
+        ("memory", f"{used:.1f} of {usable:.1f} GB that a run may use on one device"),
+        ("speed", f"{plan.expected_tokens_per_s:,.0f} tokens/s, about {plan.expected_steps} steps"),
+        ("reserve", f"{plan.reserve_s:.0f} s to choose, export and verify"),
+    ]
+
+
+def _shape(args: argparse.Namespace) -> ModelShape:
+    if args.params is not None:
+        return shape_from_params(args.params, family_of(args.family))
+    path = args.model_config / "config.json" if args.model_config.is_dir() else args.model_config
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise PlanError(f"can't read the model's config {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise PlanError(f"the model's config {path} is no JSON object")
+    return shape_from_config(config)
+
+
+def _data_stats(text: str | None) -> DataStats:
+    if text is None:
+        return ASSUMED_DATA
+    try:
+        raw = text if text.lstrip().startswith("{") else Path(text).read_text()
+        return msgspec.json.decode(raw, type=DataStats)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"can't read the data statistics: {error}") from error
+
+
+def _parameter_count(text: str) -> int:
+    match = _COUNT.fullmatch(text)
+    count = round(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if not 0 < count <= 10**13:
+        raise argparse.ArgumentTypeError(f"{text!r} is no parameter count such as 135M or 8B")
+    return count
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours < 10**6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of hours")
+    return hours

@@ -1,0 +1,238 @@
+"""`podium restore FILE`: bring both logs back from a gateway's mirror, into a broker that has lost them.
+
+A restored log begins with the sequence after the old one's last, and epochs begin above every old one:
+no number of the old world is ever expected again, so a process that slept through it is refused by the
+same compare-and-set as always. STATE comes before JOBS: whoever sees a job sees its whole chain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Struct
+
+from gateway.state.ledger import Ledger
+from gateway.state.mirror_file import LOGS, Content, read_mirror
+from podium.local.discovery import is_own, with_own_keys
+from podium.local.nats_server import Broker
+from shared import subjects
+from shared.broker.bus import Bus, connect
+from shared.broker.credentials import ADMIN
+from shared.broker.jetstream import Record
+from shared.broker.streams import bootstrap, stream_specs, when_usable
+from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError, PodiumError
+from shared.messages import decode_lease, decode_state_record
+from shared.settings import Settings, load_settings
+from shared.stream_info import find_stream
+
+EPOCH_MARGIN = 1_000_000  # renewals since the newest claim that the file may not know of: weeks of them
+LISTEN_S = 1.0
+
+STOP = "stop gateways and nodes, empty the broker's store (or remove these streams), start the broker alone"
+
+
+class NotEmptyError(PodiumError):
+    """The broker holds something that this mirror doesn't: restoring would mix two worlds."""
+
+
+class Restored(Struct, frozen=True):
+    """What was brought back."""
+
+    records: dict[str, int]  # by stream
+    written: int  # of them by this run; an earlier one may have been cut short
+    missing: dict[str, int]  # sequences that the file doesn't have
+    cut_bytes: int  # of a last line that was cut short
+    tasks: dict[str, int]  # by state
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `restore` to the command line."""
+    parser = subparsers.add_parser("restore", help="bring lost logs back from a mirror", description=__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="such as <data folder>/mirror/1.jsonl")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Restore and verify; 0 if both logs are as the file has them."""
+    restored = asyncio.run(_run(args.file))
+    if args.json:
+        print(msgspec.json.encode(restored).decode())
+        return 0
+    for stream, count in restored.records.items():
+        gaps = restored.missing[stream]
+        print(f"{stream}: {count} records, read back and equal" + (f"; {gaps} were missing" if gaps else ""))
+    if restored.cut_bytes:
+        print(f"the file's last line was cut short and is left out ({restored.cut_bytes} bytes)")
+    states = ", ".join(f"{count} {state}" for state, count in restored.tasks.items())
+    print(f"tasks: {states or 'none'}. Start the nodes and gateways again.")
+    return 0
+
+
+async def _run(path: Path) -> Restored:
+    try:
+        content = await asyncio.to_thread(read_mirror, path)
+    except OSError as error:
+        raise PodiumError(f"{path} can't be read: {error.strerror}") from error
+    async with _broker(load_settings()) as settings:
+        bus = await connect(settings, name="restore", user=ADMIN)
+        try:
+            return await when_usable(bus, settings, lambda: restore(bus, settings, content))
+        finally:
+            await bus.close()
+
+
+@asynccontextmanager
+async def _broker(settings: Settings) -> AsyncIterator[Settings]:
+    """The broker that the settings name; the embedded one is started, alone, if it doesn't run."""
+    settings, port = with_own_keys(settings), urlsplit(settings.nats_url).port or 4222
+    if not is_own(settings) or await _listens(port):
+        yield settings
+        return
+    keys = settings.nats_nkey_seed_file
+    broker = Broker(settings.data / "nats", port, keys=Path(keys) if keys else None)
+    await broker.start()
+    try:
+        yield settings
+    finally:
+        await broker.stop()
+
+
+async def _listens(port: int) -> bool:
+    try:
+        async with asyncio.timeout(LISTEN_S):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
+
+
+async def restore(bus: Bus, settings: Settings, content: Content) -> Restored:
+    """Write what the broker lacks of both logs, read everything back and compare.
+
+    Raises NotEmptyError before anything is written if the broker holds anything else, or a node works;
+    ConflictError if somebody writes meanwhile. An interrupted run is simply run again.
+    """
+    await _nobody_works(bus, settings)
+    there = {stream: await _beginning(bus, stream, content.records[stream]) for stream in LOGS}
+    for stream in LOGS:
+        if there[stream] == 0 and content.records[stream]:
+            await _make(bus, settings, stream, content.last(stream) + 1)
+    await bootstrap(bus, settings)
+    if any(len(content.records[stream]) > there[stream] for stream in LOGS):
+        await _raise_epochs(bus, content.records[subjects.STATE_STREAM])
+    for stream in LOGS:
+        await _write(bus, stream, content.records[stream], there[stream])
+    ledger = await _verified(bus, content)
+    return Restored(
+        records={stream: len(content.records[stream]) for stream in LOGS},
+        written=sum(len(content.records[stream]) - there[stream] for stream in LOGS),
+        missing={stream: content.missing(stream) for stream in LOGS},
+        cut_bytes=content.size - content.end,
+        tasks=dict(Counter(str(ledger.state(task, 0.0)) for task in ledger.tasks())),
+    )
+
+
+async def _nobody_works(bus: Bus, settings: Settings) -> None:
+    if await find_stream(bus, subjects.LEASES_STREAM) is None:
+        return
+    for slot in settings.slots:
+        record = await bus.last(subjects.LEASES_STREAM, subjects.lease(slot))
+        if record is not None and record.data:
+            node = decode_lease(record.data).node
+            raise NotEmptyError(
+                f"node {node} holds slot {slot}: {STOP}, then restore (a killed node's lease lasts "
+                f"{settings.lease_ttl_s:g} s)"
+            )
+
+
+async def _beginning(bus: Bus, stream: str, records: list[Record]) -> int:
+    """How many of the file's records the log has already; NotEmptyError if it has anything else."""
+    if await find_stream(bus, stream) is None:
+        return 0
+    found = await _all(bus, stream)
+    for stored, record in zip(found, records, strict=False):
+        if (stored.subject, stored.data) != (record.subject, record.data):
+            raise NotEmptyError(
+                f"{stream} holds {stored.subject} at {stored.sequence}, the file {record.subject}: {STOP}"
+            )
+    if len(found) > len(records):
+        raise NotEmptyError(f"{stream} holds {len(found)} records, the file {len(records)}: {STOP}")
+    return len(found)
+
+
+async def _make(bus: Bus, settings: Settings, stream: str, first: int) -> None:
+    """Make an absent or empty log that begins at `first`; one that does already is kept."""
+    found = await find_stream(bus, stream)
+    if found is not None and found.last + 1 >= first:
+        return
+    if found is not None:
+        await _ask(bus, f"$JS.API.STREAM.DELETE.{stream}")
+    config = next(spec.config for spec in stream_specs(settings) if spec.config["name"] == stream)
+    await _ask(bus, f"$JS.API.STREAM.CREATE.{stream}", config | {"first_seq": first})
+
+
+async def _raise_epochs(bus: Bus, states: list[Record]) -> None:
+    """Make the next lease's revision, and so its epoch, larger than any of the old world."""
+    epochs = [0]
+    for record in states:
+        try:
+            epochs.append(decode_state_record(record.data).epoch)
+        except msgspec.DecodeError:
+            continue  # it was of no use in the old log either, and is restored as it was
+    found = await find_stream(bus, subjects.LEASES_STREAM)
+    newest = max(found.last if found is not None else 0, *epochs)
+    query = {"seq": newest + EPOCH_MARGIN}
+    await _ask(bus, f"$JS.API.STREAM.PURGE.{subjects.LEASES_STREAM}", query)
+
+
+async def _write(bus: Bus, stream: str, records: list[Record], there: int) -> None:
+    found = await find_stream(bus, stream)
+    last = found.last if found is not None else 0
+    for record in records[there:]:
+        try:
+            last = await bus.append(stream, record.subject, record.data, last=last)
+        except (BusTimeoutError, ConflictError) as error:
+            stored = await bus.read(stream, last)
+            if [(each.subject, each.data) for each in stored] != [(record.subject, record.data)]:
+                raise ConflictError(
+                    f"somebody else writes to {stream}: {STOP}, then restore again"
+                ) from error
+            last = stored[0].sequence
+
+
+async def _verified(bus: Bus, content: Content) -> Ledger:
+    """The ledger of what is stored now, which is what the file holds."""
+    ledger = Ledger()
+    for stream in LOGS:
+        stored = await _all(bus, stream)
+        wanted = [(record.subject, record.data) for record in content.records[stream]]
+        if [(record.subject, record.data) for record in stored] != wanted:
+            raise BusError(f"{stream} is not what was written: {STOP}, then restore again")
+        for record in stored:
+            ledger.apply(stream, record)
+    return ledger
+
+
+async def _all(bus: Bus, stream: str) -> list[Record]:
+    found: list[Record] = []
+    while records := await bus.read(stream, found[-1].sequence if found else 0):
+        found += records
+    return found
+
+
+async def _ask(bus: Bus, subject: str, query: dict[str, Any] | None = None) -> None:
+    reply = json.loads((await bus.request(subject, json.dumps(query).encode() if query else b"")).data)
+    if "error" in reply:
+        raise BusUnavailableError(f"{subject}: {reply['error'].get('description')}")

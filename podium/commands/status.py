@@ -1,0 +1,74 @@
+"""`podium status`: slots and tasks as they are now."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.markup import escape
+from rich.table import Table
+
+from gateway.views.build import SlotView, TaskView
+from podium.client import find_gateway
+from podium.commands.watch import deadline
+from podium.console import make_console
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `status` to the command line."""
+    parser = subparsers.add_parser("status", help="show slots and tasks", description=__doc__)
+    parser.add_argument("--url", help="the gateway (default: as the settings say)")
+    parser.add_argument(
+        "--limit", type=int, default=10, help="tasks to show, newest first (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print both tables; 1 if the gateway can't be asked."""
+    client = find_gateway(args.url)
+    console = make_console()
+    console.print(slots_table(client.slots()))
+    console.print(tasks_table(client.tasks(args.limit)))
+    return 0
+
+
+def slots_table(slots: list[SlotView]) -> Table:
+    """One row per slot."""
+    table = Table(
+        "slot", "state", "node", "hardware", "task", "phase", "step", "heard", title="slots", box=None
+    )
+    for slot in slots:
+        age = slot.last_heartbeat_age_s
+        table.add_row(
+            slot.slot,
+            slot.state,
+            (slot.node or "-") if slot.live else "[red]not heard of[/]",
+            slot.hardware.name if slot.hardware else "-",
+            slot.task or "-",
+            slot.phase or "-",
+            "-" if slot.step is None else str(slot.step),
+            "never" if age is None else f"{age:.0f} s ago",
+        )
+    return table
+
+
+def tasks_table(tasks: list[TaskView]) -> Table:
+    """One row per task."""
+    table = Table(
+        "task", "slot", "state", "attempts", "loss", "deadline", "artifact or reason", title="tasks", box=None
+    )
+    for task in tasks:
+        result = task.result
+        outcome = (result.artifact or result.reason) if result else ""
+        table.add_row(
+            task.task, task.slot, task.state, str(task.attempts), _loss(task), deadline(task), escape(outcome)
+        )
+    return table
+
+
+def _loss(task: TaskView) -> str:
+    if task.result is not None and task.result.metrics is not None:
+        final = task.result.metrics.final_loss
+        return f"{task.result.metrics.base_loss:.3f} -> {'not measured' if final is None else f'{final:.3f}'}"
+    progress = task.progress
+    return "" if progress is None or progress.loss is None else f"{progress.loss:.3f}"

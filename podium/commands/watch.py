@@ -1,0 +1,138 @@
+"""`podium watch`: live progress of all tasks, or of those named until they have ended."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from gateway.views.build import TaskView
+from podium.client import ENDED, find_gateway
+from podium.console import make_console
+from shared.errors import PodiumError
+from shared.messages import Phase
+from shared.subjects import task_token
+
+POLL_S = 1.0
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `watch` to the command line."""
+    parser = subparsers.add_parser("watch", help="follow progress", description=__doc__)
+    parser.add_argument(
+        "tasks", nargs="*", metavar="TASK", help="task ids; watching ends with the last of them"
+    )
+    parser.add_argument("--url", help="the gateway (default: as the settings say)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Follow until Ctrl-C, or until all named tasks have ended; 1 if one of those was not submitted."""
+    client, wanted = find_gateway(args.url), {task_token(task) for task in args.tasks}
+    heard, console = False, make_console()
+    with View(console) as view:
+        while True:
+            try:
+                tasks, heard = client.tasks(), True
+            except PodiumError as error:  # a gateway that was there comes back
+                if not heard:
+                    raise
+                console.print(f"waiting: {error}", markup=False, highlight=False)
+                time.sleep(POLL_S)
+                continue
+            shown = [task for task in tasks if task.task in wanted] if wanted else tasks[:10]
+            view.update(shown)
+            if wanted and len(shown) == len(wanted) and all(task.state in ENDED for task in shown):
+                return 0 if all(task.state == "submitted" for task in shown) else 1
+            time.sleep(POLL_S)
+
+
+class View:
+    """Progress of some tasks: redrawn in place on a terminal, a line per phase and tenth elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._said: dict[str, tuple[object, ...]] = {}
+
+    def __enter__(self) -> View:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, tasks: list[TaskView]) -> None:
+        """Show the tasks as they are now."""
+        if self._live is not None:
+            self._live.update(drawn(tasks), refresh=True)
+            return
+        for task in tasks:
+            progress = task.progress
+            tenth = int(progress.progress * 10) if progress else 0
+            news = (task.state, progress.phase if progress else None, tenth)
+            if self._said.get(task.task) != news:
+                self._said[task.task] = news
+                self.console.print(line(task), markup=False, highlight=False, soft_wrap=True)
+
+
+def drawn(tasks: Iterable[TaskView]) -> RenderableType:
+    """A table with a progress bar per task."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("slot", "task", "state", "", "", "step", "loss", "tokens/s", "deadline"):
+        table.add_column(column)
+    for task in tasks:
+        progress = task.progress
+        done = task.state in ENDED
+        share = 1.0 if done else progress.progress if progress else 0.0
+        table.add_row(
+            task.slot,
+            task.task,
+            task.state if done or progress is None else f"{task.state}: {progress.phase}",
+            ProgressBar(total=1.0, completed=share, width=30),
+            f"{share:4.0%}",
+            str(progress.step) if progress else "",
+            _number(progress.loss, ".3f") if progress else "",
+            _number(progress.tokens_per_s, ".0f") if progress else "",
+            deadline(task),
+        )
+    return Group(table)
+
+
+def line(task: TaskView) -> str:
+    """One task on one line."""
+    parts = [f"slot {task.slot}", task.task, task.state]
+    progress = task.progress
+    if progress is not None and task.state not in ENDED:
+        parts += [f"{progress.phase} {progress.progress:.0%}", f"step {progress.step}"]
+        if progress.phase is Phase.TRAIN:
+            parts += [
+                f"loss {_number(progress.loss, '.3f')}",
+                f"{_number(progress.tokens_per_s, '.0f')} tokens/s",
+            ]
+        if progress.message:
+            parts.append(progress.message)
+    if task.result is not None:
+        parts.append(task.result.artifact or task.result.reason)
+    return "  ".join(filter(None, (*parts, deadline(task))))
+
+
+def deadline(task: TaskView) -> str:
+    """Time that is left, or was left when the submission was stored."""
+    if task.result is not None:
+        spare = task.result.deadline_margin_s
+        return f"{spare:.0f} s to spare" if spare is not None else ""
+    if task.deadline_at is None:
+        return ""
+    return f"due in {max(0.0, task.deadline_at - time.time()):.0f} s"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,283 @@
+"""The facts that `podium doctor` gathers, without changing anything; podium/diagnostics/checks.py judges them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Set
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from nats.aio.msg import Msg
+
+from gateway.api.tokens import own_token
+from gateway.state.ledger import Chain, Ledger, TaskState
+from gateway.views.build import GatewayInfo
+from podium.client import Client
+from podium.local.discovery import monitor_url
+from shared import subjects
+from shared.broker.bus import Bus, connect
+from shared.broker.credentials import OPERATOR
+from shared.broker.streams import StreamSpec, stream_specs
+from shared.errors import BusError, PodiumError
+from shared.messages import Heartbeat, Job, Lease, decode_heartbeat, decode_lease, decode_progress
+from shared.settings import Settings
+from shared.stream_info import StreamInfo, find_stream
+
+CONNECT_S = 5.0
+ANSWER_S = 5.0  # what a healthy broker answers in milliseconds
+LISTEN_BEATS = 2.5  # heartbeats
+PROBE = f"$KV.{subjects.LEASES_BUCKET}.probe.doctor"  # two words: no slot's lease
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class StreamVitals(Struct, frozen=True, kw_only=True):
+    """One stream as it should be and as it is."""
+
+    spec: StreamSpec
+    found: StreamInfo | None = None
+    error: str | None = None  # why it could not be looked at
+
+
+class Heard(Struct, frozen=True):
+    """One heartbeat, and when it came by this machine's clock."""
+
+    heartbeat: Heartbeat
+    at: float
+
+
+class OpenJob(Struct, frozen=True, kw_only=True):
+    """A job without result."""
+
+    job: Job
+    state: TaskState
+    chain: Chain
+    progress_at: float | None = None  # by the clock of its node
+
+
+class Monitor(Struct, frozen=True, kw_only=True):
+    """What the broker's own monitoring says."""
+
+    url: str
+    error: str | None = None  # why it could not be asked
+    health: str = ""  # "ok", or what is wrong
+    sync_always: bool | None = None
+    store_bytes: int = 0
+    store_limit: int = 0
+
+
+class GatewayVitals(Struct, frozen=True, kw_only=True):
+    """A gateway as it answers over HTTP."""
+
+    url: str
+    error: str | None = None
+    info: GatewayInfo | None = None
+    skew_s: float | None = None  # its clock minus ours
+
+
+class Folder(Struct, frozen=True):
+    """Room on the disk of one folder."""
+
+    path: str
+    total: int
+    free: int
+
+
+class Vitals(Struct, frozen=True, kw_only=True):
+    """Everything at one moment. Where the broker can't be asked, what it would tell is empty."""
+
+    now: float
+    version: str
+    settings: Settings
+    chosen: frozenset[str] = frozenset()  # settings that are set here, not left at their default
+    broker_error: str | None = None
+    broker_version: str = ""
+    broker_skew_s: float | None = None  # its clock minus ours
+    read_error: str | None = None  # of a log, while connected
+    append_error: str | None = None
+    appended: bool = False  # whether an append was tried: not every user may
+    denied: tuple[str, ...] = ()
+    streams: tuple[StreamVitals, ...] = ()
+    jobs: tuple[OpenJob, ...] = ()
+    malformed: int = 0
+    heard: tuple[Heard, ...] = ()
+    leases: dict[str, Lease] = {}
+    monitor: Monitor
+    gateway: GatewayVitals
+    folders: tuple[Folder, ...] = ()
+
+
+async def gather(
+    settings: Settings, url: str, monitor: str | None, version: str, chosen: Set[str] = frozenset()
+) -> Vitals:
+    """Look at everything; takes some three seconds, and ten if the broker doesn't answer."""
+    outside = asyncio.gather(
+        asyncio.to_thread(look_at_monitor, monitor or monitor_url(settings)),
+        asyncio.to_thread(look_at_gateway, url, settings),
+        asyncio.to_thread(look_at_folders, settings),
+    )
+    inside = await _look_at_broker(settings)
+    seen, gateway, folders = await outside
+    return Vitals(
+        now=time.time(),
+        version=version,
+        settings=settings,
+        chosen=frozenset(chosen),
+        monitor=seen,
+        gateway=gateway,
+        folders=folders,
+        **inside,
+    )
+
+
+async def _look_at_broker(settings: Settings) -> dict[str, Any]:
+    patience = min(CONNECT_S, settings.nats_connect_timeout_s)
+    user = OPERATOR if await asyncio.to_thread(_has_all_keys, settings) else None
+    try:
+        hurried = msgspec.structs.replace(settings, nats_connect_timeout_s=patience)
+        bus = await connect(hurried, name="doctor", user=user)
+    except PodiumError as error:
+        return {"broker_error": str(error)}
+    try:
+        return await _look_inside(bus, settings)
+    finally:
+        await bus.close()
+
+
+def _has_all_keys(settings: Settings) -> bool:
+    """Whether the key is a folder of everybody's, so that the operator's is there too."""
+    keys = settings.nats_nkey_seed_file
+    return keys is not None and Path(keys).expanduser().is_dir()
+
+
+async def _look_inside(bus: Bus, settings: Settings) -> dict[str, Any]:
+    heard: list[Heard] = []
+
+    async def hear(message: Msg) -> None:
+        try:
+            heard.append(Heard(decode_heartbeat(message.data), time.time()))
+        except msgspec.DecodeError:
+            return  # the gateway counts those
+
+    await bus.subscribe(subjects.ANY_HEARTBEAT, hear)
+    listen_until = time.monotonic() + LISTEN_BEATS * settings.heartbeat_s
+    streams = await asyncio.gather(*(_look_at_stream(bus, spec) for spec in stream_specs(settings)))
+    seen: dict[str, Any] = {
+        "streams": tuple(streams),
+        "broker_version": str(bus.client.connected_server_version),
+        "broker_skew_s": _skew(streams),
+        "append_error": await _probe_append(bus),
+        "appended": not bus.guest,
+    }
+    ledger = Ledger()
+    try:
+        for stream in ledger.folded:
+            while records := await bus.read(stream, ledger.folded[stream], timeout_s=ANSWER_S):
+                for record in records:
+                    ledger.apply(stream, record)
+        seen["jobs"] = tuple([await _open_job(bus, ledger, job) for job in ledger.open_jobs()])
+        await asyncio.sleep(max(0.0, listen_until - time.monotonic()))
+        seen["leases"] = await _leases(bus, settings)
+    except BusError as error:
+        seen["read_error"] = str(error)
+    denied = tuple(denial.told(bus.user) for denial in bus.denied)
+    return seen | {"malformed": ledger.malformed, "heard": tuple(heard), "denied": denied}
+
+
+async def _look_at_stream(bus: Bus, spec: StreamSpec) -> StreamVitals:
+    try:
+        found = await find_stream(bus, spec.config["name"], timeout_s=ANSWER_S)
+    except BusError as error:
+        return StreamVitals(spec=spec, error=str(error))
+    return StreamVitals(spec=spec, found=found)
+
+
+async def _probe_append(bus: Bus) -> str | None:
+    """Whether the broker's disk takes a record, by one that vanishes after a second; None = it does."""
+    if bus.guest:
+        return None
+    try:
+        await bus.append(subjects.LEASES_STREAM, PROBE, b"", ttl_s=1, timeout_s=ANSWER_S)
+    except BusError as error:
+        return str(error)
+    return None
+
+
+async def _leases(bus: Bus, settings: Settings) -> dict[str, Lease]:
+    leases = {}
+    for slot in settings.slots:
+        record = await bus.last(subjects.LEASES_STREAM, subjects.lease(slot))
+        if record is not None and record.data:
+            leases[slot] = decode_lease(record.data)
+    return leases
+
+
+async def _open_job(bus: Bus, ledger: Ledger, job: Job) -> OpenJob:
+    task, said = ledger.task(job.task), None
+    assert task is not None  # it is of this ledger
+    record = await bus.last(subjects.PROGRESS_STREAM, subjects.progress(job.slot, job.task))
+    if record is not None and record.data:
+        said = decode_progress(record.data).at
+    return OpenJob(
+        job=job, state=ledger.state(task, time.time()), chain=ledger.chain_of(job), progress_at=said
+    )
+
+
+def _skew(streams: list[StreamVitals]) -> float | None:
+    """The broker's clock minus ours, from an answer that has just come."""
+    stamps = [each.found.now for each in streams if each.found is not None and each.found.now]
+    return datetime.fromisoformat(stamps[-1]).timestamp() - time.time() if stamps else None
+
+
+def look_at_gateway(url: str, settings: Settings) -> GatewayVitals:
+    """Ask a gateway how it fares. Blocks."""
+    try:
+        client = Client(url, own_token(settings))
+        asked = time.time()
+        info = client.gateway()
+        answered = time.time()
+    except PodiumError as error:
+        return GatewayVitals(url=url, error=str(error))
+    return GatewayVitals(url=url, info=info, skew_s=info.now - (asked + answered) / 2)
+
+
+def look_at_monitor(url: str) -> Monitor:
+    """Ask the broker's monitoring. Blocks."""
+    try:
+        health = json.loads(_fetch(f"{url}/healthz"))
+        store = json.loads(_fetch(f"{url}/varz")).get("jetstream", {})
+    except (OSError, ValueError) as error:
+        return Monitor(url=url, error=str(getattr(error, "reason", error)))
+    return Monitor(
+        url=url,
+        health=health.get("error") or health.get("status", "no answer"),
+        sync_always=store.get("config", {}).get("sync_always", False),
+        store_bytes=store.get("stats", {}).get("storage", 0),
+        store_limit=store.get("config", {}).get("max_storage", 0),
+    )
+
+
+def _fetch(url: str) -> bytes:
+    try:
+        with _OPENER.open(url, timeout=ANSWER_S) as response:
+            body: bytes = response.read()
+    except urllib.error.HTTPError as error:  # /healthz says what is wrong with status 503
+        with error:
+            return error.read()
+    return body
+
+
+def look_at_folders(settings: Settings) -> tuple[Folder, ...]:
+    """The disks that data and submissions of this machine lie on. Blocks."""
+    paths = dict.fromkeys((settings.data, settings.artifacts, settings.node))
+    existing = [path for path in paths if path.is_dir()]
+    usages = [(path, shutil.disk_usage(path)) for path in existing]
+    return tuple(Folder(str(path), usage.total, usage.free) for path, usage in usages)

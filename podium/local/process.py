@@ -1,0 +1,188 @@
+"""Processes that must run: started, started again when they die, stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from msgspec import Struct
+
+from shared.errors import PodiumError
+from shared.settings import PREFIX
+from trainer_node.worker.slot_lock import start_time
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0  # before a dead service is started again; doubles
+SETTLED_S = 30.0  # one that lived so long starts again with the first pause
+BAD_SETTINGS = 2  # exit code of a service that starting again can't help
+LOG_BYTES = 64 << 20  # a larger log is set aside when its service starts
+
+AS_DESCRIPTOR_3 = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.execv(sys.argv[2], sys.argv[2:])"
+
+Say = Callable[[str], None]
+
+
+class Spec(Struct, frozen=True, kw_only=True):
+    """One service: what to run, and how to stop it."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str] = {}
+    stop_s: float = 15.0  # from SIGTERM to SIGKILL
+    longest_pause_s: float = LONGEST_PAUSE_S
+    on_leftover: int = signal.SIGTERM  # how one that outlived its launcher is taken down
+
+
+class _PidFile(Struct, frozen=True):
+    """Process id and start time together name one process for good."""
+
+    pid: int
+    start_time: int
+
+
+class Service:
+    """One service under supervision; its pid file and log are in `folder`."""
+
+    def __init__(self, spec: Spec, folder: Path, say: Say) -> None:
+        self.spec = spec
+        self.log = folder / "logs" / f"{spec.name}.log"
+        self.pid_file = folder / "run" / f"{spec.name}.json"
+        self.restarts = 0
+        self.pid: int | None = None
+        self.socket: int | None = None  # a listening socket's descriptor, passed as descriptor 3
+        # Waits until the process must be replaced though it lives; says why.
+        self.watch: Callable[[], Awaitable[str]] | None = None
+        self._say = say
+        self._asked_to_stop = asyncio.Event()
+
+    async def supervise(self) -> None:
+        """Keep it running until `stop`; PodiumError if it says that its settings are bad."""
+        pause = FIRST_PAUSE_S
+        while True:
+            began = time.monotonic()
+            process = await self._start()
+            await self._ended_or_asked(process)
+            if process.returncode is None and not self._asked_to_stop.is_set():
+                process.kill()
+                await process.wait()
+            if self._asked_to_stop.is_set():
+                await self._end(process)
+                return
+            if process.returncode == BAD_SETTINGS:
+                raise PodiumError(f"{self.spec.name} can't start: {self.last_line()}")
+            pause = (
+                FIRST_PAUSE_S
+                if time.monotonic() - began > SETTLED_S
+                else min(2 * pause, self.spec.longest_pause_s)
+            )
+            self._say(f"{self.spec.name} {_manner(process.returncode)}; starting it again in {pause:g} s")
+            self.restarts += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._asked_to_stop.wait(), pause)
+                return
+
+    def stop(self) -> None:
+        """Make `supervise` end the process and return."""
+        self._asked_to_stop.set()
+
+    async def take_down_leftover(self) -> None:
+        """End the process that a launcher killed with -9 left behind, if it still runs."""
+        try:
+            left = msgspec.json.decode(self.pid_file.read_bytes(), type=_PidFile)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return
+        if start_time(left.pid) != left.start_time:
+            return
+        self._say(f"{self.spec.name} of an earlier launch still runs (process {left.pid}); taking it down")
+        for number, patience in ((self.spec.on_leftover, self.spec.stop_s), (signal.SIGKILL, 10.0)):
+            with suppress(ProcessLookupError):
+                os.kill(left.pid, number)
+            until = time.monotonic() + patience
+            while time.monotonic() < until:
+                if start_time(left.pid) != left.start_time:
+                    return
+                await asyncio.sleep(0.05)
+        raise PodiumError(f"{self.spec.name} of an earlier launch (process {left.pid}) can't be ended")
+
+    def last_line(self) -> str:
+        """The last thing it said."""
+        lines = self.log.read_bytes()[-4096:].decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "no word in its log")
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.pid_file.parent.mkdir(parents=True, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        with self.log.open("ab") as log:
+            process = await self._spawn(log)
+        self.pid = process.pid
+        file = _PidFile(process.pid, start_time(process.pid) or 0)
+        self.pid_file.write_bytes(msgspec.json.encode(file))
+        return process
+
+    async def _spawn(self, log: BinaryIO) -> asyncio.subprocess.Process:
+        command = self.spec.command
+        # A service's settings are all in its spec; LISTEN_* would be ours, if systemd started us.
+        inherited = {key: os.environ[key] for key in os.environ if not key.startswith((PREFIX, "LISTEN_"))}
+        environment = inherited | self.spec.environment
+        descriptors: tuple[int, ...] = ()
+        if self.socket is not None:
+            # subprocess can pass a descriptor on but not as another number, and dash knows only one digit.
+            command = [sys.executable, "-ISc", AS_DESCRIPTOR_3, str(self.socket), *command]
+            environment["LISTEN_FDS"] = "1"
+            descriptors = (self.socket,)
+        return await asyncio.create_subprocess_exec(
+            *command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            pass_fds=descriptors,
+            start_new_session=True,  # Ctrl-C is for the launcher, which stops its services in order
+        )
+
+    async def _ended_or_asked(self, process: asyncio.subprocess.Process) -> None:
+        """Until it ends, or is asked to, or its watch says that it must."""
+        waits: set[asyncio.Task[object]] = {
+            asyncio.create_task(process.wait()),
+            asyncio.create_task(self._asked_to_stop.wait()),
+        }
+        if self.watch is not None:
+            waits.add(asyncio.create_task(self._condemned(self.watch)))
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in done:
+                wait.result()
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _condemned(self, watch: Callable[[], Awaitable[str]]) -> None:
+        self._say(f"{self.spec.name} {await watch()}; killing it")
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), self.spec.stop_s)
+            except TimeoutError:
+                self._say(f"{self.spec.name} doesn't stop within {self.spec.stop_s:g} s; killing it")
+                process.kill()
+                await process.wait()
+        self.pid_file.unlink(missing_ok=True)
+
+
+def _manner(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

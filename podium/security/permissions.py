@@ -1,0 +1,256 @@
+"""Which user of the broker may do what, and the nats-server configuration that enforces it.
+
+Every user has an account of its own; the streams are in the account BUS, where only the admin is. Subject
+permissions inside one account are not enough: a reply subject is not checked, so a user who may ask anything
+of JetStream can have it answer on any subject, and so store what he may not, or empty a stream (seen on
+2.15.1; bench/conformance/permissions.py tries it). An answer to a guest account stays in that account.
+
+What one user says and another hears goes from account to account as a stream import; what is stored, read or
+asked for, as a service import.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from msgspec import Struct
+
+from shared import subjects
+from shared.broker.credentials import ADMIN, GATEWAY, OPERATOR, UPSTREAM, inbox_prefix, trainer
+
+STREAMS_ACCOUNT = "BUS"
+GET, INFO = subjects.DIRECT_GET, subjects.STREAM_INFO
+EVERYTHING_SAID = (
+    subjects.ANY_JOB,
+    subjects.ANY_RESERVATION,
+    subjects.ANY_STATE,
+    subjects.ANY_DECISION,
+    subjects.ANY_SCORE,
+    subjects.ANY_PROGRESS,
+    subjects.ANY_HEARTBEAT,
+)
+ANSWER_WITHIN = "10m"  # a node may first have to end a worker, gently
+
+
+class User(Struct, frozen=True, kw_only=True):
+    """A user in words of subjects."""
+
+    name: str
+    publishes: tuple[str, ...] = ()  # stored by a stream, or just said
+    reads: tuple[str, ...] = ()  # direct gets: a stream, or a stream and a subject
+    inspects: tuple[str, ...] = ()  # streams whose configuration and state it may see
+    hears: tuple[str, ...] = ()
+    asks: tuple[tuple[str, str], ...] = ()  # (user, subject): requests that another user answers
+    answers: tuple[str, ...] = ()
+    queue: str = ""  # the queue group it answers in
+
+    @property
+    def account(self) -> str:
+        """Its account in the broker."""
+        return STREAMS_ACCOUNT if self.name == ADMIN else self.name
+
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """Everything that goes to the account of the streams, as it is called there."""
+        return (*self.publishes, *self.reads, *(f"{INFO}.{stream}" for stream in self.inspects))
+
+
+def users(slots: Iterable[str]) -> list[User]:
+    """All users of a fleet with these slots."""
+    slots = tuple(slots)
+    return [
+        User(name=ADMIN),
+        _gateway(slots),
+        *(_trainer(slot) for slot in slots),
+        User(name=OPERATOR, reads=_everything_in(slots), inspects=_streams(slots), hears=EVERYTHING_SAID),
+        User(name=UPSTREAM, asks=((GATEWAY, subjects.OFFERS),)),
+    ]
+
+
+def _gateway(slots: tuple[str, ...]) -> User:
+    """The only one who writes jobs; of a task's chain it may write the end that no node wrote."""
+    return User(
+        name=GATEWAY,
+        publishes=(
+            subjects.job("*", "*"),
+            subjects.reservation("*", "*"),
+            subjects.state("*", "*"),
+            subjects.decision("*"),
+            subjects.score("*"),
+            subjects.NONCES,
+        ),
+        reads=_everything_in(slots),
+        inspects=_streams(slots),
+        hears=(*EVERYTHING_SAID, subjects.NONCES),
+        asks=tuple((trainer(slot), subjects.control(slot)) for slot in slots),
+        answers=(subjects.OFFERS,),
+        queue=subjects.OFFERS_QUEUE,
+    )
+
+
+def _trainer(slot: str) -> User:
+    """One slot's nodes: nothing of any other slot, neither to write nor to read."""
+    bucket = subjects.artifacts_stream(slot)
+    return User(
+        name=trainer(slot),
+        publishes=(
+            subjects.state(slot, "*"),
+            subjects.lease(slot),
+            subjects.heartbeat(slot),
+            subjects.progress(slot, "*"),
+            subjects.artifact_chunks(slot, "*"),
+            f"$O.{subjects.artifacts_bucket(slot)}.M.*",
+        ),
+        reads=(
+            f"{GET}.{subjects.JOBS_STREAM}.{subjects.jobs_of_slot(slot)}",
+            f"{GET}.{subjects.STATE_STREAM}.{subjects.state(slot, '*')}",
+            f"{GET}.{subjects.LEASES_STREAM}.{subjects.lease(slot)}",
+            f"{GET}.{bucket}",
+            f"{GET}.{bucket}.>",
+        ),
+        hears=(subjects.jobs_of_slot(slot), subjects.heartbeat(slot)),  # its health check listens for it
+        answers=(subjects.control(slot),),
+    )
+
+
+def _streams(slots: tuple[str, ...]) -> tuple[str, ...]:
+    return (
+        subjects.JOBS_STREAM,
+        subjects.STATE_STREAM,
+        subjects.LEASES_STREAM,
+        subjects.PROGRESS_STREAM,
+        subjects.DECISIONS_STREAM,
+        subjects.SCORES_STREAM,
+        subjects.NONCES_STREAM,
+        *map(subjects.artifacts_stream, slots),
+    )
+
+
+def _everything_in(slots: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{GET}.{stream}{rest}" for stream in _streams(slots) for rest in ("", ".>"))
+
+
+def common(said: str, heard: str) -> str | None:
+    """The subjects that match both patterns, as a pattern, or None. Only `heard` may end in `>`."""
+    ours, theirs = said.split("."), heard.split(".")
+    if theirs[-1] == ">" and len(ours) >= len(theirs):
+        theirs[-1:] = ["*"] * (len(ours) - len(theirs) + 1)
+    if len(ours) != len(theirs) or any(
+        a != b and "*" not in (a, b) for a, b in zip(ours, theirs, strict=True)
+    ):
+        return None
+    return ".".join(b if a == "*" else a for a, b in zip(ours, theirs, strict=True))
+
+
+def configuration(everybody: list[User], keys: Mapping[str, str]) -> str:
+    """The `accounts` of nats-server's configuration; `keys` are the users' public keys by name."""
+    blocks = [
+        f"  {json.dumps(user.account)} {{\n" + "".join(_lines(user, everybody, keys[user.name])) + "  }\n"
+        for user in everybody
+    ]
+    return (
+        "# Made by `podium keys`; what each user may do: docs/security.md. Public keys only.\n"
+        "accounts {\n" + "".join(blocks) + "}\n"
+    )
+
+
+def _lines(user: User, everybody: list[User], key: str) -> Iterable[str]:
+    if user.name == ADMIN:
+        yield "    jetstream: enabled\n"
+        yield f"    users: [ {{nkey: {key}}} ]\n"
+        yield _array("exports", _stored_for(everybody))
+        return
+    yield f"    users: [ {{nkey: {key}, permissions: {{\n"
+    yield _array("publish: {allow", [json.dumps(s) for s in _may_publish(user)], "      ", "}")
+    yield _array("subscribe: {allow", [json.dumps(s) for s in _may_hear(user)], "      ", "}")
+    if user.answers:
+        yield f'      allow_responses: {{max: 1, expires: "{ANSWER_WITHIN}"}}\n'
+    yield "    }} ]\n"
+    yield _array("exports", [*_said_to(user, everybody), *_answered_to(user, everybody)])
+    yield _array("imports", [*_stored(user), *_heard(user, everybody), *_asked(user, everybody)])
+
+
+def _may_publish(user: User) -> list[str]:
+    looked_at = map(subjects.stream_info, user.inspects)
+    return [*user.publishes, *user.reads, *looked_at, *(subject for _, subject in user.asks)]
+
+
+def _may_hear(user: User) -> list[str]:
+    answered = [f"{subject} {user.queue}".strip() for subject in user.answers]
+    return [f"{inbox_prefix(user.name)}.>", *user.hears, *answered]
+
+
+def _stored_for(everybody: list[User]) -> list[str]:
+    """What the account of the streams offers, each to those who may have it."""
+    guests: dict[str, list[str]] = {}
+    for user in everybody:
+        for subject in user.requests:
+            guests.setdefault(subject, []).append(user.account)
+    return [
+        f"{{service: {json.dumps(subject)}, accounts: {json.dumps(accounts)}{_many(subject)}}}"
+        for subject, accounts in guests.items()
+    ]
+
+
+def _many(subject: str) -> str:
+    """A direct get from a whole stream may be answered by many messages."""
+    return ", response: stream" if subject.startswith(GET) and subject.count(".") == 4 else ""
+
+
+def _stored(user: User) -> list[str]:
+    plain = [_import("service", STREAMS_ACCOUNT, subject) for subject in user.publishes + user.reads]
+    return plain + [
+        _import("service", STREAMS_ACCOUNT, f"{INFO}.{stream}", to=subjects.stream_info(stream))
+        for stream in user.inspects
+    ]
+
+
+def _said_to(user: User, everybody: list[User]) -> list[str]:
+    """What it says, for whoever may hear it: exported once, to all of them."""
+    hearing: dict[str, list[str]] = {}
+    for other in everybody:
+        for subject in _between(user, other):
+            hearing.setdefault(subject, []).append(other.account)
+    return [
+        f"{{stream: {json.dumps(subject)}, accounts: {json.dumps(accounts)}}}"
+        for subject, accounts in hearing.items()
+    ]
+
+
+def _heard(user: User, everybody: list[User]) -> list[str]:
+    return [
+        _import("stream", other.account, subject) for other in everybody for subject in _between(other, user)
+    ]
+
+
+def _between(speaker: User, listener: User) -> list[str]:
+    """What of the speaker's the listener hears."""
+    if speaker is listener:  # within one account nothing is imported
+        return []
+    both = (common(said, heard) for said in speaker.publishes for heard in listener.hears)
+    return list(dict.fromkeys(subject for subject in both if subject is not None))
+
+
+def _answered_to(user: User, everybody: list[User]) -> list[str]:
+    return [
+        f"{{service: {json.dumps(subject)}, accounts: {json.dumps([other.account])}}}"
+        for other in everybody
+        for name, subject in other.asks
+        if name == user.name
+    ]
+
+
+def _asked(user: User, everybody: list[User]) -> list[str]:
+    accounts = {other.name: other.account for other in everybody}
+    return [_import("service", accounts[name], subject) for name, subject in user.asks]
+
+
+def _import(kind: str, account: str, subject: str, *, to: str = "") -> str:
+    under = f", to: {json.dumps(to)}" if to else ""
+    return f"{{{kind}: {{account: {json.dumps(account)}, subject: {json.dumps(subject)}}}{under}}}"
+
+
+def _array(name: str, items: list[str], indent: str = "    ", end: str = "") -> str:
+    inner = "".join(f"{indent}  {item}\n" for item in items)
+    return f"{indent}{name}: [\n{inner}{indent}]{end}\n"

@@ -1,0 +1,300 @@
+"""NATS as Podium uses it: append with compare-and-set, read what is stored, hear what is said.
+
+No consumers, acks or dedup windows: kill -9 of the server was seen to break each of them. The truth is
+what is stored, and who may store is decided by the expected last sequence on every append.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from shared import subjects
+from shared.broker.client_errors import Denial
+from shared.broker.connection import callbacks, drop_link
+from shared.broker.credentials import ADMIN, NOBODY, identify, inbox_prefix, tls_context
+from shared.broker.jetstream import (
+    EXPECTED_LAST,
+    EXPECTED_LAST_SUBJECT,
+    EXPECTED_LAST_SUBJECT_PATTERN,
+    EXPECTED_STREAM,
+    TTL,
+    record_of,
+    refused,
+)
+from shared.broker.jetstream import Record as Record
+from shared.errors import (
+    BusError,
+    BusTimeoutError,
+    BusUnavailableError,
+    DeniedError,
+    NobodyAnswersError,
+    RefusedError,
+)
+from shared.logs import get_logger
+from shared.settings import Settings
+
+REQUEST_TIMEOUT_S: Final = 2.0
+STARTING_S: Final = 10.0  # a service has done everything that it must be allowed to do once
+READ_BATCH: Final = 256
+
+log = get_logger()
+
+
+class Bus:
+    """One connection to the broker; `closed` is set if it is lost for good, and then the process must end.
+
+    It also is if the broker denies something while the service starts; later that is logged and counted.
+    """
+
+    def __init__(self, client: Client, user: str = NOBODY) -> None:
+        self.client = client
+        self.user = user
+        self.closed = asyncio.Event()
+        self.entered_at: float | None = None  # when the broker let us in first, monotonic
+        self.closing = False  # by ourselves
+        self.denied: Counter[Denial] = Counter()  # permission violations, which the library never raises
+        self.reconnected: list[Callable[[], None]] = []
+        self._asked: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)  # by subject in lower case
+
+    @property
+    def guest(self) -> bool:
+        """Whether this user is in another account than the streams: all are but the admin."""
+        return self.user not in (NOBODY, ADMIN)
+
+    def info_subject(self, stream: str) -> str:
+        """Where to ask how a stream is made and what it holds; not every user may."""
+        return subjects.stream_info(stream) if self.guest else f"{subjects.STREAM_INFO}.{stream}"
+
+    @property
+    def connected(self) -> bool:
+        """Whether the link is up now."""
+        return bool(self.client.is_connected)
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Call `callback` after every reconnect: what was said meanwhile was not heard."""
+        self.reconnected.append(callback)
+
+    def why_closed(self) -> BusError:
+        """What to raise once `closed` is set."""
+        if self.denied:
+            return DeniedError(next(iter(self.denied)).told(self.user))
+        if isinstance(self.client.last_error, nats.errors.AuthorizationError):
+            return BusUnavailableError(
+                f"the broker no longer takes the key of {self.user}; starting anew reads it"
+            )
+        return BusUnavailableError("the connection to NATS was closed for good; starting anew is the cure")
+
+    def note_denial(self, found: Denial) -> None:
+        """The broker denied something: who waits for it is told at once, a service that starts must end."""
+        self.denied[found] += 1
+        if self.denied[found] == 1:
+            log.error(found.told(self.user))
+        for waiting in self._asked.get(found.subject, ()):
+            if not waiting.expired():
+                waiting.reschedule(asyncio.get_running_loop().time())
+        if self.entered_at is None or time.monotonic() - self.entered_at < STARTING_S:
+            self.closed.set()
+
+    async def append(
+        self,
+        stream: str,
+        subject: str,
+        data: bytes,
+        *,
+        last: int | None = None,
+        last_on_subject: int | None = None,
+        pattern: str | None = None,
+        ttl_s: float | None = None,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> int:
+        """Store one message and return its sequence, if nobody was faster.
+
+        `last` = expected last sequence of the whole stream, `last_on_subject` = of the subject, or of
+        `pattern` if given (0 = nothing there). Raises ConflictError if the expectation fails (nothing is
+        stored), BusUnavailableError (nothing was sent), StoreFullError, and BusTimeoutError, after which it
+        may or may not be stored: read before trying again.
+        """
+        sent = {EXPECTED_STREAM: stream} | (headers or {})
+        if last is not None:
+            sent[EXPECTED_LAST] = str(last)
+        if last_on_subject is not None:
+            sent[EXPECTED_LAST_SUBJECT] = str(last_on_subject)
+            if pattern is not None:
+                sent[EXPECTED_LAST_SUBJECT_PATTERN] = pattern
+        if ttl_s is not None:
+            sent[TTL] = f"{max(1, round(ttl_s))}s"  # the server's resolution is a second
+        reply = json.loads((await self.request(subject, data, headers=sent, timeout_s=timeout_s)).data)
+        if "error" in reply:
+            raise refused(reply["error"], subject)
+        return int(reply["seq"])
+
+    async def last(self, stream: str, subject: str) -> Record | None:
+        """The newest stored message on `subject` (wildcards allowed), or None.
+
+        The subject is part of the request's own, so that the broker can allow some and deny others.
+        """
+        return record_of(await self.request(f"{subjects.DIRECT_GET}.{stream}.{subject}"), stream)
+
+    async def read(
+        self, stream: str, after: int, *, subject: str = ">", timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> list[Record]:
+        """Up to READ_BATCH stored messages with a sequence above `after`, oldest first; empty = all read.
+
+        Only those on `subject`, if one is given (wildcards allowed).
+        """
+        inbox, replies = self.client.new_inbox(), asyncio.Queue[Msg]()
+
+        async def heard(message: Msg) -> None:
+            replies.put_nowait(message)
+
+        subscription = await self.subscribe(inbox, heard)
+        try:
+            query = {"seq": after + 1, "next_by_subj": subject, "batch": READ_BATCH}
+            await self.publish(f"{subjects.DIRECT_GET}.{stream}", json.dumps(query).encode(), reply=inbox)
+            records: list[Record] = []
+            while True:
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        message = await replies.get()
+                except TimeoutError as error:
+                    raise BusTimeoutError(f"reading {stream}: no answer within {timeout_s:g} s") from error
+                record = record_of(message, stream)
+                if record is None:  # 404 nothing there, 204 end of batch
+                    return records
+                records.append(record)
+        finally:
+            await _unsubscribe(subscription)
+
+    async def publish(self, subject: str, data: bytes, *, reply: str = "") -> None:
+        """Say something to whoever listens; not stored unless a stream takes the subject."""
+        try:
+            await self.client.publish(subject, data, reply=reply)
+        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError) as error:
+            raise BusUnavailableError("not connected to NATS") from error
+
+    async def request(
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Msg:
+        """Ask and wait for one answer. Errors as in `append`; DeniedError if this user may not ask that."""
+        key, waiting = subject.lower(), asyncio.timeout(timeout_s)
+        denied_before = self._denied_on(key)
+        self._asked[key].add(waiting)
+        try:
+            # The library's own timeout is wait_for, which in Python 3.11 drops a cancellation that comes in
+            # the same moment as the answer: a task that is cancelled once would then run on.
+            async with waiting:
+                return await self.client.request(subject, data, timeout=None, headers=headers)
+        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError) as error:
+            raise BusUnavailableError("not connected to NATS") from error
+        except nats.errors.NoRespondersError as error:
+            raise NobodyAnswersError(
+                f"nobody answers on {subject}: no such stream, or JetStream is starting"
+            ) from error
+        except TimeoutError as error:
+            if self._denied_on(key) > denied_before:
+                raise DeniedError(Denial("publish", subject).told(self.user)) from error
+            raise BusTimeoutError(f"no answer on {subject} within {timeout_s:g} s") from error
+        finally:
+            self._asked[key].discard(waiting)
+            if not self._asked[key]:
+                del self._asked[key]
+
+    def _denied_on(self, subject: str) -> int:
+        return self.denied[Denial("publish", subject)] if self.denied else 0
+
+    async def subscribe(
+        self, subject: str, callback: Callable[[Msg], Awaitable[None]], *, queue: str = ""
+    ) -> Subscription:
+        """Hear what is said on `subject` from now on; survives reconnects."""
+        try:
+            return await self.client.subscribe(subject, queue=queue, cb=callback)
+        except nats.errors.ConnectionClosedError as error:
+            raise BusUnavailableError("not connected to NATS") from error
+
+    async def close(self) -> None:
+        """Flush and close; safe to call on a dead link."""
+        self.closing = True
+        try:
+            if self.client.is_connected:
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    await self.client.drain()
+        except (nats.errors.Error, TimeoutError) as error:
+            log.warning("closing NATS without a clean drain", error=repr(error))
+        finally:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        """The library waits for ever for a TLS link whose handshake failed to end; it is closed by then."""
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S if self.entered_at is not None else 0.2):
+                await self.client.close()
+        except TimeoutError:
+            log.debug("closing NATS took too long")
+        drop_link(self.client)
+
+
+async def connect(settings: Settings, *, name: str, user: str | None = None) -> Bus:
+    """Connect as `name`, with the key of `user` (None: of whomever the seed file names).
+
+    Waits `nats_connect_timeout_s` for the broker, then raises BusUnavailableError. Raises RefusedError if
+    it answers but doesn't let us in, and SettingsError if the key or the CA certificate can't be used.
+
+    The options are not taste: the library's defaults give up for ever after two minutes, notice a dead
+    link after six, and store what was published while disconnected long after the caller was told it failed.
+    """
+    identity = identify(settings, user)
+    bus = Bus(Client(), identity.user if identity else NOBODY)
+    options: dict[str, Any] = {
+        "servers": [settings.nats_url],
+        "name": name,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": 0.25,
+        "connect_timeout": 2,
+        "ping_interval": 10,
+        "max_outstanding_pings": 2,
+        "pending_size": 0,  # while disconnected a publish fails at once instead of being stored later
+    }
+    if identity is not None:
+        options |= {"nkeys_seed_str": identity.seed, "inbox_prefix": inbox_prefix(bus.user)}
+    if (context := tls_context(settings)) is not None:
+        # First the handshake: a broker that merely offers TLS could be made by others not to offer it.
+        options |= {"tls": context, "tls_handshake_first": True}
+    try:
+        async with asyncio.timeout(settings.nats_connect_timeout_s):
+            await bus.client.connect(**options, **callbacks(bus, settings, identity))
+    except RefusedError:
+        await bus.close()
+        raise
+    except (TimeoutError, nats.errors.Error, OSError) as error:
+        await bus.close()
+        raise BusUnavailableError(
+            f"no NATS server answers at {settings.nats_url} (waited {settings.nats_connect_timeout_s:g} s): "
+            "start it, or set PODIUM_NATS_URL"
+        ) from error
+    bus.entered_at = time.monotonic()
+    return bus
+
+
+async def _unsubscribe(subscription: Subscription) -> None:
+    try:
+        await subscription.unsubscribe()
+    except nats.errors.Error as error:  # the link died: the subscription is gone with it
+        log.debug("unsubscribe on a dead link", error=repr(error))

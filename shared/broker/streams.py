@@ -1,0 +1,239 @@
+"""The streams and the lease bucket: what they must be, made if absent, refused if they are something else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, TypeVar
+
+from msgspec import Struct
+
+from shared import subjects
+from shared.broker.bus import Bus
+from shared.errors import (
+    BusError,
+    BusTimeoutError,
+    BusUnavailableError,
+    IncompatibleStreamError,
+    NobodyAnswersError,
+)
+from shared.settings import Settings
+from shared.stream_info import find_stream
+
+STREAM_EXISTS = 10058
+NONCES_KEPT_S: Final = 300.0  # a nonce from the future is good for twice upstream's window of 120 s
+RETRY_S: Final = 0.25
+
+T = TypeVar("T")
+
+
+class StreamSpec(Struct, frozen=True):
+    """A stream's configuration, and which of its fields carry a promise and so must not differ."""
+
+    config: dict[str, Any]
+    binding: tuple[str, ...]
+
+
+def stream_specs(settings: Settings) -> list[StreamSpec]:
+    """All streams of Podium.
+
+    JOBS and STATE are append-only logs without an age limit: full refuses (`discard: new`), nothing is
+    ever dropped. Leases live in a key-value bucket with history 1, so that an expired lease can't
+    resurface an older one. SCORES keeps the newest score of each task. PROGRESS and DECISIONS are only for
+    watchers: memory, oldest dropped. NONCES is what the gateways have seen of signed requests that could
+    still be played again.
+    """
+    truth = {
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "max_bytes": settings.log_max_bytes,
+        "max_age": 0,
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "allow_direct": True,
+        "deny_delete": True,
+        "deny_purge": True,
+        "num_replicas": settings.nats_replicas,
+    }
+    bound = (
+        "subjects",
+        "storage",
+        "retention",
+        "discard",
+        "max_age",
+        "max_msgs",
+        "max_msgs_per_subject",
+        "allow_direct",
+    )
+    leases = {
+        "name": subjects.LEASES_STREAM,
+        "subjects": [subjects.ANY_LEASE],
+        "storage": "file",  # epochs are sequences: they must not start anew with the broker
+        "retention": "limits",
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "allow_rollup_hdrs": False,  # one write with such a header deletes every other slot's lease
+        "deny_delete": True,
+        "num_replicas": settings.nats_replicas,
+    }
+    artifacts = [_artifacts(settings, slot) for slot in settings.slots if settings.artifacts_kind == "object"]
+    watched = {"storage": "memory", "retention": "limits", "discard": "old", "allow_direct": True}
+    return [
+        StreamSpec(
+            {"name": subjects.JOBS_STREAM, "subjects": [subjects.ANY_JOB, subjects.ANY_RESERVATION], **truth},
+            bound,
+        ),
+        StreamSpec({"name": subjects.STATE_STREAM, "subjects": [subjects.ANY_STATE], **truth}, bound),
+        StreamSpec(leases, ("subjects", "storage", "max_msgs_per_subject", "allow_direct", "allow_msg_ttl")),
+        StreamSpec(
+            {
+                "name": subjects.PROGRESS_STREAM,
+                "subjects": [subjects.ANY_PROGRESS],
+                "max_msgs_per_subject": 1000,
+                "max_bytes": 16 << 20,
+                **watched,
+            },
+            ("subjects",),
+        ),
+        StreamSpec(
+            {
+                "name": subjects.DECISIONS_STREAM,
+                "subjects": [subjects.ANY_DECISION],
+                "max_msgs": 10_000,
+                "max_bytes": 16 << 20,
+                **watched,
+            },
+            ("subjects",),
+        ),
+        StreamSpec(
+            {
+                "name": subjects.SCORES_STREAM,
+                "subjects": [subjects.ANY_SCORE],
+                "max_msgs_per_subject": 1,
+                "max_bytes": 64 << 20,
+                "storage": "file",
+                "retention": "limits",
+                "discard": "old",  # the oldest score counts least: its evidence has faded
+                "allow_direct": True,
+                "num_replicas": settings.nats_replicas,
+            },
+            ("subjects", "storage", "max_msgs_per_subject", "allow_direct"),
+        ),
+        StreamSpec(
+            {
+                "name": subjects.NONCES_STREAM,
+                "subjects": [subjects.NONCES],
+                "max_age": round(NONCES_KEPT_S * 1e9),
+                "max_bytes": 64 << 20,
+                **watched,
+                "storage": "file",  # in memory, a restarted broker would forget what could be played again
+            },
+            ("subjects", "storage", "allow_direct"),
+        ),
+        *artifacts,
+    ]
+
+
+def _artifacts(settings: Settings, slot: str) -> StreamSpec:
+    """A slot's object store; unlike the logs it forgets: a submission is fetched soon or never."""
+    config = {
+        "name": subjects.artifacts_stream(slot),
+        "subjects": [subjects.artifact_chunks(slot, ">"), subjects.artifacts_of_slot(slot)],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "max_bytes": settings.artifacts_bucket_max_bytes,
+        "max_age": round(settings.artifacts_keep_s * 1e9),
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "num_replicas": settings.nats_replicas,
+    }
+    return StreamSpec(config, ("subjects", "storage", "retention", "discard", "allow_direct"))
+
+
+async def bootstrap(bus: Bus, settings: Settings) -> list[str]:
+    """Make every stream that is absent, and return the names of those that were.
+
+    Idempotent, and safe when several services start at once. Raises IncompatibleStreamError for a stream
+    that would break a promise.
+    """
+    made = []
+    for spec in stream_specs(settings):
+        found = await _find(bus, spec.config["name"])
+        if found is None:
+            found = await _create(bus, spec)
+            made.append(spec.config["name"])
+        _check(spec, found)
+    return made
+
+
+async def ready(bus: Bus, settings: Settings, needed: Iterable[tuple[str, str]]) -> None:
+    """Return once it is sure that the streams are there; who may make them, does.
+
+    A guest of the broker may not, and asks for the newest record of those (stream, subject) that it will
+    read anyway. Raises BusUnavailableError that says what to do, and IncompatibleStreamError.
+    """
+    if not bus.guest:
+        await bootstrap(bus, settings)
+        return
+    for stream, subject in needed:
+        try:
+            await bus.last(stream, subject)
+        except NobodyAnswersError as error:
+            raise BusUnavailableError(
+                f"stream {stream} is not there (yet): if this stays, the broker is new or its store was "
+                "emptied; `podium bootstrap` makes the streams"
+            ) from error
+
+
+async def when_usable(bus: Bus, settings: Settings, see_to_them: Callable[[], Awaitable[T]]) -> T:
+    """Try until JetStream answers, for at most `nats_connect_timeout_s`: the port is open before that."""
+    give_up_at = time.monotonic() + settings.nats_connect_timeout_s
+    while True:
+        try:
+            return await see_to_them()
+        except (BusUnavailableError, BusTimeoutError):
+            if time.monotonic() > give_up_at or bus.closed.is_set():
+                raise
+        await asyncio.sleep(RETRY_S)
+
+
+def _absent(stream: str) -> str:
+    return (
+        f"stream {stream} is not there (yet): if this stays, the broker is new or its store was emptied; "
+        "`podium bootstrap` makes the streams"
+    )
+
+
+async def _find(bus: Bus, name: str) -> dict[str, Any] | None:
+    found = await find_stream(bus, name)
+    return found.config if found is not None else None
+
+
+async def _create(bus: Bus, spec: StreamSpec) -> dict[str, Any]:
+    name = spec.config["name"]
+    payload = json.dumps(spec.config).encode()
+    reply = json.loads((await bus.request(f"$JS.API.STREAM.CREATE.{name}", payload, timeout_s=5)).data)
+    if "error" not in reply:
+        config: dict[str, Any] = reply["config"]
+        return config
+    if reply["error"].get("err_code") == STREAM_EXISTS:  # someone else was faster, with other limits
+        found = await _find(bus, name)
+        if found is not None:
+            return found
+    raise BusError(f"stream {name} can't be made: {reply['error'].get('description')}")
+
+
+def _check(spec: StreamSpec, found: dict[str, Any]) -> None:
+    for field in spec.binding:
+        wanted, got = spec.config[field], found.get(field)
+        if got != wanted and not (got is None and wanted in (0, -1, False)):
+            raise IncompatibleStreamError(
+                f"stream {spec.config['name']} exists with {field}={got!r} where Podium needs {wanted!r}: "
+                "use another NATS account or store folder, or move that stream away"
+            )

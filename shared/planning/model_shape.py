@@ -1,0 +1,174 @@
+"""What a decoder is made of, by its config, its size or its name, and how its modules are trained."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from shared.errors import PlanError
+from shared.planning.profiles import family_of
+
+# Public Llama, Qwen and SmolLM decoders: parameters, hidden, layers, intermediate, heads, kv_heads, head_dim,
+# vocab, tied.
+_TYPICAL = (
+    (0.135e9, 576, 30, 1536, 9, 3, 64, 49152, True),
+    (0.36e9, 960, 32, 2560, 15, 5, 64, 49152, True),
+    (0.5e9, 896, 24, 4864, 14, 2, 64, 151936, True),
+    (1.24e9, 2048, 16, 8192, 32, 8, 64, 128256, True),
+    (1.54e9, 1536, 28, 8960, 12, 2, 128, 151936, True),
+    (3.2e9, 3072, 28, 8192, 24, 8, 128, 128256, True),
+    (8.0e9, 4096, 32, 14336, 32, 8, 128, 128256, False),
+    (14.8e9, 5120, 48, 13824, 40, 8, 128, 152064, False),
+    (32.8e9, 5120, 64, 27648, 40, 8, 128, 152064, False),
+    (70.6e9, 8192, 80, 28672, 64, 8, 128, 128256, False),
+)
+_SIZE = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,3})?)([bm])(?![a-z0-9])", re.IGNORECASE)
+
+_EXPERTS = re.compile(r"(?<![a-z0-9.])(\d{1,3}x\d|a\d{1,3}(\.\d{1,3})?b(?![a-z0-9]))", re.IGNORECASE)
+
+
+class Linear(Struct, frozen=True):
+    """One kind of linear module: `count` of them, each in_features x out_features."""
+
+    name: str
+    in_features: int
+    out_features: int
+    count: int
+
+
+class ModulePlan(Struct, frozen=True, kw_only=True):
+    """How one kind of linear module is trained. `name` is the last part of its path, such as `q_proj`."""
+
+    name: str
+    in_features: int
+    out_features: int
+    count: int  # how many of them the model has
+    method: str  # "lora" or "dense"
+    rank: int = 0  # lora only
+    alpha: float = 0.0  # lora only
+    parameters: int = 0  # trainable weights of all `count` together
+
+
+class ModelShape(Struct, frozen=True, kw_only=True):
+    """The sizes of a Llama-like decoder that memory and speed depend on."""
+
+    hidden: int
+    layers: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool  # the output matrix is the embedding matrix
+    max_positions: int = 8192
+    family: str = "other"  # "llama", "qwen" or "other": decides the learning rate
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The seven kinds of linear modules of the decoder layers."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return (
+            Linear("q_proj", self.hidden, query, self.layers),
+            Linear("k_proj", self.hidden, key, self.layers),
+            Linear("v_proj", self.hidden, key, self.layers),
+            Linear("o_proj", query, self.hidden, self.layers),
+            Linear("gate_proj", self.hidden, self.intermediate, self.layers),
+            Linear("up_proj", self.hidden, self.intermediate, self.layers),
+            Linear("down_proj", self.intermediate, self.hidden, self.layers),
+        )
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of all linear modules of the layers, without embeddings and head."""
+        return sum(linear.in_features * linear.out_features * linear.count for linear in self.linears)
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Weights of the embedding, and of the output matrix if it is one of its own."""
+        return self.vocab * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        """All weights (without the few biases some families have)."""
+        norms = (2 * self.layers + 1) * self.hidden
+        return self.linear_parameters + self.embedding_parameters + norms
+
+
+def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
+    """The shape that a Hugging Face `config.json` of a Llama-, Qwen- or Mistral-like decoder describes.
+
+    Raises PlanError naming the field if one is missing or unusable, and for mixtures of experts.
+    """
+    experts = next(
+        (key for key in ("num_local_experts", "num_experts", "n_routed_experts") if config.get(key)), None
+    )
+    if experts:
+        raise PlanError(f"the model is a mixture of experts ({experts}), which the planner doesn't know")
+    heads = _positive(config, "num_attention_heads")
+    hidden = _positive(config, "hidden_size")
+    return ModelShape(
+        hidden=hidden,
+        layers=_positive(config, "num_hidden_layers"),
+        intermediate=_positive(config, "intermediate_size"),
+        heads=heads,
+        kv_heads=_positive(config, "num_key_value_heads", heads),
+        head_dim=_positive(config, "head_dim", hidden // heads),
+        vocab=_positive(config, "vocab_size"),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        max_positions=_positive(config, "max_position_embeddings", 4096),
+        family=family_of(str(config.get("model_type", ""))),
+    )
+
+
+def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    if value is None:
+        value = default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise PlanError(f"the model's config needs a positive whole number {key!r}, it has {value!r}")
+    return value
+
+
+def shape_from_params(parameters: int, family: str = "other") -> ModelShape:
+    """A typical shape of so many parameters: the nearest public decoder, with more or fewer layers."""
+    if parameters < 1:
+        raise PlanError(f"a model needs a positive number of parameters, got {parameters}")
+    nearest = min(_TYPICAL, key=lambda row: abs(math.log(row[0] / parameters)))
+    _, hidden, layers, intermediate, heads, kv_heads, head_dim, vocab, tied = nearest
+    shape = ModelShape(
+        hidden=hidden,
+        layers=layers,
+        intermediate=intermediate,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab=vocab,
+        tied=tied,
+        max_positions=32768,
+        family=family,
+    )
+    per_layer = shape.linear_parameters / layers
+    wanted = max(1, round((parameters - shape.embedding_parameters) / per_layer))
+    return replace(shape, layers=wanted)
+
+
+def parameters_from_name(model: str) -> int | None:
+    """The parameter count that a model's name states (`Qwen2.5-7B`, `SmolLM2-135M`, `Mixtral-8x7B`), or None.
+
+    Of several sizes the largest counts: `Qwen3-30B-A3B` holds 30 billion, of which 3 are active.
+    """
+    sizes = [
+        int(experts or 1) * float(size) * (1e9 if unit in "bB" else 1e6)
+        for experts, size, unit in _SIZE.findall(model.replace("_", "-"))
+    ]
+    return round(max(sizes)) if sizes and max(sizes) >= 1 else None
+
+
+def is_mixture(model: str) -> bool:
+    """Whether a model's name states experts: `Mixtral-8x7B`, `Qwen3-30B-A3B`."""
+    return _EXPERTS.search(model.replace("_", "-")) is not None

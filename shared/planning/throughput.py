@@ -1,0 +1,118 @@
+"""How fast a run trains and how long it takes to start and to finish: arithmetic, until it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from shared.messages import Hardware
+from shared.planning.hardware import flops_per_s, is_cpu
+from shared.planning.memory_fit import Layout
+from shared.planning.model_shape import ModelShape, ModulePlan
+
+FILL = 0.97  # real tokens of a pack's capacity
+FSDP_SHARE = 0.9  # of DDP's speed: every layer is gathered twice per pack
+COMPILE_GAIN = 1.16  # 8B on 8xH100: 5,762 -> 6,667 tokens/s per GPU (torchtitan)
+COMPILE_S = 120.0  # one layer's graph, forward and backward
+IMPORT_S = 15.0  # torch, transformers and peft, and a model's first use
+DISK_BYTES_PER_S = 500e6
+CHECKPOINT_SHARE = 0.05  # of training time: checkpoints and evaluation on the way
+EVALUATION_SHARE = 0.05  # of the budget: what one evaluation may cost
+MIN_STEPS = 100  # fewer optimiser steps are too few: the batch is halved until there are as many
+MOST_RESERVE, MOST_START = 0.5, 0.3  # shares of the budget, however small it is
+
+
+class Rows(Struct, frozen=True):
+    """What speed depends on in the data."""
+
+    count: int
+    mean_length: float  # tokens
+    label_share: float  # of the tokens
+    pairs: bool = False  # a row is a preference pair, both documents counted
+
+
+class Pace(Struct, frozen=True):
+    """What the clock allows."""
+
+    tokens_per_s: float  # real tokens of training, on all devices together
+    train_s: float
+    reserve_s: float
+    dev_examples: int  # development rows that one evaluation can afford
+    compile: bool
+
+
+def flops_per_token(
+    shape: ModelShape, modules: Sequence[ModulePlan], rows: Rows, *, checkpointing: bool
+) -> float:
+    """Training FLOPs of one token: 4 per frozen weight, 6 per trained one, and 2 more each to recompute.
+
+    Embeddings cost nothing, the output matrix counts at scored positions, attention by half the mean row.
+    """
+    attention = 2.0 * shape.heads * shape.head_dim * rows.mean_length * shape.layers
+    head = 2.0 * shape.hidden * shape.vocab * rows.label_share
+    lora = 2.0 * sum(module.parameters for module in modules if module.method == "lora")
+    dense = 2.0 * sum(module.parameters for module in modules if module.method == "dense")
+    layers = 2.0 * shape.linear_parameters
+    forward = layers + lora + attention
+    backward = layers + dense + 2.0 * lora + 2.0 * attention
+    return forward + backward + 2.0 * head + (forward if checkpointing else 0.0)
+
+
+def pace(
+    shape: ModelShape,
+    modules: Sequence[ModulePlan],
+    layout: Layout,
+    rows: Rows,
+    hardware: Hardware,
+    budget_s: float,
+    *,
+    compiles: bool,
+    measured: float | None = None,
+) -> Pace:
+    """Divide `budget_s` into start, training and reserve; `measured` tokens/s replace the estimate.
+
+    torch.compile is used only if it saves more than twice what it costs, and never on a CPU, where it needs a
+    C++ compiler.
+    """
+    flops = flops_per_token(shape, modules, rows, checkpointing=layout.checkpointing)
+    share = FSDP_SHARE if layout.parallel == "fsdp2" else 1.0
+    rate = measured or FILL * share * flops_per_s(hardware, layout.dtype) / flops
+    # A forward pass costs half of LoRA's step and a third of a dense one: half is the cautious figure.
+    affordable = int(2 * rate * EVALUATION_SHARE * budget_s / rows.mean_length)
+    dev = max(1, min(development_rows(rows.count), affordable))
+    evaluation = dev * rows.mean_length / (2 * rate)
+    load = IMPORT_S + 2 * shape.parameters / DISK_BYTES_PER_S
+    reserve = min(
+        load + 2 * export_bytes(shape, modules) / DISK_BYTES_PER_S + 2 * evaluation, MOST_RESERVE * budget_s
+    )
+    start = min(load + evaluation, MOST_START * budget_s)
+    train = (budget_s - reserve - start) * (1 - CHECKPOINT_SHARE)
+    if rows.pairs:
+        train = _after_references(train, rows.count * rows.mean_length / (2 * rate))
+    compiled = compiles and not is_cpu(hardware) and train * (1 - 1 / COMPILE_GAIN) > 2 * COMPILE_S
+    if compiled:
+        train -= COMPILE_S
+        rate = measured or rate * COMPILE_GAIN
+    return Pace(rate, max(0.0, train), reserve, dev, compiled)
+
+
+def _after_references(train_s: float, all_s: float) -> float:
+    """What is left to train when every pair that is seen was first scored by the reference model.
+
+    All pairs take `all_s`; if less than one epoch can be trained, scoring the pairs of it takes half as long
+    as training on them.
+    """
+    return max(train_s / 1.5, train_s - all_s)
+
+
+def development_rows(examples: int) -> int:
+    """How many rows are held out to choose and verify by, of so many for training."""
+    return min(1000, max(min(400, examples // 5), examples // 33))
+
+
+def export_bytes(shape: ModelShape, modules: Sequence[ModulePlan]) -> int:
+    """Size of what is submitted: the whole model in 16 bits if any delta is dense, else fp32 factors."""
+    if any(module.method == "dense" for module in modules):
+        return 2 * shape.parameters
+    return 4 * sum(module.parameters for module in modules)

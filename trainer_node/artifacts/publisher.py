@@ -1,0 +1,169 @@
+"""Where a slot's submissions go: on disk first, and from there, if so configured, to a store beyond it.
+
+The copy on disk makes the rest safe to repeat: whoever holds the task and sees it sends those very bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from msgspec import Struct
+
+from shared.broker.bus import Bus
+from shared.digest import folder_digest
+from shared.errors import BusError
+from shared.messages import ErrorCode, Job
+from shared.settings import Settings
+from trainer_node.artifacts import disk
+from trainer_node.artifacts.hub import Hub
+from trainer_node.artifacts.interface import NotTakenError, Remote, Stored, StoreError
+from trainer_node.artifacts.model_hash import model_hash
+from trainer_node.artifacts.object_store import ObjectStore
+from trainer_node.context import Post
+from trainer_node.worker.crash import Death
+
+T = TypeVar("T")
+LONGEST_PAUSE_S: Final = 60.0  # between two tries of a store that is of no use
+
+
+class Export(Struct, frozen=True):
+    """What a worker made, and the digest it said it has."""
+
+    folder: Path
+    digest: str
+
+
+class Submissions:
+    """One slot's submissions, as the node that holds the slot sees and stores them."""
+
+    def __init__(self, post: Post) -> None:
+        self.settings = post.settings
+        self.folder = post.settings.artifacts
+        self.node = post.node
+        self.must_hold = post.lease.must_hold
+        self.draining = post.draining
+        self.remote = _remote(post.settings, post.bus)
+        self._refused = 0  # how often in a row the store was of no use
+
+    def check(self, job: Job) -> None:
+        """Refuse a job whose submission could never be stored. Raises EngineError."""
+        if isinstance(self.remote, Hub):
+            self.remote.repository(job)
+
+    async def is_there(self, job: Job) -> bool:
+        """Whether the task has a submission, if only the copy on disk that was about to be sent on.
+
+        Raises StoreError and BusError if nobody knows.
+        """
+        if await asyncio.to_thread(disk.is_stored, self.folder, job.task):
+            return True
+        if self.remote is None:
+            return False
+        return await self._unless_draining(self.remote.find(job)) is not None
+
+    async def put(self, job: Job, export: Export | None) -> Stored:
+        """Store the export unless the task has a submission; what it has now, read back.
+
+        Raises DamagedExportError, OSError, and StoreError or BusError: not known what is there, try again.
+        """
+        if export is None and not await asyncio.to_thread(disk.is_stored, self.folder, job.task):
+            return await self._elsewhere(job)
+        path = disk.submission(self.folder, job.task)
+        digest = await asyncio.to_thread(self._keep, job, export)
+        local = Stored(digest, str(path.absolute()))
+        if self.remote is None:
+            return local
+        try:
+            stored = await self._unless_draining(
+                self.remote.store(job, path, digest, must_hold=self.must_hold, limit_s=self._limit_s(job))
+            )
+            self._refused = 0
+            return stored
+        except NotTakenError as error:
+            return Stored(local.digest, local.artifact, remark=str(error))
+
+    async def model_hash(self, job: Job, digest: str) -> str | None:
+        """Upstream's hash of what was stored, if it is to be told and the copy here is the same."""
+        path = disk.submission(self.folder, job.task)
+        if not self.settings.upstream_model_hash or not await asyncio.to_thread(path.is_dir):
+            return None
+        if self.remote is not None and await asyncio.to_thread(folder_digest, path) != digest:
+            return None  # another holder's submission was first
+        return await asyncio.to_thread(model_hash, path)
+
+    def pause_s(self) -> float:
+        """How long to wait after an error of the store: ever longer, until it is of use again."""
+        self._refused += 1
+        return min(LONGEST_PAUSE_S, 0.25 * 2.0 ** min(self._refused, 10))
+
+    async def lost(self, job: Job, error: OSError | StoreError) -> Death | None:
+        """Why the task fails now for want of storing; None = it doesn't, try again.
+
+        It may fail past upstream's own deadline, and only if nothing is known to be there. While nobody
+        knows, that is waited for a while longer.
+        """
+        if self.draining.is_set() or time.time() < last_call(self.settings, job):
+            return None
+        if isinstance(error, OSError):
+            return Death(f"this node's disk: {error}", ErrorCode.DISK_FULL)
+        path = disk.submission(self.folder, job.task)
+        kept = f"; kept at {path.absolute()}" if await asyncio.to_thread(path.is_dir) else ""
+        try:
+            found = await self.remote.find(job) if self.remote is not None else None
+        except (StoreError, BusError):
+            if time.time() < job.deadline_at + self.settings.expire_after_s:
+                return None
+            return Death(f"nobody knows whether the submission was stored: {error}{kept}")
+        return Death(f"the submission could not be stored: {error}{kept}") if found is None else None
+
+    async def _unless_draining(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the store answers; it may take long, and if the node drains, its next life asks again."""
+        asked, drain = asyncio.create_task(work), asyncio.create_task(self.draining.wait())
+        try:
+            await asyncio.wait([asked, drain], return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise StoreError("the node drains")
+            return asked.result()
+        finally:
+            asked.cancel()
+            drain.cancel()
+            await asyncio.gather(asked, drain, return_exceptions=True)
+
+    def _keep(self, job: Job, export: Export | None) -> str:
+        if export is None:
+            return disk.stored_digest(self.folder, job.task)
+        return disk.store(
+            self.folder, job.task, export.folder, export.digest, node=self.node, must_hold=self.must_hold
+        )
+
+    async def _elsewhere(self, job: Job) -> Stored:
+        found = await self.remote.find(job) if self.remote is not None else None
+        if found is None:
+            raise StoreError(f"the submission of {job.task} was there and is gone")
+        return found
+
+    def _limit_s(self, job: Job) -> float:
+        """How long one try may take: until upstream's own deadline, and never less than a fair chance.
+
+        What moves is not cut off at a deadline: a late submission may still count, none never does.
+        """
+        return max(last_call(self.settings, job) - time.time(), self.settings.expire_after_s)
+
+
+def last_call(settings: Settings, job: Job) -> float:
+    """When upstream's own deadline is: past it no new try begins, and what can't be stored fails the task."""
+    return job.deadline_at + min(settings.deadline_margin_s, settings.expire_after_s)
+
+
+def _remote(settings: Settings, bus: Bus) -> Remote | None:
+    match settings.artifacts_kind:
+        case "object":
+            return ObjectStore(settings, bus)
+        case "hub":
+            return Hub(settings)
+        case _:
+            return None

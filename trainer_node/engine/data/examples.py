@@ -1,0 +1,202 @@
+"""Training data: rows in, flat arrays of tokens and labels out.
+
+An example is one document, or two for preference pairs (chosen, then rejected): `Examples.group` says
+how many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import DataError
+from shared.messages import DatasetType, TaskType
+from trainer_node.engine.data.download import public_name
+from trainer_node.engine.data.encode import IGNORED, Document, Example, encoder
+from trainer_node.engine.data.readers import Row, read_rows
+
+__all__ = ["IGNORED", "Examples", "hold_out", "read_rows", "scored_length", "tokenize"]
+
+CHUNK = (
+    512  # rows tokenised in one call: enough to keep all cores busy, little enough to hold as Python lists
+)
+SCORED_LENGTH = 4096
+SHORTEST = 2  # tokens; the scorer drops shorter rows
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N examples as flat arrays over their documents, D = N * group of them.
+
+    `ids` and `labels` are int32 over all tokens (labels: -100 = not scored), `offsets` int64[D + 1] the
+    documents' borders, `reference` float32[D] the reference model's log-probability of each document's labels
+    (preferences only).
+    """
+
+    ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    group: int = 1
+    reference: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return (len(self.offsets) - 1) // self.group
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every example, int64[N]."""
+        return np.diff(self.offsets[:: self.group])
+
+    @property
+    def label_tokens(self) -> int:
+        """Tokens that are scored."""
+        return int(np.count_nonzero(self.labels != IGNORED))
+
+    def take(self, indices: Any) -> Examples:
+        """The examples at `indices`, in that order."""
+        picked = np.asarray(indices, dtype=np.int64)
+        documents = (picked[:, None] * self.group + np.arange(self.group)).ravel()
+        starts, lengths = self.offsets[documents], np.diff(self.offsets)[documents]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        tokens = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        reference = None if self.reference is None else self.reference[documents]
+        return Examples(self.ids[tokens], self.labels[tokens], offsets, self.group, reference)
+
+    def with_reference(self, reference: NDArray[np.float32]) -> Examples:
+        """The same examples with the reference model's log-probabilities, float32[D]."""
+        return replace(self, reference=reference)
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of the tokens, labels and borders: equal exactly for equal data."""
+        digest = hashlib.sha256(f"{self.group}:{len(self.offsets)}:{len(self.ids)}:".encode())
+        for array in (self.ids, self.labels, self.offsets):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def scored_length(config: Any) -> int:
+    """Longest row that the scorer keeps: 4096 tokens, or half the model's positions if below 8192."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return math.ceil(positions / 2) if positions and positions < 2 * SCORED_LENGTH else SCORED_LENGTH
+
+
+def tokenize(
+    rows: list[Row],
+    task_type: TaskType,
+    columns: DatasetType,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    source: str = "the data",
+    tick: Callable[[str], None] = lambda text: None,
+) -> tuple[Examples, dict[str, int]]:
+    """Token ids and labels as the scorer makes them, and how many rows were dropped for which reason.
+
+    `max_length` is `scored_length`; `tick` hears now and then how far it is. Raises DataError if no row has
+    the named columns or none is left.
+    """
+    source = public_name(source)
+    encode, needed = encoder(task_type, columns, tokenizer, max_length)
+    for column in needed:
+        if not any(column in row for row in rows):
+            present = ", ".join(repr(name) for name in list(rows[0])[:12]) if rows else "none"
+            raise DataError(f"{source}: no row has the column {column!r}; the columns of row 1 are {present}")
+    group = 2 if task_type is TaskType.DPO else 1
+    parts: list[Examples] = []
+    dropped: dict[str, int] = {}
+    first: dict[str, int] = {}
+    for start in range(0, len(rows), CHUNK):
+        documents: list[Document] = []
+        for number, answer in enumerate(encode(rows[start : start + CHUNK]), start + 1):
+            usable, reasons = _judge(answer, max_length)
+            documents += usable
+            for reason in reasons:
+                dropped[reason] = dropped.get(reason, 0) + 1
+                first.setdefault(reason, number)
+        parts.append(_flat(documents, group))
+        tick(f"{min(start + CHUNK, len(rows))} of {len(rows)} rows tokenised")
+    examples = _joined(parts, group)
+    if not len(examples):
+        reasons = [f"{reason} ({count}, first row {first[reason]})" for reason, count in dropped.items()]
+        raise DataError(f"{source}: no usable row among {len(rows)}: {'; '.join(reasons) or 'it is empty'}")
+    return examples, dropped
+
+
+def _judge(answer: list[Example] | str, max_length: int) -> tuple[list[Document], list[str]]:
+    """The documents of one row that the scorer would score, and why others are dropped."""
+    if isinstance(answer, str):
+        return [], [answer]
+    documents: list[Document] = []
+    reasons: list[str] = []
+    for example in answer:
+        if reason := _unusable(example, max_length):
+            reasons.append(reason)
+        else:
+            documents += example
+    return documents, reasons
+
+
+def _unusable(example: Example, max_length: int) -> str | None:
+    for ids, labels in example:
+        if len(ids) > max_length:
+            return f"longer than {max_length} tokens"
+        if len(ids) < SHORTEST:
+            return f"shorter than {SHORTEST} tokens"
+        if all(label == IGNORED for label in labels[1:]):
+            return "nothing to score"
+    return None
+
+
+def _flat(documents: list[Document], group: int) -> Examples:
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in documents])]).astype(np.int64)
+    total = int(offsets[-1])
+    ids = np.fromiter(chain.from_iterable(ids for ids, _ in documents), np.int32, total)
+    labels = np.fromiter(chain.from_iterable(labels for _, labels in documents), np.int32, total)
+    labels[offsets[:-1]] = IGNORED  # nothing comes before a document's first token to predict it from
+    return Examples(ids, labels, offsets, group)
+
+
+def _joined(parts: list[Examples], group: int) -> Examples:
+    starts = np.cumsum([0] + [len(part.ids) for part in parts])
+    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
+    return Examples(
+        np.concatenate([part.ids for part in parts] or [np.empty(0, np.int32)]),
+        np.concatenate([part.labels for part in parts] or [np.empty(0, np.int32)]),
+        np.concatenate([np.zeros(1, np.int64), *offsets]),
+        group,
+    )
+
+
+def hold_out(examples: Examples, seed: int) -> tuple[Examples, Examples]:
+    """Training and development examples: of n, min(1000, max(min(400, n/5), n/33)) are held out, by seed.
+
+    Equal examples stay on one side, so that the development loss can't be learnt by heart. A single example,
+    or many equal ones, serve as both.
+    """
+    n = len(examples)
+    wanted = max(1, int(min(1000, max(min(400, n / 5), n / 33))))
+    groups: dict[bytes, list[int]] = {}
+    borders = examples.offsets[:: examples.group]
+    for index in range(n):
+        span = slice(borders[index], borders[index + 1])
+        groups.setdefault(examples.ids[span].tobytes(), []).append(index)
+    members = list(groups.values())
+    if len(members) == 1:
+        return examples, examples
+    dev: list[int] = []
+    for position in np.random.default_rng(seed).permutation(len(members))[:-1]:
+        if len(dev) >= wanted:
+            break
+        # A huge group of equal examples may not swallow the training set.
+        if not dev or len(dev) + len(members[position]) <= 2 * wanted:
+            dev.extend(members[position])
+    held = set(dev)
+    return examples.take([i for i in range(n) if i not in held]), examples.take(sorted(dev))

@@ -1,0 +1,128 @@
+"""Examples into packs of fixed capacity: a deterministic plan, and one pack as tensors.
+
+Differs from a padded batch in what it carries: no label or weight per token, but for each of the N label
+tokens the place of the hidden state that predicts it, its id, weight and document, so that no step has to
+search for them. Shape letters: T tokens of a pack, N label tokens, D documents (without the padding tail).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer_node.engine.data.examples import IGNORED, Examples
+
+WINDOW = 1024  # examples packed together: 99.5% fill at log-normal lengths, and still the order of a shuffle
+
+
+def pack(
+    lengths: Sequence[int] | NDArray[np.int64],
+    capacity: int,
+    seed: int,
+    epoch: int,
+    max_examples: int | None = None,
+) -> list[list[int]]:
+    """Indices of all examples in packs of at most `capacity` tokens; every index once.
+
+    Deterministic: shuffled, then packed best-fit decreasing within windows, then shuffled again.
+    `max_examples` limits one pack. Raises ValueError if an example is longer than the capacity.
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    if len(sizes) and int(sizes.max()) > capacity:
+        raise ValueError(f"an example of {int(sizes.max())} tokens doesn't fit a pack of {capacity}")
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(sizes))
+    packs: list[list[int]] = []
+    for start in range(0, len(order), WINDOW):
+        window = order[start : start + WINDOW]
+        packs += _best_fit(window[np.argsort(-sizes[window], kind="stable")], sizes, capacity, max_examples)
+    return [packs[index] for index in random.permutation(len(packs))]
+
+
+def _best_fit(
+    indices: NDArray[np.int64], sizes: NDArray[np.int64], capacity: int, max_examples: int | None
+) -> list[list[int]]:
+    """Put each example into the fullest pack that still takes it."""
+    packs: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, pack), sorted
+    for index, size in zip(indices.tolist(), sizes[indices].tolist(), strict=True):
+        place = bisect.bisect_left(room, (size, -1))
+        if place == len(room):
+            free, target = capacity, len(packs)
+            packs.append([])
+        else:
+            free, target = room.pop(place)
+        packs[target].append(index)
+        if max_examples is None or len(packs[target]) < max_examples:
+            bisect.insort(room, (free - size, target))
+    return packs
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One pack on its device: T tokens of D documents, then padding that is a document of its own."""
+
+    ids_T: Tensor  # int64
+    positions_T: Tensor  # int64, from 0 in every document
+    cu_seqlens: Tensor  # int32[D + 1, or D + 2 with padding]: the documents' borders
+    document_lengths: list[int]  # with the padding, on the host: no step may wait for the device to tell
+    max_seqlen: (
+        int  # an upper bound, the same for every pack of a run, so that it can be part of a compiled graph
+    )
+    label_positions_N: Tensor  # int64: where the hidden state is that predicts the label
+    labels_N: Tensor  # int64
+    weights_N: Tensor  # float32: 1 / label tokens of the document, so that a document's weights sum to 1
+    label_documents_N: Tensor  # int64, 0..D-1
+    reference_D: Tensor | None  # float32: the reference model's log-probability, preferences only
+    documents: int  # D
+    examples: int
+    tokens: int  # without the padding
+    label_tokens: int  # N
+
+
+def collate(
+    examples: Examples, indices: Sequence[int], capacity: int, device: torch.device | str = "cpu"
+) -> Batch:
+    """The examples at `indices` as one pack of `capacity` tokens."""
+    chosen = examples.take(indices)
+    lengths = np.diff(chosen.offsets)
+    tokens = int(chosen.offsets[-1])
+    padding = capacity - tokens
+    if padding < 0:
+        raise ValueError(f"{tokens} tokens don't fit a pack of {capacity}")
+    borders = np.append(chosen.offsets, capacity) if padding else chosen.offsets
+    all_lengths = np.diff(borders)
+    positions = np.arange(capacity) - np.repeat(borders[:-1], all_lengths)
+    where = np.flatnonzero(chosen.labels != IGNORED)
+    owners = np.searchsorted(chosen.offsets, where, side="right") - 1
+    counts = np.bincount(owners, minlength=len(lengths))
+    return Batch(
+        ids_T=_to(np.pad(chosen.ids, (0, padding)).astype(np.int64), device),
+        positions_T=_to(positions, device),
+        cu_seqlens=_to(borders.astype(np.int32), device),
+        document_lengths=all_lengths.tolist(),
+        max_seqlen=capacity,
+        label_positions_N=_to(where - 1, device),
+        labels_N=_to(chosen.labels[where].astype(np.int64), device),
+        weights_N=_to((1.0 / counts[owners]).astype(np.float32), device),
+        label_documents_N=_to(owners, device),
+        reference_D=None if chosen.reference is None else _to(chosen.reference, device),
+        documents=len(lengths),
+        examples=len(chosen),
+        tokens=tokens,
+        label_tokens=len(where),
+    )
+
+
+def _to(array: NDArray, device: torch.device | str) -> Tensor:
+    """One array on its device; from pinned memory, so that the copy overlaps with computing."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor

@@ -1,0 +1,105 @@
+"""A job's tokens, made once: kept in the run folder, and known again by what they were made of.
+
+`tokens.safetensors` holds what `data.tokenize` made. A start that finds the same data, columns and tokenizer
+reads it instead of tokenising again, which takes minutes for a large data set. A resume needs not even the
+data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from shared.digest import file_digest
+from shared.files import write_atomically
+from shared.messages import WorkerJob
+from trainer_node.engine.data.examples import Examples, tokenize
+from trainer_node.engine.data.readers import DataFile, located, read
+from trainer_node.engine.reporter import Reporter
+
+FILE = "tokens.safetensors"
+DATA = "data"  # where a download stays
+
+
+class Tokens(Struct, frozen=True):
+    """All usable rows of a job."""
+
+    examples: Examples
+    dropped: dict[str, int]  # reason -> rows
+    rows: int  # also those dropped
+
+
+def tokens_of(job: WorkerJob, folder: Path, tokenizer: Any, length: int, reporter: Reporter) -> Tokens:
+    """The job's rows as tokens, from the run's folder if they are there and of the same making.
+
+    Raises DataError if the data can't be had or used.
+    """
+    files = located(
+        job.dataset,
+        job.file_format,
+        folder / DATA,
+        allow_private_urls=job.allow_private_urls,
+        tick=reporter.alive,
+    )
+    key = _key(job, files, tokenizer, length)
+    if known := kept(folder, key):
+        return known
+    rows = read(files)
+    examples, dropped = tokenize(
+        rows, job.task_type, job.dataset_type, tokenizer, length, source=job.dataset, tick=reporter.alive
+    )
+    tokens = Tokens(examples, dropped, len(rows))
+    _write(folder / FILE, tokens, key)
+    return tokens
+
+
+def kept(folder: Path, key: str | None = None) -> Tokens | None:
+    """What an earlier start left, if it is whole and, where a `key` is given, of that making."""
+    try:
+        with safe_open(folder / FILE, "numpy") as file:
+            about = file.metadata() or {}
+            if key is not None and about.get("key") != key:
+                return None
+            ids, labels, offsets = (file.get_tensor(name) for name in ("ids", "labels", "offsets"))
+    except (FileNotFoundError, SafetensorError):
+        return None
+    dropped = msgspec.json.decode(about["dropped"], type=dict[str, int])
+    return Tokens(Examples(ids, labels, offsets, int(about["group"])), dropped, int(about["rows"]))
+
+
+def _key(job: WorkerJob, files: list[DataFile], tokenizer: Any, length: int) -> str:
+    """Hex sha256 of all that the tokens depend on."""
+    made_of = [
+        *(f"{file.format} {file_digest(file.path)}" for file in files if file.path.is_file()),
+        job.task_type.value,
+        msgspec.json.encode(job.dataset_type).decode(),
+        str(length),
+        _model_of(tokenizer),
+        str(tokenizer.special_tokens_map),
+        str(tokenizer.chat_template),
+    ]
+    return hashlib.sha256("\0".join(made_of).encode()).hexdigest()
+
+
+def _model_of(tokenizer: Any) -> str:
+    """A fast tokenizer's rules and vocabulary; how the last call cut or padded is not part of them."""
+    about = msgspec.json.decode(tokenizer.backend_tokenizer.to_str(), type=dict[str, Any])
+    return msgspec.json.encode({**about, "truncation": None, "padding": None}).decode()
+
+
+def _write(path: Path, tokens: Tokens, key: str) -> None:
+    examples = tokens.examples
+    arrays = {"ids": examples.ids, "labels": examples.labels, "offsets": examples.offsets}
+    about = {
+        "key": key,
+        "group": str(examples.group),
+        "rows": str(tokens.rows),
+        "dropped": msgspec.json.encode(tokens.dropped).decode(),
+    }
+    write_atomically(path, save(arrays, about))

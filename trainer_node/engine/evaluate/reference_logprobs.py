@@ -1,0 +1,109 @@
+"""What the base model says about preference pairs: asked once, before the first step, and kept on disk.
+
+`reference.safetensors` in the run folder holds the log-probabilities, fp32[N, 2] (chosen, rejected), of the
+pairs that are trained on and of the development pairs. A resumed run reads them. If the file is lost or of
+other rows, the base model is asked again, which it must still be wherever this is called.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from shared.files import write_atomically
+from shared.planning.planner import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.evaluate.metric import reference_logprobs
+from trainer_node.engine.prepare import Data, Record, Run
+
+FILE = "reference.safetensors"
+PIECE = 64  # pairs between two looks at the clock
+SURPLUS = 1.2  # more pairs than the plan expects to see: training may turn out faster
+MOST_SHARE = 0.5  # of the time left, if the machine turns out slower than measured: then fewer pairs are used
+
+
+def first(run: Run, model: torch.nn.Module, data: Data, plan: Plan) -> Data:
+    """The pairs to train on, with their references: no more than the plan will see, if time is short.
+
+    The development pairs have theirs already, from the baseline. Data without pairs is returned as it is.
+    """
+    if data.train.group == 1:
+        return data
+    tokens = plan.expected_steps * plan.packs_per_step * plan.capacity
+    seen = math.ceil(SURPLUS * tokens / float(data.train.lengths.mean()))
+    count = len(data.train) if run.simulated else min(len(data.train), seen)
+    run.reporter.message(
+        f"the base model scores {count} of {len(data.train)} pairs, before training changes it"
+    )
+    train = _ask(run, model, _chosen(data.train, count, run.job.seed))
+    if len(train) < len(data.train):
+        run.reporter.message(f"{len(train)} of {len(data.train)} pairs are trained on: no time to see more")
+    if run.team.leads:
+        _write(run.folder, train, data.dev)
+    return replace(data, train=train)
+
+
+def again(run: Run, model: torch.nn.Module, data: Data, record: Record) -> Data:
+    """The same pairs with the same references, for a run that resumes."""
+    if data.train.group == 1:
+        return data
+    train = _chosen(data.train, record.train_examples, run.job.seed)
+    dev = data.dev.take(np.arange(len(record.base_losses)))
+    known = run.team.tell(_read(run.folder, train, dev) if run.team.leads else None)
+    if known is None:
+        run.reporter.message(f"{FILE} is missing or of other rows: the base model is asked again")
+        asked = [reference_logprobs(model, part, team=run.team) for part in (train, dev)]
+        train, dev = train.with_reference(asked[0]), dev.with_reference(asked[1])
+        if run.team.leads:
+            _write(run.folder, train, dev)
+    else:
+        train, dev = train.with_reference(known[0]), dev.with_reference(known[1])
+    return replace(data, train=train, dev=dev)
+
+
+def _chosen(train: Examples, count: int, seed: int) -> Examples:
+    """Any `count` of the pairs: the first ones in an order that the seed decides."""
+    return train.take(np.random.default_rng(seed).permutation(len(train))[:count])
+
+
+def _ask(run: Run, model: torch.nn.Module, train: Examples) -> Examples:
+    """As many of the pairs as there is time for, with their references."""
+    until = run.clock.time() + MOST_SHARE * run.left_s
+    parts: list[NDArray[np.float32]] = []
+    while len(parts) * PIECE < len(train) and (not parts or run.clock.time() < until):
+        start = len(parts) * PIECE
+        piece = train.take(np.arange(start, min(start + PIECE, len(train))))
+        parts.append(reference_logprobs(model, piece, team=run.team))
+        run.reporter.alive()
+    reference = np.concatenate(parts)
+    return train.take(np.arange(len(reference) // train.group)).with_reference(reference)
+
+
+def _fingerprint(train: Examples, dev: Examples) -> str:
+    return f"{train.fingerprint()}-{dev.fingerprint()}"
+
+
+def _write(folder: Path, train: Examples, dev: Examples) -> None:
+    parts = {"train": train.reference, "dev": dev.reference}
+    tensors = {name: part.reshape(-1, 2) for name, part in parts.items() if part is not None}
+    write_atomically(folder / FILE, save(tensors, {"fingerprint": _fingerprint(train, dev)}))
+
+
+def _read(
+    folder: Path, train: Examples, dev: Examples
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Both sets' references if the file is whole and of these rows."""
+    try:
+        with safe_open(folder / FILE, "numpy") as file:
+            if (file.metadata() or {}).get("fingerprint") != _fingerprint(train, dev):
+                return None
+            return file.get_tensor("train").ravel(), file.get_tensor("dev").ravel()
+    except (FileNotFoundError, SafetensorError):
+        return None

@@ -1,0 +1,86 @@
+"""The finished export that was not verified yet: noted beside it, and submitted as it is when time is over.
+
+Knows nothing of torch: a start that comes so late has no time for its imports either.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from shared.digest import folder_digest
+from shared.files import write_atomically
+from shared.messages import Outcome, Phase, WorkerJob, decode_outcome, decode_worker_job, encode
+from trainer_node.engine.reporter import Reporter, write_outcome
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train.schedule import Costs, Part, affordable
+
+FILE = "standby.json"  # the outcome it would be
+
+
+class Known(Struct, frozen=True):
+    """What of `run.json` this needs."""
+
+    costs: Costs
+
+
+def note(folder: Path, outcome: Outcome) -> None:
+    """The run's export is whole on disk."""
+    write_atomically(folder / FILE, encode(outcome))
+
+
+def drop(folder: Path) -> None:
+    """It is not to be submitted."""
+    (folder / FILE).unlink(missing_ok=True)
+
+
+def finished(folder: Path, reporter: Reporter) -> Outcome | None:
+    """What an earlier start exported but had no time to verify, if its files are still as it wrote them."""
+    try:
+        outcome = decode_outcome((folder / FILE).read_bytes())
+        if folder_digest(folder / "export") != outcome.digest:
+            return None
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+    reporter.message("no time is left to verify: the finished export is submitted as it is")
+    reporter.phase(Phase.DONE)
+    return outcome
+
+
+def is_late(left_s: float, costs: Costs) -> bool:
+    """Whether a start comes so late that not even the export could be verified."""
+    return Part.VERIFY not in affordable(left_s - costs.load_s - costs.ingest_s, costs)
+
+
+def at_once(folder: Path, job: WorkerJob, now: float, reporter: Reporter) -> Outcome | None:
+    """The same of a process that has its imports before it: the finished export, if time is over."""
+    try:
+        costs = msgspec.json.decode((folder / "run.json").read_bytes(), type=Known).costs
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+    if not is_late(job.ready_by - now - costs.import_s, costs):
+        return None
+    return finished(folder, reporter)
+
+
+def submitted(job_path: Path, stop: Stop) -> bool:
+    """Whether this start had nothing to do but to submit a finished export, and did."""
+    folder = job_path.parent
+    if not (folder / FILE).exists():
+        return False
+    try:
+        job = decode_worker_job(job_path.read_bytes())
+    except msgspec.MsgspecError:  # who reads it next says so
+        return False
+    if job.clock == "token":
+        return False
+    reporter = Reporter(folder / "progress.jsonl", job.task, job.slot)
+    outcome = at_once(folder, job, time.time(), reporter)
+    if outcome is None:
+        return False
+    stop.close()
+    write_outcome(folder, reporter, outcome)
+    return True

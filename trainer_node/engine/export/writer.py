@@ -1,0 +1,180 @@
+"""What is submitted, as stock files: a PEFT adapter, or the whole model where that is smaller."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from msgspec.structs import replace
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from shared.files import sync
+from shared.messages import Metrics, WorkerJob
+from shared.planning.planner import Plan
+from trainer_node.engine.export.dense_as_lora import factors, fit_better, rank_of
+from trainer_node.engine.export.verify import UnverifiedError, verify
+from trainer_node.engine.model.loading import Deltas, load_model
+from trainer_node.engine.stock import model_config
+from trainer_node.engine.train.checkpoint import write_tensors
+
+__all__ = ["UnverifiedError", "card", "full_state", "verify", "write"]
+
+SHARD = "5GB"
+ADAPTER = "default"
+
+
+def write(deltas: Deltas, plan: Plan, job: WorkerJob, metrics: Metrics, folder: Path) -> Metrics:
+    """Write the submission into `folder`, which appears whole; the metrics with its kind and size."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    whole = deltas.dense and not fit_better(plan, base_of(deltas))
+    try:
+        if whole:
+            _write_model(base_of(deltas), job, temporary)
+        else:
+            _write_adapter(deltas, plan, job, temporary)
+        size = sum(path.stat().st_size for path in temporary.iterdir())
+        metrics = replace(metrics, kind="model" if whole else "adapter", bytes=size)
+        (temporary / "README.md").write_text(card(job, plan, metrics))
+        for path in temporary.iterdir():
+            path.chmod(0o644)
+            sync(path)
+        sync(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync(folder.parent)
+    return metrics
+
+
+def card(job: WorkerJob, plan: Plan, metrics: Metrics) -> str:
+    """The README of a submission."""
+    library = "peft" if metrics.kind == "adapter" else "transformers"
+    lines = [
+        "---",
+        f"base_model: {json.dumps(job.model)}",
+        f"library_name: {library}",
+        "tags: [podium]",
+        "---",
+        "",
+        f"# {job.model}, fine-tuned",
+        "",
+        f"- base model: `{job.model}`",
+        f"- task: {job.task_type.value}, data as {job.file_format.value}",
+        f"- profile: {plan.profile}; trained in {plan.dtype}",
+        _losses(metrics),
+        f"- {metrics.train_examples} rows, {metrics.tokens} tokens, {metrics.epochs:.2f} epochs, "
+        f"{metrics.steps} steps, {metrics.train_s:.0f} s",
+    ]
+    if metrics.dropped_rows:
+        dropped = "; ".join(f"{count} {reason}" for reason, count in sorted(metrics.dropped_rows.items()))
+        lines.append(f"- rows not used: {dropped}")
+    if plan.deviations:
+        lines += ["", "## Where the plan differs from its profile", ""]
+        lines += [f"- {d.what}: {d.got} instead of {d.wanted}, because {d.reason}" for d in plan.deviations]
+    return "\n".join(lines) + "\n"
+
+
+def _losses(metrics: Metrics) -> str:
+    if metrics.final_loss is None:
+        return f"- held-out loss: not measured (base model {metrics.base_loss:.4f})"
+    return (
+        f"- held-out loss: {metrics.final_loss:.4f} (base model {metrics.base_loss:.4f}, "
+        f"{metrics.dev_examples} rows)"
+    )
+
+
+def base_of(deltas: Deltas) -> Any:
+    """The Hugging Face model, with LoRA layers inside if there are any."""
+    return deltas.network.get_base_model() if isinstance(deltas.network, PeftModel) else deltas.network
+
+
+def _write_adapter(deltas: Deltas, plan: Plan, job: WorkerJob, folder: Path) -> None:
+    state: dict[str, Tensor] = {}
+    if deltas.lora:
+        lora = get_peft_model_state_dict(deltas.network, adapter_name=ADAPTER, save_embedding_layers=False)
+        state = {name: value.float() for name, value in lora.items()}
+    if deltas.dense:
+        state |= _dense_factors(deltas, plan, job)
+    write_tensors(folder / "adapter_model.safetensors", state)
+    _adapter_config(deltas, plan, job).save_pretrained(str(folder))
+
+
+def _dense_factors(deltas: Deltas, plan: Plan, job: WorkerJob) -> dict[str, Tensor]:
+    """What training changed in dense matrices, beside the base model as the scorer loads it: in bf16.
+
+    Changed to what products were computed with: weights that were rounded to bf16 in every step have learnt
+    to be rounded, and score .026 worse without (docs/experiments.md).
+    """
+    computed = getattr(torch, plan.dtype)
+    names = {module.name for module in plan.modules if module.method == "dense"}
+    before = load_model(job.model_path, torch.bfloat16).state_dict()
+    state: dict[str, Tensor] = {}
+    for name, module in base_of(deltas).named_modules():
+        if name.rpartition(".")[2] in names:
+            a, b = factors(module.weight.to(computed), before[f"{name}.weight"])
+            state[f"base_model.model.{name}.lora_A.weight"] = a
+            state[f"base_model.model.{name}.lora_B.weight"] = b
+    return state
+
+
+def _adapter_config(deltas: Deltas, plan: Plan, job: WorkerJob) -> LoraConfig:
+    dense = {module.name: rank_of(module) for module in plan.modules if module.method == "dense"}
+    if deltas.lora:
+        config = copy.deepcopy(deltas.network.peft_config[ADAPTER])
+    else:
+        rank = next(iter(dense.values()))
+        config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=rank, target_modules=[], bias="none")
+    config.target_modules = sorted({*config.target_modules, *dense})
+    config.rank_pattern = {**config.rank_pattern, **dense}
+    config.alpha_pattern = {**config.alpha_pattern, **dense}  # equal to the rank: factors at their own size
+    config.base_model_name_or_path = job.model  # never the local path: the scorer loads the base by this name
+    config.inference_mode = True
+    return config
+
+
+def _write_model(base: Any, job: WorkerJob, folder: Path) -> None:
+    state = dict(full_state(base))
+    split = split_torch_state_dict_into_shards(state, max_shard_size=SHARD)
+    for name, keys in split.filename_to_tensors.items():
+        write_tensors(folder / name, {key: state[key] for key in keys})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+    config = model_config(base, job)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if base.generation_config is not None:
+        base.generation_config.save_pretrained(folder)
+
+
+def full_state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All weights of the model in bf16, LoRA factors added to their matrices; tied weights once.
+
+    Added, not merged in place: taking them out of bf16 weights again would not give the old ones back.
+    """
+    layers = {
+        f"{name}.base_layer.weight": module
+        for name, module in base.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    seen: set[int] = set()
+    for name, value in base.state_dict(keep_vars=True).items():
+        if ".lora_" in name or (value.numel() and value.data_ptr() in seen):
+            continue
+        seen.add(value.data_ptr())
+        full = value.detach()
+        if layer := layers.get(name):
+            full = full.float() + layer.get_delta_weight(ADAPTER)
+        dtype = torch.bfloat16 if full.is_floating_point() else full.dtype
+        yield name.replace(".base_layer.", "."), full.detach().to(dtype).cpu()

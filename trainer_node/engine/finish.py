@@ -1,0 +1,219 @@
+"""After the last step: choose the best weights, export them, prove that the files are what was trained."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from shared.digest import folder_digest
+from shared.errors import EngineError
+from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
+from shared.planning.planner import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.distributed.sharding import gathered
+from trainer_node.engine.evaluate.candidates import Candidate, Reached, excess, loaded, ranked
+from trainer_node.engine.evaluate.metric import Score, measure
+from trainer_node.engine.export import unverified as standby
+from trainer_node.engine.export import writer as export
+from trainer_node.engine.model.loading import Deltas, add_deltas, load_model
+from trainer_node.engine.prepare import Record, Run, verify_limit_s
+from trainer_node.engine.train import checkpoint
+from trainer_node.engine.train.checkpoint import Checkpoint
+from trainer_node.engine.train.loop import Training, is_finite
+from trainer_node.engine.train.schedule import SAFETY, SLACK_S, Part, affordable
+
+
+def close(run: Run, record: Record, training: Training, dev: Examples) -> Outcome:
+    """The outcome of a run that has trained; parts are skipped if time is short (schedule.affordable)."""
+    training.optimizer.state.clear()  # the verified copy needs the memory
+    gc.unfreeze()
+    gc.collect()
+    run.reporter.phase(Phase.CHOOSE)
+    parts = affordable(run.left_s, training.schedule.costs)
+    if skipped := [part.value for part in Part if part not in parts]:
+        run.reporter.message(f"short of time, skipped: {', '.join(skipped)}")
+    candidates = choose(run, record, training, dev, parts)
+    wrong: list[str] = []
+    for candidate in candidates:
+        metrics, outcome, error = _export(run, record, training, candidate), None, None
+        if metrics:  # from here on the others wait for rank 0's word
+            outcome = _ready(run, metrics)
+            standby.note(run.folder, outcome)
+            error = _verify(run, training, dev, candidate) if Part.VERIFY in parts else None
+        outcome, error = run.team.tell((outcome, error))
+        if outcome and error is None:
+            run.reporter.phase(Phase.DONE)
+            return outcome
+        standby.drop(run.folder)
+        wrong.append(f"{candidate.name}: {error}")
+        run.reporter.message(f"the export of the {candidate.name} weights is refused: {error}")
+    raise EngineError(ErrorCode.INTERNAL, f"no export is what was trained: {'; '.join(wrong)}")
+
+
+def choose(
+    run: Run, record: Record, training: Training, dev: Examples, parts: frozenset[Part]
+) -> list[Candidate]:
+    """What could be submitted, best first. Leaves the last checkpoint on disk.
+
+    Worse weights than the base model's, or such that are no numbers, are not submitted if there is something
+    better: an earlier checkpoint, or in the end the base model itself. Looking for it takes as many rows as
+    there is time for, and at least a few.
+    """
+    costs = training.schedule.costs
+    until = run.job.ready_by - SAFETY * (costs.export_s + costs.load_s) - costs.verify_s - SLACK_S
+
+    def score() -> Score:
+        model, alive = training.deltas.model, run.reporter.alive
+        return measure(model, dev, run.clock, until, run.team, alive=alive)[0]
+
+    last = Candidate("last", Reached(training.step, training.tokens, training.train_s))
+    candidates = [last.measured(score) if Part.SCORE in parts else last]
+    with run.patience():
+        training.saver.wait()  # from here on the weights change
+    average = training.average
+    if Part.AVERAGE in parts and average and average.count > 1:
+        candidates.append(replace(last, name="average", worn=average.applied).measured(score))
+    base = record.base_losses
+    candidates = ranked(candidates, base)
+    finite = is_finite(training)
+    if (excess(candidates[0], base) >= 0.0 and Part.SCORE in parts) or not finite:
+        others: list[Candidate] = []
+        for other in earlier(run, training):
+            if (finite or others) and run.clock.time() + SAFETY * costs.load_s > until:
+                break
+            with run.patience():  # its weights are read first
+                others.append(other.measured(score))
+        if Part.VERIFY in parts:  # there is time to load the base model once more
+            others.append(untrained(run, record, training))
+        candidates = ranked([*candidates, *others], base)
+        candidates = [c for c in candidates if excess(c, base) < math.inf] or [last]
+        run.reporter.message("the trained weights are worse than the base model's")
+    run.reporter.message("; ".join(f"{c.name} weights: {_loss(c):.4f}" for c in candidates))
+    return candidates
+
+
+def earlier(run: Run, training: Training) -> Iterator[Candidate]:
+    """The checkpoints on disk of earlier steps than the last one, newest first; looked at one by one."""
+    folder, team = run.folder / "checkpoints", run.team
+    found = checkpoint.whole(folder, run.reporter.message, only="weights") if team.leads else iter(())
+    while True:
+        with run.patience():
+            one = team.tell(next(found, None))
+        if one is None:
+            return
+        position = one.manifest.position
+        if position.step < training.step:
+            reached = Reached(position.step, position.tokens, position.train_s)
+            worn = partial(loaded, training.deltas, partial(one.tensors, "weights"))
+            yield Candidate(f"step {position.step}", reached, worn=worn)
+
+
+def untrained(run: Run, record: Record, training: Training) -> Candidate:
+    """The base model itself: what the plan trains, as it was before the first step."""
+    plan, losses = training.plan, np.array(record.base_losses)
+
+    def weights() -> dict[str, torch.Tensor]:
+        with run.patience():
+            model = load_model(run.job.model_path, getattr(torch, plan.dtype))
+        return add_deltas(model, plan, run.job.seed).state()
+
+    worn = partial(loaded, training.deltas, weights)
+    return Candidate("base", Reached(0, 0, 0.0), Score(record.base_loss, losses), worn)
+
+
+def submit_as_is(
+    run: Run, record: Record, plan: Plan, model: torch.nn.Module, found: Checkpoint, why: str
+) -> Outcome:
+    """Export a checkpoint without data or scoring: its loss is not measured. Rank 0 needs no help with it."""
+    if not run.team.leads:
+        return Outcome(status=OutcomeStatus.READY)
+    run.reporter.message(f"{why}: the newest checkpoint is submitted as it is")
+    deltas = add_deltas(model, plan, run.job.seed)
+    deltas.load_state(found.tensors("weights"))
+    position = found.manifest.position
+    run.reporter.phase(Phase.EXPORT)
+    metrics = _metrics(record, None, Reached(position.step, position.tokens, position.train_s))
+    with run.patience():
+        outcome = _ready(run, export.write(deltas, plan, run.job, metrics, run.folder / "export"))
+    run.reporter.phase(Phase.DONE)
+    return outcome
+
+
+def _export(run: Run, record: Record, training: Training, candidate: Candidate) -> Metrics | None:
+    """Rank 0 writes the export; the others, who may hold parts of the weights, hand them over: None."""
+    metrics = _metrics(record, candidate.score, candidate.reached)
+    run.reporter.losses(dev=metrics.final_loss)
+    run.reporter.phase(Phase.EXPORT)
+    target = run.folder / "export"
+    with candidate.worn(), run.patience():
+        deltas = _whole(run, training)
+        return export.write(deltas, training.plan, run.job, metrics, target) if deltas else None
+
+
+def _whole(run: Run, training: Training) -> Deltas | None:
+    """What rank 0 exports: sharded weights are put together in main memory, in a base model loaded anew."""
+    state = gathered(training.deltas.state(), run.team)
+    if not run.team.leads:
+        return None
+    if training.plan.parallel != "fsdp2":
+        return training.deltas
+    model = load_model(run.job.model_path, getattr(torch, training.plan.dtype))
+    whole = add_deltas(model, training.plan, run.job.seed)
+    whole.load_state(state)
+    return whole
+
+
+def _verify(run: Run, training: Training, dev: Examples, candidate: Candidate) -> str | None:
+    """What is wrong with the exported files, or None; without time to load them, nothing is known."""
+    run.reporter.phase(Phase.VERIFY)
+    left_s = run.job.ready_by - run.own_clock.time()  # not the team's: the others don't look
+    if left_s < training.schedule.costs.load_s + SLACK_S:
+        run.reporter.message("short of time, skipped: verify")
+        return None
+    limit_s = min(verify_limit_s(run.job), left_s / 4)
+    folder, dtype = run.folder / "export", getattr(torch, training.plan.dtype)
+    try:
+        with run.patience():
+            return export.verify(folder, run.job, dev, candidate.score, limit_s, training.device, dtype)
+    except export.UnverifiedError as why:
+        run.reporter.message(f"the export is submitted without being loaded again: {why}")
+        return None
+
+
+def _loss(candidate: Candidate) -> float:
+    return candidate.score.loss if candidate.score else math.inf
+
+
+def _metrics(record: Record, score: Score | None, reached: Reached) -> Metrics:
+    """What a finished run measured; both losses are over the same rows."""
+    rows = len(score.per_example) if score else len(record.base_losses)
+    base_loss = float(np.mean(record.base_losses[:rows]))
+    return Metrics(
+        base_loss=base_loss,
+        final_loss=score.loss if score else None,
+        dev_examples=rows if score else 0,
+        train_examples=record.train_examples,
+        dropped_rows=record.dropped,
+        steps=reached.step,
+        tokens=reached.tokens,
+        tokens_per_s=reached.tokens / reached.train_s if reached.train_s > 0 else 0.0,
+        train_s=reached.train_s,
+        epochs=reached.tokens / record.train_tokens,
+        resumes=record.resumes,
+    )
+
+
+def _ready(run: Run, metrics: Metrics) -> Outcome:
+    return Outcome(
+        status=OutcomeStatus.READY,
+        digest=folder_digest(run.folder / "export"),
+        export="export",
+        metrics=metrics,
+        step=metrics.steps,
+    )

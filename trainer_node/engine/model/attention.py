@@ -1,0 +1,256 @@
+"""Attention over packs: every document sees itself and nothing else.
+
+One function under a name of our own, registered with transformers; a model calls it in every layer with what
+`attention_kwargs` says about the pack. On a CPU it is one causal SDPA per document, which gives bit for bit
+what the document gives alone. On CUDA it is a varlen kernel: the flash-attn package's if that is installed
+and healthy, else torch's own. Without pack arguments it is plain causal attention over each row.
+Transformers' packing by position ids isn't used: with a cache or a mask it lets documents see each other,
+silently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import structlog
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from shared.errors import EngineError
+from shared.messages import ErrorCode
+from trainer_node.engine.data.packing import Batch
+
+NAME = "podium_packed"
+TOLERANCE = 2e-2  # of a healthy bf16 kernel against fp32 math, inputs of size 1
+# In training on a CPU, bf16 documents up to so many tokens are attended in fp32: forward and backward take
+# 0.26 ms instead of 0.75 at 32 tokens, 2.6 instead of 8.5 at 128, the same from 256 on (9 heads, one core).
+# Scoring stays in bf16: the scorer's rounding is part of its numbers (2e-4 on the tiny oracle).
+FP32_UP_TO = 256
+FOREIGN = ("softcap", "s_aux")  # changes to the softmax that some models ask for and no kernel here does
+
+
+class Form(NamedTuple):
+    """What a kernel may be unable to do: it is tried on this form before it is used."""
+
+    queries: int = 2  # heads to each pair of key and value
+    dim: int = 64
+    windowed: bool = False
+
+
+# (q_THD, k_TKD, v_TKD, cu_seqlens, max_seqlen, scale, window) -> out_THD
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, int | None], Tensor]
+log = structlog.get_logger(__name__)
+
+
+def install(model: PreTrainedModel) -> None:
+    """Make a model use packed attention; EngineError(UNSUPPORTED) if its code has no place for it."""
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, _no_mask)
+    if not model._can_set_attn_implementation():
+        raise EngineError(
+            ErrorCode.UNSUPPORTED,
+            f"{type(model).__name__} has no replaceable attention, which packing needs",
+        )
+    model.set_attn_implementation(NAME)
+
+
+class Layout:
+    """Where a pack's documents lie.
+
+    A plain class, which torch.compile doesn't look into: as a list, every other number of documents compiled
+    every layer again.
+    """
+
+    def __init__(self, document_lengths: list[int], cu_seqlens: Tensor, max_seqlen: int) -> None:
+        self.document_lengths = document_lengths
+        self.cu_seqlens = cu_seqlens
+        self.max_seqlen = max_seqlen
+
+
+def attention_kwargs(batch: Batch) -> dict[str, Any]:
+    """What a model must hand through to every layer's attention."""
+    return {"layout": Layout(batch.document_lengths, batch.cu_seqlens, batch.max_seqlen)}
+
+
+def max_documents(capacity: int, heads: int, head_dim: int) -> int:
+    """Most documents in a pack before the 32-bit offsets of the CUDA kernels' backward pass overflow.
+
+    From FlashAttention 2: (tokens + 128 * documents) * heads * (head_dim rounded up to 32) must stay below
+    2**31.
+    """
+    tokens = (2**31 - 1) // (heads * -(-head_dim // 32) * 32)
+    return max(1, (tokens - capacity) // 128 - 1)  # one less: the padding is a document, too
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Packs need no mask: the documents' borders say it all."""
+
+
+@torch.compiler.disable  # the layout changes with every pack and must not become part of a graph
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    layout: Layout | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within documents: query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D]."""
+    if attention_mask is not None or dropout or any(rest.get(name) is not None for name in FOREIGN):
+        raise EngineError(
+            ErrorCode.UNSUPPORTED, f"{type(module).__name__} asks for attention that packing doesn't support"
+        )
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotary factors may have widened them
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if layout is None or len(layout.document_lengths) == 1:
+        return _causal(query, key, value, scale, sliding_window).transpose(1, 2), None
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        form = Form(query.shape[1] // key.shape[1], query.shape[3], sliding_window is not None)
+        kernel = _kernel(query.device, form)
+        out = kernel(q, k, v, layout.cu_seqlens, layout.max_seqlen, scale, sliding_window)
+        return out.unsqueeze(0), None
+    return _per_document(query, key, value, layout.document_lengths, scale, sliding_window), None
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    """Dense causal attention, [B, H, T, D]."""
+    length = query.shape[2]
+    if window is None or window >= length:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    distance = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)
+    mask = (distance >= 0) & (distance < window)
+    return F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True)
+
+
+def _per_document(
+    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float, window: int | None
+) -> Tensor:
+    """One causal attention per document, [1, H, T, D] -> [1, T, H, D]."""
+    given = [tensor.split(lengths, 2) for tensor in (query, key, value)]
+    exact = (
+        [tensor.float().split(lengths, 2) for tensor in (query, key, value)] if query.requires_grad else given
+    )
+    outputs = []
+    with torch.autocast(query.device.type, enabled=False):  # it would turn fp32 back into bf16
+        for index, length in enumerate(lengths):
+            q, k, v = (pieces[index] for pieces in (exact if length <= FP32_UP_TO else given))
+            outputs.append(_causal(q, k, v, scale, window).transpose(1, 2))
+    return torch.cat(outputs, 1).to(query.dtype)
+
+
+# --- CUDA kernels
+
+
+def _flash_attn() -> Kernel:
+    """The varlen kernel of the flash-attn package (2.x); ImportError where it isn't installed."""
+    from flash_attn import flash_attn_varlen_func
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
+    ) -> Tensor:
+        reach = (-1, -1) if window is None else (window - 1, 0)
+        return flash_attn_varlen_func(
+            q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True, window_size=reach
+        )
+
+    return run
+
+
+def _flash_attn_4() -> Kernel:
+    """torch's varlen call on the kernels of flash-attn-4; ImportError where that isn't installed.
+
+    From then on torch's dense flash attention runs on them, too.
+    """
+    attention.activate_flash_attention_impl("FA4")
+    return _torch_varlen()
+
+
+def _torch_varlen() -> Kernel:
+    """The varlen kernel in torch's own CUDA wheels; ImportError before torch 2.12."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
+    ) -> Tensor:
+        reach = (-1 if window is None else window - 1, 0)
+        return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=reach, enable_gqa=True)
+
+    return run
+
+
+def _dense() -> Kernel:
+    """One SDPA per document, where no varlen kernel works; waits for the device in every call."""
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
+    ) -> Tensor:
+        query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (q, k, v))
+        return _per_document(query, key, value, cu.diff().tolist(), scale, window)[0]
+
+    return run
+
+
+_KERNELS = {
+    "flash-attn": _flash_attn,
+    "flash-attn-4": _flash_attn_4,
+    "torch-varlen": _torch_varlen,
+    "sdpa-per-document": _dense,
+}
+
+
+@cache
+def _kernel(device: torch.device, form: Form) -> Kernel:
+    """The first kernel that is there and computes right; which one, and what was passed over, is logged."""
+    for name, load in _KERNELS.items():
+        try:
+            kernel = load()
+            error = kernel_error(kernel, device, form)
+        except Exception as failure:  # whatever a kernel or its compiler says: the next one is tried
+            log.info("attention kernel not usable", kernel=name, cause=str(failure).partition("\n")[0][:200])
+            error = math.inf
+        if error <= TOLERANCE:
+            log.info("attention kernel", kernel=name, device=str(device), form=form, error=error)
+            return kernel
+        if math.isfinite(error):
+            log.warning("attention kernel is wrong", kernel=name, device=str(device), error=error)
+        if attention.current_flash_attention_impl() is not None:
+            attention.restore_flash_attention_impl()
+    raise EngineError(ErrorCode.DEVICE, f"no attention kernel computes right on {device}")
+
+
+def kernel_error(
+    kernel: Kernel, device: torch.device, form: Form, dtype: torch.dtype = torch.bfloat16
+) -> float:
+    """Largest error of a kernel's output and gradients against fp32 math, on three short documents."""
+    # The first call may come from scoring, where there are no gradients.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        lengths, heads, groups, dim, scale = [7, 1, 56], 2 * form.queries, 2, form.dim, form.dim**-0.5
+        window = 16 if form.windowed else None
+        random = torch.Generator().manual_seed(0)
+        shapes = [(sum(lengths), count, dim) for count in (heads, groups, groups)]
+        inputs = [torch.randn(shape, generator=random).to(dtype).to(device) for shape in shapes]
+        gradient = torch.randn(shapes[0], generator=random).to(dtype).to(device)
+        borders = torch.tensor([0, 7, 8, 64], dtype=torch.int32, device=device)
+
+        tested = [tensor.clone().requires_grad_() for tensor in inputs]
+        q, k, v = tested
+        found = kernel(q, k, v, borders, sum(lengths), scale, window)
+        found.backward(gradient)
+        exact = [tensor.float().requires_grad_() for tensor in inputs]
+        query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in exact)
+        wanted = _per_document(query, key, value, lengths, scale, window)[0]
+        wanted.backward(gradient.float())
+        pairs = [(found, wanted.detach()), *((a.grad, b.grad) for a, b in zip(tested, exact, strict=True))]
+        errors = [((a.detach().float() - b).abs().max() / (1 + b.abs().max())) for a, b in pairs]
+        return float(torch.stack(errors).max())

@@ -1,0 +1,299 @@
+"""One training run, from job.json to outcome.json, readable from top to bottom:
+
+    load -> ingest -> baseline -> plan -> train -> choose -> export -> verify
+
+Started again in the same folder it goes on from the newest checkpoint. Whatever happens, the last word is
+written before `ready_by`: when time is short, parts of the closing are skipped (schedule.affordable).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import structlog
+import torch
+from msgspec.structs import replace
+
+from shared.clock import TokenClock, WallClock
+from shared.errors import EngineError, PodiumError
+from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, WorkerJob, decode_worker_job
+from shared.planning.hardware import usable_memory
+from shared.planning.planner import Plan
+from trainer_node.engine import prepare
+from trainer_node.engine.distributed.launch import AGAIN, rank_of
+from trainer_node.engine.distributed.sharding import fitted, is_lost_peer, join, leave, shard_frozen, spread
+from trainer_node.engine.evaluate import reference_logprobs as reference
+from trainer_node.engine.evaluate.candidates import TailAverage
+from trainer_node.engine.export import unverified as standby
+from trainer_node.engine.finish import close, submit_as_is
+from trainer_node.engine.model.attention import max_documents
+from trainer_node.engine.model.compile import missing_compiler
+from trainer_node.engine.model.label_model import label_model
+from trainer_node.engine.model.loading import add_deltas, load_config, load_model
+from trainer_node.engine.objectives import loss_for
+from trainer_node.engine.prepare import Data, Record, Run
+from trainer_node.engine.reporter import Reporter, write_outcome
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train import checkpoint, loop
+from trainer_node.engine.train.async_saver import Saver
+from trainer_node.engine.train.checkpoint import Checkpoint
+from trainer_node.engine.train.cpu_threads import lanes_for
+from trainer_node.engine.train.loop import Packs, Training
+from trainer_node.engine.train.oom import is_out_of_memory, release
+from trainer_node.engine.train.oom_fallback import SmallerPlan, descend, was_too_large
+from trainer_node.engine.train.schedule import Costs, Pulse, Schedule
+
+AVERAGE_SHARE = 0.1  # of the memory: the running average is kept if it takes no more
+COPY_SHARE = 0.1  # of main memory: what is saved is copied, and training goes on, if it takes no more
+
+
+def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
+    """Run a job and write its outcome; the process's exit status: 0 = ready or stopped, 1 = failed.
+
+    Of several processes rank 0 writes it, unless another is gone. AGAIN: start all, with a smaller plan.
+    """
+    folder = job_path.parent
+    job = decode_worker_job(job_path.read_bytes())
+    structlog.contextvars.bind_contextvars(task=job.task, slot=job.slot)
+    clock = TokenClock(job.start_at, job.token_clock_rate) if job.clock == "token" else WallClock()
+    leads = (rank_of(os.environ) or 0) == 0
+    reporter = Reporter(folder / "progress.jsonl" if leads else Path(os.devnull), job.task, job.slot)
+    stop.last_word = lambda: write_outcome(folder, reporter, Outcome(status=OutcomeStatus.STOPPED))
+    team = None
+    try:
+        team = join(job, job.ready_by - clock.time())
+        outcome = pipeline(Run(job, folder, clock, reporter, stop, team, import_s))
+    except SmallerPlan:
+        return AGAIN
+    except Exception as error:
+        traceback.print_exc()
+        if is_lost_peer(error):  # nothing is wrong with this one, nor with the job: start all of them again
+            return 1
+        code, text = explain(error)
+        outcome = Outcome(status=OutcomeStatus.FAILED, code=code, error=text)
+    if leads:
+        stop.close()
+        write_outcome(folder, reporter, outcome)
+    if team is not None and outcome.status is not OutcomeStatus.FAILED:
+        try:  # when all is said: the library may fail or hang in it
+            leave(team)
+        except Exception:
+            traceback.print_exc()
+    return 1 if outcome.status is OutcomeStatus.FAILED else 0
+
+
+def explain(error: Exception) -> tuple[ErrorCode, str]:
+    """An error's code and one sentence for people."""
+    if isinstance(error, EngineError):
+        return error.code, str(error)
+    if is_out_of_memory(error):
+        return ErrorCode.OUT_OF_MEMORY, f"out of memory, also at the smallest step: {_first_line(error)}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ErrorCode.DISK_FULL, f"the disk is full: {error}"
+    if isinstance(error, torch.AcceleratorError):
+        return ErrorCode.DEVICE, f"the device failed: {_first_line(error)}"
+    prefix = "" if isinstance(error, PodiumError) else f"{type(error).__name__}: "
+    return ErrorCode.INTERNAL, f"{prefix}{_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]
+
+
+def pipeline(run: Run) -> Outcome:
+    """The whole run; raises what `explain` explains."""
+    checkpoints = run.folder / "checkpoints"
+    if run.team.leads:
+        checkpoint.clean(checkpoints)
+    known = run.team.tell(prepare.read_record(run.folder))
+    late = known is not None and standby.is_late(run.left_s, known[0].costs)
+    if late and (outcome := run.team.tell(standby.finished(run.folder, run.reporter))):
+        return outcome
+    found = None
+    if known:
+        found = run.team.tell(
+            checkpoint.newest(checkpoints, run.reporter.message) if run.team.leads else None
+        )
+    if isinstance(run.clock, TokenClock) and found:
+        run.clock.tokens = found.manifest.position.clock_tokens
+    if found is None and run.left_s <= 0:
+        raise EngineError(ErrorCode.TOO_LATE, "no time is left and there is no checkpoint to submit")
+    prepare.set_threads(run.job, run.team)
+    if known and (found or was_too_large(known[1])):
+        return resume(run, *known, found)
+    return begin(run)
+
+
+def begin(run: Run) -> Outcome:
+    """A fresh run."""
+    budget_s, start = run.left_s, run.clock.time()
+    run.reporter.phase(Phase.LOADING)
+    config = load_config(run.job.model_path)
+    data = prepare.shared(run, config)
+    ingested = run.clock.time()
+    draft = prepare.draw_plan(run, config, data, budget_s)
+    model = load(run, draft)
+    load_s = run.clock.time() - ingested
+    if draft.parallel == "fsdp2":
+        model = shard_frozen(label_model(model), run.team)
+    fingerprint = data.train.fingerprint()
+    data, base, row_s = prepare.baseline(run, model, data, draft)
+    if run.simulated:
+        rate = run.job.token_clock_rate
+    else:
+        rate = prepare.train_rate(draft, float(data.dev.lengths.mean()) / row_s)
+    plan = prepare.draw_plan(run, config, data, budget_s, rate)
+    measured = prepare.first_costs(run, plan, load_s, ingested - start, row_s * len(data.dev))
+    data = reference.first(run, model, data, plan)
+    record = Record(
+        fingerprint=fingerprint,
+        base_losses=base.per_example.tolist(),
+        train_examples=len(data.train),
+        train_tokens=int(data.train.lengths.sum()),
+        dropped=data.dropped,
+        costs=Costs() if run.simulated else measured,
+    )
+    prepare.write_record(run, record, plan)
+    announce(run, plan)
+    if "fsdp2" in (draft.parallel, plan.parallel):
+        del model  # both would be there at once, and memory is what it is sharded for
+        release()
+        model = load(run, plan)  # cut anew: what is trained has other dtypes
+    return train(run, record, plan, model, data, None)
+
+
+def resume(run: Run, record: Record, plan: Plan, found: Checkpoint | None) -> Outcome:
+    """Go on from a checkpoint, or start over with a plan that had to shrink before there was one.
+
+    If there is hardly time, or the data is gone, the checkpoint is submitted as it is. Any number of devices
+    may go on.
+    """
+    record, plan = replace(record, resumes=record.resumes + 1), fitted(plan, run.team)
+    prepare.write_record(run, record, plan)
+    if found:
+        position = found.manifest.position
+        run.reporter.resumed(position.step, position.tokens, record.base_loss)
+        run.reporter.message(f"resumed from step {position.step}")
+    late = standby.is_late(run.left_s, record.costs)
+    model = load(run, plan)
+    if late and found:
+        return submit_as_is(run, record, plan, model, found, "no time is left to train or verify")
+    data = prepare.same(run, load_config(run.job.model_path), record.fingerprint)
+    if isinstance(data, str):
+        if found is None:
+            raise EngineError(ErrorCode.BAD_DATA, data)
+        return submit_as_is(run, record, plan, model, found, data)
+    data = reference.again(run, model, data, record)
+    return train(run, record, plan, model, data, found)
+
+
+def load(run: Run, plan: Plan) -> torch.nn.Module:
+    """The base model with weights in the plan's dtype; on its device, unless it will be cut first."""
+    run.reporter.phase(Phase.LOADING)
+    with run.patience():
+        model = load_model(run.job.model_path, getattr(torch, plan.dtype))
+    return model if plan.parallel == "fsdp2" else model.to(run.team.device)
+
+
+def announce(run: Run, plan: Plan) -> None:
+    """Nothing is silent: every deviation from the profile."""
+    for deviation in plan.deviations:
+        d = deviation
+        run.reporter.message(f"plan: {d.what} is {d.got} instead of {d.wanted}: {d.reason}")
+    if not run.team.alone:
+        run.reporter.message(f"{run.team.world} processes train together, by {plan.parallel}")
+
+
+def train(
+    run: Run, record: Record, plan: Plan, model: torch.nn.Module, data: Data, found: Checkpoint | None
+) -> Outcome:
+    """Train until the clock says stop, then choose and submit."""
+    training = assemble(run, record, plan, model, data, found)
+    run.reporter.phase(Phase.TRAIN)
+    with run.stop.deferred():
+        try:
+            descend(run, training)
+        except BaseException:
+            with suppress(OSError):  # the process ends without waiting for threads
+                training.saver.wait()
+            raise
+        if run.team.tell(run.stop.asked):
+            return Outcome(status=OutcomeStatus.STOPPED, step=training.step)
+    if training.step == 0:
+        raise EngineError(ErrorCode.TOO_LATE, "not one step could be trained in the time that was left")
+    dev = data.dev.take(np.arange(len(record.base_losses)))
+    return close(run, record, training, dev)
+
+
+def assemble(
+    run: Run, record: Record, plan: Plan, model: torch.nn.Module, data: Data, found: Checkpoint | None
+) -> Training:
+    """All the parts of training, fresh or as the checkpoint left them."""
+    heads, job = model.config.num_attention_heads, run.job
+    if plan.compile and (missing := missing_compiler(run.team.device)):
+        plan = replace(plan, compile=False)
+        run.reporter.message(f"layers are not compiled: that needs {missing}, which is not installed here")
+    head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
+    deltas = add_deltas(model, plan, job.seed)
+    trained = sum(value.numel() for value in deltas.parameters.values())
+    if plan.parallel == "fsdp2":
+        trained //= run.team.world
+    deltas, forward = spread(deltas, plan, run.team)
+    pulse = found.manifest.position.pulse if found else Pulse(begun_at=run.clock.time())
+    keeps_average = averages(plan, 4 * trained, job.hardware)
+    if not keeps_average:
+        run.reporter.message("no average of the weights is kept: it would take too much memory")
+    limit = max(1, max_documents(plan.capacity, heads, head_dim) // data.train.group)
+    training = Training(
+        plan=plan,
+        seed=job.seed,
+        deltas=deltas,
+        optimizer=loop.make_optimizer(deltas, plan),
+        objective=loss_for(job.task_type),
+        examples=data.train,
+        packs=Packs(data.train.lengths.tolist(), plan.capacity, job.seed, limit),
+        schedule=schedule_for(job, plan, pulse, record.costs, record.train_tokens),
+        clock=run.own_clock,
+        average=TailAverage(deltas.parameters) if keeps_average else None,
+        saver=Saver(
+            run.folder / "checkpoints",
+            record.fingerprint,
+            prepare.versions(),
+            most_bytes=COPY_SHARE * prepare.main_memory(job.hardware),
+            timer=(lambda: 0.0) if run.simulated else run.own_clock.time,
+        ),
+        device=run.team.device,
+        team=run.team,
+        forward=forward,
+        lanes=lanes_for(plan, deltas, torch.get_num_threads()),
+        alive=run.reporter.alive,
+        cores=0 if run.simulated or run.team.device.type != "cpu" else torch.get_num_threads(),
+    )
+    if found:
+        loop.restore(training, found)
+    return training
+
+
+def averages(plan: Plan, size: int, hardware: Hardware) -> bool:
+    """Whether there is room for a running average of so many bytes, beside all that was planned."""
+    fits = plan.memory_bytes + size <= usable_memory(hardware)
+    return fits and size <= AVERAGE_SHARE * hardware.memory_bytes
+
+
+def schedule_for(job: WorkerJob, plan: Plan, pulse: Pulse, costs: Costs, train_tokens: int) -> Schedule:
+    """The job's clock."""
+    return Schedule(
+        pulse,
+        costs,
+        start_at=job.start_at,
+        ready_by=job.ready_by,
+        max_tokens=plan.max_epochs * train_tokens,
+        warmup=plan.warmup,
+        expected_steps=plan.expected_steps,
+        interval_s=job.checkpoint_interval_s,
+    )

@@ -1,0 +1,68 @@
+"""What a run does when memory runs out: step down to a plan that needs less, and write that down."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from shared.planning.planner import Deviation, Plan
+from trainer_node.engine import prepare
+from trainer_node.engine.prepare import Run
+from trainer_node.engine.train import loop
+from trainer_node.engine.train.loop import Training
+from trainer_node.engine.train.oom import is_out_of_memory
+
+OUT_OF_MEMORY = "memory ran out"
+
+
+class SmallerPlan(Exception):
+    """Memory ran out in one of several processes: a smaller plan is written down, all must start again.
+
+    The others may be inside a collective that this one will never join: none of them can go on.
+    """
+
+
+def descend(run: Run, training: Training) -> None:
+    """Train; whenever memory runs out, step down by one rung."""
+    while True:
+        try:
+            loop.train(training, run.reporter, run.stop)
+            return
+        except (RuntimeError, MemoryError) as error:
+            smaller = step_down(training.plan, int(training.examples.lengths.max()))
+            if not is_out_of_memory(error) or smaller is None:
+                raise
+            text = str(error).strip().partition("\n")[0][:500] or "out of memory"
+        training.plan = replace(
+            smaller, deviations=[*training.plan.deviations, _because(training.plan, smaller)]
+        )
+        run.reporter.message(f"out of memory, going on with a smaller step: {text}")
+        if known := prepare.read_record(run.folder):
+            prepare.write_plan(run.folder, training.plan)
+        if known and not run.team.alone:
+            raise SmallerPlan
+        loop.shrink(training)
+
+
+def step_down(plan: Plan, longest: int) -> Plan | None:
+    """The next rung that needs less memory at the same batch.
+
+    Recompute activations, then halve the packs as long as they hold the longest row, then cut the weights.
+    """
+    if not plan.activation_checkpointing:
+        return replace(plan, activation_checkpointing=True)
+    if plan.capacity // 2 >= longest:
+        return replace(plan, capacity=plan.capacity // 2, packs_per_step=2 * plan.packs_per_step)
+    return replace(plan, parallel="fsdp2") if plan.parallel == "ddp" else None
+
+
+def was_too_large(plan: Plan) -> bool:
+    """Whether a plan is what was left after memory ran out: it must not be drawn again."""
+    return any(deviation.reason == OUT_OF_MEMORY for deviation in plan.deviations)
+
+
+def _because(old: Plan, new: Plan) -> Deviation:
+    if old.parallel != new.parallel:
+        return Deviation("parallel", old.parallel, new.parallel, OUT_OF_MEMORY)
+    if old.capacity == new.capacity:
+        return Deviation("activation checkpointing", "off", "on", OUT_OF_MEMORY)
+    return Deviation("pack capacity", str(old.capacity), str(new.capacity), OUT_OF_MEMORY)

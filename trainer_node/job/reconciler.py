@@ -1,0 +1,349 @@
+"""One job on this node, from the first look to its result: look, decide, act, and again.
+
+Every turn starts from what is stored (the chain, the run folder, the artifact store), so a kill between
+any two lines loses nothing: the next life's first turn sees the same and decides the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from shared.aio import pause
+from shared.errors import BusError, EngineError
+from shared.logs import get_logger
+from shared.messages import (
+    Claimed,
+    ErrorCode,
+    Job,
+    Outcome,
+    OutcomeStatus,
+    Result,
+    ResultStatus,
+    Submitting,
+    WorkerJob,
+)
+from trainer_node.artifacts.disk import DamagedExportError
+from trainer_node.artifacts.interface import StoreError
+from trainer_node.artifacts.publisher import Export, Submissions
+from trainer_node.context import Post
+from trainer_node.fault_injection import KillPoint, kill_point
+from trainer_node.job.actions import (
+    Claim,
+    Deliver,
+    Done,
+    Finish,
+    Look,
+    Start,
+    StartOver,
+    Step,
+    Submit,
+    View,
+    Watch,
+    next_step,
+)
+from trainer_node.job.monitor import Follower
+from trainer_node.job.state_chain import Chain, FencedError
+from trainer_node.lease import RETRY_S, LeaseLostError
+from trainer_node.worker.crash import Death, explain
+from trainer_node.worker.run_folder import RunFolder, worker_job
+from trainer_node.worker.supervisor import Worker
+
+EXIT_S: Final = 3.0  # for a worker that is done to exit by itself; freeing a large model takes a while
+RESTART_PAUSE_S: Final = 1.0  # least time between two starts, so that a crash loop doesn't eat the machine
+OVER: Final = "the task ended, or its node stopped"
+
+log = get_logger()
+
+
+class Assignment:
+    """A job while this node tends it."""
+
+    def __init__(self, post: Post, job: Job) -> None:
+        self.post = post
+        self.job = job
+        self.run = RunFolder(post.settings.node, job.task)
+        self.chain = Chain(post.bus, post.lease, job.task)
+        self.submissions = Submissions(post)
+        self.log = log.bind(task=job.task)
+        self._death: Death | None = None  # why the newest worker's end counts against the limit
+        self._counted = False  # that end is in the chain already, as a claim of the next attempt
+        self._trouble = ""
+        self._started = float("-inf")
+        self._requeue: asyncio.Future[str | None] | None = None  # an operator who waits for the answer
+        self._over = False
+        self._worker_job, self._refusal = self._prepare()
+        ready_by = self._worker_job.ready_by if self._worker_job else job.deadline_at
+        self.follower = Follower(post, job, self.run, ready_by)
+
+    async def tend(self) -> None:
+        """Work until the task has a result, another node holds the slot, or the node drains."""
+        try:
+            await self._make_room()
+        except OSError as error:
+            self._say(error)
+            return await pause(self.post.settings.poll_s, self.post.wake)
+        follower = asyncio.create_task(self.follower.follow())
+        turns = asyncio.create_task(self._turns())
+        try:
+            await asyncio.wait([follower, turns], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (follower, turns):
+                task.cancel()
+            ends = await asyncio.gather(follower, turns, return_exceptions=True)
+            self._over = True
+            self._answer(OVER)
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
+        await self.follower.publish()
+
+    async def requeue(self) -> str | None:
+        """Begin anew with the attempts counted from 1: None once that is in the chain, else why not."""
+        if self._over:
+            return OVER
+        if self._requeue is None:
+            self._requeue = asyncio.get_running_loop().create_future()
+            self.post.wake.set()
+        return await asyncio.shield(self._requeue)
+
+    async def _make_room(self) -> None:
+        """Nothing of an older job of the same name may be taken for this one's."""
+        if await asyncio.to_thread(self.run.begun, self.job) is not None:
+            return
+        if self.post.worker_of(self.job.task) is not None:
+            await self.post.dismiss("its job is another one now")
+        await asyncio.to_thread(self.run.remove)
+
+    async def _turns(self) -> None:
+        post = self.post
+        while not post.draining.is_set():
+            post.wake.clear()
+            if post.lease.holder is not None:
+                return
+            seconds, wake = RETRY_S, post.wake
+            try:
+                if post.lease.may_write():
+                    step = await self._turn()
+                    self._trouble = ""
+                    if isinstance(step, Done):
+                        return
+                    if not isinstance(step, Watch):
+                        continue
+                    seconds = post.settings.poll_s
+            except (BusError, LeaseLostError, FencedError) as error:
+                self._say(error)
+            except StoreError as error:
+                await self._give_up(error)
+                seconds, wake = self.submissions.pause_s(), post.draining  # whatever else happens here
+            except OSError as error:
+                await self._give_up(error)
+                seconds = post.settings.poll_s
+            await pause(seconds, wake)
+
+    async def _turn(self) -> Step:
+        last = await self.chain.read()
+        view = await asyncio.to_thread(self._look)
+        step = next_step(self.job, last, view, self.post.settings.max_attempts)
+        if isinstance(step, Look):
+            view = replace(view, stored=await self.submissions.is_there(self.job))
+            step = next_step(self.job, last, view, self.post.settings.max_attempts)
+        match step:
+            case Done(result):
+                await self._clean_up(result)
+            case Claim(attempt):
+                await self._claim(attempt)
+            case Start(attempt):
+                await self._start(attempt)
+            case StartOver():
+                await self._start_over()
+            case Submit(digest):
+                await self._submit(digest)
+            case Deliver():
+                await self._deliver(view)
+            case Finish(status, reason, code):
+                await self._end(status, reason, code=code)
+        if view.requeue and not isinstance(step, StartOver):
+            self._answer("it has a result, or is about to get one")
+        return step
+
+    def _look(self) -> View:
+        worker, outcome = self.post.worker_of(self.job.task), self.run.outcome()
+        alive = worker is not None and worker.alive
+        if self._refusal is not None and not alive and not _is_ready(outcome):
+            outcome = self._refusal
+        newest = self.run.newest_step()
+        last = self.post.supervisor.last_file()
+        known = last if last is not None and last.task == self.job.task else None
+        progressed = (newest or 0) > (known.step if known else 0)
+        if not (alive or progressed or self._counted) and self._death is None:
+            self._death = self._error(worker, outcome)
+        return View(
+            node=self.post.node,
+            epoch=self.post.lease.epoch,
+            now=time.time(),
+            attempt=known.attempt if known else 0,
+            worker_alive=alive,
+            death=self._death.text if self._death else self.follower.condemned,
+            death_code=self._death.code if self._death else None,
+            outcome=outcome,
+            has_checkpoint=newest is not None,
+            requeue=self._requeue is not None,
+        )
+
+    def _error(self, worker: Worker | None, outcome: Outcome | None) -> Death | None:
+        """What a worker died of by itself; None if the node stopped it, or wasn't there to see it."""
+        if outcome is not None:
+            if outcome.status is not OutcomeStatus.FAILED:
+                return None
+            return Death(outcome.error or "the worker failed", outcome.code or ErrorCode.INTERNAL)
+        if worker is None or worker.stopped:
+            return None
+        return explain(
+            worker.manner(),
+            self.run.last_error(),
+            out_of_memory=worker.out_of_memory,
+            free_bytes=self.run.free_bytes(),
+        )
+
+    async def _claim(self, attempt: int) -> None:
+        step = await asyncio.to_thread(self.run.newest_step)
+        await self.chain.append(
+            Claimed(**self._stamp(), task=self.job.task, slot=self.job.slot, attempt=attempt, step=step or 0)
+        )
+        self.log.info("claimed", attempt=attempt, epoch=self.post.lease.epoch, step=step or 0)
+
+    async def _start(self, attempt: int) -> None:
+        assert self._worker_job is not None  # else the refusal had ended the task
+        await asyncio.sleep(max(0.0, self._started + RESTART_PAUSE_S - time.monotonic()))
+        await asyncio.to_thread(self.run.remove_parts)
+        await asyncio.to_thread(self.run.write_job, self._worker_job)  # a full disk must claim nothing
+        await self._claim(attempt)
+        self._death = self.follower.condemned = None
+        self._counted = True  # should no worker come of it, the next try is of the same attempt
+        kill_point(KillPoint.CLAIMED)  # the next life's lease is a new epoch, so it claims anew
+        await asyncio.to_thread(self.run.remove_outcome)
+        step = await asyncio.to_thread(self.run.newest_step)
+        self._started = time.monotonic()
+        must_hold = self.post.lease.must_hold
+        await self.post.supervisor.start(self.run, attempt, step or 0, must_hold=must_hold)
+        self._counted = False
+
+    async def _start_over(self) -> None:
+        await self.post.dismiss("an operator requeued its job")
+        if _is_ready(await asyncio.to_thread(self.run.outcome)):  # meanwhile: that is better than anew
+            return
+        await self._start(1)
+        self._answer(None)
+
+    def _answer(self, refusal: str | None) -> None:
+        if self._requeue is not None:
+            self._requeue.set_result(refusal)
+            self._requeue = None
+
+    async def _submit(self, digest: str) -> None:
+        kill_point(KillPoint.READY)  # the next life finds the export and announces it
+        await self.chain.append(
+            Submitting(**self._stamp(), task=self.job.task, slot=self.job.slot, digest=digest)
+        )
+        self.log.info("submitting", digest=digest)
+        kill_point(KillPoint.ANNOUNCED)  # whoever is next finds the name free and announces its own
+
+    async def _deliver(self, view: View) -> None:
+        outcome, export = view.outcome, None
+        if outcome is not None and outcome.digest and _is_ready(outcome):
+            export = Export(self.run.export(outcome), outcome.digest)
+        try:
+            stored = await self.submissions.put(self.job, export)
+        except DamagedExportError as error:
+            self._death = Death(str(error))
+            await asyncio.to_thread(self.run.remove_outcome)
+            return
+        kill_point(KillPoint.STORED)  # whoever is next finds the name taken and names what is there
+        margin = self.job.deadline_at - time.time()
+        ours = outcome is not None and outcome.digest == stored.digest
+        how = "submitted" if margin >= 0 else f"submitted {-margin:.0f} s after the deadline"
+        await self._end(
+            ResultStatus.SUBMITTED,
+            f"{how}; {stored.remark}" if stored.remark else how,
+            digest=stored.digest,
+            artifact=stored.artifact,
+            metrics=outcome.metrics if outcome is not None and ours else None,
+            deadline_margin_s=margin,
+            model_hash=await self.submissions.model_hash(self.job, stored.digest),
+        )
+
+    async def _end(self, status: ResultStatus, reason: str, **fields: Any) -> None:
+        stamp, job = self._stamp(), self.job
+        await self.chain.append(
+            Result(
+                **stamp,
+                task=job.task,
+                task_id=job.task_id,
+                slot=job.slot,
+                status=status,
+                reason=reason,
+                **fields,
+            )
+        )
+
+    async def _give_up(self, error: OSError | StoreError) -> None:
+        """A disk or store that is of no use must not hold the slot for ever."""
+        self._say(error)
+        if isinstance(self.chain.last, Result) or not self.post.lease.may_write():
+            return  # in the first case only the cleaning up is left, and that may fail
+        try:
+            if lost := await self.submissions.lost(self.job, error):
+                await self._end(ResultStatus.FAILED, lost.text, code=lost.code)
+        except (BusError, LeaseLostError, FencedError) as refused:
+            self._say(refused)
+
+    async def _clean_up(self, result: Result) -> None:
+        kill_point(KillPoint.ENDED)  # the next life finds no work and stops what still runs
+        self.log.info(
+            "task ended", status=result.status, reason=result.reason, margin_s=result.deadline_margin_s
+        )
+        worker = self.post.worker_of(self.job.task)
+        if worker is not None:
+            if result.status is ResultStatus.SUBMITTED:  # it has said its last word and is about to exit
+                await pause(EXIT_S, worker.ended)
+            await self.post.dismiss("its task has a result")
+        try:
+            await asyncio.to_thread(self.run.clean)
+        except OSError as error:  # the result stands, and the next job must not wait for this folder
+            self.log.warning("run folder not cleaned", error=str(error))
+
+    def _prepare(self) -> tuple[WorkerJob | None, Outcome | None]:
+        post = self.post
+        try:
+            self.submissions.check(self.job)
+            return worker_job(post.settings, self.job, post.hardware, post.supervisor.threads), None
+        except EngineError as error:
+            if begun := self.run.begun(self.job):  # what has begun goes on, if only to submit what it has
+                return begun, None
+            return None, _refusal(error.code, str(error))
+        except Exception as error:  # one odd job must not end the node, again and again, until it expires
+            self.log.exception("the job can't be prepared")
+            return None, _refusal(ErrorCode.UNSUPPORTED, f"this node can't prepare the job: {error!r}")
+
+    def _stamp(self) -> dict[str, Any]:
+        node, epoch = self.post.node, self.post.lease.epoch
+        return {"record_id": uuid.uuid4().hex, "node": node, "epoch": epoch, "at": time.time()}
+
+    def _say(self, error: Exception) -> None:
+        """Log trouble once, not at every retry."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            self.log.warning("not done, will try again", error=self._trouble)
+
+
+def _refusal(code: ErrorCode, error: str) -> Outcome:
+    return Outcome(status=OutcomeStatus.FAILED, code=code, error=error)
+
+
+def _is_ready(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.status is OutcomeStatus.READY

@@ -1,0 +1,155 @@
+"""One job's run folder: what node and worker tell each other, and all that a resume needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from shared.files import write_atomically
+from shared.logs import get_logger
+from shared.messages import (
+    ErrorCode,
+    Hardware,
+    Job,
+    Outcome,
+    OutcomeStatus,
+    WorkerJob,
+    decode_outcome,
+    decode_worker_job,
+    encode,
+)
+from shared.settings import Settings
+from trainer_node.job.inputs import dataset_path, model_path
+
+RUNS_KEPT = 5  # finished run folders kept for people, newest first
+RESERVE_SHARE = 0.1  # of a short job's whole time that the submit reserve may take at most
+LOG_TAIL_BYTES = 16 << 10
+
+_CHECKPOINT = re.compile(r"step-(\d+)")
+
+log = get_logger()
+
+
+class RunFolder:
+    """`<node folder>/runs/<task>`. Every method blocks for the time of a few file operations."""
+
+    def __init__(self, node_folder: Path, task: str) -> None:
+        self.task = task
+        self.path = node_folder / "runs" / task
+        self.job_file = self.path / "job.json"
+        self.progress_file = self.path / "progress.jsonl"
+        self.outcome_file = self.path / "outcome.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.log_file = self.path / "worker.log"
+
+    def write_job(self, job: WorkerJob) -> None:
+        """Make the folder and put `job.json` there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.job_file, encode(job))
+
+    def begun(self, job: Job) -> WorkerJob | None:
+        """What a worker of this job was given; None if none was, or only one of an older job of its name."""
+        try:
+            given = decode_worker_job(self.job_file.read_bytes())
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+        return given if given.start_at == job.received_at else None
+
+    def remove(self) -> None:
+        """Delete the whole folder, if there is one."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+
+    def outcome(self) -> Outcome | None:
+        """The worker's last word, if there is one; one that can't be read counts as a failure."""
+        try:
+            outcome = decode_outcome(self.outcome_file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError as error:
+            return _failed(f"the worker's outcome can't be read: {error}")
+        if outcome.status is OutcomeStatus.READY and not (outcome.digest and outcome.export):
+            return _failed("the worker's outcome names no export")
+        return outcome
+
+    def remove_outcome(self) -> None:
+        """Forget the last word, before another worker starts."""
+        self.outcome_file.unlink(missing_ok=True)
+
+    def remove_parts(self) -> None:
+        """Free what a dead worker had half written: the next one may need all of that room."""
+        for path in self.checkpoints.glob(".tmp-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        (self.path / "data.part").unlink(missing_ok=True)
+
+    def export(self, outcome: Outcome) -> Path:
+        """The folder that a READY outcome names."""
+        return self.path / (outcome.export or "export")
+
+    def newest_step(self) -> int | None:
+        """Step of the newest checkpoint, or None. A half-written one has another name."""
+        if not self.checkpoints.is_dir():
+            return None
+        names = (_CHECKPOINT.fullmatch(path.name) for path in self.checkpoints.iterdir())
+        return max((int(match[1]) for match in names if match), default=None)
+
+    def last_error(self) -> str | None:
+        """The last line a worker left in its log: for a Python worker, the exception."""
+        try:
+            with self.log_file.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+                lines = file.read().decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return None
+        return next((line.strip()[:500] for line in reversed(lines) if line.strip()), None)
+
+    def free_bytes(self) -> int:
+        """Room left on the folder's disk."""
+        return shutil.disk_usage(self.path).free
+
+    def clean(self) -> None:
+        """After the result: free checkpoints and data, keep export and logs, and prune older run folders."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for name in ("data", "data.part", "reference.safetensors"):
+            (self.path / name).unlink(missing_ok=True)
+        runs = self.path.parent
+        if not runs.is_dir():
+            return
+        others = [path for path in runs.iterdir() if path.is_dir() and path != self.path]
+        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in others[RUNS_KEPT - 1 :]:
+            log.info("run folder pruned", task=old.name, folder=str(old))
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def worker_job(settings: Settings, job: Job, hardware: Hardware, threads: int) -> WorkerJob:
+    """All a worker needs to know about a job. Raises EngineError if model or data can't be given to one."""
+    offer = job.offer
+    reserve = min(settings.submit_reserve_s, RESERVE_SHARE * max(0.0, job.deadline_at - job.received_at))
+    return WorkerJob(
+        task_id=job.task_id,
+        task=job.task,
+        slot=job.slot,
+        task_type=offer.task_type,
+        model=offer.model,
+        model_path=model_path(settings, offer.model),
+        dataset=dataset_path(settings, offer.dataset, offer.file_format),
+        file_format=offer.file_format,
+        dataset_type=offer.dataset_type,
+        start_at=job.received_at,
+        ready_by=job.deadline_at - reserve,
+        hardware=hardware,
+        profile=settings.profile,
+        seed=settings.seed,
+        checkpoint_interval_s=settings.checkpoint_interval_s,
+        allow_private_urls=settings.allow_private_urls,
+        threads=threads,
+    )
+
+
+def _failed(reason: str) -> Outcome:
+    return Outcome(status=OutcomeStatus.FAILED, code=ErrorCode.INTERNAL, error=reason)

@@ -1,0 +1,286 @@
+"""The worker process: start it, adopt one that outlived its node, see its end, stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from shared.files import write_atomically
+from shared.logs import get_logger
+from shared.settings import PREFIX, Settings
+from trainer_node.fault_injection import KillPoint, kill_point
+from trainer_node.machine_slot import MachineSlot
+from trainer_node.worker.crash import KILLED, out_of_memory_kills
+from trainer_node.worker.run_folder import RunFolder
+from trainer_node.worker.slot_lock import SlotLock, command_line, start_time
+
+ENGINE = (sys.executable, "-m", "trainer_node.engine")
+POLL_S = 0.05  # between looks at something that has no event
+OTHERS_GRACE_S = 10.0  # for the worker of a node that lost the lease
+ORPHANS_AFTER_S = 5.0  # children that keep the lock so long after their worker's end are killed
+
+log = get_logger()
+
+
+class WorkerFile(Struct, frozen=True, kw_only=True):
+    """`worker.json`: who the running worker is. Process id and start time together are never reused."""
+
+    pid: int
+    start_time: int
+    task: str
+    attempt: int
+    step: int  # of the checkpoint it began with
+    started_at: float
+
+
+class Worker:
+    """One running or ended worker process."""
+
+    def __init__(self, file: WorkerFile, process: subprocess.Popen[bytes] | None) -> None:
+        self.file = file
+        self.process = process  # None = adopted: not our child
+        self.stopped = False  # by the node, so its end doesn't count
+        self.out_of_memory = False  # the kernel ended it for that
+        self.ended = asyncio.Event()
+        self._kills_before = out_of_memory_kills()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its end was not seen yet."""
+        return not self.ended.is_set()
+
+    def note_end(self) -> None:
+        """Take down how it ended, while the kernel's counter tells something about it."""
+        code = self.process.poll() if self.process else None
+        # SIGTERM kills only a worker that doesn't listen yet: somebody asked it to stop.
+        self.stopped |= code == -signal.SIGTERM
+        self.out_of_memory = code in KILLED and out_of_memory_kills() > self._kills_before
+        self.ended.set()
+
+    def manner(self) -> str:
+        """How it ended, for people."""
+        code = self.process.returncode if self.process else None
+        if code is None:
+            return "the worker ended"
+        if code < 0:
+            return f"the worker was killed by {signal.Signals(-code).name}"
+        return f"the worker ended with exit code {code}"
+
+
+class Supervisor:
+    """At most one worker, the one that holds the slot's lock."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        threads: int,
+        *,
+        worker_command: tuple[str, ...] = ENGINE,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder = settings.node
+        self.settings = settings
+        self.threads = threads
+        self.command = worker_command
+        self.worker: Worker | None = None
+        self.lock = SlotLock(self.folder)
+        self.machine = MachineSlot(settings)
+        self._file = self.folder / "worker.json"
+        self._on_end = on_end
+        self._poller: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a running worker."""
+        return self.worker is not None and self.worker.alive
+
+    def last_file(self) -> WorkerFile | None:
+        """The newest worker this folder knows of, running or not."""
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=WorkerFile)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    async def adopt(self) -> None:
+        """Take on the worker that holds the lock, if one does; kill a holder that is no worker."""
+        if not await asyncio.to_thread(self.lock.is_held):
+            await asyncio.to_thread(self.lock.record_missed_release)
+            return
+        file = await asyncio.to_thread(self._find)
+        if file is None:
+            log.error("the slot's lock is held by something that is no worker; killing it")
+            await self._free_lock(orphans_after_s=0)
+            return
+        log.info("worker adopted", pid=file.pid, task=file.task, attempt=file.attempt)
+        self._watch(Worker(file, None), "adopted")
+
+    async def start(
+        self, run: RunFolder, attempt: int, step: int, *, must_hold: Callable[[], None] = lambda: None
+    ) -> None:
+        """Start a worker on a run folder whose job.json is written; waits for the lock first.
+
+        A worker of another node on this machine has to go; `must_hold` raises if this node may not end it.
+        """
+        await self._free_lock()
+        await self.machine.clear(must_hold, min(OTHERS_GRACE_S, self.settings.stop_grace_s))
+        worker = await asyncio.to_thread(self._spawn, run, attempt, step)
+        log.info("worker started", pid=worker.file.pid, task=run.task, attempt=attempt, step=step)
+        self._watch(worker, "acquired")
+
+    async def stop(self, why: str, *, grace_s: float | None = None) -> None:
+        """Ask the worker to stop, kill its process group after the grace, and wait for the lock."""
+        worker = self.worker
+        if worker is None or not worker.alive:
+            return
+        worker.stopped = True
+        grace_s = self.settings.stop_grace_s if grace_s is None else grace_s
+        log.info("stopping the worker", pid=worker.file.pid, task=worker.file.task, why=why)
+        _signal(worker.file, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace_s):
+                await worker.ended.wait()
+        except TimeoutError:
+            file = worker.file
+            log.warning("worker doesn't stop, killing it", pid=file.pid, task=file.task, after_s=grace_s)
+            _kill_group(worker.file)
+            await worker.ended.wait()
+        await self._free_lock()
+
+    def close(self) -> None:
+        """Stop watching; a running worker goes on without us."""
+        if self._poller is not None:
+            self._poller.cancel()
+
+    def _spawn(self, run: RunFolder, attempt: int, step: int) -> Worker:
+        # All that a worker needs to know of the settings is in its job.json; the rest is not its business.
+        inherited = {name: os.environ[name] for name in os.environ if not name.startswith(PREFIX)}
+        environment = inherited | {"OMP_NUM_THREADS": str(self.threads)}
+        if self.settings.gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = self.settings.gpus
+        locks = [self.lock.take()]
+        try:
+            locks.append(self.machine.lock.take())
+            with run.log_file.open("ab") as output:
+                process = subprocess.Popen(
+                    [*self.command, str(run.job_file)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=run.path,
+                    env=environment,
+                    pass_fds=tuple(locks),
+                    start_new_session=True,
+                )
+        finally:
+            for lock in locks:
+                os.close(lock)
+        kill_point(KillPoint.SPAWNED)  # the next life's `_find` knows the worker by the open lock
+        file = WorkerFile(
+            pid=process.pid,
+            start_time=start_time(process.pid) or 0,
+            task=run.task,
+            attempt=attempt,
+            step=step,
+            started_at=time.time(),
+        )
+        write_atomically(self._file, msgspec.json.encode(file))
+        return Worker(file, process)
+
+    def _find(self) -> WorkerFile | None:
+        """The worker that holds the lock: as worker.json says, else by its open files and arguments."""
+        last = self.last_file()
+        if last is not None and start_time(last.pid) == last.start_time:
+            return last
+        for pid in self.lock.holders():
+            started, job_file = start_time(pid), Path((command_line(pid) or [""])[-1])
+            leader = started is not None and os.getsid(pid) == pid
+            if not leader or job_file.name != "job.json":
+                continue
+            task = job_file.parent.name
+            attempt = last.attempt if last is not None and last.task == task else 1
+            step = RunFolder(self.folder, task).newest_step() or 0
+            file = WorkerFile(
+                pid=pid,
+                start_time=started or 0,
+                task=task,
+                attempt=attempt,
+                step=step,
+                started_at=time.time(),
+            )
+            write_atomically(self._file, msgspec.json.encode(file))
+            return file
+        return None
+
+    def _watch(self, worker: Worker, event: str) -> None:
+        file, self.worker = worker.file, worker
+        self.lock.record(event, file.pid, file.task, file.attempt)
+        try:
+            descriptor = os.pidfd_open(file.pid)
+        except ProcessLookupError:
+            self._ended(worker)
+        except OSError:  # a kernel without pidfd
+            self._poller = asyncio.create_task(self._poll(worker))
+        else:
+            loop = asyncio.get_running_loop()
+
+            def ended() -> None:
+                loop.remove_reader(descriptor)
+                os.close(descriptor)
+                self._ended(worker)
+
+            loop.add_reader(descriptor, ended)
+
+    async def _poll(self, worker: Worker) -> None:
+        while start_time(worker.file.pid) == worker.file.start_time:  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(POLL_S)
+        self._ended(worker)
+
+    def _ended(self, worker: Worker) -> None:
+        file = worker.file
+        _kill_group(file)
+        worker.note_end()
+        self.lock.record("released", file.pid, file.task, file.attempt)
+        log.info("worker ended", pid=file.pid, task=file.task, manner=worker.manner(), asked=worker.stopped)
+        self._on_end()
+
+    async def _free_lock(self, orphans_after_s: float = ORPHANS_AFTER_S) -> None:
+        """Wait until nobody holds the lock; kill those who still do after `orphans_after_s`."""
+        waited_s = 0.0
+        while await asyncio.to_thread(self.lock.is_held):
+            if waited_s >= orphans_after_s:
+                for pid in await asyncio.to_thread(self.lock.holders):
+                    log.warning("killing a process that keeps the slot's lock", pid=pid)
+                    _kill(pid)
+            await asyncio.sleep(POLL_S)
+            waited_s += POLL_S
+
+
+def _signal(file: WorkerFile, number: int) -> None:
+    if start_time(file.pid) == file.start_time:
+        _kill(file.pid, number)
+
+
+def _kill(pid: int, number: int = signal.SIGKILL) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _kill_group(file: WorkerFile) -> None:
+    """Kill what is left of a worker's process group (it leads its own session).
+
+    While one member lives, the kernel gives the number to nobody else. So if a process of that number was
+    started at another time, none is left, and the group of that number is a stranger's.
+    """
+    if start_time(file.pid) in (None, file.start_time):
+        with suppress(ProcessLookupError):
+            os.killpg(file.pid, signal.SIGKILL)
