@@ -30,9 +30,9 @@ from typing import Any
 
 import torch
 
-from bench.deadline.runs import real_runs as deadline_real
-from bench.deadline.runs import simulated_machine as world
-from bench.deadline.runs import simulated_pipeline as stage
+from bench.deadline import real_runs as deadline_real
+from bench.deadline import simulated_machine as world
+from bench.deadline import simulated_pipeline as stage
 from bench.deadline.simulated_machine import Faults, Killed, Seconds, World
 from bench.deadline.simulated_pipeline import Ear
 from bench.harness import tiny_jobs as tiny

@@ -22,9 +22,9 @@ from trainer_node.engine.data.examples import IGNORED, Examples, tokenize
 from trainer_node.engine.data.packing import Batch, collate, pack
 from trainer_node.engine.distributed.sharding import decoder_layers
 from trainer_node.engine.evaluate.metric import reference_logprobs
+from trainer_node.engine.model import label_model as network
 from trainer_node.engine.model.fused_lora import unfuse_lora
 from trainer_node.engine.model.loading import Deltas, add_deltas, load_model, load_tokenizer
-from trainer_node.engine.model.loading import label_model as network
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.train.cpu_threads import lanes_for
 from trainer_node.engine.train.loop import make_optimizer

@@ -167,7 +167,7 @@ def cost(folder: Path, data: Path, *, quick: bool) -> float:
     What training waits for, and what writing beside it takes from its cores. A dense run of SmolLM2-135M
     (1.3 GB a checkpoint) over 4 minutes where it is at hand, else the tiny model.
     """
-    from bench.deadline.runs import stage_costs as costs
+    from bench.deadline import stage_costs as costs
 
     if quick or not costs.SMOLLM2.exists():
         now = time.time()

@@ -1,4 +1,4 @@
-"""The facts that `podium doctor` gathers, without changing anything; podium/diagnostics/checks.py judges them."""
+"""Gather the facts that `podium doctor` judges, without changing anything."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from gateway.upstream.endpoints import add_endpoints
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.messages import Claimed, Phase, Progress, encode
-from tests.integration.gateway.test_events import reading
 from tests.integration.gateway.test_gateway_api import BAD_FIELDS, JSON, result_of, with_field
+from tests.integration.gateway.test_sse import reading
 
 MakeOffer = Callable[..., dict[str, Any]]
 

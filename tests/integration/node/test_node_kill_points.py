@@ -68,7 +68,7 @@ async def test_killed_at(world, point: KillPoint) -> None:
 
 
 def test_each_moment_is_labelled_once_where_it_is() -> None:
-    text = "".join(path.read_text() for path in SOURCES.glob("*.py"))
+    text = "".join(path.read_text() for path in sorted(SOURCES.rglob("*.py")))
     assert [text.count(f"kill_point(KillPoint.{point.name})") for point in KillPoint] == [1] * len(KillPoint)
     assert [point.value for point in KillPoint] == [f"F2.{number}" for number in range(1, 9)]
 

@@ -9,7 +9,7 @@ import pytest
 from bench.conformance.offers import EXAMPLES, Example, page_with, verdict_on
 from gateway.policy.house import THRESHOLD
 
-PAGE = Path(__file__).parents[3] / "docs" / "deciding.md"
+PAGE = Path(__file__).parents[4] / "docs" / "deciding.md"
 TAKEN = {"small model", "8B, preference pairs", "70B, chat", "unknown size", "CPU half, small model"}
 
 

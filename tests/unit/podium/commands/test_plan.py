@@ -10,7 +10,7 @@ import pytest
 from podium.commands.plan import add_parser
 from shared.planning.planner import Plan
 
-CONFIG = Path(__file__).parents[2] / "data" / "oracle" / "base" / "config.json"
+CONFIG = Path(__file__).parents[3] / "data" / "oracle" / "base" / "config.json"
 STATS = '{"examples": 500, "tokens": 20000, "label_tokens": 9000, "max_length": 90}'
 
 
@@ -76,5 +76,5 @@ def test_bad_numbers_are_usage_errors(arguments: list[str], capsys: pytest.Captu
 
 
 def test_planning_loads_no_torch() -> None:
-    check = "import sys, podium.plan; sys.exit('torch' in sys.modules)"
+    check = "import sys, podium.commands.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], timeout=60, check=False).returncode == 0

@@ -94,7 +94,7 @@ def cpu_seconds() -> float:
 @pytest.mark.alone
 @pytest.mark.parametrize(
     "modules",
-    ["gateway.__main__, gateway.app", "trainer_node.__main__, trainer_node.node", "podium.__main__"],
+    ["gateway.__main__, gateway.server", "trainer_node.__main__, trainer_node.node", "podium.__main__"],
 )
 def test_services_load_without_torch_and_fast(modules: str) -> None:
     code = f"import sys, {modules}\n" + (

@@ -45,7 +45,7 @@ JOB = WorkerJob(
 def main() -> None:
     """`parallel_side.py MODEL FILE`, as a rank."""
     torch.set_num_threads(1)
-    place = Path(__file__).with_name("conftest.py")
+    place = Path(__file__).parents[1] / "conftest.py"
     spec = importlib.util.spec_from_file_location("engine_conftest", place)
     assert spec is not None
     assert spec.loader is not None

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.api.v1 import sse as event_stream
+from gateway.api import sse as event_stream
 from gateway.server import listening_socket, running
 from gateway.telemetry import event_sources as news
 from gateway.telemetry.event_log import EventType

@@ -13,7 +13,7 @@ from shared.planning.model_shape import (
     shape_from_params,
 )
 
-ORACLE = Path(__file__).parents[2] / "data" / "oracle" / "base"
+ORACLE = Path(__file__).parents[3] / "data" / "oracle" / "base"
 SMOL = {
     "model_type": "llama",
     "hidden_size": 576,

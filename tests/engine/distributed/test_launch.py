@@ -92,7 +92,7 @@ def test_sigterm_reaches_rank_0_alone(tmp_path: Path):
 
 def test_every_rank_inherits_what_the_parent_was_handed(tmp_path: Path):
     with (tmp_path / "slot.lock").open("w") as lock:
-        code = "from trainer_node.engine.launch import inherited; print(inherited())"
+        code = "from trainer_node.engine.distributed.launch import inherited; print(inherited())"
         done = subprocess.run(
             [sys.executable, "-c", code],
             pass_fds=(lock.fileno(),),

@@ -105,7 +105,7 @@ async def test_a_folder_that_is_not_there_or_hangs_leaves_the_names(
 ) -> None:
     settings = load_settings({}, models_dir=str(tmp_path / "nowhere"))
     assert read_families(settings) == {}
-    monkeypatch.setattr("gateway.families.LOOK_S", 0.05)
+    monkeypatch.setattr("gateway.policy.model_family.LOOK_S", 0.05)
     released = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from shared.errors import EngineError
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Batch, collate
+from trainer_node.engine.model import attention
 from trainer_node.engine.model.attention import (
     _KERNELS,
     Form,
@@ -24,7 +25,7 @@ from trainer_node.engine.model.attention import (
     max_documents,
     packed_attention,
 )
-from trainer_node.engine.model.loading import attention, load_model
+from trainer_node.engine.model.loading import load_model
 
 LENGTHS = [9, 1, 30, 4]
 
