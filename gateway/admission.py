@@ -22,7 +22,7 @@ from shared import subjects
 from shared.broker.bus import Bus, Record
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError, PodiumError
 from shared.logs import get_logger
-from shared.messages import BareOffer, Decision, Hardware, Job, Offer, Reservation, encode
+from shared.messages import BareOffer, Decision, DecisionKind, Hardware, Job, Offer, Reservation, encode
 from shared.planning.planner import Feasibility, check_offer
 from shared.settings import Settings
 
@@ -141,9 +141,9 @@ class Admission:
     def _rejected(self, offer: BareOffer, token: str, verdict: Verdict, received_at: float) -> Decision:
         decision = self._records.decision(offer, token, verdict, received_at)
         if verdict.warning:
-            self._log.warning(verdict.warning, task=token, reason=verdict.reason)
+            self._log.warning(verdict.warning, task=token, kind=verdict.kind, reason=verdict.reason)
         else:
-            self._log.info("offer rejected", task=token, reason=verdict.reason)
+            self._log.info("offer rejected", task=token, kind=verdict.kind, reason=verdict.reason)
         return decision
 
     async def _decide(
@@ -293,7 +293,13 @@ class Admission:
             f"Task id is the token of another accepted task, {known.task_id!r}; offer it under another id"
         )
         judged = self._policy(offer, self.view())
-        verdict = Verdict(reason=reason, priority=judged.priority, terms=judged.terms, policy=judged.policy)
+        verdict = Verdict(
+            reason=reason,
+            kind=DecisionKind.TOKEN_TAKEN,
+            priority=judged.priority,
+            terms=judged.terms,
+            policy=judged.policy,
+        )
         return self._rejected(offer, token, verdict, received_at)
 
     async def _append(self, record: Job | Reservation, expected: int) -> None:

@@ -26,6 +26,7 @@ class Records:
             task=token,
             accepted=verdict.accepted,
             reason=verdict.reason,
+            kind=verdict.kind,
             slot=verdict.slot,
             priority=verdict.priority,
             terms=verdict.terms,

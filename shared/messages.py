@@ -153,6 +153,26 @@ class Terms(Struct, frozen=True, kw_only=True):
     h100_maximum_bonus: Term
 
 
+class DecisionKind(StrEnum):
+    """What decided an offer, without the numbers and names that a reason carries.
+
+    A value that a newer version added is read as `other`.
+    """
+
+    ACCEPTED = "accepted"
+    CAPACITY = "capacity"  # all slots are busy or reserved
+    TOO_LONG = "too_long"  # more hours than `max_hours`
+    TOKEN_TAKEN = "token_taken"  # another accepted task has the same token
+    PLAN = "plan"  # unsupported, too short, or too large for memory or deadline
+    HARDWARE = "hardware"  # no slot is free, live and shows the expected hardware
+    PRIORITY = "priority"  # the learned rates: below the threshold, or too few points per hour
+    OTHER = "other"  # a custom policy that names no kind, or that failed
+
+    @classmethod
+    def _missing_(cls, value: object) -> DecisionKind:
+        return cls.OTHER
+
+
 class Decision(Struct, frozen=True, kw_only=True):
     """Accept or reject, with the reason and every term of the score."""
 
@@ -160,6 +180,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     task: str  # the task's token
     accepted: bool
     reason: str
+    kind: DecisionKind = DecisionKind.OTHER  # also in records of versions that did not write it
     slot: str | None = None  # set if accepted
     priority: float | None = None
     terms: Terms | None = None

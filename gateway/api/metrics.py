@@ -13,16 +13,14 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.reasons import ReasonClass
 from gateway.service import Service
 from gateway.state.ledger import TaskState
-from gateway.telemetry.counters import BOUNDS_S, Measures
+from gateway.telemetry.counters import AGAIN, BOUNDS_S, DECISIONS, Measures
 from gateway.views.build import SlotView, slot_view
-from shared.messages import Phase, Progress, ResultStatus
+from shared.messages import DecisionKind, Phase, Progress, ResultStatus
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SLOT_STATES: Final = ("free", "reserved", "busy")
-REJECTED: Final = [each for each in ReasonClass if each not in (ReasonClass.ACCEPTED, ReasonClass.AGAIN)]
 
 
 def exposition(service: Service) -> bytes:
@@ -56,9 +54,9 @@ def _decisions(measures: Measures) -> Iterator[Metric]:
         "Offers this gateway decided on, by outcome and by what decided.",
         labels=("outcome", "reason"),
     )
-    for reason in ReasonClass:
-        outcome = "rejected" if reason in REJECTED else "accepted"
-        family.add_metric((outcome, reason.value), measures.decisions[reason])
+    for reason in DECISIONS:
+        outcome = "accepted" if reason in (DecisionKind.ACCEPTED, AGAIN) else "rejected"
+        family.add_metric((outcome, str(reason)), measures.decisions[reason])
     yield family
     newest = measures.newest
     if newest is None:

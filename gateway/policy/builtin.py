@@ -16,7 +16,7 @@ from gateway.learning.rates import Tables
 from gateway.policy.house import Policy, PolicyView, SlotFacts, Verdict, free_slot, maximum_accuracy, terms_of
 from shared.errors import SettingsError
 from shared.logs import get_logger
-from shared.messages import BareOffer, Terms
+from shared.messages import BareOffer, DecisionKind, Terms
 from shared.planning.model_shape import parameters_from_name
 from shared.planning.planner import ASSUMED_PARAMETERS, LONGEST_HOURS
 
@@ -30,11 +30,11 @@ def first_come(offer: BareOffer, view: PolicyView) -> Verdict:
     """Take whatever fits a slot that is free and shows the expected hardware; nothing learned matters."""
     chosen = free_slot(view)
     terms = terms_of(offer, view, chosen)
-    why = _why_not(offer, view, terms, chosen)
-    if chosen is None or why:
-        return Verdict(reason=why, terms=terms, policy="first_come")
+    kind, why = _obstacle(offer, view, terms, chosen)
+    if chosen is None or kind is not DecisionKind.ACCEPTED:
+        return Verdict(reason=why, kind=kind, terms=terms, policy="first_come")
     reason = f"Accepted: {terms.maximum_accuracy_bonus.cause}"
-    return Verdict(reason=reason, slot=chosen.slot, terms=terms, policy="first_come")
+    return Verdict(reason=reason, kind=kind, slot=chosen.slot, terms=terms, policy="first_come")
 
 
 def expected_value(offer: BareOffer, view: PolicyView) -> Verdict:
@@ -49,13 +49,16 @@ def expected_value(offer: BareOffer, view: PolicyView) -> Verdict:
     work = task_work(offer)
     points = work * (POINTS_OF_FIRST * p - POINTS_OF_FAILURE * q)
     rate = points / max(offer.hours_to_complete, SHORTEST_HOURS)
-    told = f"{points:.2f} points expected = {work:.1f} x (3 x {p:.3f} - {q:.3f}), {rate:.2f} per hour"
-    why = _why_not(offer, view, terms, chosen)
-    if not why and not rate > view.min_points_per_hour:
-        why = f"Too little to win: {told}, not above {view.min_points_per_hour:g}"
-    slot = chosen.slot if chosen is not None and not why else None
-    reason = why or f"Accepted: {told}"
-    return Verdict(reason=reason, slot=slot, priority=rate, terms=terms, policy="expected_value")
+    figures = f"{points:.2f} points expected = {work:.1f} x (3 x {p:.3f} - {q:.3f}), {rate:.2f} per hour"
+    kind, reason = _obstacle(offer, view, terms, chosen)
+    slot = None
+    if kind is DecisionKind.ACCEPTED and chosen is not None:
+        if rate > view.min_points_per_hour:
+            slot, reason = chosen.slot, f"Accepted: {figures}"
+        else:
+            kind = DecisionKind.PRIORITY
+            reason = f"Too little to win: {figures}, not above {view.min_points_per_hour:g}"
+    return Verdict(reason=reason, kind=kind, slot=slot, priority=rate, terms=terms, policy="expected_value")
 
 
 def win_chance(offer: BareOffer, tables: Tables, family: str) -> float:
@@ -75,15 +78,19 @@ def task_work(offer: BareOffer) -> float:
     return max(1.0, 2.0 * sqrt(min(offer.hours_to_complete, LONGEST_HOURS) * billions))
 
 
-def _why_not(offer: BareOffer, view: PolicyView, terms: Terms, chosen: SlotFacts | None) -> str:
-    """What is in the way of an offer, whatever it is worth; empty if nothing is."""
+def _obstacle(
+    offer: BareOffer, view: PolicyView, terms: Terms, chosen: SlotFacts | None
+) -> tuple[DecisionKind, str]:
+    """Return what rules an offer out, whatever it is worth; ACCEPTED and no reason if nothing does."""
     if chosen is None and view.busy >= view.capacity:
-        return f"All {view.capacity} slots are busy"
+        return DecisionKind.CAPACITY, f"All {view.capacity} slots are busy"
     if offer.hours_to_complete > view.max_hours:
-        return f"Job duration too long (>{view.max_hours:g} hours)"
+        return DecisionKind.TOO_LONG, f"Job duration too long (>{view.max_hours:g} hours)"
     if chosen is None:
-        return f"No slot: {terms.h100_maximum_bonus.cause}"
-    return "" if terms.maximum_accuracy_bonus.value else f"No plan: {terms.maximum_accuracy_bonus.cause}"
+        return DecisionKind.HARDWARE, f"No slot: {terms.h100_maximum_bonus.cause}"
+    if not terms.maximum_accuracy_bonus.value:
+        return DecisionKind.PLAN, f"No plan: {terms.maximum_accuracy_bonus.cause}"
+    return DecisionKind.ACCEPTED, ""
 
 
 BUILT_IN: MappingProxyType[str, Policy] = MappingProxyType(
@@ -129,7 +136,7 @@ def _guarded(name: str, policy: Policy) -> Policy:
             return _refused(name, f"it chose slot {verdict.slot!r}, which is not free")
         if verdict.priority is not None and not isfinite(verdict.priority):
             return _refused(name, f"its priority is {verdict.priority}")
-        return replace(verdict, policy=name)
+        return replace(verdict, policy=name, kind=DecisionKind(verdict.kind))
 
     return judge
 

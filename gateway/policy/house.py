@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from gateway.learning.rates import Tables
 from gateway.policy.model_family import model_family
-from shared.messages import BareOffer, Hardware, Term, Terms
+from shared.messages import BareOffer, DecisionKind, Hardware, Term, Terms
 from shared.planning.planner import Feasibility
 
 RATE_WEIGHT = 0.15  # of each of the three learned rates
@@ -52,14 +53,23 @@ class PolicyView(Struct, frozen=True, kw_only=True):
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """What a policy says. `slot` is set exactly if accepted; `warning` is for the log."""
+    """A policy's answer. `slot` is set exactly if accepted; `warning` is for the log.
+
+    `kind` is `accepted` exactly if there is a slot; a rejection that names none is `other`.
+    """
 
     reason: str
+    kind: DecisionKind = DecisionKind.OTHER
     slot: str | None = None
     priority: float | None = None
     terms: Terms | None = None
     warning: str | None = None
     policy: str = "maximum_accuracy"
+
+    def __post_init__(self) -> None:
+        """Make `kind` agree with `slot`."""
+        if self.accepted != (self.kind is DecisionKind.ACCEPTED):
+            force_setattr(self, "kind", DecisionKind.ACCEPTED if self.accepted else DecisionKind.OTHER)
 
     @property
     def accepted(self) -> bool:
@@ -81,21 +91,31 @@ def maximum_accuracy(offer: BareOffer, view: PolicyView) -> Verdict:
     if view.busy >= view.capacity:
         return Verdict(
             reason=f"At maximum accuracy capacity ({view.capacity} jobs for #1)",
+            kind=DecisionKind.CAPACITY,
             warning=f"At maximum accuracy capacity: {view.busy}/{view.capacity} jobs",
             priority=priority,
             terms=terms,
         )
     if offer.hours_to_complete > view.max_hours:
         reason = f"Job duration too long (>{view.max_hours:g} hours)"
-        return Verdict(reason=reason, priority=priority, terms=terms)
+        return Verdict(reason=reason, kind=DecisionKind.TOO_LONG, priority=priority, terms=terms)
     if priority > THRESHOLD and chosen is not None:
         reason = f"Accepted for ranking #1 optimization - priority {priority:.3f}"
-        return Verdict(reason=reason, slot=chosen.slot, priority=priority, terms=terms)
+        return Verdict(
+            reason=reason, kind=DecisionKind.ACCEPTED, slot=chosen.slot, priority=priority, terms=terms
+        )
     missed = [
         term.cause for term in (terms.maximum_accuracy_bonus, terms.h100_maximum_bonus) if not term.value
     ]
     reason = "; ".join([f"Priority {priority:.3f} below #1 threshold", *missed])
-    return Verdict(reason=reason, priority=priority, terms=terms)
+    return Verdict(reason=reason, kind=_weakest(terms), priority=priority, terms=terms)
+
+
+def _weakest(terms: Terms) -> DecisionKind:
+    """Return the bonus that was not earned; the plan first, because no other slot would make it fit."""
+    if not terms.maximum_accuracy_bonus.value:
+        return DecisionKind.PLAN
+    return DecisionKind.PRIORITY if terms.h100_maximum_bonus.value else DecisionKind.HARDWARE
 
 
 def priority_of(terms: Terms) -> float:

@@ -9,14 +9,15 @@ from typing import Final
 from aiohttp import web
 from msgspec import Struct
 
-from gateway.reasons import ReasonClass, reason_class
-from shared.messages import Decision, Result
+from shared.messages import Decision, DecisionKind, Result
 
 # An offer is to be answered within milliseconds, upstream waits 3 s, an operator's wish takes up to 40.
 BOUNDS_S: Final = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1),
     *(0.2, 0.5, 1.0, 2.5, 5.0, 10.0, 45.0),
 )
+AGAIN: Final = "again"  # an offer that was accepted before and got the same answer
+DECISIONS: Final = (*DecisionKind, AGAIN)  # what decisions are counted by
 NOWHERE: Final = "none"  # the route of a request to a path that isn't there
 
 
@@ -39,7 +40,7 @@ class Measures:
     """Counts since this process began; `results` are those of the logs, so they outlast it."""
 
     def __init__(self) -> None:
-        self.decisions: Counter[ReasonClass] = Counter()
+        self.decisions: Counter[str] = Counter()  # by DECISIONS
         self.newest: Decision | None = None
         self.starts = Starts()
         self.results: Counter[str] = Counter()  # by status
@@ -49,8 +50,11 @@ class Measures:
         self._by_route: dict[tuple[web.AbstractRoute, int], Latencies] = {}
 
     def decided(self, decision: Decision, received_at: float) -> None:
-        """Count one decision."""
-        self.decisions[reason_class(decision, received_at)] += 1
+        """Count one decision on an offer that was received at that time."""
+        counted: str = decision.kind
+        if decision.accepted:  # also in a record without a kind
+            counted = AGAIN if decision.decided_at < received_at else DecisionKind.ACCEPTED
+        self.decisions[counted] += 1
         self.newest = decision
 
     def ended(self, result: Result) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import re
 from collections import Counter
 from itertools import count
 
@@ -11,7 +10,7 @@ from msgspec import Struct
 
 from gateway.learning.evidence import Evidence
 from gateway.policy.builtin import POINTS_OF_FAILURE, POINTS_OF_FIRST, task_work
-from gateway.policy.house import Policy, PolicyView, SlotFacts, Verdict
+from gateway.policy.house import Policy, PolicyView, SlotFacts
 from gateway.policy.model_family import model_family
 from podium.simulation.trace import TraceLine
 from shared.messages import BareOffer, Hardware, ResultStatus, Score
@@ -42,7 +41,7 @@ class Report(Struct, frozen=True, kw_only=True):
     offers: int
     accepted: int
     again: int  # offers of tasks that were accepted before: answered as before
-    rejected: dict[str, int]  # by kind of reason
+    rejected: dict[str, int]  # by DecisionKind
     by_type: dict[str, tuple[int, int]]  # offered, accepted
     started: int
     never_started: int
@@ -74,18 +73,6 @@ def replay(lines: list[TraceLine], policy: Policy, name: str, rules: Rules) -> R
     return world.report(name)
 
 
-def reason_class(verdict: Verdict) -> str:
-    """The kind of a refusal, without its figures."""
-    head = re.split("[;:]", verdict.reason, maxsplit=1)[0]
-    head = re.sub(r"Priority \d+\.\d+", "Priority", head)
-    terms = verdict.terms
-    if not head.startswith("Priority") or terms is None:
-        return head
-    bonuses = {"plan": terms.maximum_accuracy_bonus, "slot": terms.h100_maximum_bonus}
-    missed = [f"no {bonus}" for bonus, term in bonuses.items() if not term.value]
-    return f"{head} ({', '.join(missed) or 'rates'})"
-
-
 class _World:
     """Slots, a queue of what happens next, and counts."""
 
@@ -115,7 +102,7 @@ class _World:
         self.offered[offer.task_type] += 1
         verdict = self.policy(offer, self.view(line.at))
         if verdict.slot is None:
-            self.rejected[reason_class(verdict)] += 1
+            self.rejected[verdict.kind] += 1
             return
         self.known.add(offer.task_id)
         self.taken[offer.task_type] += 1

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.api.metrics import CONTENT_TYPE
-from gateway.reasons import ReasonClass
+from gateway.telemetry.counters import DECISIONS
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.messages import Claimed, GpuStatus, Hardware, Heartbeat, Phase, Progress, encode
@@ -64,7 +64,7 @@ async def test_offers_are_counted_by_what_decided(api: Any, bus: Bus, make_offer
         ("rejected", "too_long"): 1,
         ("rejected", "plan"): 1,
     }
-    assert len(found["podium_decisions_total"]) == len(ReasonClass)
+    assert len(found["podium_decisions_total"]) == len(DECISIONS)
     assert found["podium_decision_term"]["maximum_accuracy_bonus",] == 0.0
     assert found["podium_decision_priority"][()] == pytest.approx(0.635)
     assert found["podium_malformed_offers_total"] == {("http",): 1, ("nats",): 1}

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from shared import messages
-from shared.messages import Decision, Hardware, Job, Result, ResultStatus, TaskType, encode
+from shared.messages import Decision, DecisionKind, Hardware, Job, Result, ResultStatus, TaskType, encode
 
 FROZEN = Path(__file__).parents[2] / "data" / "schemas.json"
 OFFER = {
@@ -95,6 +95,16 @@ def test_records_tell_their_kind() -> None:
     assert json.loads(encode(result))["kind"] == "result"
     with pytest.raises(msgspec.ValidationError):
         messages.decode_state_record(encode(job))
+
+
+def test_a_decision_s_kind_may_be_absent_or_of_a_newer_version() -> None:
+    text = '{"task_id": "t", "task": "t", "accepted": false, "reason": "no"%s}'
+    for kind, expected in (
+        ("", DecisionKind.OTHER),
+        (', "kind": "plan"', DecisionKind.PLAN),
+        (', "kind": "not known yet"', DecisionKind.OTHER),
+    ):
+        assert msgspec.json.decode(text % kind, type=Decision).kind is expected
 
 
 def test_hardware_has_a_short_name() -> None:
