@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.learning.rates import Tables
+from gateway.offers import Records
 from gateway.policy.house import Policy, PolicyView, SlotFacts, Verdict, maximum_accuracy
 from gateway.policy.model_family import model_family
-from gateway.records import Records
 from gateway.state.ledger import Ledger
 from gateway.state.log_reader import Follower
 from gateway.state.presence import Presence

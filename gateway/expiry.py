@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from gateway.endings import append_ending, ending
+from gateway.operations import append_result, terminal_result
 from gateway.state.ledger import Ledger
 from gateway.state.log_reader import Follower
 from shared.broker.bus import Bus
@@ -42,7 +42,7 @@ async def expire_for_ever(bus: Bus, ledger: Ledger, follower: Follower, expire_a
 async def _expire(bus: Bus, job: Job, last: int, expire_after_s: float) -> None:
     reason = f"no submission within {expire_after_s:g} s after the deadline"
     try:
-        await append_ending(bus, ending(job, ResultStatus.EXPIRED, reason), last)
+        await append_result(bus, terminal_result(job, ResultStatus.EXPIRED, reason), last)
     except ConflictError:
         log.info("an overdue job moved on, not expired", task=job.task, slot=job.slot)
         return

@@ -1,8 +1,13 @@
-"""What operators may do to an accepted task: cancel it, or have its node begin anew."""
+"""Operators' commands on an accepted task, cancel and requeue; and the results that a gateway may write.
+
+Those are `expired` and `cancelled`, and never after `submitting`.
+"""
 
 from __future__ import annotations
 
-from gateway.endings import append_ending, ending
+import time
+import uuid
+
 from gateway.state.ledger import Ledger, Task
 from gateway.state.log_reader import Follower
 from shared import subjects
@@ -19,6 +24,7 @@ from shared.messages import (
     Control,
     ControlKind,
     Job,
+    Result,
     ResultStatus,
     decode_control_answer,
     encode,
@@ -67,9 +73,9 @@ class Operations:
                     await self._wake(task.job)
                     return task
             job = self._open_job(task)
-            mine = mine or ending(job, ResultStatus.CANCELLED, reason)
+            mine = mine or terminal_result(job, ResultStatus.CANCELLED, reason)
             try:
-                await append_ending(self._bus, mine, self._ledger.chain_of(job).sequence)
+                await append_result(self._bus, mine, self._ledger.chain_of(job).sequence)
             except (ConflictError, BusTimeoutError) as error:
                 log.info("not cancelled yet, looking again", task=token, slot=job.slot, error=str(error))
         raise BusUnavailableError(f"{token} was not seen cancelled in {TRIES} tries")
@@ -128,3 +134,25 @@ class Operations:
             await self._bus.publish(subjects.control(job.slot), self._request(ControlKind.LOOK, job, ""))
         except BusError as error:
             log.debug("the node was not woken", task=job.task, slot=job.slot, error=str(error))
+
+
+def terminal_result(job: Job, status: ResultStatus, reason: str) -> Result:
+    """Return the terminal record of a job that no node ended."""
+    return Result(
+        record_id=uuid.uuid4().hex,
+        task=job.task,
+        task_id=job.task_id,
+        slot=job.slot,
+        status=status,
+        reason=reason,
+        at=time.time(),
+    )
+
+
+async def append_result(bus: Bus, result: Result, last: int) -> None:
+    """Store it if the chain still ends at sequence `last`, so a node that writes first wins.
+
+    Raises what `Bus.append` raises.
+    """
+    subject = subjects.state(result.slot, result.task)
+    await bus.append(subjects.STATE_STREAM, subject, encode(result), last_on_subject=last)

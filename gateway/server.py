@@ -15,8 +15,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.api.access import guard_of, is_loopback
+from gateway.api.routing import RUNNING
 from gateway.api.v1 import make_app
-from gateway.app_keys import RUNNING
 from gateway.ending import end_tasks
 from gateway.service import Service
 from gateway.upstream.auth import remarks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
@@ -23,8 +24,14 @@ from gateway.api.problems import (
     MalformedRequestError,
 )
 from gateway.http_request import read_body
+from gateway.service import Service
 
 JSON: Final = "application/json"
+
+# Shared by the handlers of one gateway.
+SERVICE = web.AppKey("service", Service)
+GUARD = web.AppKey("guard", Guard)
+RUNNING = web.AppKey("running", set[asyncio.Future[None]])  # one future per unanswered request
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 S = TypeVar("S", bound=Struct)

@@ -27,10 +27,19 @@ from gateway.api.problems import (
     problem_of,
     unavailable,
 )
-from gateway.api.routing import Handler, Route, add_routes, json_response, read_message, read_query
+from gateway.api.routing import (
+    GUARD,
+    RUNNING,
+    SERVICE,
+    Handler,
+    Route,
+    add_routes,
+    json_response,
+    read_message,
+    read_query,
+)
 from gateway.api.sse import MEDIA_TYPE as EVENTS
 from gateway.api.sse import EventQuery, get_events
-from gateway.app_keys import GUARD, RUNNING, SERVICE
 from gateway.http_request import read_body
 from gateway.learning.rates import TablesView
 from gateway.learning.score_form import ScoreForm, parse_scores
