@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from gateway.errors import NoSlotError, NotAcceptedError
 from gateway.learning.rates import Tables
 from gateway.offers import Records
 from gateway.policy.house import Policy, PolicyView, SlotFacts, Verdict, maximum_accuracy
@@ -20,7 +21,7 @@ from gateway.state.presence import Presence
 from gateway.telemetry.decision_log import DecisionLog
 from shared import subjects
 from shared.broker.bus import Bus, Record
-from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError, PodiumError
+from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
 from shared.logs import get_logger
 from shared.messages import BareOffer, Decision, DecisionKind, Hardware, Job, Offer, Reservation, encode
 from shared.planning.planner import Feasibility, check_offer
@@ -35,14 +36,6 @@ TRIES = 8  # each lost to another gateway's job, of which a fleet stores one per
 T = TypeVar("T")
 
 log = get_logger()
-
-
-class NotAcceptedError(PodiumError):
-    """A start of a task that was never accepted; nothing was stored."""
-
-
-class NoSlotError(PodiumError):
-    """A start came after its reservation had lapsed, and every slot is taken; nothing was stored."""
 
 
 class Admission:

@@ -1,12 +1,17 @@
-"""A request's body, up to a size."""
+"""The body of a request, up to a size, and whether a request comes from this machine."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from aiohttp import web
 
+from shared.net import is_loopback
+
+FORWARDED: Final = ("X-Forwarded-For", "Forwarded")
 BODY_S: Final = 10.0  # as long as upstream waits for an answer
 
 
@@ -27,3 +32,24 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         raise web.HTTPRequestTimeout(text=f"the body took more than {BODY_S:g} s") from error
     except (web.RequestPayloadError, ConnectionError) as error:  # of no form that HTTP has, or cut off
         raise web.HTTPBadRequest(text=f"the body could not be read: {error}") from error
+
+
+def why_foreign(headers: Mapping[str, str]) -> str | None:
+    """Why a request to a loopback socket is not this machine's own; None if it seems to be.
+
+    A page whose name was made to resolve to 127.0.0.1 (DNS rebinding) sends that name as Host.
+    """
+    host = headers.get("Host", "")
+    if host and not is_own_host(host):
+        return f"the request is for {host[:100]!r}, not for a loopback address"
+    for name in FORWARDED:
+        if name in headers:
+            return f"the request came through a proxy ({name})"
+    return None
+
+
+@lru_cache(maxsize=64)
+def is_own_host(host: str) -> bool:
+    """Whether a Host header names a loopback address."""
+    name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+    return name.lower() == "localhost" or is_loopback(name)

@@ -11,7 +11,8 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from gateway.offers import MalformedOfferError, parse_offer
+from gateway.errors import MalformedOfferError
+from gateway.offers import parse_offer
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError

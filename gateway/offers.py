@@ -5,16 +5,12 @@ from __future__ import annotations
 import time
 import uuid
 
+from gateway.errors import MalformedOfferError
 from gateway.policy.house import Verdict
-from shared.errors import PodiumError
 from shared.messages import BareOffer, Decision, Job, Offer, Reservation, decode_offer
 from shared.settings import Settings
 
 NEEDED = "an offer is a JSON object with task_id, task_type, model, hours_to_complete (above 0) and dataset"
-
-
-class MalformedOfferError(PodiumError):
-    """The body is not an offer; nothing was decided."""
 
 
 def parse_offer(body: bytes) -> Offer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 
+from gateway.errors import NodeSilentError, NotPossibleError, UnknownTaskError
 from gateway.state.ledger import Ledger, Task
 from gateway.state.log_reader import Follower
 from shared import subjects
@@ -17,7 +18,6 @@ from shared.errors import (
     BusTimeoutError,
     BusUnavailableError,
     ConflictError,
-    PodiumError,
 )
 from shared.logs import get_logger
 from shared.messages import (
@@ -34,18 +34,6 @@ TRIES = 8  # each lost to a record that a node wrote meanwhile
 ANSWER_S = 30.0  # a node gives a worker ten seconds to write its checkpoint
 
 log = get_logger()
-
-
-class UnknownTaskError(PodiumError):
-    """No such task was accepted."""
-
-
-class NotPossibleError(PodiumError):
-    """The task is past the point where this can be done; nothing was changed."""
-
-
-class NodeSilentError(PodiumError):
-    """The slot's node did not say that it is done."""
 
 
 class Operations:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from gateway.api.access import guard_of, is_loopback
+from gateway.api.access import guard_of
 from gateway.api.routing import RUNNING
 from gateway.api.v1 import make_app
 from gateway.ending import end_tasks
@@ -22,6 +22,7 @@ from gateway.service import Service
 from gateway.upstream.auth import remarks
 from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger
+from shared.net import is_loopback
 from shared.settings import Settings
 
 FIRST_PASSED_DESCRIPTOR = 3  # systemd's protocol, see sd_listen_fds(3)

@@ -7,10 +7,11 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from gateway.admission import ANSWER_S, Admission, NoSlotError, NotAcceptedError
+from gateway.admission import ANSWER_S, Admission
 from gateway.api.throttle import Turns
 from gateway.broker_link import RETRY_S, end_with, reach
 from gateway.ending import end_tasks
+from gateway.errors import NoSlotError, NotAcceptedError
 from gateway.expiry import expire_for_ever
 from gateway.learning.evidence import DAY_S, Evidence
 from gateway.learning.learner import Learner

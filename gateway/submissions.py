@@ -7,15 +7,11 @@ from typing import Final
 
 from msgspec import Struct
 
+from gateway.errors import NoSubmissionError
 from gateway.state.ledger import Ledger
-from shared.errors import PodiumError
 from shared.messages import ResultStatus
 
 HUB: Final = "hf://"
-
-
-class NoSubmissionError(PodiumError):
-    """There is no submission to name, and why."""
 
 
 class Submission(Struct, frozen=True):

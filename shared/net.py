@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import random
 import socket
@@ -27,3 +28,13 @@ def free_port() -> int:
                 continue
             return port
     raise OSError(f"no free port between {LOWEST} and {HIGHEST}")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether nobody but this machine can reach an address."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback

@@ -7,19 +7,19 @@ page could have sent through a browser, or a proxy from elsewhere, is refused.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Mapping
 from enum import Enum
-from functools import lru_cache
 from typing import Final
 
 from gateway.api.tokens import LOOK_S, Tokens, token_file
-from shared.errors import PodiumError, SettingsError
+from gateway.errors import ForeignRequestError, UnauthorizedError
+from gateway.http_request import why_foreign
+from shared.errors import SettingsError
+from shared.net import is_loopback
 from shared.settings import Settings
 
 SCHEME: Final = "bearer "
-FORWARDED: Final = ("X-Forwarded-For", "Forwarded")
 NEED_A_TOKEN: Final = (
     "send `Authorization: Bearer TOKEN` with a token of the gateway's api_token_file; the podium command "
     "takes it from PODIUM_API_TOKEN_FILE"
@@ -32,14 +32,6 @@ class Access(Enum):
     OPEN = "open"  # nothing: it reveals nothing
     METRICS = "metrics"  # a token, or this machine; with `metrics_open` nothing
     TOKEN = "token"
-
-
-class UnauthorizedError(PodiumError):
-    """No token, or one that nobody has."""
-
-
-class ForeignRequestError(PodiumError):
-    """Not from this machine by its own will, and nobody but this machine may ask."""
 
 
 class Guard:
@@ -90,34 +82,3 @@ def guard_of(settings: Settings, listening: socket.socket) -> Guard:
             "with `podium keys DIR` and set PODIUM_API_TOKEN_FILE=DIR, or set PODIUM_GATEWAY_HOST=127.0.0.1"
         )
     return Guard(Tokens(file) if file else None, loopback=loopback, metrics_open=settings.metrics_open)
-
-
-def why_foreign(headers: Mapping[str, str]) -> str | None:
-    """Why a request to a loopback socket is not this machine's own; None if it seems to be.
-
-    A page whose name was made to resolve to 127.0.0.1 (DNS rebinding) sends that name as Host.
-    """
-    host = headers.get("Host", "")
-    if host and not is_own_host(host):
-        return f"the request is for {host[:100]!r}, not for a loopback address"
-    for name in FORWARDED:
-        if name in headers:
-            return f"the request came through a proxy ({name})"
-    return None
-
-
-@lru_cache(maxsize=64)
-def is_own_host(host: str) -> bool:
-    """Whether a Host header names a loopback address."""
-    name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
-    return name.lower() == "localhost" or is_loopback(name)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether nobody but this machine can reach an address."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return (mapped or found).is_loopback

@@ -10,10 +10,16 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from gateway.api.access import ForeignRequestError, UnauthorizedError
-from gateway.learning.score_form import MalformedScoreError
-from gateway.offers import MalformedOfferError
-from gateway.operations import NodeSilentError, NotPossibleError, UnknownTaskError
+from gateway.errors import (
+    BusyError,
+    ForeignRequestError,
+    MalformedOfferError,
+    MalformedScoreError,
+    NodeSilentError,
+    NotPossibleError,
+    UnauthorizedError,
+    UnknownTaskError,
+)
 from shared.errors import BusError, PodiumError
 from shared.logs import get_logger
 from shared.subjects import task_token
@@ -52,10 +58,6 @@ class MalformedRequestError(PodiumError):
         super().__init__(message)
         self.fault = fault
         self.field = field or field_in(message)
-
-
-class BusyError(PodiumError):
-    """As many do this at once as may."""
 
 
 MALFORMED_OFFER: Final = Fault(400, "malformed-offer", "the body is no offer; `field` names what is wrong")

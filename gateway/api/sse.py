@@ -11,8 +11,9 @@ from aiohttp import web
 from msgspec import Meta, Struct
 
 from gateway.api.access import Access, Guard
-from gateway.api.problems import MALFORMED_QUERY, BusyError, MalformedRequestError
+from gateway.api.problems import MALFORMED_QUERY, MalformedRequestError
 from gateway.api.routing import GUARD, SERVICE, read_query
+from gateway.errors import BusyError
 from gateway.service import Service
 from gateway.telemetry.event_log import Choice, EventLog, EventType, Hello, Lost, Reset, UnknownIdError, frame
 from shared.errors import PodiumError

@@ -40,12 +40,12 @@ from gateway.api.routing import (
 )
 from gateway.api.sse import MEDIA_TYPE as EVENTS
 from gateway.api.sse import EventQuery, get_events
+from gateway.errors import MalformedOfferError, UnknownTaskError
 from gateway.http_request import read_body
 from gateway.learning.rates import TablesView
 from gateway.learning.score_form import ScoreForm, parse_scores
 from gateway.learning.score_stream import ScoresTaken
-from gateway.offers import MalformedOfferError, parse_offer
-from gateway.operations import UnknownTaskError
+from gateway.offers import parse_offer
 from gateway.service import Service
 from gateway.state.ledger import Task, TaskState
 from gateway.upstream.endpoints import add_endpoints

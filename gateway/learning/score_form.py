@@ -10,10 +10,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from gateway.operations import UnknownTaskError
+from gateway.errors import MalformedScoreError, UnknownScoredTaskError
 from gateway.state.ledger import Ledger
 from shared import subjects
-from shared.errors import PodiumError
 from shared.messages import BareOffer, Score, TaskType
 
 NEEDED = (
@@ -21,14 +20,6 @@ NEEDED = (
     "-1 = none), or a list of them; test_loss, synth_loss, reason and scored_at may be given"
 )
 MOST_AHEAD_S = 600.0  # of a sender's clock
-
-
-class MalformedScoreError(PodiumError):
-    """What was sent is no score; nothing was stored."""
-
-
-class UnknownScoredTaskError(UnknownTaskError):
-    """The score is of a task that this fleet never accepted, and doesn't say what it was."""
 
 
 class ScoreForm(Struct, frozen=True, kw_only=True):

@@ -12,8 +12,9 @@ import asyncio
 from msgspec import Struct
 from nats.aio.msg import Msg
 
+from gateway.errors import UnknownScoredTaskError
 from gateway.learning.learner import Learner
-from gateway.learning.score_form import ScoreForm, UnknownScoredTaskError, same, score_of
+from gateway.learning.score_form import ScoreForm, same, score_of
 from gateway.state.ledger import Ledger
 from shared import subjects
 from shared.broker.bus import Bus, Record

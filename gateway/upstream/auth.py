@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-from gateway.api.access import why_foreign
+from gateway.http_request import why_foreign
 from gateway.upstream.hotkeys import AddressError, public_key, verified
 from gateway.upstream.nonces import WINDOW_S, Nonces, TooManyNoncesError
 from gateway.upstream.validators import Validators

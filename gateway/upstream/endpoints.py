@@ -15,10 +15,10 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from gateway.admission import NoSlotError, NotAcceptedError
+from gateway.errors import NoSlotError, NoSubmissionError, NotAcceptedError
 from gateway.http_request import read_body
 from gateway.service import Service
-from gateway.submissions import NoSubmissionError, submission_of
+from gateway.submissions import submission_of
 from gateway.upstream.auth import Caller, Refusal
 from gateway.upstream.contract import (
     MinerSubmission,

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.offers import MalformedOfferError, parse_offer
+from gateway.errors import MalformedOfferError
+from gateway.offers import parse_offer
 from shared.messages import Offer
 
 VALID = (

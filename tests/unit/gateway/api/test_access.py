@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.api.access import Access, ForeignRequestError, Guard, UnauthorizedError, guard_of
+from gateway.api.access import Access, Guard, guard_of
 from gateway.api.tokens import Tokens
+from gateway.errors import ForeignRequestError, UnauthorizedError
 from shared.errors import SettingsError
 from shared.settings import load_settings
 

@@ -8,14 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.learning.score_form import (
-    MalformedScoreError,
-    ScoreForm,
-    UnknownScoredTaskError,
-    parse_scores,
-    same,
-    score_of,
-)
+from gateway.errors import MalformedScoreError, UnknownScoredTaskError
+from gateway.learning.score_form import ScoreForm, parse_scores, same, score_of
 from gateway.state.ledger import Ledger
 from shared import subjects
 from shared.broker.bus import Record
