@@ -13,7 +13,7 @@ from shared.settings import load_settings
 
 
 def main() -> int:
-    """Run one gateway until it is told to stop."""
+    """Run one gateway until it is asked to stop."""
     try:
         settings = load_settings()
         set_up_logs(settings.log_format, settings.log_level, service="gateway")
@@ -29,7 +29,7 @@ def main() -> int:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, worth 10 to 16% under load, where it is installed."""
+    """Return uvloop's factory if it is installed: 10 to 16% faster under load."""
     try:
         import uvloop
     except ImportError:

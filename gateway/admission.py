@@ -1,4 +1,4 @@
-"""The one way an offer becomes a reservation or a job: storing it is the acceptance."""
+"""Decide on offers. An offer becomes a reservation or a job only here: storing it is the acceptance."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from shared.settings import Settings
 JOBS = subjects.JOBS_STREAM
 ANSWER_S = 2.5  # upstream waits 3 s
 APPEND_TIMEOUT_S = 0.9
-VIEW_S = 0.05  # how old a view may be that an offer is refused on
+VIEW_S = 0.05  # the oldest view that an offer may be refused on
 TRIES = 8  # each lost to another gateway's job, of which a fleet stores one per free slot
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ log = get_logger()
 
 
 class Admission:
-    """Decides on offers, and stores what is accepted exactly once."""
+    """Decide on offers, and store what is accepted exactly once."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Admission:
         self._family = family
         self._policy = policy
         self._expected = expected
-        self._storing: asyncio.Future[None] | None = None  # done when what is being stored is
+        self._storing: asyncio.Future[None] | None = None  # done when the record being stored is stored
         self._log = log.bind()  # made once: the module's makes a logger for every line
         self._viewed: tuple[int, ...] = ()
         self._viewed_at, self._recent = 0.0, self.view()
@@ -79,9 +79,9 @@ class Admission:
         within_s: float = ANSWER_S,
         before: Callable[[], Awaitable[None]] | None = None,
     ) -> Decision:
-        """Answer one offer; `received_at` is when its first byte was here.
+        """Answer one offer; `received_at` is when its first byte arrived.
 
-        `before` is awaited before anything is stored, or told as accepted; what it raises, is raised then.
+        `before` is awaited before anything is stored or answered as accepted; its errors are raised.
 
         An accepted offer with its data becomes a job, one without a reservation. Raises BusError if nothing
         can be decided now. Then it may still have been stored: the same offer sent again answers accepted
@@ -104,7 +104,7 @@ class Admission:
         *,
         within_s: float = ANSWER_S,
     ) -> Job:
-        """The job of an accepted offer whose data is here now; the same job if it was started before.
+        """Return the job of an accepted offer whose data has arrived; the same job if it was started before.
 
         `request` makes the job's offer from the one that was accepted. Raises NotAcceptedError and
         NoSlotError (nothing is stored), and BusError: then it may be stored, and asking again is safe.
@@ -112,9 +112,9 @@ class Admission:
         return await _within(within_s, self._start(task_id, request, received_at))
 
     def _at_once(self, offer: BareOffer, token: str, received_at: float) -> Decision | None:
-        """An answer that needs no look at the logs, as they were read a moment ago; most answers are one.
+        """Answer without reading the logs, which were read a moment ago; most offers are answered so.
 
-        What was accepted stays so, and a refusal changes nothing; only accepting needs the logs' very end.
+        Accepted tasks stay accepted, and a refusal changes nothing; only accepting needs the logs' very end.
         """
         if not self._follower.fresh:
             return None
@@ -125,7 +125,7 @@ class Admission:
         return None if verdict.accepted else self._rejected(offer, token, verdict, received_at)
 
     def _recent_view(self) -> PolicyView:
-        """The view of a moment ago, unless a log has grown since; good enough to refuse on."""
+        """Return the last view unless a log has grown since; good enough to refuse on."""
         known, now = tuple(self._ledger.folded.values()), time.monotonic()
         if known != self._viewed or now - self._viewed_at > VIEW_S:
             self._recent, self._viewed, self._viewed_at = self.view(), known, now
@@ -153,7 +153,7 @@ class Admission:
             if known := self._known(offer, token, received_at):
                 if not (known.accepted and isinstance(offer, Offer) and self._is_reserved(token)):
                     return known
-                with suppress(NoSlotError):  # its reservation lapses meanwhile: judged as if it were new
+                with suppress(NoSlotError):  # its reservation lapsed meanwhile: judge it as a new offer
                     return (await self._start(offer.task_id, lambda _: offer, received_at)).decision
             verdict = self._policy(offer, self._recent_view())
             if not verdict.accepted:
@@ -161,13 +161,13 @@ class Admission:
             if self._storing is None:
                 async with self._alone():
                     return await self._admit(offer, token, received_at)
-            # Whoever waits looks again at once when something was stored: of hundreds that come together all
-            # but two are refused then. In a lock's queue each would wait for all those before it.
+            # All waiters check again as soon as a record is stored: of hundreds that arrive together, all but
+            # two are refused then. In a lock's queue each would wait for all those before it.
             await asyncio.shield(self._storing)
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
-        """Store one record at a time; nobody else may be at it."""
+        """Hold the right to store: one record at a time."""
         done = self._storing = asyncio.get_running_loop().create_future()
         try:
             yield
@@ -176,7 +176,7 @@ class Admission:
             done.set_result(None)
 
     async def _admit(self, offer: BareOffer, token: str, received_at: float) -> Decision:
-        """Judge on the newest state, and store what was accepted on it."""
+        """Judge on the newest state, and store an accepted offer."""
         decision: Decision | None = None
 
         def make() -> Job | Reservation | None:
@@ -223,11 +223,11 @@ class Admission:
     def _begin(
         self, reserved: Job | Reservation, request: Callable[[BareOffer | None], Offer], received_at: float
     ) -> Job:
-        """The job that a reservation becomes."""
+        """Return the job that a reservation becomes."""
         assert isinstance(reserved, Reservation)  # a task without a job
         slot, late_s = self._slot_for(reserved)
         if late_s is not None:
-            log.warning("a start came late", task=reserved.task, slot=slot, late_s=round(late_s))
+            log.warning("late start", task=reserved.task, slot=slot, late_s=round(late_s))
         offer = request(reserved.offer)
         decision = msgspec.structs.replace(
             reserved.decision, slot=slot, deadline_at=self._records.deadline(offer, received_at)
@@ -235,23 +235,23 @@ class Admission:
         return self._records.job(offer, decision, received_at)
 
     def _slot_for(self, reservation: Reservation) -> tuple[str, float | None]:
-        """The slot a start gets, and how late it is: then it may be any that is free. Raises NoSlotError."""
+        """Return a start's slot and how late it is; a late one gets any free slot. Raises NoSlotError."""
         now = time.time()
         holder = self._ledger.holder(reservation.slot, now)
         if holder is not None and holder.reservation is reservation:
             return reservation.slot, None
-        # Lapsed; or not yet by this gateway's clock, but by another's, which gave the slot away.
+        # Lapsed by this gateway's clock, or by another's, which gave the slot away.
         late_s = max(0.0, now - reservation.expires_at)
         free = [facts for facts in self.view().slots if not facts.busy]
         if not free:
             raise NoSlotError(
                 f"the reservation of {reservation.task} lapsed {late_s:.0f} s ago, and no slot is free"
             )
-        # a node that is alive now is the better choice; one that isn't may come back
+        # prefer a live node; one that is down may come back
         return min(free, key=lambda facts: not facts.live).slot, late_s
 
     async def _store(self, make: Callable[[], Job | Reservation | None]) -> None:
-        """Append what `make` returns on the newest state, until the log's end is the one it was made on.
+        """Append the record that `make` returns; make it again until the log's end is the one it was made on.
 
         It returns None if nothing is to be stored, for instance because the task is there already.
         """
@@ -260,8 +260,8 @@ class Admission:
         cause: BusError | None = None
         for _ in range(TRIES):
             if made is None or expected != self._ledger.folded[JOBS]:
-                # A record sent for an older end of the log can't be stored any more: decide anew. While the
-                # end is the same, one whose answer was lost may still be: send it again as it was.
+                # A record sent for an older end of the log can't be stored any more: decide again. While the
+                # end is the same, a record whose answer was lost may still be stored: resend it unchanged.
                 made, expected = make(), self._ledger.folded[JOBS]
                 if made is None:
                     return
@@ -272,7 +272,7 @@ class Admission:
                 await self._follower.catch_up()
                 continue
             return
-        raise BusUnavailableError(f"it could not be stored in {TRIES} tries: {cause}") from cause
+        raise BusUnavailableError(f"the record could not be stored in {TRIES} tries: {cause}") from cause
 
     def _is_reserved(self, token: str) -> bool:
         task = self._ledger.task(token)
@@ -312,7 +312,7 @@ class Admission:
         self._ledger.apply(JOBS, Record(sequence, subject, data))
 
     def view(self) -> PolicyView:
-        """What the policy may know, now."""
+        """Return the policy's current view."""
         now = time.time()
         return PolicyView(
             slots=tuple(self._facts(slot, now) for slot in self._settings.slots),
@@ -341,7 +341,7 @@ class Admission:
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; BusTimeoutError if it takes longer than upstream waits."""
+    """Return the result of `work`; raise BusTimeoutError if it takes longer than upstream waits."""
     try:
         async with asyncio.timeout(seconds):
             return await work

@@ -1,4 +1,4 @@
-"""The gateway's link to the broker: reached at the start, however long it takes; its end is the gateway's."""
+"""Connect to the broker, retrying forever. If the connection closes for good, the gateway exits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.logs import get_logger
 from shared.settings import Settings
 
 RETRY_S = 1.0
-LOST_S = 2.0  # between two looks whether somebody has restored what the broker lost
+LOST_S = 2.0  # between two checks whether the lost records were restored
 READS = (
     (subjects.JOBS_STREAM, subjects.ANY_JOB),
     (subjects.STATE_STREAM, subjects.ANY_STATE),
@@ -25,10 +25,10 @@ READS = (
 log = get_logger()
 
 
-async def reach(settings: Settings, mirror: Mirror, tell: Callable[[str | None], None]) -> Bus:
-    """Connect and see to the streams, for ever: operators may start services in any order.
+async def reach(settings: Settings, mirror: Mirror, report_lost: Callable[[str | None], None]) -> Bus:
+    """Connect and make the streams ready, retrying forever: services may start in any order.
 
-    `tell` hears what the broker has lost of what the mirror holds, while that has not been restored.
+    `report_lost` gets the records that the mirror has and the broker lost, and None once they are restored.
     """
     lost = None
     while True:
@@ -45,7 +45,7 @@ async def reach(settings: Settings, mirror: Mirror, tell: Callable[[str | None],
             if lost is None:
                 log.error(str(error))
             lost = str(error)
-            tell(lost)
+            report_lost(lost)
             await bus.close()
             await asyncio.sleep(LOST_S)
         except (BusUnavailableError, BusTimeoutError) as error:
@@ -56,18 +56,18 @@ async def reach(settings: Settings, mirror: Mirror, tell: Callable[[str | None],
             await bus.close()
             raise
         else:
-            tell(None)
+            report_lost(None)
             return bus
 
 
 async def end_with(bus: Bus) -> None:
-    """Raise why the link was closed for good, once it is."""
+    """Wait until the connection is closed for good, then raise why."""
     await bus.closed.wait()
     raise bus.why_closed()
 
 
 async def _begin(mirror: Mirror, bus: Bus) -> None:
-    """A gateway that can't write its mirror still decides."""
+    """Begin the mirror. A gateway that can't write its mirror still decides."""
     try:
         await mirror.begin(bus)
     except OSError as error:

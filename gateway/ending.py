@@ -1,4 +1,4 @@
-"""How tasks end."""
+"""Cancel asyncio tasks."""
 
 from __future__ import annotations
 

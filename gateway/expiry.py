@@ -1,4 +1,4 @@
-"""Ends what no node ended: a job long after its deadline gets its one result, `expired`."""
+"""Expire jobs that no node ended: long after its deadline a job gets its one result, `expired`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = get_logger()
 
 
 def overdue(ledger: Ledger, now: float, expire_after_s: float) -> list[Job]:
-    """Jobs without result `expire_after_s` after their deadline, unless a node began to submit."""
+    """Return jobs without result `expire_after_s` after their deadline, unless a node began to submit."""
     return [
         job
         for job in ledger.open_jobs()
@@ -28,7 +28,7 @@ def overdue(ledger: Ledger, now: float, expire_after_s: float) -> list[Job]:
 
 
 async def expire_for_ever(bus: Bus, ledger: Ledger, follower: Follower, expire_after_s: float) -> None:
-    """Look every few seconds, and expire by compare-and-set: a node that writes first wins."""
+    """Check every few seconds and expire by compare-and-set: a node that writes first wins."""
     while True:
         await asyncio.sleep(min(CHECK_S, expire_after_s))
         try:
@@ -36,7 +36,7 @@ async def expire_for_ever(bus: Bus, ledger: Ledger, follower: Follower, expire_a
             for job in overdue(ledger, time.time(), expire_after_s):
                 await _expire(bus, job, ledger.chain_of(job).sequence, expire_after_s)
         except BusError as error:
-            log.warning("overdue jobs can't be expired now", error=str(error))
+            log.warning("can't expire overdue jobs, retrying", error=str(error))
 
 
 async def _expire(bus: Bus, job: Job, last: int, expire_after_s: float) -> None:
@@ -44,6 +44,6 @@ async def _expire(bus: Bus, job: Job, last: int, expire_after_s: float) -> None:
     try:
         await append_result(bus, terminal_result(job, ResultStatus.EXPIRED, reason), last)
     except ConflictError:
-        log.info("an overdue job moved on, not expired", task=job.task, slot=job.slot)
+        log.info("overdue job not expired: its node wrote first", task=job.task, slot=job.slot)
         return
     log.warning("job expired", task=job.task, slot=job.slot, reason=reason)

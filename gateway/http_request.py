@@ -1,4 +1,4 @@
-"""The body of a request, up to a size, and whether a request comes from this machine."""
+"""Read a request's body, up to a size, and judge whether a request comes from this machine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ BODY_S: Final = 10.0  # as long as upstream waits for an answer
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:
-    """The whole body.
+    """Return the whole body.
 
     Raises HTTPRequestEntityTooLarge as soon as it is known to be larger than `limit`, HTTPRequestTimeout if
-    it isn't here in time (anybody may open connections; a held body holds memory), and HTTPBadRequest.
+    it doesn't arrive in time (anybody may connect, and a held body holds memory), and HTTPBadRequest.
     """
     if request.content_length is not None and request.content_length > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length)
@@ -30,7 +30,7 @@ async def read_body(request: web.Request, limit: int) -> bytes:
             return await request.read()
     except TimeoutError as error:
         raise web.HTTPRequestTimeout(text=f"the body took more than {BODY_S:g} s") from error
-    except (web.RequestPayloadError, ConnectionError) as error:  # of no form that HTTP has, or cut off
+    except (web.RequestPayloadError, ConnectionError) as error:  # malformed, or cut off
         raise web.HTTPBadRequest(text=f"the body could not be read: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Offers as request and reply on NATS, for an upstream that speaks it; the same answers as over HTTP."""
+"""Offers as request and reply on NATS; the same answers as over HTTP."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ log = get_logger()
 
 
 class OfferResponder:
-    """Answers requests on `podium.offers`, several at once; every gateway shares one queue group."""
+    """Answer requests on `podium.offers`, several at once; every gateway shares one queue group."""
 
     def __init__(self, decide: Callable[[Offer, float], Awaitable[Decision]]) -> None:
-        self.malformed = 0  # requests that were no offers
+        self.malformed = 0  # requests that were not offers
         self._decide = decide
         self._subscription: Subscription | None = None
         self._running: set[asyncio.Task[None]] = set()
 
     async def start(self, bus: Bus) -> None:
-        """Listen from now on."""
-        self._subscription = await bus.subscribe(subjects.OFFERS, self._heard, queue=subjects.OFFERS_QUEUE)
+        """Subscribe."""
+        self._subscription = await bus.subscribe(
+            subjects.OFFERS, self._on_request, queue=subjects.OFFERS_QUEUE
+        )
 
     async def stop(self) -> None:
-        """Take no more requests and finish those that run; safe if it never started."""
+        """Accept no more requests and finish the running ones; safe if it never started."""
         if self._subscription is not None:
             try:
                 await self._subscription.unsubscribe()
             except nats.errors.Error as error:  # the link is gone, and the subscription with it
-                log.debug("unsubscribe on a dead link", error=repr(error))
+                log.debug("can't unsubscribe: the link is down", error=repr(error))
             self._subscription = None
         await asyncio.gather(*self._running)
 
-    async def _heard(self, message: Msg) -> None:
+    async def _on_request(self, message: Msg) -> None:
         """The client library awaits its callbacks one by one; offers must not wait for each other."""
         task = asyncio.create_task(self._respond(message, time.time()), name="offer over NATS")
         self._running.add(task)
@@ -55,7 +57,7 @@ class OfferResponder:
         try:
             await message.respond(await self._answer(message.data, received_at))
         except nats.errors.Error as error:
-            log.warning("an offer over NATS could not be answered", error=repr(error))
+            log.warning("can't answer an offer over NATS", error=repr(error))
 
     async def _answer(self, data: bytes, received_at: float) -> bytes:
         try:
@@ -65,8 +67,6 @@ class OfferResponder:
             return msgspec.json.encode({"error": str(error), "retry": False})
         except BusError as error:
             return msgspec.json.encode({"error": f"{error}; offer again", "retry": True})
-        except Exception:  # as over HTTP: whoever asks must not wait for nothing
+        except Exception:  # as over HTTP: the requester must get an answer
             log.exception("an offer over NATS failed")
-            return msgspec.json.encode(
-                {"error": "the gateway failed on this offer; see its log", "retry": False}
-            )
+            return msgspec.json.encode({"error": "internal error; see the gateway's log", "retry": False})

@@ -37,7 +37,7 @@ log = get_logger()
 
 
 class Operations:
-    """Both write through the chain by compare-and-set, so a node that ends the task first wins."""
+    """Operators' commands. Results are written by compare-and-set, so a node that ends a task first wins."""
 
     def __init__(self, bus: Bus, ledger: Ledger, follower: Follower, gateway: str) -> None:
         self._bus = bus
@@ -46,9 +46,9 @@ class Operations:
         self._gateway = gateway
 
     async def cancel(self, token: str, reason: str) -> Task:
-        """End a task as `cancelled`, once and for all.
+        """End a task as `cancelled`, for good.
 
-        Raises UnknownTaskError, NotPossibleError, and BusError: then it may be cancelled or not.
+        Raises UnknownTaskError, NotPossibleError, and BusError: then it may or may not be cancelled.
         """
         mine = None
         for _ in range(TRIES):
@@ -65,11 +65,11 @@ class Operations:
             try:
                 await append_result(self._bus, mine, self._ledger.chain_of(job).sequence)
             except (ConflictError, BusTimeoutError) as error:
-                log.info("not cancelled yet, looking again", task=token, slot=job.slot, error=str(error))
-        raise BusUnavailableError(f"{token} was not seen cancelled in {TRIES} tries")
+                log.info("cancel not confirmed, retrying", task=token, slot=job.slot, error=str(error))
+        raise BusUnavailableError(f"cancelling {token} was not confirmed in {TRIES} tries")
 
     async def requeue(self, token: str, reason: str) -> Task:
-        """Have the slot's node end the worker and begin anew with the attempts counted from 1.
+        """Have the slot's node end the worker and restart the job, with attempts counted from 1.
 
         Returns once the node's claim is in the chain. Raises UnknownTaskError, NotPossibleError (the node
         refuses), NodeSilentError (it may still do it), and BusError.
@@ -83,11 +83,11 @@ class Operations:
         except BusTimeoutError as error:
             raise NodeSilentError(
                 f"the node of slot {job.slot} did not confirm within {ANSWER_S:g} s and may still do it: "
-                "the task's chain tells"
+                "check the task's chain"
             ) from error
         except BusUnavailableError as error:
             raise NodeSilentError(
-                f"no node of slot {job.slot} listens; a node that starts takes the job up by itself"
+                f"no node of slot {job.slot} is listening; a node that starts resumes the job by itself"
             ) from error
         if not answer.done:
             raise NotPossibleError(f"not requeued: {answer.reason}")
@@ -102,26 +102,26 @@ class Operations:
         return task
 
     def _open_job(self, task: Task) -> Job:
-        """The task's job, if a gateway may still end it; else NotPossibleError with why."""
+        """Return the task's job if a gateway may still end it, else raise NotPossibleError with why."""
         job = task.job
         if job is None:
-            raise NotPossibleError("it is only reserved: the reservation lapses by itself")
+            raise NotPossibleError("it is only reserved, and the reservation will lapse by itself")
         chain = self._ledger.chain_of(job)
         if chain.result is not None:
-            raise NotPossibleError(f"it has ended as {chain.result.status}; a finished task stays as it is")
+            raise NotPossibleError(f"it has already ended as {chain.result.status}")
         if chain.submitting is not None:
-            raise NotPossibleError("its submission is being stored, and what is stored counts")
+            raise NotPossibleError("its submission is being stored, which can't be undone")
         return job
 
     def _request(self, kind: ControlKind, job: Job, reason: str) -> bytes:
         return encode(Control(kind=kind, task=job.task, reason=reason, gateway=self._gateway))
 
     async def _wake(self, job: Job) -> None:
-        """The node would see it at its next look; so it sees it now."""
+        """Have the node poll now instead of at its next interval."""
         try:
             await self._bus.publish(subjects.control(job.slot), self._request(ControlKind.LOOK, job, ""))
         except BusError as error:
-            log.debug("the node was not woken", task=job.task, slot=job.slot, error=str(error))
+            log.debug("can't wake the node", task=job.task, slot=job.slot, error=str(error))
 
 
 def terminal_result(job: Job, status: ResultStatus, reason: str) -> Result:

@@ -28,18 +28,18 @@ from shared.settings import Settings
 FIRST_PASSED_DESCRIPTOR = 3  # systemd's protocol, see sd_listen_fds(3)
 BACKLOG = 1024
 FINISH_S = 10.0  # how long running requests may take at shutdown; an offer is answered within 2.5 s
-LET_GO_S = 5.0  # the service flushes its file and drains its connection, each bounded by 2 s
-YOUNG_OBJECTS = 20_000  # between two collections; requests leave no cycles, a look at 700 objects finds none
-LINGER_S = 1.0  # a client that still sends what was refused gets so long to read the answer
+STOP_S = 5.0  # the service flushes its file and drains its connection, each bounded by 2 s
+YOUNG_OBJECTS = 20_000  # between two collections; requests leave no cycles, a scan of 700 objects finds none
+LINGER_S = 1.0  # how long a client that is still sending a refused body may take to read the answer
 
 log = get_logger()
 
 
 def listening_socket(settings: Settings, environ: Mapping[str, str] = os.environ) -> socket.socket:
-    """The socket the parent passed (LISTEN_FDS, and LISTEN_PID if set), else one bound to the set address.
+    """Return the socket the parent passed (LISTEN_FDS, and LISTEN_PID if set), else bind the set address.
 
-    With a parent that keeps the socket, clients of a restarting gateway wait instead of being refused.
-    Raises PodiumError if the address can't be had.
+    If the parent keeps the socket, clients of a restarting gateway wait instead of being refused.
+    Raises PodiumError if the address can't be bound.
     """
     meant_for = environ.get("LISTEN_PID") or str(os.getpid())
     if environ.get("LISTEN_FDS", "0") not in ("", "0") and meant_for == str(os.getpid()):
@@ -62,22 +62,22 @@ Running = tuple[Service, asyncio.Task[None]]
 
 @asynccontextmanager
 async def running(settings: Settings, listening: socket.socket) -> AsyncIterator[Running]:
-    """A gateway that serves on `listening`, and the task of its service, which ends only if it can't go on.
+    """Serve on `listening`; yield the service and its task, which ends only if the service can't go on.
 
-    At the end: no new connections, running requests finish, then the service lets go of NATS.
+    On exit: no new connections, running requests finish, then the service disconnects from NATS.
     """
     service = Service(settings)
     guard = await asyncio.to_thread(guard_of, settings, listening)
     if settings.upstream_auth == "off" and not is_loopback(str(listening.getsockname()[0])):
-        raise SettingsError("upstream_auth = off is for loopback only, and the socket that was passed isn't")
+        raise SettingsError("upstream_auth = off is for loopback only, but the socket that was passed is not")
     app = make_app(service, guard)
     logging.getLogger("aiohttp.server").addFilter(_is_about_us)
     runner = web.AppRunner(
         app,
         access_log=None,
-        shutdown_timeout=LET_GO_S,
+        shutdown_timeout=STOP_S,
         lingering_time=LINGER_S,
-        auto_decompress=False,  # what is signed are the bytes that came; and a small body stays small
+        auto_decompress=False,  # signatures cover the raw bytes; and a small body stays small
     )
     await runner.setup()
     await service.prepare()
@@ -93,31 +93,31 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
         if unanswered := app[RUNNING].copy():  # aiohttp's own shutdown stops reading bodies at once
             await asyncio.wait(unanswered, timeout=FINISH_S)
         await runner.cleanup()
-        await end_tasks([work, tokens], again_s=LET_GO_S)
+        await end_tasks([work, tokens], again_s=STOP_S)
         if not work.cancelled():
-            work.result()  # why it ended
+            work.result()  # raise why it ended
 
 
 def _is_about_us(record: logging.LogRecord) -> bool:
-    """Whether operators should see a line of aiohttp's: what comes that is no HTTP is answered 400."""
+    """Return whether to log a line of aiohttp's; malformed HTTP is only answered with 400."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; raises PodiumError if that is not possible."""
+    """Serve until SIGTERM or SIGINT. Raises PodiumError if the gateway can't go on."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     listening = listening_socket(settings)
     host, port = listening.getsockname()[:2]
     async with running(settings, listening) as (_, work):
-        gc.freeze()  # what is there now stays: no collection needs to look at it
+        gc.freeze()  # what exists now stays: no collection needs to scan it
         gc.set_threshold(YOUNG_OBJECTS)
-        log.info("gateway listens", url=f"http://{host}:{port}", gateway=settings.gateway_name)
+        log.info("gateway listening", url=f"http://{host}:{port}", gateway=settings.gateway_name)
         for remark in remarks(settings):
             log.warning(remark)
         stopping = asyncio.create_task(stop.wait(), name="signal")
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        log.info("gateway stops")
+        log.info("gateway stopping")

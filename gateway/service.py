@@ -1,4 +1,4 @@
-"""The parts of one gateway and their life: reach NATS, fold, listen, decide; let go in order."""
+"""The parts of one gateway and their lifetime: connect to NATS, fold, subscribe, decide; stop in order."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ log = get_logger()
 
 
 class Service:
-    """One gateway without its HTTP side; while NATS is away it says so and decides nothing."""
+    """One gateway without its HTTP side; while NATS is away it reports that and decides nothing."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -77,7 +77,7 @@ class Service:
         self._operations: Operations | None = None
         self._scores: ScoreLog | None = None
         self._mirror = Mirror(settings.data, settings.gateway_name)
-        self._lost: str | None = None  # what the broker has lost, while it has not been restored
+        self._lost: str | None = None  # records the broker lost, until they are restored
         self.responder = OfferResponder(self.decide)
         nodes_file = settings.upstream_nodes_file
         self._validators = Validators(
@@ -93,13 +93,13 @@ class Service:
         self.news = News(self.events, self.ledger, self.presence, self.measures, self._folded)
 
     async def prepare(self) -> None:
-        """Know who may ask, before the first request is read: upstream asks once."""
+        """Load the validators before the first request is read: upstream asks once."""
         await self._validators.look()
 
     async def started(self) -> None:
-        """Return once the logs and the leases were read; BusUnavailableError after START_S.
+        """Wait until logs, leases and scores were read. Raises BusUnavailableError after START_S.
 
-        A request that comes while a gateway starts again is delayed, not answered from half a ledger.
+        A request that arrives while the gateway restarts is delayed, not answered from half a ledger.
         """
         if self._folded.is_set() and self._leases_seen.is_set() and self._scores_seen.is_set():
             return
@@ -109,7 +109,9 @@ class Service:
                 await self._leases_seen.wait()
                 await self._scores_seen.wait()
         except TimeoutError as error:
-            raise BusUnavailableError(self.why_not_ready() or "leases or scores are not read yet") from error
+            raise BusUnavailableError(
+                self.why_not_ready() or "leases or scores have not been read yet"
+            ) from error
 
     async def decide(
         self, offer: BareOffer, received_at: float, *, before: Callable[[], Awaitable[None]] | None = None
@@ -126,13 +128,13 @@ class Service:
     async def start(
         self, task_id: str, request: Callable[[BareOffer | None], Offer], received_at: float
     ) -> Job:
-        """Begin an accepted task whose data is here now; as `Admission.start`.
+        """Start an accepted task whose data has arrived; see `Admission.start`.
 
-        Upstream sends a start once, and a task that it started and that isn't trained costs points: while the
-        broker is away it is tried again, as long as upstream waits.
+        Upstream sends a start once, and a started task that isn't trained costs points. So
+        while the broker is away, retry for as long as upstream waits.
         """
         clock = asyncio.get_running_loop()
-        give_up_at, told = clock.time() + START_ANSWER_S, False
+        give_up_at, logged = clock.time() + START_ANSWER_S, False
         while True:
             try:
                 await self.started()
@@ -144,16 +146,18 @@ class Service:
             except BusError as error:
                 if clock.time() + START_RETRY_S > give_up_at:
                     raise
-                if not told:
-                    told = True
-                    log.warning("a start waits", task=subjects.task_token(task_id), error=str(error))
+                if not logged:
+                    logged = True
+                    log.warning(
+                        "start delayed, retrying", task=subjects.task_token(task_id), error=str(error)
+                    )
                 await asyncio.sleep(START_RETRY_S)
             else:
                 self._count_start(job, received_at)
                 return job
 
     def _count_start(self, job: Job, received_at: float) -> None:
-        """One that was started before is answered again, and was counted."""
+        """Count a first start; a repeated one was counted before."""
         task = self.ledger.task(job.task)
         if job.received_at == received_at and task is not None and task.reservation is not None:
             late = task.reservation.expires_at <= received_at
@@ -162,7 +166,7 @@ class Service:
 
     def _admits(self) -> Admission:
         if self._admission is None:
-            raise BusUnavailableError("the gateway stops")
+            raise BusUnavailableError("the gateway is stopping")
         return self._admission
 
     @property
@@ -171,20 +175,20 @@ class Service:
         return self._folded.is_set()
 
     def operations(self) -> Operations:
-        """What operators may do; BusUnavailableError while the gateway starts or stops."""
+        """Return the operators' commands; BusUnavailableError while the gateway starts or stops."""
         if self._operations is None:
-            raise BusUnavailableError(self.why_not_ready() or "the gateway stops")
+            raise BusUnavailableError(self.why_not_ready() or "the gateway is stopping")
         return self._operations
 
     async def take_scores(self, forms: list[ScoreForm]) -> ScoresTaken:
-        """Store upstream's scores; BusError if they can't be stored now."""
+        """Store upstream's scores. Raises BusError if they can't be stored now."""
         if self._scores is None or self._follower is None:
-            raise BusUnavailableError(self.why_not_ready() or "the gateway stops")
+            raise BusUnavailableError(self.why_not_ready() or "the gateway is stopping")
         await self._follower.catch_up()  # another gateway may have accepted the task a moment ago
         return await self._scores.take(forms, self.ledger, time.time())
 
     def tables(self) -> TablesView:
-        """The learned rates as they are now."""
+        """Return the current learned rates."""
         tables, evidence = self.learner.tables(), self.learner.evidence
         return TablesView(
             policy=self.settings.policy,
@@ -196,7 +200,7 @@ class Service:
         )
 
     def info(self) -> GatewayInfo:
-        """How this gateway is set, and how it fares."""
+        """Return this gateway's settings and condition."""
         bus, mirror = self._bus, self._mirror
         return GatewayInfo(
             gateway=self.settings.gateway_name,
@@ -224,21 +228,21 @@ class Service:
         return None if read_at is None else time.monotonic() - read_at
 
     def why_not_ready(self) -> str | None:
-        """None if offers can be decided now, else what is missing."""
+        """Return what is missing to decide offers, or None."""
         if self._lost is not None:
             return self._lost
         if self._bus is None or not self._bus.connected:
             return f"not connected to NATS at {self.settings.nats_url}"
         if self._follower is None or not self._follower.current:
-            return "JOBS and STATE are not read to their end"
+            return "JOBS and STATE have not been read to their end"
         return None
 
     async def run(self) -> None:
-        """Work until cancelled; raises PodiumError if that is no longer possible."""
+        """Run until cancelled. Raises PodiumError if the gateway can't go on."""
         await self._open_mirror()
         await self._families.look()
         try:
-            bus = self._bus = await reach(self.settings, self._mirror, self._tell_lost)
+            bus = self._bus = await reach(self.settings, self._mirror, self._set_lost)
             try:
                 await self._work(bus)
             finally:
@@ -287,13 +291,13 @@ class Service:
             self._operations = Operations(bus, ledger, follower, settings.gateway_name)
             await self.responder.start(bus)
             ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for part in ended:  # none ends by itself
+            for part in ended:  # none should end by itself
                 part.result()
         finally:
             self._operations = self._scores = None
             await end_tasks(parts)
 
-    def _tell_lost(self, lost: str | None) -> None:
+    def _set_lost(self, lost: str | None) -> None:
         self._lost = lost
 
     def _after_fold(self) -> None:
@@ -301,14 +305,14 @@ class Service:
         self.learner.take_in()
 
     async def _open_mirror(self) -> None:
-        """A gateway that can't write its mirror still decides; that it can't is said wherever it is shown."""
+        """Open the mirror. A gateway that can't write its mirror still decides, and reports the error."""
         try:
             await asyncio.to_thread(self._mirror.open)
         except OSError as error:
             self._mirror.fail(error)
 
     async def _look_at_leases(self, bus: Bus) -> None:
-        """Once now and after each reconnect: heartbeats said meanwhile were not heard."""
+        """Read the leases now and after each reconnect: heartbeats sent in between were missed."""
         again = asyncio.Event()
         bus.on_reconnect(again.set)
         while True:
@@ -317,7 +321,7 @@ class Service:
                 await self.presence.look_at_leases(bus, self.settings.slots)
                 self._leases_seen.set()
             except BusError as error:
-                log.debug("leases can't be read now; heartbeats will tell", error=str(error))
+                log.debug("can't read leases; waiting for heartbeats", error=str(error))
                 await asyncio.sleep(RETRY_S)
                 continue
             await again.wait()

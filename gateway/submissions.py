@@ -1,4 +1,4 @@
-"""What upstream is told when it asks for a task's submission: answered from the ledger alone, at once."""
+"""Answer upstream's request for a task's submission, from the ledger alone and at once."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Submission(Struct, frozen=True):
 
 
 def submission_of(ledger: Ledger, token: str) -> Submission:
-    """The submission of a task that has one; it stays available for good. Raises NoSubmissionError."""
+    """Return a task's submission, which stays available for good. Raises NoSubmissionError."""
     task = ledger.task(token)
     if task is None:
-        raise NoSubmissionError("no such task was accepted here")
+        raise NoSubmissionError("no such task was accepted")
     result = ledger.chain_of(task.record).result
     if result is None:
         raise NoSubmissionError(f"no submission yet: the task is {ledger.state(task, time.time())}")
@@ -35,7 +35,7 @@ def submission_of(ledger: Ledger, token: str) -> Submission:
 
 
 def repository(artifact: str) -> str:
-    """A repository's name as a hub has it; what is stored elsewhere is named as it is."""
+    """Return the repository's name on the hub; an artifact stored elsewhere keeps its full name."""
     if not artifact.startswith(HUB):
         return artifact
     return artifact.removeprefix(HUB).partition("@")[0]

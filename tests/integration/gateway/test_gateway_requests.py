@@ -26,7 +26,7 @@ OFFER = {
     ("error", "told", "retry"),
     [
         (BusUnavailableError("not connected to NATS"), "not connected to NATS; offer again", True),
-        (ZeroDivisionError("a mistake of ours"), "the gateway failed on this offer; see its log", False),
+        (ZeroDivisionError("a mistake of ours"), "internal error; see the gateway's log", False),
     ],
 )
 async def test_a_failure_is_answered(bus: Bus, error: Exception, told: str, retry: bool) -> None:
