@@ -16,7 +16,7 @@ from gateway.offers import Records
 from gateway.policy.house import Policy, PolicyView, SlotFacts, Verdict, maximum_accuracy
 from gateway.policy.model_family import model_family
 from gateway.state.ledger import Ledger
-from gateway.state.log_reader import Follower
+from gateway.state.log_reader import LogReader
 from gateway.state.presence import Presence
 from gateway.telemetry.decision_log import DecisionLog
 from shared import subjects
@@ -46,7 +46,7 @@ class Admission:
         settings: Settings,
         bus: Bus,
         ledger: Ledger,
-        follower: Follower,
+        follower: LogReader,
         presence: Presence,
         decisions: DecisionLog,
         *,

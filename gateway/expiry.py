@@ -7,7 +7,7 @@ import time
 
 from gateway.operations import append_result, terminal_result
 from gateway.state.ledger import Ledger
-from gateway.state.log_reader import Follower
+from gateway.state.log_reader import LogReader
 from shared.broker.bus import Bus
 from shared.errors import BusError, ConflictError
 from shared.logs import get_logger
@@ -27,7 +27,7 @@ def overdue(ledger: Ledger, now: float, expire_after_s: float) -> list[Job]:
     ]
 
 
-async def expire_for_ever(bus: Bus, ledger: Ledger, follower: Follower, expire_after_s: float) -> None:
+async def expire_for_ever(bus: Bus, ledger: Ledger, follower: LogReader, expire_after_s: float) -> None:
     """Check every few seconds and expire by compare-and-set: a node that writes first wins."""
     while True:
         await asyncio.sleep(min(CHECK_S, expire_after_s))

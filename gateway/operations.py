@@ -10,7 +10,7 @@ import uuid
 
 from gateway.errors import NodeSilentError, NotPossibleError, UnknownTaskError
 from gateway.state.ledger import Ledger, Task
-from gateway.state.log_reader import Follower
+from gateway.state.log_reader import LogReader
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import (
@@ -39,7 +39,7 @@ log = get_logger()
 class Operations:
     """Operators' commands. Results are written by compare-and-set, so a node that ends a task first wins."""
 
-    def __init__(self, bus: Bus, ledger: Ledger, follower: Follower, gateway: str) -> None:
+    def __init__(self, bus: Bus, ledger: Ledger, follower: LogReader, gateway: str) -> None:
         self._bus = bus
         self._ledger = ledger
         self._follower = follower

@@ -23,7 +23,7 @@ from gateway.operations import Operations
 from gateway.policy.builtin import load_policy
 from gateway.policy.model_family import Families
 from gateway.state.ledger import Ledger
-from gateway.state.log_reader import Follower
+from gateway.state.log_reader import LogReader
 from gateway.state.mirror import Mirror
 from gateway.state.presence import Presence
 from gateway.telemetry.counters import Measures
@@ -72,7 +72,7 @@ class Service:
         )
         self.learner = Learner(self.ledger, evidence)
         self._bus: Bus | None = None
-        self._follower: Follower | None = None
+        self._follower: LogReader | None = None
         self._admission: Admission | None = None
         self._operations: Operations | None = None
         self._scores: ScoreLog | None = None
@@ -255,7 +255,7 @@ class Service:
     async def _work(self, bus: Bus) -> None:
         settings, ledger = self.settings, self.ledger
         mirror = self._mirror
-        follower = Follower(bus, ledger, settings.poll_s, self._folded, self._after_fold)
+        follower = LogReader(bus, ledger, settings.poll_s, self._folded, self._after_fold)
         scores = ScoreLog(bus, self.learner, settings.poll_s, self._scores_seen)
         admission = Admission(
             settings,

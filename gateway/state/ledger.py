@@ -51,7 +51,7 @@ class ChainRecord(Struct, frozen=True):
     record: StateRecord
 
 
-class Chain(Struct):
+class TaskHistory(Struct):
     """What the state log says of one task on one slot."""
 
     sequence: int = 0  # of the newest record on the chain's subject
@@ -91,7 +91,7 @@ class Ledger:
         self.ended: list[tuple[str, str]] = []  # slot and token of every result, as they were folded
         self.on_news: Callable[[str], None] = lambda token: None  # after each record of a task that counts
         self._tasks: dict[str, Task] = {}  # by token, in order of acceptance
-        self._chains: dict[tuple[str, str], Chain] = {}  # by slot and token
+        self._chains: dict[tuple[str, str], TaskHistory] = {}  # by slot and token
         self._newest_job: dict[str, str] = {}  # slot -> token
         self._newest_reservation: dict[str, Reservation] = {}  # by slot
 
@@ -126,9 +126,9 @@ class Ledger:
         """All tasks, newest first."""
         return reversed(self._tasks.values())
 
-    def chain_of(self, record: Job | Reservation) -> Chain:
+    def chain_of(self, record: Job | Reservation) -> TaskHistory:
         """The state chain of a job; an empty one if no node wrote yet."""
-        return self._chains.get((record.slot, record.task)) or Chain()
+        return self._chains.get((record.slot, record.task)) or TaskHistory()
 
     def accepted(self, token: str, now: float) -> Decision | None:
         """The stored decision of an accepted task; a lapsed reservation doesn't count."""
@@ -187,7 +187,7 @@ class Ledger:
 
     def _apply_state(self, record: Record) -> None:
         slot, token = _slot_and_token(record)
-        chain = self._chains.setdefault((slot, token), Chain())
+        chain = self._chains.setdefault((slot, token), TaskHistory())
         chain.sequence = record.sequence  # also of a record that can't be used: the next write must expect it
         message = decode_state_record(record.data)
         _must_match(record, subjects.state(message.slot, message.task))

@@ -27,7 +27,7 @@ class ReplacedLogError(BusError):
     """A log is not the one that was folded: what this process knows is of another world."""
 
 
-class Follower:
+class LogReader:
     """Folds JOBS and STATE into one ledger, one fold at a time; `after_fold` is called after each."""
 
     def __init__(

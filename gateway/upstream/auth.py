@@ -26,7 +26,7 @@ USED_BEFORE: Final = "this nonce was used before"
 LATEST_NONCE: Final = 10**20  # larger is no time of this millennium; upstream's own bound
 
 
-class Refusal(Exception):
+class AuthRefusal(Exception):
     """A request that is not taken, as it is answered."""
 
     def __init__(self, status: int, detail: str) -> None:
@@ -60,21 +60,21 @@ class Caller(Struct, frozen=True):
     async def settle(self, patience_s: float | None = None) -> None:
         """Return once this is known to be no replay; for whoever is about to change or tell something.
 
-        Raises Refusal. After `patience_s` it goes by what this gateway has seen itself.
+        Raises AuthRefusal. After `patience_s` it goes by what this gateway has seen itself.
         """
         if self.first is None:
             return
         if not self.first.done():
             await asyncio.wait({self.first}, timeout=patience_s)
         if self.first.done() and not self.first.result():
-            raise Refusal(401, USED_BEFORE)
+            raise AuthRefusal(401, USED_BEFORE)
 
 
 class Gate(Protocol):
     """What stands before upstream's endpoints."""
 
     def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
-        """The validator, of whom this gateway has not had this request before. Raises Refusal."""
+        """The validator, of whom this gateway has not had this request before. Raises AuthRefusal."""
         ...
 
 
@@ -84,9 +84,9 @@ class OpenGate:
     def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
         """Whoever asks from this machine, but not what a web page could have sent through a browser."""
         if why := why_foreign(headers):
-            raise Refusal(403, f"{why}; set hotkey and upstream_auth = signed")
+            raise AuthRefusal(403, f"{why}; set hotkey and upstream_auth = signed")
         if body is not None and not headers.get("Content-Type", "").startswith("application/json"):
-            raise Refusal(415, "send Content-Type: application/json")
+            raise AuthRefusal(415, "send Content-Type: application/json")
         return Caller(headers.get("validator-hotkey", ""))
 
 
@@ -95,7 +95,7 @@ class ClosedGate:
 
     def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
         """Nobody."""
-        raise Refusal(403, "this gateway has no hotkey: set PODIUM_HOTKEY to the miner's ss58 address")
+        raise AuthRefusal(403, "this gateway has no hotkey: set PODIUM_HOTKEY to the miner's ss58 address")
 
 
 class SignedGate:
@@ -111,32 +111,32 @@ class SignedGate:
         # As with upstream's library, who may not ask is told so before what else is missing.
         validator = read_headers(headers, "validator-hotkey")[0]
         if why := self._validators.why_not(validator):
-            raise Refusal(403, why)
+            raise AuthRefusal(403, why)
         claims = Claims(validator, *read_headers(headers, "miner-hotkey", "nonce", "signature"))
         signed_at = nonce_time(claims.nonce)
         if signed_at is None or abs(now - signed_at) > WINDOW_S:
-            raise Refusal(401, f"the nonce is no time within {WINDOW_S:g} s of this gateway's clock")
+            raise AuthRefusal(401, f"the nonce is no time within {WINDOW_S:g} s of this gateway's clock")
         if self._nonces.seen(claims.validator, claims.nonce, signed_at):
-            raise Refusal(401, USED_BEFORE)
+            raise AuthRefusal(401, USED_BEFORE)
         if claims.miner != self._hotkey:
-            raise Refusal(401, "the request is meant for another miner's hotkey")
+            raise AuthRefusal(401, "the request is meant for another miner's hotkey")
         if not verified(claims.validator, claims.message(body), claims.signature):
-            raise Refusal(401, "the signature is not the validator's over this request")
+            raise AuthRefusal(401, "the signature is not the validator's over this request")
         # Only what is signed is kept, so that nobody else can fill the store or use up a nonce.
         try:
             first = self._nonces.claim(claims.validator, claims.nonce, signed_at)
         except TooManyNoncesError as error:
-            raise Refusal(429, str(error)) from error
+            raise AuthRefusal(429, str(error)) from error
         if first is None:
-            raise Refusal(401, USED_BEFORE)
+            raise AuthRefusal(401, USED_BEFORE)
         return Caller(claims.validator, first)
 
 
 def read_headers(headers: Mapping[str, str], *names: str) -> list[str]:
-    """The values of headers. Raises Refusal 422 naming those that are missing."""
+    """The values of headers. Raises AuthRefusal 422 naming those that are missing."""
     values = [headers.get(name, "") for name in names]
     if missing := [name for name, value in zip(names, values, strict=True) if not value]:
-        raise Refusal(422, f"header missing: {', '.join(missing)}")
+        raise AuthRefusal(422, f"header missing: {', '.join(missing)}")
     return values
 
 

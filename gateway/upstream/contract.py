@@ -8,7 +8,7 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from gateway.upstream.auth import Refusal
+from gateway.upstream.auth import AuthRefusal
 from shared.messages import BareOffer, DatasetType, FileFormat, Offer, TaskType
 
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -147,13 +147,13 @@ def task_type_of(columns: DatasetType) -> TaskType:
 
 
 def parse(body: bytes, decode: msgspec.json.Decoder[T]) -> T:
-    """Decode a body. Raises Refusal 422 naming the field."""
+    """Decode a body. Raises AuthRefusal 422 naming the field."""
     try:
         return decode.decode(body)
     except RecursionError as error:
-        raise Refusal(422, "the JSON is nested too deeply") from error
+        raise AuthRefusal(422, "the JSON is nested too deeply") from error
     except ValueError as error:  # msgspec's errors, and bytes that are not UTF-8
-        raise Refusal(422, str(error)) from error
+        raise AuthRefusal(422, str(error)) from error
 
 
 def _count(number: float | None) -> int | None:

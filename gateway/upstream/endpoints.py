@@ -19,7 +19,7 @@ from gateway.errors import NoSlotError, NoSubmissionError, NotAcceptedError
 from gateway.http_request import read_body
 from gateway.service import Service
 from gateway.submissions import submission_of
-from gateway.upstream.auth import Caller, Refusal
+from gateway.upstream.auth import AuthRefusal, Caller
 from gateway.upstream.contract import (
     MinerSubmission,
     MinerTaskOffer,
@@ -120,9 +120,9 @@ async def training_repo(service: Service, asked: Asked) -> TrainingRepo:
     await asked.caller.settle(SETTLE_S)
     settings, kind = service.settings, asked.request.match_info["kind"]
     if kind not in REPOSITORIES:
-        raise Refusal(422, f"the type must be one of {', '.join(REPOSITORIES)}")
+        raise AuthRefusal(422, f"the type must be one of {', '.join(REPOSITORIES)}")
     if settings.training_repo is None or settings.training_commit is None:
-        raise Refusal(404, "no training repository: set PODIUM_TRAINING_REPO and PODIUM_TRAINING_COMMIT")
+        raise AuthRefusal(404, "no training repository: set PODIUM_TRAINING_REPO and PODIUM_TRAINING_COMMIT")
     return TrainingRepo(settings.training_repo, settings.training_commit)
 
 
@@ -155,7 +155,7 @@ async def _answer(
         # judged now, not when its head came: a replay could hold its body back until its nonce is forgotten
         caller = service.gate.admit(request.headers, signed, time.time())
         return _json(await endpoint(service, Asked(request, body, received_at, caller)))
-    except Refusal as refusal:
+    except AuthRefusal as refusal:
         return _detail(refusal.status, refusal.detail)
     except (NoSubmissionError, NotAcceptedError) as error:
         return _detail(404, str(error))

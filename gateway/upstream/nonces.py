@@ -43,14 +43,14 @@ class TooManyNoncesError(Exception):
     """The store is full: validators that may ask signed more requests than any would."""
 
 
-class Batch(Struct, frozen=True):
+class NonceBatch(Struct, frozen=True):
     """Claims of one gateway in one message: by minute, the keys."""
 
     gateway: str  # and which life of it
     minutes: dict[int, list[int]]
 
 
-_decode = msgspec.json.Decoder(Batch).decode
+_decode = msgspec.json.Decoder(NonceBatch).decode
 
 
 class Seen:
@@ -192,7 +192,7 @@ class Nonces:
         minutes: dict[int, list[int]] = {}
         for minute, key in keys:
             minutes.setdefault(minute, []).append(key)
-        message = msgspec.json.encode(Batch(self._life, minutes))
+        message = msgspec.json.encode(NonceBatch(self._life, minutes))
         sequence = await self._bus.append(
             subjects.NONCES_STREAM, subjects.NONCES, message, timeout_s=APPEND_TIMEOUT_S
         )

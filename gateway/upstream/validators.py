@@ -19,14 +19,14 @@ LARGEST_FILE: Final = 64 << 20
 log = get_logger()
 
 
-class Node(Struct, frozen=True):
+class ValidatorNode(Struct, frozen=True):
     """One node of the subnet, as fiber's nodes.json has it; other fields don't matter here."""
 
     hotkey: str
     stake: float
 
 
-_decode = msgspec.json.Decoder(dict[str, Node]).decode
+_decode = msgspec.json.Decoder(dict[str, ValidatorNode]).decode
 
 
 class Validators:

@@ -24,7 +24,7 @@ from gateway.state.ledger import TaskState
 from gateway.views.build import TaskView
 from podium.client import ENDED, Client, Refusal
 from podium.commands.up import EXAMPLES, make_stack
-from podium.commands.watch import View
+from podium.commands.watch import WatchView
 from podium.console import make_console
 from podium.demo.model import HOME as MODEL_FOLDER
 from podium.demo.report import Row, report, score_row, take_result
@@ -49,7 +49,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Step(Struct, frozen=True):
+class DemoStep(Struct, frozen=True):
     """One offer of the demo: what is sent, and what must become of it."""
 
     task: str
@@ -60,18 +60,18 @@ class Step(Struct, frozen=True):
     malformed: bool = False
 
 
-def steps(minutes: float) -> list[Step]:
+def steps(minutes: float) -> list[DemoStep]:
     """The six offers, in order; the last one is for while both jobs run."""
     hours = minutes / 60
     image: dict[str, Any] = {"task_type": TaskType.IMAGE, "model": "stabilityai/stable-diffusion-xl-base-1.0"}
     full, long = "At maximum accuracy capacity (2 jobs for #1)", "Job duration too long (>96 hours)"
     return [
-        Step("demo-malformed", MALFORMED, False, "hours_to_complete", malformed=True),
-        Step("demo-image", _offer("demo-image", hours, **image), False, "ImageTask"),
-        Step("demo-97-hours", _offer("demo-97-hours", 97), False, long),
-        Step("demo-nouns", _offer("demo-nouns", hours), True, "Accepted", "nouns_test.json"),
-        Step("demo-others", _offer("demo-others", hours, "others"), True, "Accepted", "others_test.json"),
-        Step("demo-one-more", _offer("demo-one-more", hours), False, full),
+        DemoStep("demo-malformed", MALFORMED, False, "hours_to_complete", malformed=True),
+        DemoStep("demo-image", _offer("demo-image", hours, **image), False, "ImageTask"),
+        DemoStep("demo-97-hours", _offer("demo-97-hours", 97), False, long),
+        DemoStep("demo-nouns", _offer("demo-nouns", hours), True, "Accepted", "nouns_test.json"),
+        DemoStep("demo-others", _offer("demo-others", hours, "others"), True, "Accepted", "others_test.json"),
+        DemoStep("demo-one-more", _offer("demo-one-more", hours), False, full),
     ]
 
 
@@ -128,12 +128,12 @@ class Play:
         self.overlap_s = 0.0
         self._began: dict[str, float] = {}  # when a job was first seen to run, Unix seconds
 
-    async def run(self, plan: list[Step]) -> None:
+    async def run(self, plan: list[DemoStep]) -> None:
         """Send the offers, the last one while both jobs run, and follow the jobs to their ends."""
         for step in plan[:-1]:
             await self._send(step)
         jobs = {row.task: row for row in self.rows if row.accepted}
-        with View(self.console) as view:
+        with WatchView(self.console) as view:
             await self._follow(view, jobs, until=set(TaskState) - {TaskState.QUEUED}, limit_s=CLAIM_S)
             await self._send(plan[-1])
             latest = max((row.deadline_at for row in jobs.values()), default=0.0) + LATE_S
@@ -145,7 +145,7 @@ class Play:
         if len(ends) == len(self._began) == 2:
             self.overlap_s = max(0.0, min(ends) - max(self._began.values()))
 
-    async def _send(self, step: Step) -> None:
+    async def _send(self, step: DemoStep) -> None:
         answer = await asyncio.to_thread(self.client.offer, step.body)
         row = Row(task=step.task, expected=step.accepted)
         if isinstance(answer, Refusal):
@@ -163,7 +163,7 @@ class Play:
         )
 
     async def _follow(
-        self, view: View, jobs: dict[str, Row], *, until: Set[TaskState], limit_s: float
+        self, view: WatchView, jobs: dict[str, Row], *, until: Set[TaskState], limit_s: float
     ) -> list[TaskView]:
         """Show the jobs until each is in one of these states; PodiumError from a service that can't go on."""
         end = time.monotonic() + limit_s

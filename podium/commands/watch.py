@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Follow until Ctrl-C, or until all named tasks have ended; 1 if one of those was not submitted."""
     client, wanted = find_gateway(args.url), {task_token(task) for task in args.tasks}
     heard, console = False, make_console()
-    with View(console) as view:
+    with WatchView(console) as view:
         while True:
             try:
                 tasks, heard = client.tasks(), True
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             time.sleep(POLL_S)
 
 
-class View:
+class WatchView:
     """Progress of some tasks: redrawn in place on a terminal, a line per phase and tenth elsewhere."""
 
     def __init__(self, console: Console) -> None:
@@ -60,7 +60,7 @@ class View:
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._said: dict[str, tuple[object, ...]] = {}
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> WatchView:
         if self._live is not None:
             self._live.start()
         return self

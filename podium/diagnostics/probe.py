@@ -18,7 +18,7 @@ from msgspec import Struct
 from nats.aio.msg import Msg
 
 from gateway.api.tokens import own_token
-from gateway.state.ledger import Chain, Ledger, TaskState
+from gateway.state.ledger import Ledger, TaskHistory, TaskState
 from gateway.views.build import GatewayInfo
 from podium.client import Client
 from podium.local.discovery import monitor_url
@@ -59,7 +59,7 @@ class OpenJob(Struct, frozen=True, kw_only=True):
 
     job: Job
     state: TaskState
-    chain: Chain
+    chain: TaskHistory
     progress_at: float | None = None  # by the clock of its node
 
 

@@ -48,7 +48,7 @@ class _PidFile(Struct, frozen=True):
     start_time: int
 
 
-class Service:
+class ManagedProcess:
     """One service under supervision; its pid file and log are in `folder`."""
 
     def __init__(self, spec: Spec, folder: Path, say: Say) -> None:

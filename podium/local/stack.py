@@ -24,7 +24,7 @@ from podium.commands.bootstrap import bootstrap
 from podium.commands.keys import make_users
 from podium.local.gpu_split import Half, Split
 from podium.local.nats_server import broker_command, port_open, take_over_open_store, write_config
-from podium.local.process import Say, Service, Spec
+from podium.local.process import ManagedProcess, Say, Spec
 from podium.local.watchdog import until_broken
 from shared.errors import PodiumError
 from shared.net import free_port
@@ -48,7 +48,7 @@ class Stack:
     def __init__(self, settings: Settings, split: Split, say: Say) -> None:
         self.folder = settings.data.absolute()
         self.split = split
-        self.services: list[Service] = []
+        self.services: list[ManagedProcess] = []
         self.broker_port = _own_broker_port(settings)
         nats_url = f"nats://127.0.0.1:{self.broker_port}" if self.broker_port else settings.nats_url
         self.settings = msgspec.structs.replace(
@@ -86,7 +86,7 @@ class Stack:
         if fresh and not lock.exists() and any(self.folder.iterdir()):
             raise PodiumError(f"{self.folder} holds something that is not ours; choose another --data-dir")
         self._lock = _take(lock)
-        self.services = [Service(spec, self.folder, self._say) for spec in self._specs()]
+        self.services = [ManagedProcess(spec, self.folder, self._say) for spec in self._specs()]
         for service in reversed(self.services):
             await service.take_down_leftover()
         if fresh:

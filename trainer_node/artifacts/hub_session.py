@@ -26,7 +26,7 @@ class HubError(Exception):
     """The hub didn't do it; the text says what and why."""
 
 
-class Client(httpx2.Client):
+class HubClient(httpx2.Client):
     """The library's HTTP client, with timeouts, and without its repetitions of anything but uploads."""
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
@@ -54,7 +54,7 @@ class Session:
         self.api = HfApi(endpoint=url, token=token, library_name="podium")
         self.token = token
         self.repository = repository
-        set_client_factory(lambda: Client(timeout=silence_s, follow_redirects=True))
+        set_client_factory(lambda: HubClient(timeout=silence_s, follow_redirects=True))
 
     def look(self, title: str) -> tuple[str, str] | str | None:
         """The commit with this title and its digest; else the commit that holds nothing yet, to build on.

@@ -26,7 +26,7 @@ from shared.planning.planner import SUPPORTED_TASKS, DataStats, Plan, make_plan
 from shared.planning.profiles import resolve
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.examples import Examples, hold_out, scored_length
-from trainer_node.engine.data.token_cache import Tokens, kept, tokens_of
+from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
 from trainer_node.engine.distributed.sharding import ALONE, Team, TeamClock, fitted
 from trainer_node.engine.evaluate.metric import Score, measure, reference_logprobs, score
 from trainer_node.engine.model.label_model import label_model
@@ -119,7 +119,7 @@ def ingest(run: Run, config: Any) -> Data:
     return divided(job, tokens, length)
 
 
-def divided(job: WorkerJob, tokens: Tokens, length: int) -> Data:
+def divided(job: WorkerJob, tokens: TokenCache, length: int) -> Data:
     """A job's tokens with the development rows held out."""
     train, dev = hold_out(tokens.examples, job.seed)
     return Data(train, dev, tokens.dropped, length)

@@ -48,7 +48,7 @@ def must_stop(
     return None
 
 
-class Follower:
+class WorkerMonitor:
     """Watches the worker's side of a run; needs no broker."""
 
     def __init__(self, post: Post, job: Job, run: RunFolder, ready_by: float) -> None:

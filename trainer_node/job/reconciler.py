@@ -46,7 +46,7 @@ from trainer_node.job.actions import (
     Watch,
     next_step,
 )
-from trainer_node.job.monitor import Follower
+from trainer_node.job.monitor import WorkerMonitor
 from trainer_node.job.state_chain import Chain, FencedError
 from trainer_node.lease import RETRY_S, LeaseLostError
 from trainer_node.worker.crash import Death, explain
@@ -78,7 +78,7 @@ class Assignment:
         self._over = False
         self._worker_job, self._refusal = self._prepare()
         ready_by = self._worker_job.ready_by if self._worker_job else job.deadline_at
-        self.follower = Follower(post, job, self.run, ready_by)
+        self.follower = WorkerMonitor(post, job, self.run, ready_by)
 
     async def tend(self) -> None:
         """Work until the task has a result, another node holds the slot, or the node drains."""

@@ -16,8 +16,8 @@ from trainer_node.engine.data.packing import Batch, collate
 from trainer_node.engine.model import attention
 from trainer_node.engine.model.attention import (
     _KERNELS,
+    AttentionLayout,
     Form,
-    Layout,
     _dense,
     attention_kwargs,
     install,
@@ -66,7 +66,9 @@ def test_attention_itself_is_bit_equal_to_one_by_one() -> None:
     query, key, value = torch.randn(1, 4, 44, 16), torch.randn(1, 2, 44, 16), torch.randn(1, 2, 44, 16)
     borders = torch.tensor([0, 9, 10, 40, 44], dtype=torch.int32)
     module = torch.nn.Module()
-    packed, _ = packed_attention(module, query, key, value, None, layout=Layout(LENGTHS, borders, 44))
+    packed, _ = packed_attention(
+        module, query, key, value, None, layout=AttentionLayout(LENGTHS, borders, 44)
+    )
     start = 0
     for length in LENGTHS:
         span = slice(start, start + length)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from gateway.state.ledger import Ledger
-from gateway.state.log_reader import Follower
+from gateway.state.log_reader import LogReader
 from podium.local.nats_server import Broker
 from shared.broker.bus import Bus
 from shared.errors import BusError
@@ -25,7 +25,7 @@ async def turns_until(done: asyncio.Future[object]) -> int:
 
 
 async def test_all_who_wait_go_on_in_the_same_moment(bus: Bus) -> None:
-    follower = Follower(bus, Ledger(), poll_s=60.0)
+    follower = LogReader(bus, Ledger(), poll_s=60.0)
     first = asyncio.create_task(follower.catch_up())
     await asyncio.sleep(0)  # it has begun, so that those after it need another one
     waiting = [asyncio.create_task(follower.catch_up()) for _ in range(MANY)]
@@ -36,7 +36,7 @@ async def test_all_who_wait_go_on_in_the_same_moment(bus: Bus) -> None:
 
 
 async def test_all_who_wait_learn_that_it_failed(broker: Broker, bus: Bus) -> None:
-    follower = Follower(bus, Ledger(), poll_s=60.0)
+    follower = LogReader(bus, Ledger(), poll_s=60.0)
     await follower.catch_up()
     await broker.stop(kill=True)
     ends = await asyncio.gather(*(follower.catch_up() for _ in range(MANY)), return_exceptions=True)
@@ -53,7 +53,7 @@ async def test_all_who_wait_learn_that_it_failed(broker: Broker, bus: Bus) -> No
 
 
 async def test_one_who_gives_up_in_the_middle_is_no_end_for_later_ones(bus: Bus) -> None:
-    follower = Follower(bus, Ledger(), poll_s=60.0)
+    follower = LogReader(bus, Ledger(), poll_s=60.0)
     first = asyncio.create_task(follower.catch_up())
     await asyncio.sleep(0)
     later = [asyncio.create_task(follower.catch_up()) for _ in range(3)]
@@ -67,7 +67,7 @@ async def test_one_who_gives_up_in_the_middle_is_no_end_for_later_ones(bus: Bus)
 
 async def test_who_has_no_time_left_takes_nobody_with_it(bus: Bus) -> None:
     """The one that folds is cut short; those who wait for its very fold go on with one of their own."""
-    follower = Follower(bus, Ledger(), poll_s=60.0)
+    follower = LogReader(bus, Ledger(), poll_s=60.0)
     first = asyncio.create_task(follower.catch_up())
     await asyncio.sleep(0)
     folds = asyncio.create_task(follower.catch_up())  # waits for the first's end, then folds

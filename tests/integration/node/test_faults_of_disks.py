@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from podium.local.nats_server import Broker, broker_command, port_open, write_config
-from podium.local.process import Service, Spec
+from podium.local.process import ManagedProcess, Spec
 from podium.local.watchdog import trouble_of, until_broken
 from shared import subjects
 from shared.broker.bus import Bus, connect
@@ -80,7 +80,7 @@ class WatchedBroker:
             environment["NATS_HEALTH"] = f"http://127.0.0.1:{self.monitor_port}/healthz"
         spec = Spec(name="broker", command=command, environment=environment)
         # Its log must not lie on the disk that fills up.
-        self.service = Service(spec, disk.path.parent / "service", self.said.append)
+        self.service = ManagedProcess(spec, disk.path.parent / "service", self.said.append)
         if not shell:
             self.service.watch = partial(until_broken, self.monitor_port, 1.0)
 

@@ -27,7 +27,7 @@ FILE = "tokens.safetensors"
 DATA = "data"  # where a download stays
 
 
-class Tokens(Struct, frozen=True):
+class TokenCache(Struct, frozen=True):
     """All usable rows of a job."""
 
     examples: Examples
@@ -35,7 +35,7 @@ class Tokens(Struct, frozen=True):
     rows: int  # also those dropped
 
 
-def tokens_of(job: WorkerJob, folder: Path, tokenizer: Any, length: int, reporter: Reporter) -> Tokens:
+def tokens_of(job: WorkerJob, folder: Path, tokenizer: Any, length: int, reporter: Reporter) -> TokenCache:
     """The job's rows as tokens, from the run's folder if they are there and of the same making.
 
     Raises DataError if the data can't be had or used.
@@ -54,12 +54,12 @@ def tokens_of(job: WorkerJob, folder: Path, tokenizer: Any, length: int, reporte
     examples, dropped = tokenize(
         rows, job.task_type, job.dataset_type, tokenizer, length, source=job.dataset, tick=reporter.alive
     )
-    tokens = Tokens(examples, dropped, len(rows))
+    tokens = TokenCache(examples, dropped, len(rows))
     _write(folder / FILE, tokens, key)
     return tokens
 
 
-def kept(folder: Path, key: str | None = None) -> Tokens | None:
+def kept(folder: Path, key: str | None = None) -> TokenCache | None:
     """What an earlier start left, if it is whole and, where a `key` is given, of that making."""
     try:
         with safe_open(folder / FILE, "numpy") as file:
@@ -70,7 +70,7 @@ def kept(folder: Path, key: str | None = None) -> Tokens | None:
     except (FileNotFoundError, SafetensorError):
         return None
     dropped = msgspec.json.decode(about["dropped"], type=dict[str, int])
-    return Tokens(Examples(ids, labels, offsets, int(about["group"])), dropped, int(about["rows"]))
+    return TokenCache(Examples(ids, labels, offsets, int(about["group"])), dropped, int(about["rows"]))
 
 
 def _key(job: WorkerJob, files: list[DataFile], tokenizer: Any, length: int) -> str:
@@ -93,7 +93,7 @@ def _model_of(tokenizer: Any) -> str:
     return msgspec.json.encode({**about, "truncation": None, "padding": None}).decode()
 
 
-def _write(path: Path, tokens: Tokens, key: str) -> None:
+def _write(path: Path, tokens: TokenCache, key: str) -> None:
     examples = tokens.examples
     arrays = {"ids": examples.ids, "labels": examples.labels, "offsets": examples.offsets}
     about = {

@@ -60,7 +60,7 @@ def install(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
 
 
-class Layout:
+class AttentionLayout:
     """Where a pack's documents lie.
 
     A plain class, which torch.compile doesn't look into: as a list, every other number of documents compiled
@@ -75,7 +75,7 @@ class Layout:
 
 def attention_kwargs(batch: Batch) -> dict[str, Any]:
     """What a model must hand through to every layer's attention."""
-    return {"layout": Layout(batch.document_lengths, batch.cu_seqlens, batch.max_seqlen)}
+    return {"layout": AttentionLayout(batch.document_lengths, batch.cu_seqlens, batch.max_seqlen)}
 
 
 def max_documents(capacity: int, heads: int, head_dim: int) -> int:
@@ -102,7 +102,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    layout: Layout | None = None,
+    layout: AttentionLayout | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within documents: query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D]."""

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.upstream.auth import Refusal, nonce_time
+from gateway.upstream.auth import AuthRefusal, nonce_time
 from gateway.upstream.contract import MinerTaskOffer, TrainRequestText, parse, task_type_of
 from shared.messages import BareOffer, DatasetType, FileFormat, TaskType
 
@@ -81,14 +81,14 @@ def test_a_size_that_is_none_is_not_stated(said: float | None, meant: int | None
     ],
 )
 def test_what_is_no_offer_names_the_field(fields: dict[str, Any]) -> None:
-    with pytest.raises(Refusal, match=next(iter(fields))) as caught:
+    with pytest.raises(AuthRefusal, match=next(iter(fields))) as caught:
         offer(**fields)
     assert caught.value.status == 422
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'"a"'])
 def test_what_is_no_json_object_is_422(body: bytes) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(AuthRefusal) as caught:
         parse(body, DECODE_OFFER)
     assert caught.value.status == 422
 

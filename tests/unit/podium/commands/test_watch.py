@@ -9,7 +9,7 @@ from rich.console import Console
 from gateway.state.ledger import TaskState
 from gateway.views.build import SlotView, TaskView
 from podium.commands.status import slots_table, tasks_table
-from podium.commands.watch import View, drawn
+from podium.commands.watch import WatchView, drawn
 from shared.messages import Decision, Metrics, Phase, Progress, Result, ResultStatus
 
 
@@ -65,7 +65,7 @@ def printed(*things: Any) -> str:
 
 def test_without_a_terminal_only_news_is_a_line() -> None:
     console = Console(file=io.StringIO(), width=160)
-    with View(console) as watching:
+    with WatchView(console) as watching:
         for task in (view(), training(0.01), training(0.05), training(0.11), submitted(), submitted()):
             watching.update([task])
     assert isinstance(console.file, io.StringIO)
@@ -77,7 +77,7 @@ def test_without_a_terminal_only_news_is_a_line() -> None:
 
 def test_on_a_terminal_every_task_has_a_bar() -> None:
     console = Console(file=io.StringIO(), width=160, force_terminal=True)
-    with View(console) as watching:
+    with WatchView(console) as watching:
         watching.update([training(0.5)])
     assert isinstance(console.file, io.StringIO)
     assert "━" in console.file.getvalue()
@@ -86,7 +86,7 @@ def test_on_a_terminal_every_task_has_a_bar() -> None:
 
 def test_a_message_of_the_run_is_shown() -> None:
     console = Console(file=io.StringIO(), width=160)
-    with View(console) as watching:
+    with WatchView(console) as watching:
         watching.update([training(0.0, message="12 rows dropped: empty [output]")])
     assert isinstance(console.file, io.StringIO)
     assert "12 rows dropped: empty [output]" in console.file.getvalue()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from gateway.state.ledger import Chain, ChainRecord, TaskState
+from gateway.state.ledger import ChainRecord, TaskHistory, TaskState
 from gateway.views.build import GatewayInfo, MirrorInfo, agreed
 from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Severity
@@ -95,7 +95,7 @@ def open_job(*chain: StateRecord, state: TaskState = TaskState.RUNNING, **fields
         deadline_at=fields.pop("deadline_at", NOW + 2000),
     )
     records = [ChainRecord(number, "", record) for number, record in enumerate(chain, 1)]
-    return OpenJob(job=job, state=state, chain=Chain(records=records), **fields)
+    return OpenJob(job=job, state=state, chain=TaskHistory(records=records), **fields)
 
 
 def claimed(ago_s: float) -> Claimed:

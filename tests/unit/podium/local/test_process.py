@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from podium.local.process import Service, Spec
+from podium.local.process import ManagedProcess, Spec
 from shared.errors import PodiumError
 from trainer_node.worker.slot_lock import start_time
 
@@ -21,9 +21,9 @@ SLEEP = "import time; time.sleep(60)"
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"
 
 
-def service(folder: Path, code: str, said: list[str], **fields: object) -> Service:
+def service(folder: Path, code: str, said: list[str], **fields: object) -> ManagedProcess:
     spec = msgspec.convert({"name": "x", "command": [sys.executable, "-c", code], **fields}, Spec)
-    return Service(spec, folder, said.append)
+    return ManagedProcess(spec, folder, said.append)
 
 
 async def until(condition: Callable[[], bool]) -> None:
