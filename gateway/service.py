@@ -29,7 +29,7 @@ from gateway.state.presence import Presence
 from gateway.telemetry.counters import Measures
 from gateway.telemetry.decision_log import DecisionLog
 from gateway.telemetry.event_log import EventLog
-from gateway.telemetry.event_sources import News
+from gateway.telemetry.event_sources import EventSources
 from gateway.upstream.auth import gate_of
 from gateway.upstream.nonces import Nonces
 from gateway.upstream.validators import Validators
@@ -90,7 +90,9 @@ class Service:
         self._folded = asyncio.Event()  # both logs were read to their end once
         self._leases_seen = asyncio.Event()
         self._scores_seen = asyncio.Event()
-        self.news = News(self.events, self.ledger, self.presence, self.measures, self._folded)
+        self.event_sources = EventSources(
+            self.events, self.ledger, self.presence, self.measures, self._folded
+        )
 
     async def prepare(self) -> None:
         """Load the validators before the first request is read: upstream asks once."""
@@ -276,9 +278,9 @@ class Service:
             asyncio.create_task(end_with(bus), name="bus watch"),
             asyncio.create_task(follower.run(), name="follower"),
             asyncio.create_task(scores.run(), name="scores"),
-            asyncio.create_task(self._look_at_leases(bus), name="leases"),
+            asyncio.create_task(self._read_leases(bus), name="leases"),
             asyncio.create_task(self.decisions.run(bus), name="decisions"),
-            asyncio.create_task(self.news.run(bus), name="news"),
+            asyncio.create_task(self.event_sources.run(bus), name="news"),
             asyncio.create_task(mirror.run(bus, ledger.folded), name="mirror"),
             asyncio.create_task(self._nonces.run(bus), name="nonces"),
             asyncio.create_task(self._validators.follow(), name="validators"),
@@ -311,14 +313,14 @@ class Service:
         except OSError as error:
             self._mirror.fail(error)
 
-    async def _look_at_leases(self, bus: Bus) -> None:
+    async def _read_leases(self, bus: Bus) -> None:
         """Read the leases now and after each reconnect: heartbeats sent in between were missed."""
         again = asyncio.Event()
         bus.on_reconnect(again.set)
         while True:
             again.clear()
             try:
-                await self.presence.look_at_leases(bus, self.settings.slots)
+                await self.presence.read_leases(bus, self.settings.slots)
                 self._leases_seen.set()
             except BusError as error:
                 log.debug("can't read leases; waiting for heartbeats", error=str(error))

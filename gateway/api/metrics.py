@@ -234,7 +234,7 @@ def _gateway(service: Service) -> Iterator[Metric]:
 def _events(service: Service) -> Iterator[Metric]:
     log = service.events
     said = CounterMetricFamily("podium_events", "Events for readers of /v1/events.", labels=("type",))
-    for name, count in sorted(log.said.items()):
+    for name, count in sorted(log.counts.items()):
         said.add_metric((name,), count)
     yield said
     yield _gauge("podium_event_readers", "Open streams of /v1/events.", log.readers)

@@ -133,7 +133,7 @@ async def get_events(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers=HEADERS)
     stream = Stream(request, log, choice, response)
     with log.reader(stream.news.set):
-        await service.news.listen()
+        await service.event_sources.listen()
         await response.prepare(request)
         hello = frame("hello", _encode(Hello(service.settings.gateway_name, time.time())), log.id_of(start))
         await stream.send(guard, start, b"retry: 1000\n" + hello + first)

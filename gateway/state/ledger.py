@@ -30,7 +30,7 @@ log = get_logger()
 
 
 class TaskState(StrEnum):
-    """Where a task stands, in the words shown to people (a rejected offer leaves no task)."""
+    """The state of a task, as shown to people (a rejected offer leaves no task)."""
 
     RESERVED = "reserved"
     LAPSED = "lapsed"
@@ -52,7 +52,7 @@ class ChainRecord(Struct, frozen=True):
 
 
 class TaskHistory(Struct):
-    """What the state log says of one task on one slot."""
+    """The STATE records of one task on one slot."""
 
     sequence: int = 0  # of the newest record on the chain's subject
     records: list[ChainRecord] = []  # every one, oldest first
@@ -82,14 +82,14 @@ class MalformedRecordError(ValueError):
 
 
 class Ledger:
-    """Everything known from the two logs, up to the sequences in `folded`."""
+    """The state of both logs, up to the sequences in `folded`."""
 
     def __init__(self) -> None:
         self.folded = {subjects.JOBS_STREAM: 0, subjects.STATE_STREAM: 0}
         self.newest: dict[str, Record] = {}  # by stream, the last one folded
         self.malformed = 0
         self.ended: list[tuple[str, str]] = []  # slot and token of every result, as they were folded
-        self.on_news: Callable[[str], None] = lambda token: None  # after each record of a task that counts
+        self.on_task: Callable[[str], None] = lambda token: None  # after each record of a task that counts
         self._tasks: dict[str, Task] = {}  # by token, in order of acceptance
         self._chains: dict[tuple[str, str], TaskHistory] = {}  # by slot and token
         self._newest_job: dict[str, str] = {}  # slot -> token
@@ -108,7 +108,7 @@ class Ledger:
         except (ValueError, RecursionError) as error:  # msgspec's errors and ours
             self.malformed += 1
             log.error(
-                "a stored record can't be used and is passed over",
+                "malformed record skipped",
                 stream=stream,
                 sequence=record.sequence,
                 subject=record.subject,
@@ -116,29 +116,29 @@ class Ledger:
                 **subjects.task_in(record.subject),
             )
         else:
-            self.on_news(record.subject.rpartition(".")[2])
+            self.on_task(record.subject.rpartition(".")[2])
 
     def task(self, token: str) -> Task | None:
-        """The task of this token, if one was accepted."""
+        """Return the task of this token, if one was accepted."""
         return self._tasks.get(token)
 
     def tasks(self) -> Iterator[Task]:
-        """All tasks, newest first."""
+        """Return all tasks, newest first."""
         return reversed(self._tasks.values())
 
     def chain_of(self, record: Job | Reservation) -> TaskHistory:
-        """The state chain of a job; an empty one if no node wrote yet."""
+        """Return the state chain of a job; an empty one if no node wrote yet."""
         return self._chains.get((record.slot, record.task)) or TaskHistory()
 
     def accepted(self, token: str, now: float) -> Decision | None:
-        """The stored decision of an accepted task; a lapsed reservation doesn't count."""
+        """Return the stored decision of an accepted task; a lapsed reservation doesn't count."""
         task = self._tasks.get(token)
         if task is None or self.state(task, now) is TaskState.LAPSED:
             return None
         return task.record.decision
 
     def holder(self, slot: str, now: float) -> Task | None:
-        """The task that keeps a slot busy: its newest job without result, or a reservation not yet lapsed."""
+        """Return the task that occupies a slot: its newest job without result, or an active reservation."""
         token = self._newest_job.get(slot)
         if token is not None and self._open(slot, token):
             return self._tasks[token]
@@ -149,12 +149,12 @@ class Ledger:
         return task if task.job is None and task.reservation is reservation else None
 
     def open_jobs(self) -> list[Job]:
-        """Jobs without a result."""
+        """Return the jobs without a result."""
         jobs = (task.job for task in self._tasks.values() if task.job is not None)
         return [job for job in jobs if self._open(job.slot, job.task)]
 
     def state(self, task: Task, now: float) -> TaskState:
-        """Where the task stands."""
+        """Return the state of the task."""
         if task.job is None:
             lapsed = task.reservation is not None and task.reservation.expires_at <= now
             return TaskState.LAPSED if lapsed else TaskState.RESERVED
@@ -188,7 +188,7 @@ class Ledger:
     def _apply_state(self, record: Record) -> None:
         slot, token = _slot_and_token(record)
         chain = self._chains.setdefault((slot, token), TaskHistory())
-        chain.sequence = record.sequence  # also of a record that can't be used: the next write must expect it
+        chain.sequence = record.sequence  # also of a malformed record: the next write must expect it
         message = decode_state_record(record.data)
         _must_match(record, subjects.state(message.slot, message.task))
         if chain.result is not None:

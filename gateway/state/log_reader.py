@@ -1,4 +1,4 @@
-"""Keeps the ledger current: what is stored is read, what is heard is only a hint to read now."""
+"""Keep the ledger current by reading the logs; a message on NATS is only a hint to read now."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from shared.errors import BusError, BusUnavailableError
 from shared.logs import get_logger
 
 RETRY_S = 0.25  # after a failed fold; JetStream is usable some 30 ms after a restarted server listens
-FRESH_S = 1.0  # what was read so lately, with nothing heard since, is good enough to refuse an offer
+FRESH_S = 1.0  # with no hint since, logs read this recently are good enough to refuse an offer
 READ_TIMEOUT_S = 0.9  # an offer must be answered within upstream's 3 s: fold, append, fold
 
-Fold = tuple[int, bool, BusError | None]  # its number, whether it came to an end, and why it failed
+Fold = tuple[int, bool, BusError | None]  # its number, whether it was completed, and why it failed
 
 log = get_logger()
 
 
 class ReplacedLogError(BusError):
-    """A log is not the one that was folded: what this process knows is of another world."""
+    """The stream was replaced (for example a lost disk); in-memory state no longer matches it."""
 
 
 class LogReader:
-    """Folds JOBS and STATE into one ledger, one fold at a time; `after_fold` is called after each."""
+    """Fold JOBS and STATE into one ledger, one fold at a time; call `after_fold` after each."""
 
     def __init__(
         self,
@@ -46,21 +46,21 @@ class LogReader:
         self._poll_s = poll_s
         self._after_fold = after_fold
         self._hint = asyncio.Event()
-        self._folding: asyncio.Future[Fold] | None = None  # done when the fold under way is over
-        self._begun = 0  # folds that were begun
-        self._heard_of = 0  # hints so far
-        self._read_after = -1  # after which hint that was
-        self._ended = True  # of the newest fold: it was not cut short
+        self._folding: asyncio.Future[Fold] | None = None  # done when the current fold is over
+        self._begun = 0  # folds begun
+        self._hints = 0  # hints so far
+        self._read_after = -1  # number of hints when that fold began
+        self._ended = True  # whether the newest fold was completed
         self._failure: BusError | None = None  # and why it failed
 
     async def start(self) -> None:
-        """Listen for hints."""
+        """Subscribe to hints."""
         for subject in (subjects.ANY_JOB, subjects.ANY_RESERVATION, subjects.ANY_STATE):
-            await self._bus.subscribe(subject, self._heard)
-        self._bus.on_reconnect(self._lost_touch)
+            await self._bus.subscribe(subject, self._on_hint)
+        self._bus.on_reconnect(self._on_reconnect)
 
     async def run(self) -> None:
-        """Fold when something was said, after a reconnect, and every `poll_s`. Raises ReplacedLogError."""
+        """Fold on every hint, after a reconnect, and every `poll_s`. Raises ReplacedLogError."""
         trouble = ""
         while True:
             self._hint.clear()
@@ -72,7 +72,7 @@ class LogReader:
             except BusError as error:
                 if str(error) != trouble:  # once, not at every retry
                     trouble = str(error)
-                    log.warning("JOBS and STATE can't be read now", error=trouble)
+                    log.warning("can't read JOBS and STATE, retrying", error=trouble)
             try:
                 async with asyncio.timeout(self._poll_s if self.current else RETRY_S):
                     await self._hint.wait()
@@ -81,28 +81,28 @@ class LogReader:
 
     @property
     def fresh(self) -> bool:
-        """Whether everything stored until a moment ago is folded, as far as anybody has said since.
+        """Whether everything stored until a moment ago is folded, as far as hints show.
 
         Good enough to refuse on: a gateway that misses another's newest job sees a slot as free, not as
-        taken, so it would accept, and accepting reads and compares first. Asking keeps it fresh: half-way
-        the next fold is begun, so that under load nobody waits for it.
+        taken, so it would accept, and accepting reads and compares first. Reading this property keeps it
+        fresh: at half of FRESH_S it starts the next fold, so that under load no request waits for one.
         """
         if self.read_at is None:
             return False
         age = time.monotonic() - self.read_at
         if age > FRESH_S / 2:
             self._hint.set()
-        return age < FRESH_S and self.current and self._read_after == self._heard_of and self._bus.connected
+        return age < FRESH_S and self.current and self._read_after == self._hints and self._bus.connected
 
     async def catch_up(self) -> None:
         """Fold everything that was stored before this call.
 
-        Calls that wait together share the next fold, and its failure; but if whoever folds has no time left,
-        another one goes on. Raises BusError.
+        Calls that wait together share the next fold and its failure; but if the folding call runs out of
+        time, another takes over. Raises BusError.
         """
         begun_before = self._begun
         while self._folding is not None:
-            # Not a lock: it lets go of one waiter in a turn of the loop, so hundreds wait for each other.
+            # Not a lock: it wakes one waiter per loop iteration, so hundreds would wait for each other.
             number, ended, failure = await asyncio.shield(self._folding)
             if number > begun_before and ended:
                 if failure is not None:
@@ -117,7 +117,7 @@ class LogReader:
 
     async def _fold(self) -> None:
         self._begun += 1
-        began, after = time.monotonic(), self._heard_of
+        began, after = time.monotonic(), self._hints
         self._ended, self._failure = False, None
         try:
             for stream in self._ledger.folded:
@@ -142,20 +142,20 @@ class LogReader:
                 self._ledger.apply(stream, record)
 
     async def _must_still_hold(self, stream: str, known: Record) -> None:
-        """A broker that lost its disk, or was given another, must not be served from the old ledger."""
+        """Check that the stream was not replaced: after a lost disk the old ledger must not be used."""
         records = await self._bus.read(
             stream, known.sequence - 1, subject=known.subject, timeout_s=READ_TIMEOUT_S
         )
         if not records or (records[0].sequence, records[0].data) != (known.sequence, known.data):
             raise ReplacedLogError(
                 f"{stream} no longer holds the record {known.sequence} of {known.subject} that this gateway "
-                "has read: it is another log, and the gateway must start anew"
+                "has read: it is another log, and the gateway must restart"
             )
 
-    async def _heard(self, _: Msg) -> None:
-        self._heard_of += 1
+    async def _on_hint(self, _: Msg) -> None:
+        self._hints += 1
         self._hint.set()
 
-    def _lost_touch(self) -> None:
+    def _on_reconnect(self) -> None:
         self.current = False
         self._hint.set()

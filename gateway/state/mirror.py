@@ -1,7 +1,7 @@
-"""A copy of JOBS and STATE in one file of this gateway's own, should the broker ever lose its disk.
+"""A copy of JOBS and STATE in a file of this gateway, in case the broker loses its disk.
 
-The broker's logs are the truth and nothing waits for the mirror; it follows a few milliseconds behind,
-a batch of records per fsync. `podium restore` brings it back.
+The broker's logs are the truth and nothing waits for the mirror. It follows a few milliseconds behind,
+one batch of records per fsync. `podium restore` writes it back to the broker.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ log = get_logger()
 
 
 class LostRecordsError(PodiumError):
-    """The broker's logs hold less than this gateway has seen in them: deciding on them would forget jobs."""
+    """The broker's logs lack records that this gateway has seen: deciding on them would forget jobs."""
 
 
 class Mirror:
     """One gateway's mirror; `open`, `begin`, then `run` while the gateway does."""
 
     def __init__(self, folder: Path, gateway: str) -> None:
-        self.wake = asyncio.Event()  # the ledger has grown
-        self.error: str | None = None  # why the file doesn't follow now
+        self.wake = asyncio.Event()  # set when the ledger has grown
+        self.error: str | None = None  # why the file is not being written
         self.path = folder / FOLDER / "1.jsonl"
         self.last = dict.fromkeys(LOGS, 0)
         self._folder = folder / FOLDER
@@ -52,7 +52,7 @@ class Mirror:
         self._content: Content | None = None
 
     def open(self) -> None:
-        """Take the first file that no other gateway has, and read what is in it. Blocks; raises OSError."""
+        """Lock the first file that no other gateway holds, and read it. Blocks; raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for number in range(1, MOST_GATEWAYS + 1):
             held = os.open(self._folder / f"{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -68,25 +68,27 @@ class Mirror:
         try:
             self._content = read_mirror(self.path) if self.path.exists() else None
         except DamagedMirrorError as error:  # the logs themselves are still there
-            log.error("the mirror is damaged and written anew", kept=str(self._set_aside()), error=str(error))
+            log.error(
+                "the mirror is damaged; starting a new one", kept=str(self._set_aside()), error=str(error)
+            )
 
     async def begin(self, bus: Bus) -> None:
-        """Go on with the file if it is of the broker's logs as they are; else keep it and begin another.
+        """Continue the file if it matches the broker's logs; else set it aside and begin another.
 
-        Raises LostRecordsError if they lack what the file has, BusError, and OSError.
+        Raises LostRecordsError if the logs lack records of the file, BusError, and OSError.
         """
         content, goes_on = self._content, self._content is not None
         for stream in LOGS:
             if content is None or not content.records[stream]:
                 continue
             found = await _sequences(bus, stream)
-            # Each one, not the newest alone: of a damaged block the server passes over single records.
+            # Check each one, not only the newest: the server skips single records of a damaged block.
             lost = next((record for record in content.records[stream] if _key(record) not in found), None)
             if lost is not None:
                 raise LostRecordsError(
                     f"{self.path} has record {lost.sequence} of {lost.subject}, which {stream} lacks: the "
-                    "broker lost what it had acknowledged. Stop the nodes and `podium restore` that file, or "
-                    "move it away and start the gateway again, to go on without"
+                    "broker lost acknowledged records. Stop the nodes and `podium restore` that file, or "
+                    "move it away and start the gateway again, to continue without it"
                 )
             newest = content.records[stream][-1]
             goes_on &= found[_key(newest)] == newest.sequence
@@ -98,23 +100,23 @@ class Mirror:
             self.last = {stream: content.last(stream) for stream in LOGS}
             self._size, self._file = content.end, self.path.open("r+b")
             if content.size > content.end:
-                log.info("the mirror's last line was cut short and is written again", path=str(self.path))
+                log.info("the mirror's last line was cut short; rewriting it", path=str(self.path))
             return
         if content is not None:
             log.warning(
-                "the logs were restored; the mirror they came from is kept", kept=str(self._set_aside())
+                "the logs were restored; keeping the mirror they came from", kept=str(self._set_aside())
             )
         self._size, self._file = 0, self.path.open("wb")
         self._write(msgspec.json.encode(Header(1, self._gateway)) + b"\n")
         sync(self.path.parent)
 
     def fail(self, error: OSError) -> None:
-        """The file can't be used; `run` says so for as long as this gateway lives."""
+        """Run without the file from now on; `error` keeps why."""
         self.error = f"{self.path} can't be used: {error}"
-        log.error("the gateway works without its mirror", error=self.error)
+        log.error("running without a mirror", error=self.error)
 
     async def run(self, bus: Bus, folded: Mapping[str, int]) -> None:
-        """Follow the ledger for ever; a disk that can't be written is said once and tried again."""
+        """Follow the ledger forever; a disk that can't be written is logged once and retried."""
         while True:
             await self.wake.wait()
             self.wake.clear()
@@ -124,22 +126,22 @@ class Mirror:
             except (BusError, OSError) as error:
                 if self.error != str(error):
                     self.error = str(error)
-                    log.error("the mirror doesn't follow", path=str(self.path), error=self.error)
+                    log.error("can't write the mirror, retrying", path=str(self.path), error=self.error)
                 await asyncio.sleep(RETRY_S)
                 self.wake.set()
 
     async def catch_up(self, bus: Bus, folded: Mapping[str, int]) -> None:
-        """Write what the ledger has folded and the file doesn't have. Raises BusError and OSError."""
+        """Write the folded records that the file lacks. Raises BusError and OSError."""
         for stream, end in folded.items():
             while self.last[stream] < end and (records := await bus.read(stream, self.last[stream])):
                 await asyncio.to_thread(self._append, stream, records)
 
     def behind(self, folded: Mapping[str, int]) -> bool:
-        """Whether the ledger knows of records that the file doesn't have."""
+        """Return whether the ledger has folded records that the file lacks."""
         return any(self.last[stream] < end for stream, end in folded.items())
 
     def close(self) -> None:
-        """Let go of the file. Blocks while a batch is being written."""
+        """Close the file. Blocks while a batch is being written."""
         with self._writing:
             if self._file is not None:
                 self._file.close()
@@ -153,7 +155,7 @@ class Mirror:
         self.last[stream] = records[-1].sequence
 
     def _write(self, data: bytes) -> None:
-        """All of it on disk, or, whatever stops it, nothing that the next write would not replace."""
+        """Write all of it to disk; whatever a failed write leaves, the next one replaces."""
         with self._writing:
             if self._file is None:
                 raise OSError(self.error or "the mirror is closed")
@@ -172,7 +174,7 @@ class Mirror:
 
 
 async def _sequences(bus: Bus, stream: str) -> dict[bytes, int]:
-    """Under which sequence a log holds each of its records: in a restored one it is not the mirrored one."""
+    """Return each record's sequence in the log: in a restored log it differs from the mirrored one."""
     after, found = 0, dict[bytes, int]()
     while records := await bus.read(stream, after):
         found |= {_key(record): record.sequence for record in records}
@@ -181,5 +183,5 @@ async def _sequences(bus: Bus, stream: str) -> dict[bytes, int]:
 
 
 def _key(record: Record) -> bytes:
-    """What is a record's own, whatever its sequence; short, as a log may have very many."""
+    """Return a record's identity without its sequence; short, as a log may have very many."""
     return hashlib.sha256(record.subject.encode() + b"\n" + record.data).digest()

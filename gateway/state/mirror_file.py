@@ -3,7 +3,7 @@
     {"mirror": 1, "gateway": "..."}
     {"stream": "JOBS", "sequence": 1, "subject": "podium.jobs.a.t1", "stored": "2026-...", "data": {...}}
 
-A record that is no JSON on one line is kept as `base64`. A kill can only cut the last line short.
+A record that is not JSON on one line is kept as `base64`. A kill can only cut the last line short.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Line(Struct, frozen=True, omit_defaults=True):
 
 
 class Content(Struct, frozen=True):
-    """What a mirror holds. `end` is where the last whole line ends; `size` what the file has."""
+    """The content of a mirror. `end` is where the last whole line ends; `size` is the file's."""
 
     records: dict[str, list[Record]]  # by stream, oldest first
     end: int
@@ -64,7 +64,7 @@ class Content(Struct, frozen=True):
         return records[-1].sequence if records else 0
 
     def missing(self, stream: str) -> int:
-        """How many sequences between its first and its last record the file doesn't have."""
+        """Return how many sequences are missing between the file's first and last record."""
         records = self.records[stream]
         return records[-1].sequence - records[0].sequence + 1 - len(records) if records else 0
 
@@ -74,7 +74,7 @@ _line = msgspec.json.Decoder(Line)
 
 
 def encode_line(stream: str, record: Record) -> bytes:
-    """One line, with its end."""
+    """Return one line, with its line break."""
     data, text = msgspec.Raw(record.data), None
     if not _fits_a_line(record.data):
         data, text = NOTHING, base64.b64encode(record.data).decode()
@@ -104,7 +104,7 @@ def read_mirror(path: Path) -> Content:
 
 
 def _fits_a_line(data: bytes) -> bool:
-    """Whether the bytes are one JSON value that comes back from a line as they are."""
+    """Return whether the bytes are one JSON value that survives a line unchanged."""
     if b"\n" in data or b"\r" in data or data != data.strip():
         return False
     try:

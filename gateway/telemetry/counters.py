@@ -1,4 +1,4 @@
-"""What this process counts for its metrics: plain numbers, so that it costs a request next to nothing."""
+"""Counters for the metrics: plain numbers, so that counting costs a request next to nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from shared.messages import Decision, DecisionKind, Result
 
-# An offer is to be answered within milliseconds, upstream waits 3 s, an operator's wish takes up to 40.
+# An offer is to be answered within milliseconds, upstream waits 3 s, an operator's command takes up to 40.
 BOUNDS_S: Final = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1),
     *(0.2, 0.5, 1.0, 2.5, 5.0, 10.0, 45.0),
@@ -33,11 +33,11 @@ class Starts(Struct):
 
     in_time: int = 0
     late: int = 0  # the reservation had lapsed, a slot was free
-    refused: int = 0  # no slot was, or the task was not accepted
+    refused: int = 0  # no slot was free, or the task was not accepted
 
 
 class Measures:
-    """Counts since this process began; `results` are those of the logs, so they outlast it."""
+    """Counts since this process started; `results` come from the logs, so they outlast it."""
 
     def __init__(self) -> None:
         self.decisions: Counter[str] = Counter()  # by DECISIONS
@@ -70,12 +70,12 @@ class Measures:
         latencies.seconds += seconds
 
     def _latencies(self, route: web.AbstractRoute, status: int) -> Latencies:
-        """Both spellings of a path count together; what is no path of ours counts as one."""
+        """Return a route's histogram: both spellings of a path count together, all unknown paths as one."""
         name = NOWHERE
         if route.resource is not None:
             name = route.resource.canonical.rstrip("/") or "/"
         new = Latencies([0] * (len(BOUNDS_S) + 1))
         latencies = self.latencies.setdefault((name, status), new)
-        if route.resource is not None:  # else it is made for this one request
+        if route.resource is not None:  # else aiohttp made it for this one request
             self._by_route[route, status] = latencies
         return latencies

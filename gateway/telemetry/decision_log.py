@@ -1,4 +1,4 @@
-"""Every answer this gateway gave: one JSON line each in its own file, and said to whoever watches."""
+"""Every answer of this gateway: one JSON line each in its own file, and published to subscribers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from shared.logs import get_logger
 from shared.messages import BareOffer, Decision, encode
 
 FLUSH_S = 0.5
-MOST_WAITING = 100_000  # some 100 MB; more can only wait if the disk stands still
+MOST_WAITING = 100_000  # some 100 MB; more can only accumulate if the disk hangs
 
 log = get_logger()
 
 
 class DecisionLog:
-    """Takes decisions at once and writes them behind the answer: they explain, the logs in NATS decide."""
+    """Accept decisions at once and write them after the answer: they explain, the logs in NATS decide."""
 
     def __init__(self, path: Path) -> None:
         self.lost = 0  # decisions that could not be written
@@ -29,9 +29,9 @@ class DecisionLog:
         self._some = asyncio.Event()
 
     def add(self, decision: Decision, offer: BareOffer) -> None:
-        """Note one decision with what was offered, without its data; returns at once."""
+        """Note one decision and its offer, without the data; returns at once."""
         if len(self._waiting) >= MOST_WAITING:
-            self._lose(1, "too many decisions wait to be written")
+            self._lose(1, "too many decisions are waiting to be written")
             return
         self._waiting.append((decision, offer))
         self._some.set()
@@ -42,10 +42,10 @@ class DecisionLog:
             await self._some.wait()
             await asyncio.sleep(FLUSH_S)
             for task, line in await self.flush():
-                await self._say(bus, task, line)
+                await self._publish(bus, task, line)
 
     async def flush(self) -> list[tuple[str, bytes]]:
-        """Write everything that waits; returns the tasks and what was written of each."""
+        """Write all waiting decisions; return the tasks and each one's line."""
         self._some.clear()
         waiting, self._waiting = self._waiting, []
         if not waiting:
@@ -57,19 +57,19 @@ class DecisionLog:
             self._lose(len(waiting), f"{self._path} can't be written: {error.strerror}")
         return lines
 
-    async def _say(self, bus: Bus, task: str, line: bytes) -> None:
+    async def _publish(self, bus: Bus, task: str, line: bytes) -> None:
         try:
             await bus.publish(subjects.decision(task), line)
         except BusError as error:
-            log.debug("a decision was not published", task=task, error=str(error))
+            log.debug("can't publish a decision", task=task, error=str(error))
 
     def _lose(self, count: int, why: str) -> None:
         self.lost += count
-        log.error("decisions are missing in the gateway's file", lost=count, error=why)
+        log.error("decisions lost: not in the gateway's file", lost=count, error=why)
 
 
 def bare(offer: BareOffer) -> BareOffer:
-    """An offer without its data."""
+    """Return an offer without its data."""
     if type(offer) is BareOffer:
         return offer
     return BareOffer(**{name: getattr(offer, name) for name in BareOffer.__struct_fields__})

@@ -1,7 +1,7 @@
-"""What happens, as a bounded log of server-sent events that any number of readers follow at their own pace.
+"""A bounded log of server-sent events that any number of readers follow at their own pace.
 
-Readers have no queues: each knows the number of the next event it wants. One that is too slow finds that the
-log has moved on, and by how much, so nothing grows with it.
+Readers have no queues: each knows the number of the next event it wants. A slow one finds that the log has
+moved on, and by how much, so memory does not grow with readers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ID = re.compile(r"([0-9a-f]{8})-([0-9]{1,15})")
 
 
 class EventType(StrEnum):
-    """What a reader can choose among."""
+    """The types that a reader can choose from."""
 
     DECISION = "decision"  # any gateway's answer to an offer
     TASK = "task"  # a task was accepted, or its state has changed
@@ -35,27 +35,27 @@ class EventType(StrEnum):
 
 
 class Hello(Struct, frozen=True):
-    """Begins every stream: what happens from here on follows."""
+    """The start of every stream; events from now on follow."""
 
     gateway: str
     now: float
 
 
 class Lost(Struct, frozen=True):
-    """Events that this reader doesn't get; `count` is before its filters, null if nobody knows."""
+    """Events that this reader missed; `count` is before its filters, null if unknown."""
 
     count: int | None
     reason: str
 
 
 class Reset(Struct, frozen=True):
-    """The id to go on from is not known here: read /v1/tasks and /v1/slots again, news follow."""
+    """The id to resume from is unknown here: read /v1/tasks and /v1/slots again; new events follow."""
 
     reason: str
 
 
 class Event(Struct, frozen=True):
-    """One thing that happened. `type` None: told to every reader whatever it chose."""
+    """One event. `type` None: sent to every reader, whatever it chose."""
 
     number: int
     type: EventType | None
@@ -65,14 +65,14 @@ class Event(Struct, frozen=True):
 
 
 class Choice(Struct, frozen=True):
-    """Which events a reader wants; what is None is not looked at."""
+    """Which events a reader wants; None matches all."""
 
     types: Collection[EventType] | None = None
     task: str | None = None
     slot: str | None = None
 
     def holds(self, event: Event) -> bool:
-        """Whether an event is wanted."""
+        """Return whether an event is wanted."""
         if event.type is None:
             return True
         if self.types is not None and event.type not in self.types:
@@ -83,19 +83,19 @@ class Choice(Struct, frozen=True):
 
 
 class UnknownIdError(ValueError):
-    """An event id that no gateway makes."""
+    """An event id of a form that no gateway makes."""
 
 
 class EventLog:
-    """The newest events of this gateway, numbered from 1; `boot` tells its numbers from another life's."""
+    """The newest events of this gateway, numbered from 1; `boot` marks them as this process's."""
 
     def __init__(self, most_events: int = MOST_EVENTS, most_bytes: int = MOST_BYTES) -> None:
         self.boot = uuid.uuid4().hex[:8]
         self.last = 0
-        self.said: Counter[str] = Counter()  # by type
+        self.counts: Counter[str] = Counter()  # by type
         self.readers = 0
         self.left_at = float("-inf")  # when the newest of them left, monotonic
-        self.lost = 0  # events that readers were too slow for
+        self.lost = 0  # events that slow readers missed
         self.closing = asyncio.Event()
         self._events: deque[Event] = deque()
         self._bytes = 0
@@ -112,14 +112,14 @@ class EventLog:
         self._append(kind, kind.value, data, task, slot)
 
     def add_gap(self, reason: str) -> None:
-        """Note that things may have happened that this gateway didn't hear."""
+        """Note that this gateway may have missed events."""
         self._append(None, "lost", msgspec.json.encode(Lost(None, reason)), None, None)
 
     def read(self, after: int, most: int) -> tuple[int, list[Event]]:
-        """How many events after number `after` are no longer kept, and up to `most` that are."""
+        """Return how many events after number `after` are no longer kept, and up to `most` that are."""
         lost = max(0, self.first - 1 - after)
         skip = after + lost - (self.first - 1)
-        # A reader is mostly at the end: from there it is a short way.
+        # Readers are mostly near the end, so count from there.
         if skip >= len(self._events):
             return lost, []
         newest = list(islice(reversed(self._events), len(self._events) - skip))
@@ -127,22 +127,24 @@ class EventLog:
         return lost, newest[:most]
 
     def id_of(self, number: int) -> str:
-        """The id that a reader may come back with."""
+        """Return the id that a reader may resume from."""
         return f"{self.boot}-{number}"
 
     def number_of(self, event_id: str) -> int | None:
-        """The number of an id of this gateway; None of another's, or of another life. UnknownIdError."""
+        """Return the number of an id of this process, None for another's. Raises UnknownIdError."""
         if event_id == "0":
             return max(0, self.first - 1)
         match = _ID.fullmatch(event_id)
         if match is None:
-            raise UnknownIdError(f"{event_id[:50]!r} is no event id: one is such as {self.id_of(self.last)}")
+            raise UnknownIdError(
+                f"{event_id[:50]!r} is not an event id: one looks like {self.id_of(self.last)}"
+            )
         number = int(match[2])
         return number if match[1] == self.boot and number <= self.last else None
 
     @contextmanager
     def reader(self, waker: Callable[[], None]) -> Iterator[None]:
-        """Somebody reads: `waker` is called after every event."""
+        """Register a reader: `waker` is called after every event."""
         self.readers += 1
         self._wakers.add(waker)
         try:
@@ -153,7 +155,7 @@ class EventLog:
             self._wakers.discard(waker)
 
     def close(self) -> None:
-        """End all streams: the gateway stops."""
+        """End all streams, because the gateway stops."""
         self.closing.set()
         for waker in self._wakers:
             waker()
@@ -162,7 +164,7 @@ class EventLog:
         self, kind: EventType | None, name: str, data: bytes, task: str | None, slot: str | None
     ) -> None:
         self.last += 1
-        self.said[name] += 1
+        self.counts[name] += 1
         event = Event(self.last, kind, task, slot, frame(name, data, self.id_of(self.last)))
         self._events.append(event)
         self._bytes += len(event.frame)
@@ -173,7 +175,7 @@ class EventLog:
 
 
 def frame(name: str, data: bytes, event_id: str | None = None) -> bytes:
-    """One event as it is sent. A line break in JSON is only space, and would end the event's data."""
+    """Return one event as sent. Line breaks in JSON are only space, and would end the event's data."""
     if b"\n" in data or b"\r" in data:
         data = data.replace(b"\n", b" ").replace(b"\r", b" ")
     head = f"event: {name}\n" if event_id is None else f"id: {event_id}\nevent: {name}\n"

@@ -1,7 +1,8 @@
-"""Where a gateway's events come from.
+"""The sources of a gateway's events.
 
-Tasks come from the logs as this gateway folds them, not from the subjects of the records: an append that the
-broker refused is heard there too. The rest is what others say, and is lost while the link is down.
+Task events come from the logs as this gateway folds them, not from the subjects of the records: an append
+that the broker refused is delivered there too. The rest is published by others, and lost while the link is
+down.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ from shared.broker.bus import Bus
 from shared.logs import get_logger
 from shared.messages import Heartbeat, Progress
 
-KEEP_S = 600.0  # how long decisions are heard after the last reader has left, so that it may come back
-LISTEN_S = 1.0  # a reader doesn't wait longer for it
+KEEP_S = 600.0  # how long to stay subscribed to decisions after the last reader left, as it may come back
+LISTEN_S = 1.0  # the longest that a reader waits for the subscription
 CUT_OFF = (
     "this gateway was cut off from the broker: decisions, progress and heartbeats of that time are missing"
 )
 
-NOBODY = "nobody has read for ten minutes: decisions since then are missing"
+NO_READER = "there was no reader for ten minutes: decisions since then are missing"
 
 
-class _Heard(Struct, frozen=True):
-    """What is looked at of a decision on its way through; all of it is checked to be JSON."""
+class _DecisionHead(Struct, frozen=True):
+    """The fields read of a decision in passing; all of it is checked to be JSON."""
 
     task: str
     slot: str | None = None
 
 
 log = get_logger()
-_decode_decision = msgspec.json.Decoder(_Heard).decode
+_decode_decision = msgspec.json.Decoder(_DecisionHead).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class News:
-    """Puts what happens into the event log; counts the tasks that have ended."""
+class EventSources:
+    """Put events into the event log; count ended tasks."""
 
     def __init__(
         self,
@@ -60,40 +61,40 @@ class News:
         self._ledger = ledger
         self._presence = presence
         self._measures = measures
-        self._folded = folded  # the logs were read to their end once: what was in them is no news
-        self._wanted, self._hearing = asyncio.Event(), asyncio.Event()  # decisions
-        ledger.on_news = self._heard_task
-        presence.on_heard = self._heard_run
+        self._folded = folded  # set once the logs were read to their end: what they held is not new
+        self._wanted, self._subscribed = asyncio.Event(), asyncio.Event()  # to decisions
+        ledger.on_task = self._on_task
+        presence.on_message = self._on_run_message
 
     async def run(self, bus: Bus) -> None:
-        """Hear decisions while somebody reads: nothing else comes in thousands a second."""
+        """Subscribe to decisions only while there is a reader: nothing else comes in thousands a second."""
         bus.on_reconnect(lambda: self._events.add_gap(CUT_OFF))
         while True:
             await self._wanted.wait()
-            subscription = await bus.subscribe(subjects.ANY_DECISION, self._heard_decision)
+            subscription = await bus.subscribe(subjects.ANY_DECISION, self._on_decision)
             await _arrived(bus)
-            self._hearing.set()
+            self._subscribed.set()
             while self._events.readers or time.monotonic() - self._events.left_at < KEEP_S:  # noqa: ASYNC110
                 await asyncio.sleep(KEEP_S / 10)
             self._wanted.clear()
-            self._hearing.clear()
-            self._events.add_gap(NOBODY)
+            self._subscribed.clear()
+            self._events.add_gap(NO_READER)
             try:
                 await subscription.unsubscribe()
             except nats.errors.Error as error:  # the link is gone, and the subscription with it
-                log.debug("unsubscribe on a dead link", error=repr(error))
+                log.debug("can't unsubscribe: the link is down", error=repr(error))
 
     async def listen(self) -> None:
-        """Somebody is about to read: return once decisions are heard."""
+        """Prepare for a reader: return once decisions are subscribed to."""
         self._wanted.set()
-        self._events.left_at = time.monotonic()  # until it reads, it counts as one that has just left
+        self._events.left_at = time.monotonic()  # until it reads, it counts as just left
         try:
             async with asyncio.timeout(LISTEN_S):
-                await self._hearing.wait()
+                await self._subscribed.wait()
         except TimeoutError:
-            return  # the broker is away: they will be once it is back
+            return  # the broker is away: it happens after the reconnect
 
-    def _heard_task(self, token: str) -> None:
+    def _on_task(self, token: str) -> None:
         task = self._ledger.task(token)
         if task is None:  # its chain was read before its job
             return
@@ -104,11 +105,11 @@ class News:
             view = task_view(task, self._ledger, self._presence, time.time())
             self._events.add(EventType.TASK, _encode(view), task=token, slot=view.slot)
 
-    def _heard_run(self, message: Heartbeat | Progress, data: bytes) -> None:
+    def _on_run_message(self, message: Heartbeat | Progress, data: bytes) -> None:
         kind = EventType.HEARTBEAT if isinstance(message, Heartbeat) else EventType.PROGRESS
         self._events.add(kind, data, task=message.task, slot=message.slot)
 
-    async def _heard_decision(self, message: Msg) -> None:
+    async def _on_decision(self, message: Msg) -> None:
         try:
             decision = _decode_decision(message.data)
         except ValueError as error:
@@ -118,7 +119,7 @@ class News:
 
 
 async def _arrived(bus: Bus) -> None:
-    """Return once the broker knows the subscription; if the link is down, it will with the next one.
+    """Wait until the broker knows the subscription; if the link is down, the next link will carry it.
 
     The library's PING overtakes what still waits to be written; the second one comes after it.
     """
@@ -126,4 +127,4 @@ async def _arrived(bus: Bus) -> None:
         for _ in range(2):
             await bus.client.flush(timeout=LISTEN_S)
     except nats.errors.Error as error:
-        log.debug("a subscription was not confirmed", error=repr(error))
+        log.debug("subscription not confirmed", error=repr(error))

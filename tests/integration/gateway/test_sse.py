@@ -239,17 +239,17 @@ async def test_decisions_are_heard_while_somebody_reads(
                 await bus.publish(subjects.decision("t"), said)
                 assert (await reader.next())["data"]["task"] == "t"
             async with asyncio.timeout(20):
-                while service.events.readers or service.news._hearing.is_set():
+                while service.events.readers or service.event_sources._subscribed.is_set():
                     service.events.add(EventType.HEARTBEAT, b"{}")  # not chosen: the stream is quiet
                     await asyncio.sleep(0.02)
             await asyncio.sleep(0.3)  # the end of the subscription comes over another connection
-            known = service.events.said["decision"]
+            known = service.events.counts["decision"]
             await bus.publish(subjects.decision("t"), said)
             for _ in range(2):  # the library's first ping overtakes it
                 await bus.client.flush()
             await asyncio.sleep(0.2)
-            assert service.events.said["decision"] == known
-            assert service.events.said["lost"] == times  # whoever comes back is told
+            assert service.events.counts["decision"] == known
+            assert service.events.counts["lost"] == times  # whoever comes back is told
 
 
 async def test_a_decision_that_is_none_is_counted(bus: Bus, gateway_settings: Any) -> None:

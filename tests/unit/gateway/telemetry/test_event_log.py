@@ -47,7 +47,7 @@ def test_ids_are_of_one_life() -> None:
     assert log.number_of(other.id_of(3)) is None
     assert log.number_of("0") == 6
     for strange in ("", "7", f"{log.boot}-", f"{log.boot}-\u0663", "x" * 9, f"{log.boot}-1 "):
-        with pytest.raises(UnknownIdError, match="no event id"):
+        with pytest.raises(UnknownIdError, match="not an event id"):
             log.number_of(strange)
 
 
@@ -66,7 +66,7 @@ def test_choices_and_gaps_that_all_are_told(choice: Choice, expected: list[int])
     log.add(EventType.DECISION, b"{}", task="t9", slot="b")
     log.add_gap("cut off")
     assert [event.number for event in log.read(0, 10)[1] if choice.holds(event)] == expected
-    assert log.said == {"progress": 2, "decision": 1, "lost": 1}
+    assert log.counts == {"progress": 2, "decision": 1, "lost": 1}
 
 
 def test_a_frame_is_one_event_whatever_is_in_it() -> None:
