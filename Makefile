@@ -51,7 +51,7 @@ $(COMPAT): constraints.txt
 	@touch $@
 
 compat: setup $(COMPAT)  ## submissions scored by the versions that upstream evaluates with, in an environment of their own
-	$(BIN)/python -m bench.conformance.compat
+	$(BIN)/python -m bench compat
 
 clean:  ## remove the environments and caches
 	rm -rf .venv .venv-compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

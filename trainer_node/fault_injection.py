@@ -1,7 +1,7 @@
 """The moments at which a kill of the node is worst, each reachable on purpose.
 
 A process whose environment names one of them kills itself with SIGKILL when it comes by; tests and
-`python -m bench.reliability.fault_matrix` do that to real nodes. The variable is no setting: no file can
+`python -m bench faults` do that to real nodes. The variable is no setting: no file can
 switch it on.
 """
 

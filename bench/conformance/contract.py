@@ -1,6 +1,6 @@
 """Whether a live gateway keeps upstream's contract: whole tasks, and some 300 requests it must not fall for.
 
-    python -m bench.conformance.contract [--verbose]     # about half a minute
+    python -m bench contract [--verbose]     # about half a minute
 
 A real broker, two gateways that ask for signatures, two nodes with scripted workers, the stand-in of the
 hub. First one task of each text type goes the whole way: offer, start, poll, and the answer to GET
@@ -32,6 +32,7 @@ from msgspec.structs import replace
 from bench.conformance.contract_cases import Case, all_cases, of_running, replayed
 from bench.fake_validator import requests
 from bench.fake_validator.validator import Reply, Validator, accepted
+from bench.harness.fake_hub import FakeHub
 from bench.harness.fleet import GATEWAYS, Fleet
 from bench.harness.signed_fleet import (
     MINER,
@@ -46,7 +47,6 @@ from bench.harness.signed_fleet import (
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.logs import set_up_logs
-from tests.integration.conftest import FakeHub
 
 RESULT_S = 60.0
 

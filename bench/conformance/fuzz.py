@@ -1,6 +1,6 @@
 """Whether anything that comes over HTTP makes the gateway fail: broken messages, and bytes that are no HTTP.
 
-    python -m bench.conformance.fuzz [--count 100000] [--seed 0]     # about 3 minutes
+    python -m bench fuzz [--count 100000] [--seed 0]     # about 3 minutes
 
 A real broker, gateways that ask for signatures, nodes with scripted workers. Most requests are messages
 of the protocol with a few things wrong (bench/conformance/fuzz_messages.py), signed as they are, over kept

@@ -1,6 +1,6 @@
 """What the house policy says, with nothing learned yet, to fifteen offers: every term, priority and verdict.
 
-python -m bench.conformance.offers [--write docs/deciding.md]
+python -m bench offers [--write docs/deciding.md]
 
 The last line is one JSON object: `{"offers", "accepted", "rejected", "threshold", "lowest_accepted",
 "highest_rejected", "slowest_us"}`. With `--write` the table in that page is replaced.

@@ -1,6 +1,6 @@
 """Try, on a real nats-server with TLS and keys, what every user of the broker may do and what it must not.
 
-    python -m bench.conformance.permissions
+    python -m bench permissions
 
 Prints the table of docs/security.md. What each may do is written down here once more, and judged by what
 really happened: what was stored, answered or heard. The last line is one JSON object.

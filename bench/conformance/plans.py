@@ -1,6 +1,6 @@
 """Write docs/plans.md: plans of `maximum_accuracy` for public decoders, on GPUs and on a small CPU.
 
-python -m bench.conformance.plans [--out docs/plans.md]
+python -m bench plans [--out docs/plans.md]
 
 The last line is one JSON object: `{"plans", "fit", "refused", "slowest_ms"}`.
 """
@@ -48,7 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
 ROWS = f"{ASSUMED_DATA.examples:,} rows of {ASSUMED_DATA.tokens // ASSUMED_DATA.examples} tokens"
 INTRODUCTION = f"""# Plans of `maximum_accuracy`
 
-Made by `python -m bench.conformance.plans`; nothing here was trained, every figure is the planner's own
+Made by `python -m bench plans`; nothing here was trained, every figure is the planner's own
 estimate.
 Assumed: {ROWS}, half of the tokens scored, the longest row {ASSUMED_DATA.max_length} tokens; {HOURS:g} hours.
 `cpu-4x32GB` is 4 cores for one half, and 32 GB that both halves share.

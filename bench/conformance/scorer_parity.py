@@ -1,6 +1,6 @@
 """Our metric against the numbers that the upstream validator's own evaluator printed.
 
-    python -m bench.conformance.scorer_parity
+    python -m bench scorer_parity
 
 A table of all cases of tests/data/oracle/expected.json (tiny model and adapter; SmolLM2 where `make setup`
 has converted it), then one JSON object: cases, failed, worst_abs_error. Exit code 1 if a case is out of its

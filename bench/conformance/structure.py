@@ -1,6 +1,6 @@
 """Measure the structure of the code: folders, circles, upward imports, long functions, names, retired words.
 
-    python -m bench.conformance.structure [--root CHECKOUT] [--list]
+    python -m bench structure [--root CHECKOUT] [--list]
 
 Nothing is imported or run: the files are parsed. `--root` measures another checkout, `--list` names each
 finding. The last line is one JSON object. tests/unit/repository/test_structure.py

@@ -1,7 +1,7 @@
 """The deadline is a hard wall: runs with slowdowns, stalls and restarts, and what each has on disk at last.
 
-    python -m bench.deadline.runs            # 1,000 simulated runs and 20 real ones
-    python -m bench.deadline.runs --quick    # 40 and 2
+    python -m bench deadline            # 1,000 simulated runs and 20 real ones
+    python -m bench deadline --quick    # 40 and 2
 
 Simulated: the real pipeline, schedule, loop, checkpoints and closing on a tiny real model, in this process,
 on the clock of bench/deadline/simulated_machine.py, whose docstring is the fault model; one run of 20 also

@@ -1,7 +1,7 @@
 """What the parts of a real run cost: the seconds that bench.deadline's simulated machine is given.
 
-    python -m bench.deadline.stage_costs              # 4 minutes of SmolLM2-135M, dense, on this machine
-    python -m bench.deadline.stage_costs --minutes 2
+    python -m bench stage_costs              # 4 minutes of SmolLM2-135M, dense, on this machine
+    python -m bench stage_costs --minutes 2
 
 One worker run in this process, with a timer around each part. Wall seconds are what counts if nothing else
 runs; CPU seconds of this process show how far that was so. The last line is one JSON object.

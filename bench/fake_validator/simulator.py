@@ -1,8 +1,8 @@
 """An upstream that offers as the real one does: a trace in a file, or played at a real gateway in quick time.
 
-    python -m bench.fake_validator.simulator --trace offers.jsonl --hours 24 [--date july] [--seed 0]     #
+    python -m bench upstream_sim --trace offers.jsonl --hours 24 [--date july] [--seed 0]     #
     at once
-    python -m bench.fake_validator.simulator --play offers.jsonl --url http://127.0.0.1:7999 --miner SS58
+    python -m bench upstream_sim --play offers.jsonl --url http://127.0.0.1:7999 --miner SS58
     --dataset URL
         [--hour-seconds 10]     # hours of the trace times that
 

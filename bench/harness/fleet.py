@@ -31,7 +31,7 @@ from trainer_node.worker.slot_lock import start_time
 from trainer_node.worker.supervisor import WorkerFile
 
 ROOT = Path(__file__).parents[2]
-SCRIPTED = (sys.executable, str(ROOT / "tests" / "integration" / "scripted_worker.py"))
+SCRIPTED = (sys.executable, str(Path(__file__).with_name("scripted_worker.py")))
 ENGINE = (sys.executable, "-m", "trainer_node.engine")
 WITNESS = Path(__file__).with_name("worker_witness.py")
 NODES = {"node-a": "a", "standby-a": "a", "node-b": "b"}  # node -> slot; two contend for one

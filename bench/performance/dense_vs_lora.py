@@ -1,6 +1,6 @@
 """Dense deltas against LoRA of the same freedom, at the rank where its factors cost as much as the matrix.
 
-    python -m bench.performance.dense_vs_lora      # --quick: two seeds, no SmolLM2
+    python -m bench dense_vs_lora      # --quick: two seeds, no SmolLM2
 
 Rank in*out/(in+out) in every linear module: as many trained weights as a dense delta. The tiny oracle model
 takes several seeds, each method at the best of its own learning rates (found on a seed that isn't counted);

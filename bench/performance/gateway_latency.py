@@ -1,6 +1,6 @@
 """Milliseconds of `POST /v1/offers` on a real gateway process and nats-server.
 
-`python -m bench.performance.gateway_latency [--count 300]`; the last line is one JSON object. Accepting
+`python -m bench gateway_latency [--count 300]`; the last line is one JSON object. Accepting
 stores an fsynced
 job; refusing reads the ends of both logs.
 """

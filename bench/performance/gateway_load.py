@@ -1,6 +1,6 @@
 """Offers per second and latency of our gateway and of the reference stack, at 1 and at 64 connections.
 
-    python -m bench.performance.gateway_load [--rounds 5] [--seconds 1.5] [--broker client|server]     #
+    python -m bench gateway_load [--rounds 5] [--seconds 1.5] [--broker client|server]     #
     about 3 minutes
 
 A real gateway process on a real nats-server against bench/performance/fastapi_gateway.py (FastAPI, pydantic,

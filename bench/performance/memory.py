@@ -1,6 +1,6 @@
 """The planner's memory estimate against the measured peak of real training steps, on this machine's CPU.
 
-python -m bench.performance.memory
+python -m bench memory
 
 Each case runs in a process of its own: a decoder with random weights, three packs through the engine's own
 forward, backward and AdamW; several minutes on two cores. The last line is one JSON object:

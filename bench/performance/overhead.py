@@ -1,6 +1,6 @@
 """What Podium adds between accepting a job and its first optimiser step, and what a node costs meanwhile.
 
-    python -m bench.performance.overhead [--jobs 5]     # about 3 minutes
+    python -m bench overhead [--jobs 5]     # about 3 minutes
 
 A real broker, gateway and node with the house's timings, and the real engine on a tiny model, one job after
 another. From the job's acceptance to the end of its first optimiser step, less what any training script must

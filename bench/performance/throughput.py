@@ -1,8 +1,8 @@
 """Real tokens per second of our training step against TRL's, and against this machine's matrix products.
 
-    python -m bench.performance.throughput --against trl [--dtype bf16|fp32] [--task sft|dpo] [--rounds 3]
+    python -m bench throughput --against trl [--dtype bf16|fp32] [--task sft|dpo] [--rounds 3]
     [--seconds 2]
-    python -m bench.performance.throughput --ablate [--dtype ...]
+    python -m bench throughput --ablate [--dtype ...]
 
 `--threads 1 --clock cpu` counts each process's own CPU seconds instead of the wall's: on a machine that
 others load too, barriers between threads make wall times meaningless.

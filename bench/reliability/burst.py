@@ -1,6 +1,6 @@
 """Hundreds and thousands of signed offers at one moment, while two slots are free; with and without a broker.
 
-    python -m bench.reliability.burst     # about a minute
+    python -m bench burst     # about a minute
 
 A real broker, two gateways that ask for signatures, two nodes with scripted workers. Each volley is signed
 before it is sent, over up to 500 connections that are open already (upstream's own limit), each with one

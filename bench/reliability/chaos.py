@@ -1,11 +1,11 @@
 """What survives kill -9 and SIGSTOP: real broker, gateways, nodes and workers; a checker that trusts nobody.
 
-    python -m bench.reliability.chaos --quick             # each of the four kinds of process killed once,
+    python -m bench chaos --quick             # each of the four kinds of process killed once,
     amid two jobs
-    python -m bench.reliability.chaos                     # 1,500 jobs under 3,000 faults, with scripted
+    python -m bench chaos                     # 1,500 jobs under 3,000 faults, with scripted
     workers
-    python -m bench.reliability.chaos --worker real       # 60 jobs under 60 faults, with the real engine
-    python -m bench.reliability.chaos --ci                # the scripted one for two minutes
+    python -m bench chaos --worker real       # 60 jobs under 60 faults, with the real engine
+    python -m bench chaos --ci                # the scripted one for two minutes
 
 The fleet: a broker, two gateways that any client may ask, two nodes, and a standby that contends for slot a
 on the same machine. The faults: kill -9, SIGTERM, and SIGSTOP for .5 to 12 s (the lease lasts 2 s) of any

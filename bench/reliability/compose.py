@@ -1,7 +1,7 @@
 """The real compose file under faults: two jobs, and in their middle every kind of container goes down.
 
-    python -m bench.reliability.compose                        # with `docker-compose`, else `docker compose`
-    python -m bench.reliability.compose --compose "CMD ..."    # any other command that takes Compose's
+    python -m bench compose                        # with `docker-compose`, else `docker compose`
+    python -m bench compose --compose "CMD ..."    # any other command that takes Compose's
     arguments
 
 Builds and starts the services in a project of its own and offers a job to each half. When both have a

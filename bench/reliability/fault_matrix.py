@@ -1,7 +1,7 @@
 """The fault matrix of docs/guarantees.md, row by row: every test marked with the row, as often as asked.
 
-    python -m bench.reliability.fault_matrix                          # every row, each of its tests 10 times
-    python -m bench.reliability.fault_matrix --rows F2,F9 --times 100
+    python -m bench faults                          # every row, each of its tests 10 times
+    python -m bench faults --rows F2,F9 --times 100
 
 The tests run on real processes: nats-server, gateways, nodes, workers. A row's N is how many of its tests ran
 to a verdict; one that is skipped here says why. Random faults by the thousand: python -m bench.chaos. The

@@ -1,6 +1,6 @@
 """Starts of accepted tasks while the gateway is killed: is any connection refused, and is any start lost?
 
-    python -m bench.reliability.gateway_restarts [--starts 100] [--kills 3]     # about a minute
+    python -m bench starts [--starts 100] [--kills 3]     # about a minute
 
 `podium up` with scripted workers, signed requests. Upstream sends a start once and waits 10 s for the answer.
 Here two accepted tasks are started again and again, each time over a connection of its own, amid kill -9 of
@@ -31,7 +31,7 @@ from bench.fake_validator.validator import START, Validator, accepted, keys_from
 from bench.harness.fleet import ROOT
 from podium.client import Client
 
-WORKER = ROOT / "tests" / "integration" / "scripted_worker.py"
+WORKER = ROOT / "bench" / "harness" / "scripted_worker.py"
 GAP_S = 0.3  # between two starts
 MODEL = "podium/tiny-0.001B"
 MINER, VALIDATOR = keys_from_seed("miner"), keys_from_seed("validator")

@@ -1,6 +1,6 @@
 """How long a fleet takes to work again after its broker, a node, or a node and its worker were killed.
 
-    python -m bench.reliability.recovery [--count 20]     # about 5 minutes
+    python -m bench recovery [--count 20]     # about 5 minutes
 
 A real broker, gateways and a node with the house's timings; scripted workers. What is measured:
 

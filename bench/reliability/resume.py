@@ -1,7 +1,7 @@
 """kill -9 at random moments and inside saves: a resumed run must end as if nothing had happened.
 
-    python -m bench.reliability.resume --kills 20    # about 8 minutes on two shared cores
-    python -m bench.reliability.resume --quick       # one mode, 2 kills
+    python -m bench resume --kills 20    # about 8 minutes on two shared cores
+    python -m bench resume --quick       # one mode, 2 kills
 
 Every mode is run once undisturbed and then again with kills, on the token clock, in real worker processes:
 half of the kills come at a moment drawn evenly from a whole run's time (imports and closing included), the

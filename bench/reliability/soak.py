@@ -1,6 +1,6 @@
 """A day of upstream in minutes, with processes killed now and then: every job ends, decisions are explained.
 
-    python -m bench.reliability.soak [--hours 24] [--hour-seconds 10] [--seed 0] [--mean-gap 8]     # about
+    python -m bench soak [--hours 24] [--hour-seconds 10] [--seed 0] [--mean-gap 8]     # about
     6 minutes
 
 A trace of bench/fake_validator/trace.py is played at a real fleet in quick time: a broker, two gateways that
@@ -39,6 +39,7 @@ from bench.fake_validator.simulator import outcome
 from bench.fake_validator.trace import HOUR_S, Event, World, generate
 from bench.harness import fleet as chaos_fleet
 from bench.harness.checker import Report, check, read_logs
+from bench.harness.fake_hub import FakeHub
 from bench.harness.fault_injector import Injector
 from bench.harness.fleet import GATEWAYS, Fleet
 from bench.harness.signed_fleet import MINER, VALIDATOR, hub_settings, make_fleet, scripted_data, started
@@ -48,7 +49,6 @@ from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import set_up_logs
 from shared.messages import ErrorCode, Result
-from tests.integration.conftest import FakeHub
 
 SETTLE_S = 120.0
 STEP_S = 0.1

@@ -39,7 +39,7 @@ from shared.messages import (
 from shared.settings import Settings
 from trainer_node.worker.supervisor import WorkerFile
 
-SCRIPTED_WORKER = Path(__file__).parents[1] / "scripted_worker.py"
+SCRIPTED_WORKER = Path(__file__).parents[3] / "bench" / "harness" / "scripted_worker.py"
 QUICK = {"lease_ttl_s": 2, "lease_renew_s": 0.3, "lease_trust_s": 1.2, "poll_s": 0.5, "stop_grace_s": 5}
 
 

@@ -17,7 +17,7 @@ import pytest
 from shared.messages import Claimed, ResultStatus, Submitting
 from trainer_node.worker.slot_lock import start_time
 
-SCRIPTED_WORKER = Path(__file__).parents[1] / "scripted_worker.py"
+SCRIPTED_WORKER = Path(__file__).parents[3] / "bench" / "harness" / "scripted_worker.py"
 
 
 def claims(chain) -> list[Claimed]:

@@ -24,7 +24,7 @@ from trainer_node.lease import SlotLease
 from trainer_node.worker.supervisor import Supervisor
 
 SOURCES = Path(__file__).parents[3] / "trainer_node"
-WORKER = Path(__file__).parents[1] / "scripted_worker.py"
+WORKER = Path(__file__).parents[3] / "bench" / "harness" / "scripted_worker.py"
 CPU = Hardware(device="cpu", count=1, memory_bytes=2**30)
 STEPS = 8
 # A loaded machine must not lose it, or there are more claims; a node's next life takes it over at once.

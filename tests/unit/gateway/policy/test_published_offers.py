@@ -14,7 +14,7 @@ TAKEN = {"small model", "8B, preference pairs", "70B, chat", "unknown size", "CP
 
 
 def test_the_published_table_is_the_one_the_code_makes() -> None:
-    """After a deliberate change: `python -m bench.conformance.offers --write docs/deciding.md`."""
+    """After a deliberate change: `python -m bench offers --write docs/deciding.md`."""
     page = PAGE.read_text()
     assert page_with(page) == page
 

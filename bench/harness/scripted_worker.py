@@ -45,9 +45,11 @@ class Script:
         signal.signal(signal.SIGTERM, self.stop)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
+        """Note SIGTERM."""
         self.stopped = not self.knobs.get("ignore_sigterm", False)
 
     def run(self) -> int:
+        """Play the stages of a run."""
         step = self.newest()
         self.tell(Phase.LOADING, step)
         if code := self.knobs.get("fail"):
@@ -71,6 +73,7 @@ class Script:
         return self.export(step)
 
     def misbehave(self, step: int) -> None:
+        """Do what the knobs ask for at this step."""
         if step == self.knobs.get("die_at"):
             print(self.knobs.get("last_line", "ScriptedError: told to die"), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -85,10 +88,12 @@ class Script:
                 time.sleep(1)
 
     def newest(self) -> int:
+        """Return the step of the newest checkpoint."""
         names = (path.name for path in self.checkpoints.glob("step-*"))
         return max((int(name.removeprefix("step-")) for name in names), default=0)
 
     def checkpoint(self, step: int) -> None:
+        """Write a checkpoint."""
         if step and not self.knobs.get("no_checkpoints", False):
             name = f"step-{step:08d}"
             if size := self.knobs.get("weight_bytes"):  # whole or not at all, like the engine's
@@ -100,6 +105,7 @@ class Script:
                 (self.checkpoints / name).mkdir(parents=True, exist_ok=True)
 
     def export(self, step: int) -> int:
+        """Write an export that is ready to submit."""
         self.tell(Phase.EXPORT, step)
         export = self.folder / "export"
         export.mkdir(exist_ok=True)
@@ -122,11 +128,13 @@ class Script:
         )
 
     def tell(self, phase: Phase, step: int) -> None:
+        """Report progress."""
         line = Progress(task=self.job.task, slot=self.job.slot, phase=phase, step=step, at=time.time())
         with (self.folder / "progress.jsonl").open("ab") as file:
             file.write(encode(line) + b"\n")
 
     def end(self, outcome: Outcome) -> int:
+        """Write the outcome and return the exit code."""
         temporary = self.folder / "outcome.json.tmp"
         temporary.write_bytes(msgspec.json.encode(outcome))
         temporary.rename(self.folder / "outcome.json")
