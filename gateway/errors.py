@@ -18,7 +18,7 @@ class MalformedOfferError(PodiumError):
 
 
 class NoSubmissionError(PodiumError):
-    """There is no submission to name, and why."""
+    """The task has no submission; the text is why."""
 
 
 class UnknownTaskError(PodiumError):
@@ -30,24 +30,24 @@ class NotPossibleError(PodiumError):
 
 
 class NodeSilentError(PodiumError):
-    """The slot's node did not say that it is done."""
+    """The slot's node did not confirm."""
 
 
 class MalformedScoreError(PodiumError):
-    """What was sent is no score; nothing was stored."""
+    """The body is not a score; nothing was stored."""
 
 
 class UnknownScoredTaskError(UnknownTaskError):
-    """The score is of a task that this fleet never accepted, and doesn't say what it was."""
+    """The scored task was never accepted by this fleet, and its type and model are not given."""
 
 
 class UnauthorizedError(PodiumError):
-    """No token, or one that nobody has."""
+    """The token is missing or unknown."""
 
 
 class ForeignRequestError(PodiumError):
-    """Not from this machine by its own will, and nobody but this machine may ask."""
+    """Without API tokens only direct local requests are allowed; this one is foreign."""
 
 
 class BusyError(PodiumError):
-    """As many do this at once as may."""
+    """Too many concurrent requests."""

@@ -242,7 +242,7 @@ class Service:
     async def run(self) -> None:
         """Run until cancelled. Raises PodiumError if the gateway can't go on."""
         await self._open_mirror()
-        await self._families.look()
+        await self._families.load()
         try:
             bus = self._bus = await reach(self.settings, self._mirror, self._set_lost)
             try:
@@ -304,7 +304,7 @@ class Service:
 
     def _after_fold(self) -> None:
         self._mirror.wake.set()
-        self.learner.take_in()
+        self.learner.apply_results()
 
     async def _open_mirror(self) -> None:
         """Open the mirror. A gateway that can't write its mirror still decides, and reports the error."""

@@ -18,7 +18,7 @@ from shared.messages import ResultStatus, Score, TaskType
 FIRST_PLACE = 3.0  # upstream's quality scores
 PENALTY = -1.0
 NOT_IN_FIRST_FOUR = 1000.0  # upstream's synth_loss of everybody else
-FADED = 0.01  # trials; less is told as the house value
+FADED = 0.01  # trials; with fewer the house value is shown
 DAY_S = 86400.0
 
 
@@ -32,43 +32,43 @@ class Observation(Struct, frozen=True):
 
 
 class Case(Struct, frozen=True, kw_only=True):
-    """What is known of one task."""
+    """The evidence of one task."""
 
     task_type: TaskType
     model: str
     status: ResultStatus | None = None  # how it ended, once it did
     ended_at: float = 0.0
-    score: Score | None = None  # upstream's, once it told
+    score: Score | None = None  # upstream's, once received
 
 
 def first_place(score: Score) -> bool:
-    """Whether upstream ranked the submission first."""
+    """Return whether upstream ranked the submission first."""
     return score.quality_score >= FIRST_PLACE
 
 
 def among_first_four(score: Score) -> bool:
-    """Whether it was among the four that upstream measured on synthetic data too; a penalty never was."""
+    """Return whether it was among the four that upstream also measured on synthetic data; no penalty was."""
     loss = score.synth_loss
     measured = loss is not None and isfinite(loss) and loss != NOT_IN_FIRST_FOUR
     return score.quality_score > 0 or (measured and score.quality_score > PENALTY)
 
 
 def delivered(case: Case) -> bool:
-    """Whether something valid was submitted: what we stored, unless upstream says otherwise."""
+    """Return whether something valid was submitted: our own result, unless upstream's score disagrees."""
     score = case.score
     if score is not None and score.quality_score <= PENALTY:
         return False
-    if score is not None and score.quality_score > 0:  # an answer that was lost may hide what was stored
+    if score is not None and score.quality_score > 0:  # a lost answer may hide a stored submission
         return True
     return case.status in (None, ResultStatus.SUBMITTED)
 
 
 def observations(case: Case, family: str) -> list[Observation]:
-    """What one task says of the three rates.
+    """Return the trials of the three rates that one task is.
 
-    Its evidence is as old as its end, whenever upstream scored it: a rate tells how well runs of that time
-    did. A cancelled task says nothing. Without a score a task says nothing of ranks, even if it failed:
-    counting failures only would sink every family of a fleet that never imports scores.
+    Its evidence dates from the task's end, whenever upstream scored it: a rate measures how well runs of that
+    time did. A cancelled task is no evidence. Without a score a task is no evidence of ranks, even if it
+    failed: counting failures only would sink every family of a fleet that never imports scores.
     """
     if case.status is ResultStatus.CANCELLED:
         return []
@@ -85,7 +85,7 @@ def observations(case: Case, family: str) -> list[Observation]:
 
 
 class Tally:
-    """Fading counts of one rate, as they are at the newest trial's time."""
+    """Fading counts of one rate, as of the newest trial."""
 
     def __init__(self, half_life_s: float) -> None:
         self._half_life_s = half_life_s
@@ -93,7 +93,7 @@ class Tally:
         self._trials = self._successes = 0.0
 
     def add(self, observation: Observation, sign: int = 1) -> None:
-        """Count one trial; with sign -1 take one back that was counted before."""
+        """Count one trial; with sign -1 undo one that was counted before."""
         if self._at is None or observation.at > self._at:
             if self._at is not None:
                 faded = self._weight(self._at, observation.at)
@@ -105,7 +105,7 @@ class Tally:
             self._successes = max(0.0, self._successes + weight)
 
     def counts(self, now: float) -> tuple[float, float]:
-        """Successes and trials, as they weigh now."""
+        """Return successes and trials, as weighted now."""
         if self._at is None:
             return 0.0, 0.0
         faded = self._weight(self._at, now)
@@ -116,12 +116,12 @@ class Tally:
 
 
 def posterior(house: float, strength: float, successes: float, trials: float) -> float:
-    """Mean of Beta(strength * house + successes, strength * (1 - house) + failures)."""
+    """Return the mean of Beta(strength * house + successes, strength * (1 - house) + failures)."""
     return min(1.0, max(0.0, (strength * house + successes) / (strength + trials)))
 
 
 class Evidence:
-    """Everything learned so far, task by task: what comes again, or late, or anew is counted once."""
+    """Everything learned so far, by task: repeated, late and replaced evidence is counted once."""
 
     def __init__(self, *, prior_strength: float, half_life_s: float, family: Callable[[str], str]) -> None:
         self.version = 0  # grows with every change
@@ -137,27 +137,27 @@ class Evidence:
     def note_result(
         self, task: str, task_type: TaskType, model: str, status: ResultStatus, at: float
     ) -> None:
-        """Take in how a task ended."""
+        """Apply how a task ended."""
         known = self._cases.get(task)
         score = known.score if known is not None else None
         self._note(task, Case(task_type=task_type, model=model, status=status, ended_at=at, score=score))
 
     def note_score(self, score: Score) -> None:
-        """Take in upstream's score of a task; a later one replaces it."""
+        """Apply upstream's score of a task; a later one replaces it."""
         known = self._cases.get(score.task)
         if known is None or known.status is None:
             self._note(score.task, Case(task_type=score.task_type, model=score.model, score=score))
-        else:  # what the job says of type and model holds
+        else:  # the job's type and model count
             self._note(score.task, msgspec.structs.replace(known, score=score))
 
     def forget_scores(self) -> None:
-        """Take back all scores: what they were read from was begun anew."""
+        """Undo all scores, because their stream was replaced."""
         for task, case in list(self._cases.items()):
             if case.score is not None:
                 self._note(task, msgspec.structs.replace(case, score=None))
 
     def tables(self, now: float) -> Tables:
-        """All rates as they are now."""
+        """Return the current rates."""
         learned: dict[str, dict[str, Rate]] = {name: {} for name in MEANINGS}
         for (name, key), tally in self._tallies.items():
             successes, trials = tally.counts(now)

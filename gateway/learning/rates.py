@@ -6,7 +6,7 @@ from msgspec import Struct, field
 
 from shared.messages import TaskType
 
-# What each table is the rate of, in the words of its causes.
+# What each table is the rate of, as worded in causes.
 MEANINGS = {
     "task_weight": "first places",
     "model_performance": "among the first four",
@@ -15,7 +15,7 @@ MEANINGS = {
 
 
 class Rate(Struct, frozen=True):
-    """One rate in 0..1, where it comes from, and the evidence that it has now."""
+    """One rate in 0..1, its cause, and its current evidence."""
 
     value: float
     cause: str
@@ -30,7 +30,7 @@ class Table(Struct, frozen=True):
     learned: dict[str, Rate] = {}
 
     def rate(self, key: str) -> Rate:
-        """The rate of `key`."""
+        """Return the rate of `key`."""
         return self.learned.get(key) or Rate(self.house, f"house value for {key}")
 
 
@@ -51,18 +51,18 @@ class TableView(Struct, frozen=True):
 
 
 class TablesView(Struct, frozen=True, kw_only=True):
-    """All rates with what they rest on."""
+    """All rates and their evidence."""
 
     policy: str
     prior_strength: float  # trials that a house value counts as
-    half_life_days: float  # evidence halves in so long
-    results: int  # tasks of which the end is evidence
-    scores: int  # tasks of which upstream's score is
+    half_life_days: float  # half-life of evidence
+    results: int  # tasks whose end is evidence
+    scores: int  # tasks whose score is evidence
     tables: dict[str, TableView]
 
 
 def table_views(tables: Tables) -> dict[str, TableView]:
-    """Each table with the rate of every task type, and of every family that there is evidence of."""
+    """Return each table with the rate of every task type, or of every family with evidence."""
     views = {}
     for name, rate_of in MEANINGS.items():
         table: Table = getattr(tables, name)

@@ -1,4 +1,4 @@
-"""Upstream's scores as they are posted: bytes -> forms -> the records that are stored. Pure."""
+"""Upstream's posted scores: bytes -> forms -> stored records. Pure."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NEEDED = (
     "a score is a JSON object with task_id and quality_score (3 = first place, 0 = another valid one, "
     "-1 = none), or a list of them; test_loss, synth_loss, reason and scored_at may be given"
 )
-MOST_AHEAD_S = 600.0  # of a sender's clock
+MOST_AHEAD_S = 600.0  # how far a sender's clock may be ahead
 
 
 class ScoreForm(Struct, frozen=True, kw_only=True):
-    """A score as somebody posts it."""
+    """A posted score."""
 
     task_id: Annotated[str, Meta(min_length=1, max_length=1024)]
     quality_score: float
@@ -36,9 +36,9 @@ class ScoreForm(Struct, frozen=True, kw_only=True):
 
 
 def parse_scores(body: bytes, now: float) -> list[ScoreForm]:
-    """One form or a list of them. Losses that are no finite numbers count as not measured.
+    """Parse one form or a list of them. Losses that are not finite count as not measured.
 
-    Raises MalformedScoreError naming the field, of a list also which.
+    Raises MalformedScoreError naming the field, and in a list the index.
     """
     try:
         raw = json.loads(body)  # the standard library's, as Python writes NaN and Infinity into JSON
@@ -56,20 +56,20 @@ def _form(raw: Any, where: str, now: float) -> ScoreForm:
         raw = raw | {name: finite(raw[name]) for name in ("test_loss", "synth_loss") if name in raw}
     try:
         form = msgspec.convert(raw, ScoreForm)
-        msgspec.json.encode(
-            form
-        )  # the standard library reads half a surrogate pair as text; nobody can write it
+        msgspec.json.encode(form)  # the standard library accepts a lone surrogate, which can't be encoded
     except (msgspec.ValidationError, UnicodeError) as error:
         raise MalformedScoreError(f"{where}{error}; {NEEDED}") from error
     if not isfinite(form.quality_score):
         raise MalformedScoreError(f"{where}quality_score is {form.quality_score}; {NEEDED}")
     if form.scored_at is not None and not form.scored_at < now + MOST_AHEAD_S:
-        raise MalformedScoreError(f"{where}scored_at is Unix seconds and not in the future: {form.scored_at}")
+        raise MalformedScoreError(
+            f"{where}scored_at must be Unix seconds and not in the future, not {form.scored_at}"
+        )
     return form
 
 
 def finite(loss: Any) -> Any:
-    """A loss, or None for NaN and infinities, also those in quotes; anything else is left to be refused."""
+    """Return a loss, or None for NaN and infinities, also in quotes; other values are refused later."""
     if isinstance(loss, str):
         try:
             loss = float(loss)
@@ -77,12 +77,12 @@ def finite(loss: Any) -> Any:
             return loss
     try:
         return None if isinstance(loss, int | float) and not isfinite(loss) else loss
-    except OverflowError:  # a whole number with hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         return None
 
 
 def score_of(form: ScoreForm, ledger: Ledger, now: float) -> Score:
-    """The record to store; of an accepted task it names the job's own type and model.
+    """Return the record to store; for an accepted task it has the job's own type and model.
 
     Raises UnknownScoredTaskError.
     """
@@ -104,7 +104,7 @@ def score_of(form: ScoreForm, ledger: Ledger, now: float) -> Score:
 
 
 def accepted_offer(ledger: Ledger, token: str) -> BareOffer | None:
-    """What was accepted under a token, as far as the log tells."""
+    """Return the offer that was accepted under a token, if the log has it."""
     task = ledger.task(token)
     return task.record.offer if task is not None else None
 
@@ -115,15 +115,15 @@ def _subject_of(form: ScoreForm, offer: BareOffer | None) -> tuple[TaskType, str
     if form.task_type is None or form.model is None:
         raise UnknownScoredTaskError(
             f"task {form.task_id[:100]!r} was never accepted by this fleet: "
-            "its score must say task_type and model"
+            "its score must give task_type and model"
         )
     return form.task_type, form.model
 
 
 def same(stored: Score, score: Score, *, dated: bool) -> bool:
-    """Whether a score says nothing that isn't stored; its time counts only if the sender gave one."""
+    """Return whether a score equals the stored one; its time counts only if the sender gave one."""
 
-    def said(each: Score) -> tuple[Any, ...]:
+    def fields(each: Score) -> tuple[Any, ...]:
         losses = (each.quality_score, each.test_loss, each.synth_loss)
         return (
             *losses,
@@ -134,4 +134,4 @@ def same(stored: Score, score: Score, *, dated: bool) -> bool:
             each.scored_at if dated else None,
         )
 
-    return said(stored) == said(score)
+    return fields(stored) == fields(score)

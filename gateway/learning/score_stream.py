@@ -1,8 +1,8 @@
 """SCORES: read by every gateway, written by compare-and-set on the task's own subject.
 
-Unlike JOBS and STATE it keeps one message of each task and may drop the oldest ones: it is evidence, nothing
-that was promised, and upstream can be asked again. So gaps mean nothing here, and a stream that was begun
-anew is read anew instead of ending the process.
+Unlike JOBS and STATE it keeps one message per task and may drop the oldest: scores are evidence, not
+promises, and upstream can be asked again. So gaps mean nothing here, and a replaced stream is read from its
+start instead of ending the process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RefusedScore(Struct, frozen=True):
 
 
 class ScoresTaken(Struct, frozen=True):
-    """What became of posted scores; the first two are task ids."""
+    """The outcome of posted scores; the first two are task ids."""
 
     stored: list[str] = []
     known: list[str] = []  # the same is stored already: nothing was changed
@@ -46,12 +46,14 @@ class ScoresTaken(Struct, frozen=True):
 
 
 class ScoreLog:
-    """Reads what is stored into the learner, and stores what is posted."""
+    """Read stored scores into the learner, and store posted ones."""
 
     def __init__(
         self, bus: Bus, learner: Learner, poll_s: float, read_once: asyncio.Event | None = None
     ) -> None:
-        self.read_once = read_once or asyncio.Event()  # the first reading is over, well or not
+        self.read_once = (
+            read_once or asyncio.Event()
+        )  # set after the first attempt to read, successful or not
         self.malformed = 0
         self._bus = bus
         self._learner = learner
@@ -59,15 +61,15 @@ class ScoreLog:
         self._hint = asyncio.Event()
         self._lock = asyncio.Lock()
         self._newest: Record | None = None
-        self._sure = True  # that the stream is the one that was read
+        self._sure = True  # whether the stream is still the one that was read
 
     async def start(self) -> None:
-        """Listen for hints."""
-        await self._bus.subscribe(subjects.ANY_SCORE, self._heard)
-        self._bus.on_reconnect(self._lost_touch)
+        """Subscribe to hints."""
+        await self._bus.subscribe(subjects.ANY_SCORE, self._on_hint)
+        self._bus.on_reconnect(self._on_reconnect)
 
     async def run(self) -> None:
-        """Read when a score was said, after a reconnect, and every `poll_s`; for ever."""
+        """Read on every hint, after a reconnect, and every `poll_s`; forever."""
         trouble = ""
         while True:
             self._hint.clear()
@@ -77,7 +79,7 @@ class ScoreLog:
             except BusError as error:
                 if str(error) != trouble:  # once, not at every retry
                     trouble = str(error)
-                    log.warning("SCORES can't be read now; rates stay as they are", error=trouble)
+                    log.warning("can't read SCORES, retrying; rates stay unchanged", error=trouble)
             self.read_once.set()
             try:
                 async with asyncio.timeout(RETRY_S if trouble else self._poll_s):
@@ -93,16 +95,16 @@ class ScoreLog:
             if not self._sure:
                 self._sure = True
                 try:
-                    await self._look_whether_replaced()
+                    await self._check_replaced()
                 except BusError:
                     self._sure = False
                     raise
             while records := await self._bus.read(STREAM, self._last, timeout_s=READ_TIMEOUT_S):
                 for record in records:
-                    self._take(record)
+                    self._apply(record)
 
     async def take(self, forms: list[ScoreForm], ledger: Ledger, now: float) -> ScoresTaken:
-        """Store what is new, and count it. Raises BusError; then some may be stored: send all again."""
+        """Store and count new scores. Raises BusError; then some may be stored: send all again."""
         taken = ScoresTaken()
         for form in forms:
             try:
@@ -116,7 +118,7 @@ class ScoreLog:
         return taken
 
     async def store(self, score: Score, *, dated: bool) -> bool:
-        """Store a score unless the same is there; whether it was new. Raises BusError."""
+        """Store a score unless the same is stored; return whether it was new. Raises BusError."""
         subject, cause = subjects.score(score.task), None
         for attempt in range(TRIES):
             stored = await self._bus.last(STREAM, subject)
@@ -136,8 +138,8 @@ class ScoreLog:
     def _last(self) -> int:
         return self._newest.sequence if self._newest is not None else 0
 
-    async def _look_whether_replaced(self) -> None:
-        """Is the newest record that was read, or a later one of its task, still there?"""
+    async def _check_replaced(self) -> None:
+        """Forget all scores unless the newest record read, or a later one of its task, is still stored."""
         if (known := self._newest) is None:
             return
         found = await self._bus.last(STREAM, known.subject)
@@ -145,33 +147,33 @@ class ScoreLog:
             found.sequence > known.sequence or (found.sequence, found.data) == (known.sequence, known.data)
         ):
             return
-        log.warning("SCORES was begun anew; what it held is forgotten until it is imported again")
+        log.warning("SCORES was replaced; its earlier scores are forgotten until they are imported again")
         self._newest = None
         self._learner.evidence.forget_scores()
 
-    def _take(self, record: Record) -> None:
+    def _apply(self, record: Record) -> None:
         self._newest = record
         score = _decoded(record)
         if score is None:
             self.malformed += 1
             log.error(
-                "a stored score can't be used and is passed over",
+                "malformed score skipped",
                 sequence=record.sequence,
                 subject=record.subject,
             )
             return
         self._learner.note_score(score)
 
-    async def _heard(self, _: Msg) -> None:
+    async def _on_hint(self, _: Msg) -> None:
         self._hint.set()
 
-    def _lost_touch(self) -> None:
+    def _on_reconnect(self) -> None:
         self._sure = False
         self._hint.set()
 
 
 def _decoded(record: Record) -> Score | None:
-    """The score in a record; None for anything else."""
+    """Return the score in a record; None for anything else."""
     try:
         score = decode_score(record.data)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Policies by name: the house's, two further ones, and any function of the same signature.
+"""Policies by name: three built-in ones, and any function of the same signature.
 
 A policy is one pure function (BareOffer, PolicyView) -> Verdict; an accepting verdict names a free slot.
 """
@@ -20,14 +20,14 @@ from shared.messages import BareOffer, DecisionKind, Terms
 from shared.planning.model_shape import parameters_from_name
 from shared.planning.planner import ASSUMED_PARAMETERS, LONGEST_HOURS
 
-POINTS_OF_FIRST, POINTS_OF_FAILURE = 3.0, 1.0  # upstream's scores; everybody else gets 0
-SHORTEST_HOURS = 1 / 60  # what is promised per hour stays a number for any offer
+POINTS_OF_FIRST, POINTS_OF_FAILURE = 3.0, 1.0  # upstream's scores; all others get 0
+SHORTEST_HOURS = 1 / 60  # keeps points per hour finite for any offer
 
 log = get_logger()
 
 
 def first_come(offer: BareOffer, view: PolicyView) -> Verdict:
-    """Take whatever fits a slot that is free and shows the expected hardware; nothing learned matters."""
+    """Accept all that fits a free slot with the expected hardware; the learned rates don't matter."""
     chosen = free_slot(view)
     terms = terms_of(offer, view, chosen)
     kind, why = _obstacle(offer, view, terms, chosen)
@@ -38,7 +38,7 @@ def first_come(offer: BareOffer, view: PolicyView) -> Verdict:
 
 
 def expected_value(offer: BareOffer, view: PolicyView) -> Verdict:
-    """Take what fits and promises more than `min_points_per_hour`: W * (3p - q) / hours of upstream's points.
+    """Accept what fits and promises above `min_points_per_hour`: W * (3p - q) / hours of upstream's points.
 
     p = chance of the first place, q = of submitting nothing valid, W = upstream's weight of the task. The
     priority of its decisions is points per hour.
@@ -62,9 +62,9 @@ def expected_value(offer: BareOffer, view: PolicyView) -> Verdict:
 
 
 def win_chance(offer: BareOffer, tables: Tables, family: str) -> float:
-    """Chance of the first place: the task type's, in proportion to how well the model's family does.
+    """Return the chance of the first place: the task type's, in proportion to the model family's success.
 
-    Never more than the chance to deliver anything.
+    It never exceeds the chance to deliver anything.
     """
     wins = tables.task_weight.rate(offer.task_type).value
     lift = tables.model_performance.rate(family).value / tables.model_performance.house
@@ -72,7 +72,7 @@ def win_chance(offer: BareOffer, tables: Tables, family: str) -> float:
 
 
 def task_work(offer: BareOffer) -> float:
-    """Upstream's weight of a task, W = max(1, 2 sqrt(hours * billions of parameters, from 1 to 40))."""
+    """Return upstream's weight of a task: max(1, 2 sqrt(hours * billions of parameters, from 1 to 40))."""
     parameters = offer.model_params_count or parameters_from_name(offer.model) or ASSUMED_PARAMETERS
     billions = min(40, max(1, parameters // 10**9))
     return max(1.0, 2.0 * sqrt(min(offer.hours_to_complete, LONGEST_HOURS) * billions))
@@ -99,7 +99,7 @@ BUILT_IN: MappingProxyType[str, Policy] = MappingProxyType(
 
 
 def load_policy(name: str) -> Policy:
-    """A built-in policy by its name, or `module:function`. Raises SettingsError that says what is wrong."""
+    """Return a built-in policy by name, or load `module:function`. Raises SettingsError with the cause."""
     if name in BUILT_IN:
         return BUILT_IN[name]
     module, colon, function = name.partition(":")
@@ -108,7 +108,7 @@ def load_policy(name: str) -> Policy:
         raise SettingsError(f"unknown policy {name!r}: it is {known}, or module:function")
     try:
         policy = getattr(import_module(module), function)
-    except Exception as error:  # whatever a module of somebody else's does when it is imported
+    except Exception as error:  # a custom module may raise anything on import
         raise SettingsError(f"policy {name!r} can't be imported: {type(error).__name__}: {error}") from error
     if not callable(policy) or inspect.iscoroutinefunction(policy):
         raise SettingsError(f"policy {name!r} must be a plain function (BareOffer, PolicyView) -> Verdict")
@@ -116,19 +116,19 @@ def load_policy(name: str) -> Policy:
         inspect.signature(policy).bind(None, None)
     except TypeError as error:
         raise SettingsError(f"policy {name!r} must take two arguments, offer and view: {error}") from error
-    except ValueError:  # a builtin that tells no signature
+    except ValueError:  # a builtin without a signature
         pass
     return _guarded(name, policy)
 
 
 def _guarded(name: str, policy: Policy) -> Policy:
-    """A policy of somebody else's: what it does wrong refuses the offer, and never gives a busy slot away."""
+    """Wrap a custom policy: its mistakes refuse the offer, and never give a busy slot away."""
 
     def judge(offer: BareOffer, view: PolicyView) -> Verdict:
         try:
             verdict: object = policy(offer, view)
         except Exception as error:
-            log.exception("the policy failed on an offer", policy=name, task=offer.task_id)
+            log.exception("custom policy failed on an offer", policy=name, task=offer.task_id)
             return _refused(name, f"{type(error).__name__}: {error}")
         if not isinstance(verdict, Verdict):
             return _refused(name, f"it returned a {type(verdict).__name__}, not a Verdict")

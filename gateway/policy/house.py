@@ -1,4 +1,4 @@
-"""BareOffer -> verdict. Pure: everything a policy may look at is in its view."""
+"""BareOffer -> verdict. Pure: all that a policy may use is in its view."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ THRESHOLD = 0.85  # the priority must be above it
 
 
 class SlotFacts(Struct, frozen=True, kw_only=True):
-    """What is known of one slot when a decision is made."""
+    """The facts of one slot when a decision is made."""
 
     slot: str
     busy: bool  # runs a job, or is reserved
-    live: bool  # its node holds the lease and was heard lately
+    live: bool  # its node holds the lease and sent a sign of life recently
     hardware: Hardware | None = None
 
 
@@ -83,7 +83,7 @@ Policy = Callable[[BareOffer, PolicyView], Verdict]
 def maximum_accuracy(offer: BareOffer, view: PolicyView) -> Verdict:
     """The house policy: capacity, then hours, then priority; the two bonuses are earned, not given.
 
-    Whatever decides, every term of the score is told.
+    Whatever decides, the verdict has every term of the score.
     """
     chosen = free_slot(view)
     terms = terms_of(offer, view, chosen)
@@ -119,7 +119,7 @@ def _weakest(terms: Terms) -> DecisionKind:
 
 
 def priority_of(terms: Terms) -> float:
-    """min(1, sum of value * weight)."""
+    """Return min(1, sum of value * weight)."""
     summands = (
         terms.task_weight,
         terms.model_performance,
@@ -131,7 +131,7 @@ def priority_of(terms: Terms) -> float:
 
 
 def free_slot(view: PolicyView) -> SlotFacts | None:
-    """The first slot that is free, live, and shows the expected hardware."""
+    """Return the first slot that is free, live, and shows the expected hardware."""
     for facts in view.slots:
         if not facts.busy and facts.live and _name(facts) == view.expected.name:
             return facts
@@ -139,7 +139,7 @@ def free_slot(view: PolicyView) -> SlotFacts | None:
 
 
 def terms_of(offer: BareOffer, view: PolicyView, chosen: SlotFacts | None) -> Terms:
-    """The five terms of an offer; `chosen` is the slot that it would get, if one is free."""
+    """Return the five terms of an offer; `chosen` is the slot that it would get, if one is free."""
     family = view.family(offer.model)
     weight = view.tables.task_weight.rate(offer.task_type)
     performance = view.tables.model_performance.rate(family)
@@ -178,7 +178,7 @@ def _hardware_bonus(view: PolicyView, chosen: SlotFacts | None) -> Term:
 def _condition(facts: SlotFacts) -> str:
     if facts.busy:
         return "busy"
-    return _name(facts) if facts.live else "not heard of"
+    return _name(facts) if facts.live else "not live"
 
 
 def _name(facts: SlotFacts) -> str:

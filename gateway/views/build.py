@@ -35,7 +35,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
 
 
 class TaskStory(Struct, frozen=True, kw_only=True):
-    """All that is stored of one task, beside how it stands now."""
+    """All that is stored of one task, and its current state."""
 
     now: TaskView
     reservation: Reservation | None
@@ -51,7 +51,7 @@ class TaskPage(Struct, frozen=True):
 
 
 class SlotView(Struct, frozen=True, kw_only=True):
-    """One slot: what the logs say of it, and what its node says."""
+    """One slot, as the logs and its node report it."""
 
     slot: str
     state: str  # free, reserved or busy
@@ -72,22 +72,22 @@ class SlotPage(Struct, frozen=True):
 
 
 class MirrorInfo(Struct, frozen=True):
-    """How far a gateway's mirror of the logs is."""
+    """The progress of a gateway's mirror of the logs."""
 
     path: str
     last: dict[str, int]  # by stream, the newest sequence in the file
     behind: bool
-    error: str | None = None  # why it doesn't follow
+    error: str | None = None  # why it is not being written
 
 
 class GatewayInfo(Struct, frozen=True, kw_only=True):
-    """One gateway at one moment: how it is set, and how it fares."""
+    """One gateway's settings and condition at one moment."""
 
     gateway: str
     version: str
     now: float  # its clock
     not_ready: str | None
-    settings: dict[str, Any]  # those that all services must agree on
+    settings: dict[str, Any]  # those that must agree between all services
     folded: dict[str, int]
     malformed_records: int
     malformed_messages: int
@@ -96,8 +96,8 @@ class GatewayInfo(Struct, frozen=True, kw_only=True):
     mirror: MirrorInfo
 
 
-# Where two services mean different things by these, one of them breaks what the other promises, or two
-# gateways decide differently on the same offer.
+# If two services differ in these, one of them breaks a promise of the other, or two gateways decide
+# differently on the same offer.
 AGREED_SETTINGS = (
     *("slots", "expected_hardware", "profile", "max_hours", "deadline_margin_s", "submit_reserve_s"),
     *("expire_after_s", "heartbeat_missing_s", "hang_s", "max_attempts", "log_max_bytes", "nats_replicas"),
@@ -106,14 +106,14 @@ AGREED_SETTINGS = (
 
 
 def agreed(settings: Settings) -> dict[str, Any]:
-    """The settings that all services must agree on, as JSON has them."""
+    """Return the settings that all services must agree on, as JSON values."""
     named = {name: getattr(settings, name) for name in AGREED_SETTINGS}
     values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(named))
     return values
 
 
 def task_view(task: Task, ledger: Ledger, presence: Presence, now: float) -> TaskView:
-    """One task at this moment."""
+    """Return the view of one task now."""
     record, job, offer = task.record, task.job, task.record.offer
     chain = ledger.chain_of(record)
     claimed = chain.claimed
@@ -137,7 +137,7 @@ def task_view(task: Task, ledger: Ledger, presence: Presence, now: float) -> Tas
 
 
 def task_story(task: Task, ledger: Ledger, presence: Presence, now: float) -> TaskStory:
-    """The whole story of one task."""
+    """Return all that is stored of one task."""
     return TaskStory(
         now=task_view(task, ledger, presence, now),
         reservation=task.reservation,
@@ -147,13 +147,13 @@ def task_story(task: Task, ledger: Ledger, presence: Presence, now: float) -> Ta
 
 
 class TaskFilter(Struct, frozen=True):
-    """Which tasks are wanted; what is None is not looked at."""
+    """Which tasks are wanted; None matches all."""
 
     states: Set[TaskState] | None = None
     slot: str | None = None
 
     def holds(self, task: Task, ledger: Ledger, now: float) -> bool:
-        """Whether a task is wanted."""
+        """Return whether a task is wanted."""
         if self.slot is not None and task.record.slot != self.slot:
             return False
         return self.states is None or ledger.state(task, now) in self.states
@@ -180,7 +180,7 @@ def task_page(
 
 
 def slot_view(slot: str, ledger: Ledger, presence: Presence, now: float) -> SlotView:
-    """One slot at this moment."""
+    """Return the view of one slot now."""
     holder = ledger.holder(slot, now)
     sign, age, live = presence.sign(slot), presence.age(slot), presence.live(slot)
     task = holder.record.task if holder else None

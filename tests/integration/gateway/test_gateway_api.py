@@ -87,8 +87,7 @@ async def test_without_live_slots_nothing_is_accepted(
         _, decision = await api.offer(make_offer("one"))
     assert decision["accepted"] is False
     assert decision["reason"] == (
-        "Priority 0.685 below #1 threshold; "
-        "no free and live slot shows cpu (a: not heard of, b: not heard of)"
+        "Priority 0.685 below #1 threshold; no free and live slot shows cpu (a: not live, b: not live)"
     )
 
 

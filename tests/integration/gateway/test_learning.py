@@ -118,7 +118,7 @@ async def test_what_can_not_be_counted_is_refused_and_says_why(
 ) -> None:
     status, problem = await post(api, score("never", 3))
     assert (status, problem["type"]) == (404, "urn:podium:problem:unknown-task")
-    assert "must say task_type and model" in problem["detail"]
+    assert "must give task_type and model" in problem["detail"]
     status, problem = await post(api, [{"task_id": "x"}])
     assert (status, problem["type"]) == (400, "urn:podium:problem:malformed-score")
     assert (await post(api, None, data=b"{}"))[0] == 415

@@ -78,7 +78,7 @@ def test_a_result_that_is_read_before_its_job_waits_for_it(world: World) -> None
     assert world.success() == 0.90
     world.job("one")
     assert world.success() == pytest.approx(9 / 11)
-    world.learner.take_in()
+    world.learner.apply_results()
     assert world.learner.evidence.results == 1
 
 

@@ -65,7 +65,7 @@ DOWN = view(SlotFacts(slot="a", busy=False, live=False))
         (offer(hours_to_complete=97.0), FULL, "All 1 slots are busy"),
         (offer(hours_to_complete=97.0), view(), "Job duration too long (>96 hours)"),
         (offer(hours_to_complete=97.0), DOWN, "Job duration too long (>96 hours)"),
-        (offer(), DOWN, "No slot: no free and live slot shows 4xH100-80GB (a: not heard of)"),
+        (offer(), DOWN, "No slot: no free and live slot shows 4xH100-80GB (a: not live)"),
         (
             offer(task_type=TaskType.IMAGE),
             view(),

@@ -93,7 +93,7 @@ def test_the_house_accepts_what_fits() -> None:
             offer(),
             view(busy("a"), down("b")),
             "Priority 0.685 below #1 threshold; "
-            "no free and live slot shows 4xH100-80GB (a: busy, b: not heard of)",
+            "no free and live slot shows 4xH100-80GB (a: busy, b: not live)",
         ),
         (
             offer(),
@@ -140,7 +140,7 @@ def test_the_first_free_live_slot_with_the_right_hardware_is_taken(
 def test_a_slot_that_was_heard_of_but_is_silent_now_is_not_taken() -> None:
     silent = SlotFacts(slot="a", busy=False, live=False, hardware=H100)
     verdict = maximum_accuracy(offer(), view(silent))
-    assert verdict.reason.endswith("(a: not heard of)")
+    assert verdict.reason.endswith("(a: not live)")
 
 
 def test_cpu_slots_earn_the_bonus_where_cpus_are_expected() -> None:

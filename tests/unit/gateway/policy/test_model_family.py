@@ -89,7 +89,7 @@ async def test_local_copies_are_looked_at_once(tmp_path: Path) -> None:
     )
     families = Families(settings)
     assert families("someone/Dolphin") == "other"  # nothing was looked at yet
-    await families.look()
+    await families.load()
     for folder in models.iterdir():  # from now on the disk is not asked
         folder.rename(tmp_path / folder.name)
     assert families("someone/Dolphin") == "qwen"
@@ -105,7 +105,7 @@ async def test_a_folder_that_is_not_there_or_hangs_leaves_the_names(
 ) -> None:
     settings = load_settings({}, models_dir=str(tmp_path / "nowhere"))
     assert read_families(settings) == {}
-    monkeypatch.setattr("gateway.policy.model_family.LOOK_S", 0.05)
+    monkeypatch.setattr("gateway.policy.model_family.READ_S", 0.05)
     released = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -115,6 +115,6 @@ async def test_a_folder_that_is_not_there_or_hangs_leaves_the_names(
 
     monkeypatch.setattr("gateway.policy.model_family.read_families", hang)
     families = Families(settings)
-    await families.look()
+    await families.load()
     released.set()
     assert families("org/x") == "other"
