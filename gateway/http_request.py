@@ -35,9 +35,9 @@ async def read_body(request: web.Request, limit: int) -> bytes:
 
 
 def why_foreign(headers: Mapping[str, str]) -> str | None:
-    """Why a request to a loopback socket is not this machine's own; None if it seems to be.
+    """Return why a request to a loopback socket is not this machine's own; None if it seems to be.
 
-    A page whose name was made to resolve to 127.0.0.1 (DNS rebinding) sends that name as Host.
+    A page whose name resolves to 127.0.0.1 (DNS rebinding) sends that name as Host.
     """
     host = headers.get("Host", "")
     if host and not is_own_host(host):
@@ -50,6 +50,6 @@ def why_foreign(headers: Mapping[str, str]) -> str | None:
 
 @lru_cache(maxsize=64)
 def is_own_host(host: str) -> bool:
-    """Whether a Host header names a loopback address."""
+    """Return whether a Host header names a loopback address."""
     name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
     return name.lower() == "localhost" or is_loopback(name)

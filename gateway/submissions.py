@@ -15,7 +15,7 @@ HUB: Final = "hf://"
 
 
 class Submission(Struct, frozen=True):
-    """Where a task's submission is."""
+    """The location of a task's submission."""
 
     repo: str
     model_hash: str | None

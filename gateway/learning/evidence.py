@@ -1,7 +1,7 @@
 """Results and upstream's scores -> learned rates: Beta posteriors whose evidence fades. Pure.
 
 The house value counts as `prior_strength` trials. A trial weighs 1 when it happens and half as much after
-every half-life, so each rate goes back to its house value: no task type is locked out for ever.
+every half-life, so each rate goes back to its house value: no task type is locked out forever.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
     @property
     def accepted(self) -> bool:
-        """Whether the offer is taken."""
+        """Whether the offer is accepted."""
         return self.slot is not None
 
 
