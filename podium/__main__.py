@@ -1,4 +1,4 @@
-"""The command line: `podium <command>`; `podium <command> --help` tells more."""
+"""The command line: `podium <command>`; `podium <command> --help` explains a command."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 
 from shared.errors import PodiumError, SettingsError
+from shared.version import version
 
 COMMANDS = (
     *("up", "demo", "offer", "status", "watch", "plan", "train", "score"),
@@ -17,6 +18,7 @@ COMMANDS = (
 def parser(only: str | None = None) -> argparse.ArgumentParser:
     """Every command, or one, with its arguments; nothing heavy is imported before one runs."""
     top = argparse.ArgumentParser(prog="podium", description="A two-slot fine-tuning miner.")
+    top.add_argument("--version", action="version", version=f"podium {version()}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in [only] if only in COMMANDS else COMMANDS:  # all take .9 s to load, `plan` alone: .2 s
         import_module(f"podium.commands.{name}").add_parser(commands)

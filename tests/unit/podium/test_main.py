@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from podium.__main__ import COMMANDS, main, parser
+from shared.version import version
 from shared.net import free_port
 
 
@@ -56,3 +57,10 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.stderr == ""
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"podium {version()}\n"
