@@ -9,7 +9,7 @@ import asyncio
 import sys
 
 from shared import subjects
-from shared.broker.bus import connect
+from shared.broker.connection import connect
 from shared.broker.credentials import trainer
 from shared.errors import PodiumError
 from shared.messages import decode_heartbeat

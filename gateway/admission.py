@@ -24,7 +24,7 @@ from shared.broker.bus import Bus, Record
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
 from shared.logs import get_logger
 from shared.messages import BareOffer, Decision, DecisionKind, Hardware, Job, Offer, Reservation, encode
-from shared.planning.planner import Feasibility, check_offer
+from shared.planning.feasibility import Feasibility, check_offer
 from shared.settings import Settings
 
 JOBS = subjects.JOBS_STREAM

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from gateway.state.mirror import LostRecordsError, Mirror
 from shared import subjects
-from shared.broker.bus import Bus, connect
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 from shared.broker.credentials import GATEWAY
 from shared.broker.streams import ready
 from shared.errors import BusTimeoutError, BusUnavailableError

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from podium.local.nats_server import Broker
-from shared.broker.bus import Bus, connect
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
 from shared.settings import Settings, load_settings
 

@@ -15,7 +15,8 @@ from nats.aio.msg import Msg
 
 from shared import subjects
 from shared.aio import pause
-from shared.broker.bus import Bus, Record, connect
+from shared.broker.bus import Bus, Record
+from shared.broker.connection import connect
 from shared.broker.credentials import trainer
 from shared.broker.streams import ready, when_usable
 from shared.errors import BusError, PodiumError

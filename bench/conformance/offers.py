@@ -18,8 +18,8 @@ from msgspec import Struct
 from gateway.learning.rates import Tables
 from gateway.policy.house import THRESHOLD, PolicyView, SlotFacts, Verdict, maximum_accuracy
 from shared.messages import BareOffer, Hardware, TaskType
+from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware
-from shared.planning.planner import Feasibility, check_offer
 
 BEGIN, END = "<!-- offers: made by bench/conformance/offers.py -->", "<!-- end of offers -->"
 H100, CPU = parse_hardware("4xH100-80GB"), parse_hardware("cpu-8x32GB")

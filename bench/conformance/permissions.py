@@ -30,10 +30,10 @@ from bench.conformance.permission_table import (
     ROLLUPS,
     Row,
 )
-from podium.commands.bootstrap import bootstrap
-from podium.commands.keys import make_certificates, make_users, new_identity
-from podium.local.nats_server import Broker
-from shared.broker.bus import Bus, connect
+from podium.local.nats_server import Broker, bootstrap
+from podium.security.key_files import make_certificates, make_users, new_identity
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 from shared.broker.credentials import ADMIN, seed_path, seed_text
 from shared.errors import BusError, DeniedError, PodiumError, RefusedError
 from shared.logs import set_up_logs

@@ -16,8 +16,10 @@ from typing import Any
 from podium.commands.plan import facts_of
 from shared.errors import PlanError
 from shared.messages import Hardware
+from shared.planning.feasibility import ASSUMED_DATA
 from shared.planning.hardware import parse_hardware
-from shared.planning.planner import ASSUMED_DATA, make_plan, shape_from_config
+from shared.planning.model_shape import shape_from_config
+from shared.planning.planner import make_plan
 from shared.planning.profiles import resolve
 
 HOURS = 4.0

@@ -22,7 +22,8 @@ from typing import Any
 import msgspec
 
 from podium.local.nats_server import broker_command, port_open, write_config
-from shared.broker.bus import Bus, connect
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
 from shared.errors import BusUnavailableError, PodiumError
 from shared.net import free_port

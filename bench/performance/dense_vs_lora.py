@@ -34,7 +34,8 @@ from bench.performance.throughput_podium import our_plan
 from podium.demo.model import HOME
 from shared.messages import Metrics, WorkerJob, decode_worker_job
 from shared.planning.hardware import computes_bf16, parse_hardware
-from shared.planning.planner import ModulePlan, Plan
+from shared.planning.model_shape import ModulePlan
+from shared.planning.plan import Plan
 from shared.planning.profiles import dense_rate, lora_rate
 from trainer_node.engine.data.examples import Examples, hold_out, tokenize
 from trainer_node.engine.data.packing import collate, pack

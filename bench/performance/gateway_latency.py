@@ -24,7 +24,8 @@ import aiohttp
 
 from podium.local.nats_server import Broker
 from shared import subjects
-from shared.broker.bus import Bus, connect
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
 from shared.messages import Hardware, Heartbeat, Result, ResultStatus, encode
 from shared.net import free_port

@@ -22,7 +22,7 @@ from msgspec import Struct
 from bench.fake_validator.validator import Keys, Validator, accepted
 from bench.performance.gateway_latency import beat, until_live
 from podium.local.nats_server import Broker
-from shared.broker.bus import connect
+from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
 from shared.errors import PodiumError
 from shared.net import free_port

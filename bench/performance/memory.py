@@ -20,7 +20,9 @@ from msgspec.structs import replace
 from shared.fit import split
 from shared.planning.hardware import parse_hardware
 from shared.planning.memory_fit import Layout, estimate
-from shared.planning.planner import DataStats, ModelShape, Plan, make_plan
+from shared.planning.model_shape import ModelShape
+from shared.planning.plan import DataStats, Plan
+from shared.planning.planner import make_plan
 from shared.planning.profiles import resolve
 
 SHAPES = {

@@ -17,7 +17,8 @@ import torch
 
 from podium.demo.model import HOME
 from shared.messages import DatasetType, TaskType
-from shared.planning.planner import ModulePlan, Plan
+from shared.planning.model_shape import ModulePlan
+from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import IGNORED, Examples, tokenize
 from trainer_node.engine.data.packing import Batch, collate, pack
 from trainer_node.engine.distributed.sharding import decoder_layers

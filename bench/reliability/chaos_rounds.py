@@ -16,7 +16,7 @@ from bench.harness.checker import Report, check
 from podium.client import ENDED, Client, Refusal
 from podium.local.gpu_split import split
 from podium.local.stack import Stack
-from shared.broker.bus import connect
+from shared.broker.connection import connect
 from shared.errors import PodiumError
 from shared.messages import DatasetType, FileFormat, Offer, TaskType, encode
 from shared.settings import load_settings

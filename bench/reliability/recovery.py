@@ -35,7 +35,8 @@ import msgspec
 from bench.harness.fleet import GATEWAYS, SCRIPTED, Fleet
 from podium.local.nats_server import port_open
 from shared import subjects
-from shared.broker.bus import Bus, connect
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 from shared.errors import BusError, PodiumError
 from shared.logs import set_up_logs
 from shared.messages import (

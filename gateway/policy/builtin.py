@@ -17,8 +17,8 @@ from gateway.policy.house import Policy, PolicyView, SlotFacts, Verdict, free_sl
 from shared.errors import SettingsError
 from shared.logs import get_logger
 from shared.messages import BareOffer, DecisionKind, Terms
+from shared.planning.feasibility import ASSUMED_PARAMETERS, LONGEST_HOURS
 from shared.planning.model_shape import parameters_from_name
-from shared.planning.planner import ASSUMED_PARAMETERS, LONGEST_HOURS
 
 POINTS_OF_FIRST, POINTS_OF_FAILURE = 3.0, 1.0  # upstream's scores; all others get 0
 SHORTEST_HOURS = 1 / 60  # keeps points per hour finite for any offer

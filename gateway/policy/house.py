@@ -10,7 +10,7 @@ from msgspec.structs import force_setattr
 from gateway.learning.rates import Tables
 from gateway.policy.model_family import model_family
 from shared.messages import BareOffer, DecisionKind, Hardware, Term, Terms
-from shared.planning.planner import Feasibility
+from shared.planning.feasibility import Feasibility
 
 RATE_WEIGHT = 0.15  # of each of the three learned rates
 MAXIMUM_ACCURACY_BONUS = 0.40

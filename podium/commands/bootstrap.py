@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from shared.broker.bus import connect
-from shared.broker.credentials import ADMIN
-from shared.broker.streams import bootstrap as make
-from shared.broker.streams import when_usable
-from shared.settings import Settings, load_settings
+from podium.local.nats_server import bootstrap
+from shared.settings import load_settings
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,12 +20,3 @@ def run(args: argparse.Namespace) -> int:
     made = asyncio.run(bootstrap(load_settings()))
     print(f"made {', '.join(made)}" if made else "every stream is there")
     return 0
-
-
-async def bootstrap(settings: Settings) -> list[str]:
-    """Make every absent stream as the admin, once JetStream answers; returns the names of those made."""
-    bus = await connect(settings, name="bootstrap", user=ADMIN)
-    try:
-        return await when_usable(bus, settings, lambda: make(bus, settings))
-    finally:
-        await bus.close()

@@ -12,31 +12,15 @@ A folder whose seed was taken to another machine keeps its .pub, and that user s
 from __future__ import annotations
 
 import argparse
-import os
-import secrets
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nkeys
-
-from gateway.api.tokens import FILE as TOKEN_FILE
-from gateway.api.tokens import parse_tokens
-from podium.security.permissions import configuration, users
-from shared.broker.credentials import GATEWAY, Identity, read_seed, seed_path, seed_text
-from shared.errors import PodiumError
-from shared.files import write_atomically
+from podium.security.key_files import API, BROKER, CA, make_api_token, make_certificates, make_users
+from podium.security.permissions import users
 from shared.settings import load_settings
 
 if TYPE_CHECKING:
-    from podium.security.certificates import Pair
-
-BROKER, CA, API = "broker", "ca", "api"
-OWN_TOKEN = "podium"  # the name of the token that is made here
-USERS_FILE = "users.conf"
-CA_FILE = "ca.crt"
-HOSTS = ("nats", "localhost", "127.0.0.1")
-SECRET, PUBLIC = 0o600, 0o644
+    pass
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,112 +60,3 @@ def run(args: argparse.Namespace) -> int:
     elif args.rotate:
         print("next     reload the broker (SIGHUP), then start what uses the new files; see docs/security.md")
     return 0
-
-
-def make_users(folder: Path, slots: Iterable[str], *, rotate: Iterable[str] = ()) -> list[Path]:
-    """A key for every user that has none, and the broker's list of all of them; returns what was written.
-
-    Raises PodiumError if `rotate` names nobody, or a file can't be written.
-    """
-    everybody, rotate, made = users(slots), set(rotate), list[Path]()
-    if unknown := rotate - {user.name for user in everybody} - {BROKER, CA, API}:
-        known = ", ".join([user.name for user in everybody] + [BROKER, CA, API])
-        raise PodiumError(f"there is no {', '.join(sorted(unknown))} to rotate; there are {known}")
-    public = {}
-    try:
-        _folder(folder, 0o755)
-        for user in everybody:
-            path = seed_path(folder, user.name)
-            pub = path.with_suffix(".pub")
-            if user.name in rotate or not (path.exists() or pub.exists()):
-                identity = new_identity(user.name)
-                made += _write(pub, identity.public_key + "\n", PUBLIC)
-                made += _write(path, seed_text(identity), SECRET)
-            public[user.name] = read_seed(path).public_key if path.exists() else pub.read_text().strip()
-            _write(pub, public[user.name] + "\n", PUBLIC)
-        made += _write(folder / BROKER / USERS_FILE, configuration(everybody, public), PUBLIC)
-    except OSError as error:
-        raise _cant_write(folder, error) from error
-    return made
-
-
-def make_certificates(
-    folder: Path, hosts: Iterable[str], names: Iterable[str], *, rotate: Iterable[str] = ()
-) -> list[Path]:
-    """A CA and the broker's certificate, unless they are there; every user gets the CA's certificate.
-
-    Raises PodiumError if the broker's certificate lacks one of `hosts`, or a file can't be written.
-    """
-    try:
-        from podium.security import certificates  # the library behind it takes a third of a second to load
-    except ImportError as error:
-        raise PodiumError(f"certificates need a library: pip install 'podium[broker]' ({error})") from error
-    ca, broker, rotate, made = folder / CA, folder / BROKER, set(rotate), list[Path]()
-    wanted = list(dict.fromkeys([*HOSTS, *hosts]))
-    try:
-        if CA in rotate or not (ca / CA_FILE).exists():
-            made += _write_pair(ca, "ca", certificates.make_ca("Podium"))
-            rotate.add(BROKER)
-        authority = (ca / CA_FILE).read_bytes()
-        if BROKER in rotate or not (broker / "server.crt").exists():
-            pair = certificates.Pair(authority, (ca / "ca.key").read_bytes())
-            made += _write_pair(broker, "server", certificates.make_server(pair, wanted))
-        elif lacking := set(wanted) - certificates.names_in((broker / "server.crt").read_bytes()):
-            raise PodiumError(
-                f"the broker's certificate is not for {', '.join(sorted(lacking))}; "
-                f"--rotate {BROKER} with every --host makes one that is"
-            )
-        for name in (BROKER, *names):
-            made += _write(folder / name / CA_FILE, authority.decode(), PUBLIC)
-    except OSError as error:
-        raise _cant_write(folder, error) from error
-    return made
-
-
-def make_api_token(folder: Path, *, rotate: Iterable[str] = ()) -> list[Path]:
-    """A token for /v1, unless one is there; others' lines stay as they are. Returns what was written.
-
-    Raises SettingsError if what is there is no file of tokens, and PodiumError if it can't be written.
-    """
-    path = folder / GATEWAY / TOKEN_FILE
-    try:
-        text = path.read_text() if path.exists() else ""
-        known = parse_tokens(text, str(path))
-        if known and API not in rotate:
-            return []
-        others = [line for line in text.splitlines() if not line.startswith(f"{OWN_TOKEN}:")]
-        lines = [f"{OWN_TOKEN}: {secrets.token_urlsafe(32)}", *others]
-        return _write(path, "\n".join(lines) + "\n", SECRET)
-    except (OSError, UnicodeDecodeError) as error:
-        raise _cant_write(folder, error) from error
-
-
-def new_identity(user: str) -> Identity:
-    """A user with a new, random key."""
-    seed: bytes = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
-    return Identity(user, seed.decode())
-
-
-def _write_pair(folder: Path, name: str, pair: Pair) -> list[Path]:
-    """The key first: a certificate that is there has its key."""
-    key = _write(folder / f"{name}.key", pair.key.decode(), SECRET)
-    return key + _write(folder / f"{name}.crt", pair.certificate.decode(), PUBLIC)
-
-
-def _write(path: Path, text: str, mode: int) -> list[Path]:
-    """Write a file whole, never readable by more than `mode` says; nothing if that is what is there."""
-    if path.exists() and path.read_text() == text:
-        return []
-    _folder(path.parent, 0o700)
-    write_atomically(path, text.encode(), mode)
-    return [path]
-
-
-def _folder(path: Path, mode: int) -> None:
-    path.mkdir(parents=True, exist_ok=True, mode=mode)
-
-
-def _cant_write(folder: Path, error: OSError | UnicodeDecodeError) -> PodiumError:
-    if isinstance(error, UnicodeDecodeError):
-        return PodiumError(f"a file in {folder} is no text: {error}")
-    return PodiumError(f"{error.filename or folder} can't be used: {error.strerror}")

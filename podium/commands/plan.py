@@ -21,16 +21,11 @@ from rich.text import Text
 from podium.console import make_console
 from shared.errors import PlanError, PodiumError
 from shared.messages import Hardware
+from shared.planning.feasibility import ASSUMED_DATA
 from shared.planning.hardware import parse_hardware, usable_memory
-from shared.planning.model_shape import ModelShape
-from shared.planning.planner import (
-    ASSUMED_DATA,
-    DataStats,
-    Plan,
-    make_plan,
-    shape_from_config,
-    shape_from_params,
-)
+from shared.planning.model_shape import ModelShape, shape_from_config, shape_from_params
+from shared.planning.plan import DataStats, Plan
+from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, family_of, resolve
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmb]?)", re.IGNORECASE)

@@ -25,7 +25,8 @@ from gateway.state.mirror_file import LOGS, Content, read_mirror
 from podium.local.discovery import is_own, with_own_keys
 from podium.local.nats_server import Broker
 from shared import subjects
-from shared.broker.bus import Bus, connect
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 from shared.broker.credentials import ADMIN
 from shared.broker.jetstream import Record
 from shared.broker.streams import bootstrap, stream_specs, when_usable

@@ -23,7 +23,8 @@ from gateway.views.build import GatewayInfo
 from podium.client import Client
 from podium.local.discovery import monitor_url
 from shared import subjects
-from shared.broker.bus import Bus, connect
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 from shared.broker.credentials import OPERATOR
 from shared.broker.streams import StreamSpec, stream_specs
 from shared.errors import BusError, PodiumError

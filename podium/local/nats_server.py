@@ -10,10 +10,15 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from podium.commands.keys import BROKER, USERS_FILE
+from podium.security.key_files import BROKER, USERS_FILE
 from podium.security.permissions import STREAMS_ACCOUNT
+from shared.broker.connection import connect
+from shared.broker.credentials import ADMIN
+from shared.broker.streams import bootstrap as make
+from shared.broker.streams import when_usable
 from shared.errors import PodiumError
 from shared.net import free_port
+from shared.settings import Settings
 
 # sync_interval has no command line flag, so a file is needed. No compression, no encryption: most of
 # the server's corruption fixes are there. Monitoring has no authentication: loopback only.
@@ -149,3 +154,12 @@ def is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+async def bootstrap(settings: Settings) -> list[str]:
+    """Make every absent stream as the admin, once JetStream answers; returns the names of those made."""
+    bus = await connect(settings, name="bootstrap", user=ADMIN)
+    try:
+        return await when_usable(bus, settings, lambda: make(bus, settings))
+    finally:
+        await bus.close()

@@ -20,12 +20,11 @@ import msgspec
 
 from gateway.api.tokens import own_token
 from podium.client import Client
-from podium.commands.bootstrap import bootstrap
-from podium.commands.keys import make_users
 from podium.local.gpu_split import Half, Split
-from podium.local.nats_server import broker_command, port_open, take_over_open_store, write_config
+from podium.local.nats_server import bootstrap, broker_command, port_open, take_over_open_store, write_config
 from podium.local.process import ManagedProcess, Say, Spec
 from podium.local.watchdog import until_broken
+from podium.security.key_files import make_users
 from shared.errors import PodiumError
 from shared.net import free_port
 from shared.settings import PREFIX, Settings

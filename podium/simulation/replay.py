@@ -14,7 +14,7 @@ from gateway.policy.house import Policy, PolicyView, SlotFacts
 from gateway.policy.model_family import model_family
 from podium.simulation.trace import TraceLine
 from shared.messages import BareOffer, Hardware, ResultStatus, Score
-from shared.planning.planner import Feasibility, check_offer
+from shared.planning.feasibility import Feasibility, check_offer
 from shared.subjects import task_token
 
 

@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 import nats
 import nats.errors
@@ -22,8 +22,7 @@ from nats.aio.subscription import Subscription
 
 from shared import subjects
 from shared.broker.client_errors import Denial
-from shared.broker.connection import callbacks, drop_link
-from shared.broker.credentials import ADMIN, NOBODY, identify, inbox_prefix, tls_context
+from shared.broker.credentials import ADMIN, NOBODY
 from shared.broker.jetstream import (
     EXPECTED_LAST,
     EXPECTED_LAST_SUBJECT,
@@ -40,10 +39,8 @@ from shared.errors import (
     BusUnavailableError,
     DeniedError,
     NobodyAnswersError,
-    RefusedError,
 )
 from shared.logs import get_logger
-from shared.settings import Settings
 
 REQUEST_TIMEOUT_S: Final = 2.0
 STARTING_S: Final = 10.0  # a service has done everything that it must be allowed to do once
@@ -251,50 +248,17 @@ class Bus:
         drop_link(self.client)
 
 
-async def connect(settings: Settings, *, name: str, user: str | None = None) -> Bus:
-    """Connect as `name`, with the key of `user` (None: of whomever the seed file names).
-
-    Waits `nats_connect_timeout_s` for the broker, then raises BusUnavailableError. Raises RefusedError if
-    it answers but doesn't let us in, and SettingsError if the key or the CA certificate can't be used.
-
-    The options are not taste: the library's defaults give up for ever after two minutes, notice a dead
-    link after six, and store what was published while disconnected long after the caller was told it failed.
-    """
-    identity = identify(settings, user)
-    bus = Bus(Client(), identity.user if identity else NOBODY)
-    options: dict[str, Any] = {
-        "servers": [settings.nats_url],
-        "name": name,
-        "max_reconnect_attempts": -1,
-        "reconnect_time_wait": 0.25,
-        "connect_timeout": 2,
-        "ping_interval": 10,
-        "max_outstanding_pings": 2,
-        "pending_size": 0,  # while disconnected a publish fails at once instead of being stored later
-    }
-    if identity is not None:
-        options |= {"nkeys_seed_str": identity.seed, "inbox_prefix": inbox_prefix(bus.user)}
-    if (context := tls_context(settings)) is not None:
-        # First the handshake: a broker that merely offers TLS could be made by others not to offer it.
-        options |= {"tls": context, "tls_handshake_first": True}
-    try:
-        async with asyncio.timeout(settings.nats_connect_timeout_s):
-            await bus.client.connect(**options, **callbacks(bus, settings, identity))
-    except RefusedError:
-        await bus.close()
-        raise
-    except (TimeoutError, nats.errors.Error, OSError) as error:
-        await bus.close()
-        raise BusUnavailableError(
-            f"no NATS server answers at {settings.nats_url} (waited {settings.nats_connect_timeout_s:g} s): "
-            "start it, or set PODIUM_NATS_URL"
-        ) from error
-    bus.entered_at = time.monotonic()
-    return bus
-
-
 async def _unsubscribe(subscription: Subscription) -> None:
     try:
         await subscription.unsubscribe()
     except nats.errors.Error as error:  # the link died: the subscription is gone with it
         log.debug("unsubscribe on a dead link", error=repr(error))
+
+
+def drop_link(client: Client) -> None:
+    """Close what a failed attempt to connect left open; the library forgets it."""
+    transport = client._transport
+    for writer in (getattr(transport, "_io_writer", None), getattr(transport, "_bare_io_writer", None)):
+        # Some Pythons (3.11.2) can't abort a TLS transport that is closed: it has no protocol any more.
+        if writer is not None and getattr(writer.transport, "_ssl_protocol", writer) is not None:
+            writer.transport.abort()

@@ -1,15 +1,13 @@
-"""Where a plan does other than its profile asks, and why, in plain words."""
+"""List where a plan differs from its profile, each with the reason in plain words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-from msgspec import Struct
 
 from shared.messages import Hardware
 from shared.planning.hardware import is_cpu, usable_memory
 from shared.planning.model_shape import ModulePlan
+from shared.planning.plan import Deviation, Plan, Step
 from shared.planning.profiles import (
     DENSE_SHARE,
     LORA_RATE,
@@ -20,18 +18,6 @@ from shared.planning.profiles import (
     pair_share,
 )
 from shared.planning.throughput import MIN_STEPS
-
-if TYPE_CHECKING:
-    from shared.planning.planner import Plan, Step
-
-
-class Deviation(Struct, frozen=True):
-    """One place where the plan does other than the profile asks, and why."""
-
-    what: str
-    wanted: str
-    got: str
-    reason: str
 
 
 def deviations(

@@ -5,113 +5,22 @@ Pure and instant, without torch: the gateway asks the same function about an off
 
 from __future__ import annotations
 
-from functools import lru_cache
-from math import isfinite
-
 from msgspec import Struct
 from msgspec.structs import replace
 
-from shared.errors import PlanError, SettingsError
+from shared.errors import PlanError
 from shared.fit import Fit, fit, round_up
 from shared.messages import Hardware, TaskType
-from shared.planning.deviations import Deviation, deviations
+from shared.planning.deviations import deviations
 from shared.planning.memory_fit import Layout
 from shared.planning.model_shape import (
     ModelShape,
-    ModulePlan,
-    is_mixture,
-    parameters_from_name,
-    shape_from_config,
-    shape_from_params,
 )
-from shared.planning.profiles import Recipe, dense_rate, family_of, lora_rate, pair_share, resolve
-from shared.planning.throughput import DISK_BYTES_PER_S, FILL, MIN_STEPS, Pace, Rows, export_bytes, pace
+from shared.planning.plan import DataStats, Plan, Step
+from shared.planning.profiles import Recipe, dense_rate, family_of, lora_rate, pair_share
+from shared.planning.throughput import FILL, MIN_STEPS, Pace, Rows, pace
 
-__all__ = [
-    "DataStats",
-    "Deviation",
-    "Feasibility",
-    "ModelShape",
-    "ModulePlan",
-    "Plan",
-    "Step",
-    "check_offer",
-    "make_plan",
-    "shape_from_config",
-    "shape_from_params",
-]
-
-SUPPORTED_TASKS = frozenset({TaskType.INSTRUCT, TaskType.CHAT, TaskType.DPO})
 MIN_BATCH = 8  # examples
-MIN_OFFER_STEPS = 3  # an offer states no data, and real rows may be ten times shorter than the assumed ones
-ASSUMED_PARAMETERS = 7_000_000_000
-MOST_PARAMETERS = 10**13
-LONGEST_HOURS = 24 * 366  # what no job takes; beyond it the arithmetic overflows in the end
-
-
-class DataStats(Struct, frozen=True, kw_only=True):
-    """What the planner must know of the tokenised training rows; a preference pair is one row."""
-
-    examples: int
-    tokens: int
-    label_tokens: int
-    max_length: int  # longest row, tokens
-
-
-ASSUMED_DATA = DataStats(examples=20_000, tokens=6_000_000, label_tokens=3_000_000, max_length=1024)
-ASSUMED_PAIRS = DataStats(examples=20_000, tokens=12_000_000, label_tokens=6_000_000, max_length=2048)
-
-
-class Plan(Struct, frozen=True, kw_only=True):
-    """Everything the engine does in one run, resolved to numbers."""
-
-    profile: str
-    modules: list[ModulePlan]
-    dropout: float  # before LoRA's factors; dense deltas have none
-    lr_lora: float
-    lr_dense: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    warmup: float = 0.03  # share of the training budget
-    max_length: int  # longer rows are dropped, as the scorer drops them
-    capacity: int  # tokens of one pack; every pack is padded to it
-    packs_per_step: int  # packs of one optimiser step, over all devices and accumulation steps
-    max_epochs: float
-    dtype: str  # "bfloat16" or "float32": what matrix products run in
-    parallel: str  # "single", "ddp" or "fsdp2"
-    devices: int
-    activation_checkpointing: bool
-    compile: bool
-    eval_batch: int
-    expected_tokens_per_s: float
-    expected_steps: int
-    reserve_s: float  # kept for choose, export, verify before `ready_by`
-    memory_bytes: int  # estimated peak on one device
-    deviations: list[Deviation] = []
-    dev_examples: int = (
-        1000  # development rows that one evaluation can afford; the engine takes the first so many
-    )
-    ddp_bucket_mb: int = 200
-
-
-class Step(Struct, frozen=True):
-    """The size of one optimiser step, and how many there will be."""
-
-    batch: int  # examples asked for, after halving
-    capacity: int
-    packs: int
-    examples: float  # mean examples that the packs hold
-    steps: int
-    wanted_steps: int  # how many there would be at the recipe's batch
-
-
-class Feasibility(Struct, frozen=True):
-    """Whether an offer can be won here, by what it states; `cause` says why or why not in one sentence."""
-
-    ok: bool
-    cause: str
-    plan: Plan | None = None
 
 
 def make_plan(
@@ -239,50 +148,3 @@ def _assemble(task: _Task, found: Fit, speed: Pace, step: Step, max_length: int)
         dev_examples=speed.dev_examples,
         ddp_bucket_mb=recipe.ddp_bucket_mb,
     )
-
-
-@lru_cache(maxsize=1024)
-def check_offer(
-    model: str,
-    model_params: int | None,
-    task_type: TaskType,
-    hours: float,
-    hardware: Hardware,
-    profile: str = "maximum_accuracy",
-) -> Feasibility:
-    """Whether a slot with `hardware` can win an offer, by what the offer states. Never raises; cached.
-
-    The data is assumed: 20,000 rows of 300 tokens, or pairs of twice as many. A size that neither the offer
-    nor the model's name states is taken as 7 billion parameters, and the cause says so.
-    """
-    if task_type not in SUPPORTED_TASKS:
-        return Feasibility(False, f"task type {task_type} is not supported by the engine")
-    if not (isfinite(hours) and hours > 0):
-        return Feasibility(False, f"{hours} hours are no time to train in")
-    if is_mixture(model):
-        return Feasibility(False, f"{model} is a mixture of experts, which the engine does not support")
-    named = model_params or parameters_from_name(model)
-    parameters = named or ASSUMED_PARAMETERS
-    if not 0 < parameters <= MOST_PARAMETERS:
-        return Feasibility(False, f"no model has {parameters} parameters")
-    size = f"{parameters / 1e9:.3g} billion parameters"
-    if not model_params:
-        size += (
-            " by its name" if named else " assumed, as neither the offer nor the model's name states a size"
-        )
-    try:
-        shape = shape_from_params(parameters, family_of(model))
-        data = ASSUMED_PAIRS if task_type is TaskType.DPO else ASSUMED_DATA
-        budget_s = min(hours, LONGEST_HOURS) * 3600
-        plan = make_plan(resolve(profile), shape, data, hardware, budget_s, task_type=task_type)
-    except (PlanError, SettingsError) as error:
-        return Feasibility(False, f"{error} ({size})")
-    if plan.expected_steps < MIN_OFFER_STEPS:
-        cause = f"{hours:g} hours leave only {plan.expected_steps} steps on {hardware.name} ({size})"
-        return Feasibility(False, cause)
-    moving_s = (2 * shape.parameters + export_bytes(shape, plan.modules)) / DISK_BYTES_PER_S
-    if moving_s > budget_s:
-        cause = f"reading the model and writing the result take {moving_s:.0f} s, there are {budget_s:.0f} s"
-        return Feasibility(False, f"{cause} ({size})")
-    cause = f"fits {hardware.name} and leaves about {plan.expected_steps} steps ({size})"
-    return Feasibility(True, cause, plan)

@@ -16,7 +16,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from shared.messages import DatasetType, decode_worker_job, encode
-from shared.planning.planner import ModulePlan, Plan
+from shared.planning.model_shape import ModulePlan
+from shared.planning.plan import Plan
 from tests.engine.worker_run import start_worker, wait_for_checkpoint, write_job, write_rows
 from trainer_node.engine.data.examples import IGNORED, Examples
 

@@ -12,8 +12,10 @@ from nats.aio.client import Client
 
 from podium.local.nats_server import Broker
 from shared import subjects
-from shared.broker import connection as callbacks
-from shared.broker.bus import READ_BATCH, Bus, connect
+from shared.broker import bus as bus_module
+from shared.broker import connection
+from shared.broker.bus import READ_BATCH, Bus
+from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
 from shared.errors import (
     BusError,
@@ -181,7 +183,7 @@ async def test_a_link_that_is_closed_already_can_be_dropped() -> None:
     client = SimpleNamespace(
         _transport=SimpleNamespace(_io_writer=SimpleNamespace(transport=ClosedTransport()))
     )
-    callbacks.drop_link(cast(Client, client))
+    bus_module.drop_link(cast(Client, client))
 
 
 async def test_a_client_that_reconnects_no_more_ends_its_process(
@@ -192,7 +194,7 @@ async def test_a_client_that_reconnects_no_more_ends_its_process(
     def fail(client: Client) -> None:
         raise AttributeError("an error of ours in the library's task")
 
-    monkeypatch.setattr(callbacks, "drop_link", fail)
+    monkeypatch.setattr(connection, "drop_link", fail)
     await broker.stop(kill=True)
     async with asyncio.timeout(60):
         await bus.closed.wait()

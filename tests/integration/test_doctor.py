@@ -20,7 +20,8 @@ from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Finding, Severity
 from podium.local.nats_server import Broker
 from shared import subjects
-from shared.broker.bus import Bus, connect
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 from shared.messages import (
     Claimed,
     Decision,

@@ -13,10 +13,10 @@ from typing import Any
 import nats.js
 import pytest
 
-from podium.commands.bootstrap import bootstrap
-from podium.commands.keys import make_users
-from podium.local.nats_server import Broker
-from shared.broker.bus import Bus, connect
+from podium.local.nats_server import Broker, bootstrap
+from podium.security.key_files import make_users
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 from shared.broker.credentials import trainer
 from shared.digest import folder_digest
 from shared.errors import BusTimeoutError

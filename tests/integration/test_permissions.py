@@ -16,11 +16,11 @@ from msgspec.structs import replace
 
 from bench.conformance.permission_table import GUESTS, KINDS
 from bench.conformance.permissions import measure, table
-from podium.commands.bootstrap import bootstrap
-from podium.commands.keys import make_certificates, make_users
-from podium.local.nats_server import Broker, take_over_open_store
+from podium.local.nats_server import Broker, bootstrap, take_over_open_store
+from podium.security.key_files import make_certificates, make_users
 from shared import subjects
-from shared.broker.bus import Bus, connect
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 from shared.broker.credentials import ADMIN, GATEWAY, seed_path
 from shared.broker.streams import bootstrap as make_streams
 from shared.broker.streams import ready

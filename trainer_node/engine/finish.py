@@ -14,7 +14,7 @@ import torch
 from shared.digest import folder_digest
 from shared.errors import EngineError
 from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import gathered
 from trainer_node.engine.evaluate.candidates import Candidate, Reached, excess, loaded, ranked

@@ -23,7 +23,7 @@ from shared.clock import TokenClock, WallClock
 from shared.errors import EngineError, PodiumError
 from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, WorkerJob, decode_worker_job
 from shared.planning.hardware import usable_memory
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine import prepare
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
 from trainer_node.engine.distributed.sharding import fitted, is_lost_peer, join, leave, shard_frozen, spread

@@ -22,7 +22,8 @@ from shared.errors import DataError, EngineError, PlanError, SettingsError
 from shared.files import write_atomically
 from shared.messages import ErrorCode, Hardware, Phase, WorkerJob
 from shared.planning.hardware import computes_bf16
-from shared.planning.planner import SUPPORTED_TASKS, DataStats, Plan, make_plan
+from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
+from shared.planning.planner import make_plan
 from shared.planning.profiles import resolve
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.examples import Examples, hold_out, scored_length

@@ -27,7 +27,7 @@ from shared.messages import (
     encode,
 )
 from shared.net import free_port
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from tests.engine.worker_run import ENVIRONMENT, outcome_of, progress_of, weights_of
 from trainer_node.engine.distributed import launch
 from trainer_node.engine.distributed.sharding import ALONE, Team, fitted

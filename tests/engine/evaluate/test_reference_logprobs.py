@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from shared.clock import Clock, TokenClock, WallClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate import reference_logprobs as reference
 from trainer_node.engine.evaluate.metric import reference_logprobs, score_dpo

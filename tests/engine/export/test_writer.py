@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from shared.messages import DatasetType, FileFormat, Hardware, Metrics, TaskType, WorkerJob
-from shared.planning.planner import Deviation, ModulePlan, Plan
+from shared.planning.model_shape import ModulePlan
+from shared.planning.plan import Deviation, Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import score_sft
 from trainer_node.engine.export import dense_as_lora as factors

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shared.messages import TaskType
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import reference_logprobs

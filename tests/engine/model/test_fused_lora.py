@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.model.fused_lora import fuse_lora, unfuse_lora

@@ -12,7 +12,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen3Config, Qwen3ForC
 
 from shared.errors import EngineError
 from shared.messages import ErrorCode
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import score_sft

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import reference_logprobs, score_dpo

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import score_sft

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shared.messages import TaskType
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import ALONE
 from trainer_node.engine.evaluate.metric import reference_logprobs

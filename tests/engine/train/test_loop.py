@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from shared.clock import TokenClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from shared.planning.hardware import usable_memory
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.pipeline import assemble, averages

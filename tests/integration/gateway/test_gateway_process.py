@@ -18,7 +18,8 @@ import pytest
 
 from podium.local.nats_server import Broker
 from shared import subjects
-from shared.broker.bus import Bus, connect
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 
 MakeOffer = Callable[..., dict[str, Any]]
 Start = Callable[..., Any]

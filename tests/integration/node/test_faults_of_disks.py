@@ -18,7 +18,8 @@ from podium.local.nats_server import Broker, broker_command, port_open, write_co
 from podium.local.process import ManagedProcess, Spec
 from podium.local.watchdog import trouble_of, until_broken
 from shared import subjects
-from shared.broker.bus import Bus, connect
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
 from shared.errors import BusError, BusTimeoutError
 from shared.messages import ErrorCode, ResultStatus

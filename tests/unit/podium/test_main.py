@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from podium.__main__ import COMMANDS, main, parser
-from shared.version import version
 from shared.net import free_port
+from shared.version import version
 
 
 def test_every_command_is_there() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from podium.commands.keys import make_certificates, make_users
 from podium.local.nats_server import nats_server_path
+from podium.security.key_files import make_certificates, make_users
 from shared.settings import load_settings
 
 DEPLOY = Path(__file__).parents[3] / "deploy"

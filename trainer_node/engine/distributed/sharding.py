@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from shared.clock import Clock
 from shared.errors import EngineError
 from shared.messages import ErrorCode, WorkerJob
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.model.compile import compile_layers
 from trainer_node.engine.model.label_model import LabelModel
 from trainer_node.engine.model.loading import Deltas

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from shared.files import write_atomically
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import reference_logprobs
 from trainer_node.engine.prepare import Data, Record, Run

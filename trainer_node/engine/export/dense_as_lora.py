@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from shared.planning.planner import ModulePlan, Plan
+from shared.planning.model_shape import ModulePlan
+from shared.planning.plan import Plan
 
 LORA_BYTES, DENSE_BYTES, MODEL_BYTES = 4, 2, 2  # of one number: LoRA's factors stay fp32
 # How large an adapter may be, as a share of the whole model. Trained in bf16, a tenth smaller: the scorer

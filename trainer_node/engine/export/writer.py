@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shared.files import sync
 from shared.messages import Metrics, WorkerJob
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.export.dense_as_lora import factors, fit_better, rank_of
 from trainer_node.engine.export.verify import UnverifiedError, verify
 from trainer_node.engine.model.loading import Deltas, load_model

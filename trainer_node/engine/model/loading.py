@@ -30,7 +30,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from shared.errors import EngineError, PlanError
 from shared.messages import ErrorCode
-from shared.planning.planner import ModelShape, Plan, shape_from_config
+from shared.planning.model_shape import ModelShape, shape_from_config
+from shared.planning.plan import Plan
 from trainer_node.engine.data import hf_datasets as hub
 from trainer_node.engine.model.fused_lora import fuse_lora
 from trainer_node.engine.model.label_model import LabelModel, label_model

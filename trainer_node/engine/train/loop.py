@@ -16,7 +16,7 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import Clock, TokenClock
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate, pack
 from trainer_node.engine.distributed.sharding import (

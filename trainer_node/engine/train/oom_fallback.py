@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from shared.planning.planner import Deviation, Plan
+from shared.planning.plan import Deviation, Plan
 from trainer_node.engine import prepare
 from trainer_node.engine.prepare import Run
 from trainer_node.engine.train import loop

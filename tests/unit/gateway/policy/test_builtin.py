@@ -17,8 +17,8 @@ from gateway.policy.builtin import BUILT_IN, expected_value, first_come, load_po
 from gateway.policy.house import PolicyView, SlotFacts, maximum_accuracy
 from shared.errors import SettingsError
 from shared.messages import BareOffer, Decision, Hardware, TaskType, encode
+from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware
-from shared.planning.planner import Feasibility, check_offer
 
 H100 = parse_hardware("4xH100-80GB")
 CPU = parse_hardware("cpu-8x32GB")

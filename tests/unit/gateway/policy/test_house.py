@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from gateway.learning.rates import Rate, Table, Tables
 from gateway.policy.house import PolicyView, SlotFacts, maximum_accuracy, priority_of
 from shared.messages import Hardware, Offer, TaskType
+from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware
-from shared.planning.planner import Feasibility, check_offer
 
 H100 = parse_hardware("4xH100-80GB")
 CPU = parse_hardware("cpu-8x32GB")

@@ -13,7 +13,7 @@ from gateway.policy.builtin import BUILT_IN
 from gateway.policy.house import PolicyView, SlotFacts, Verdict
 from gateway.telemetry.counters import AGAIN, DECISIONS, Measures
 from shared.messages import BareOffer, Decision, DecisionKind, Hardware, TaskType
-from shared.planning.planner import Feasibility
+from shared.planning.feasibility import Feasibility
 from shared.settings import Settings
 
 CPU = Hardware(device="cpu", count=8, memory_bytes=64 << 30)

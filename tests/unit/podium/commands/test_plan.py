@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from podium.commands.plan import add_parser
-from shared.planning.planner import Plan
+from shared.planning.plan import Plan
 
 CONFIG = Path(__file__).parents[3] / "data" / "oracle" / "base" / "config.json"
 STATS = '{"examples": 500, "tokens": 20000, "label_tokens": 9000, "max_length": 90}'

@@ -9,17 +9,11 @@ from msgspec.structs import replace
 from shared.errors import PlanError
 from shared.fit import round_up
 from shared.messages import Hardware, TaskType
+from shared.planning.feasibility import ASSUMED_DATA, check_offer
 from shared.planning.hardware import parse_hardware, usable_memory
-from shared.planning.model_shape import ModelShape
-from shared.planning.planner import (
-    ASSUMED_DATA,
-    DataStats,
-    Plan,
-    check_offer,
-    epoch_limit,
-    make_plan,
-    shape_from_params,
-)
+from shared.planning.model_shape import ModelShape, shape_from_params
+from shared.planning.plan import DataStats, Plan
+from shared.planning.planner import epoch_limit, make_plan
 from shared.planning.profiles import PROFILES, pair_share, resolve
 
 HALF = parse_hardware("4xH100-80GB")

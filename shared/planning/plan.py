@@ -1,0 +1,74 @@
+"""A plan as data: what is trained, how, and where it differs from the profile."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from shared.messages import TaskType
+from shared.planning.model_shape import (
+    ModulePlan,
+)
+
+SUPPORTED_TASKS = frozenset({TaskType.INSTRUCT, TaskType.CHAT, TaskType.DPO})
+
+
+class DataStats(Struct, frozen=True, kw_only=True):
+    """What the planner must know of the tokenised training rows; a preference pair is one row."""
+
+    examples: int
+    tokens: int
+    label_tokens: int
+    max_length: int  # longest row, tokens
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """Everything the engine does in one run, resolved to numbers."""
+
+    profile: str
+    modules: list[ModulePlan]
+    dropout: float  # before LoRA's factors; dense deltas have none
+    lr_lora: float
+    lr_dense: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    warmup: float = 0.03  # share of the training budget
+    max_length: int  # longer rows are dropped, as the scorer drops them
+    capacity: int  # tokens of one pack; every pack is padded to it
+    packs_per_step: int  # packs of one optimiser step, over all devices and accumulation steps
+    max_epochs: float
+    dtype: str  # "bfloat16" or "float32": what matrix products run in
+    parallel: str  # "single", "ddp" or "fsdp2"
+    devices: int
+    activation_checkpointing: bool
+    compile: bool
+    eval_batch: int
+    expected_tokens_per_s: float
+    expected_steps: int
+    reserve_s: float  # kept for choose, export, verify before `ready_by`
+    memory_bytes: int  # estimated peak on one device
+    deviations: list[Deviation] = []
+    dev_examples: int = (
+        1000  # development rows that one evaluation can afford; the engine takes the first so many
+    )
+    ddp_bucket_mb: int = 200
+
+
+class Step(Struct, frozen=True):
+    """The size of one optimiser step, and how many there will be."""
+
+    batch: int  # examples asked for, after halving
+    capacity: int
+    packs: int
+    examples: float  # mean examples that the packs hold
+    steps: int
+    wanted_steps: int  # how many there would be at the recipe's batch
+
+
+class Deviation(Struct, frozen=True):
+    """One place where the plan does other than the profile asks, and why."""
+
+    what: str
+    wanted: str
+    got: str
+    reason: str
