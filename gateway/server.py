@@ -17,9 +17,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.api.access import guard_of
 from gateway.api.routing import RUNNING
 from gateway.api.v1 import make_app
-from gateway.ending import end_tasks
 from gateway.service import Service
 from gateway.upstream.auth import remarks
+from shared.aio import cancel_all
 from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger
 from shared.net import is_loopback
@@ -93,7 +93,7 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
         if unanswered := app[RUNNING].copy():  # aiohttp's own shutdown stops reading bodies at once
             await asyncio.wait(unanswered, timeout=FINISH_S)
         await runner.cleanup()
-        await end_tasks([work, tokens], again_s=STOP_S)
+        await cancel_all([work, tokens], again_s=STOP_S)
         if not work.cancelled():
             work.result()  # raise why it ended
 

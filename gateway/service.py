@@ -10,7 +10,6 @@ from pathlib import Path
 from gateway.admission import ANSWER_S, Admission
 from gateway.api.throttle import Turns
 from gateway.broker_link import RETRY_S, end_with, reach
-from gateway.ending import end_tasks
 from gateway.errors import NoSlotError, NotAcceptedError
 from gateway.expiry import expire_for_ever
 from gateway.learning.evidence import DAY_S, Evidence
@@ -35,6 +34,7 @@ from gateway.upstream.nonces import Nonces
 from gateway.upstream.validators import Validators
 from gateway.views.build import GatewayInfo, MirrorInfo, agreed
 from shared import subjects
+from shared.aio import cancel_all
 from shared.broker.bus import Bus
 from shared.errors import BusError, BusUnavailableError
 from shared.logs import get_logger
@@ -297,7 +297,7 @@ class Service:
                 part.result()
         finally:
             self._operations = self._scores = None
-            await end_tasks(parts)
+            await cancel_all(parts)
 
     def _set_lost(self, lost: str | None) -> None:
         self._lost = lost

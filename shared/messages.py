@@ -404,7 +404,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     """A worker's last word (`outcome.json`, written atomically)."""
 
     status: OutcomeStatus
-    digest: str | None = None  # of the export folder, see shared.digest
+    digest: str | None = None  # of the export folder, see shared.files
     export: str | None = None  # the export folder, relative to the run folder
     metrics: Metrics | None = None
     code: ErrorCode | None = None

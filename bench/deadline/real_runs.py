@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.harness import tiny_jobs as tiny
-from shared.digest import folder_digest
+from shared.files import folder_digest
 from shared.messages import OutcomeStatus, Phase, decode_progress, decode_worker_job
 from trainer_node.job.monitor import must_stop
 

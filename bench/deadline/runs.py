@@ -36,8 +36,8 @@ from bench.deadline import simulated_pipeline as stage
 from bench.deadline.simulated_machine import Faults, Killed, Seconds, World
 from bench.deadline.simulated_pipeline import Ear
 from bench.harness import tiny_jobs as tiny
-from shared.digest import folder_digest
 from shared.errors import EngineError
+from shared.files import folder_digest
 from shared.messages import OutcomeStatus, decode_worker_job
 from trainer_node.engine.export import unverified as standby
 from trainer_node.engine.pipeline import pipeline

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from shared import subjects
 from shared.broker.bus import Bus, Record
-from shared.digest import folder_digest
+from shared.files import folder_digest
 from shared.messages import (
     Claimed,
     Job,

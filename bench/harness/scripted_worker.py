@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from shared.digest import folder_digest
+from shared.files import folder_digest
 from shared.messages import (
     ErrorCode,
     Metrics,

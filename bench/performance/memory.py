@@ -17,9 +17,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from shared.fit import split
 from shared.planning.hardware import parse_hardware
-from shared.planning.memory_fit import Layout, estimate
+from shared.planning.memory_fit import Layout, estimate, split
 from shared.planning.model_shape import ModelShape
 from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan

@@ -44,7 +44,7 @@ KILL_NODE = (
     "and b'trainer_node\\0' == open(f'/proc/{p}/cmdline', 'rb').read()[-13:]]"
 )
 DIGEST = (
-    "import pathlib; from shared.digest import folder_digest; "
+    "import pathlib; from shared.files import folder_digest; "
     "print(folder_digest(pathlib.Path('/artifacts/%s/submission')))"
 )
 

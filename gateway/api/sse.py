@@ -16,6 +16,7 @@ from gateway.api.routing import GUARD, SERVICE, read_query
 from gateway.errors import BusyError
 from gateway.service import Service
 from gateway.telemetry.event_log import Choice, EventLog, EventType, Hello, Lost, Reset, UnknownIdError, frame
+from shared.aio import pause
 from shared.errors import PodiumError
 from shared.subjects import task_token
 
@@ -111,15 +112,6 @@ class Stream:
         if self._request.transport is not None:
             self._request.transport.abort()
         return False
-
-
-async def pause(seconds: float, unless: asyncio.Event) -> None:
-    """Wait, but not once `unless` is set."""
-    try:
-        async with asyncio.timeout(seconds):
-            await unless.wait()
-    except TimeoutError:
-        return
 
 
 async def get_events(request: web.Request) -> web.StreamResponse:

@@ -29,11 +29,10 @@ from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.broker.credentials import ADMIN
 from shared.broker.jetstream import Record
-from shared.broker.streams import bootstrap, stream_specs, when_usable
+from shared.broker.streams import bootstrap, find_stream, stream_specs, when_usable
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError, PodiumError
 from shared.messages import decode_lease, decode_state_record
 from shared.settings import Settings, load_settings
-from shared.stream_info import find_stream
 
 EPOCH_MARGIN = 1_000_000  # renewals since the newest claim that the file may not know of: weeks of them
 LISTEN_S = 1.0

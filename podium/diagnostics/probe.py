@@ -26,11 +26,10 @@ from shared import subjects
 from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.broker.credentials import OPERATOR
-from shared.broker.streams import StreamSpec, stream_specs
+from shared.broker.streams import StreamInfo, StreamSpec, find_stream, stream_specs
 from shared.errors import BusError, PodiumError
 from shared.messages import Heartbeat, Job, Lease, decode_heartbeat, decode_lease, decode_progress
 from shared.settings import Settings
-from shared.stream_info import StreamInfo, find_stream
 
 CONNECT_S = 5.0
 ANSWER_S = 5.0  # what a healthy broker answers in milliseconds

@@ -20,9 +20,10 @@ from shared.errors import (
     NobodyAnswersError,
 )
 from shared.settings import Settings
-from shared.stream_info import find_stream
 
 STREAM_EXISTS = 10058
+NOT_FOUND = 10059
+INFO_TIMEOUT_S = 5.0
 NONCES_KEPT_S: Final = 300.0  # a nonce from the future is good for twice upstream's window of 120 s
 RETRY_S: Final = 0.25
 
@@ -34,6 +35,37 @@ class StreamSpec(Struct, frozen=True):
 
     config: dict[str, Any]
     binding: tuple[str, ...]
+
+
+class StreamInfo(Struct, frozen=True, kw_only=True):
+    """One stream at one moment."""
+
+    config: dict[str, Any]
+    created: str  # RFC 3339; a stream re-created under the same name has another
+    now: str  # the broker's clock, RFC 3339
+    messages: int
+    bytes: int
+    first: int  # sequence of the oldest message
+    last: int  # sequence of the newest message there ever was
+
+
+async def find_stream(bus: Bus, name: str, *, timeout_s: float = INFO_TIMEOUT_S) -> StreamInfo | None:
+    """Return the stream of this name, or None. Raises BusError."""
+    reply = json.loads((await bus.request(bus.info_subject(name), timeout_s=timeout_s)).data)
+    if "error" in reply:
+        if reply["error"].get("err_code") == NOT_FOUND:
+            return None
+        raise BusUnavailableError(f"stream {name}: {reply['error'].get('description')}")
+    state = reply["state"]
+    return StreamInfo(
+        config=reply["config"],
+        created=reply["created"],
+        now=reply.get("ts", ""),
+        messages=state["messages"],
+        bytes=state["bytes"],
+        first=state["first_seq"],
+        last=state["last_seq"],
+    )
 
 
 def stream_specs(settings: Settings) -> list[StreamSpec]:

@@ -9,10 +9,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.errors import PlanError
-from shared.fit import Fit, fit, round_up
 from shared.messages import Hardware, TaskType
 from shared.planning.deviations import deviations
-from shared.planning.memory_fit import Layout
+from shared.planning.memory_fit import Fit, Layout, fit, round_up
 from shared.planning.model_shape import (
     ModelShape,
 )

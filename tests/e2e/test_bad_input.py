@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from podium.client import Refusal
-from shared.digest import folder_digest
+from shared.files import folder_digest
 from shared.messages import ErrorCode, ResultStatus
 from shared.subjects import task_token
 

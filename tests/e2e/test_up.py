@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shared.digest import folder_digest
+from shared.files import folder_digest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shared.digest import folder_digest
+from shared.files import folder_digest
 from shared.messages import (
     OutcomeStatus,
     Phase,

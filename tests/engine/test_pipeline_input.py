@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.digest import folder_digest
+from shared.files import folder_digest
 from shared.messages import (
     ErrorCode,
     OutcomeStatus,

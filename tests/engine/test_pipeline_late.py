@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from shared.digest import folder_digest
+from shared.files import folder_digest
 from shared.messages import (
     ErrorCode,
     OutcomeStatus,

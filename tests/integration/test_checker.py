@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.harness.checker import Report, check
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.digest import folder_digest
+from shared.files import folder_digest
 from shared.messages import (
     Claimed,
     DatasetType,

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from shared.digest import folder_digest
 from shared.errors import EngineError
+from shared.files import folder_digest
 from shared.messages import Decision, Job, Offer, TaskType
 from shared.settings import load_settings
 from trainer_node.artifacts.hub import Hub

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
-from shared.digest import folder_digest
+from shared.files import folder_digest
 from trainer_node.artifacts.hub_process import GO, Absent, Found, Reply, Request, Trouble, answer
 
 REPO = "me/expected"

@@ -18,8 +18,8 @@ from podium.security.key_files import make_users
 from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.broker.credentials import trainer
-from shared.digest import folder_digest
 from shared.errors import BusTimeoutError
+from shared.files import folder_digest
 from shared.messages import Decision, Hardware, Job, Offer, TaskType
 from shared.settings import Settings
 from trainer_node.artifacts.interface import NotTakenError, Stored, StoreError

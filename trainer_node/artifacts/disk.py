@@ -8,9 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.digest import folder_digest
 from shared.errors import PodiumError
-from shared.files import sync
+from shared.files import folder_digest, sync
 
 
 class DamagedExportError(PodiumError):

@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_session, hf_hub_url, 
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from shared.digest import digest_of
+from shared.files import digest_of
 
 HOUSEKEEPING: Final = frozenset({".gitattributes"})  # what a hub puts into a new repository by itself
 CHANGED: Final = frozenset({409, 412})  # a commit refused because it is not on top of the newest one

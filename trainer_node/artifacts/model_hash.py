@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-from shared.digest import file_digest
+from shared.files import file_digest
 
 PATTERNS: Final = (
     "adapter_config.json",

@@ -25,8 +25,8 @@ from msgspec import Struct
 
 from shared import subjects
 from shared.broker.bus import Bus, Record
-from shared.digest import digest_of
 from shared.errors import BusTimeoutError, ConflictError, StoreFullError
+from shared.files import digest_of
 from shared.logs import get_logger
 from shared.messages import Job
 from shared.settings import Settings

@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct
 
 from shared.broker.bus import Bus
-from shared.digest import folder_digest
 from shared.errors import BusError
+from shared.files import folder_digest
 from shared.messages import ErrorCode, Job
 from shared.settings import Settings
 from trainer_node.artifacts import disk

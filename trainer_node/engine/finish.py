@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from shared.digest import folder_digest
 from shared.errors import EngineError
+from shared.files import folder_digest
 from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
 from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples

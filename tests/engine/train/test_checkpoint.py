@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shared.digest import file_digest
+from shared.files import file_digest
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position
 from trainer_node.engine.train.schedule import Pulse

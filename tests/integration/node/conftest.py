@@ -21,8 +21,8 @@ from podium.local.nats_server import Broker
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.broker.streams import bootstrap
-from shared.digest import folder_digest
 from shared.errors import BusError
+from shared.files import folder_digest
 from shared.messages import (
     Decision,
     FileFormat,

@@ -14,7 +14,7 @@ import nats.js
 import pytest
 
 from shared.broker.streams import bootstrap
-from shared.digest import digest_of, file_digest, folder_digest
+from shared.files import digest_of, file_digest, folder_digest
 from shared.messages import Claimed, ResultStatus
 from trainer_node.fault_injection import VARIABLE, KillPoint
 

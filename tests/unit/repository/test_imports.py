@@ -23,7 +23,6 @@ ENGINE_MAY = {
     "shared.messages",
     "shared.clock",
     "shared.errors",
-    "shared.digest",
     "shared.files",
     "shared.net",
     "shared.planning",

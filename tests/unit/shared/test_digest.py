@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.digest import digest_of, file_digest, folder_digest
+from shared.files import digest_of, file_digest, folder_digest
 
 
 def test_file_digest_is_sha256(tmp_path: Path) -> None:

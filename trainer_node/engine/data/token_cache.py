@@ -16,8 +16,7 @@ from msgspec import Struct
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from shared.digest import file_digest
-from shared.files import write_atomically
+from shared.files import file_digest, write_atomically
 from shared.messages import WorkerJob
 from trainer_node.engine.data.examples import Examples, tokenize
 from trainer_node.engine.data.readers import DataFile, located, read

@@ -11,8 +11,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from shared.digest import folder_digest
-from shared.files import write_atomically
+from shared.files import folder_digest, write_atomically
 from shared.messages import Outcome, Phase, WorkerJob, decode_outcome, decode_worker_job, encode
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.signals import Stop

@@ -22,8 +22,7 @@ import torch
 from msgspec import Struct
 from safetensors.torch import load_file
 
-from shared.digest import file_digest
-from shared.files import sync, write_atomically
+from shared.files import file_digest, sync, write_atomically
 from trainer_node.engine.train.schedule import Pulse
 
 KEPT = 2

@@ -12,7 +12,7 @@ from gateway.views.build import GatewayInfo, MirrorInfo, agreed
 from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Severity
 from podium.diagnostics.probe import Folder, GatewayVitals, Heard, Monitor, OpenJob, StreamVitals, Vitals
-from shared.broker.streams import stream_specs
+from shared.broker.streams import StreamInfo, stream_specs
 from shared.messages import (
     Claimed,
     Decision,
@@ -27,7 +27,6 @@ from shared.messages import (
     TaskType,
 )
 from shared.settings import Settings
-from shared.stream_info import StreamInfo
 
 NOW = 1_000_000.0
 SETTINGS = Settings(expected_hardware="cpu")

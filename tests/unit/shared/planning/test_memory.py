@@ -1,8 +1,7 @@
 import pytest
 from msgspec.structs import replace
 
-from shared.fit import split
-from shared.planning.memory_fit import Layout, Memory, activation_bytes, estimate
+from shared.planning.memory_fit import Layout, Memory, activation_bytes, estimate, split
 from shared.planning.model_shape import ModelShape, shape_from_params
 from shared.planning.profiles import resolve
 

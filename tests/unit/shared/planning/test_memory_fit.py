@@ -2,9 +2,8 @@ import pytest
 from msgspec.structs import replace
 
 from shared.errors import PlanError
-from shared.fit import LOWER_RANKS, fit, round_up, split
 from shared.planning.hardware import parse_hardware, usable_memory
-from shared.planning.memory_fit import estimate
+from shared.planning.memory_fit import LOWER_RANKS, estimate, fit, round_up, split
 from shared.planning.model_shape import shape_from_params
 from shared.planning.profiles import resolve
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from shared.errors import PlanError
-from shared.fit import round_up
 from shared.messages import Hardware, TaskType
 from shared.planning.feasibility import ASSUMED_DATA, check_offer
 from shared.planning.hardware import parse_hardware, usable_memory
+from shared.planning.memory_fit import round_up
 from shared.planning.model_shape import ModelShape, shape_from_params
 from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import epoch_limit, make_plan

@@ -1,8 +1,7 @@
 import pytest
 
-from shared.fit import split
 from shared.planning.hardware import parse_hardware
-from shared.planning.memory_fit import Layout
+from shared.planning.memory_fit import Layout, split
 from shared.planning.model_shape import ModelShape, shape_from_params
 from shared.planning.profiles import resolve
 from shared.planning.throughput import COMPILE_S, Rows, development_rows, export_bytes, flops_per_token, pace

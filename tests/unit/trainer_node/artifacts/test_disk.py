@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.digest import folder_digest
+from shared.files import folder_digest
 from trainer_node.artifacts import disk
 from trainer_node.artifacts.disk import DamagedExportError, is_stored, store, stored_digest, submission
 
