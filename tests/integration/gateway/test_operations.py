@@ -115,7 +115,7 @@ async def test_requeue_asks_the_node_of_the_slot(refusal: str, status: int, one:
 async def test_requeue_without_a_node_says_so(one: Any) -> None:
     status, problem = await post(one, "/v1/tasks/one/requeue")
     assert (status, problem["type"]) == (503, "urn:podium:problem:node-silent")
-    assert "no node of slot a listens" in problem["detail"]
+    assert "no node of slot a is listening" in problem["detail"]
 
 
 @pytest.mark.parametrize(
