@@ -39,9 +39,9 @@ from bench.harness import tiny_jobs as tiny
 from shared.errors import EngineError
 from shared.files import folder_digest
 from shared.messages import OutcomeStatus, decode_worker_job
+from trainer_node.engine.context import Run
 from trainer_node.engine.export import unverified as standby
 from trainer_node.engine.pipeline import pipeline
-from trainer_node.engine.prepare import Run
 from trainer_node.engine.signals import Stop
 
 MARGIN_S = 150.0  # between our deadline and upstream's

@@ -33,7 +33,7 @@ from tests.engine.worker_run import (
     write_rows,
 )
 from trainer_node.engine import pipeline as engine
-from trainer_node.engine.prepare import Run
+from trainer_node.engine.context import Run
 from trainer_node.engine.train import checkpoint, loop
 from trainer_node.engine.train.loop import Training
 

@@ -15,6 +15,7 @@ from shared.errors import EngineError
 from shared.files import folder_digest
 from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
 from shared.planning.plan import Plan
+from trainer_node.engine.context import Record, Run
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import gathered
 from trainer_node.engine.evaluate.candidates import Candidate, Reached, excess, loaded, ranked
@@ -22,7 +23,7 @@ from trainer_node.engine.evaluate.metric import Score, measure
 from trainer_node.engine.export import unverified as standby
 from trainer_node.engine.export import writer as export
 from trainer_node.engine.model.loading import Deltas, add_deltas, load_model
-from trainer_node.engine.prepare import Record, Run, verify_limit_s
+from trainer_node.engine.prepare import verify_limit_s
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.loop import Training, is_finite

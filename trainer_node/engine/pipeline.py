@@ -24,11 +24,11 @@ from shared.errors import EngineError, PodiumError
 from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, WorkerJob, decode_worker_job
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
-from trainer_node.engine import prepare
+from trainer_node.engine import context, prepare
+from trainer_node.engine.context import Data, Record, Run
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
 from trainer_node.engine.distributed.sharding import fitted, is_lost_peer, join, leave, shard_frozen, spread
 from trainer_node.engine.evaluate import reference_logprobs as reference
-from trainer_node.engine.evaluate.candidates import TailAverage
 from trainer_node.engine.export import unverified as standby
 from trainer_node.engine.finish import close, submit_as_is
 from trainer_node.engine.model.attention import max_documents
@@ -36,7 +36,6 @@ from trainer_node.engine.model.compile import missing_compiler
 from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import add_deltas, load_config, load_model
 from trainer_node.engine.objectives import loss_for
-from trainer_node.engine.prepare import Data, Record, Run
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import checkpoint, loop
@@ -47,6 +46,7 @@ from trainer_node.engine.train.loop import Packs, Training
 from trainer_node.engine.train.oom import is_out_of_memory, release
 from trainer_node.engine.train.oom_fallback import SmallerPlan, descend, was_too_large
 from trainer_node.engine.train.schedule import Costs, Pulse, Schedule
+from trainer_node.engine.train.weight_average import TailAverage
 
 AVERAGE_SHARE = 0.1  # of the memory: the running average is kept if it takes no more
 COPY_SHARE = 0.1  # of main memory: what is saved is copied, and training goes on, if it takes no more
@@ -110,7 +110,7 @@ def pipeline(run: Run) -> Outcome:
     checkpoints = run.folder / "checkpoints"
     if run.team.leads:
         checkpoint.clean(checkpoints)
-    known = run.team.tell(prepare.read_record(run.folder))
+    known = run.team.tell(context.read_record(run.folder))
     late = known is not None and standby.is_late(run.left_s, known[0].costs)
     if late and (outcome := run.team.tell(standby.finished(run.folder, run.reporter))):
         return outcome
@@ -158,7 +158,7 @@ def begin(run: Run) -> Outcome:
         dropped=data.dropped,
         costs=Costs() if run.simulated else measured,
     )
-    prepare.write_record(run, record, plan)
+    context.write_record(run, record, plan)
     announce(run, plan)
     if "fsdp2" in (draft.parallel, plan.parallel):
         del model  # both would be there at once, and memory is what it is sharded for
@@ -174,7 +174,7 @@ def resume(run: Run, record: Record, plan: Plan, found: Checkpoint | None) -> Ou
     may go on.
     """
     record, plan = replace(record, resumes=record.resumes + 1), fitted(plan, run.team)
-    prepare.write_record(run, record, plan)
+    context.write_record(run, record, plan)
     if found:
         position = found.manifest.position
         run.reporter.resumed(position.step, position.tokens, record.base_loss)
@@ -263,7 +263,7 @@ def assemble(
         saver=Saver(
             run.folder / "checkpoints",
             record.fingerprint,
-            prepare.versions(),
+            context.versions(),
             most_bytes=COPY_SHARE * prepare.main_memory(job.hardware),
             timer=(lambda: 0.0) if run.simulated else run.own_clock.time,
         ),

@@ -4,104 +4,33 @@ from __future__ import annotations
 
 import math
 import os
-import platform
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import numpy as np
 import torch
-from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from shared.clock import Clock, TokenClock
 from shared.errors import DataError, EngineError, PlanError, SettingsError
-from shared.files import write_atomically
 from shared.messages import ErrorCode, Hardware, Phase, WorkerJob
 from shared.planning.hardware import computes_bf16
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import resolve
+from trainer_node.engine.context import Data, Run
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.examples import Examples, hold_out, scored_length
 from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
-from trainer_node.engine.distributed.sharding import ALONE, Team, TeamClock, fitted
+from trainer_node.engine.distributed.sharding import Team, fitted
 from trainer_node.engine.evaluate.metric import Score, measure, reference_logprobs, score
 from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import load_tokenizer, model_shape
-from trainer_node.engine.reporter import Reporter
-from trainer_node.engine.signals import Stop
 from trainer_node.engine.train.schedule import Costs
 
 VERIFY_SHARE = 0.01  # of the budget: what scoring the reloaded export may cost
 VERIFY_MOST_S = 60.0  # and in any case: a broken export shows on its first rows
 SCORE_SHARE = 0.03  # of the budget: what scoring the development rows once may cost
-PATIENCE, LEAST_PATIENCE_S = 0.25, 20.0  # share of the time left that one silent call may take
 DISK_BYTES_PER_S = 300e6  # of a synced, hashed save, until one is measured
-
-
-@dataclass(frozen=True)
-class Run:
-    """What every part of the pipeline is given."""
-
-    job: WorkerJob
-    folder: Path
-    own_clock: Clock
-    reporter: Reporter
-    stop: Stop
-    team: Team = ALONE
-    import_s: float = 0.0  # what this process's imports took
-
-    @property
-    def clock(self) -> Clock:
-        """The clock of all the run's processes: rank 0's, so that whoever looks at it, all must."""
-        if self.team.alone or isinstance(self.own_clock, TokenClock):
-            return self.own_clock
-        return TeamClock(self.own_clock, self.team)
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until the outcome must be on disk."""
-        return self.job.ready_by - self.clock.time()
-
-    def patience(self) -> AbstractContextManager[None]:
-        """Around one call that can't say that the run is alive: up to PATIENCE of the time left."""
-        left_s = self.job.ready_by - self.own_clock.time()  # not the team's: the others don't look
-        return self.reporter.patience(max(LEAST_PATIENCE_S, PATIENCE * left_s))
-
-    @property
-    def simulated(self) -> bool:
-        """Whether time is trained tokens: then nothing else takes any."""
-        return isinstance(self.own_clock, TokenClock)
-
-
-class Record(Struct, frozen=True, kw_only=True):
-    """What a run found out before its first step (`run.json`): a resumed run doesn't measure it again."""
-
-    fingerprint: str  # of the training rows
-    base_losses: list[float]  # the base model's, row by row: these are the development rows of the run
-    train_examples: int
-    train_tokens: int
-    dropped: dict[str, int]
-    costs: Costs
-    resumes: int = 0
-
-    @property
-    def base_loss(self) -> float:
-        """The base model's development metric."""
-        return float(np.mean(self.base_losses))
-
-
-class Data(Struct, frozen=True):
-    """The job's rows, tokenised."""
-
-    train: Examples
-    dev: Examples
-    dropped: dict[str, int]
-    max_length: int  # of the scorer
 
 
 def ingest(run: Run, config: Any) -> Data:
@@ -258,40 +187,6 @@ def main_memory(hardware: Hardware) -> float:
     if hardware.device == "cpu":
         return hardware.memory_bytes
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2  # the other half's processes
-
-
-def read_record(folder: Path) -> tuple[Record, Plan] | None:
-    """What an earlier start of this run wrote down, or None."""
-    try:
-        record = msgspec.json.decode((folder / "run.json").read_bytes(), type=Record)
-        return record, msgspec.json.decode((folder / "plan.json").read_bytes(), type=Plan)
-    except FileNotFoundError:
-        return None
-
-
-def write_record(run: Run, record: Record, plan: Plan) -> None:
-    """Write down what a resume needs; the plan first, as the record without it would be of no use."""
-    if run.team.leads:
-        write_plan(run.folder, plan)
-        write_atomically(run.folder / "run.json", msgspec.json.encode(record))
-
-
-def write_plan(folder: Path, plan: Plan) -> None:
-    """Write down the plan, for people and for a resume."""
-    write_atomically(folder / "plan.json", msgspec.json.format(msgspec.json.encode(plan), indent=2))
-
-
-def versions() -> dict[str, str]:
-    """What a checkpoint was made with."""
-    import peft
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-    }
 
 
 def set_threads(job: WorkerJob, team: Team) -> int:

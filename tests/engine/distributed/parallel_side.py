@@ -12,12 +12,12 @@ import torch
 
 from shared.clock import TokenClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
+from trainer_node.engine.context import Data, Record, Run
 from trainer_node.engine.distributed.sharding import fitted, gathered, join, leave, shard_frozen
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.pipeline import assemble
-from trainer_node.engine.prepare import Data, Record, Run
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import loop

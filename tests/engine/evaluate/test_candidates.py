@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainer_node.engine.evaluate.candidates import Candidate, Reached, TailAverage, excess, ranked
+from trainer_node.engine.evaluate.candidates import Candidate, Reached, excess, ranked
 from trainer_node.engine.evaluate.metric import Score
+from trainer_node.engine.train.weight_average import TailAverage
 
 
 def _score(*losses: float) -> Score:

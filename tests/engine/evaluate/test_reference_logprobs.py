@@ -14,11 +14,12 @@ from msgspec.structs import replace
 from shared.clock import Clock, TokenClock, WallClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from shared.planning.plan import Plan
+from trainer_node.engine.context import Data, Record, Run
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate import reference_logprobs as reference
 from trainer_node.engine.evaluate.metric import reference_logprobs, score_dpo
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.prepare import Data, Record, Run, baseline
+from trainer_node.engine.prepare import baseline
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train.schedule import Costs

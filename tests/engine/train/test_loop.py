@@ -13,10 +13,10 @@ from shared.clock import TokenClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
+from trainer_node.engine.context import Data, Record, Run
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.pipeline import assemble, averages
-from trainer_node.engine.prepare import Data, Record, Run
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import checkpoint, loop

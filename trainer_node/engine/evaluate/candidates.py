@@ -15,54 +15,11 @@ import numpy as np
 import torch
 from msgspec import Struct
 
-from trainer_node.engine.distributed.sharding import local, placed
+from trainer_node.engine.distributed.sharding import placed
 from trainer_node.engine.evaluate.metric import Score
 from trainer_node.engine.model.loading import Deltas
 
-TAIL = 0.8  # of progress: from here on the average runs; before, it would cost memory and time for nothing
 ENOUGH_ROWS = 32  # to compare candidates on the same rows
-
-
-class TailAverage:
-    """The equal-weight mean of the trainable weights over the steps of the tail, in fp32.
-
-    Costs one copy of the trainable weights, only in the tail. Part of the checkpoint, so that a resumed run
-    has the same candidates.
-    """
-
-    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        self.parameters = parameters
-        self.weights: dict[str, torch.Tensor] = {}
-        self.count = 0
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take the present weights in."""
-        if not self.weights:
-            self.weights = {name: value.detach().float().clone() for name, value in self.parameters.items()}
-        else:
-            averages = [local(value) for value in self.weights.values()]
-            present = [local(value.detach()).float() for value in self.parameters.values()]
-            torch._foreach_lerp_(averages, present, 1.0 / (self.count + 1))
-        self.count += 1  # last: if memory ran out, it was not taken in
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside: exchanged, one tensor at a time, for want of memory."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        """Swap contents, not tensors: the memory of sharded weights is not ours to replace."""
-        for name, parameter in self.parameters.items():
-            present, mine = local(parameter.detach()), local(self.weights[name])
-            before = present.clone()
-            present.copy_(mine)
-            mine.copy_(before)
 
 
 @contextmanager

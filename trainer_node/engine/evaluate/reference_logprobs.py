@@ -19,9 +19,9 @@ from safetensors.numpy import save
 
 from shared.files import write_atomically
 from shared.planning.plan import Plan
+from trainer_node.engine.context import Data, Record, Run
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import reference_logprobs
-from trainer_node.engine.prepare import Data, Record, Run
 
 FILE = "reference.safetensors"
 PIECE = 64  # pairs between two looks at the clock

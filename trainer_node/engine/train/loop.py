@@ -28,7 +28,6 @@ from trainer_node.engine.distributed.sharding import (
     local,
     placed,
 )
-from trainer_node.engine.evaluate.candidates import TAIL, TailAverage
 from trainer_node.engine.model.compile import compile_layers
 from trainer_node.engine.model.loading import Deltas
 from trainer_node.engine.objectives import Loss
@@ -39,6 +38,7 @@ from trainer_node.engine.train.checkpoint import Checkpoint, Position
 from trainer_node.engine.train.cpu_threads import Lanes
 from trainer_node.engine.train.oom import release
 from trainer_node.engine.train.schedule import Schedule
+from trainer_node.engine.train.weight_average import TAIL, TailAverage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, in a checkpoint by these names
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from shared.planning.plan import Deviation, Plan
-from trainer_node.engine import prepare
-from trainer_node.engine.prepare import Run
+from trainer_node.engine import context
+from trainer_node.engine.context import Run
 from trainer_node.engine.train import loop
 from trainer_node.engine.train.loop import Training
 from trainer_node.engine.train.oom import is_out_of_memory
@@ -36,8 +36,8 @@ def descend(run: Run, training: Training) -> None:
             smaller, deviations=[*training.plan.deviations, _because(training.plan, smaller)]
         )
         run.reporter.message(f"out of memory, going on with a smaller step: {text}")
-        if known := prepare.read_record(run.folder):
-            prepare.write_plan(run.folder, training.plan)
+        if known := context.read_record(run.folder):
+            context.write_plan(run.folder, training.plan)
         if known and not run.team.alone:
             raise SmallerPlan
         loop.shrink(training)

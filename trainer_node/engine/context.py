@@ -1,0 +1,121 @@
+"""What the stages of a run share: the job and its machinery, its data, and what is kept across restarts."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Struct
+
+from shared.clock import Clock, TokenClock
+from shared.files import write_atomically
+from shared.messages import WorkerJob
+from shared.planning.plan import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.distributed.sharding import ALONE, Team, TeamClock
+from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train.schedule import Costs
+
+PATIENCE = 0.25  # share of the time left that one silent call may take
+LEAST_PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every part of the pipeline is given."""
+
+    job: WorkerJob
+    folder: Path
+    own_clock: Clock
+    reporter: Reporter
+    stop: Stop
+    team: Team = ALONE
+    import_s: float = 0.0  # what this process's imports took
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of all the run's processes: rank 0's, so that whoever looks at it, all must."""
+        if self.team.alone or isinstance(self.own_clock, TokenClock):
+            return self.own_clock
+        return TeamClock(self.own_clock, self.team)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the outcome must be on disk."""
+        return self.job.ready_by - self.clock.time()
+
+    def patience(self) -> AbstractContextManager[None]:
+        """Around one call that can't say that the run is alive: up to PATIENCE of the time left."""
+        left_s = self.job.ready_by - self.own_clock.time()  # not the team's: the others don't look
+        return self.reporter.patience(max(LEAST_PATIENCE_S, PATIENCE * left_s))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether time is trained tokens: then nothing else takes any."""
+        return isinstance(self.own_clock, TokenClock)
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    """What a run found out before its first step (`run.json`): a resumed run doesn't measure it again."""
+
+    fingerprint: str  # of the training rows
+    base_losses: list[float]  # the base model's, row by row: these are the development rows of the run
+    train_examples: int
+    train_tokens: int
+    dropped: dict[str, int]
+    costs: Costs
+    resumes: int = 0
+
+    @property
+    def base_loss(self) -> float:
+        """The base model's development metric."""
+        return float(np.mean(self.base_losses))
+
+
+class Data(Struct, frozen=True):
+    """The job's rows, tokenised."""
+
+    train: Examples
+    dev: Examples
+    dropped: dict[str, int]
+    max_length: int  # of the scorer
+
+
+def read_record(folder: Path) -> tuple[Record, Plan] | None:
+    """What an earlier start of this run wrote down, or None."""
+    try:
+        record = msgspec.json.decode((folder / "run.json").read_bytes(), type=Record)
+        return record, msgspec.json.decode((folder / "plan.json").read_bytes(), type=Plan)
+    except FileNotFoundError:
+        return None
+
+
+def write_record(run: Run, record: Record, plan: Plan) -> None:
+    """Write down what a resume needs; the plan first, as the record without it would be of no use."""
+    if run.team.leads:
+        write_plan(run.folder, plan)
+        write_atomically(run.folder / "run.json", msgspec.json.encode(record))
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write down the plan, for people and for a resume."""
+    write_atomically(folder / "plan.json", msgspec.json.format(msgspec.json.encode(plan), indent=2))
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was made with."""
+    import peft
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
