@@ -33,7 +33,7 @@ class Activity(Struct, frozen=True, kw_only=True):
     worker_alive: bool = False
 
 
-class Pulse:
+class HeartbeatPublisher:
     """Publishes heartbeats; `activity` is asked at every beat."""
 
     def __init__(

@@ -28,7 +28,7 @@ from trainer_node.context import Post
 from trainer_node.control import Desk
 from trainer_node.fault_injection import KillPoint, kill_point
 from trainer_node.hardware import detect, threads_of_half
-from trainer_node.heartbeat import Activity, Pulse
+from trainer_node.heartbeat import Activity, HeartbeatPublisher
 from trainer_node.job.reconciler import Assignment
 from trainer_node.job.state_chain import Chain
 from trainer_node.lease import RETRY_S, SlotLease
@@ -63,7 +63,7 @@ class Node:
         self.post = Post(
             settings, bus, self.lease, self.supervisor, node, hardware, wake=self.wake, draining=self.draining
         )
-        self.pulse = Pulse(bus, settings, node, hardware, self._activity)
+        self.pulse = HeartbeatPublisher(bus, settings, node, hardware, self._activity)
         self.assignment: Assignment | None = None
         self.desk = Desk(self.post, lambda: self.assignment)
         self._trouble = ""

@@ -20,7 +20,7 @@ from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import ALONE, Team, TeamClock
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.train.schedule import Costs
+from trainer_node.engine.time_budget import Costs
 
 PATIENCE = 0.25  # share of the time left that one silent call may take
 LEAST_PATIENCE_S = 20.0
@@ -61,7 +61,7 @@ class Run:
         return isinstance(self.own_clock, TokenClock)
 
 
-class Record(Struct, frozen=True, kw_only=True):
+class RunRecord(Struct, frozen=True, kw_only=True):
     """What a run found out before its first step (`run.json`): a resumed run doesn't measure it again."""
 
     fingerprint: str  # of the training rows
@@ -87,16 +87,16 @@ class Data(Struct, frozen=True):
     max_length: int  # of the scorer
 
 
-def read_record(folder: Path) -> tuple[Record, Plan] | None:
+def read_record(folder: Path) -> tuple[RunRecord, Plan] | None:
     """What an earlier start of this run wrote down, or None."""
     try:
-        record = msgspec.json.decode((folder / "run.json").read_bytes(), type=Record)
+        record = msgspec.json.decode((folder / "run.json").read_bytes(), type=RunRecord)
         return record, msgspec.json.decode((folder / "plan.json").read_bytes(), type=Plan)
     except FileNotFoundError:
         return None
 
 
-def write_record(run: Run, record: Record, plan: Plan) -> None:
+def write_record(run: Run, record: RunRecord, plan: Plan) -> None:
     """Write down what a resume needs; the plan first, as the record without it would be of no use."""
     if run.team.leads:
         write_plan(run.folder, plan)

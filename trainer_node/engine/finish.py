@@ -15,7 +15,7 @@ from shared.errors import EngineError
 from shared.files import folder_digest
 from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
 from shared.planning.plan import Plan
-from trainer_node.engine.context import Record, Run
+from trainer_node.engine.context import Run, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import gathered
 from trainer_node.engine.evaluate.candidates import Candidate, Reached, excess, loaded, ranked
@@ -24,14 +24,14 @@ from trainer_node.engine.export import unverified as standby
 from trainer_node.engine.export import writer as export
 from trainer_node.engine.model.loading import Deltas, add_deltas, load_model
 from trainer_node.engine.prepare import verify_limit_s
+from trainer_node.engine.time_budget import SAFETY, SLACK_S, Part, affordable
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.loop import Training, is_finite
-from trainer_node.engine.train.schedule import SAFETY, SLACK_S, Part, affordable
 
 
-def close(run: Run, record: Record, training: Training, dev: Examples) -> Outcome:
-    """The outcome of a run that has trained; parts are skipped if time is short (schedule.affordable)."""
+def close(run: Run, record: RunRecord, training: Training, dev: Examples) -> Outcome:
+    """The outcome of a run that has trained; parts are skipped if time is short (time_budget.affordable)."""
     training.optimizer.state.clear()  # the verified copy needs the memory
     gc.unfreeze()
     gc.collect()
@@ -58,7 +58,7 @@ def close(run: Run, record: Record, training: Training, dev: Examples) -> Outcom
 
 
 def choose(
-    run: Run, record: Record, training: Training, dev: Examples, parts: frozenset[Part]
+    run: Run, record: RunRecord, training: Training, dev: Examples, parts: frozenset[Part]
 ) -> list[Candidate]:
     """What could be submitted, best first. Leaves the last checkpoint on disk.
 
@@ -115,7 +115,7 @@ def earlier(run: Run, training: Training) -> Iterator[Candidate]:
             yield Candidate(f"step {position.step}", reached, worn=worn)
 
 
-def untrained(run: Run, record: Record, training: Training) -> Candidate:
+def untrained(run: Run, record: RunRecord, training: Training) -> Candidate:
     """The base model itself: what the plan trains, as it was before the first step."""
     plan, losses = training.plan, np.array(record.base_losses)
 
@@ -129,7 +129,7 @@ def untrained(run: Run, record: Record, training: Training) -> Candidate:
 
 
 def submit_as_is(
-    run: Run, record: Record, plan: Plan, model: torch.nn.Module, found: Checkpoint, why: str
+    run: Run, record: RunRecord, plan: Plan, model: torch.nn.Module, found: Checkpoint, why: str
 ) -> Outcome:
     """Export a checkpoint without data or scoring: its loss is not measured. Rank 0 needs no help with it."""
     if not run.team.leads:
@@ -146,7 +146,7 @@ def submit_as_is(
     return outcome
 
 
-def _export(run: Run, record: Record, training: Training, candidate: Candidate) -> Metrics | None:
+def _export(run: Run, record: RunRecord, training: Training, candidate: Candidate) -> Metrics | None:
     """Rank 0 writes the export; the others, who may hold parts of the weights, hand them over: None."""
     metrics = _metrics(record, candidate.score, candidate.reached)
     run.reporter.losses(dev=metrics.final_loss)
@@ -191,7 +191,7 @@ def _loss(candidate: Candidate) -> float:
     return candidate.score.loss if candidate.score else math.inf
 
 
-def _metrics(record: Record, score: Score | None, reached: Reached) -> Metrics:
+def _metrics(record: RunRecord, score: Score | None, reached: Reached) -> Metrics:
     """What a finished run measured; both losses are over the same rows."""
     rows = len(score.per_example) if score else len(record.base_losses)
     base_loss = float(np.mean(record.base_losses[:rows]))

@@ -3,7 +3,7 @@
     load -> ingest -> baseline -> plan -> train -> choose -> export -> verify
 
 Started again in the same folder it goes on from the newest checkpoint. Whatever happens, the last word is
-written before `ready_by`: when time is short, parts of the closing are skipped (schedule.affordable).
+written before `ready_by`: when time is short, parts of the closing are skipped (time_budget.affordable).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, 
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
 from trainer_node.engine import context, prepare
-from trainer_node.engine.context import Data, Record, Run
+from trainer_node.engine.context import Data, Run, RunRecord
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
 from trainer_node.engine.distributed.sharding import fitted, is_lost_peer, join, leave, shard_frozen, spread
 from trainer_node.engine.evaluate import reference_logprobs as reference
@@ -38,6 +38,7 @@ from trainer_node.engine.model.loading import add_deltas, load_config, load_mode
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.signals import Stop
+from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint, loop
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
@@ -45,7 +46,7 @@ from trainer_node.engine.train.cpu_threads import lanes_for
 from trainer_node.engine.train.loop import Packs, Training
 from trainer_node.engine.train.oom import is_out_of_memory, release
 from trainer_node.engine.train.oom_fallback import SmallerPlan, descend, was_too_large
-from trainer_node.engine.train.schedule import Costs, Pulse, Schedule
+from trainer_node.engine.train.schedule import Schedule, ScheduleState
 from trainer_node.engine.train.weight_average import TailAverage
 
 AVERAGE_SHARE = 0.1  # of the memory: the running average is kept if it takes no more
@@ -150,7 +151,7 @@ def begin(run: Run) -> Outcome:
     plan = prepare.draw_plan(run, config, data, budget_s, rate)
     measured = prepare.first_costs(run, plan, load_s, ingested - start, row_s * len(data.dev))
     data = reference.first(run, model, data, plan)
-    record = Record(
+    record = RunRecord(
         fingerprint=fingerprint,
         base_losses=base.per_example.tolist(),
         train_examples=len(data.train),
@@ -167,7 +168,7 @@ def begin(run: Run) -> Outcome:
     return train(run, record, plan, model, data, None)
 
 
-def resume(run: Run, record: Record, plan: Plan, found: Checkpoint | None) -> Outcome:
+def resume(run: Run, record: RunRecord, plan: Plan, found: Checkpoint | None) -> Outcome:
     """Go on from a checkpoint, or start over with a plan that had to shrink before there was one.
 
     If there is hardly time, or the data is gone, the checkpoint is submitted as it is. Any number of devices
@@ -210,7 +211,7 @@ def announce(run: Run, plan: Plan) -> None:
 
 
 def train(
-    run: Run, record: Record, plan: Plan, model: torch.nn.Module, data: Data, found: Checkpoint | None
+    run: Run, record: RunRecord, plan: Plan, model: torch.nn.Module, data: Data, found: Checkpoint | None
 ) -> Outcome:
     """Train until the clock says stop, then choose and submit."""
     training = assemble(run, record, plan, model, data, found)
@@ -231,7 +232,7 @@ def train(
 
 
 def assemble(
-    run: Run, record: Record, plan: Plan, model: torch.nn.Module, data: Data, found: Checkpoint | None
+    run: Run, record: RunRecord, plan: Plan, model: torch.nn.Module, data: Data, found: Checkpoint | None
 ) -> Training:
     """All the parts of training, fresh or as the checkpoint left them."""
     heads, job = model.config.num_attention_heads, run.job
@@ -244,7 +245,7 @@ def assemble(
     if plan.parallel == "fsdp2":
         trained //= run.team.world
     deltas, forward = spread(deltas, plan, run.team)
-    pulse = found.manifest.position.pulse if found else Pulse(begun_at=run.clock.time())
+    pulse = found.manifest.position.pulse if found else ScheduleState(begun_at=run.clock.time())
     keeps_average = averages(plan, 4 * trained, job.hardware)
     if not keeps_average:
         run.reporter.message("no average of the weights is kept: it would take too much memory")
@@ -285,7 +286,9 @@ def averages(plan: Plan, size: int, hardware: Hardware) -> bool:
     return fits and size <= AVERAGE_SHARE * hardware.memory_bytes
 
 
-def schedule_for(job: WorkerJob, plan: Plan, pulse: Pulse, costs: Costs, train_tokens: int) -> Schedule:
+def schedule_for(
+    job: WorkerJob, plan: Plan, pulse: ScheduleState, costs: Costs, train_tokens: int
+) -> Schedule:
     """The job's clock."""
     return Schedule(
         pulse,

@@ -25,7 +25,7 @@ from trainer_node.engine.distributed.sharding import Team, fitted
 from trainer_node.engine.evaluate.metric import Score, measure, reference_logprobs, score
 from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import load_tokenizer, model_shape
-from trainer_node.engine.train.schedule import Costs
+from trainer_node.engine.time_budget import Costs
 
 VERIFY_SHARE = 0.01  # of the budget: what scoring the reloaded export may cost
 VERIFY_MOST_S = 60.0  # and in any case: a broken export shows on its first rows

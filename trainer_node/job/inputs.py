@@ -6,7 +6,13 @@ import re
 from pathlib import Path
 
 from shared.errors import DataError, EngineError
-from shared.messages import ErrorCode, FileFormat
+from shared.messages import (
+    ErrorCode,
+    FileFormat,
+    Hardware,
+    Job,
+    WorkerJob,
+)
 from shared.settings import Settings
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -63,4 +69,32 @@ def dataset_path(settings: Settings, dataset: str, file_format: FileFormat) -> s
     allowed = ", ".join(map(str, roots)) or "none"
     raise DataError(
         f"local data {dataset} lies outside the folders that PODIUM_DATASET_ROOTS allows (now: {allowed})"
+    )
+
+
+RESERVE_SHARE = 0.1  # of a short job's whole time that the submit reserve may take at most
+
+
+def worker_job(settings: Settings, job: Job, hardware: Hardware, threads: int) -> WorkerJob:
+    """All a worker needs to know about a job. Raises EngineError if model or data can't be given to one."""
+    offer = job.offer
+    reserve = min(settings.submit_reserve_s, RESERVE_SHARE * max(0.0, job.deadline_at - job.received_at))
+    return WorkerJob(
+        task_id=job.task_id,
+        task=job.task,
+        slot=job.slot,
+        task_type=offer.task_type,
+        model=offer.model,
+        model_path=model_path(settings, offer.model),
+        dataset=dataset_path(settings, offer.dataset, offer.file_format),
+        file_format=offer.file_format,
+        dataset_type=offer.dataset_type,
+        start_at=job.received_at,
+        ready_by=job.deadline_at - reserve,
+        hardware=hardware,
+        profile=settings.profile,
+        seed=settings.seed,
+        checkpoint_interval_s=settings.checkpoint_interval_s,
+        allow_private_urls=settings.allow_private_urls,
+        threads=threads,
     )

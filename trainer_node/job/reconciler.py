@@ -46,11 +46,12 @@ from trainer_node.job.actions import (
     Watch,
     next_step,
 )
+from trainer_node.job.inputs import worker_job
 from trainer_node.job.monitor import WorkerMonitor
 from trainer_node.job.state_chain import Chain, FencedError
 from trainer_node.lease import RETRY_S, LeaseLostError
 from trainer_node.worker.crash import Death, explain
-from trainer_node.worker.run_folder import RunFolder, worker_job
+from trainer_node.worker.run_folder import RunFolder
 from trainer_node.worker.supervisor import Worker
 
 EXIT_S: Final = 3.0  # for a worker that is done to exit by itself; freeing a large model takes a while

@@ -13,7 +13,6 @@ from shared.files import write_atomically
 from shared.logs import get_logger
 from shared.messages import (
     ErrorCode,
-    Hardware,
     Job,
     Outcome,
     OutcomeStatus,
@@ -22,11 +21,8 @@ from shared.messages import (
     decode_worker_job,
     encode,
 )
-from shared.settings import Settings
-from trainer_node.job.inputs import dataset_path, model_path
 
 RUNS_KEPT = 5  # finished run folders kept for people, newest first
-RESERVE_SHARE = 0.1  # of a short job's whole time that the submit reserve may take at most
 LOG_TAIL_BYTES = 16 << 10
 
 _CHECKPOINT = re.compile(r"step-(\d+)")
@@ -124,31 +120,6 @@ class RunFolder:
         for old in others[RUNS_KEPT - 1 :]:
             log.info("run folder pruned", task=old.name, folder=str(old))
             shutil.rmtree(old, ignore_errors=True)
-
-
-def worker_job(settings: Settings, job: Job, hardware: Hardware, threads: int) -> WorkerJob:
-    """All a worker needs to know about a job. Raises EngineError if model or data can't be given to one."""
-    offer = job.offer
-    reserve = min(settings.submit_reserve_s, RESERVE_SHARE * max(0.0, job.deadline_at - job.received_at))
-    return WorkerJob(
-        task_id=job.task_id,
-        task=job.task,
-        slot=job.slot,
-        task_type=offer.task_type,
-        model=offer.model,
-        model_path=model_path(settings, offer.model),
-        dataset=dataset_path(settings, offer.dataset, offer.file_format),
-        file_format=offer.file_format,
-        dataset_type=offer.dataset_type,
-        start_at=job.received_at,
-        ready_by=job.deadline_at - reserve,
-        hardware=hardware,
-        profile=settings.profile,
-        seed=settings.seed,
-        checkpoint_interval_s=settings.checkpoint_interval_s,
-        allow_private_urls=settings.allow_private_urls,
-        threads=threads,
-    )
 
 
 def _failed(reason: str) -> Outcome:

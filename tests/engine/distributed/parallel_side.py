@@ -12,7 +12,7 @@ import torch
 
 from shared.clock import TokenClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
-from trainer_node.engine.context import Data, Record, Run
+from trainer_node.engine.context import Data, Run, RunRecord
 from trainer_node.engine.distributed.sharding import fitted, gathered, join, leave, shard_frozen
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.model.label_model import label_model
@@ -20,9 +20,9 @@ from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.pipeline import assemble
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
+from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import loop
 from trainer_node.engine.train.oom import release
-from trainer_node.engine.train.schedule import Costs
 
 STEPS = 3
 JOB = WorkerJob(
@@ -65,7 +65,7 @@ def main() -> None:
             changes |= {"lr_lora": 1e-5, "lr_dense": 1e-5} if dtype == "float32" else {}
             plan = fitted(conftest._plan(method, parallel=way, clip=0.5, **changes), team)
             folder = Path(tempfile.mkdtemp())
-            record = Record(
+            record = RunRecord(
                 fingerprint="",
                 base_losses=[1.0],
                 train_examples=len(examples),

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from shared.clock import Clock, TokenClock, WallClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from shared.planning.plan import Plan
-from trainer_node.engine.context import Data, Record, Run
+from trainer_node.engine.context import Data, Run, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate import reference_logprobs as reference
 from trainer_node.engine.evaluate.metric import reference_logprobs, score_dpo
@@ -22,7 +22,7 @@ from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.prepare import baseline
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.train.schedule import Costs
+from trainer_node.engine.time_budget import Costs
 
 TRAIN, DEV = [9, 12, 30, 7, 5, 8, 6, 11] * 20, [10, 7, 21, 9, 8, 8]  # 80 and 3 pairs
 
@@ -70,8 +70,8 @@ def data(make_examples: Callable[..., Examples]) -> Data:
     return Data(make_examples(TRAIN, group=2), make_examples(DEV, seed=1, group=2), {}, 256)
 
 
-def _record(data: Data) -> Record:
-    return Record(
+def _record(data: Data) -> RunRecord:
+    return RunRecord(
         fingerprint="",
         base_losses=[math.log(2)] * len(data.dev),
         train_examples=len(data.train),

@@ -11,7 +11,7 @@ import torch
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Position
-from trainer_node.engine.train.schedule import Pulse
+from trainer_node.engine.train.schedule import ScheduleState
 
 WAIT_S = 60.0
 
@@ -29,7 +29,7 @@ def _position(step: int, loss: float | None = None) -> Position:
         clock_tokens=1,
         train_s=0.0,
         averaged=0,
-        pulse=Pulse(begun_at=0.0),
+        pulse=ScheduleState(begun_at=0.0),
         loss=loss,
     )
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from shared.files import file_digest
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position
-from trainer_node.engine.train.schedule import Pulse
+from trainer_node.engine.train.schedule import ScheduleState
 
 
 def _save(folder: Path, step: int, **tensors: torch.Tensor) -> Path:
@@ -24,7 +24,7 @@ def _save(folder: Path, step: int, **tensors: torch.Tensor) -> Path:
         clock_tokens=99,
         train_s=1.5,
         averaged=0,
-        pulse=Pulse(begun_at=3.25, progress=1 / 3, step_s=[0.1]),
+        pulse=ScheduleState(begun_at=3.25, progress=1 / 3, step_s=[0.1]),
     )
     group = tensors or {"w": torch.full((4, 3), float(step))}
     return checkpoint.save(folder, position, "rows", {"weights": group, "average": {}}, {"torch": "x"})

@@ -13,17 +13,17 @@ from shared.clock import TokenClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
-from trainer_node.engine.context import Data, Record, Run
+from trainer_node.engine.context import Data, Run, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.pipeline import assemble, averages
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
+from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint, loop
 from trainer_node.engine.train.loop import Packs, Training
 from trainer_node.engine.train.oom import is_out_of_memory
 from trainer_node.engine.train.oom_fallback import step_down
-from trainer_node.engine.train.schedule import Costs
 
 Build = Callable[..., tuple[Training, Reporter, Stop]]
 JOB = WorkerJob(
@@ -62,7 +62,7 @@ def build(
         clock = TokenClock(JOB.start_at, JOB.token_clock_rate)
         if found:
             clock.tokens = found.manifest.position.clock_tokens
-        record = Record(
+        record = RunRecord(
             fingerprint=examples.fingerprint(),
             base_losses=[1.0],
             train_examples=len(examples),

@@ -6,22 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_node.engine.train.schedule import (
-    FIRST_SAVE,
-    SAVE_SHARE,
-    Costs,
-    Part,
-    Pulse,
-    Schedule,
-    affordable,
-    multiplier,
-)
+from trainer_node.engine.time_budget import Costs, Part, affordable
+from trainer_node.engine.train.schedule import FIRST_SAVE, SAVE_SHARE, Schedule, ScheduleState, multiplier
 
 
 def _schedule(costs: Costs | None = None, **changes: float) -> Schedule:
     given_ = {"start_at": 0.0, "ready_by": 1000.0, "max_tokens": 1e9, "interval_s": 60.0, **changes}
     return Schedule(
-        Pulse(begun_at=20.0),
+        ScheduleState(begun_at=20.0),
         costs or Costs(save_s=1.0, score_s=5.0, export_s=2.0, load_s=3.0, verify_s=4.0),
         start_at=given_["start_at"],
         ready_by=given_["ready_by"],

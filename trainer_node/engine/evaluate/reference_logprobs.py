@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from shared.files import write_atomically
 from shared.planning.plan import Plan
-from trainer_node.engine.context import Data, Record, Run
+from trainer_node.engine.context import Data, Run, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import reference_logprobs
 
@@ -50,7 +50,7 @@ def first(run: Run, model: torch.nn.Module, data: Data, plan: Plan) -> Data:
     return replace(data, train=train)
 
 
-def again(run: Run, model: torch.nn.Module, data: Data, record: Record) -> Data:
+def again(run: Run, model: torch.nn.Module, data: Data, record: RunRecord) -> Data:
     """The same pairs with the same references, for a run that resumes."""
     if data.train.group == 1:
         return data

@@ -23,7 +23,7 @@ from msgspec import Struct
 from safetensors.torch import load_file
 
 from shared.files import file_digest, sync, write_atomically
-from trainer_node.engine.train.schedule import Pulse
+from trainer_node.engine.train.schedule import ScheduleState
 
 KEPT = 2
 PIECE = 64 * 2**20  # bytes hashed and written at once: they are still in the cache for the second use
@@ -56,7 +56,7 @@ class Position(Struct, frozen=True, kw_only=True):
     clock_tokens: int  # of the token clock; 0 on the wall clock
     train_s: float  # real seconds inside steps so far
     averaged: int  # steps in the running average
-    pulse: Pulse
+    pulse: ScheduleState
     loss: float | None = None  # mean over the steps since the checkpoint before
     capacity: int = 0  # of the packs that the cursor counts; 0: of an older version, the plan's
 

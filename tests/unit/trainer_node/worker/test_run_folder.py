@@ -20,7 +20,8 @@ from shared.messages import (
     encode,
 )
 from shared.settings import Settings
-from trainer_node.worker.run_folder import RUNS_KEPT, RunFolder, worker_job
+from trainer_node.job.inputs import worker_job
+from trainer_node.worker.run_folder import RUNS_KEPT, RunFolder
 
 CPU = Hardware(device="cpu", count=1, memory_bytes=2**30)
 
