@@ -214,7 +214,7 @@ class Service:
             malformed_records=self.ledger.malformed + (self._scores.malformed if self._scores else 0),
             malformed_messages=self.presence.malformed,
             lost_decisions=self.decisions.lost,
-            denied=[denial.told(bus.user) for denial in bus.denied] if bus is not None else [],
+            denied=[denial.explain(bus.user) for denial in bus.denied] if bus is not None else [],
             mirror=MirrorInfo(str(mirror.path), mirror.last, mirror.behind(self.ledger.folded), mirror.error),
         )
 

@@ -188,7 +188,7 @@ async def _look_inside(bus: Bus, settings: Settings) -> dict[str, Any]:
         seen["leases"] = await _leases(bus, settings)
     except BusError as error:
         seen["read_error"] = str(error)
-    denied = tuple(denial.told(bus.user) for denial in bus.denied)
+    denied = tuple(denial.explain(bus.user) for denial in bus.denied)
     return seen | {"malformed": ledger.malformed, "heard": tuple(heard), "denied": denied}
 
 

@@ -1,4 +1,4 @@
-"""NATS as Podium uses it: append with compare-and-set, read what is stored, hear what is said.
+"""NATS as Podium uses it: append with compare-and-set, read stored records, subscribe to messages.
 
 No consumers, acks or dedup windows: kill -9 of the server was seen to break each of them. The truth is
 what is stored, and who may store is decided by the expected last sequence on every append.
@@ -71,7 +71,7 @@ class Bus:
         return self.user not in (NOBODY, ADMIN)
 
     def info_subject(self, stream: str) -> str:
-        """Where to ask how a stream is made and what it holds; not every user may."""
+        """Return the subject for asking about a stream's configuration and content; not every user may."""
         return subjects.stream_info(stream) if self.guest else f"{subjects.STREAM_INFO}.{stream}"
 
     @property
@@ -80,24 +80,24 @@ class Bus:
         return bool(self.client.is_connected)
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Call `callback` after every reconnect: what was said meanwhile was not heard."""
+        """Call `callback` after every reconnect: messages published in between were missed."""
         self.reconnected.append(callback)
 
     def why_closed(self) -> BusError:
-        """What to raise once `closed` is set."""
+        """Return the error to raise once `closed` is set."""
         if self.denied:
-            return DeniedError(next(iter(self.denied)).told(self.user))
+            return DeniedError(next(iter(self.denied)).explain(self.user))
         if isinstance(self.client.last_error, nats.errors.AuthorizationError):
             return BusUnavailableError(
-                f"the broker no longer takes the key of {self.user}; starting anew reads it"
+                f"the broker no longer accepts the key of {self.user}; restart to read it again"
             )
-        return BusUnavailableError("the connection to NATS was closed for good; starting anew is the cure")
+        return BusUnavailableError("the connection to NATS was closed for good; restart this process")
 
     def note_denial(self, found: Denial) -> None:
-        """The broker denied something: who waits for it is told at once, a service that starts must end."""
+        """Record a denial: requests that wait for it fail at once; a service that is starting must end."""
         self.denied[found] += 1
         if self.denied[found] == 1:
-            log.error(found.told(self.user))
+            log.error(found.explain(self.user))
         for waiting in self._asked.get(found.subject, ()):
             if not waiting.expired():
                 waiting.reschedule(asyncio.get_running_loop().time())
@@ -154,10 +154,10 @@ class Bus:
         """
         inbox, replies = self.client.new_inbox(), asyncio.Queue[Msg]()
 
-        async def heard(message: Msg) -> None:
+        async def received(message: Msg) -> None:
             replies.put_nowait(message)
 
-        subscription = await self.subscribe(inbox, heard)
+        subscription = await self.subscribe(inbox, received)
         try:
             query = {"seq": after + 1, "next_by_subj": subject, "batch": READ_BATCH}
             await self.publish(f"{subjects.DIRECT_GET}.{stream}", json.dumps(query).encode(), reply=inbox)
@@ -176,7 +176,7 @@ class Bus:
             await _unsubscribe(subscription)
 
     async def publish(self, subject: str, data: bytes, *, reply: str = "") -> None:
-        """Say something to whoever listens; not stored unless a stream takes the subject."""
+        """Publish to all subscribers; stored only if a stream has the subject."""
         try:
             await self.client.publish(subject, data, reply=reply)
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError) as error:
@@ -190,7 +190,7 @@ class Bus:
         headers: dict[str, str] | None = None,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Msg:
-        """Ask and wait for one answer. Errors as in `append`; DeniedError if this user may not ask that."""
+        """Send a request; wait for the answer. Errors as `append`; DeniedError if this user may not ask."""
         key, waiting = subject.lower(), asyncio.timeout(timeout_s)
         denied_before = self._denied_on(key)
         self._asked[key].add(waiting)
@@ -207,7 +207,7 @@ class Bus:
             ) from error
         except TimeoutError as error:
             if self._denied_on(key) > denied_before:
-                raise DeniedError(Denial("publish", subject).told(self.user)) from error
+                raise DeniedError(Denial("publish", subject).explain(self.user)) from error
             raise BusTimeoutError(f"no answer on {subject} within {timeout_s:g} s") from error
         finally:
             self._asked[key].discard(waiting)
@@ -220,7 +220,7 @@ class Bus:
     async def subscribe(
         self, subject: str, callback: Callable[[Msg], Awaitable[None]], *, queue: str = ""
     ) -> Subscription:
-        """Hear what is said on `subject` from now on; survives reconnects."""
+        """Subscribe to `subject` from now on; survives reconnects."""
         try:
             return await self.client.subscribe(subject, queue=queue, cb=callback)
         except nats.errors.ConnectionClosedError as error:
@@ -236,10 +236,10 @@ class Bus:
         except (nats.errors.Error, TimeoutError) as error:
             log.warning("closing NATS without a clean drain", error=repr(error))
         finally:
-            await self._let_go()
+            await self._close_client()
 
-    async def _let_go(self) -> None:
-        """The library waits for ever for a TLS link whose handshake failed to end; it is closed by then."""
+    async def _close_client(self) -> None:
+        """Close the client. The library waits forever for a TLS link whose handshake failed; drop it then."""
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S if self.entered_at is not None else 0.2):
                 await self.client.close()

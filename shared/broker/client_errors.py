@@ -1,4 +1,4 @@
-"""What an error of the client library means for whoever runs the service: one line with what to do."""
+"""Explain errors of the client library to operators, in one line with what to do."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ class Denial(Struct, frozen=True):
     action: str
     subject: str
 
-    def told(self, user: str) -> str:
-        """For people: who, what, and what to do."""
+    def explain(self, user: str) -> str:
+        """Explain it to an operator: who, what, and what to do."""
         verb = "publish to" if self.action == "publish" else "listen on"
         return (
-            f"the broker doesn't let user {user} {verb} {self.subject}: make its users anew with "
+            f"the broker doesn't let user {user} {verb} {self.subject}: recreate its users with "
             "`podium keys` and reload it (SIGHUP), or see docs/security.md for what each user may do"
         )
 
 
 def denial(error: Exception) -> Denial | None:
-    """The permission violation that the broker reported, if `error` is one."""
+    """Return the permission violation that the broker reported, if `error` is one."""
     found = _DENIAL.search(str(error))
     return Denial(found[1].lower(), found[2]) if found else None
 
 
 def refusal(error: Exception, settings: Settings, identity: Identity | None) -> str | None:
-    """Why the broker lets nobody in with these settings, if `error` says that; None for a passing trouble."""
+    """Return why the broker refuses these settings, if `error` is a refusal; None for a passing error."""
     url = settings.nats_url
     if AUTHORIZATION in str(error).lower():
         if identity is None:

@@ -30,7 +30,7 @@ logging.getLogger("asyncio").addFilter(lambda record: "eof_received() has no eff
 
 
 def callbacks(bus: Bus, settings: Settings, identity: Identity | None) -> dict[str, Any]:
-    """What the client library tells us of the connection."""
+    """Return the callbacks that the client library calls when the connection changes."""
     logged = ""
 
     async def on_closed() -> None:
@@ -63,7 +63,7 @@ def callbacks(bus: Bus, settings: Settings, identity: Identity | None) -> dict[s
         if why != logged:
             log.error(why)
         logged = why
-        _take_new_key(bus, settings)
+        _read_new_key(bus, settings)
 
     return {
         "closed_cb": on_closed,
@@ -74,23 +74,23 @@ def callbacks(bus: Bus, settings: Settings, identity: Identity | None) -> dict[s
 
 
 def _watch_reconnecting(bus: Bus) -> None:
-    """An error in the library's task that reconnects, and so calls this, ends it for ever without a word."""
+    """Watch the library's reconnect task, which calls this: an error ends it forever and silently."""
 
     def ended(task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("the client library gave up reconnecting", error=repr(error))
+            log.error("the NATS client gave up reconnecting", error=repr(error))
             bus.closed.set()
 
     if bus.client.is_reconnecting and (task := asyncio.current_task()) is not None:
         task.add_done_callback(ended)
 
 
-def _take_new_key(bus: Bus, settings: Settings) -> None:
-    """The key was rotated: the next attempt is with what the seed file holds now; nothing has to end."""
+def _read_new_key(bus: Bus, settings: Settings) -> None:
+    """Read a rotated key from the seed file; the next attempt uses it, and no restart is needed."""
     try:
         identity = identify(settings, bus.user)
     except SettingsError as error:
-        log.error("no new key either", error=str(error))
+        log.error("the new key can't be read", error=str(error))
         return
     if identity is not None and identity.seed != bus.client._nkeys_seed_str:
         bus.client._nkeys_seed_str = identity.seed
@@ -98,13 +98,13 @@ def _take_new_key(bus: Bus, settings: Settings) -> None:
 
 
 async def connect(settings: Settings, *, name: str, user: str | None = None) -> Bus:
-    """Connect as `name`, with the key of `user` (None: of whomever the seed file names).
+    """Connect as `name`, with the key of `user` (None: the user that the seed file names).
 
     Waits `nats_connect_timeout_s` for the broker, then raises BusUnavailableError. Raises RefusedError if
-    it answers but doesn't let us in, and SettingsError if the key or the CA certificate can't be used.
+    it answers but refuses this process, and SettingsError if the key or the CA certificate can't be used.
 
-    The options are not taste: the library's defaults give up for ever after two minutes, notice a dead
-    link after six, and store what was published while disconnected long after the caller was told it failed.
+    The options matter: the library's defaults give up forever after two minutes, notice a dead
+    link after six, and store what was published while disconnected long after the call reported failure.
     """
     identity = identify(settings, user)
     bus = Bus(Client(), identity.user if identity else NOBODY)
@@ -121,7 +121,7 @@ async def connect(settings: Settings, *, name: str, user: str | None = None) -> 
     if identity is not None:
         options |= {"nkeys_seed_str": identity.seed, "inbox_prefix": inbox_prefix(bus.user)}
     if (context := tls_context(settings)) is not None:
-        # First the handshake: a broker that merely offers TLS could be made by others not to offer it.
+        # Handshake first: an attacker could strip the offer from a broker that merely offers TLS.
         options |= {"tls": context, "tls_handshake_first": True}
     try:
         async with asyncio.timeout(settings.nats_connect_timeout_s):

@@ -1,7 +1,7 @@
-"""Who this process is for the broker, and how it knows the broker: NKey seed, private inbox, CA certificate.
+"""Authenticate this process and the broker to each other: NKey seed, private inbox, CA certificate.
 
-A seed file made by `podium keys` says on its first line whose it is, so that a service that was given
-another's key can say so before it connects:
+A seed file made by `podium keys` names its user on the first line, so that a service that was given
+another user's key can report it before it connects:
 
     # podium user: trainer-a
     SUA...
@@ -42,7 +42,7 @@ class Identity(Struct, frozen=True):
 
     @property
     def public_key(self) -> str:
-        """What the broker knows the user by."""
+        """The key by which the broker knows the user."""
         key: bytes = nkeys.from_seed(bytearray(self.seed.encode())).public_key
         return key.decode()
 
@@ -51,27 +51,27 @@ class Identity(Struct, frozen=True):
 
 
 def trainer(slot: str) -> str:
-    """The user that the nodes of a slot are."""
+    """Return the user name of a slot's nodes."""
     return f"trainer-{slot}"
 
 
 def inbox_prefix(user: str) -> str:
-    """Where answers to this user's requests go; no other user may listen there."""
+    """Return the prefix of this user's inboxes; no other user may subscribe there."""
     return f"_INBOX_{user}"
 
 
 def seed_path(keys: Path, user: str) -> Path:
-    """Where `podium keys` puts a user's seed: in a folder that can be handed over as a whole."""
+    """Return where `podium keys` puts a user's seed: in a folder that can be handed over as a whole."""
     return keys / user / f"{user}{SEED_SUFFIX}"
 
 
 def seed_text(identity: Identity) -> str:
-    """The content of a seed file; other NATS tools read it too."""
+    """Return the content of a seed file; other NATS tools read it too."""
     return f"# podium user: {identity.user}\n{identity.seed}\n"
 
 
 def identify(settings: Settings, user: str | None) -> Identity | None:
-    """The identity the settings give to a process that must be `user` (None: whoever the file says).
+    """Return the identity of a process that must be `user` (None: the user that the file names).
 
     None without authentication. Raises SettingsError if there is no readable seed, or it is another user's.
     """
@@ -85,19 +85,21 @@ def identify(settings: Settings, user: str | None) -> Identity | None:
         return identity
     if identity.user == NOBODY:
         return Identity(user, identity.seed)
-    raise SettingsError(f"nats_nkey_seed_file {path} is the key of {identity.user}; needed is that of {user}")
+    raise SettingsError(
+        f"nats_nkey_seed_file {path} is the key of {identity.user}; the key of {user} is needed"
+    )
 
 
 def read_seed(path: Path) -> Identity:
-    """Read one seed file; a file without an owner's name is anybody's. Raises SettingsError."""
+    """Read one seed file; a file without an owner's name fits any user. Raises SettingsError."""
     try:
         lines = path.read_text().split("\n")
         mode = stat.S_IMODE(path.stat().st_mode)
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise SettingsError(f"nats_nkey_seed_file {path} can't be read: {reason}") from error
     if mode & 0o077:
-        log.warning("a seed file can be read by others; chmod 600 it", path=str(path), mode=f"{mode:o}")
+        log.warning("other users can read a seed file; chmod 600 it", path=str(path), mode=f"{mode:o}")
     user = next((match[1] for line in lines if (match := _OWNER.match(line))), NOBODY)
     seed = next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "")
     identity = Identity(user, seed)
@@ -112,7 +114,7 @@ def read_seed(path: Path) -> Identity:
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """What verifies the broker's certificate; None = no TLS. Raises SettingsError."""
+    """Return the context that verifies the broker's certificate; None = no TLS. Raises SettingsError."""
     if not settings.nats_ca_file:
         return None
     path = Path(settings.nats_ca_file).expanduser()

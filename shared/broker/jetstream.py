@@ -1,4 +1,4 @@
-"""Stored messages, and what JetStream says when it stores none."""
+"""Stored messages, and the errors of JetStream when it stores none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Record(Struct, frozen=True):
 
 
 def refused(error: dict[str, Any], subject: str) -> BusError:
-    """The error to raise for an append that JetStream refused."""
+    """Return the error to raise for an append that JetStream refused."""
     code, text = error.get("err_code"), error.get("description", "")
     if code in WRONG_LAST_SEQUENCE:
         return ConflictError(f"{subject}: {text}")
@@ -41,7 +41,7 @@ def refused(error: dict[str, Any], subject: str) -> BusError:
 
 
 def record_of(message: Msg, stream: str) -> Record | None:
-    """The stored message in an answer to a direct get; None = there is none, or no more. Raises BusError."""
+    """Return the stored message of a direct get; None = there is none, or no more. Raises BusError."""
     headers = message.headers or {}
     status = headers.get("Status")
     if status in ("404", "204"):

@@ -1,4 +1,4 @@
-"""The streams and the lease bucket: what they must be, made if absent, refused if they are something else."""
+"""Define the streams and the lease bucket; create them if absent, refuse incompatible ones."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ async def find_stream(bus: Bus, name: str, *, timeout_s: float = INFO_TIMEOUT_S)
 
 
 def stream_specs(settings: Settings) -> list[StreamSpec]:
-    """All streams of Podium.
+    """Return all streams of Podium.
 
-    JOBS and STATE are append-only logs without an age limit: full refuses (`discard: new`), nothing is
+    JOBS and STATE are append-only logs without an age limit: a full one refuses (`discard: new`), nothing is
     ever dropped. Leases live in a key-value bucket with history 1, so that an expired lease can't
     resurface an older one. SCORES keeps the newest score of each task. PROGRESS and DECISIONS are only for
     watchers: memory, oldest dropped. NONCES is what the gateways have seen of signed requests that could
@@ -103,7 +103,7 @@ def stream_specs(settings: Settings) -> list[StreamSpec]:
     leases = {
         "name": subjects.LEASES_STREAM,
         "subjects": [subjects.ANY_LEASE],
-        "storage": "file",  # epochs are sequences: they must not start anew with the broker
+        "storage": "file",  # epochs are sequences: they must not restart with the broker
         "retention": "limits",
         "discard": "new",
         "max_msgs_per_subject": 1,
@@ -189,7 +189,7 @@ def _artifacts(settings: Settings, slot: str) -> StreamSpec:
 
 
 async def bootstrap(bus: Bus, settings: Settings) -> list[str]:
-    """Make every stream that is absent, and return the names of those that were.
+    """Create every absent stream, and return the names of those created.
 
     Idempotent, and safe when several services start at once. Raises IncompatibleStreamError for a stream
     that would break a promise.
@@ -205,10 +205,10 @@ async def bootstrap(bus: Bus, settings: Settings) -> list[str]:
 
 
 async def ready(bus: Bus, settings: Settings, needed: Iterable[tuple[str, str]]) -> None:
-    """Return once it is sure that the streams are there; who may make them, does.
+    """Return once the streams are known to exist; create them if this user may.
 
     A guest of the broker may not, and asks for the newest record of those (stream, subject) that it will
-    read anyway. Raises BusUnavailableError that says what to do, and IncompatibleStreamError.
+    read anyway. Raises BusUnavailableError, with what to do, and IncompatibleStreamError.
     """
     if not bus.guest:
         await bootstrap(bus, settings)
@@ -258,7 +258,7 @@ async def _create(bus: Bus, spec: StreamSpec) -> dict[str, Any]:
         found = await _find(bus, name)
         if found is not None:
             return found
-    raise BusError(f"stream {name} can't be made: {reply['error'].get('description')}")
+    raise BusError(f"stream {name} can't be created: {reply['error'].get('description')}")
 
 
 def _check(spec: StreamSpec, found: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ async def test_another_users_key_is_refused_before_anything_is_sent(
     secured_settings: Settings, keys: Path
 ) -> None:
     wrong = replace(secured_settings, nats_nkey_seed_file=str(seed_path(keys, "trainer-b")))
-    with pytest.raises(SettingsError, match=r"is the key of trainer-b; needed is that of trainer-a"):
+    with pytest.raises(SettingsError, match=r"is the key of trainer-b; the key of trainer-a is needed"):
         await connect(wrong, name="test", user="trainer-a")
 
 
