@@ -1,4 +1,4 @@
-"""Time, injected: the wall clock in production, a token clock for runs that must repeat exactly."""
+"""Injected time: the wall clock in production, a token clock for runs that must repeat exactly."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What schedules and deadlines ask for the time."""
+    """The source of time for schedules and deadlines."""
 
     def time(self) -> float:
         """Unix seconds."""
         ...
 
     def advance(self, tokens: int) -> None:
-        """Tell the clock that so many tokens were trained."""
+        """Count `tokens` as trained."""
         ...
 
 
@@ -26,7 +26,7 @@ class WallClock:
         return time.time()
 
     def advance(self, tokens: int) -> None:
-        """Nothing to do: real time moves by itself."""
+        """Do nothing: real time moves by itself."""
 
 
 class TokenClock:

@@ -1,4 +1,4 @@
-"""Errors that cross module borders; each is raised narrowly and says what to do."""
+"""Errors that cross module borders; each is raised narrowly, with a text that explains what to do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SettingsError(PodiumError):
 
 
 class BusError(PodiumError):
-    """Something about NATS."""
+    """Base of all errors of the broker."""
 
 
 class BusUnavailableError(BusError):
@@ -22,19 +22,19 @@ class BusUnavailableError(BusError):
 
 
 class NobodyAnswersError(BusUnavailableError):
-    """Connected, but nobody listens there: a stream that was never made, or JetStream is starting."""
+    """Connected, but nobody answers on the subject: the stream does not exist, or JetStream is starting."""
 
 
 class DeniedError(BusError):
-    """The broker knows this service's user and does not let it do what it must."""
+    """The broker knows this service's user but does not permit an operation that it needs."""
 
 
 class RefusedError(PodiumError):
-    """The broker doesn't let this process in at all: wrong key, no TLS, wrong CA. Trying again can't help."""
+    """The broker refuses this process: wrong key, no TLS, wrong CA. Retrying can't help."""
 
 
 class BusTimeoutError(BusError):
-    """No answer came: what was sent may or may not be stored. Read before trying again."""
+    """No answer came: what was sent may or may not be stored. Read before retrying."""
 
 
 class ConflictError(BusError):
@@ -50,7 +50,7 @@ class StoreFullError(BusError):
 
 
 class EngineError(PodiumError):
-    """A run can't go on, for a reason that the node must know: `code` tells which."""
+    """A run can't continue; `code` is the reason that the node must know."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)

@@ -12,7 +12,7 @@ def write_atomically(path: Path, content: bytes, mode: int | None = None) -> Non
     """Replace a file so that a reader, or a crash, sees the old content or the new, never a part.
 
     With a `mode` the file has exactly that, from the first byte on. Raises OSError, for instance if the disk
-    is full; the old content then stands.
+    is full; the old content then stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)  # of an earlier process with this id, with whatever mode
@@ -37,13 +37,13 @@ def sync(path: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in pieces."""
+    """Return the hex sha256 of a file's bytes, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_digest(folder: Path) -> str:
-    """Hex sha256 over the sorted `relative/path:sha256` lines of all files below `folder`.
+    """Return the hex sha256 over the sorted `relative/path:sha256` lines of all files below `folder`.
 
     Raises FileNotFoundError if there is no such folder and ValueError if it holds no file.
     """
@@ -56,6 +56,6 @@ def folder_digest(folder: Path) -> str:
 
 
 def digest_of(files: Mapping[str, str]) -> str:
-    """The digest of a folder with these files, `relative/path` -> hex sha256, wherever it is."""
+    """Return the digest of a folder with these files, `relative/path` -> hex sha256, wherever it is."""
     lines = [f"{path}:{files[path]}\n" for path in sorted(files, key=lambda path: path.split("/"))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

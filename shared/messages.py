@@ -25,7 +25,7 @@ class TaskType(StrEnum):
 
 
 class FileFormat(StrEnum):
-    """How a data reference is to be read; `s3` is upstream's word for a presigned JSON URL."""
+    """The format of a data reference; `s3` is upstream's word for a presigned JSON URL."""
 
     JSON = "json"
     JSONL = "jsonl"
@@ -36,7 +36,7 @@ class FileFormat(StrEnum):
 
 
 class Phase(StrEnum):
-    """Stations of one training run, in order."""
+    """Phases of one training run, in order."""
 
     LOADING = "loading"
     INGEST = "ingest"
@@ -58,7 +58,7 @@ class ResultStatus(StrEnum):
 
 
 class OutcomeStatus(StrEnum):
-    """How a worker process can end by its own account."""
+    """How a worker process reports its own end."""
 
     READY = "ready"  # an export is on disk, verified, and waits to be submitted
     FAILED = "failed"  # the job can't be run; trying again would not help
@@ -66,7 +66,7 @@ class OutcomeStatus(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """Why a worker failed, as far as the node must tell the cases apart."""
+    """Why a worker failed, as far as the node must distinguish the cases."""
 
     BAD_DATA = "bad_data"
     MODEL_UNAVAILABLE = "model_unavailable"
@@ -80,10 +80,10 @@ class ErrorCode(StrEnum):
 
 
 class ControlKind(StrEnum):
-    """What an operator can ask of a slot's node."""
+    """Requests of an operator to a slot's node."""
 
-    LOOK = "look"  # its task has news in the logs: look now instead of at the next poll
-    REQUEUE = "requeue"  # end the worker, take the job up anew with the attempts counted from 1
+    LOOK = "look"  # its task has new records in the logs: poll now
+    REQUEUE = "requeue"  # end the worker, restart the job with the attempts counted from 1
 
 
 class DatasetType(Struct, frozen=True, kw_only=True):
@@ -154,7 +154,7 @@ class Terms(Struct, frozen=True, kw_only=True):
 
 
 class DecisionKind(StrEnum):
-    """What decided an offer, without the numbers and names that a reason carries.
+    """The ground for a decision on an offer, without the numbers and names that a reason carries.
 
     A value that a newer version added is read as `other`.
     """
@@ -220,7 +220,7 @@ class Job(Struct, frozen=True, kw_only=True, tag_field="kind", tag="job"):
 
 
 class Metrics(Struct, frozen=True, kw_only=True):
-    """What a finished run measured; losses are the scorer's metric on the held-out development rows."""
+    """Measurements of a finished run; losses are the scorer's metric on the held-out development rows."""
 
     base_loss: float
     final_loss: float | None = None  # None = not measured: there was no time for it
@@ -238,7 +238,7 @@ class Metrics(Struct, frozen=True, kw_only=True):
 
 
 class Claimed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="claimed"):
-    """A node under lease takes the job; written anew for every epoch and every worker start."""
+    """A node under lease takes the job; rewritten for every epoch and every worker start."""
 
     record_id: str
     task: str
@@ -283,7 +283,7 @@ class Result(Struct, frozen=True, kw_only=True, tag_field="kind", tag="result"):
 
 
 class Score(Struct, frozen=True, kw_only=True):
-    """What upstream made of a task's submission, once it told; the newest one of a task counts."""
+    """Upstream's score of a task's submission; the newest one of a task counts."""
 
     record_id: str
     task_id: str
@@ -294,7 +294,7 @@ class Score(Struct, frozen=True, kw_only=True):
     test_loss: float | None = None
     synth_loss: float | None = None  # 1000 = not among the first four
     reason: str = ""
-    scored_at: float = 0.0  # when upstream scored, if it says so; else when we heard
+    scored_at: float = 0.0  # when upstream scored, if it reports that; else when we received the score
     at: float = 0.0
 
 
@@ -303,7 +303,7 @@ StateRecord = Claimed | Submitting | Result
 
 
 class Hardware(Struct, frozen=True, kw_only=True):
-    """What one half has to train with. `device` is "cpu" or a GPU's short name such as "H100"."""
+    """The hardware of one slot. `device` is "cpu" or a GPU's short name such as "H100"."""
 
     device: str
     count: int  # GPUs, or CPU cores
@@ -339,7 +339,7 @@ class GpuStatus(Struct, frozen=True, kw_only=True):
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):
-    """A node's sign of life, every second."""
+    """A node's heartbeat, every second."""
 
     slot: str
     node: str
@@ -396,12 +396,12 @@ class WorkerJob(Struct, frozen=True, kw_only=True):
     allow_private_urls: bool = False
     clock: str = "wall"  # or "token": time is tokens trained, for repeatable runs
     token_clock_rate: float = 1000.0  # tokens per simulated second
-    threads: int | None = None  # CPU threads; None = this half's share
+    threads: int | None = None  # CPU threads; None = this slot's share
     processes: int = 0  # that train together; 0 = one per GPU, on a CPU one
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """A worker's last word (`outcome.json`, written atomically)."""
+    """The outcome of a worker (`outcome.json`, written atomically)."""
 
     status: OutcomeStatus
     digest: str | None = None  # of the export folder, see shared.files
@@ -430,7 +430,7 @@ class ControlAnswer(Struct, frozen=True):
 
 
 def encode(message: Struct) -> bytes:
-    """One message as JSON bytes."""
+    """Encode one message as JSON bytes."""
     return msgspec.json.encode(message)
 
 

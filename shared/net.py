@@ -1,4 +1,4 @@
-"""A TCP port for a service that is about to start."""
+"""Find a free TCP port; recognise loopback addresses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _turn = itertools.count(random.SystemRandom().randrange(HIGHEST - LOWEST))
 
 
 def free_port() -> int:
-    """A port on loopback that nobody listens on now. Raises OSError if there is none."""
+    """Return a port on loopback that nobody listens on now. Raises OSError if there is none."""
     for _ in range(LOWEST, HIGHEST):
         port = LOWEST + next(_turn) % (HIGHEST - LOWEST)
         with socket.socket() as probe:
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether nobody but this machine can reach an address."""
+    """Return whether only this machine can reach an address."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -26,7 +26,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every setting of every service, each with type, default and meaning."""
 
     # --- common ---
-    data_dir: Annotated[str, Meta(description="where everything that must last is kept")] = "~/.podium"
+    data_dir: Annotated[str, Meta(description="folder for everything that must last")] = "~/.podium"
     log_format: Annotated[str, Meta(pattern="^(console|json)$", description="console or json")] = "console"
     log_level: Annotated[
         str, Meta(pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
@@ -53,7 +53,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 30.0
     broker_patience_s: Annotated[
         Seconds,
-        Meta(description="`podium up` starts a broker again that could not store or answer for so long"),
+        Meta(description="`podium up` restarts a broker that could not store or answer for so long"),
     ] = 30.0
     nats_replicas: Annotated[
         int, Meta(ge=1, le=5, description="replicas of streams when they are created")
@@ -87,13 +87,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_hours: Annotated[float, Meta(gt=0, description="offers of more hours are rejected")] = 96.0
     deadline_margin_s: Annotated[
         float,
-        Meta(ge=0, description="deadline = receipt + hours - this: upstream's clock starts before we hear"),
+        Meta(ge=0, description="deadline = receipt + hours - this: upstream's clock starts earlier"),
     ] = 150.0
     policy: Annotated[
         str,
         Meta(
             min_length=1,
-            description="what decides on offers: maximum_accuracy, expected_value, first_come, or "
+            description="the policy that decides on offers: maximum_accuracy, expected_value, first_come, or "
             "module:function; see docs/deciding.md",
         ),
     ] = "maximum_accuracy"
@@ -103,7 +103,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 10.0
     evidence_half_life_days: Annotated[
         float,
-        Meta(gt=0, le=36500, description="what was learned counts half as much after so many days"),
+        Meta(gt=0, le=36500, description="days after which evidence counts half"),
     ] = 30.0
     min_points_per_hour: Annotated[
         float, Meta(description="policy expected_value takes offers that promise more of upstream's points")
@@ -113,19 +113,19 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 900.0
     hotkey: Annotated[
         str | None,
-        Meta(description="this miner's own ss58 address; signed requests to any other are refused"),
+        Meta(description="this miner's own ss58 address; signed requests to any other address are refused"),
     ] = None
     upstream_auth: Annotated[
         str,
         Meta(
             pattern="^(signed|off)$",
-            description="signed = upstream's requests carry sr25519 signatures; off = anybody's are taken, "
+            description="signed = upstream's requests carry sr25519 signatures; off = no signature needed, "
             "for a gateway that listens on loopback only",
         ),
     ] = "signed"
     upstream_validators: Annotated[
         tuple[str, ...],
-        Meta(description="ss58 addresses whose signed requests are taken, whatever their stake"),
+        Meta(description="ss58 addresses whose signed requests are accepted, whatever their stake"),
     ] = ()
     upstream_nodes_file: Annotated[
         str | None,
@@ -136,7 +136,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 1000.0
     upstream_model_hash: Annotated[
         bool,
-        Meta(description="tell upstream the submission's hash; it can't gain anything, a wrong one loses"),
+        Meta(description="send upstream the submission's hash; gains nothing, a wrong one loses"),
     ] = False
     training_repo: Annotated[
         str | None, Meta(description="answer to GET /training_repo: the repository of this miner's trainer")
@@ -154,11 +154,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str | None, Meta(description="this node's work folder; none = <data_dir>/nodes/<slot>")
     ] = None
     gpus: Annotated[
-        str | None, Meta(description="GPU indices of this half, such as 0,1,2,3; none = all that are visible")
+        str | None, Meta(description="GPU indices of this slot, such as 0,1,2,3; none = all that are visible")
     ] = None
-    hardware: Annotated[str, Meta(description="auto = look; or say it, such as cpu")] = "auto"
+    hardware: Annotated[str, Meta(description="auto = detect; or a name, such as cpu")] = "auto"
     threads: Annotated[
-        int, Meta(ge=0, description="CPU threads of the worker; 0 = this half's share of the cores")
+        int, Meta(ge=0, description="CPU threads of the worker; 0 = this slot's share of the cores")
     ] = 0
     profile: Annotated[str, Meta(description="recipe profile, see `podium plan`")] = "maximum_accuracy"
     seed: Annotated[int, Meta(ge=0, description="seed of data order, adapters and dropout")] = 0
@@ -201,7 +201,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hub_token_file: Annotated[
         str | None, Meta(description="file with a token that may write there; none = the variable HF_TOKEN")
     ] = None
-    hub_private: Annotated[bool, Meta(description="make private repositories: upstream can't read them")] = (
+    hub_private: Annotated[bool, Meta(description="make private repositories: upstream can't read those")] = (
         False
     )
     hub_xet: Annotated[
@@ -221,7 +221,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     heartbeat_missing_s: Annotated[Seconds, Meta(description="a slot silent for so long counts as down")] = (
         5.0
     )
-    poll_s: Annotated[Seconds, Meta(description="how often a node looks for work without being told")] = 5.0
+    poll_s: Annotated[Seconds, Meta(description="how often a node polls for work without a message")] = 5.0
     max_attempts: Annotated[
         int, Meta(ge=1, description="worker deaths without progress before a job fails")
     ] = 3
@@ -260,7 +260,7 @@ def load_settings(
 ) -> Settings:
     """Read the TOML file (`file`, else $PODIUM_CONFIG), then PODIUM_*, then `overrides`; later wins.
 
-    Raises SettingsError naming the key, where it stands, and what would be valid.
+    Raises SettingsError naming the key, its place, and the valid values.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}

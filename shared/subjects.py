@@ -1,4 +1,4 @@
-"""Every subject, stream and bucket, spelled once."""
+"""Names of all subjects, streams and buckets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def task_token(task_id: str) -> str:
-    """The form of an upstream id that is safe in subjects, keys, folders and object names.
+    """Return the form of an upstream id that is safe in subjects, keys, folders and object names.
 
     The id itself if it matches `[A-Za-z0-9_-]{1,64}`, else `x` and the first 32 hex digits of its sha256.
     """
@@ -75,12 +75,12 @@ def progress(slot: str, task: str) -> str:
 
 
 def heartbeat(slot: str) -> str:
-    """A node's sign of life."""
+    """A node's heartbeat."""
     return f"podium.heartbeats.{slot}"
 
 
 def task_in(subject: str) -> dict[str, str]:
-    """The slot and the task that a subject names, as a log line has them; empty if it names none."""
+    """Return the slot and the task that a subject names, for a log line; empty if it names none."""
     parts = subject.split(".")
     if len(parts) != 4 or parts[0] != "podium":
         return {}
@@ -88,7 +88,7 @@ def task_in(subject: str) -> dict[str, str]:
 
 
 def stream_info(stream: str) -> str:
-    """Where guests of the broker ask about a stream: JetStream's own subjects lead to their own account."""
+    """Where guests ask about a stream: JetStream's own subjects lead to the guest's account."""
     return f"podium.streams.{stream}"
 
 
@@ -98,12 +98,12 @@ def control(slot: str) -> str:
 
 
 def decision(task: str) -> str:
-    """Decisions, accepted or not, for whoever watches."""
+    """Decisions, accepted or not, for watchers."""
     return f"podium.decisions.{task}"
 
 
 def score(task: str) -> str:
-    """What upstream made of a task's submission."""
+    """Upstream's score of a task's submission."""
     return f"podium.scores.{task}"
 
 
@@ -128,7 +128,7 @@ def artifact_chunks(slot: str, upload: str) -> str:
 
 
 def artifact(slot: str, name: str) -> str:
-    """Where the object store keeps what an object is; it is complete once this is there."""
+    """An object's metadata in the object store; the object is complete once this is stored."""
     return f"$O.{artifacts_bucket(slot)}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""Which Podium this is."""
+"""The version of Podium."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import metadata
 
 @cache
 def version() -> str:
-    """The installed package's version; `source` for a tree that was never installed."""
+    """Return the installed package's version; `source` for a tree that was never installed."""
     try:
         return metadata.version("podium")
     except metadata.PackageNotFoundError:

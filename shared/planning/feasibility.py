@@ -1,4 +1,4 @@
-"""Whether a slot can win an offer, by what the offer states."""
+"""Decide whether a slot can win an offer, from the offer's own statements."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ASSUMED_PARAMETERS = 7_000_000_000
 MOST_PARAMETERS = 10**13
 
 
-LONGEST_HOURS = 24 * 366  # what no job takes; beyond it the arithmetic overflows in the end
+LONGEST_HOURS = 24 * 366  # no job takes this long; far beyond it the arithmetic overflows
 
 
 ASSUMED_DATA = DataStats(examples=20_000, tokens=6_000_000, label_tokens=3_000_000, max_length=1024)
@@ -38,7 +38,7 @@ ASSUMED_PAIRS = DataStats(examples=20_000, tokens=12_000_000, label_tokens=6_000
 
 
 class Feasibility(Struct, frozen=True):
-    """Whether an offer can be won here, by what it states; `cause` says why or why not in one sentence."""
+    """Whether an offer can be won here, by its own statements; `cause` is the reason in one sentence."""
 
     ok: bool
     cause: str
@@ -54,10 +54,10 @@ def check_offer(
     hardware: Hardware,
     profile: str = "maximum_accuracy",
 ) -> Feasibility:
-    """Whether a slot with `hardware` can win an offer, by what the offer states. Never raises; cached.
+    """Return whether a slot with `hardware` can win an offer, by what the offer states. Never raises; cached.
 
     The data is assumed: 20,000 rows of 300 tokens, or pairs of twice as many. A size that neither the offer
-    nor the model's name states is taken as 7 billion parameters, and the cause says so.
+    nor the model's name states is taken as 7 billion parameters, and the cause states it.
     """
     if task_type not in SUPPORTED_TASKS:
         return Feasibility(False, f"task type {task_type} is not supported by the engine")

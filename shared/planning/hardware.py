@@ -30,7 +30,7 @@ _NAME = re.compile(r"(\d{1,3})x([A-Za-z][A-Za-z0-9]{0,30})-(\d{1,5})GB", re.IGNO
 def parse_hardware(name: str) -> Hardware:
     """Hardware from its name: `4xH100-80GB`, `cpu` (this machine) or `cpu-8x32GB` (8 cores, 32 GB).
 
-    Raises SettingsError that says which forms there are.
+    Raises SettingsError that lists the valid forms.
     """
     text = name.strip()
     if text.lower() == "cpu":
@@ -50,7 +50,7 @@ def parse_hardware(name: str) -> Hardware:
 
 
 def is_cpu(hardware: Hardware) -> bool:
-    """Whether the half trains on CPU cores."""
+    """Return whether the slot trains on CPU cores."""
     return hardware.device == "cpu"
 
 
@@ -60,7 +60,7 @@ def device_count(hardware: Hardware) -> int:
 
 
 def usable_memory(hardware: Hardware) -> int:
-    """Bytes that a run may use on one device; two halves share a CPU machine's memory."""
+    """Bytes that a run may use on one device; two slots share a CPU machine's memory."""
     whole = hardware.memory_bytes // 2 if is_cpu(hardware) else hardware.memory_bytes
     return int(USABLE * whole)
 

@@ -1,4 +1,4 @@
-"""What a decoder is made of, by its config, its size or its name, and how its modules are trained."""
+"""A decoder's shape, from its config, its size or its name, and how its modules are trained."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ SUPPORTED_TASKS = frozenset({TaskType.INSTRUCT, TaskType.CHAT, TaskType.DPO})
 
 
 class DataStats(Struct, frozen=True, kw_only=True):
-    """What the planner must know of the tokenised training rows; a preference pair is one row."""
+    """The planner's input about the tokenised training rows; a preference pair is one row."""
 
     examples: int
     tokens: int
@@ -66,7 +66,7 @@ class Step(Struct, frozen=True):
 
 
 class Deviation(Struct, frozen=True):
-    """One place where the plan does other than the profile asks, and why."""
+    """One difference between the plan and its profile, with the reason."""
 
     what: str
     wanted: str

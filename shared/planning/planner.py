@@ -39,7 +39,7 @@ def make_plan(
 
     `budget_s` is all the time until the outcome must be on disk. `tokens_per_s`, once measured, replaces the
     estimate. `family` (a model's name or type) overrides the shape's. `bf16`: the device computes in it.
-    Preference pairs need no second model in memory, as what the reference says is computed beforehand; but
+    Preference pairs need no second model in memory, as the reference's outputs are computed beforehand; but
     both documents of a pair must fit one pack, and their learning rate and number of epochs are lower.
     Raises PlanError if no rung of the memory ladder fits, or if not one step would be done in time.
     """

@@ -1,4 +1,4 @@
-"""Profiles: named sets of hyper-parameters, taken at their word; plan.py makes them fit."""
+"""Profiles: named sets of hyper-parameters, taken literally; planner.py makes them fit."""
 
 from __future__ import annotations
 
@@ -89,5 +89,5 @@ def dense_rate(family: str, hidden: int) -> float:
 
 
 def pair_share(steps: int) -> float:
-    """What a run of so many steps on preference pairs takes of the rate for text."""
+    """Return the share of the text learning rate for a preference-pair run of so many steps."""
     return min(1.0, max(LEAST_PAIR_SHARE, float((PAIR_STEPS / max(1, steps)) ** 0.5)))

@@ -1,4 +1,4 @@
-"""How fast a run trains and how long it takes to start and to finish: arithmetic, until it is measured."""
+"""Estimate how fast a run trains, and how long it takes to start and to finish, until measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_RESERVE, MOST_START = 0.5, 0.3  # shares of the budget, however small it is
 
 
 class Rows(Struct, frozen=True):
-    """What speed depends on in the data."""
+    """The properties of the data that speed depends on."""
 
     count: int
     mean_length: float  # tokens
@@ -33,7 +33,7 @@ class Rows(Struct, frozen=True):
 
 
 class Pace(Struct, frozen=True):
-    """What the clock allows."""
+    """The time budget of a run, and what it allows."""
 
     tokens_per_s: float  # real tokens of training, on all devices together
     train_s: float
@@ -98,7 +98,7 @@ def pace(
 
 
 def _after_references(train_s: float, all_s: float) -> float:
-    """What is left to train when every pair that is seen was first scored by the reference model.
+    """Return the time left to train when every pair that is seen was first scored by the reference model.
 
     All pairs take `all_s`; if less than one epoch can be trained, scoring the pairs of it takes half as long
     as training on them.

@@ -32,7 +32,7 @@ def schemas() -> dict[str, object]:
 
 
 def test_schemas_are_what_they_were() -> None:
-    """After a deliberate, additive change: `python -m tests.unit.shared.test_messages` writes them anew."""
+    """After a deliberate, additive change: `python -m tests.unit.shared.test_messages` rewrites them."""
     assert schemas() == json.loads(FROZEN.read_text())
 
 

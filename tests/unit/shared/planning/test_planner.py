@@ -112,14 +112,14 @@ def test_the_house_profile_never_goes_without_deviations(
     plan = plan_or_none(shape, stats, half, hours, "maximum_accuracy")
     if plan is None:
         return
-    told = {deviation.what for deviation in plan.deviations}
-    assert "longest row" in told
+    named = {deviation.what for deviation in plan.deviations}
+    assert "longest row" in named
     for module in plan.modules:
-        assert any(module.name in what for what in told)
-    assert ("parallel" in told) == (plan.parallel != "ddp")
-    assert ("torch.compile" in told) == (not plan.compile)
-    assert ("activation checkpointing" in told) == (not plan.activation_checkpointing)
-    assert ("steps" in told) == (plan.expected_steps < 100)
+        assert any(module.name in what for what in named)
+    assert ("parallel" in named) == (plan.parallel != "ddp")
+    assert ("torch.compile" in named) == (not plan.compile)
+    assert ("activation checkpointing" in named) == (not plan.activation_checkpointing)
+    assert ("steps" in named) == (plan.expected_steps < 100)
 
 
 def test_eight_billion_on_four_h100() -> None:
