@@ -90,7 +90,7 @@ class Client:
         return self._operate(task_id, "cancel", reason)
 
     def requeue(self, task_id: str, reason: str) -> TaskView:
-        """Have a job begun anew; PodiumError with why not."""
+        """Restart a job; a PodiumError says why not."""
         return self._operate(task_id, "requeue", reason)
 
     def gateway(self) -> GatewayInfo:

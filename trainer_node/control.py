@@ -31,7 +31,7 @@ class Desk:
         await self.post.bus.subscribe(subjects.control(self.post.settings.slot), self._heard)
 
     async def close(self) -> None:
-        """Leave what is not answered: whoever asked finds the truth in the logs."""
+        """Drop unanswered requests: the logs hold the truth."""
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -56,7 +56,7 @@ class Desk:
             return
         try:
             await self.post.bus.publish(message.reply, encode(ControlAnswer(refusal is None, refusal or "")))
-        except BusError as error:  # it is done all the same, and the chain says so
+        except BusError as error:  # it is done all the same, as the chain shows
             log.warning("a request is not answered", task=control.task, error=str(error))
 
     async def _requeue(self, control: Control) -> str | None:

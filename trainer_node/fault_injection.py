@@ -24,7 +24,7 @@ class KillPoint(StrEnum):
     TRAINING = "F2.4"  # in the middle of training
     READY = "F2.5"  # the last step is done, the export on disk; nothing is announced
     ANNOUNCED = "F2.6"  # `submitting` is in the chain; nothing is stored
-    STORED = "F2.7"  # the submission is stored; no result says so
+    STORED = "F2.7"  # the submission is stored; no result names it yet
     ENDED = "F2.8"  # the result is in the chain; nothing is cleaned up
 
 

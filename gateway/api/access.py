@@ -1,6 +1,6 @@
 """Who may use what of the HTTP side: the rules, as pure functions of a request's headers.
 
-With tokens, whoever sends one. Without, this machine only: then the socket is on loopback, and what a web
+With tokens: anyone who sends one. Without, this machine only: then the socket is on loopback, and what a web
 page could have sent through a browser, or a proxy from elsewhere, is refused.
 """
 

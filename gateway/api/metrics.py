@@ -127,8 +127,8 @@ def _slots(service: Service) -> Iterator[Metric]:
         for state in SLOT_STATES:
             states.add_metric((view.slot, state), float(view.state == state))
     yield states
-    live = _by_slot("podium_slot_live", "1 if a node that holds the slot's lease was heard lately.")
-    age = _by_slot("podium_slot_heard_age_seconds", "Time since the slot's node was heard.")
+    live = _by_slot("podium_slot_live", "1 if a node that holds the slot's lease is sending heartbeats.")
+    age = _by_slot("podium_slot_heard_age_seconds", "Time since the slot's last heartbeat.")
     for view in views:
         live.add_metric((view.slot,), float(view.live))
         if view.last_heartbeat_age_s is not None:

@@ -100,7 +100,9 @@ def read_query(request: web.Request, kind: type[S]) -> S:
     query = request.query
     for name in query:
         if len(query.getall(name)) > 1:
-            raise MalformedRequestError(MALFORMED_QUERY, f"{name[:50]!r} stands there twice", field=name)
+            raise MalformedRequestError(
+                MALFORMED_QUERY, f"query parameter {name[:50]!r} is given more than once", field=name
+            )
     try:
         return msgspec.convert(dict(query), kind, strict=False)
     except msgspec.ValidationError as error:

@@ -1,7 +1,8 @@
-"""So many requests work in each turn of the event loop, so that the broker is heard between them.
+"""Limit the requests per event-loop iteration, so that broker messages are handled in between.
 
 A burst makes hundreds of connections ready at once: .2 s of work, if one turn serves them all. What is read
-from the broker needs a dozen turns, so whoever waits for that waited 1 to 2 s, while others were answered.
+from the broker needs a dozen turns, so requests that wait for that waited 1 to 2 s, while others were
+answered.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bearer tokens of /v1: a file with one on each line, of which a gateway keeps hashes only.
 
-# whoever has one of these may offer, cancel and requeue
-podium: 4Wq...        the name is told in the log, the token never is
+# each of these tokens may offer, cancel and requeue
+podium: 4Wq...        the name appears in the log, the token never does
 9xK...                a token without a name
 """
 
@@ -101,7 +101,7 @@ def own_token(settings: Settings) -> Token | None:
 
 
 def parse_tokens(text: str, where: str) -> list[Token]:
-    """The tokens of a file; SettingsError naming the line of what is none, and never what stands there."""
+    """Parse the tokens of a file. A SettingsError names the line that is not one, never its content."""
     tokens = []
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()

@@ -144,7 +144,7 @@ async def post_cancel(request: web.Request) -> web.Response:
 
 
 async def post_requeue(request: web.Request) -> web.Response:
-    """Have the slot's node begin anew with a job; 409 as for cancel, 503 if no node confirms."""
+    """Have the slot's node restart a job; 409 as for cancel, 503 if no node confirms."""
     service, token, wish = await _wish(request)
     task = await service.operations().requeue(token, wish.reason)
     return json_response(task_view(task, service.ledger, service.presence, time.time()))
@@ -179,7 +179,7 @@ async def get_gateway(request: web.Request) -> web.Response:
 
 async def get_metrics(request: web.Request) -> web.Response:
     """Metrics in Prometheus' text format."""
-    # its client takes 50 ms to load, a tenth of the gateway's start: loaded for who asks, beside the loop
+    # its client takes 50 ms to load, a tenth of the gateway's start: loaded on the first scrape, off the loop
     await asyncio.to_thread(import_module, "gateway.api.metrics")
     from gateway.api.metrics import CONTENT_TYPE, exposition
 

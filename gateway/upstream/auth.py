@@ -58,7 +58,7 @@ class Caller(Struct, frozen=True):
     first: asyncio.Future[bool] | None = None  # whether no other gateway had this request before
 
     async def settle(self, patience_s: float | None = None) -> None:
-        """Return once this is known to be no replay; for whoever is about to change or tell something.
+        """Wait for the replay check. Call it before changing state or returning data.
 
         Raises AuthRefusal. After `patience_s` it goes by what this gateway has seen itself.
         """
@@ -82,7 +82,7 @@ class OpenGate:
     """Takes everybody: for a gateway on loopback whose operator turned signatures off."""
 
     def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
-        """Whoever asks from this machine, but not what a web page could have sent through a browser."""
+        """Admit requests from this machine, except what a web page could send through a browser."""
         if why := why_foreign(headers):
             raise AuthRefusal(403, f"{why}; set hotkey and upstream_auth = signed")
         if body is not None and not headers.get("Content-Type", "").startswith("application/json"):
@@ -107,8 +107,8 @@ class SignedGate:
         self._nonces = nonces
 
     def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
-        """Whoever signed; a refused request leaves no trace but a used nonce."""
-        # As with upstream's library, who may not ask is told so before what else is missing.
+        """Return the signer; a refused request leaves no trace but a used nonce."""
+        # As in upstream's library, a stranger gets 403 before any other header is checked.
         validator = read_headers(headers, "validator-hotkey")[0]
         if why := self._validators.why_not(validator):
             raise AuthRefusal(403, why)

@@ -1,7 +1,7 @@
 """The endpoints that validators of Gradients (Bittensor subnet 56) call, as of July to October 2025.
 
 Upstream asks once and doesn't retry; what isn't 200 counts as a rejection, and its body is not read. So each
-path answers with and without its slash, and every error is told in `detail`, for whoever reads the log.
+path answers with and without its slash, and every error is explained in `detail`, for readers of the log.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from shared.logs import get_logger
 OFFER: Final = msgspec.json.Decoder(MinerTaskOffer)
 START_TEXT: Final = msgspec.json.Decoder(TrainRequestText)
 START_IMAGE: Final = msgspec.json.Decoder(TrainRequestImage)
-SETTLE_S: Final = 1.0  # so long who changes nothing anew waits for the stream of nonces, which may be away
+SETTLE_S: Final = 1.0  # how long an idempotent request waits for the shared replay check
 REPOSITORIES: Final = ("text", "image")
 JSON: Final = {"Content-Type": "application/json"}
 

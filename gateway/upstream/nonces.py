@@ -2,10 +2,11 @@
 
 Every gateway knows its own nonces at once, and those of the others within LOOK_S. The stream NONCES decides
 between them: a claim is appended, and of two equal ones the one that is stored first counts. Claims that come
-together share one append, and only what others wrote in between is read. Whoever would change anything waits
+together share one append, and only what others wrote in between is read. A request that would change
+something waits
 for that; a refusal doesn't, as to refuse the same offer twice changes nothing. What can't be stored, as the
 gateway starts or the broker is away, is stored as soon as it can be. If only the stream is what is wrong,
-each gateway goes by what it has seen itself, and says so in its log: a validator asks only once.
+each gateway goes by what it has seen itself, and logs that: a validator asks only once.
 """
 
 from __future__ import annotations

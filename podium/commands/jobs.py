@@ -1,4 +1,4 @@
-"""`podium jobs`: list accepted tasks, look into one, cancel one, have one begun anew."""
+"""`podium jobs`: list accepted tasks, inspect, cancel or requeue one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run_inspect)
     for name, words in (
         ("cancel", "end a task as cancelled, unless it has a result or is being submitted"),
-        ("requeue", "end a job's worker and begin anew from its newest checkpoint, attempts counted from 1"),
+        ("requeue", "end a job's worker and restart from its newest checkpoint, attempts counted from 1"),
     ):
         parser = commands.add_parser(name, help=words, description=words)
         parser.add_argument("task", metavar="TASK", help="the task's id")
@@ -77,7 +77,7 @@ def run_operation(args: argparse.Namespace) -> int:
     elif args.jobs_command == "cancel":
         print(f"{task.task} is cancelled; slot {task.slot} is free, and its node ends the worker")
     else:
-        print(f"{task.task} begins anew on slot {task.slot} (attempt {task.attempts}, node {task.node})")
+        print(f"{task.task} restarts on slot {task.slot} (attempt {task.attempts}, node {task.node})")
     return 0
 
 

@@ -5,7 +5,7 @@
     DIR/gateway/api.token           what /v1 asks for; further lines, such as `name: token`, are kept
     DIR/ca/ca.crt, ca.key           only for making certificates: keep it where no service runs
 
-What is there is kept, so that the command can run before every start; --rotate makes one thing anew.
+What is there is kept, so that the command can run before every start; --rotate replaces one thing.
 A folder whose seed was taken to another machine keeps its .pub, and that user stays.
 """
 
@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         metavar="WHAT",
-        help=f"make a user's key anew, or {BROKER}: its certificate, or {CA}: that and the CA, or {API}: the "
+        help=f"replace a user's key, or {BROKER}: its certificate, or {CA}: that and the CA, or {API}: the "
         "token (repeatable)",
     )
     parser.set_defaults(run=run)

@@ -94,7 +94,7 @@ def rules_of(settings: Settings, args: argparse.Namespace) -> Rules:
 
 
 def show(trace: Trace, reports: list[Report], rules: Rules) -> None:
-    """The reports beside each other, for people."""
+    """Print the reports side by side."""
     console = make_console()
     first = reports[0]
     console.print(

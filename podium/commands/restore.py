@@ -2,7 +2,7 @@
 
 A restored log begins with the sequence after the old one's last, and epochs begin above every old one:
 no number of the old world is ever expected again, so a process that slept through it is refused by the
-same compare-and-set as always. STATE comes before JOBS: whoever sees a job sees its whole chain.
+same compare-and-set as always. STATE comes before JOBS: a reader that sees a job sees its whole chain.
 """
 
 from __future__ import annotations

@@ -113,7 +113,8 @@ def check_permissions(vitals: Vitals) -> Found:
     found: Found = [(Severity.ERROR, what, "") for what in vitals.denied]
     if vitals.gateway.info is not None:
         found += [
-            (Severity.ERROR, f"the gateway was told: {what}", "") for what in vitals.gateway.info.denied
+            (Severity.ERROR, f"the broker denied the gateway: {what}", "")
+            for what in vitals.gateway.info.denied
         ]
     return found
 
@@ -210,7 +211,7 @@ def check_disks(vitals: Vitals) -> Found:
             severity = Severity.ERROR if folder.free < NO_ROOM else Severity.WARNING
             what = f"{folder.free / 2**30:.1f} GiB of {folder.total / 2**30:.0f} are free for {folder.path}"
             found.append(
-                (severity, what, "make room: a run keeps two checkpoints and an export beside each other")
+                (severity, what, "make room: a run keeps two checkpoints and an export at the same time")
             )
     return found
 

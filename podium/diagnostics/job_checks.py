@@ -38,7 +38,7 @@ def _stuck(vitals: Vitals, job: OpenJob, node: Heartbeat | None) -> tuple[Severi
         )
     if node is None:
         do = f"start the node of slot {job.job.slot}: it takes the job up, or adopts its worker"
-        return Severity.ERROR, "no node of its slot is heard; a worker may train on", do
+        return Severity.ERROR, "no node of its slot sends heartbeats; a worker may still be training", do
     if over_s > 0:
         return (
             Severity.WARNING,

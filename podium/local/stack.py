@@ -34,7 +34,7 @@ BACKLOG = 1024
 KEYS = "keys"
 OWN_FOLDERS = ("nats", KEYS, "mirror", "nodes", "artifacts", "logs", "run")  # in the data folder
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-NODE_EXTRA_S = 15.0  # what a node needs beside its worker's grace to drain
+NODE_EXTRA_S = 15.0  # what a node needs to drain, on top of its worker's grace
 
 
 class Stack:
@@ -115,7 +115,7 @@ class Stack:
             self._say("the broker has users now; what it stored without them is theirs")
 
     async def ready(self, timeout_s: float) -> None:
-        """Wait until the gateway decides on offers and every slot's node is heard."""
+        """Wait until the gateway decides on offers and every slot's node sends heartbeats."""
         client, until = Client(self.url, own_token(self.settings)), time.monotonic() + timeout_s
         while missing := await asyncio.to_thread(_what_is_missing, client, len(self.split.halves)):
             self.check()

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
-# A certificate that runs out stops everything at once, and revoking is making anew: so long, and no renewal.
+# An expired certificate stops everything at once, and revoking means replacing: so they last long.
 LIFE = datetime.timedelta(days=3650)
 BACKDATED = datetime.timedelta(days=1)  # for clocks that run behind
 

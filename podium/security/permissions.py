@@ -207,7 +207,7 @@ def _stored(user: User) -> list[str]:
 
 
 def _said_to(user: User, everybody: list[User]) -> list[str]:
-    """What it says, for whoever may hear it: exported once, to all of them."""
+    """List what it publishes, exported once to all who may subscribe."""
     hearing: dict[str, list[str]] = {}
     for other in everybody:
         for subject in _between(user, other):

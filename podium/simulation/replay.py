@@ -125,7 +125,7 @@ class _World:
     def lapse(self, at: float, job: _Job) -> None:
         self.release(at, job)
         job.lapsed = True
-        self.known.discard(job.line.offer.task_id)  # offered again it would be decided anew
+        self.known.discard(job.line.offer.task_id)  # offered again it would be decided again
         self.counts["never_started"] += job.line.start_after_s is None
 
     def start(self, at: float, job: _Job) -> None:

@@ -95,7 +95,8 @@ class Hub:
         )
 
     def _token(self) -> str:
-        """Read anew for every request, so that an operator can put a better one there while a job waits."""
+        """Read it again for every request, so that an operator can put a better one there while a job
+        waits."""
         file = self.settings.hub_token_file
         try:
             token = Path(file).expanduser().read_text() if file else os.environ.get(TOKEN_VARIABLE, "")

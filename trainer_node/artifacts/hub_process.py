@@ -1,7 +1,7 @@
 """The program that speaks with a hub: `python -m trainer_node.artifacts.hub_process`, one request on stdin.
 
 A process of its own, because the hub's library blocks, keeps its options in global state, sleeps for as long
-as a server asks it to, and can't be told to stop: a process can be killed, which is also what a crash does,
+as a server asks it to, and can't be stopped: a process can be killed, which is also what a crash does,
 so there is one case less. It ends by itself when the node that started it does (stdin closes).
 
 The submission of a task is the commit whose title names the task. It is made on top of a commit that holds

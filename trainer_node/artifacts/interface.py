@@ -29,7 +29,7 @@ class NotTakenError(PodiumError):
 
 
 class Remote(Protocol):
-    """A store beyond this machine. Its submission of a task is written by whoever is first, and only once."""
+    """A store beyond this machine. The first writer stores a task's submission, and only once."""
 
     async def find(self, job: Job) -> Stored | None:
         """The task's submission, read back, or None: nothing is there. Raises StoreError and BusError."""

@@ -1,6 +1,6 @@
 """Where a slot's submissions go: on disk first, and from there, if so configured, to a store beyond it.
 
-The copy on disk makes the rest safe to repeat: whoever holds the task and sees it sends those very bytes.
+The copy on disk makes the rest safe to repeat: another holder of the task that sees it sends the same bytes.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Submissions:
             return Stored(local.digest, local.artifact, remark=str(error))
 
     async def model_hash(self, job: Job, digest: str) -> str | None:
-        """Upstream's hash of what was stored, if it is to be told and the copy here is the same."""
+        """Upstream's hash of what was stored, if it is wanted and the copy here is the same."""
         path = disk.submission(self.folder, job.task)
         if not self.settings.upstream_model_hash or not await asyncio.to_thread(path.is_dir):
             return None
@@ -101,7 +101,7 @@ class Submissions:
         return min(LONGEST_PAUSE_S, 0.25 * 2.0 ** min(self._refused, 10))
 
     async def lost(self, job: Job, error: OSError | StoreError) -> Death | None:
-        """Why the task fails now for want of storing; None = it doesn't, try again.
+        """Why the task fails now because it can't be stored; None = it doesn't, try again.
 
         It may fail past upstream's own deadline, and only if nothing is known to be there. While nobody
         knows, that is waited for a while longer.

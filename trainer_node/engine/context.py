@@ -40,7 +40,7 @@ class Run:
 
     @property
     def clock(self) -> Clock:
-        """The clock of all the run's processes: rank 0's, so that whoever looks at it, all must."""
+        """The clock of all the run's processes: rank 0's, so all ranks must read it together."""
         if self.team.alone or isinstance(self.own_clock, TokenClock):
             return self.own_clock
         return TeamClock(self.own_clock, self.team)

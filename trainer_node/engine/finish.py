@@ -158,7 +158,8 @@ def _export(run: Run, record: RunRecord, training: Training, candidate: Candidat
 
 
 def _whole(run: Run, training: Training) -> Deltas | None:
-    """What rank 0 exports: sharded weights are put together in main memory, in a base model loaded anew."""
+    """What rank 0 exports: sharded weights are put together in main memory, in a freshly loaded base
+    model."""
     state = gathered(training.deltas.state(), run.team)
     if not run.team.leads:
         return None

@@ -2,7 +2,7 @@
 
     load -> ingest -> baseline -> plan -> train -> choose -> export -> verify
 
-Started again in the same folder it goes on from the newest checkpoint. Whatever happens, the last word is
+Started again in the same folder it goes on from the newest checkpoint. Whatever happens, the outcome is
 written before `ready_by`: when time is short, parts of the closing are skipped (time_budget.affordable).
 """
 
@@ -164,7 +164,7 @@ def begin(run: Run) -> Outcome:
     if "fsdp2" in (draft.parallel, plan.parallel):
         del model  # both would be there at once, and memory is what it is sharded for
         release()
-        model = load(run, plan)  # cut anew: what is trained has other dtypes
+        model = load(run, plan)  # sharded again: what is trained has other dtypes
     return train(run, record, plan, model, data, None)
 
 
@@ -281,7 +281,7 @@ def assemble(
 
 
 def averages(plan: Plan, size: int, hardware: Hardware) -> bool:
-    """Whether there is room for a running average of so many bytes, beside all that was planned."""
+    """Whether there is room for a running average of so many bytes, on top of all that was planned."""
     fits = plan.memory_bytes + size <= usable_memory(hardware)
     return fits and size <= AVERAGE_SHARE * hardware.memory_bytes
 

@@ -129,6 +129,6 @@ class Reporter:
 
 
 def write_outcome(folder: Path, reporter: Reporter, outcome: Outcome) -> None:
-    """The run's last word, with the step it came to; whole or not at all."""
+    """Write the run's outcome, with the step it reached; whole or not at all."""
     outcome = replace(outcome, step=max(outcome.step, reporter.last.step), at=time.time())
     write_atomically(folder / "outcome.json", encode(outcome))

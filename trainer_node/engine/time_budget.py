@@ -36,7 +36,7 @@ class Costs(Struct, kw_only=True):
         """Everything that must come after the last step: save, score, export, reload, verify.
 
         What can't be cut short counts SAFETY times; scoring and verifying watch the clock. The last save goes
-        on beside scoring and is at most half of one with an optimiser. No time is kept for other candidates
+        on during scoring and is at most half of one with an optimiser. No time is kept for other candidates
         than the last weights: after a decay to zero the average seldom wins, and what the safety margin
         leaves over may suffice to try it.
         """

@@ -44,7 +44,7 @@ class View(Struct, frozen=True, kw_only=True):
     outcome: Outcome | None = None
     has_checkpoint: bool = False
     stored: bool | None = None  # something lies under the task's submission name; None = nobody looked yet
-    requeue: bool = False  # an operator wants it to begin anew
+    requeue: bool = False  # an operator wants a restart
 
 
 class Done(Struct, frozen=True):
@@ -101,7 +101,8 @@ Step = Done | Watch | Claim | Start | StartOver | Submit | Look | Deliver | Fini
 def next_step(job: Job, last: StateRecord | None, view: View, max_attempts: int) -> Step:
     """The one thing to do now, given the chain's last record.
 
-    A result ends everything. After `submitting` the store is looked at first, whoever wrote it. Anything
+    A result ends everything. After `submitting` the store is read first, no matter which node wrote it.
+    Anything
     else this node writes comes after a record of its own epoch.
     """
     if isinstance(last, Result):

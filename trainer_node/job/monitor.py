@@ -61,7 +61,7 @@ class WorkerMonitor:
         self._tail: ProgressTail | None = None
 
     async def follow(self) -> None:
-        """Publish the worker's progress, kill it if it must be, and wake the turns for its last word."""
+        """Publish the worker's progress, kill it if it must be, and wake the loop for its outcome."""
         seen: Worker | None = None
         heard_at = time.monotonic()
         while True:

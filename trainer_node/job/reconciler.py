@@ -104,7 +104,7 @@ class Assignment:
         await self.follower.publish()
 
     async def requeue(self) -> str | None:
-        """Begin anew with the attempts counted from 1: None once that is in the chain, else why not."""
+        """Restart with the attempts counted from 1: None once that is in the chain, else why not."""
         if self._over:
             return OVER
         if self._requeue is None:
@@ -226,7 +226,7 @@ class Assignment:
         await self._claim(attempt)
         self._death = self.follower.condemned = None
         self._counted = True  # should no worker come of it, the next try is of the same attempt
-        kill_point(KillPoint.CLAIMED)  # the next life's lease is a new epoch, so it claims anew
+        kill_point(KillPoint.CLAIMED)  # the next life's lease is a new epoch, so it claims again
         await asyncio.to_thread(self.run.remove_outcome)
         step = await asyncio.to_thread(self.run.newest_step)
         self._started = time.monotonic()
@@ -236,7 +236,7 @@ class Assignment:
 
     async def _start_over(self) -> None:
         await self.post.dismiss("an operator requeued its job")
-        if _is_ready(await asyncio.to_thread(self.run.outcome)):  # meanwhile: that is better than anew
+        if _is_ready(await asyncio.to_thread(self.run.outcome)):  # meanwhile: better than a restart
             return
         await self._start(1)
         self._answer(None)
@@ -252,7 +252,7 @@ class Assignment:
             Submitting(**self._stamp(), task=self.job.task, slot=self.job.slot, digest=digest)
         )
         self.log.info("submitting", digest=digest)
-        kill_point(KillPoint.ANNOUNCED)  # whoever is next finds the name free and announces its own
+        kill_point(KillPoint.ANNOUNCED)  # the next holder finds the name free and announces its own
 
     async def _deliver(self, view: View) -> None:
         outcome, export = view.outcome, None
@@ -264,7 +264,7 @@ class Assignment:
             self._death = Death(str(error))
             await asyncio.to_thread(self.run.remove_outcome)
             return
-        kill_point(KillPoint.STORED)  # whoever is next finds the name taken and names what is there
+        kill_point(KillPoint.STORED)  # the next holder finds the name taken and names what is there
         margin = self.job.deadline_at - time.time()
         ours = outcome is not None and outcome.digest == stored.digest
         how = "submitted" if margin >= 0 else f"submitted {-margin:.0f} s after the deadline"
@@ -310,7 +310,7 @@ class Assignment:
         )
         worker = self.post.worker_of(self.job.task)
         if worker is not None:
-            if result.status is ResultStatus.SUBMITTED:  # it has said its last word and is about to exit
+            if result.status is ResultStatus.SUBMITTED:  # it has written its outcome and is about to exit
                 await pause(EXIT_S, worker.ended)
             await self.post.dismiss("its task has a result")
         try:

@@ -12,7 +12,7 @@ from trainer_node.lease import SlotLease
 
 
 class FencedError(PodiumError):
-    """Somebody else wrote to the chain: read it and decide anew."""
+    """Somebody else wrote to the chain: read it and decide again."""
 
 
 class Chain:

@@ -1,4 +1,4 @@
-"""What a worker that left no last word died of: a code, and a sentence for people."""
+"""Why a worker exited without writing outcome.json: a code, and a sentence for people."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def explain(manner: str, last_line: str | None, *, out_of_memory: bool, free_byt
 
 
 def out_of_memory_kills(root: Path = Path("/")) -> int:
-    """How many processes the kernel killed for want of memory: in this control group, else on this machine.
+    """How many processes the kernel killed because memory ran out: in this control group, else on this
+    machine.
 
     A container or unit of its own is a group of its own, so the other half's kills are not counted there.
     """

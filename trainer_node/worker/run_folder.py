@@ -61,7 +61,7 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def outcome(self) -> Outcome | None:
-        """The worker's last word, if there is one; one that can't be read counts as a failure."""
+        """The worker's outcome, if there is one; one that can't be read counts as a failure."""
         try:
             outcome = decode_outcome(self.outcome_file.read_bytes())
         except FileNotFoundError:
@@ -73,7 +73,7 @@ class RunFolder:
         return outcome
 
     def remove_outcome(self) -> None:
-        """Forget the last word, before another worker starts."""
+        """Delete the outcome, before another worker starts."""
         self.outcome_file.unlink(missing_ok=True)
 
     def remove_parts(self) -> None:

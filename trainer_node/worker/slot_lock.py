@@ -65,7 +65,7 @@ class SlotLock:
             log.error("slot.log not written", event_name=event, pid=pid, error=str(error))
 
     def record_missed_release(self) -> None:
-        """The lock is free: say so, if the log's last word is that somebody holds it."""
+        """Log that the lock is free, if the log last said that somebody holds it."""
         try:
             lines = self.log_path.read_bytes().splitlines()
             last = msgspec.json.decode(lines[-1], type=LockEvent) if lines else None

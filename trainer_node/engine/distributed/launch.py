@@ -24,7 +24,7 @@ from shared.messages import WorkerJob, decode_worker_job
 from shared.net import free_port
 
 POLL_S = 0.05
-GRACE_S = 10.0  # what rank 0 has for its last word after another rank has failed
+GRACE_S = 10.0  # what rank 0 has to write the outcome after another rank has failed
 LEAVE_S = 2.0  # what the others have to leave in after rank 0 is done
 AGAIN = 75  # exit status of a rank that ran out of memory and wrote down a smaller plan
 MOST_STARTS = 12  # more rungs than the memory ladder has

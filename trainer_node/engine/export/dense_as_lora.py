@@ -19,8 +19,9 @@ from shared.planning.plan import Plan
 
 LORA_BYTES, DENSE_BYTES, MODEL_BYTES = 4, 2, 2  # of one number: LoRA's factors stay fp32
 # How large an adapter may be, as a share of the whole model. Trained in bf16, a tenth smaller: the scorer
-# computes with its factors beside the base. A whole model is bf16, and weights that were trained in fp32 were
-# never rounded to that: they score .025 worse then (docs/experiments.md), but not as deltas beside the base.
+# computes with its factors next to the base. A whole model is bf16, and weights that were trained in fp32
+# were
+# never rounded to that: they score .025 worse then (docs/experiments.md), but not as deltas next to the base.
 WORTH = {"bfloat16": 0.9, "float32": math.inf}
 
 

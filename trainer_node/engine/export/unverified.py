@@ -1,4 +1,4 @@
-"""The finished export that was not verified yet: noted beside it, and submitted as it is when time is over.
+"""The finished export that was not verified yet: marked as such, and submitted as it is when time is over.
 
 Knows nothing of torch: a start that comes so late has no time for its imports either.
 """
@@ -72,7 +72,7 @@ def submitted(job_path: Path, stop: Stop) -> bool:
         return False
     try:
         job = decode_worker_job(job_path.read_bytes())
-    except msgspec.MsgspecError:  # who reads it next says so
+    except msgspec.MsgspecError:  # its next reader reports it
         return False
     if job.clock == "token":
         return False

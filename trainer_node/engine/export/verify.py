@@ -1,7 +1,8 @@
 """The proof that stock transformers and peft read a submission as it was trained.
 
 Reloaded in the dtype that was trained in: fp32 of a 32B model takes 128 GB. A model that no GPU has room for
-is spread over them and main memory, layer by layer. What can't be loaded for want of memory is not wrong, it
+is spread over them and main memory, layer by layer. What can't be loaded because memory ran out is not
+wrong, it
 is only not verified.
 """
 
@@ -94,7 +95,7 @@ def _reload(folder: Path, job: WorkerJob, dtype: torch.dtype) -> nn.Module:
 
 
 def _bytes(folder: Path, dtype: torch.dtype) -> float:
-    """What a folder's bf16 weights take in memory; 0 if that isn't known beforehand."""
+    """What a folder's bf16 weights take in memory; 0 if that isn't known in advance."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) * dtype.itemsize / 2
 
 

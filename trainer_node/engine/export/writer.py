@@ -112,7 +112,7 @@ def _write_adapter(deltas: Deltas, plan: Plan, job: WorkerJob, folder: Path) -> 
 
 
 def _dense_factors(deltas: Deltas, plan: Plan, job: WorkerJob) -> dict[str, Tensor]:
-    """What training changed in dense matrices, beside the base model as the scorer loads it: in bf16.
+    """What training changed in dense matrices, relative to the base model as the scorer loads it: in bf16.
 
     Changed to what products were computed with: weights that were rounded to bf16 in every step have learnt
     to be rounded, and score .026 worse without (docs/experiments.md).

@@ -1,7 +1,7 @@
 """torch.compile for the layers while they train, and nowhere else.
 
 Compiled is only the step: scoring is a few passes over other lengths, without gradients, so that it would
-compile every layer anew (12 graphs on a model of 12 layers), in minutes that no reserve counts.
+compile every layer again (12 graphs on a model of 12 layers), in minutes that no reserve counts.
 """
 
 from __future__ import annotations

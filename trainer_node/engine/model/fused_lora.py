@@ -1,7 +1,8 @@
 """LoRA layers as one autograd function each: what PEFT computes, with fewer passes over large tensors.
 
 PEFT's layer scales its factors' product and adds it to the frozen one in tensors of their own, forward
-and backward: six passes over [T, out] or [T, in] per layer beside the products. Here the scale goes into
+and backward: six passes over [T, out] or [T, in] per layer in addition to the products. Here the scale goes
+into
 the small factor and both sums into the products' accumulation, so that none is left, and only the
 input and [T, rank] are kept for the backward pass. Shape letters: T tokens, I inputs, O outputs, R rank.
 """
@@ -22,7 +23,7 @@ def fuse_lora(network: nn.Module) -> int:
     fused = 0
     for layer in network.modules():
         if type(layer) is peft.tuners.lora.Linear and _is_plain(layer):
-            # By its class: a function of each layer's own would be compiled for each layer anew.
+            # By its class: a function of each layer's own would be compiled again for each layer.
             layer.__class__ = FusedLinear
             fused += 1
     return fused

@@ -1,4 +1,4 @@
-"""Checkpoints written beside training: the run waits for a copy in memory, a thread puts it on disk.
+"""Checkpoints written during training: the run waits for a copy in memory, a thread puts it on disk.
 
 SmolLM2-135M with dense deltas: 1.3 GB are copied in .1 s, and take 4.5 s to be hashed, written and synced.
 """
@@ -53,7 +53,7 @@ class Saver:
     def prepare(self, tensors: Mapping[str, Tensors]) -> None:
         """Have memory for copies of these ready before the first save, which would wait for its first use.
 
-        That costs ten times as much as later uses (1 to 3 s for 1.6 GB); here it is paid beside training.
+        That costs ten times as much as later uses (1 to 3 s for 1.6 GB); here it is paid during training.
         """
         if sum(map(_size, tensors.values())) > self.most_bytes:
             return

@@ -312,7 +312,7 @@ def restore(run: Training, found: Checkpoint) -> None:
     for key, tensor in moments.items():
         field_name, name = key.split("/", 1)
         parameter = parameters[name]
-        # Fused AdamW wants its step counter in fp32 beside the weights.
+        # Fused AdamW wants its step counter in fp32 next to the weights.
         run.optimizer.state[parameter][field_name] = (
             placed(tensor, parameter) if tensor.shape else tensor.to(parameter.device, copy=True)
         )

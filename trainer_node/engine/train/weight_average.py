@@ -33,11 +33,11 @@ class TailAverage:
             averages = [local(value) for value in self.weights.values()]
             present = [local(value.detach()).float() for value in self.parameters.values()]
             torch._foreach_lerp_(averages, present, 1.0 / (self.count + 1))
-        self.count += 1  # last: if memory ran out, it was not taken in
+        self.count += 1  # last: if memory ran out, this step was not added
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside: exchanged, one tensor at a time, for want of memory."""
+        """Swap in the averaged weights, tensor by tensor to save memory; swap back on exit."""
         self._exchange()
         try:
             yield
