@@ -123,7 +123,7 @@ def rows_of(reports: list[Report]) -> list[tuple[str, list[str]]]:
         rows.append((f"rejected: {reason}", [str(report.rejected.get(reason, 0)) for report in reports]))
     for kind in reports[0].by_type:
         counts = [report.by_type[kind] for report in reports]
-        rows.append((f"accepted of {kind}", [f"{taken} of {offered}" for offered, taken in counts]))
+        rows.append((f"accepted of {kind}", [f"{accepted} of {offered}" for offered, accepted in counts]))
     return [
         *rows,
         ("started", [str(report.started) for report in reports]),

@@ -78,3 +78,10 @@ def test_layers(importer: str, imports: str, upward: bool) -> None:
 def test_no_class_name_means_two_things(structure: Structure) -> None:
     # Score is a message on the wire, and the metric's value in the engine.
     assert set(structure.two_meanings) <= {"Score"}
+
+
+def test_no_retired_word_is_left(structure: Structure) -> None:
+    product = [word for word in structure.retired_words if not word.startswith("bench/")]
+    assert not product, (
+        "docs/glossary.md and RETIRED in bench/conformance/structure.py say what to write instead"
+    )

@@ -2,7 +2,7 @@
 
 Every address that a host name resolves to is checked, and the connection goes to a checked address, not to
 the name again: a name server that answers differently the second time gains nothing. Each redirect is checked
-anew.
+again.
 """
 
 from __future__ import annotations

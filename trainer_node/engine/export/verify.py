@@ -95,7 +95,7 @@ def _reload(folder: Path, job: WorkerJob, dtype: torch.dtype) -> nn.Module:
 
 
 def _bytes(folder: Path, dtype: torch.dtype) -> float:
-    """What a folder's bf16 weights take in memory; 0 if that isn't known in advance."""
+    """Memory for a folder's bf16 weights; 0 if that isn't known in advance."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) * dtype.itemsize / 2
 
 

@@ -74,8 +74,8 @@ class Saver:
         """
         self.wait()
         preparing_s = self._prepared()
-        beside = still or sum(map(_size, tensors.values())) <= self.most_bytes
-        if beside and not still:
+        in_background = still or sum(map(_size, tensors.values())) <= self.most_bytes
+        if in_background and not still:
             tensors = {name: self._copied(name, group) for name, group in tensors.items()}
         began = self.timer()
 
@@ -85,7 +85,7 @@ class Saver:
             return Written(self.timer() - began, time.thread_time() - computed + preparing_s)
 
         self._running = self._pool.submit(write)
-        if not beside:
+        if not in_background:
             self._running.result()
 
     def written(self) -> Written | None:
