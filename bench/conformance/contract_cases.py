@@ -255,7 +255,7 @@ def replayed() -> Iterator[tuple[Case, Callable[[], Case]]]:
     yield (
         again,
         lambda: Case(
-            name="a used nonce, signed anew",
+            name="a used nonce, signed again",
             method="POST",
             path=OFFER,
             headers=headers,

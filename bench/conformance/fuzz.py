@@ -204,7 +204,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=100_000, help="messages; a fiftieth of raw bytes beside")
+    parser.add_argument(
+        "--count", type=int, default=100_000, help="messages, plus a fiftieth as many of raw bytes"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to work; kept (default: a temporary one)")
     args = parser.parse_args()

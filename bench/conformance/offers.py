@@ -41,7 +41,7 @@ class Example(Struct, frozen=True, kw_only=True):
     hours: float
     task_type: TaskType = INSTRUCT
     expected: Hardware = H100
-    shown: Hardware | None = H100  # None: no node is heard
+    shown: Hardware | None = H100  # None: no node is alive
     busy: int = 0
 
     @property

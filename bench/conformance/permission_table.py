@@ -17,7 +17,7 @@ class Row(Struct, frozen=True, kw_only=True):
     subject: str
     users: frozenset[str]
     body: bytes = b""
-    speaker: str = ""  # who says something to be heard, or answers
+    speaker: str = ""  # who publishes, or answers
     said: str = ""  # on which subject
     queue: str = ""
 

@@ -50,7 +50,7 @@ STREAMS = (
     "OBJ_artifacts-a",
     "OBJ_artifacts-b",
 )
-TIMEOUT_S = 5.0  # nothing here waits for it: what is denied says so at once
+TIMEOUT_S = 5.0  # nothing here waits for it: a denial is reported at once
 
 
 class Report(Struct):
@@ -142,7 +142,7 @@ async def try_everything(fleet: Fleet, report: Report) -> None:
 
 
 async def stores(fleet: Fleet, user: str, row: Row) -> bool:
-    """Whether a message that `user` publishes ends up in a stream, or is heard if none takes it."""
+    """Whether a message that `user` publishes ends up in a stream, or is received if no stream takes it."""
     token = uuid.uuid4().hex.encode()
     if row.deed == "say":
         return await heard_by(fleet.buses["gateway"], row.subject, fleet.buses[user], row.subject, token)
@@ -196,7 +196,7 @@ async def asks(fleet: Fleet, user: str, row: Row) -> bool:
 
 
 async def heard_by(listener: Bus, pattern: str, speaker: Bus, subject: str, token: bytes) -> bool:
-    """Whether it is heard. What is denied has said so, what is allowed is waited for."""
+    """Whether it is received. A denial is reported at once; what is allowed is awaited."""
     refused = listener.denied.total() + speaker.denied.total()
     subscription = await listener.client.subscribe(pattern)
     await arrived(listener)

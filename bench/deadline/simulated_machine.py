@@ -3,7 +3,7 @@
 The clock moves with every pack that the real loop trains, and by a cost whenever the pipeline loads, reads,
 scores, saves, exports or verifies (bench/deadline/simulated_pipeline.py). The node hears only what the
 pipeline reports. The fault
-model, drawn anew for every run:
+model, drawn again for every run:
 
 - noise: every step and every cost is multiplied by a log-normal factor of sigma .1; a save, export or load
   takes 2 to 5 times as long in one of ten cases
@@ -57,7 +57,7 @@ class Faults(Struct, kw_only=True):
 
 
 class Work(Protocol):
-    """What goes on beside, until `done_at`."""
+    """Work in the background, until `done_at`."""
 
     done_at: float
 
@@ -82,7 +82,7 @@ class World:
         self.phase: Phase | None = None
         self.patient_until = -math.inf  # until then the pipeline vouches for one silent call
         self.finished = False  # training is
-        self.beside: Work | None = None  # the save that is being written
+        self.background: Work | None = None  # the save that is being written
         self.node_kills = self.kills = 0
         self.late: list[str] = []
         self.spent: defaultdict[str, float] = defaultdict(float)
@@ -101,7 +101,7 @@ class World:
     def begin(self) -> None:
         """A new process starts."""
         self.started_at = self.heard_at = self.now
-        self.phase, self.patient_until, self.finished, self.beside = None, -math.inf, False, None
+        self.phase, self.patient_until, self.finished, self.background = None, -math.inf, False, None
         self.spend("start", PYTHON_SHARE * self.seconds.start)
 
     def imports(self) -> None:
@@ -126,8 +126,8 @@ class World:
             self._pass(max(at, self.now))
             patient, self.patient_until = self.patient_until, -math.inf  # nobody can vouch for it now
             self.heard_at = max(self.heard_at, min(self.now, patient))
-            if self.beside:
-                self.beside.done_at += length
+            if self.background:
+                self.background.done_at += length
             self._pass(self.now + length)
             self.patient_until, end = patient, end + length
         self._pass(end)
@@ -136,14 +136,14 @@ class World:
             self.late.append(f"{kind} {self.now - began:.0f} s")
 
     def _pass(self, end: float) -> None:
-        """Nothing but time; the save beside may get done in it."""
+        """Let time pass; a background save may finish in it."""
         killed_at, noticed_at = math.inf, self._noticed(end)
         if self.faults.restarts and self.faults.restarts[0] < end:
             killed_at = max(self.now, self.faults.restarts.pop(0))
         first = min(end, killed_at, noticed_at)
-        if self.beside and self.beside.done_at <= first:
-            self.now = max(self.now, self.beside.done_at)
-            self.beside.carry_out()
+        if self.background and self.background.done_at <= first:
+            self.now = max(self.now, self.background.done_at)
+            self.background.carry_out()
         if first < end:
             self.kills += 1
             if first > self.ready_by:

@@ -69,7 +69,7 @@ class Ear(Reporter):
         self.world.finished = progress.progress >= 1.0
 
 
-class Beside:
+class BackgroundSave:
     """Stands in for the thread that writes checkpoints, and for what that takes from training."""
 
     def __init__(self, world: World, *_: object, **__: object) -> None:
@@ -78,24 +78,24 @@ class Beside:
         self.work: Callable[[], Any] = lambda: None
         self.outcome: Any = None
 
-    def submit(self, work: Callable[[], Any]) -> Beside:
+    def submit(self, work: Callable[[], Any]) -> BackgroundSave:
         """The copy is made now, the rest while other things happen. A kill until then leaves nothing."""
         world = self.world
         seconds = world.seconds.save / (2.0 if world.finished else 1.0)  # no optimiser any more
         world.spend("save", COPY_SHARE * seconds)
-        job = Beside(world)
+        job = BackgroundSave(world)
         job.work, job.done_at = work, world.end_of(world.rough(seconds))
-        world.beside = job
+        world.background = job
         world.spend("save", BESIDE_SHARE * seconds)
         return job
 
     def carry_out(self) -> None:
         """It is on disk now."""
-        self.world.beside, self.outcome = None, self.work()
+        self.world.background, self.outcome = None, self.work()
 
     def done(self) -> bool:
         """Whether it is on disk."""
-        return self.world.beside is not self
+        return self.world.background is not self
 
     def result(self) -> Any:
         """Wait for that."""
@@ -113,7 +113,7 @@ def costs(world: World, *, computes: bool) -> Iterator[None]:
     """
     idle = (*IDLE, (score, "score_sft", partial(_scores, world)), (loop, "gradients", partial(_zero, world)))
     always = (
-        (saver, "ThreadPoolExecutor", partial(Beside, world)),
+        (saver, "ThreadPoolExecutor", partial(BackgroundSave, world)),
         (loop, "gc", LAZY),
         (closing, "gc", LAZY),
         (loop, "collate", partial(_collate, world, collate)),

@@ -138,7 +138,7 @@ def _clocked(real: Callable[..., Any], calls: list[Spent]) -> Callable[..., Any]
 
 
 def _cpu_s() -> float:
-    """Of this process; in a thread beside the main one, of that thread alone."""
+    """Of this process; in a thread other than the main one, of that thread alone."""
     main_thread = threading.current_thread() is threading.main_thread()
     return time.process_time() if main_thread else time.thread_time()
 

@@ -1,7 +1,7 @@
 """The offers one miner sees, drawn with upstream's own statistics: pure, and the same for the same seed.
 
 Upstream's scheduler looks every five minutes and adds a task while fewer than its cap are trained or
-evaluated; customers' tasks come by chance beside. Which of them this miner is asked about, what they are
+evaluated; customers' tasks come at random in between. Which of them this miner is asked about, what they are
 and how long they may take follows upstream's constants of a date; what upstream keeps to itself (rows,
 models) is a prior that can be chosen. Times are simulated seconds.
 """
@@ -27,7 +27,7 @@ NEVER_STARTED, UNKNOWN_PARAMETERS = 0.02, 0.02
 AGAIN, MOST_AGAIN, AGAIN_AFTER_S = 0.15, 6, 900.0  # organic tasks that nobody took
 BURSTS_PER_DAY, BURST = 2.0, 5  # tasks that are offered at once
 FAULTS = ("bad signature", "stale nonce")
-FAULTY = 0.01  # of each kind, beside the offers
+FAULTY = 0.01  # of each kind, in addition to the offers
 ORGANIC_HOURS = (1, 2, 3, 4, 5, 6, 7)
 LEAST_ROWS, MOST_ROWS = 1_000, 500_000
 

@@ -41,7 +41,7 @@ STOP_S = 10.0
 
 
 class Member:
-    """One process of the fleet: kept running, with a gap after each death that is drawn anew."""
+    """One process of the fleet: kept running, with a random gap after each death."""
 
     def __init__(self, name: str, command: list[str], environment: dict[str, str], folder: Path) -> None:
         self.name = name

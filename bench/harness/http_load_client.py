@@ -127,7 +127,7 @@ def offers(plan: Plan) -> list[bytes]:
 
 
 def requests(plan: Plan) -> list[bytes]:
-    """The bytes of every request of a round, signed now if the plan says so."""
+    """The bytes of every request of a round, signed now if the plan asks for it."""
     keys = keys_from_seed(plan.validator) if plan.validator else None
     plain = {"Content-Type": "application/json"}
     return [

@@ -19,7 +19,7 @@ TO_BOTH, AGAIN = 0.1, 0.1  # shares of offers that go to both gateways at once, 
 
 
 class Heard(Struct):
-    """What clients were told."""
+    """The answers that clients got."""
 
     accepted: dict[str, Decision] = {}  # by token
     counts: Counter[str] = msgspec.field(default_factory=Counter)
@@ -68,7 +68,7 @@ class Upstream:
             await asyncio.sleep(self.chance.uniform(0.05, 0.3))
 
     async def _offer(self, session: aiohttp.ClientSession, gateway: str, offer: Offer) -> Decision | None:
-        """One try; None if no decision was heard, whatever may be stored."""
+        """One try; None if no decision was received, whatever may be stored."""
         counts, known = self.heard.counts, self.heard.accepted.get(offer.task_id)
         url = self.fleet.url(gateway) + "/v1/offers"
         try:

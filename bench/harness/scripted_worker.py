@@ -1,6 +1,6 @@
 """A worker without torch that keeps the run folder's contract: what the trainer node sees is the same.
 
-Its data is a JSON object of knobs, so that every job can be told how to behave:
+Its data is a JSON object of knobs, so that each job can choose its behaviour:
 steps, step_s, checkpoint_every, die_at (dies there, every time it comes by), die_before_checkpoint,
 no_checkpoints, hang_at (once), fail (an error code), ignore_sigterm, last_line (what it says before it dies),
 weight_bytes (written at every checkpoint), eat_at (there it takes memory until it is killed).

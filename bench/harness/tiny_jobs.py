@@ -2,7 +2,7 @@
 
 `python -m bench.harness.tiny_jobs RUN_FOLDER/job.json` is the engine's worker with two more profiles, as
 none of the
-house's has dropout on LoRA factors, or dense deltas beside some, that a model of 70,000 weights can use.
+house's has dropout on LoRA factors, or dense deltas next to some, that a model of 70,000 weights can use.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def kill(worker: subprocess.Popen[bytes]) -> None:
 
 
 def outcome_of(job: Path) -> Outcome | None:
-    """The worker's last word, if it has spoken."""
+    """The worker's outcome, if it is written."""
     path = job.parent / "outcome.json"
     return decode_outcome(path.read_bytes()) if path.exists() else None
 

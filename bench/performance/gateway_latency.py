@@ -99,7 +99,7 @@ async def at_once(post: Post, count: int) -> tuple[list[float], int]:
         return time.perf_counter() - begun, decision["accepted"]
 
     answers = await asyncio.gather(*(one(number) for number in range(count)))
-    return [seconds for seconds, _ in answers], sum(taken for _, taken in answers)
+    return [seconds for seconds, _ in answers], sum(accepted for _, accepted in answers)
 
 
 async def measure(count: int) -> dict[str, Any]:

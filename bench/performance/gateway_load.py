@@ -10,7 +10,7 @@ fifty of a task that was accepted. Rounds of all servers are interleaved, the fi
 rounds. Each server is pinned to core 0, the load generator (raw sockets, requests made and signed before
 the clock starts) to core 1; nats-server is on the generator's core (`--broker server`: on the gateway's).
 The generator's own ceiling is measured against a constant answer. CPU microseconds per request are the
-scheduler's count for the server process, and for its broker beside: on a busy machine they say more than
+scheduler's count for the server process, and for its broker: on a busy machine they say more than
 the clock. The last line is one JSON object; ratios above 1 speak for ours, of p99 those below 1.
 """
 

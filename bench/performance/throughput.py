@@ -83,7 +83,7 @@ class Side:
         self.rates.append(self._ask(str(seconds))["rate"])
 
     def end(self) -> None:
-        """Its last word is its peak memory."""
+        """Its last line is its peak memory."""
         self.peak_mb = self._ask("end")["peak_mb"]
         self.process.wait(60)
 

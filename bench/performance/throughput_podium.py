@@ -59,7 +59,7 @@ def say(**answer: float) -> None:
 
 
 def requests() -> Iterator[float]:
-    """The driver's wishes: seconds to work, until it has had enough; then the peak memory is told."""
+    """The driver's wishes: seconds to work, until it has had enough; then the peak memory is reported."""
     say(ready=1)
     for line in sys.stdin:
         if line.strip() == "end":
@@ -69,7 +69,7 @@ def requests() -> Iterator[float]:
 
 
 def serve(step: Step, extra_s_per_token: Callable[[], float] = lambda: 0.0) -> None:
-    """Warm up, then work as told; `extra_s_per_token` is what a real token costs beside the step."""
+    """Warm up, then work as asked; `extra_s_per_token` is the cost of a real token outside the step."""
     for _ in range(WARM_STEPS):
         step()
     for seconds in requests():

@@ -10,7 +10,7 @@ are then started and must end in results, which frees the slots for the next vol
 - 500 offers at one gateway, and 5,000
 - 500 at two gateways in turn
 - 500 and 5,000 while the broker is killed (kill -9) and comes back: an offer may then be answered 503 with a
-  reason, and is sent again, signed anew, until it is decided
+  reason, and is sent again, signed again, until it is decided
 
 The last line is one JSON object. `violations` counts wrong numbers of acceptances, lost offers and unclear
 refusals; `slow` names the volleys without a fault in which an answer came over a second after its request.

@@ -30,12 +30,12 @@ VICTIMS = ("node", "worker", "broker", "gateway")
 
 
 class Seen(Struct, kw_only=True):
-    """What one round observed beside the logs."""
+    """What one round observed in addition to the logs."""
 
     victim: str
     same_worker_a: bool = False  # slot a's worker after the kill is the one before it
     same_worker_b: bool = False
-    back_s: float = 0.0  # from the kill until the gateway is ready and both nodes are heard
+    back_s: float = 0.0  # from the kill until the gateway is ready and both nodes send heartbeats
     refused_requests: int = 0
     submitted: int = 0
 

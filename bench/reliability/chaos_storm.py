@@ -239,7 +239,7 @@ def _templates(worker: str, folder: Path, job_s: float) -> list[Offer]:
 
 
 async def _dump(bus: Bus, folder: Path) -> None:
-    """Both logs as files, for whoever looks into a violation."""
+    """Both logs as files, for the study of a violation."""
     logs = await read_logs(bus)
     for name, records in (("jobs", logs.jobs), ("states", logs.states)):
         (folder / f"{name}.jsonl").write_bytes(b"".join(encode(record) + b"\n" for record in records))

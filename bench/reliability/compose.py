@@ -36,7 +36,7 @@ from shared.net import free_port
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "tests" / "data" / "oracle"
 MODEL = "podium/base"  # the folder `base` of MODELS
-JOB_S = 300.0  # each container imports torch anew; on a loaded machine that takes a minute
+JOB_S = 300.0  # each container imports torch again; on a loaded machine that takes a minute
 START_S = 300.0
 KILLED = 137
 KILL_NODE = (
@@ -111,7 +111,7 @@ class Project:
         return subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
     def ready(self) -> bool:
-        """Whether the gateway decides on offers and both halves are heard."""
+        """Whether the gateway decides on offers and both halves send heartbeats."""
         try:
             return self.client.why_not_ready() is None and all(slot.live for slot in self.client.slots())
         except PodiumError:

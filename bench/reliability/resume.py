@@ -164,7 +164,7 @@ def resumes(job: Path) -> int:
 def cost(folder: Path, data: Path, *, quick: bool) -> float:
     """Share of a whole run's time that its checkpoints take, on the wall clock, at the default cadence.
 
-    What training waits for, and what writing beside it takes from its cores. A dense run of SmolLM2-135M
+    What training waits for, and what writing during it costs its cores. A dense run of SmolLM2-135M
     (1.3 GB a checkpoint) over 4 minutes where it is at hand, else the tiny model.
     """
     from bench.deadline import stage_costs as costs

@@ -14,7 +14,7 @@ slot
 two jobs at once; and a start that was answered 200 must be among them. Decisions: each answer of 200 must
 carry a reason, and is looked for in the gateways' decision files, where a gateway that is killed may lose
 the last fifth of a second. Offers with bad signatures or stale nonces must be refused. One job in six has
-data that its worker can't use, so that results differ; then the fleet is told upstream's scores, and what
+data that its worker can't use, so that results differ; then the fleet is sent upstream's scores, and what
 its gateways have learned is held against a count of our own (bench/reliability/soak_learning.py). The last
 line is one
 JSON object.
@@ -144,7 +144,7 @@ async def soak(fleet: Fleet, events: list[Event], scale: float, mean_gap_s: floa
 
 
 def explanations(fleet: Fleet, played: list[Played]) -> tuple[int, int]:
-    """Decisions that were told without a reason, and those that no gateway has written with all terms."""
+    """Decisions that were sent without a reason, and those that no gateway has written with all terms."""
     written: set[tuple[str, bool]] = set()
     for gateway in GATEWAYS:
         path = fleet.folder / "data" / gateway / "decisions.jsonl"

@@ -1,8 +1,8 @@
-"""What a fleet learns from a soak: it is told scores, its gateways are killed, its tables are judged.
+"""What a fleet learns from a soak: scores are posted, its gateways are killed, its tables are judged.
 
 Each submission's rank is drawn by its task's type, so that some rates must rise above their house values and
 others fall below; a task without a submission gets upstream's penalty. The counts that the tables must show
-are made here anew, from the two logs and the scores. A trial of some minutes ago weighs .9998 of one, so
+are computed here again, from the two logs and the scores. A trial of some minutes ago weighs .9998 of one, so
 plain counts and means of Beta posteriors are held against the tables to within `NEAR`.
 """
 
@@ -48,7 +48,7 @@ class Learned(Struct):
 
 
 async def learn(fleet: Fleet, bus: Bus, chance: random.Random) -> Learned:
-    """Tell the fleet the scores, kill its gateways, and judge what those started anew have learned."""
+    """Post the scores, kill the gateways, and judge what their successors have learned."""
     logs = await read_logs(bus)
     scores = draw_scores(logs, chance)
     trials, successes = count(logs, scores)
