@@ -117,7 +117,7 @@ if __name__ == "__main__":
     launch.command = lambda job_path: [
         sys.executable,
         "-m",
-        "bench.tiny",
+        "bench.harness.tiny_jobs",
         str(job_path),
     ]  # ranks know them too
     leave(main())

@@ -4,7 +4,7 @@
     python -m bench faults --rows F2,F9 --times 100
 
 The tests run on real processes: nats-server, gateways, nodes, workers. A row's N is how many of its tests ran
-to a verdict; one that is skipped here says why. Random faults by the thousand: python -m bench.chaos. The
+to a verdict; one that is skipped here says why. Random faults by the thousand: python -m bench chaos. The
 last line is one JSON object.
 """
 
