@@ -53,7 +53,7 @@ COMPUTES = 20  # every so many-th simulated run trains, scores and reloads for r
 MEMORY = Path("/dev/shm")  # 30 checkpoints a run: a disk would take most of the bench's time
 HOUR = 3600.0
 # SmolLM2-135M, dense, on two cores: as measured in a run with four times as much work as cores; and for cores
-# that are free, from the CPU seconds of bench.deadline.stage_costs. Tokens are a third of what scoring a row's 25 gives.
+# that are free, from the CPU seconds of stage_costs. Tokens are a third of what scoring a row's 25 gives.
 LOADED = Seconds(start=12.0, load=1.5, ingest=1.6, row=0.41, save=12.4, export=3.3, tokens_per_s=20.0)
 FREE = Seconds(start=5.0, load=0.3, ingest=1.1, row=0.12, save=4.5, export=0.6, tokens_per_s=70.0)
 
