@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0)
     minutes = parser.parse_args().minutes
     start = _timed(
-        lambda: subprocess.run([sys.executable, "-c", "import trainer_node.engine.run"], check=True)
+        lambda: subprocess.run([sys.executable, "-c", "import trainer_node.engine.pipeline"], check=True)
     )
     with tempfile.TemporaryDirectory() as name:
         report = measure(smollm2(Path(name) / "job", 60 * minutes))

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 
 def witness(folder: str, job_file: str) -> None:
@@ -42,7 +43,7 @@ def line_of(event: str, pid: int, task: str, job_file: str) -> str:
     )
 
 
-def last_line(path: str) -> dict[str, str] | None:
+def last_line(path: str) -> dict[str, Any] | None:
     """The newest line of the log."""
     try:
         with open(path, "rb") as file:
