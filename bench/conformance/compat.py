@@ -23,7 +23,7 @@ import numpy as np
 
 from bench.harness import tiny_jobs as tiny
 from podium.demo.model import HOME
-from shared.messages import DatasetType, Metrics, TaskType
+from shared.messages import DatasetType, FileFormat, Metrics, TaskType
 from trainer_node.engine.data.examples import Examples, hold_out, read_rows, scored_length, tokenize
 from trainer_node.engine.model.loading import load_config, load_tokenizer
 from trainer_node.engine.stock import stock_config
@@ -136,7 +136,7 @@ def train(case: tuple[str, str, str], model: Path, folder: Path) -> Trained:
 
 def held_out(data: Path, model: Path, task_type: TaskType, columns: DatasetType) -> Examples:
     """The development rows, as the worker's own seed draws them."""
-    rows = read_rows(str(data), tiny.FileFormat.JSON, allow_private_urls=False)
+    rows = read_rows(str(data), FileFormat.JSON, allow_private_urls=False)
     length = scored_length(load_config(str(model)))
     examples, _ = tokenize(rows, task_type, columns, load_tokenizer(str(model)), length)
     return hold_out(examples, 0)[1]
@@ -166,7 +166,8 @@ def elsewhere(
     path = folder / "spec.json"
     path.write_text(json.dumps(spec))
     result = subprocess.run([python, str(SIDE), str(path)], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(result.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ class Keys(Struct, frozen=True):
 
     def sign(self, message: str) -> str:
         """A signature as it stands in the header."""
-        return "0x" + sr25519.sign((self.public, self.secret), message.encode()).hex()
+        signature: bytes = sr25519.sign((self.public, self.secret), message.encode())
+        return "0x" + signature.hex()
 
 
 class Reply(Struct, frozen=True):

@@ -161,19 +161,21 @@ class Verifier:
             return False
         try:
             public = base58.b58decode(hotkey)[1:33]
-            return sr25519.verify(bytes.fromhex(signature[2:]), message.encode(), public)
+            return bool(sr25519.verify(bytes.fromhex(signature[2:]), message.encode(), public))
         except (ValueError, TypeError):
             return False
 
 
 def get_miner(request: Request) -> Miner:
     """The one miner of this process."""
-    return request.app.state.miner
+    miner: Miner = request.app.state.miner
+    return miner
 
 
 def get_verifier(request: Request) -> Verifier:
     """The one verifier of this process."""
-    return request.app.state.verifier
+    verifier: Verifier = request.app.state.verifier
+    return verifier
 
 
 HotkeyHeader = Annotated[str, Header(alias="validator-hotkey")]

@@ -130,7 +130,7 @@ def summary(figures: dict[str, Any]) -> dict[str, Any]:
     def ratio(what: str, label: str, upper: str = "ours", lower: str = "reference") -> float:
         kind, _, connections = label.rpartition("c")
         one, other = figures[f"{upper}{kind}_c{connections}"], figures[f"{lower}{kind}_c{connections}"]
-        return round(one[what] / other[what], 2)
+        return round(float(one[what] / other[what]), 2)
 
     def paired(place: int, label: str) -> float:
         """The median over the rounds of ours to the reference's that came next.
@@ -143,7 +143,7 @@ def summary(figures: dict[str, Any]) -> dict[str, Any]:
             figures[f"reference{kind}_c{connections}"]["rounds"],
             strict=True,
         )
-        return round(statistics.median(one[place] / other[place] for one, other in pairs), 2)
+        return round(float(statistics.median(one[place] / other[place] for one, other in pairs)), 2)
 
     ratios = {
         "ratio_c1": paired(0, "c1"),

@@ -23,8 +23,9 @@ from trainer_node.engine.data.examples import IGNORED, Examples, tokenize
 from trainer_node.engine.data.packing import Batch, collate, pack
 from trainer_node.engine.distributed.sharding import decoder_layers
 from trainer_node.engine.evaluate.metric import reference_logprobs
-from trainer_node.engine.model import label_model as network
+from trainer_node.engine.model.attention import attention_kwargs
 from trainer_node.engine.model.fused_lora import unfuse_lora
+from trainer_node.engine.model.label_model import LabelModel
 from trainer_node.engine.model.loading import Deltas, add_deltas, load_model, load_tokenizer
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.train.cpu_threads import lanes_for
@@ -160,7 +161,8 @@ def ours(task: str, dtype: str, change: str = "") -> None:
 
     optimizer = make_optimizer(deltas, plan)
     loss_of = loss_for(TaskType.CHAT if task == "sft" else TaskType.DPO)
-    packs = iter([p for epoch in range(200) for p in pack(examples.lengths, CAPACITY, SEED, epoch)])
+    every = [p for epoch in range(200) for p in pack(examples.lengths, CAPACITY, SEED, epoch)]
+    packs: Iterator[Any] = iter(every)
     if change == "packing":
         packs = itertools.cycle(np.array_split(np.arange(len(examples)), len(examples) // PADDED_ROWS))
 
@@ -198,19 +200,19 @@ def apply(change: str, deltas: Deltas) -> None:
     """Change what of our step lies in the model; the other changes are made where they lie."""
     if change == "label_only":  # all T x V logits, as a stock model makes them
 
-        def forward(model: network.LabelModel, batch: Batch) -> torch.Tensor:
-            with torch.autocast("cpu", torch.bfloat16, enabled=model.bf16):
-                hidden = model.base.get_decoder()(
+        def forward(self: LabelModel, batch: Batch) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                hidden = self.base.get_decoder()(
                     input_ids=batch.ids_T[None],
                     position_ids=batch.positions_T[None],
                     use_cache=False,
-                    **network.attention_kwargs(batch),
+                    **attention_kwargs(batch),
                 ).last_hidden_state[0]
-                logits_TV = model.base.get_output_embeddings()(hidden).float()
+                logits_TV = self.base.get_output_embeddings()(hidden).float()
             logp_TV = torch.log_softmax(logits_TV, 1)
             return logp_TV[batch.label_positions_N, batch.labels_N]
 
-        network.LabelModel.forward = forward
+        LabelModel.forward = forward  # type: ignore[method-assign]
     elif change == "compile":
         for layer in decoder_layers(deltas.model):
             layer.compile()
