@@ -44,7 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 @pytest.mark.parametrize("profile", ["maximum_accuracy", "lora_r16"])
 def test_killed_and_stopped_runs_end_bit_equal_to_an_undisturbed_one(
     profile: str, make_job: Callable[..., Path]
-):
+) -> None:
     calm, rough = make_job("calm", profile=profile), make_job("rough", profile=profile)
     worker = start_worker(rough)
     wait_for_checkpoint(rough, worker)
@@ -75,7 +75,7 @@ def test_killed_and_stopped_runs_end_bit_equal_to_an_undisturbed_one(
 
 def test_a_killed_preference_run_ends_bit_equal_and_never_asks_the_base_model_again(
     make_job: Callable[..., Path], tmp_path: Path
-):
+) -> None:
     kind = {**data_of(TaskType.DPO, tmp_path), "profile": "lora_r16", "checkpoint_interval_s": 1.0}
     calm, rough = make_job("calm", **kind), make_job("rough", **kind)
     worker = start_worker(rough)
@@ -101,7 +101,7 @@ def test_a_killed_preference_run_ends_bit_equal_and_never_asks_the_base_model_ag
 @pytest.mark.parametrize("task_type", [TaskType.CHAT, TaskType.DPO])
 def test_chat_and_preference_jobs_end_better_than_they_began(
     task_type: TaskType, profile: str, make_job: Callable[..., Path], tmp_path: Path
-):
+) -> None:
     job = make_job(profile=profile, **data_of(task_type, tmp_path))
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
@@ -113,7 +113,7 @@ def test_chat_and_preference_jobs_end_better_than_they_began(
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.3])  # while torch and the model are read, while rows are
-def test_sigterm_before_training_stops_at_once(after_s: float, make_job: Callable[..., Path]):
+def test_sigterm_before_training_stops_at_once(after_s: float, make_job: Callable[..., Path]) -> None:
     job = make_job()
     worker = start_worker(job)
     until = time.monotonic() + WAIT_S
@@ -125,7 +125,7 @@ def test_sigterm_before_training_stops_at_once(after_s: float, make_job: Callabl
     assert outcome_of(job).status is OutcomeStatus.STOPPED
 
 
-def test_a_run_outlives_its_node(make_job: Callable[..., Path]):
+def test_a_run_outlives_its_node(make_job: Callable[..., Path]) -> None:
     job = make_job()
     with subprocess.Popen(
         [sys.executable, "-m", "trainer_node.engine", str(job)],
@@ -142,7 +142,7 @@ def test_a_run_outlives_its_node(make_job: Callable[..., Path]):
     assert outcome_of(job).status is OutcomeStatus.READY
 
 
-def test_real_time_ends_before_the_deadline(make_job: Callable[..., Path], tmp_path: Path):
+def test_real_time_ends_before_the_deadline(make_job: Callable[..., Path], tmp_path: Path) -> None:
     data, start = write_rows(tmp_path, 20_000), time.time()  # more than there is time for
     job = make_job(clock="wall", start_at=start, ready_by=start + 25.0, dataset=str(data))
     outcome = finish(job)
@@ -159,7 +159,7 @@ def test_real_time_ends_before_the_deadline(make_job: Callable[..., Path], tmp_p
 
 def test_a_run_that_fails_keeps_the_checkpoint_that_is_being_written(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     def fails(run: Run, training: Training) -> None:
         training.step = 1
         save(training, run.reporter)
@@ -181,7 +181,7 @@ def test_a_run_that_fails_keeps_the_checkpoint_that_is_being_written(
 @pytest.mark.parametrize("earlier", [True, False])
 def test_weights_worse_than_the_base_model_are_not_submitted(
     spoilt: float, earlier: bool, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     descend = engine.descend
 
     def spoil(run: Run, training: Training) -> None:
@@ -210,7 +210,7 @@ def test_weights_worse_than_the_base_model_are_not_submitted(
         assert (metrics.steps, metrics.final_loss) == (0, metrics.base_loss)
 
 
-def test_a_resume_goes_on_from_its_tokens(killed_job: Path):
+def test_a_resume_goes_on_from_its_tokens(killed_job: Path) -> None:
     (killed_job.parent / "rows.json").unlink()
     outcome = finish(killed_job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
@@ -218,7 +218,7 @@ def test_a_resume_goes_on_from_its_tokens(killed_job: Path):
     assert outcome.metrics.final_loss is not None
 
 
-def test_a_damaged_checkpoint_is_skipped_aloud(killed_job: Path):
+def test_a_damaged_checkpoint_is_skipped_aloud(killed_job: Path) -> None:
     for weights in killed_job.parent.glob("checkpoints/*/weights.safetensors"):
         weights.write_bytes(b"damaged")
     outcome = finish(killed_job)

@@ -37,7 +37,7 @@ from trainer_node.engine.signals import Stop
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 
-def test_late_resume_submits_the_newest_checkpoint_as_it_is(killed_job: Path):
+def test_late_resume_submits_the_newest_checkpoint_as_it_is(killed_job: Path) -> None:
     old = decode_worker_job(killed_job.read_bytes())
     late = replace(old, clock="wall", start_at=time.time() - 100, ready_by=time.time())
     killed_job.write_bytes(encode(late))
@@ -71,7 +71,7 @@ def _left(job: Path, seconds: float, **changes: Any) -> None:
     job.write_bytes(encode(replace(old, clock="wall", start_at=now - 100, ready_by=now + seconds, **changes)))
 
 
-def test_an_export_that_nobody_could_verify_is_submitted_at_once_when_time_is_over(unverified: Path):
+def test_an_export_that_nobody_could_verify_is_submitted_at_once_when_time_is_over(unverified: Path) -> None:
     job = unverified
     _left(job, 0.0)
     began = time.monotonic()
@@ -94,7 +94,7 @@ def test_an_export_that_nobody_could_verify_is_submitted_at_once_when_time_is_ov
 )
 def test_it_is_submitted_before_torch_is_imported(
     left_s: float, processes: int, submits: bool, unverified: Path, tmp_path: Path
-):
+) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "torch.py").write_text("raise ImportError('torch was imported')")
     _left(unverified, left_s, processes=processes)
@@ -117,11 +117,11 @@ def test_it_is_submitted_before_torch_is_imported(
     assert progress_of(unverified)[-1].phase is Phase.DONE
 
 
-def test_no_time_and_no_checkpoint_is_too_late(make_job: Callable[..., Path]):
+def test_no_time_and_no_checkpoint_is_too_late(make_job: Callable[..., Path]) -> None:
     outcome = finish(make_job(clock="wall", start_at=time.time() - 100, ready_by=time.time() - 1))
     assert (outcome.status, outcome.code) == (OutcomeStatus.FAILED, ErrorCode.TOO_LATE)
 
 
-def test_a_late_start_without_a_checkpoint_is_too_late(make_job: Callable[..., Path]):
+def test_a_late_start_without_a_checkpoint_is_too_late(make_job: Callable[..., Path]) -> None:
     outcome = finish(make_job(clock="wall", start_at=time.time() - 1000, ready_by=time.time() + 0.01))
     assert (outcome.status, outcome.code) == (OutcomeStatus.FAILED, ErrorCode.TOO_LATE)

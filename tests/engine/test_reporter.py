@@ -16,7 +16,7 @@ def _lines(path: Path) -> list[Progress]:
     return [decode_progress(line) for line in path.read_bytes().splitlines()]
 
 
-def test_lines_carry_on_what_was_known(tmp_path: Path):
+def test_lines_carry_on_what_was_known(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
     reporter = Reporter(path, "task", "a")
     reporter.phase(Phase.BASELINE)
@@ -36,7 +36,7 @@ def test_lines_carry_on_what_was_known(tmp_path: Path):
     assert not reporter.due()
 
 
-def test_a_line_cut_by_a_kill_does_not_swallow_the_next(tmp_path: Path):
+def test_a_line_cut_by_a_kill_does_not_swallow_the_next(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
     path.write_bytes(b'{"task":"x"')
     Reporter(path, "task", "a").phase(Phase.LOADING)
@@ -45,7 +45,9 @@ def test_a_line_cut_by_a_kill_does_not_swallow_the_next(tmp_path: Path):
     assert decode_progress(whole).phase is Phase.LOADING
 
 
-def test_a_long_part_says_once_a_second_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_long_part_says_once_a_second_that_it_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "progress.jsonl"
     reporter = Reporter(path, "task", "a")
     reporter.phase(Phase.BASELINE)
@@ -60,7 +62,7 @@ def test_a_long_part_says_once_a_second_that_it_is_alive(tmp_path: Path, monkeyp
 
 def test_a_call_that_is_silent_counts_as_alive_for_as_long_as_it_may_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     path = tmp_path / "progress.jsonl"
     reporter = Reporter(path, "task", "a")
     reporter.phase(Phase.LOADING)

@@ -28,7 +28,9 @@ def stop() -> Iterator[Stop]:
         signal.signal(number, handler)
 
 
-def test_a_signal_stops_at_once_and_a_second_changes_nothing(stop: Stop, monkeypatch: pytest.MonkeyPatch):
+def test_a_signal_stops_at_once_and_a_second_changes_nothing(
+    stop: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[object] = []
     monkeypatch.setattr(os, "_exit", said.append)
     stop.last_word = lambda: said.append("stopped")
@@ -38,13 +40,13 @@ def test_a_signal_stops_at_once_and_a_second_changes_nothing(stop: Stop, monkeyp
     assert stop.asked
 
 
-def test_inside_training_it_is_only_noted(stop: Stop):
+def test_inside_training_it_is_only_noted(stop: Stop) -> None:
     with stop.deferred():
         signal.raise_signal(signal.SIGINT)
         assert stop.asked
 
 
-def test_after_the_last_word_it_changes_nothing(stop: Stop):
+def test_after_the_last_word_it_changes_nothing(stop: Stop) -> None:
     stop.close()
     signal.raise_signal(signal.SIGTERM)
 
@@ -57,7 +59,7 @@ def _listens(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.2, 1.0])
-def test_a_worker_that_is_still_importing_says_that_it_stopped(after_s: float, tmp_path: Path):
+def test_a_worker_that_is_still_importing_says_that_it_stopped(after_s: float, tmp_path: Path) -> None:
     job = tmp_path / "job.json"
     job.write_text("{}")
     with subprocess.Popen(

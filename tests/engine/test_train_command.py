@@ -34,7 +34,7 @@ def _parsed(model: Path, data: Path, out: Path, *more: str) -> argparse.Namespac
 
 def test_trains_to_an_outcome_and_repeats_it(
     tiny_model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     out = tmp_path / "run"
     assert main(_arguments(tiny_model, data, out)) == 0
     said = capsys.readouterr()
@@ -48,24 +48,24 @@ def test_trains_to_an_outcome_and_repeats_it(
     assert decode_outcome(capsys.readouterr().out.encode()) == outcome
 
 
-def test_a_failed_run_says_why(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_failed_run_says_why(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(_arguments(tiny_model, tmp_path / "none.json", tmp_path / "run")) == 1
     assert "none.json" in capsys.readouterr().err
 
 
-def test_a_folder_of_another_run_is_refused(tiny_model: Path, data: Path, tmp_path: Path):
+def test_a_folder_of_another_run_is_refused(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     job = train.job_from(_parsed(tiny_model, data, tmp_path / "run"))
     assert train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--minutes", "9")) == job
     with pytest.raises(SettingsError, match="another model"):
         train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--profile", "lora_r16"))
 
 
-def test_minutes_must_be_positive(tiny_model: Path, data: Path, tmp_path: Path):
+def test_minutes_must_be_positive(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="minutes"):
         train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--minutes", "0"))
 
 
-def test_dataset_type_is_json_or_a_file(tmp_path: Path):
+def test_dataset_type_is_json_or_a_file(tmp_path: Path) -> None:
     wanted = DatasetType(field_instruction="q", field_output="a")
     assert train.dataset_type(COLUMNS) == wanted
     (tmp_path / "columns.json").write_text(COLUMNS)

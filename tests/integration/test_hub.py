@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from bench.harness.fake_hub import FakeHub
 from shared.errors import EngineError
 from shared.files import folder_digest
 from shared.messages import Decision, Job, Offer, TaskType
@@ -56,7 +57,7 @@ def make_export(folder: Path, text: str) -> Path:
 
 
 @pytest.fixture
-def connect(hub, tmp_path: Path) -> Callable[..., Hub]:
+def connect(hub: FakeHub, tmp_path: Path) -> Callable[..., Hub]:
     def make(**values: Any) -> Hub:
         token = tmp_path / "token"
         if not token.exists():
@@ -77,11 +78,13 @@ def children() -> list[str]:
     return [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
 
 
-def titles(hub, repo: str = REPO) -> list[str]:
+def titles(hub: FakeHub, repo: str = REPO) -> list[str]:
     return [commit["title"] for commit in hub.repos[repo]]
 
 
-async def test_a_submission_is_one_commit_and_is_read_back(hub, connect, export: Path) -> None:
+async def test_a_submission_is_one_commit_and_is_read_back(
+    hub: FakeHub, connect: Callable[..., Hub], export: Path
+) -> None:
     here = connect()
     assert await here.find(JOB) is None
     stored = await put(here, export)
@@ -93,7 +96,7 @@ async def test_a_submission_is_one_commit_and_is_read_back(hub, connect, export:
 
 
 async def test_of_two_that_commit_at_once_the_first_wins_and_both_name_it(
-    hub, connect, export: Path, tmp_path: Path
+    hub: FakeHub, connect: Callable[..., Hub], export: Path, tmp_path: Path
 ) -> None:
     """Both looked, found nothing, and uploaded: only the commit's condition is left between them."""
     holds = [hub.hold("commit"), hub.hold("commit")]
@@ -110,7 +113,7 @@ async def test_of_two_that_commit_at_once_the_first_wins_and_both_name_it(
 
 
 async def test_a_wrong_token_is_said_and_a_better_one_is_taken_at_once(
-    hub, connect, export: Path, tmp_path: Path
+    hub: FakeHub, connect: Callable[..., Hub], export: Path, tmp_path: Path
 ) -> None:
     here = connect()
     (tmp_path / "token").write_text("hf_wrong")
@@ -124,7 +127,9 @@ async def test_a_wrong_token_is_said_and_a_better_one_is_taken_at_once(
     assert await here.find(JOB) is None
 
 
-async def test_a_node_that_lost_the_slot_does_not_commit(hub, connect, export: Path) -> None:
+async def test_a_node_that_lost_the_slot_does_not_commit(
+    hub: FakeHub, connect: Callable[..., Hub], export: Path
+) -> None:
     def must_hold() -> None:
         raise LeaseLostError("lost")
 
@@ -134,7 +139,9 @@ async def test_a_node_that_lost_the_slot_does_not_commit(hub, connect, export: P
     assert "commit" not in hub.seen
 
 
-async def test_a_stopped_upload_leaves_no_process(hub, connect, export: Path) -> None:
+async def test_a_stopped_upload_leaves_no_process(
+    hub: FakeHub, connect: Callable[..., Hub], export: Path
+) -> None:
     hold = hub.hold("put")
     upload = asyncio.create_task(put(connect(), export))
     assert await asyncio.to_thread(hold.reached.wait, 60)
@@ -147,7 +154,7 @@ async def test_a_stopped_upload_leaves_no_process(hub, connect, export: Path) ->
     assert not any("hub_process" in line for line in await asyncio.to_thread(children))
 
 
-def test_names_that_no_hub_takes_are_refused_before_the_run(connect) -> None:
+def test_names_that_no_hub_takes_are_refused_before_the_run(connect: Callable[..., Hub]) -> None:
     def named(name: str | None, task: str = "t1") -> str:
         offer = msgspec.structs.replace(OFFER, expected_repo_name=name)
         return connect().repository(msgspec.structs.replace(JOB, offer=offer, task=task))

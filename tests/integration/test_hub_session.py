@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
+from bench.harness.fake_hub import FakeHub
 from shared.files import folder_digest
 from trainer_node.artifacts.hub_process import GO, Absent, Found, Reply, Request, Trouble, answer
 
@@ -37,7 +38,7 @@ def export(tmp_path: Path) -> Path:
     return folder
 
 
-def ask(hub, folder: Path | None, *, silence_s: float = 10, **values: Any) -> Reply:
+def ask(hub: FakeHub, folder: Path | None, *, silence_s: float = 10, **values: Any) -> Reply:
     go: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     go.put(GO)
     known = {"url": hub.url, "token": hub.token, "repository": REPO, "task": "t", "silence_s": silence_s}
@@ -66,7 +67,7 @@ def ask(hub, folder: Path | None, *, silence_s: float = 10, **values: Any) -> Re
     ],
 )
 def test_what_breaks_is_said_and_the_next_try_ends_with_one_commit(
-    hub, export: Path, capsys: pytest.CaptureFixture[str], kind: str, fault: Any, says: str
+    hub: FakeHub, export: Path, capsys: pytest.CaptureFixture[str], kind: str, fault: Any, says: str
 ) -> None:
     hub.fault(kind, fault)
     broken = ask(hub, export, silence_s=0.5 if fault == "hang" else 10)
@@ -79,7 +80,7 @@ def test_what_breaks_is_said_and_the_next_try_ends_with_one_commit(
     assert hub.token not in broken.error + "".join(capsys.readouterr())
 
 
-def test_a_second_try_uploads_only_what_is_missing(hub, export: Path) -> None:
+def test_a_second_try_uploads_only_what_is_missing(hub: FakeHub, export: Path) -> None:
     hub.fault("commit", 500)
     assert isinstance(ask(hub, export), Trouble)
     sent = hub.seen.count("put")
@@ -88,13 +89,13 @@ def test_a_second_try_uploads_only_what_is_missing(hub, export: Path) -> None:
     assert hub.seen.count("put") == sent
 
 
-def test_a_part_that_breaks_is_sent_again_at_once(hub, export: Path) -> None:
+def test_a_part_that_breaks_is_sent_again_at_once(hub: FakeHub, export: Path) -> None:
     hub.fault("put", "drop")
     assert isinstance(ask(hub, export), Found)
     assert hub.seen.count("put") == 5
 
 
-def test_to_look_changes_nothing(hub) -> None:
+def test_to_look_changes_nothing(hub: FakeHub) -> None:
     assert ask(hub, None) == Absent()
     hub.create({"name": "expected"})
     assert ask(hub, None) == Absent()
@@ -102,7 +103,7 @@ def test_to_look_changes_nothing(hub) -> None:
     assert set(hub.seen) == {"commits", "tree"}
 
 
-def test_what_is_not_the_tasks_is_neither_overwritten_nor_named(hub, export: Path) -> None:
+def test_what_is_not_the_tasks_is_neither_overwritten_nor_named(hub: FakeHub, export: Path) -> None:
     hub.create({"name": "expected"})
     hub.commit(REPO, "podium: another", {"model.safetensors": b"theirs"})
     for folder in (export, None):
@@ -112,7 +113,7 @@ def test_what_is_not_the_tasks_is_neither_overwritten_nor_named(hub, export: Pat
     assert len(hub.repos[REPO]) == 2
 
 
-def test_the_first_submission_stays_and_is_named(hub, export: Path) -> None:
+def test_the_first_submission_stays_and_is_named(hub: FakeHub, export: Path) -> None:
     first = ask(hub, export)
     assert hub.visibility[REPO] == "public"  # upstream has to read it, whatever an organisation's default is
     (export / "more.safetensors").write_bytes(b"another run")
@@ -120,13 +121,13 @@ def test_the_first_submission_stays_and_is_named(hub, export: Path) -> None:
     assert len(hub.repos[REPO]) == 2
 
 
-def test_what_comes_on_top_of_the_submission_changes_nothing(hub, export: Path) -> None:
+def test_what_comes_on_top_of_the_submission_changes_nothing(hub: FakeHub, export: Path) -> None:
     first = ask(hub, export)
     hub.commit(REPO, "a human edits", {"README.md": b"hello"})
     assert ask(hub, export) == first == ask(hub, None)
 
 
-def test_a_token_that_may_not_is_told_from_one_that_is_none(hub, export: Path) -> None:
+def test_a_token_that_may_not_is_told_from_one_that_is_none(hub: FakeHub, export: Path) -> None:
     assert ask(hub, export, repository="you/expected") == Trouble(
         "the token may not write to you/expected (403): it needs the right to write there"
     )

@@ -58,7 +58,7 @@ def ask(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     return ask
 
 
-def test_the_same_rows_are_tokenised_once(job: WorkerJob, ask: Callable[..., tuple[Any, bool]]):
+def test_the_same_rows_are_tokenised_once(job: WorkerJob, ask: Callable[..., tuple[Any, bool]]) -> None:
     first, made = ask(job)
     assert made
     assert (first.rows, first.dropped) == (21, {"column 'a' is empty": 1})
@@ -74,7 +74,7 @@ def test_the_same_rows_are_tokenised_once(job: WorkerJob, ask: Callable[..., tup
     assert [ask(pairs)[0].examples.group for _ in range(2)] == [2, 2]
 
 
-def test_anything_else_is_tokenised_anew(job: WorkerJob, ask: Callable[..., tuple[Any, bool]]):
+def test_anything_else_is_tokenised_anew(job: WorkerJob, ask: Callable[..., tuple[Any, bool]]) -> None:
     ask(job)
     assert ask(job, 128)[1]
     assert ask(replace(job, dataset_type=DatasetType(field_instruction="q", field_output="c")), 128)[1]
@@ -87,7 +87,7 @@ def test_anything_else_is_tokenised_anew(job: WorkerJob, ask: Callable[..., tupl
 
 def test_a_resume_needs_no_data_but_a_whole_file(
     job: WorkerJob, ask: Callable[..., tuple[Any, bool]], tmp_path: Path
-):
+) -> None:
     assert kept(tmp_path) is None
     first, _ = ask(job)
     Path(job.dataset).unlink()

@@ -31,33 +31,33 @@ def _run(rank_0: str, rank_1: str) -> tuple[int, float]:
     return Ranks(["sh", "-c", script], 2).run(), time.monotonic() - began
 
 
-def test_rank_0_says_how_it_ended():
+def test_rank_0_says_how_it_ended() -> None:
     assert _run("exit 0", "exit 0")[0] == 0
     assert _run("exit 1", "exec sleep 60")[0] == 1
     assert _run("sleep .2; exit 0", "exit 0")[0] == 0  # done earlier
 
 
-def test_who_stays_after_rank_0_is_ended():
+def test_who_stays_after_rank_0_is_ended() -> None:
     status, seconds = _run("exit 0", "exec sleep 60")
     assert status == 0
     assert seconds < 30.0
 
 
-def test_a_killed_rank_ends_all_at_once():
+def test_a_killed_rank_ends_all_at_once() -> None:
     status, seconds = _run("exec sleep 60", "kill -9 $$")
     assert status == 1
     assert seconds < GRACE_S
     assert _run("kill -9 $$", "exec sleep 60")[0] == 128 + signal.SIGKILL
 
 
-def test_a_failing_rank_leaves_rank_0_time_for_its_last_word(tmp_path: Path):
+def test_a_failing_rank_leaves_rank_0_time_for_its_last_word(tmp_path: Path) -> None:
     status, seconds = _run(f"sleep .3; touch {tmp_path}/word; exit 1", "exit 1")
     assert status == 1
     assert (tmp_path / "word").exists()
     assert seconds < GRACE_S
 
 
-def test_all_start_again_when_one_ran_out_of_memory(tmp_path: Path):
+def test_all_start_again_when_one_ran_out_of_memory(tmp_path: Path) -> None:
     mark = tmp_path / "smaller"
     status, seconds = _run(
         f"test -e {mark} || exec sleep 60", f"test -e {mark} || {{ touch {mark}; exit {AGAIN}; }}"
@@ -70,11 +70,11 @@ def test_all_start_again_when_one_ran_out_of_memory(tmp_path: Path):
     assert _run(f"test -e {mark}.0 || {{ touch {mark}.0; exit 1; }}", late)[0] == 0
 
 
-def test_memory_that_never_suffices_is_an_end():
+def test_memory_that_never_suffices_is_an_end() -> None:
     assert _run("exec sleep 60", f"exit {AGAIN}")[0] == AGAIN
 
 
-def test_sigterm_reaches_rank_0_alone(tmp_path: Path):
+def test_sigterm_reaches_rank_0_alone(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     first = f"trap 'exit 7' TERM; touch {ready}; while :; do sleep .05; done"
 
@@ -90,7 +90,7 @@ def test_sigterm_reaches_rank_0_alone(tmp_path: Path):
     assert status == 7
 
 
-def test_every_rank_inherits_what_the_parent_was_handed(tmp_path: Path):
+def test_every_rank_inherits_what_the_parent_was_handed(tmp_path: Path) -> None:
     with (tmp_path / "slot.lock").open("w") as lock:
         code = "from trainer_node.engine.distributed.launch import inherited; print(inherited())"
         done = subprocess.run(
@@ -106,7 +106,7 @@ def test_every_rank_inherits_what_the_parent_was_handed(tmp_path: Path):
         assert lock.fileno() in inherited()
 
 
-def test_a_rank_is_known_by_torchrun_s_names():
+def test_a_rank_is_known_by_torchrun_s_names() -> None:
     assert rank_of({"RANK": "3", "WORLD_SIZE": "4"}) == 3
     assert rank_of({"RANK": "3"}) is None
     assert rank_of({}) is None

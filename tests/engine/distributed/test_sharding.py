@@ -46,7 +46,7 @@ def slow(test: Callable[..., None]) -> Callable[..., None]:
 # --- pure
 
 
-def test_packs_are_dealt_out_in_turn_and_the_last_is_repeated():
+def test_packs_are_dealt_out_in_turn_and_the_last_is_repeated() -> None:
     team = [Team(rank, 2) for rank in range(2)]
     assert team[0].share("abc") == [(0, "a", True), (2, "c", True)]
     assert team[1].share("abc") == [(1, "b", True), (3, "c", False)]
@@ -54,14 +54,14 @@ def test_packs_are_dealt_out_in_turn_and_the_last_is_repeated():
     assert Team(3, 4).share([]) == []
 
 
-def test_a_plan_is_carried_out_on_the_devices_that_are_there(make_plan: Callable[..., Plan]):
+def test_a_plan_is_carried_out_on_the_devices_that_are_there(make_plan: Callable[..., Plan]) -> None:
     plan = make_plan(parallel="fsdp2", devices=4, packs_per_step=8)
     assert fitted(plan, Team(0, 2)) == make_plan(parallel="fsdp2", devices=2, packs_per_step=8)
     assert fitted(plan, ALONE).parallel == "single"
     assert fitted(make_plan(), Team(1, 2)).parallel == "ddp"
 
 
-def test_a_process_per_gpu_and_one_on_a_cpu(job: Callable[..., WorkerJob]):
+def test_a_process_per_gpu_and_one_on_a_cpu(job: Callable[..., WorkerJob]) -> None:
     assert launch.processes(job()) == 1
     assert launch.processes(job(processes=2)) == 2
     assert launch.processes(job(hardware=Hardware(device="H100", count=4, memory_bytes=2**36))) == 4
@@ -87,7 +87,7 @@ def numbers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 @pytest.mark.parametrize("way", ["ddp", "fsdp2"])
 def test_two_processes_compute_what_one_does(
     way: str, kind: str, numbers: dict[str, dict[str, torch.Tensor]]
-):
+) -> None:
     wanted, found = numbers[f"single-{kind}"], numbers[f"{way}-{kind}"]
     assert wanted.keys() == found.keys()
     assert torch.equal(found["tokens"], wanted["tokens"])
@@ -96,7 +96,7 @@ def test_two_processes_compute_what_one_does(
         torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-6)
 
 
-def test_mixed_precision_is_the_same_sharded(numbers: dict[str, dict[str, torch.Tensor]]):
+def test_mixed_precision_is_the_same_sharded(numbers: dict[str, dict[str, torch.Tensor]]) -> None:
     """Frozen bf16 beside trained fp32 in one group; sums are rounded in another order."""
     wanted, found = numbers["ddp-bf16"], numbers["fsdp2-bf16"]
     torch.testing.assert_close(found["losses"], wanted["losses"], rtol=0, atol=2e-2)
@@ -161,7 +161,7 @@ def start(tmp_path: Path, job: Callable[..., WorkerJob]) -> Callable[..., subpro
 @slow
 def test_killed_ranks_end_the_worker_and_the_next_start_is_bit_equal(
     start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
-):
+) -> None:
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     worker = start("rough")
     _wait_for_checkpoint(rough, worker)
@@ -207,7 +207,7 @@ def test_killed_ranks_end_the_worker_and_the_next_start_is_bit_equal(
 @slow
 def test_another_number_of_processes_goes_on_with_the_same_data(
     start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
-):
+) -> None:
     """Two processes by DDP, killed; two by FSDP2, stopped; one to the end: as if one had done it all."""
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     worker = start("rough")
@@ -234,7 +234,7 @@ def test_another_number_of_processes_goes_on_with_the_same_data(
 @slow
 def test_sharded_to_the_end_with_the_lock_held_by_every_process(
     start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
-):
+) -> None:
     """Choose, export and verify from shards; by a plan that had to shrink before there was a checkpoint."""
     run, lock = tmp_path / "run", tmp_path / "slot.lock"
     worker = start("run")
@@ -264,7 +264,7 @@ def test_sharded_to_the_end_with_the_lock_held_by_every_process(
 
 
 @slow
-def test_torchrun_starts_it_too(job: Callable[..., WorkerJob], tmp_path: Path):
+def test_torchrun_starts_it_too(job: Callable[..., WorkerJob], tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     path.write_bytes(encode(job(ready_by=6.0)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port"]
@@ -276,7 +276,9 @@ def test_torchrun_starts_it_too(job: Callable[..., WorkerJob], tmp_path: Path):
 
 
 @slow
-def test_what_all_ranks_fail_at_is_said_once(start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path):
+def test_what_all_ranks_fail_at_is_said_once(
+    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
     worker = start("run", model_path=str(tmp_path / "no-model"))
     assert worker.wait(WAIT_S) == 1
     outcome = _outcome(tmp_path / "run")

@@ -83,7 +83,7 @@ def _record(data: Data) -> RunRecord:
 
 def test_base_model_scores_ln_2_and_is_asked_once(
     model: torch.nn.Module, data: Data, make_run: Callable[..., Run], make_plan: Callable[..., Plan]
-):
+) -> None:
     run = make_run(TokenClock(0.0, 100.0))
     ready, base, row_s = baseline(run, model, data, make_plan())
     assert base.per_example.tolist() == [math.log(2)] * 3
@@ -96,7 +96,7 @@ def test_base_model_scores_ln_2_and_is_asked_once(
 
 def test_resumed_run_reads_the_same_pairs_and_references(
     model: torch.nn.Module, data: Data, make_run: Callable[..., Run], make_plan: Callable[..., Plan]
-):
+) -> None:
     run = make_run(WallClock(), seconds=3600.0)
     ready, *_ = baseline(run, model, data, make_plan())
     few = reference.first(run, model, ready, make_plan(expected_steps=5))
@@ -116,7 +116,7 @@ def test_a_file_that_can_not_be_used_is_made_again(
     data: Data,
     make_run: Callable[..., Run],
     make_plan: Callable[..., Plan],
-):
+) -> None:
     run = make_run(TokenClock(0.0, 100.0))
     ready, *_ = baseline(run, model, data, make_plan())
     full = reference.first(run, model, ready, make_plan())
@@ -136,7 +136,7 @@ def test_a_file_that_can_not_be_used_is_made_again(
 
 def test_a_slow_machine_uses_the_pairs_that_it_could_ask_for(
     model: torch.nn.Module, data: Data, make_run: Callable[..., Run], make_plan: Callable[..., Plan]
-):
+) -> None:
     run = make_run(_Slow(), seconds=40.0)
     dev = data.dev.with_reference(reference_logprobs(model, data.dev))
     some = reference.first(run, model, replace(data, dev=dev), make_plan(expected_steps=1000))
@@ -150,7 +150,7 @@ def test_rows_without_pairs_stay_as_they_are(
     make_examples: Callable[..., Examples],
     make_run: Callable[..., Run],
     make_plan: Callable[..., Plan],
-):
+) -> None:
     run, text = make_run(WallClock()), Data(make_examples([9, 8]), make_examples([7]), {}, 256)
     assert reference.first(run, model, text, make_plan()) is text
     assert reference.again(run, model, text, _record(text)) is text

@@ -78,7 +78,7 @@ def test_the_export_scores_like_the_trained_model(
     make_plan: Callable[..., Plan],
     make_examples: Callable[..., Examples],
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     monkeypatch.setattr(factors, "WORTH", dict.fromkeys(factors.WORTH, 0.0 if kind == "model" else 9.0))
     plan = make_plan(method, dtype=dtype, deviations=[Deviation("rank", "8192", "64", "it is enough")])
     deltas, dev = _trained(tiny_model, plan), make_examples([9, 20, 33, 12])
@@ -114,7 +114,7 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("whole")
 def test_a_wrong_export_is_noticed(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
-):
+) -> None:
     plan, dev, job = make_plan("dense"), make_examples([9, 20, 33]), _job(tiny_model)
     deltas = _trained(tiny_model, plan)
     export.write(deltas, plan, job, METRICS, tmp_path / "export")
@@ -133,7 +133,7 @@ def test_a_wrong_export_is_noticed(
 @pytest.mark.usefixtures("whole")
 def test_large_models_are_sharded_as_transformers_does(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(export, "SHARD", "100KB")
     deltas = _trained(tiny_model, make_plan("dense"))
     export.write(deltas, make_plan("dense"), _job(tiny_model), METRICS, tmp_path / "export")
@@ -144,13 +144,15 @@ def test_large_models_are_sharded_as_transformers_does(
 
 
 @pytest.mark.usefixtures("whole")
-def test_tied_weights_are_written_once(tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan]):
+def test_tied_weights_are_written_once(
+    tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan]
+) -> None:
     plan = make_plan("dense")
     export.write(_trained(tiny_model, plan), plan, _job(tiny_model), METRICS, tmp_path / "export")
     assert "lm_head.weight" not in load_file(tmp_path / "export" / "model.safetensors")
 
 
-def test_factors_hold_a_dense_delta_to_the_last_bit(make_plan: Callable[..., Plan]):
+def test_factors_hold_a_dense_delta_to_the_last_bit(make_plan: Callable[..., Plan]) -> None:
     for outputs, inputs in ((6, 4), (4, 6), (5, 5)):
         before = torch.randn(outputs, inputs, dtype=torch.bfloat16)
         delta = torch.randn(outputs, inputs, dtype=torch.bfloat16).float()
@@ -163,7 +165,9 @@ def test_factors_hold_a_dense_delta_to_the_last_bit(make_plan: Callable[..., Pla
 
 
 @pytest.mark.parametrize(("ranks", "smaller"), [((16, 16, 8), True), ((16, 16, 16), False)])
-def test_an_adapter_must_be_smaller(ranks: tuple[int, ...], smaller: bool, make_plan: Callable[..., Plan]):
+def test_an_adapter_must_be_smaller(
+    ranks: tuple[int, ...], smaller: bool, make_plan: Callable[..., Plan]
+) -> None:
     """Three matrices of 16 x 16 in a model of 1,280 weights; the first is dense."""
     kinds = ["dense", "lora", "lora"]
     modules = [
@@ -178,7 +182,7 @@ def test_an_adapter_must_be_smaller(ranks: tuple[int, ...], smaller: bool, make_
 
 def test_what_was_trained_in_fp32_is_not_rounded_to_a_bf16_model(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
-):
+) -> None:
     plan, dev, job = make_plan("dense", dtype="float32"), make_examples([9, 20, 33, 12]), _job(tiny_model)
     deltas = add_deltas(load_model(str(tiny_model), torch.bfloat16).float(), plan, seed=0)
     with torch.no_grad():
@@ -209,7 +213,7 @@ def test_what_was_trained_in_fp32_is_not_rounded_to_a_bf16_model(
         ),
     ],
 )
-def test_old_transformers_understands_the_configuration(rope: dict[str, Any], old: dict[str, Any]):
+def test_old_transformers_understands_the_configuration(rope: dict[str, Any], old: dict[str, Any]) -> None:
     config = {"model_type": "llama", "dtype": "float32", "rope_parameters": rope, "_name_or_path": "/local"}
     named = {"model_type": "llama", "torch_dtype": "bfloat16", "_name_or_path": "org/model"}
     assert stock_config(config, "org/model") == named | old
@@ -224,7 +228,7 @@ def test_too_little_memory_is_not_a_wrong_export(
     make_plan: Callable[..., Plan],
     make_examples: Callable[..., Examples],
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     plan, dev, job = make_plan("lora"), make_examples([9, 20, 33]), _job(tiny_model)
     export.write(_trained(tiny_model, plan), plan, job, METRICS, tmp_path / "export")
     monkeypatch.setattr(verify, "_free_main_memory", lambda: 1000.0)
@@ -242,7 +246,7 @@ def test_too_little_memory_is_not_a_wrong_export(
 
 def test_a_model_that_is_spread_over_places_scores_alike(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
-):
+) -> None:
     plan, dev, job = make_plan("lora"), make_examples([9, 20]), _job(tiny_model)
     export.write(_trained(tiny_model, plan), plan, job, METRICS, tmp_path / "export")
     model = verify._reload(tmp_path / "export", job, torch.float32)

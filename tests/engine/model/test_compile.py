@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:
 
 def test_no_layout_of_documents_compiles_a_layer_again(
     tiny_model: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
-):
+) -> None:
     """Compiled layers give what eager ones do, and one graph is for all packs."""
     examples, counter = make_examples([9, 20, 33, 12, 40, 7]), CompileCounter()
     deltas = add_deltas(load_model(str(tiny_model), "float32"), make_plan("lora"), 0)
@@ -49,7 +49,7 @@ def test_a_layer_is_compiled_once_however_many_there_are(
     tmp_path: Path,
     make_plan: Callable[..., Plan],
     make_examples: Callable[..., Examples],
-):
+) -> None:
     """Beyond 8 versions of one function the compiler gives up, and the layers left run eagerly."""
     torch.compiler.reset()
     config = AutoConfig.from_pretrained(tiny_model, num_hidden_layers=12)
@@ -69,7 +69,7 @@ def test_training_is_compiled_and_scoring_is_not(
     make_plan: Callable[..., Plan],
     make_examples: Callable[..., Examples],
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     """A layer that is checkpointed is left by the compiler as a whole: its parts must be compiled."""
     torch.compiler.reset()
     examples, counter = make_examples([9, 20, 33, 12, 40, 7]), CompileCounter()
@@ -99,7 +99,9 @@ def test_training_is_compiled_and_scoring_is_not(
     assert counter.frame_count == graphs
 
 
-def test_without_a_compiler_a_run_says_so_and_does_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_without_a_compiler_a_run_says_so_and_does_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("CXX", raising=False)
@@ -112,7 +114,7 @@ def test_without_a_compiler_a_run_says_so_and_does_without(monkeypatch: pytest.M
 
 def test_what_the_compiler_fails_at_runs_as_it_is(
     tiny_model: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
-):
+) -> None:
     torch.compiler.reset()
 
     def fails(*_: Any) -> Any:

@@ -76,7 +76,7 @@ def _assert_equal(found: tuple[float, dict[str, Tensor]], wanted: tuple[float, d
 @pytest.mark.parametrize("task_type", KINDS)
 def test_one_pack_eight_packs_and_one_by_one_give_the_same_step(
     task_type: TaskType, deltas: Deltas, make_rows: Callable[..., Examples]
-):
+) -> None:
     rows, loss = make_rows(task_type), loss_for(task_type)
     together = _gradients(deltas, loss, rows, [list(range(len(rows)))], sum(LENGTHS))
     size = len(rows) // 8
@@ -88,7 +88,7 @@ def test_one_pack_eight_packs_and_one_by_one_give_the_same_step(
 @pytest.mark.parametrize("task_type", KINDS)
 def test_a_document_knows_nothing_of_its_neighbours(
     task_type: TaskType, deltas: Deltas, make_rows: Callable[..., Examples]
-):
+) -> None:
     """A canary beside a row may be anything: the row's log-probabilities stay bit for bit the same."""
     rows = make_rows(task_type)
     batch = collate(rows, [1, 0, 2], 128)
@@ -112,7 +112,7 @@ def test_the_size_of_a_chunk_of_logits_does_not_matter(
     deltas: Deltas,
     make_rows: Callable[..., Examples],
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     rows, loss = make_rows(task_type), loss_for(task_type)
     packs = [list(range(len(rows)))]
     wanted = _gradients(deltas, loss, rows, packs, 256)
@@ -176,7 +176,7 @@ def dense(tiny_model: Path, make_plan: Callable[..., Plan]) -> Deltas:
 @pytest.mark.parametrize("lengths", [[21], [20, 20, 20]])  # TRL weighs tokens, the scorer and we weigh rows
 def test_loss_and_gradients_are_those_of_trl_sft(
     lengths: list[int], dense: Deltas, tiny_model: Path, make_rows: Callable[..., Examples]
-):
+) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     rows = make_rows(TaskType.INSTRUCT, lengths)
@@ -197,7 +197,7 @@ def test_loss_and_gradients_are_those_of_trl_sft(
 @pytest.mark.filterwarnings("ignore")
 def test_loss_and_gradients_are_those_of_trl_dpo(
     dense: Deltas, tiny_model: Path, make_rows: Callable[..., Examples]
-):
+) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     rows = make_rows(TaskType.DPO, [length for length in LENGTHS for _ in "cr"])
@@ -235,7 +235,7 @@ def test_loss_and_gradients_are_those_of_trl_dpo(
 @pytest.mark.timeout(600)  # a minute on an idle core
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile on a CPU needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
-def test_compiled_equals_eager(deltas: Deltas, make_rows: Callable[..., Examples]):
+def test_compiled_equals_eager(deltas: Deltas, make_rows: Callable[..., Examples]) -> None:
     rows, loss = make_rows(TaskType.INSTRUCT), loss_for(TaskType.INSTRUCT)
     packs = [list(range(8)), list(range(8, 16))]
     wanted = _gradients(deltas, loss, rows, packs, 128)

@@ -53,7 +53,7 @@ def _weights(folder: Path) -> torch.Tensor:
     return found.tensors("weights")["w"]
 
 
-def test_what_is_written_is_the_moment_of_its_beginning(tmp_path: Path, gate: Event):
+def test_what_is_written_is_the_moment_of_its_beginning(tmp_path: Path, gate: Event) -> None:
     saver, weight = _saver(tmp_path), torch.ones(3)
     saver.begin(_position(1), {"weights": {"w": weight}})
     weight.add_(1.0)  # training goes on
@@ -66,7 +66,7 @@ def test_what_is_written_is_the_moment_of_its_beginning(tmp_path: Path, gate: Ev
     assert torch.equal(_weights(tmp_path), torch.full((3,), 2.0))
 
 
-def test_without_memory_for_a_copy_training_waits(tmp_path: Path):
+def test_without_memory_for_a_copy_training_waits(tmp_path: Path) -> None:
     saver = _saver(tmp_path, most_bytes=11)
     saver.begin(_position(1), {"weights": {"w": torch.ones(3)}})
     assert torch.equal(_weights(tmp_path), torch.ones(3))
@@ -74,7 +74,7 @@ def test_without_memory_for_a_copy_training_waits(tmp_path: Path):
     assert saver.written() is None
 
 
-def test_a_full_disk_is_told_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_told_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> Path:
         raise OSError(28, "No space left on device")
 
@@ -86,7 +86,7 @@ def test_a_full_disk_is_told_to_the_run(tmp_path: Path, monkeypatch: pytest.Monk
     saver.wait()
 
 
-def test_the_best_stretch_of_training_is_kept(tmp_path: Path):
+def test_the_best_stretch_of_training_is_kept(tmp_path: Path) -> None:
     saver = _saver(tmp_path)
     for step, loss in enumerate([3.0, 2.0, 2.5, None, 9.0, 8.0], 1):
         saver.begin(_position(step, loss), {"weights": {"w": torch.ones(1)}})
@@ -98,7 +98,7 @@ def test_the_best_stretch_of_training_is_kept(tmp_path: Path):
     ]
 
 
-def test_memory_that_is_made_ready_is_what_the_first_save_copies_to(tmp_path: Path):
+def test_memory_that_is_made_ready_is_what_the_first_save_copies_to(tmp_path: Path) -> None:
     saver, weight = _saver(tmp_path), torch.ones(3)
     saver.prepare({"weights": {"w": weight}})
     saver._pool.submit(lambda: None).result(WAIT_S)

@@ -30,7 +30,7 @@ def _save(folder: Path, step: int, **tensors: torch.Tensor) -> Path:
     return checkpoint.save(folder, position, "rows", {"weights": group, "average": {}}, {"torch": "x"})
 
 
-def test_what_is_saved_comes_back(tmp_path: Path):
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     tensors = {
         "a": torch.randn(5, 7),
         "b.c/d": torch.randn(3).bfloat16(),
@@ -51,7 +51,7 @@ def test_what_is_saved_comes_back(tmp_path: Path):
     assert position.pulse.progress == 1 / 3
 
 
-def test_the_hash_made_while_writing_is_the_file_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_hash_made_while_writing_is_the_file_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "PIECE", 64)  # many pieces
     path = tmp_path / "x.safetensors"
     entry = checkpoint.write_tensors(path, {"x": torch.randn(100), "y": torch.ones(3, dtype=torch.int32)})
@@ -60,13 +60,13 @@ def test_the_hash_made_while_writing_is_the_file_s(tmp_path: Path, monkeypatch: 
     assert load_file(path)["x"].shape == (100,)
 
 
-def test_the_two_newest_are_kept(tmp_path: Path):
+def test_the_two_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 20, 300):
         _save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020", "step-00000300"]
 
 
-def test_saving_the_same_step_again_replaces_it(tmp_path: Path):
+def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     _save(tmp_path, 5)
     _save(tmp_path, 5, w=torch.zeros(2))
     found = checkpoint.newest(tmp_path, pytest.fail)
@@ -75,7 +75,7 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no manifest", "bad manifest", "missing file"])
-def test_a_damaged_checkpoint_is_reported_and_skipped(tmp_path: Path, damage: str):
+def test_a_damaged_checkpoint_is_reported_and_skipped(tmp_path: Path, damage: str) -> None:
     _save(tmp_path, 1)
     folder = _save(tmp_path, 2)
     weights, manifest = folder / "weights.safetensors", folder / "manifest.json"
@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_is_reported_and_skipped(tmp_path: Path, damage: st
     assert "step-00000002" in said[0]
 
 
-def test_of_a_checkpoint_that_is_only_scored_the_rest_is_not_read(tmp_path: Path):
+def test_of_a_checkpoint_that_is_only_scored_the_rest_is_not_read(tmp_path: Path) -> None:
     folder = _save(tmp_path, 1)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["optimizer.safetensors"] = {"bytes": 5, "sha256": "of what is lost"}
@@ -111,14 +111,16 @@ def test_of_a_checkpoint_that_is_only_scored_the_rest_is_not_read(tmp_path: Path
     assert found.manifest.position.step == 1
 
 
-def test_nothing_whole_is_nothing(tmp_path: Path):
+def test_nothing_whole_is_nothing(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path / "none", pytest.fail) is None
     folder = _save(tmp_path, 1)
     (folder / "manifest.json").unlink()
     assert checkpoint.newest(tmp_path, lambda text: None) is None
 
 
-def test_a_failed_save_leaves_the_old_one_and_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_save_leaves_the_old_one_and_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _save(tmp_path, 1)
 
     def full(*_: object) -> None:
@@ -131,7 +133,7 @@ def test_a_failed_save_leaves_the_old_one_and_no_trace(tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
-def test_clean_removes_what_a_killed_save_left(tmp_path: Path):
+def test_clean_removes_what_a_killed_save_left(tmp_path: Path) -> None:
     _save(tmp_path, 1)
     (tmp_path / ".tmp-00000002-17").mkdir()
     (tmp_path / ".tmp-00000002-17" / "weights.safetensors").write_bytes(b"half")

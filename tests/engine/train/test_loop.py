@@ -98,7 +98,7 @@ class _StopAfter(Stop):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", ["lora", "dense", "mixed"])
-def test_resumed_weights_are_bit_equal(method: str, dtype: str, build: Build):
+def test_resumed_weights_are_bit_equal(method: str, dtype: str, build: Build) -> None:
     calm, reporter, stop = build("calm", method, dtype=dtype)
     loop.train(calm, reporter, stop)
     assert calm.step > 8
@@ -118,7 +118,7 @@ def test_resumed_weights_are_bit_equal(method: str, dtype: str, build: Build):
     assert all(torch.equal(rough.average.weights[name], calm.average.weights[name]) for name in wanted)
 
 
-def test_stop_between_packs_undoes_the_step(build: Build):
+def test_stop_between_packs_undoes_the_step(build: Build) -> None:
     training, _, _ = build("run")
     before = {name: value.clone() for name, value in training.deltas.state().items()}
     cursor = training.packs.epoch, training.packs.index
@@ -128,7 +128,7 @@ def test_stop_between_packs_undoes_the_step(build: Build):
     assert all(parameter.grad is None for parameter in training.deltas.parameters.values())
 
 
-def test_training_lowers_the_loss_and_ends_with_a_checkpoint(build: Build):
+def test_training_lowers_the_loss_and_ends_with_a_checkpoint(build: Build) -> None:
     training, reporter, stop = build("run")
     first = float(loop.one_step(training, 1.0, stop))  # type: ignore[arg-type]
     loop.train(training, reporter, stop)
@@ -142,7 +142,7 @@ def test_training_lowers_the_loss_and_ends_with_a_checkpoint(build: Build):
     assert found.manifest.position.step == training.step
 
 
-def test_a_resumed_run_without_time_leaves_its_checkpoint_alone(build: Build):
+def test_a_resumed_run_without_time_leaves_its_checkpoint_alone(build: Build) -> None:
     """Writing it anew would take it away for a moment, in which a kill would lose it."""
     training, reporter, stop = build("run")
     loop.train(training, reporter, stop)
@@ -155,7 +155,7 @@ def test_a_resumed_run_without_time_leaves_its_checkpoint_alone(build: Build):
     assert newest.stat().st_ino == before
 
 
-def test_packs_go_through_every_epoch_once():
+def test_packs_go_through_every_epoch_once() -> None:
     lengths = [5, 9, 3, 7, 7, 2, 8]
     packs = Packs(lengths, 12, seed=3)
     epoch: list[list[int]] = []
@@ -167,7 +167,7 @@ def test_packs_go_through_every_epoch_once():
     assert (again.epoch, again.index) == (1, 0)
 
 
-def test_gradient_is_the_mean_over_the_step_s_examples(build: Build):
+def test_gradient_is_the_mean_over_the_step_s_examples(build: Build) -> None:
     """Two packs of one step give what one pack with all of their examples gives."""
     small, _, stop = build("small", capacity=256, rank=4)
     small.plan = replace(small.plan, dropout=0.0)
@@ -188,7 +188,7 @@ def test_gradient_is_the_mean_over_the_step_s_examples(build: Build):
         assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-7)
 
 
-def test_memory_ladder_recomputes_first_and_then_halves_the_packs(make_plan: Callable[..., Plan]):
+def test_memory_ladder_recomputes_first_and_then_halves_the_packs(make_plan: Callable[..., Plan]) -> None:
     plan = make_plan("dense", capacity=256, packs_per_step=2)
     first = step_down(plan, 60)
     assert first is not None
@@ -206,7 +206,7 @@ def test_memory_ladder_recomputes_first_and_then_halves_the_packs(make_plan: Cal
     assert step_down(cut, 65) is None
 
 
-def test_training_goes_on_with_smaller_packs(build: Build):
+def test_training_goes_on_with_smaller_packs(build: Build) -> None:
     training, reporter, stop = build("run", "dense", capacity=128)
     loop.one_step(training, 1.0, stop)
     training.packs.take(1)
@@ -221,7 +221,7 @@ def test_training_goes_on_with_smaller_packs(build: Build):
     assert training.schedule.pulse.progress == 1.0
 
 
-def test_an_average_is_kept_only_beside_all_that_was_planned(make_plan: Callable[..., Plan]):
+def test_an_average_is_kept_only_beside_all_that_was_planned(make_plan: Callable[..., Plan]) -> None:
     gpu = Hardware(device="H100", count=1, memory_bytes=80 * 2**30)
     free = usable_memory(gpu) - 4 * 2**30
     assert averages(make_plan("dense", memory_bytes=free), 4 * 2**30, gpu)
@@ -229,7 +229,7 @@ def test_an_average_is_kept_only_beside_all_that_was_planned(make_plan: Callable
     assert not averages(make_plan("dense", memory_bytes=0), 9 * 2**30, gpu)
 
 
-def test_running_out_of_memory_is_told_from_other_errors():
+def test_running_out_of_memory_is_told_from_other_errors() -> None:
     assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"))
@@ -242,7 +242,9 @@ def test_running_out_of_memory_is_told_from_other_errors():
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
 
-def test_a_cursor_into_packs_of_another_capacity_goes_on_with_the_next_epoch(build: Build, tmp_path: Path):
+def test_a_cursor_into_packs_of_another_capacity_goes_on_with_the_next_epoch(
+    build: Build, tmp_path: Path
+) -> None:
     """A process that is killed after it shrank restores what was saved before."""
     training, reporter, stop = build("run", capacity=80)
     loop.one_step(training, 1.0, stop)

@@ -24,7 +24,7 @@ def _schedule(costs: Costs | None = None, **changes: float) -> Schedule:
     )
 
 
-def test_rate_warms_up_and_ends_at_exactly_zero():
+def test_rate_warms_up_and_ends_at_exactly_zero() -> None:
     assert multiplier(0.0, 0.03) == 0.0
     assert multiplier(0.03, 0.03) == 1.0
     assert multiplier(0.515, 0.03) == pytest.approx(0.5)
@@ -34,7 +34,7 @@ def test_rate_warms_up_and_ends_at_exactly_zero():
 
 
 @given(st.floats(0, 1), st.floats(0, 0.5))
-def test_rate_stays_within_bounds(progress: float, warmup: float):
+def test_rate_stays_within_bounds(progress: float, warmup: float) -> None:
     assert 0.0 <= multiplier(progress, warmup) <= 1.0
 
 
@@ -42,7 +42,7 @@ def test_rate_stays_within_bounds(progress: float, warmup: float):
     st.lists(st.tuples(st.floats(0, 3000), st.integers(0, 2_000_000), st.floats(0, 100)), max_size=30),
     st.floats(0, 30),
 )
-def test_progress_never_goes_back(moments: list[tuple[float, int, float]], save_s: float):
+def test_progress_never_goes_back(moments: list[tuple[float, int, float]], save_s: float) -> None:
     schedule = _schedule(max_tokens=1e6)
     seen = 0.0
     for now, tokens, step_s in moments:
@@ -54,7 +54,7 @@ def test_progress_never_goes_back(moments: list[tuple[float, int, float]], save_
         schedule.saved(save_s, 0.0)
 
 
-def test_progress_is_the_larger_share_of_time_and_tokens():
+def test_progress_is_the_larger_share_of_time_and_tokens() -> None:
     schedule = _schedule(max_tokens=1000)
     assert schedule.update(20.0, 300) == pytest.approx(0.3)
     middle = (20.0 + schedule.end_at) / 2
@@ -62,7 +62,7 @@ def test_progress_is_the_larger_share_of_time_and_tokens():
     assert schedule.update(middle, 1000) == 1.0
 
 
-def test_training_ends_before_the_closing_and_one_late_step():
+def test_training_ends_before_the_closing_and_one_late_step() -> None:
     schedule = _schedule()
     schedule.stepped(8.0)
     end = schedule.end_at
@@ -71,7 +71,7 @@ def test_training_ends_before_the_closing_and_one_late_step():
     assert end + 8.0 + schedule.costs.closing_s <= 1000.0
 
 
-def test_what_is_kept_in_reserve_pays_for_scoring_and_verifying():
+def test_what_is_kept_in_reserve_pays_for_scoring_and_verifying() -> None:
     schedule = _schedule()
     schedule.stepped(8.0)
     last_step, freeing_s = 8.0, 0.9  # begun just before the end
@@ -79,7 +79,7 @@ def test_what_is_kept_in_reserve_pays_for_scoring_and_verifying():
     assert affordable(left, schedule.costs) >= {Part.VERIFY, Part.SCORE}
 
 
-def test_one_slow_first_step_does_not_eat_the_budget():
+def test_one_slow_first_step_does_not_eat_the_budget() -> None:
     schedule = _schedule()
     schedule.stepped(90.0)
     for _ in range(4):
@@ -87,7 +87,7 @@ def test_one_slow_first_step_does_not_eat_the_budget():
     assert schedule.step_s == 6.0
 
 
-def test_reserve_is_replaced_by_what_is_measured():
+def test_reserve_is_replaced_by_what_is_measured() -> None:
     schedule = _schedule()
     before = schedule.end_at
     schedule.saved(21.0, 0.0)  # the last save is half of one, beside 5 s of scoring
@@ -96,7 +96,7 @@ def test_reserve_is_replaced_by_what_is_measured():
 
 @pytest.mark.parametrize("step_s", [0.5, 5.0, 20.0])
 @pytest.mark.parametrize("save_s", [0.1, 3.0])
-def test_first_checkpoint_is_on_disk_by_a_tenth_of_the_budget(step_s: float, save_s: float):
+def test_first_checkpoint_is_on_disk_by_a_tenth_of_the_budget(step_s: float, save_s: float) -> None:
     schedule = _schedule(Costs(save_s=save_s))
     now = schedule.pulse.begun_at
     while True:
@@ -107,7 +107,7 @@ def test_first_checkpoint_is_on_disk_by_a_tenth_of_the_budget(step_s: float, sav
     assert now + save_s <= FIRST_SAVE * 1000.0
 
 
-def test_the_first_checkpoint_waits_for_no_more_than_an_interval():
+def test_the_first_checkpoint_waits_for_no_more_than_an_interval() -> None:
     schedule = _schedule(Costs(save_s=0.05), interval_s=10.0)
     begun = now = schedule.pulse.begun_at
     while not schedule.save_due(now):
@@ -116,7 +116,7 @@ def test_the_first_checkpoint_waits_for_no_more_than_an_interval():
     assert 10.0 <= now - begun < 11.0
 
 
-def test_saves_keep_to_their_interval_and_share():
+def test_saves_keep_to_their_interval_and_share() -> None:
     schedule = _schedule(interval_s=10.0)
     now, saves = 20.0, 0
     while schedule.update(now, 0) < 1.0:
@@ -131,14 +131,14 @@ def test_saves_keep_to_their_interval_and_share():
     assert schedule.pulse.saving_s + 2.0 <= SAVE_SHARE * now + 2.0
 
 
-def test_no_save_is_begun_that_the_last_one_would_wait_for():
+def test_no_save_is_begun_that_the_last_one_would_wait_for() -> None:
     schedule = _schedule(Costs(save_s=8.0), interval_s=1.0)
     schedule.save_begun(20.0, 0.0)
     assert schedule.save_due(schedule.end_at - 11.0)
     assert not schedule.save_due(schedule.end_at - 9.0)
 
 
-def test_closing_skips_in_the_stated_order():
+def test_closing_skips_in_the_stated_order() -> None:
     costs = Costs(load_s=4.0, score_s=20.0, export_s=4.0, verify_s=4.0)
     kept = [affordable(left, costs) for left in (0.0, 5.9, 16.1, 41.1, 66.1)]
     assert kept[0] == kept[1] == frozenset()
@@ -147,7 +147,7 @@ def test_closing_skips_in_the_stated_order():
     assert kept[4] == {Part.VERIFY, Part.SCORE, Part.AVERAGE}
 
 
-def test_first_and_last_step_are_not_wasted():
+def test_first_and_last_step_are_not_wasted() -> None:
     schedule = _schedule()
     assert schedule.rate() > 0.1
     schedule.pulse.step_s = [10.0]

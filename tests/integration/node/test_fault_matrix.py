@@ -14,7 +14,8 @@ import pytest
 
 from podium.local.nats_server import Broker
 from shared import subjects
-from shared.messages import Claimed, ErrorCode, ResultStatus, encode
+from shared.messages import Claimed, ErrorCode, ResultStatus, StateRecord, encode
+from tests.integration.node.conftest import World
 
 # Run by every Python that has its folder in PYTHONPATH: the wall clock jumps as a file says.
 JUMPING_CLOCK = """
@@ -30,7 +31,7 @@ time.time = _jumped
 """
 
 
-def claims(chain) -> list[Claimed]:
+def claims(chain: list[StateRecord]) -> list[Claimed]:
     return [record for record in chain if isinstance(record, Claimed)]
 
 
@@ -88,7 +89,7 @@ async def link(broker: Broker) -> AsyncIterator[Link]:
 
 
 @pytest.mark.fault("F6")
-async def test_a_broker_that_hangs_stops_no_training(world) -> None:
+async def test_a_broker_that_hangs_stops_no_training(world: World) -> None:
     node = world.node().start()
     await world.give(steps=60)
     await world.trained(node, 5)
@@ -104,7 +105,9 @@ async def test_a_broker_that_hangs_stops_no_training(world) -> None:
 
 @pytest.mark.fault("F7", "F8")
 @pytest.mark.parametrize("mode", ["deaf", "cut"])
-async def test_a_node_cut_off_from_the_broker_is_succeeded_and_fenced(world, link: Link, mode: str) -> None:
+async def test_a_node_cut_off_from_the_broker_is_succeeded_and_fenced(
+    world: World, link: Link, mode: str
+) -> None:
     lease = {"lease_ttl_s": 4, "lease_trust_s": 3}
     lonely = world.node("lonely", nats_url=f"nats://127.0.0.1:{await link.serve()}", **lease).start()
     await world.give(steps=120)  # longer than the lease is trusted
@@ -122,7 +125,7 @@ async def test_a_node_cut_off_from_the_broker_is_succeeded_and_fenced(world, lin
 
 
 @pytest.mark.fault("F8")
-async def test_a_node_that_hears_no_answers_writes_nothing_twice(world, link: Link) -> None:
+async def test_a_node_that_hears_no_answers_writes_nothing_twice(world: World, link: Link) -> None:
     """What it sends is stored, the answers are lost: around claim, submitting and result in turn."""
     node = world.node(nats_url=f"nats://127.0.0.1:{await link.serve()}").start()
     await world.until(world.lease, 60, "no lease")
@@ -145,7 +148,9 @@ async def test_a_node_that_hears_no_answers_writes_nothing_twice(world, link: Li
 
 @pytest.mark.fault("F13")
 @pytest.mark.parametrize("jump_s", [3600, -3600])
-async def test_a_clock_that_jumps_loses_no_lease_and_submits_once(world, tmp_path: Path, jump_s: int) -> None:
+async def test_a_clock_that_jumps_loses_no_lease_and_submits_once(
+    world: World, tmp_path: Path, jump_s: int
+) -> None:
     folder, jump = tmp_path / "clock", tmp_path / "jump"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(JUMPING_CLOCK)
@@ -186,7 +191,7 @@ def poison(job: bytes, slot: str) -> Iterator[tuple[str, bytes]]:
 
 
 @pytest.mark.fault("F14")
-async def test_what_is_no_job_ends_none_and_holds_up_none(world) -> None:
+async def test_what_is_no_job_ends_none_and_holds_up_none(world: World) -> None:
     node = world.node().start()
     job = await world.give(steps=100)
     await world.trained(node, 3)
@@ -211,7 +216,7 @@ async def test_what_is_no_job_ends_none_and_holds_up_none(world) -> None:
 
 
 @pytest.mark.fault("F18")
-async def test_sigterm_of_broker_and_worker_in_the_middle_of_a_job(world) -> None:
+async def test_sigterm_of_broker_and_worker_in_the_middle_of_a_job(world: World) -> None:
     """SIGTERM of a node: test_node.py; of a gateway: test_gateway_process.py; of `podium up`: tests/e2e."""
     node = world.node().start()
     await world.give(steps=60)
@@ -256,7 +261,7 @@ def small_memory() -> Iterator[Callable[[int], None]]:
 
 
 async def test_a_worker_that_the_kernel_kills_for_memory_is_known_as_such(
-    world, small_memory: Callable[[int], None]
+    world: World, small_memory: Callable[[int], None]
 ) -> None:
     node = world.node(max_attempts=1).start()
     small_memory(node.process.pid)

@@ -25,6 +25,7 @@ from shared.errors import BusError, BusTimeoutError
 from shared.messages import ErrorCode, ResultStatus
 from shared.net import free_port
 from shared.settings import load_settings
+from tests.integration.node.conftest import World
 
 WATCH_SCRIPT = Path(__file__).parents[3] / "deploy" / "nats-watch.sh"
 CHUNK = 4096
@@ -185,7 +186,7 @@ async def test_a_broker_that_doesn_t_answer_is_started_again(broker: Broker) -> 
 
 @pytest.mark.fault("F10")
 async def test_a_full_disk_fails_the_job_by_its_name_and_the_slot_goes_on(
-    world, small_disk: Callable[[str, int], SmallDisk]
+    world: World, small_disk: Callable[[str, int], SmallDisk]
 ) -> None:
     disk = small_disk("nodes", 8)
     node = world.node().start()
@@ -202,7 +203,7 @@ async def test_a_full_disk_fails_the_job_by_its_name_and_the_slot_goes_on(
 
 @pytest.mark.fault("F10")
 async def test_a_disk_that_is_full_before_the_start_is_waited_for(
-    world, small_disk: Callable[[str, int], SmallDisk]
+    world: World, small_disk: Callable[[str, int], SmallDisk]
 ) -> None:
     disk = small_disk("nodes", 8)
     node = world.node()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,10 @@ from shared.messages import (
     decode_progress,
     encode,
 )
+from tests.integration.node.conftest import World
 
 
-async def test_a_job_becomes_one_submission(world) -> None:
+async def test_a_job_becomes_one_submission(world: World) -> None:
     node = world.node().start()
     job = await world.give()
     result = await world.result()
@@ -42,7 +44,7 @@ async def test_a_job_becomes_one_submission(world) -> None:
     assert events == [("acquired", "job1"), ("released", "job1")]
 
 
-async def test_jobs_follow_each_other_and_old_runs_are_cleaned(world) -> None:
+async def test_jobs_follow_each_other_and_old_runs_are_cleaned(world: World) -> None:
     node = world.node().start()
     for number in range(3):
         await world.give(f"t{number}", steps=5, step_s=0.01)
@@ -51,14 +53,14 @@ async def test_jobs_follow_each_other_and_old_runs_are_cleaned(world) -> None:
     assert len(list((node.folder / "runs").glob("*/export/adapter.txt"))) == 3
 
 
-async def test_heartbeats_and_progress_are_heard(world) -> None:
+async def test_heartbeats_and_progress_are_heard(world: World) -> None:
     beats: list[Heartbeat] = []
     told: list[Progress] = []
 
-    async def hear_beat(message) -> None:
+    async def hear_beat(message: Any) -> None:
         beats.append(decode_heartbeat(message.data))
 
-    async def hear_progress(message) -> None:
+    async def hear_progress(message: Any) -> None:
         told.append(decode_progress(message.data))
 
     await world.bus.subscribe(subjects.heartbeat("a"), hear_beat)
@@ -79,7 +81,7 @@ async def test_heartbeats_and_progress_are_heard(world) -> None:
 
 
 @pytest.mark.fault("F18")
-async def test_sigterm_drains_and_the_next_life_resumes(world) -> None:
+async def test_sigterm_drains_and_the_next_life_resumes(world: World) -> None:
     node = world.node().start()
     await world.give(steps=30, checkpoint_every=1000)
     await world.trained(node, 8)
@@ -96,7 +98,7 @@ async def test_sigterm_drains_and_the_next_life_resumes(world) -> None:
     assert result.digest == world.submitted()
 
 
-async def test_a_worker_that_ignores_sigterm_is_killed_at_drain(world) -> None:
+async def test_a_worker_that_ignores_sigterm_is_killed_at_drain(world: World) -> None:
     node = world.node(stop_grace_s=0.5).start()
     await world.give(steps=500, ignore_sigterm=True)
     await world.trained(node, 3)
@@ -108,7 +110,7 @@ async def test_a_worker_that_ignores_sigterm_is_killed_at_drain(world) -> None:
 
 
 @pytest.mark.fault("F15")
-async def test_two_nodes_in_one_folder_is_refused(world) -> None:
+async def test_two_nodes_in_one_folder_is_refused(world: World) -> None:
     first = world.node().start()
     await world.give(steps=5)
     await world.result()
@@ -117,7 +119,7 @@ async def test_two_nodes_in_one_folder_is_refused(world) -> None:
     assert "another trainer node works in" in first.log
 
 
-async def test_no_broker_is_one_clear_line(world) -> None:
+async def test_no_broker_is_one_clear_line(world: World) -> None:
     await world.broker.stop(kill=True)
     node = world.node(nats_connect_timeout_s=0.5).start()
     assert await node.wait() == 1
@@ -125,13 +127,13 @@ async def test_no_broker_is_one_clear_line(world) -> None:
     assert "Traceback" not in node.log
 
 
-async def test_a_bad_setting_is_one_clear_line(world) -> None:
+async def test_a_bad_setting_is_one_clear_line(world: World) -> None:
     node = world.node(lease_ttl_s=0.1).start()
     assert await node.wait() == 2
     assert "Traceback" not in node.log
 
 
-async def test_data_outside_the_allowed_folders_fails_the_job_without_a_worker(world) -> None:
+async def test_data_outside_the_allowed_folders_fails_the_job_without_a_worker(world: World) -> None:
     node = world.node().start()
     await world.give(dataset="/etc/passwd")
     result = await world.result()
@@ -140,7 +142,7 @@ async def test_data_outside_the_allowed_folders_fails_the_job_without_a_worker(w
     assert not (node.folder / "worker.json").exists()
 
 
-async def test_a_failure_that_would_repeat_ends_the_job_at_once(world) -> None:
+async def test_a_failure_that_would_repeat_ends_the_job_at_once(world: World) -> None:
     world.node().start()
     await world.give(fail="bad_data")
     result = await world.result()
@@ -148,7 +150,7 @@ async def test_a_failure_that_would_repeat_ends_the_job_at_once(world) -> None:
     assert sum(isinstance(record, Claimed) for record in await world.chain()) == 1
 
 
-async def test_a_cancelled_job_stops_its_worker_and_frees_the_slot(world) -> None:
+async def test_a_cancelled_job_stops_its_worker_and_frees_the_slot(world: World) -> None:
     node = world.node().start()
     job = await world.give(steps=500)
     await world.trained(node, 3)

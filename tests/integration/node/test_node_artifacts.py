@@ -13,15 +13,19 @@ from typing import Any
 import nats.js
 import pytest
 
+from bench.harness.fake_hub import FakeHub
 from shared.broker.streams import bootstrap
 from shared.files import digest_of, file_digest, folder_digest
 from shared.messages import Claimed, ResultStatus
+from tests.integration.node.conftest import NodeProcess, World
 from trainer_node.fault_injection import VARIABLE, KillPoint
 
 REPO = "me/podium-job1"
 
 
-async def test_a_node_killed_between_store_and_result_leaves_a_submission_that_any_other_names(world) -> None:
+async def test_a_node_killed_between_store_and_result_leaves_a_submission_that_any_other_names(
+    world: World,
+) -> None:
     """The heir has another disk, and only the object store to go by."""
     await bootstrap(world.bus, world.make_settings(artifacts_kind="object"))
     values = {"artifacts_kind": "object"}
@@ -41,7 +45,7 @@ async def test_a_node_killed_between_store_and_result_leaves_a_submission_that_a
     assert [info.name for info in await bucket.list()] == [f"job1/{result.digest}"]
 
 
-async def test_a_node_killed_before_it_stored_stores_once(world) -> None:
+async def test_a_node_killed_before_it_stored_stores_once(world: World) -> None:
     await bootstrap(world.bus, world.make_settings(artifacts_kind="object"))
     node = world.node(artifacts_kind="object")
     node.environment[VARIABLE] = KillPoint.ANNOUNCED
@@ -57,7 +61,7 @@ async def test_a_node_killed_before_it_stored_stores_once(world) -> None:
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-async def test_a_result_tells_upstreams_hash_if_it_is_to_be_told(world, wanted: bool) -> None:
+async def test_a_result_tells_upstreams_hash_if_it_is_to_be_told(world: World, wanted: bool) -> None:
     world.node(upstream_model_hash=wanted).start()
     await world.give(steps=3, step_s=0.01, adapter_config="{}")
     result = await world.result(timeout_s=60)
@@ -66,7 +70,7 @@ async def test_a_result_tells_upstreams_hash_if_it_is_to_be_told(world, wanted: 
     assert result.model_hash == (expected if wanted else None)
 
 
-def hub_node(world, hub, name: str = "one", **values: Any):
+def hub_node(world: World, hub: FakeHub, name: str = "one", **values: Any) -> NodeProcess:
     token = world.folder / "token"
     token.write_text(hub.token)
     known = {
@@ -78,7 +82,7 @@ def hub_node(world, hub, name: str = "one", **values: Any):
     return world.node(name, **(known | values))
 
 
-def uploads(hub) -> list[str]:
+def uploads(hub: FakeHub) -> list[str]:
     """Processes that upload to this hub."""
     variable = f"PODIUM_HUB_URL={hub.url}\0".encode()
     found = []
@@ -90,13 +94,13 @@ def uploads(hub) -> list[str]:
     return found
 
 
-def committed(hub) -> list[str]:
+def committed(hub: FakeHub) -> list[str]:
     return [commit["title"] for commit in hub.repos.get(REPO, [])]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_a_node_killed_at_every_step_of_an_upload_commits_once(world, hub) -> None:
+async def test_a_node_killed_at_every_step_of_an_upload_commits_once(world: World, hub: FakeHub) -> None:
     node = hub_node(world, hub)
     await world.give(seconds=600, steps=3, step_s=0.01)
     for kind, after in [
@@ -136,7 +140,7 @@ async def test_a_node_killed_at_every_step_of_an_upload_commits_once(world, hub)
     [("commit", 60, "could not be stored: .* answers 503"), ("commits", 1, "nobody knows whether")],
 )
 async def test_a_hub_of_no_use_at_upstreams_deadline_fails_the_task_and_says_why(
-    world, hub, kind: str, patience_s: float, says: str
+    world: World, hub: FakeHub, kind: str, patience_s: float, says: str
 ) -> None:
     """The life before had put the submission on disk when it died, and now it is late."""
     hub.fault(kind, *[503] * 1000)
@@ -152,7 +156,7 @@ async def test_a_hub_of_no_use_at_upstreams_deadline_fails_the_task_and_says_why
     assert "podium: job1" not in committed(hub)
 
 
-async def test_a_hub_that_comes_back_in_time_gets_the_submission(world, hub) -> None:
+async def test_a_hub_that_comes_back_in_time_gets_the_submission(world: World, hub: FakeHub) -> None:
     """While it is away nobody knows what it holds: no second announcement, no worker, no result."""
     hub.fault("commits", "drop", 502)
     node = hub_node(world, hub).start()
@@ -163,7 +167,9 @@ async def test_a_hub_that_comes_back_in_time_gets_the_submission(world, hub) -> 
     assert "will try again" in node.log
 
 
-async def test_a_drain_does_not_wait_for_an_upload_and_the_next_life_ends_it(world, hub) -> None:
+async def test_a_drain_does_not_wait_for_an_upload_and_the_next_life_ends_it(
+    world: World, hub: FakeHub
+) -> None:
     hold = hub.hold("put")
     node = hub_node(world, hub).start()
     await world.give(seconds=600, steps=3, step_s=0.01)
@@ -177,7 +183,7 @@ async def test_a_drain_does_not_wait_for_an_upload_and_the_next_life_ends_it(wor
     assert committed(hub) == ["initial commit", "podium: job1"]
 
 
-async def test_a_name_that_no_hub_takes_fails_before_the_run(world, hub) -> None:
+async def test_a_name_that_no_hub_takes_fails_before_the_run(world: World, hub: FakeHub) -> None:
     node = hub_node(world, hub).start()
     await world.give("-")
     result = await world.result("-", timeout_s=60)

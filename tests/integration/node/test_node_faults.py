@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from shared.messages import Claimed, ResultStatus, Submitting
+from shared.messages import Claimed, ResultStatus, StateRecord, Submitting
+from tests.integration.node.conftest import World
 from trainer_node.worker.slot_lock import start_time
 
 SCRIPTED_WORKER = Path(__file__).parents[3] / "bench" / "harness" / "scripted_worker.py"
 
 
-def claims(chain) -> list[Claimed]:
+def claims(chain: list[StateRecord]) -> list[Claimed]:
     return [record for record in chain if isinstance(record, Claimed)]
 
 
-async def test_a_killed_node_adopts_its_worker(world) -> None:
+async def test_a_killed_node_adopts_its_worker(world: World) -> None:
     node = world.node().start()
     await world.give(steps=200)  # longer than a node takes to start on a busy machine
     await world.trained(node, 5)
@@ -42,7 +43,7 @@ async def test_a_killed_node_adopts_its_worker(world) -> None:
     assert [line["event"] for line in node.slot_log()] == ["acquired", "adopted", "released"]
 
 
-async def test_a_worker_without_its_file_is_adopted_by_its_lock(world) -> None:
+async def test_a_worker_without_its_file_is_adopted_by_its_lock(world: World) -> None:
     """The node was killed between the spawn and the writing of worker.json."""
     node = world.node().start()
     await world.give(steps=200)  # longer than a node takes to start on a busy machine
@@ -56,7 +57,7 @@ async def test_a_worker_without_its_file_is_adopted_by_its_lock(world) -> None:
     assert world.steps(node) == list(range(1, 201))
 
 
-async def test_a_worker_that_finished_while_no_node_was_there_is_submitted(world) -> None:
+async def test_a_worker_that_finished_while_no_node_was_there_is_submitted(world: World) -> None:
     node = world.node().start()
     await world.give(steps=20)
     await world.trained(node, 5)
@@ -68,7 +69,7 @@ async def test_a_worker_that_finished_while_no_node_was_there_is_submitted(world
     assert [line["event"] for line in node.slot_log()] == ["acquired", "released"]
 
 
-async def test_a_killed_worker_resumes_and_does_not_count_after_progress(world) -> None:
+async def test_a_killed_worker_resumes_and_does_not_count_after_progress(world: World) -> None:
     node = world.node().start()
     await world.give(steps=34, checkpoint_every=3)
     for reached in (8, 15, 22, 29):  # four kills, one more than the limit
@@ -82,7 +83,7 @@ async def test_a_killed_worker_resumes_and_does_not_count_after_progress(world) 
     assert result.digest == world.submitted()
 
 
-async def test_three_deaths_without_progress_fail_the_job_with_its_error(world) -> None:
+async def test_three_deaths_without_progress_fail_the_job_with_its_error(world: World) -> None:
     node = world.node().start()
     await world.give(die_at=3, checkpoint_every=1000, last_line="RuntimeError: the reason")
     result = await world.result()
@@ -95,7 +96,7 @@ async def test_three_deaths_without_progress_fail_the_job_with_its_error(world) 
     assert node.process.poll() is None
 
 
-async def test_a_worker_that_can_not_be_started_uses_up_no_attempt(world, tmp_path) -> None:
+async def test_a_worker_that_can_not_be_started_uses_up_no_attempt(world: World, tmp_path: Path) -> None:
     """One death is counted once, however often the start after it fails (the program is gone)."""
     program = tmp_path / "worker"
     real = shlex.join([sys.executable, str(SCRIPTED_WORKER)])
@@ -119,7 +120,7 @@ async def test_a_worker_that_can_not_be_started_uses_up_no_attempt(world, tmp_pa
     assert node.process.poll() is None
 
 
-async def test_a_failure_that_may_pass_counts_like_a_death(world) -> None:
+async def test_a_failure_that_may_pass_counts_like_a_death(world: World) -> None:
     world.node().start()
     await world.give(fail="out_of_memory")
     result = await world.result()
@@ -127,7 +128,7 @@ async def test_a_failure_that_may_pass_counts_like_a_death(world) -> None:
     assert [claim.attempt for claim in claims(await world.chain())] == [1, 2, 3]
 
 
-async def test_a_hanging_worker_is_killed_and_resumed_without_counting(world) -> None:
+async def test_a_hanging_worker_is_killed_and_resumed_without_counting(world: World) -> None:
     node = world.node(hang_s=1.5, stop_grace_s=1).start()
     await world.give(steps=20, hang_at=8)
     result = await world.result()
@@ -137,7 +138,7 @@ async def test_a_hanging_worker_is_killed_and_resumed_without_counting(world) ->
 
 
 @pytest.mark.fault("F3")
-async def test_the_broker_dies_mid_job_and_training_goes_on(world) -> None:
+async def test_the_broker_dies_mid_job_and_training_goes_on(world: World) -> None:
     node = world.node().start()
     await world.give(steps=80)
     await world.trained(node, 5)
@@ -154,7 +155,7 @@ async def test_the_broker_dies_mid_job_and_training_goes_on(world) -> None:
 
 
 @pytest.mark.fault("F3")
-async def test_an_outcome_waits_for_the_broker(world) -> None:
+async def test_an_outcome_waits_for_the_broker(world: World) -> None:
     node = world.node().start()
     await world.give(steps=20)
     await world.trained(node, 5)
@@ -170,7 +171,7 @@ async def test_an_outcome_waits_for_the_broker(world) -> None:
 
 
 @pytest.mark.fault("F3")
-async def test_the_broker_dies_again_and_again_around_the_submit(world) -> None:
+async def test_the_broker_dies_again_and_again_around_the_submit(world: World) -> None:
     world.node().start()
     for number in range(4):
         task = f"t{number}"
@@ -185,7 +186,7 @@ async def test_the_broker_dies_again_and_again_around_the_submit(world) -> None:
 
 
 @pytest.mark.fault("F19")
-async def test_a_node_killed_again_and_again_submits_once(world) -> None:
+async def test_a_node_killed_again_and_again_submits_once(world: World) -> None:
     node = world.node().start()
     await world.give(steps=30, step_s=0.03)
     chain = []
@@ -201,7 +202,7 @@ async def test_a_node_killed_again_and_again_submits_once(world) -> None:
 
 
 @pytest.mark.fault("F15")
-async def test_only_the_lease_holder_works(world) -> None:
+async def test_only_the_lease_holder_works(world: World) -> None:
     first = world.node("one").start()
     await world.until(world.lease, 60, "no lease")
     second = world.node("two").start()
@@ -217,7 +218,7 @@ async def test_only_the_lease_holder_works(world) -> None:
 
 
 @pytest.mark.fault("F5")
-async def test_a_stale_node_is_fenced(world) -> None:
+async def test_a_stale_node_is_fenced(world: World) -> None:
     stale = world.node("stale").start()
     await world.give(steps=100)
     await world.trained(stale, 5)
@@ -238,7 +239,7 @@ async def test_a_stale_node_is_fenced(world) -> None:
 
 
 @pytest.mark.fault("F5")
-async def test_a_stale_node_with_a_finished_run_does_not_submit(world) -> None:
+async def test_a_stale_node_with_a_finished_run_does_not_submit(world: World) -> None:
     stale = world.node("stale").start()
     await world.give(steps=10)
     await world.trained(stale, 3)
@@ -254,7 +255,7 @@ async def test_a_stale_node_with_a_finished_run_does_not_submit(world) -> None:
     assert [record.node for record in submitting] == [heir.node_id]
 
 
-async def test_no_checkpoint_by_the_deadline_expires(world) -> None:
+async def test_no_checkpoint_by_the_deadline_expires(world: World) -> None:
     node = world.node().start()
     await world.until(world.lease, 60, "no lease")
     await world.give(seconds=4, steps=1000, no_checkpoints=True)
@@ -263,14 +264,14 @@ async def test_no_checkpoint_by_the_deadline_expires(world) -> None:
     assert [line["event"] for line in node.slot_log()] == ["acquired", "released"]
 
 
-async def test_a_job_found_after_its_deadline_expires(world) -> None:
+async def test_a_job_found_after_its_deadline_expires(world: World) -> None:
     await world.give(seconds=0.1)
     await asyncio.sleep(0.2)
     world.node().start()
     assert (await world.result()).status is ResultStatus.EXPIRED
 
 
-async def test_a_deadline_missed_by_a_dead_node_still_submits_its_checkpoint(world) -> None:
+async def test_a_deadline_missed_by_a_dead_node_still_submits_its_checkpoint(world: World) -> None:
     node = world.node().start()
     job = await world.give(seconds=10, steps=1000, checkpoint_every=5)
     await world.trained(node, 12)
@@ -285,7 +286,7 @@ async def test_a_deadline_missed_by_a_dead_node_still_submits_its_checkpoint(wor
     assert result.metrics.steps >= 10
 
 
-async def test_a_stored_submission_is_named_whatever_else_is_lost(world) -> None:
+async def test_a_stored_submission_is_named_whatever_else_is_lost(world: World) -> None:
     """The node died after storing, its run folder is gone, and the deadline has passed."""
     node = world.node()
     await world.give(seconds=0.1)
@@ -300,7 +301,7 @@ async def test_a_stored_submission_is_named_whatever_else_is_lost(world) -> None
     assert json.loads(json.dumps(result.artifact)) == str(stored.absolute())
 
 
-async def test_a_drain_does_not_wait_for_a_broker_that_is_down(world) -> None:
+async def test_a_drain_does_not_wait_for_a_broker_that_is_down(world: World) -> None:
     node = world.node().start()
     await world.give(steps=200)
     await world.trained(node, 5)
@@ -315,7 +316,7 @@ async def test_a_drain_does_not_wait_for_a_broker_that_is_down(world) -> None:
     assert world.steps(node).count(stopped_at) == 1
 
 
-async def test_a_run_that_has_begun_goes_on_when_its_data_is_allowed_no_more(world) -> None:
+async def test_a_run_that_has_begun_goes_on_when_its_data_is_allowed_no_more(world: World) -> None:
     node = world.node().start()
     await world.give(steps=60)
     await world.trained(node, 5)
@@ -325,7 +326,7 @@ async def test_a_run_that_has_begun_goes_on_when_its_data_is_allowed_no_more(wor
     assert (await world.result()).status is ResultStatus.SUBMITTED
 
 
-async def test_a_folder_that_cannot_be_cleaned_does_not_hold_the_slot(world) -> None:
+async def test_a_folder_that_cannot_be_cleaned_does_not_hold_the_slot(world: World) -> None:
     node = world.node().start()
     await world.give(steps=20)
     await world.trained(node, 5)
@@ -336,7 +337,7 @@ async def test_a_folder_that_cannot_be_cleaned_does_not_hold_the_slot(world) -> 
     assert "run folder not cleaned" in node.log
 
 
-async def test_the_run_of_an_older_job_of_the_same_name_is_not_taken_for_this_one(world) -> None:
+async def test_the_run_of_an_older_job_of_the_same_name_is_not_taken_for_this_one(world: World) -> None:
     node = world.node().start()
     await world.give(steps=5)
     first = await world.result()

@@ -16,6 +16,7 @@ import pytest
 from shared.broker.bus import Bus
 from shared.messages import Claimed, Hardware, Job, ResultStatus, StateRecord
 from shared.settings import Settings
+from tests.integration.node.conftest import World
 from trainer_node.context import Post
 from trainer_node.fault_injection import VARIABLE, KillPoint
 from trainer_node.job.actions import Done, Submit
@@ -45,7 +46,7 @@ CHAINS = {
 
 @pytest.mark.fault("F2")
 @pytest.mark.parametrize("point", KillPoint, ids=lambda point: f"{point}-{point.name.lower()}")
-async def test_killed_at(world, point: KillPoint) -> None:
+async def test_killed_at(world: World, point: KillPoint) -> None:
     # In the middle of training means: at a look at progress that shows a step, twice a second.
     job = await world.give(steps=STEPS, step_s=0.4 if point is KillPoint.TRAINING else 0.05)
     node = world.node(**LONG_LEASE)
@@ -95,14 +96,14 @@ async def live_until(assignment: Assignment, last: type[Any]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def prepared(world, **knobs: Any) -> tuple[Settings, Job]:
+async def prepared(world: World, **knobs: Any) -> tuple[Settings, Job]:
     job = await world.give(**({"steps": 5, "step_s": 0.02} | knobs))
     settings = node_settings(world, "one")
     settings.node.mkdir(parents=True)
     return settings, job
 
 
-def node_settings(world, name: str) -> Settings:
+def node_settings(world: World, name: str) -> Settings:
     folder = str(world.folder / "nodes" / name)
     return world.make_settings(
         node_dir=folder,
@@ -114,7 +115,7 @@ def node_settings(world, name: str) -> Settings:
     )
 
 
-async def finished(world, settings: Settings, job: Job) -> list[StateRecord]:
+async def finished(world: World, settings: Settings, job: Job) -> list[StateRecord]:
     """The next life sees the task through; one result, naming what is stored."""
     await live_until(await new_life(world.bus, settings, job), Done)
     result = await world.result()
@@ -124,7 +125,7 @@ async def finished(world, settings: Settings, job: Job) -> list[StateRecord]:
 
 
 async def test_another_node_after_the_store_names_what_is_there(
-    world, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own folder knows nothing of the run, and it trains nothing."""
     settings, job = await prepared(world)
@@ -148,7 +149,7 @@ async def test_another_node_after_the_store_names_what_is_there(
     assert heir.post.supervisor.worker is None
 
 
-async def test_an_export_damaged_before_the_store_is_made_again(world) -> None:
+async def test_an_export_damaged_before_the_store_is_made_again(world: World) -> None:
     settings, job = await prepared(world)
     life = await new_life(world.bus, settings, job)
     await live_until(life, Submit)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -31,7 +33,7 @@ def quarter() -> list[Event]:
 
 @pytest.mark.parametrize(("constants", "rows", "waits", "per_day", "mean", "mean_text"), MONTE_CARLO)
 def test_the_schedulers_loop_makes_upstreams_rate_and_hours(
-    constants, rows: str, waits: float, per_day: float, mean: float, mean_text: float
+    constants: Any, rows: str, waits: float, per_day: float, mean: float, mean_text: float
 ) -> None:
     world = World(constants=constants, rows=rows, evaluation_h=waits)
     seen = tasks_per_day(world, days=60, seed=5)
@@ -92,7 +94,7 @@ def test_starts_repeats_bursts_and_faults(quarter: list[Event]) -> None:
     assert organic == pytest.approx(9 * 0.73, rel=0.15)  # customers' tasks, thinned like all others
 
 
-def test_the_same_seed_gives_the_same_trace(tmp_path, quarter: list[Event]) -> None:
+def test_the_same_seed_gives_the_same_trace(tmp_path: Path, quarter: list[Event]) -> None:
     assert generate(World(), hours=90 * 24, seed=3) == quarter
     assert generate(World(), hours=24, seed=4) != generate(World(), hours=24, seed=5)
     assert [event.at for event in quarter] == sorted(event.at for event in quarter)
