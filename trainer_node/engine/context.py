@@ -17,7 +17,7 @@ from shared.files import write_atomically
 from shared.messages import WorkerJob
 from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.distributed.sharding import ALONE, Team, TeamClock
+from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup, ProcessGroupClock
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
@@ -35,15 +35,15 @@ class Run:
     own_clock: Clock
     reporter: Reporter
     stop: Stop
-    team: Team = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
     import_s: float = 0.0  # what this process's imports took
 
     @property
     def clock(self) -> Clock:
         """The clock of all the run's processes: rank 0's, so all ranks must read it together."""
-        if self.team.alone or isinstance(self.own_clock, TokenClock):
+        if self.process_group.is_single or isinstance(self.own_clock, TokenClock):
             return self.own_clock
-        return TeamClock(self.own_clock, self.team)
+        return ProcessGroupClock(self.own_clock, self.process_group)
 
     @property
     def left_s(self) -> float:
@@ -52,7 +52,7 @@ class Run:
 
     def patience(self) -> AbstractContextManager[None]:
         """Around one call that can't say that the run is alive: up to PATIENCE of the time left."""
-        left_s = self.job.ready_by - self.own_clock.time()  # not the team's: the others don't look
+        left_s = self.job.ready_by - self.own_clock.time()  # not rank 0's: the others don't ask
         return self.reporter.patience(max(LEAST_PATIENCE_S, PATIENCE * left_s))
 
     @property
@@ -98,7 +98,7 @@ def read_record(folder: Path) -> tuple[RunRecord, Plan] | None:
 
 def write_record(run: Run, record: RunRecord, plan: Plan) -> None:
     """Write down what a resume needs; the plan first, as the record without it would be of no use."""
-    if run.team.leads:
+    if run.process_group.is_main:
         write_plan(run.folder, plan)
         write_atomically(run.folder / "run.json", msgspec.json.encode(record))
 

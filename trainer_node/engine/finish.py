@@ -47,7 +47,7 @@ def close(run: Run, record: RunRecord, training: Training, dev: Examples) -> Out
             outcome = _ready(run, metrics)
             standby.note(run.folder, outcome)
             error = _verify(run, training, dev, candidate) if Part.VERIFY in parts else None
-        outcome, error = run.team.tell((outcome, error))
+        outcome, error = run.process_group.broadcast_object((outcome, error))
         if outcome and error is None:
             run.reporter.phase(Phase.DONE)
             return outcome
@@ -71,7 +71,7 @@ def choose(
 
     def score() -> Score:
         model, alive = training.deltas.model, run.reporter.alive
-        return measure(model, dev, run.clock, until, run.team, alive=alive)[0]
+        return measure(model, dev, run.clock, until, run.process_group, alive=alive)[0]
 
     last = Candidate("last", Reached(training.step, training.tokens, training.train_s))
     candidates = [last.measured(score) if Part.SCORE in parts else last]
@@ -101,11 +101,13 @@ def choose(
 
 def earlier(run: Run, training: Training) -> Iterator[Candidate]:
     """The checkpoints on disk of earlier steps than the last one, newest first; looked at one by one."""
-    folder, team = run.folder / "checkpoints", run.team
-    found = checkpoint.whole(folder, run.reporter.message, only="weights") if team.leads else iter(())
+    folder, process_group = run.folder / "checkpoints", run.process_group
+    found = (
+        checkpoint.whole(folder, run.reporter.message, only="weights") if process_group.is_main else iter(())
+    )
     while True:
         with run.patience():
-            one = team.tell(next(found, None))
+            one = process_group.broadcast_object(next(found, None))
         if one is None:
             return
         position = one.manifest.position
@@ -132,7 +134,7 @@ def submit_as_is(
     run: Run, record: RunRecord, plan: Plan, model: torch.nn.Module, found: Checkpoint, why: str
 ) -> Outcome:
     """Export a checkpoint without data or scoring: its loss is not measured. Rank 0 needs no help with it."""
-    if not run.team.leads:
+    if not run.process_group.is_main:
         return Outcome(status=OutcomeStatus.READY)
     run.reporter.message(f"{why}: the newest checkpoint is submitted as it is")
     deltas = add_deltas(model, plan, run.job.seed)
@@ -160,8 +162,8 @@ def _export(run: Run, record: RunRecord, training: Training, candidate: Candidat
 def _whole(run: Run, training: Training) -> Deltas | None:
     """What rank 0 exports: sharded weights are put together in main memory, in a freshly loaded base
     model."""
-    state = gathered(training.deltas.state(), run.team)
-    if not run.team.leads:
+    state = gathered(training.deltas.state(), run.process_group)
+    if not run.process_group.is_main:
         return None
     if training.plan.parallel != "fsdp2":
         return training.deltas
@@ -174,7 +176,7 @@ def _whole(run: Run, training: Training) -> Deltas | None:
 def _verify(run: Run, training: Training, dev: Examples, candidate: Candidate) -> str | None:
     """What is wrong with the exported files, or None; without time to load them, nothing is known."""
     run.reporter.phase(Phase.VERIFY)
-    left_s = run.job.ready_by - run.own_clock.time()  # not the team's: the others don't look
+    left_s = run.job.ready_by - run.own_clock.time()  # not rank 0's: the others don't ask
     if left_s < training.schedule.costs.load_s + SLACK_S:
         run.reporter.message("short of time, skipped: verify")
         return None

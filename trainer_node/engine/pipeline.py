@@ -27,7 +27,8 @@ from shared.planning.plan import Plan
 from trainer_node.engine import context, prepare
 from trainer_node.engine.context import Data, Run, RunRecord
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
-from trainer_node.engine.distributed.sharding import fitted, is_lost_peer, join, leave, shard_frozen, spread
+from trainer_node.engine.distributed.process_group import destroy, is_lost_peer, join
+from trainer_node.engine.distributed.sharding import fitted, shard_frozen, spread
 from trainer_node.engine.evaluate import reference_logprobs as reference
 from trainer_node.engine.export import unverified as standby
 from trainer_node.engine.finish import close, submit_as_is
@@ -62,13 +63,13 @@ def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
     job = decode_worker_job(job_path.read_bytes())
     structlog.contextvars.bind_contextvars(task=job.task, slot=job.slot)
     clock = TokenClock(job.start_at, job.token_clock_rate) if job.clock == "token" else WallClock()
-    leads = (rank_of(os.environ) or 0) == 0
-    reporter = Reporter(folder / "progress.jsonl" if leads else Path(os.devnull), job.task, job.slot)
+    is_main = (rank_of(os.environ) or 0) == 0
+    reporter = Reporter(folder / "progress.jsonl" if is_main else Path(os.devnull), job.task, job.slot)
     stop.last_word = lambda: write_outcome(folder, reporter, Outcome(status=OutcomeStatus.STOPPED))
-    team = None
+    process_group = None
     try:
-        team = join(job, job.ready_by - clock.time())
-        outcome = pipeline(Run(job, folder, clock, reporter, stop, team, import_s))
+        process_group = join(job, job.ready_by - clock.time())
+        outcome = pipeline(Run(job, folder, clock, reporter, stop, process_group, import_s))
     except SmallerPlan:
         return AGAIN
     except Exception as error:
@@ -77,12 +78,12 @@ def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
             return 1
         code, text = explain(error)
         outcome = Outcome(status=OutcomeStatus.FAILED, code=code, error=text)
-    if leads:
+    if is_main:
         stop.close()
         write_outcome(folder, reporter, outcome)
-    if team is not None and outcome.status is not OutcomeStatus.FAILED:
+    if process_group is not None and outcome.status is not OutcomeStatus.FAILED:
         try:  # when all is said: the library may fail or hang in it
-            leave(team)
+            destroy(process_group)
         except Exception:
             traceback.print_exc()
     return 1 if outcome.status is OutcomeStatus.FAILED else 0
@@ -109,22 +110,22 @@ def _first_line(error: Exception) -> str:
 def pipeline(run: Run) -> Outcome:
     """The whole run; raises what `explain` explains."""
     checkpoints = run.folder / "checkpoints"
-    if run.team.leads:
+    if run.process_group.is_main:
         checkpoint.clean(checkpoints)
-    known = run.team.tell(context.read_record(run.folder))
+    known = run.process_group.broadcast_object(context.read_record(run.folder))
     late = known is not None and standby.is_late(run.left_s, known[0].costs)
-    if late and (outcome := run.team.tell(standby.finished(run.folder, run.reporter))):
+    if late and (outcome := run.process_group.broadcast_object(standby.finished(run.folder, run.reporter))):
         return outcome
     found = None
     if known:
-        found = run.team.tell(
-            checkpoint.newest(checkpoints, run.reporter.message) if run.team.leads else None
+        found = run.process_group.broadcast_object(
+            checkpoint.newest(checkpoints, run.reporter.message) if run.process_group.is_main else None
         )
     if isinstance(run.clock, TokenClock) and found:
         run.clock.tokens = found.manifest.position.clock_tokens
     if found is None and run.left_s <= 0:
         raise EngineError(ErrorCode.TOO_LATE, "no time is left and there is no checkpoint to submit")
-    prepare.set_threads(run.job, run.team)
+    prepare.set_threads(run.job, run.process_group)
     if known and (found or was_too_large(known[1])):
         return resume(run, *known, found)
     return begin(run)
@@ -141,7 +142,7 @@ def begin(run: Run) -> Outcome:
     model = load(run, draft)
     load_s = run.clock.time() - ingested
     if draft.parallel == "fsdp2":
-        model = shard_frozen(label_model(model), run.team)
+        model = shard_frozen(label_model(model), run.process_group)
     fingerprint = data.train.fingerprint()
     data, base, row_s = prepare.baseline(run, model, data, draft)
     if run.simulated:
@@ -174,7 +175,7 @@ def resume(run: Run, record: RunRecord, plan: Plan, found: Checkpoint | None) ->
     If there is hardly time, or the data is gone, the checkpoint is submitted as it is. Any number of devices
     may go on.
     """
-    record, plan = replace(record, resumes=record.resumes + 1), fitted(plan, run.team)
+    record, plan = replace(record, resumes=record.resumes + 1), fitted(plan, run.process_group)
     context.write_record(run, record, plan)
     if found:
         position = found.manifest.position
@@ -198,7 +199,7 @@ def load(run: Run, plan: Plan) -> torch.nn.Module:
     run.reporter.phase(Phase.LOADING)
     with run.patience():
         model = load_model(run.job.model_path, getattr(torch, plan.dtype))
-    return model if plan.parallel == "fsdp2" else model.to(run.team.device)
+    return model if plan.parallel == "fsdp2" else model.to(run.process_group.device)
 
 
 def announce(run: Run, plan: Plan) -> None:
@@ -206,8 +207,8 @@ def announce(run: Run, plan: Plan) -> None:
     for deviation in plan.deviations:
         d = deviation
         run.reporter.message(f"plan: {d.what} is {d.got} instead of {d.wanted}: {d.reason}")
-    if not run.team.alone:
-        run.reporter.message(f"{run.team.world} processes train together, by {plan.parallel}")
+    if not run.process_group.is_single:
+        run.reporter.message(f"{run.process_group.world} processes train together, by {plan.parallel}")
 
 
 def train(
@@ -223,7 +224,7 @@ def train(
             with suppress(OSError):  # the process ends without waiting for threads
                 training.saver.wait()
             raise
-        if run.team.tell(run.stop.asked):
+        if run.process_group.broadcast_object(run.stop.asked):
             return Outcome(status=OutcomeStatus.STOPPED, step=training.step)
     if training.step == 0:
         raise EngineError(ErrorCode.TOO_LATE, "not one step could be trained in the time that was left")
@@ -236,15 +237,15 @@ def assemble(
 ) -> Training:
     """All the parts of training, fresh or as the checkpoint left them."""
     heads, job = model.config.num_attention_heads, run.job
-    if plan.compile and (missing := missing_compiler(run.team.device)):
+    if plan.compile and (missing := missing_compiler(run.process_group.device)):
         plan = replace(plan, compile=False)
         run.reporter.message(f"layers are not compiled: that needs {missing}, which is not installed here")
     head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
     deltas = add_deltas(model, plan, job.seed)
     trained = sum(value.numel() for value in deltas.parameters.values())
     if plan.parallel == "fsdp2":
-        trained //= run.team.world
-    deltas, forward = spread(deltas, plan, run.team)
+        trained //= run.process_group.world
+    deltas, forward = spread(deltas, plan, run.process_group)
     pulse = found.manifest.position.pulse if found else ScheduleState(begun_at=run.clock.time())
     keeps_average = averages(plan, 4 * trained, job.hardware)
     if not keeps_average:
@@ -268,12 +269,12 @@ def assemble(
             most_bytes=COPY_SHARE * prepare.main_memory(job.hardware),
             timer=(lambda: 0.0) if run.simulated else run.own_clock.time,
         ),
-        device=run.team.device,
-        team=run.team,
+        device=run.process_group.device,
+        process_group=run.process_group,
         forward=forward,
         lanes=lanes_for(plan, deltas, torch.get_num_threads()),
         alive=run.reporter.alive,
-        cores=0 if run.simulated or run.team.device.type != "cpu" else torch.get_num_threads(),
+        cores=0 if run.simulated or run.process_group.device.type != "cpu" else torch.get_num_threads(),
     )
     if found:
         loop.restore(training, found)

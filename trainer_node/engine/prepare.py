@@ -21,7 +21,8 @@ from trainer_node.engine.context import Data, Run
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.examples import Examples, hold_out, scored_length
 from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
-from trainer_node.engine.distributed.sharding import Team, fitted
+from trainer_node.engine.distributed.process_group import ProcessGroup
+from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.evaluate.metric import Score, measure, reference_logprobs, score
 from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import load_tokenizer, model_shape
@@ -57,7 +58,9 @@ def divided(job: WorkerJob, tokens: TokenCache, length: int) -> Data:
 
 def shared(run: Run, config: Any) -> Data:
     """The job's rows, read by rank 0 for all."""
-    return cast(Data, run.team.tell(ingest(run, config) if run.team.leads else None))
+    return cast(
+        Data, run.process_group.broadcast_object(ingest(run, config) if run.process_group.is_main else None)
+    )
 
 
 def same(run: Run, config: Any, fingerprint: str) -> Data | str:
@@ -66,7 +69,7 @@ def same(run: Run, config: Any, fingerprint: str) -> Data | str:
     From their tokens in the run's folder; without them from the data again.
     """
     answer: Data | str = ""
-    if run.team.leads:
+    if run.process_group.is_main:
         if known := kept(run.folder):
             answer = divided(run.job, known, scored_length(config))
         try:
@@ -76,7 +79,7 @@ def same(run: Run, config: Any, fingerprint: str) -> Data | str:
                 answer = f"{public_name(run.job.dataset)} has changed since the run began"
         except DataError as error:
             answer = str(error)
-    return run.team.tell(answer)
+    return run.process_group.broadcast_object(answer)
 
 
 def baseline(run: Run, model: torch.nn.Module, data: Data, draft: Plan) -> tuple[Data, Score, float]:
@@ -87,8 +90,8 @@ def baseline(run: Run, model: torch.nn.Module, data: Data, draft: Plan) -> tuple
     job, references = run.job, list[NDArray[np.float32]]()
     run.reporter.phase(Phase.BASELINE)
 
-    def untrained(model: torch.nn.Module, piece: Examples, *, team: Team) -> Score:
-        references.append(reference_logprobs(model, piece, team=team))
+    def untrained(model: torch.nn.Module, piece: Examples, *, process_group: ProcessGroup) -> Score:
+        references.append(reference_logprobs(model, piece, process_group=process_group))
         return Score(math.log(2), np.full(len(piece), math.log(2)))
 
     most = len(data.dev) if run.simulated else min(len(data.dev), draft.dev_examples)
@@ -96,7 +99,7 @@ def baseline(run: Run, model: torch.nn.Module, data: Data, draft: Plan) -> tuple
     dev = data.dev.take(np.arange(most))
     scored = score if dev.group == 1 else untrained
     model = label_model(model)  # once: its check costs as much as a piece
-    result, row_s = measure(model, dev, run.clock, until, run.team, scored, run.reporter.alive)
+    result, row_s = measure(model, dev, run.clock, until, run.process_group, scored, run.reporter.alive)
     rows = len(result.per_example)
     if rows < len(data.dev):
         run.reporter.message(
@@ -112,7 +115,7 @@ def baseline(run: Run, model: torch.nn.Module, data: Data, draft: Plan) -> tuple
 def draw_plan(
     run: Run, config: Any, data: Data, budget_s: float, train_tokens_per_s: float | None = None
 ) -> Plan:
-    """The plan for this job on this team's devices in `budget_s`.
+    """Return the plan for this job on these processes' devices in `budget_s`.
 
     Raises EngineError: UNSUPPORTED; DOES_NOT_FIT, or TOO_LATE if more than half of the job's time is gone.
     """
@@ -133,7 +136,7 @@ def draw_plan(
             recipe,
             model_shape(config),
             stats,
-            usable(job.hardware, run.team),
+            usable(job.hardware, run.process_group),
             budget_s,
             scored_length=data.max_length,
             tokens_per_s=train_tokens_per_s,
@@ -145,7 +148,7 @@ def draw_plan(
         if 2 * budget_s < job.ready_by - job.start_at:
             raise EngineError(ErrorCode.TOO_LATE, f"{budget_s:.0f} s are left: {error}") from error
         raise
-    return fitted(plan, run.team)
+    return fitted(plan, run.process_group)
 
 
 def train_rate(plan: Plan, forward_rate: float) -> float:
@@ -157,9 +160,9 @@ def train_rate(plan: Plan, forward_rate: float) -> float:
     return forward_rate / ((3.0 if dense else 2.0) + (1.0 if plan.activation_checkpointing else 0.0))
 
 
-def usable(hardware: Hardware, team: Team) -> Hardware:
+def usable(hardware: Hardware, process_group: ProcessGroup) -> Hardware:
     """The part of the half that is trained on: a GPU for each process."""
-    return hardware if hardware.device == "cpu" else replace(hardware, count=team.world)
+    return hardware if hardware.device == "cpu" else replace(hardware, count=process_group.world)
 
 
 def first_costs(run: Run, plan: Plan, load_s: float, ingest_s: float, score_s: float) -> Costs:
@@ -189,8 +192,8 @@ def main_memory(hardware: Hardware) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2  # the other half's processes
 
 
-def set_threads(job: WorkerJob, team: Team) -> int:
+def set_threads(job: WorkerJob, process_group: ProcessGroup) -> int:
     """Use this half's share of the cores, and this process's share of those."""
-    threads = max(1, (job.threads or len(os.sched_getaffinity(0)) // 2) // team.world)
+    threads = max(1, (job.threads or len(os.sched_getaffinity(0)) // 2) // process_group.world)
     torch.set_num_threads(threads)
     return threads

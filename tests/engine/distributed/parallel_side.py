@@ -13,7 +13,8 @@ import torch
 from shared.clock import TokenClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from trainer_node.engine.context import Data, Run, RunRecord
-from trainer_node.engine.distributed.sharding import fitted, gathered, join, leave, shard_frozen
+from trainer_node.engine.distributed.process_group import destroy, join
+from trainer_node.engine.distributed.sharding import fitted, gathered, shard_frozen
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import load_model
@@ -51,9 +52,9 @@ def main() -> None:
     assert spec.loader is not None
     conftest = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conftest)
-    team = join(JOB, 100.0)
-    ways = ["single"] if team.alone else ["ddp", "fsdp2"]
-    kinds = ["lora", "dense", "mixed"] + ([] if team.alone else ["bf16"])
+    process_group = join(JOB, 100.0)
+    ways = ["single"] if process_group.is_single else ["ddp", "fsdp2"]
+    kinds = ["lora", "dense", "mixed"] + ([] if process_group.is_single else ["bf16"])
     examples = conftest._examples([9, 20, 33, 12, 40, 25, 7, 50, 31, 18])
     found = {}
     for way in ways:
@@ -63,7 +64,7 @@ def main() -> None:
             changes = {"packs_per_step": 3, "max_epochs": 100.0, "dtype": dtype, "dropout": 0.1}
             # Adam divides by a gradient's size: where that is next to nothing, rounding alone decides a step.
             changes |= {"lr_lora": 1e-5, "lr_dense": 1e-5} if dtype == "float32" else {}
-            plan = fitted(conftest._plan(method, parallel=way, clip=0.5, **changes), team)
+            plan = fitted(conftest._plan(method, parallel=way, clip=0.5, **changes), process_group)
             folder = Path(tempfile.mkdtemp())
             record = RunRecord(
                 fingerprint="",
@@ -74,39 +75,41 @@ def main() -> None:
                 costs=Costs(),
             )
             reporter = Reporter(folder / "progress.jsonl", "t", "a")
-            run = Run(JOB, folder, TokenClock(0.0, 100.0), reporter, Stop(), team)
+            run = Run(JOB, folder, TokenClock(0.0, 100.0), reporter, Stop(), process_group)
             data = Data(examples, examples, {}, 256)
             model = load_model(sys.argv[1], plan.dtype)
             training = assemble(run, record, plan, model, data, None)
             scores = torch.from_numpy(
-                score(training.deltas.model, examples, batch_tokens=60, team=team).per_example
+                score(
+                    training.deltas.model, examples, batch_tokens=60, process_group=process_group
+                ).per_example
             )
             training.deltas.model.train()
             losses = []
             for _ in range(STEPS):
                 loss = loop.one_step(training, 1.0, Stop())
                 assert loss is not None
-                losses.append(team.total(loss))
+                losses.append(process_group.total(loss))
             tensors = {
                 **training.deltas.state(),
                 **dict(loop._optimizer_tensors(training.optimizer, training.deltas.parameters)),
             }
             found[f"{way}-{kind}"] = {
-                **{name: value.clone() for name, value in gathered(tensors, team).items()},
+                **{name: value.clone() for name, value in gathered(tensors, process_group).items()},
                 "losses": torch.stack(losses),
                 "scores": scores,
                 "tokens": torch.tensor(training.tokens),
             }
-    if not team.alone:
-        frozen = shard_frozen(label_model(load_model(sys.argv[1], "float32")), team)
-        score(frozen, examples, batch_tokens=60, team=team)
+    if not process_group.is_single:
+        frozen = shard_frozen(label_model(load_model(sys.argv[1], "float32")), process_group)
+        score(frozen, examples, batch_tokens=60, process_group=process_group)
         gone = weakref.ref(frozen)
         del frozen
         release()  # it refers to itself: without this it stays beside the next one
         assert gone() is None
-    if team.leads:
+    if process_group.is_main:
         torch.save(found, sys.argv[2])
-    leave(team)
+    destroy(process_group)
 
 
 if __name__ == "__main__":

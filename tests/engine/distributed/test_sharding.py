@@ -30,7 +30,8 @@ from shared.net import free_port
 from shared.planning.plan import Plan
 from tests.engine.worker_run import ENVIRONMENT, outcome_of, progress_of, weights_of
 from trainer_node.engine.distributed import launch
-from trainer_node.engine.distributed.sharding import ALONE, Team, fitted
+from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.train.oom_fallback import OUT_OF_MEMORY
 
 SIDE = Path(__file__).with_name("parallel_side.py")
@@ -46,19 +47,11 @@ def slow(test: Callable[..., None]) -> Callable[..., None]:
 # --- pure
 
 
-def test_packs_are_dealt_out_in_turn_and_the_last_is_repeated() -> None:
-    team = [Team(rank, 2) for rank in range(2)]
-    assert team[0].share("abc") == [(0, "a", True), (2, "c", True)]
-    assert team[1].share("abc") == [(1, "b", True), (3, "c", False)]
-    assert ALONE.share("ab") == [(0, "a", True), (1, "b", True)]
-    assert Team(3, 4).share([]) == []
-
-
 def test_a_plan_is_carried_out_on_the_devices_that_are_there(make_plan: Callable[..., Plan]) -> None:
     plan = make_plan(parallel="fsdp2", devices=4, packs_per_step=8)
-    assert fitted(plan, Team(0, 2)) == make_plan(parallel="fsdp2", devices=2, packs_per_step=8)
-    assert fitted(plan, ALONE).parallel == "single"
-    assert fitted(make_plan(), Team(1, 2)).parallel == "ddp"
+    assert fitted(plan, ProcessGroup(0, 2)) == make_plan(parallel="fsdp2", devices=2, packs_per_step=8)
+    assert fitted(plan, SINGLE_PROCESS).parallel == "single"
+    assert fitted(make_plan(), ProcessGroup(1, 2)).parallel == "ddp"
 
 
 def test_a_process_per_gpu_and_one_on_a_cpu(job: Callable[..., WorkerJob]) -> None:

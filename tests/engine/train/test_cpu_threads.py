@@ -13,7 +13,7 @@ from torch import Tensor
 from shared.messages import TaskType
 from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.distributed.sharding import ALONE
+from trainer_node.engine.distributed.process_group import SINGLE_PROCESS
 from trainer_node.engine.evaluate.metric import reference_logprobs
 from trainer_node.engine.model.loading import Deltas, add_deltas, load_model
 from trainer_node.engine.objectives import loss_for
@@ -59,7 +59,7 @@ def _step(
         objective=loss_for(task_type),
         examples=rows,
         device=torch.device("cpu"),
-        team=ALONE,
+        process_group=SINGLE_PROCESS,
         forward=None,
         lanes=lanes,
         alive=lambda: None,

@@ -13,7 +13,7 @@ from torch import Tensor
 from shared.clock import Clock
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Batch, collate
-from trainer_node.engine.distributed.sharding import ALONE, Team
+from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer_node.engine.model.compile import eager
 from trainer_node.engine.model.label_model import LabelModel, label_model
 from trainer_node.engine.objectives import dpo
@@ -32,14 +32,18 @@ class Score:
 
 
 def score(
-    model: torch.nn.Module, examples: Examples, *, batch_tokens: int = BATCH_TOKENS, team: Team = ALONE
+    model: torch.nn.Module,
+    examples: Examples,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Score:
     """The metric for the examples' kind: preference pairs, or anything else.
 
-    All of a `team` must call it; each process scores its share of the batches, all get the whole result.
+    Every process of the group must call it. Each scores its share of the batches, all get the whole result.
     """
     kind = score_dpo if examples.group == 2 else score_sft
-    return kind(model, examples, batch_tokens=batch_tokens, team=team)
+    return kind(model, examples, batch_tokens=batch_tokens, process_group=process_group)
 
 
 def measure(
@@ -47,7 +51,7 @@ def measure(
     dev: Examples,
     clock: Clock,
     until: float,
-    team: Team = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
     scored: Callable[..., Score] | None = None,
     alive: Callable[[], None] = lambda: None,
 ) -> tuple[Score, float]:
@@ -60,12 +64,12 @@ def measure(
     rows, times = [0], [clock.time()]
     while rows[-1] < len(dev) and (not parts or times[-1] < until):
         if len(rows) == 1:
-            count = FIRST_PIECE * team.world
+            count = FIRST_PIECE * process_group.world
         else:
             row_s = (times[-1] - times[-2]) / (rows[-1] - rows[-2])
-            count = next_piece(rows[-1] - rows[-2], row_s, until - times[-1], team.world)
+            count = next_piece(rows[-1] - rows[-2], row_s, until - times[-1], process_group.world)
         piece = dev.take(np.arange(rows[-1], min(rows[-1] + count, len(dev))))
-        parts.append(scored(model, piece, team=team))
+        parts.append(scored(model, piece, process_group=process_group))
         rows.append(rows[-1] + len(parts[-1].per_example))
         times.append(clock.time())
         alive()
@@ -87,7 +91,11 @@ def next_piece(last: int, row_s: float, left_s: float, world: int) -> int:
 
 
 def score_sft(
-    model: torch.nn.Module, examples: Examples, *, batch_tokens: int = BATCH_TOKENS, team: Team = ALONE
+    model: torch.nn.Module,
+    examples: Examples,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Score:
     """Mean over examples of the mean negative log-likelihood of their label tokens.
 
@@ -98,49 +106,57 @@ def score_sft(
     def losses(logp_N: Tensor, batch: Batch) -> Tensor:
         return -dpo.document_logprobs(logp_N * batch.weights_N, batch)
 
-    return _score(model, examples, batch_tokens, team, losses)
+    return _score(model, examples, batch_tokens, process_group, losses)
 
 
 def score_dpo(
-    model: torch.nn.Module, examples: Examples, *, batch_tokens: int = BATCH_TOKENS, team: Team = ALONE
+    model: torch.nn.Module,
+    examples: Examples,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Score:
     """Mean over pairs of the sigmoid loss; the examples carry the reference model's log-probabilities."""
 
     def losses(logp_N: Tensor, batch: Batch) -> Tensor:
         return dpo.pair_losses(dpo.document_logprobs(logp_N, batch), batch.reference_D)
 
-    return _score(model, examples, batch_tokens, team, losses)
+    return _score(model, examples, batch_tokens, process_group, losses)
 
 
 def reference_logprobs(
-    model: torch.nn.Module, examples: Examples, *, batch_tokens: int = BATCH_TOKENS, team: Team = ALONE
+    model: torch.nn.Module,
+    examples: Examples,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> NDArray[np.float32]:
     """Log-probability of every document, float32[N * group], under a model that must still be the base model.
 
     Before the first step LoRA factors and dense weights change nothing, so the model to be trained will do.
     """
     result = np.zeros((len(examples), examples.group), dtype=np.float32)
-    for indices, batch, logp_N in _batches(label_model(model), examples, batch_tokens, team):
+    for indices, batch, logp_N in _batches(label_model(model), examples, batch_tokens, process_group):
         result[indices] = dpo.document_logprobs(logp_N, batch).view(-1, examples.group).float().cpu().numpy()
-    return team.merged(result).ravel()
+    return process_group.merged(result).ravel()
 
 
 def _score(
     model: torch.nn.Module,
     examples: Examples,
     batch_tokens: int,
-    team: Team,
+    process_group: ProcessGroup,
     losses: Callable[[Tensor, Batch], Tensor],
 ) -> Score:
     per_example = np.zeros(len(examples), dtype=np.float64)
-    for indices, batch, logp_N in _batches(label_model(model), examples, batch_tokens, team):
+    for indices, batch, logp_N in _batches(label_model(model), examples, batch_tokens, process_group):
         per_example[indices] = losses(logp_N, batch).double().cpu().numpy()
-    per_example = team.merged(per_example)
+    per_example = process_group.merged(per_example)
     return Score(float(per_example.mean()), per_example)
 
 
 def _batches(
-    model: LabelModel, examples: Examples, batch_tokens: int, team: Team
+    model: LabelModel, examples: Examples, batch_tokens: int, process_group: ProcessGroup
 ) -> Iterator[tuple[list[int], Batch, Tensor]]:
     """This process's examples' label log-probabilities, in batches of neighbours in length.
 
@@ -151,9 +167,9 @@ def _batches(
     model.eval()
     try:
         # Sharded weights that are gathered in inference mode could never be trained afterwards.
-        with torch.inference_mode() if team.alone else torch.no_grad(), eager():
+        with torch.inference_mode() if process_group.is_single else torch.no_grad(), eager():
             groups = list(_groups(examples.lengths.tolist(), batch_tokens))
-            for _, indices, counts in team.share(groups):
+            for _, indices, counts in process_group.share(groups):
                 batch = collate(examples, indices, int(examples.lengths[indices].sum()), device)
                 logp_N = model(batch)
                 if counts:

@@ -45,7 +45,7 @@ def first(run: Run, model: torch.nn.Module, data: Data, plan: Plan) -> Data:
     train = _ask(run, model, _chosen(data.train, count, run.job.seed))
     if len(train) < len(data.train):
         run.reporter.message(f"{len(train)} of {len(data.train)} pairs are trained on: no time to see more")
-    if run.team.leads:
+    if run.process_group.is_main:
         _write(run.folder, train, data.dev)
     return replace(data, train=train)
 
@@ -56,12 +56,14 @@ def again(run: Run, model: torch.nn.Module, data: Data, record: RunRecord) -> Da
         return data
     train = _chosen(data.train, record.train_examples, run.job.seed)
     dev = data.dev.take(np.arange(len(record.base_losses)))
-    known = run.team.tell(_read(run.folder, train, dev) if run.team.leads else None)
+    known = run.process_group.broadcast_object(
+        _read(run.folder, train, dev) if run.process_group.is_main else None
+    )
     if known is None:
         run.reporter.message(f"{FILE} is missing or of other rows: the base model is asked again")
-        asked = [reference_logprobs(model, part, team=run.team) for part in (train, dev)]
+        asked = [reference_logprobs(model, part, process_group=run.process_group) for part in (train, dev)]
         train, dev = train.with_reference(asked[0]), dev.with_reference(asked[1])
-        if run.team.leads:
+        if run.process_group.is_main:
             _write(run.folder, train, dev)
     else:
         train, dev = train.with_reference(known[0]), dev.with_reference(known[1])
@@ -80,7 +82,7 @@ def _ask(run: Run, model: torch.nn.Module, train: Examples) -> Examples:
     while len(parts) * PIECE < len(train) and (not parts or run.clock.time() < until):
         start = len(parts) * PIECE
         piece = train.take(np.arange(start, min(start + PIECE, len(train))))
-        parts.append(reference_logprobs(model, piece, team=run.team))
+        parts.append(reference_logprobs(model, piece, process_group=run.process_group))
         run.reporter.alive()
     reference = np.concatenate(parts)
     return train.take(np.arange(len(reference) // train.group)).with_reference(reference)

@@ -19,15 +19,8 @@ from shared.clock import Clock, TokenClock
 from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate, pack
-from trainer_node.engine.distributed.sharding import (
-    ALONE,
-    Team,
-    between,
-    decoder_layers,
-    gathered,
-    local,
-    placed,
-)
+from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from trainer_node.engine.distributed.sharding import between, decoder_layers, gathered, local, placed
 from trainer_node.engine.model.compile import compile_layers
 from trainer_node.engine.model.loading import Deltas
 from trainer_node.engine.objectives import Loss
@@ -90,7 +83,7 @@ class Training:
     step: int = 0
     tokens: int = 0
     train_s: float = 0.0  # real seconds inside steps
-    team: Team = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
     forward: torch.nn.Module | None = None  # the deltas' model, or what is around it (parallel.spread)
     lanes: Lanes | None = None  # threads that a pack is shared out to
     alive: Callable[[], None] = lambda: None  # said at every pack: a step may take long
@@ -114,7 +107,7 @@ def train(run: Training, reporter: Reporter, stop: Stop) -> None:
     After progress 1 it may still be on its way to the disk: `run.saver.wait()`.
     """
     run.deltas.model.train()
-    if run.team.leads and run.plan.parallel != "fsdp2":
+    if run.process_group.is_main and run.plan.parallel != "fsdp2":
         parameters = run.deltas.parameters
         will_be = {f"{name}/{key}": value for key, value in parameters.items() for name in MOMENTS}
         run.saver.prepare({"weights": run.deltas.state(), "optimizer": will_be})
@@ -125,7 +118,7 @@ def train(run: Training, reporter: Reporter, stop: Stop) -> None:
             run.schedule.saved(written.seconds, written.cpu_s / run.cores if run.cores else 0.0)
         order = next_order(run, stop, report=due, unsaved=run.step > max(begun, saved))
         if order.report:  # reading the loss waits for the device: not every step
-            report(run, reporter, float(run.team.total(loss_sum)) / losses)
+            report(run, reporter, float(run.process_group.total(loss_sum)) / losses)
             loss_sum, losses = torch.zeros_like(loss_sum), 0
         if order.end:
             break
@@ -147,7 +140,7 @@ def train(run: Training, reporter: Reporter, stop: Stop) -> None:
             gc.collect()
             gc.freeze()  # what lives now lives to the end: later collections needn't look at it
     if losses:
-        report(run, reporter, float(run.team.total(loss_sum)) / losses)
+        report(run, reporter, float(run.process_group.total(loss_sum)) / losses)
     if run.step > max(begun, saved):  # a run that resumed and made no step has its checkpoint already
         save(run, reporter)
     if run.schedule.pulse.progress < 1.0:
@@ -158,7 +151,7 @@ def next_order(run: Training, stop: Stop, *, report: bool, unsaved: bool) -> Ord
     """Rank 0's decision, from its clock and its signals; `unsaved` says that steps were made since a save."""
     schedule = run.schedule
     order = Order(end=0, save=0, report=report, rate=0, progress=schedule.pulse.progress)
-    if run.team.leads:
+    if run.process_group.is_main:
         now = run.clock.time()
         # First of all: whether a save is the last one must not depend on when somebody last looked.
         order = order._replace(progress=schedule.update(now, run.tokens))
@@ -168,7 +161,7 @@ def next_order(run: Training, stop: Stop, *, report: bool, unsaved: bool) -> Ord
             order = order._replace(end=1)
         else:
             order = order._replace(rate=schedule.rate())
-    order = Order(*run.team.agree(*order))
+    order = Order(*run.process_group.broadcast_floats(*order))
     schedule.pulse.progress = order.progress
     return order
 
@@ -213,11 +206,11 @@ def gradients(run: Training, packs: list[list[int]], stop: Stop) -> tuple[torch.
     here: the others wait for it.
     """
     examples, tokens = sum(map(len, packs)), int(sum(run.examples.lengths[pack].sum() for pack in packs))
-    total, mine = torch.zeros((), device=run.device), run.team.share(packs)
+    total, mine = torch.zeros((), device=run.device), run.process_group.share(packs)
     forward = run.forward or run.deltas.model
     for turn, (number, indices, counts) in enumerate(mine):
         run.alive()
-        if stop.asked and run.team.alone:
+        if stop.asked and run.process_group.is_single:
             return None
         if run.lanes is not None and not run.plan.activation_checkpointing:
             shared = run.lanes.backward(run.deltas, run.objective, run.examples, indices, examples)
@@ -231,7 +224,7 @@ def gradients(run: Training, packs: list[list[int]], stop: Stop) -> tuple[torch.
             loss = run.objective(forward, batch) / examples
             if not counts:
                 loss = 0.0 * loss
-            (loss * run.team.world).backward()  # DDP and FSDP2 take the mean over the processes
+            (loss * run.process_group.world).backward()  # DDP and FSDP2 take the mean over the processes
         total += loss.detach()
     return total, tokens
 
@@ -284,15 +277,15 @@ def save(run: Training, reporter: Reporter) -> None:
         averaged=run.average.count if run.average else 0,
         capacity=run.plan.capacity,
         pulse=replace(run.schedule.pulse),  # it is written while training goes on
-        loss=float(run.team.total(loss_sum)) / steps if steps else None,
+        loss=float(run.process_group.total(loss_sum)) / steps if steps else None,
     )
     optimizer = {} if over else dict(_optimizer_tensors(run.optimizer, run.deltas.parameters))
     tensors = {
-        "weights": gathered(run.deltas.state(), run.team),
-        "optimizer": gathered(optimizer, run.team),
-        "average": gathered(run.average.weights, run.team) if run.average else {},
+        "weights": gathered(run.deltas.state(), run.process_group),
+        "optimizer": gathered(optimizer, run.process_group),
+        "average": gathered(run.average.weights, run.process_group) if run.average else {},
     }
-    if run.team.leads:
+    if run.process_group.is_main:
         run.saver.begin(position, tensors, still=over)
     run.schedule.save_begun(began, run.clock.time() - began)
 
@@ -300,7 +293,7 @@ def save(run: Training, reporter: Reporter) -> None:
 def is_finite(run: Training) -> bool:
     """Whether all trained weights are numbers, in every process."""
     sums = torch.stack([local(weight.detach()).sum() for weight in run.deltas.parameters.values()])
-    return float(run.team.total((~sums.isfinite()).any().float())) == 0.0
+    return float(run.process_group.total((~sums.isfinite()).any().float())) == 0.0
 
 
 def restore(run: Training, found: Checkpoint) -> None:

@@ -38,7 +38,7 @@ def descend(run: Run, training: Training) -> None:
         run.reporter.message(f"out of memory, going on with a smaller step: {text}")
         if known := context.read_record(run.folder):
             context.write_plan(run.folder, training.plan)
-        if known and not run.team.alone:
+        if known and not run.process_group.is_single:
             raise SmallerPlan
         loop.shrink(training)
 

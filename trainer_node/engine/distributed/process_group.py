@@ -1,0 +1,139 @@
+"""The processes that train one model together: who decides, and how values and rows are shared.
+
+Rank 0 decides whatever depends on a clock, a signal or a file, and broadcasts it; everything else follows
+from the same plan in every process. So no two ranks can disagree about what comes next.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.clock import Clock
+from shared.errors import EngineError
+from shared.messages import ErrorCode, WorkerJob
+
+CPU = torch.device("cpu")
+SHORTEST_TIMEOUT_S = 600.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """The processes that train one model; every one of them must call the methods marked "all"."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = CPU
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process decides, reports and writes files."""
+        return self.rank == 0
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there are no others."""
+        return self.world == 1
+
+    def broadcast_object(self, value: T) -> T:
+        """All: rank 0's `value`, whatever the others gave."""
+        if self.is_single:
+            return value
+        box = [value if self.is_main else None]
+        dist.broadcast_object_list(box, src=0, device=CPU)
+        return box[0]  # type: ignore[return-value]
+
+    def broadcast_floats(self, *numbers: float) -> tuple[float, ...]:
+        """All: rank 0's numbers; the one collective of a step besides its gradients, between CPUs."""
+        if self.is_single:
+            return numbers
+        shared = torch.tensor(numbers, dtype=torch.float64)
+        dist.broadcast(shared, src=0)
+        return tuple(shared.tolist())
+
+    def total(self, value: Tensor) -> Tensor:
+        """All: the sum of every process's `value`."""
+        if not self.is_single:
+            dist.all_reduce(value)
+        return value
+
+    def merged(self, values: NDArray[Any]) -> NDArray[Any]:
+        """All: one array of what each process has filled in, where the others have zeros."""
+        return self.total(torch.from_numpy(values)).numpy()
+
+    def share(self, items: Sequence[T]) -> list[tuple[int, T, bool]]:
+        """This process's items, with their numbers: i * world + rank.
+
+        Every process gets as many, as they compute in step: where the items run out the last one is repeated,
+        marked False, and must not count.
+        """
+        numbers = [turn + self.rank for turn in range(0, len(items), self.world)]
+        last = len(items) - 1
+        return [(number, items[min(number, last)], number <= last) for number in numbers]
+
+
+SINGLE_PROCESS = ProcessGroup()
+
+
+@dataclass(frozen=True)
+class ProcessGroupClock:
+    """Rank 0's clock for all, so that whatever is decided by it is decided alike. All must look together."""
+
+    clock: Clock
+    process_group: ProcessGroup
+
+    def time(self) -> float:
+        """Rank 0's time."""
+        return self.process_group.broadcast_floats(self.clock.time())[0]
+
+    def advance(self, tokens: int) -> None:
+        """Tokens were trained."""
+        self.clock.advance(tokens)
+
+
+def join(job: WorkerJob, left_s: float) -> ProcessGroup:
+    """Meet the worker's other processes, as torchrun's environment says; without one there are none.
+
+    Nobody waits for another for longer than the job lasts. Raises EngineError(DEVICE) if there are fewer GPUs
+    than processes.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = CPU
+    if job.hardware.device != "cpu":
+        seen = torch.cuda.device_count()
+        if seen < world or not seen:
+            raise EngineError(
+                ErrorCode.DEVICE, f"torch sees {seen} GPUs, but this half has {world} of {job.hardware.name}"
+            )
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if world > 1:
+        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        timeout = timedelta(seconds=max(SHORTEST_TIMEOUT_S, left_s))
+        dist.init_process_group(backend, rank=rank, world_size=world, timeout=timeout)
+    return ProcessGroup(rank, world, device)
+
+
+def destroy(process_group: ProcessGroup) -> None:
+    """All: leave the group, without a complaint from the library."""
+    if not process_group.is_single:
+        dist.destroy_process_group()
+
+
+def is_lost_peer(error: Exception) -> bool:
+    """Whether an error says that another process is gone, or too late for a collective."""
+    if not dist.is_initialized():
+        return False
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in ("gloo", "nccl", "by peer"))
+    )
