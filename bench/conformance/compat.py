@@ -25,8 +25,8 @@ from bench.harness import tiny_jobs as tiny
 from podium.demo.model import HOME
 from shared.messages import DatasetType, FileFormat, Metrics, TaskType
 from trainer_node.engine.data.examples import Examples, hold_out, read_rows, scored_length, tokenize
+from trainer_node.engine.export.writer import stock_config
 from trainer_node.engine.model.loading import load_config, load_tokenizer
-from trainer_node.engine.stock import stock_config
 
 ROOT = Path(__file__).parents[2]
 SIDE = Path(__file__).with_name("compat_worker.py")

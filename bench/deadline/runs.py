@@ -39,7 +39,7 @@ from bench.harness import tiny_jobs as tiny
 from shared.errors import EngineError
 from shared.files import folder_digest
 from shared.messages import OutcomeStatus, decode_worker_job
-from trainer_node.engine.context import Run
+from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import unverified as standby
 from trainer_node.engine.pipeline import pipeline
 from trainer_node.engine.signals import Stop
@@ -145,7 +145,7 @@ def live(machine: World, folder: Path, data: Path, *, computes: bool) -> Ended:
                 if outcome is None:
                     machine.imports()
                     imports = (1 - world.PYTHON_SHARE) * machine.seconds.start
-                    outcome = pipeline(Run(job, folder, machine, reporter, Stop(), import_s=imports))
+                    outcome = pipeline(RunContext(job, folder, machine, reporter, Stop(), import_s=imports))
         except Killed:
             continue
         except EngineError as error:

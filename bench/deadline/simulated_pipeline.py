@@ -31,6 +31,7 @@ from trainer_node.engine.reporter import PERIOD_S, Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import async_saver as saver
 from trainer_node.engine.train import loop
+from trainer_node.engine.train.state import TrainState
 
 COSTS = (
     (run, "load_model", "load"),
@@ -147,9 +148,7 @@ def _collate(
     return real(examples, indices, *rest)
 
 
-def _zero(
-    world: World, training: loop.Training, packs: list[list[int]], stop: Stop
-) -> tuple[torch.Tensor, int]:
+def _zero(world: World, training: TrainState, packs: list[list[int]], stop: Stop) -> tuple[torch.Tensor, int]:
     tokens = [int(training.examples.lengths[pack].sum()) for pack in packs]
     for count in tokens:
         training.alive()

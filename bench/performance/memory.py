@@ -73,8 +73,8 @@ def peak(model: str, case: str) -> int:
 
     from trainer_node.engine.data.examples import Examples
     from trainer_node.engine.data.packing import collate
+    from trainer_node.engine.model.adapters import add_deltas
     from trainer_node.engine.model.attention import install
-    from trainer_node.engine.model.loading import add_deltas
     from trainer_node.engine.objectives import sft
 
     plan, shape = plan_of(model, case), SHAPES[model]

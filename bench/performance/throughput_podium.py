@@ -23,12 +23,13 @@ from trainer_node.engine.data.examples import IGNORED, Examples, tokenize
 from trainer_node.engine.data.packing import Batch, collate, pack
 from trainer_node.engine.distributed.sharding import decoder_layers
 from trainer_node.engine.evaluate.metric import reference_logprobs
+from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.attention import attention_kwargs
 from trainer_node.engine.model.fused_lora import unfuse_lora
 from trainer_node.engine.model.label_model import LabelModel
-from trainer_node.engine.model.loading import Deltas, add_deltas, load_model, load_tokenizer
+from trainer_node.engine.model.loading import load_model, load_tokenizer
 from trainer_node.engine.objectives import loss_for
-from trainer_node.engine.train.cpu_threads import lanes_for
+from trainer_node.engine.train.cpu_threads import cpu_threads_for
 from trainer_node.engine.train.loop import make_optimizer
 
 SEED = 7
@@ -146,7 +147,7 @@ def ours(task: str, dtype: str, change: str = "") -> None:
     examples, plan = examples_of(task), our_plan(dtype, compiled=change == "compile")
     deltas = add_deltas(load_model(str(HOME), plan.dtype), plan, SEED)
     deltas.model.train()
-    lanes = lanes_for(plan, deltas, torch.get_num_threads()) if change != "lanes" else None
+    cpu_threads = cpu_threads_for(plan, deltas, torch.get_num_threads()) if change != "lanes" else None
     if change:
         apply(change, deltas)
     extra = lambda: 0.0  # noqa: E731
@@ -173,7 +174,7 @@ def ours(task: str, dtype: str, change: str = "") -> None:
         if change == "packing":
             rows, indices = padded(examples, indices), list(range(len(indices)))
             capacity = len(rows.ids)
-        shared = lanes and lanes.backward(deltas, loss_of, rows, indices, len(indices))
+        shared = cpu_threads and cpu_threads.backward(deltas, loss_of, rows, indices, len(indices))
         if shared is None:
             (loss_of(deltas.model, collate(rows, indices, capacity)) / len(indices)).backward()
         torch.nn.utils.clip_grad_norm_(list(deltas.parameters.values()), plan.clip)

@@ -108,7 +108,8 @@ def score(
 
     from trainer_node.engine.data.examples import read_rows, scored_length, tokenize
     from trainer_node.engine.evaluate import metric as scorer
-    from trainer_node.engine.model.loading import load_adapter, load_config, load_model, load_tokenizer
+    from trainer_node.engine.model.adapters import load_adapter
+    from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer
 
     rows = read_rows(data, FORMATS.get(Path(data).suffix.lower(), FileFormat.JSON), allow_private_urls=False)
     length = scored_length(load_config(model))

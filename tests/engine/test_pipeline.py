@@ -33,9 +33,9 @@ from tests.engine.worker_run import (
     write_rows,
 )
 from trainer_node.engine import pipeline as engine
-from trainer_node.engine.context import Run
+from trainer_node.engine.context import RunContext
 from trainer_node.engine.train import checkpoint, loop
-from trainer_node.engine.train.loop import Training
+from trainer_node.engine.train.state import TrainState
 
 # PEFT asks transformers a question under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -160,7 +160,7 @@ def test_real_time_ends_before_the_deadline(make_job: Callable[..., Path], tmp_p
 def test_a_run_that_fails_keeps_the_checkpoint_that_is_being_written(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(run: Run, training: Training) -> None:
+    def fails(run: RunContext, training: TrainState) -> None:
         training.step = 1
         save(training, run.reporter)
         raise RuntimeError("the device is gone")
@@ -184,7 +184,7 @@ def test_weights_worse_than_the_base_model_are_not_submitted(
 ) -> None:
     descend = engine.descend
 
-    def spoil(run: Run, training: Training) -> None:
+    def spoil(run: RunContext, training: TrainState) -> None:
         descend(run, training)
         training.saver.wait()
         training.average = None

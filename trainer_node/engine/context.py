@@ -27,7 +27,7 @@ LEAST_PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """What every part of the pipeline is given."""
 
     job: WorkerJob
@@ -78,7 +78,7 @@ class RunRecord(Struct, frozen=True, kw_only=True):
         return float(np.mean(self.base_losses))
 
 
-class Data(Struct, frozen=True):
+class JobData(Struct, frozen=True):
     """The job's rows, tokenised."""
 
     train: Examples
@@ -96,7 +96,7 @@ def read_record(folder: Path) -> tuple[RunRecord, Plan] | None:
         return None
 
 
-def write_record(run: Run, record: RunRecord, plan: Plan) -> None:
+def write_record(run: RunContext, record: RunRecord, plan: Plan) -> None:
     """Write down what a resume needs; the plan first, as the record without it would be of no use."""
     if run.process_group.is_main:
         write_plan(run.folder, plan)

@@ -15,22 +15,24 @@ from shared.errors import EngineError
 from shared.files import folder_digest
 from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
 from shared.planning.plan import Plan
-from trainer_node.engine.context import Run, RunRecord
+from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import gathered
-from trainer_node.engine.evaluate.candidates import Candidate, Reached, excess, loaded, ranked
+from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loaded, loss_over_base, ranked
 from trainer_node.engine.evaluate.metric import Score, measure
 from trainer_node.engine.export import unverified as standby
 from trainer_node.engine.export import writer as export
-from trainer_node.engine.model.loading import Deltas, add_deltas, load_model
+from trainer_node.engine.model.adapters import Deltas, add_deltas
+from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.prepare import verify_limit_s
 from trainer_node.engine.time_budget import SAFETY, SLACK_S, Part, affordable
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
-from trainer_node.engine.train.loop import Training, is_finite
+from trainer_node.engine.train.loop import is_finite
+from trainer_node.engine.train.state import TrainState
 
 
-def close(run: Run, record: RunRecord, training: Training, dev: Examples) -> Outcome:
+def close(run: RunContext, record: RunRecord, training: TrainState, dev: Examples) -> Outcome:
     """The outcome of a run that has trained; parts are skipped if time is short (time_budget.affordable)."""
     training.optimizer.state.clear()  # the verified copy needs the memory
     gc.unfreeze()
@@ -58,7 +60,7 @@ def close(run: Run, record: RunRecord, training: Training, dev: Examples) -> Out
 
 
 def choose(
-    run: Run, record: RunRecord, training: Training, dev: Examples, parts: frozenset[Part]
+    run: RunContext, record: RunRecord, training: TrainState, dev: Examples, parts: frozenset[Part]
 ) -> list[Candidate]:
     """What could be submitted, best first. Leaves the last checkpoint on disk.
 
@@ -73,17 +75,17 @@ def choose(
         model, alive = training.deltas.model, run.reporter.alive
         return measure(model, dev, run.clock, until, run.process_group, alive=alive)[0]
 
-    last = Candidate("last", Reached(training.step, training.tokens, training.train_s))
+    last = Candidate("last", TrainProgress(training.step, training.tokens, training.train_s))
     candidates = [last.measured(score) if Part.SCORE in parts else last]
     with run.patience():
         training.saver.wait()  # from here on the weights change
     average = training.average
     if Part.AVERAGE in parts and average and average.count > 1:
-        candidates.append(replace(last, name="average", worn=average.applied).measured(score))
+        candidates.append(replace(last, name="average", weights_applied=average.applied).measured(score))
     base = record.base_losses
     candidates = ranked(candidates, base)
     finite = is_finite(training)
-    if (excess(candidates[0], base) >= 0.0 and Part.SCORE in parts) or not finite:
+    if (loss_over_base(candidates[0], base) >= 0.0 and Part.SCORE in parts) or not finite:
         others: list[Candidate] = []
         for other in earlier(run, training):
             if (finite or others) and run.clock.time() + SAFETY * costs.load_s > until:
@@ -93,13 +95,13 @@ def choose(
         if Part.VERIFY in parts:  # there is time to load the base model once more
             others.append(untrained(run, record, training))
         candidates = ranked([*candidates, *others], base)
-        candidates = [c for c in candidates if excess(c, base) < math.inf] or [last]
+        candidates = [c for c in candidates if loss_over_base(c, base) < math.inf] or [last]
         run.reporter.message("the trained weights are worse than the base model's")
     run.reporter.message("; ".join(f"{c.name} weights: {_loss(c):.4f}" for c in candidates))
     return candidates
 
 
-def earlier(run: Run, training: Training) -> Iterator[Candidate]:
+def earlier(run: RunContext, training: TrainState) -> Iterator[Candidate]:
     """The checkpoints on disk of earlier steps than the last one, newest first; looked at one by one."""
     folder, process_group = run.folder / "checkpoints", run.process_group
     found = (
@@ -112,12 +114,12 @@ def earlier(run: Run, training: Training) -> Iterator[Candidate]:
             return
         position = one.manifest.position
         if position.step < training.step:
-            reached = Reached(position.step, position.tokens, position.train_s)
-            worn = partial(loaded, training.deltas, partial(one.tensors, "weights"))
-            yield Candidate(f"step {position.step}", reached, worn=worn)
+            reached = TrainProgress(position.step, position.tokens, position.train_s)
+            weights_applied = partial(loaded, training.deltas, partial(one.tensors, "weights"))
+            yield Candidate(f"step {position.step}", reached, weights_applied=weights_applied)
 
 
-def untrained(run: Run, record: RunRecord, training: Training) -> Candidate:
+def untrained(run: RunContext, record: RunRecord, training: TrainState) -> Candidate:
     """The base model itself: what the plan trains, as it was before the first step."""
     plan, losses = training.plan, np.array(record.base_losses)
 
@@ -126,12 +128,12 @@ def untrained(run: Run, record: RunRecord, training: Training) -> Candidate:
             model = load_model(run.job.model_path, getattr(torch, plan.dtype))
         return add_deltas(model, plan, run.job.seed).state()
 
-    worn = partial(loaded, training.deltas, weights)
-    return Candidate("base", Reached(0, 0, 0.0), Score(record.base_loss, losses), worn)
+    weights_applied = partial(loaded, training.deltas, weights)
+    return Candidate("base", TrainProgress(0, 0, 0.0), Score(record.base_loss, losses), weights_applied)
 
 
 def submit_as_is(
-    run: Run, record: RunRecord, plan: Plan, model: torch.nn.Module, found: Checkpoint, why: str
+    run: RunContext, record: RunRecord, plan: Plan, model: torch.nn.Module, found: Checkpoint, why: str
 ) -> Outcome:
     """Export a checkpoint without data or scoring: its loss is not measured. Rank 0 needs no help with it."""
     if not run.process_group.is_main:
@@ -141,25 +143,25 @@ def submit_as_is(
     deltas.load_state(found.tensors("weights"))
     position = found.manifest.position
     run.reporter.phase(Phase.EXPORT)
-    metrics = _metrics(record, None, Reached(position.step, position.tokens, position.train_s))
+    metrics = _metrics(record, None, TrainProgress(position.step, position.tokens, position.train_s))
     with run.patience():
         outcome = _ready(run, export.write(deltas, plan, run.job, metrics, run.folder / "export"))
     run.reporter.phase(Phase.DONE)
     return outcome
 
 
-def _export(run: Run, record: RunRecord, training: Training, candidate: Candidate) -> Metrics | None:
+def _export(run: RunContext, record: RunRecord, training: TrainState, candidate: Candidate) -> Metrics | None:
     """Rank 0 writes the export; the others, who may hold parts of the weights, hand them over: None."""
     metrics = _metrics(record, candidate.score, candidate.reached)
     run.reporter.losses(dev=metrics.final_loss)
     run.reporter.phase(Phase.EXPORT)
     target = run.folder / "export"
-    with candidate.worn(), run.patience():
+    with candidate.weights_applied(), run.patience():
         deltas = _whole(run, training)
         return export.write(deltas, training.plan, run.job, metrics, target) if deltas else None
 
 
-def _whole(run: Run, training: Training) -> Deltas | None:
+def _whole(run: RunContext, training: TrainState) -> Deltas | None:
     """What rank 0 exports: sharded weights are put together in main memory, in a freshly loaded base
     model."""
     state = gathered(training.deltas.state(), run.process_group)
@@ -173,7 +175,7 @@ def _whole(run: Run, training: Training) -> Deltas | None:
     return whole
 
 
-def _verify(run: Run, training: Training, dev: Examples, candidate: Candidate) -> str | None:
+def _verify(run: RunContext, training: TrainState, dev: Examples, candidate: Candidate) -> str | None:
     """What is wrong with the exported files, or None; without time to load them, nothing is known."""
     run.reporter.phase(Phase.VERIFY)
     left_s = run.job.ready_by - run.own_clock.time()  # not rank 0's: the others don't ask
@@ -194,7 +196,7 @@ def _loss(candidate: Candidate) -> float:
     return candidate.score.loss if candidate.score else math.inf
 
 
-def _metrics(record: RunRecord, score: Score | None, reached: Reached) -> Metrics:
+def _metrics(record: RunRecord, score: Score | None, reached: TrainProgress) -> Metrics:
     """What a finished run measured; both losses are over the same rows."""
     rows = len(score.per_example) if score else len(record.base_losses)
     base_loss = float(np.mean(record.base_losses[:rows]))
@@ -213,7 +215,7 @@ def _metrics(record: RunRecord, score: Score | None, reached: Reached) -> Metric
     )
 
 
-def _ready(run: Run, metrics: Metrics) -> Outcome:
+def _ready(run: RunContext, metrics: Metrics) -> Outcome:
     return Outcome(
         status=OutcomeStatus.READY,
         digest=folder_digest(run.folder / "export"),

@@ -25,17 +25,19 @@ from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, 
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
 from trainer_node.engine import context, prepare
-from trainer_node.engine.context import Data, Run, RunRecord
+from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
 from trainer_node.engine.distributed.process_group import destroy, is_lost_peer, join
 from trainer_node.engine.distributed.sharding import fitted, shard_frozen, spread
 from trainer_node.engine.evaluate import reference_logprobs as reference
 from trainer_node.engine.export import unverified as standby
 from trainer_node.engine.finish import close, submit_as_is
+from trainer_node.engine.model.adapters import add_deltas
 from trainer_node.engine.model.attention import max_documents
 from trainer_node.engine.model.compile import missing_compiler
 from trainer_node.engine.model.label_model import label_model
-from trainer_node.engine.model.loading import add_deltas, load_config, load_model
+from trainer_node.engine.model.loading import load_config, load_model
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.signals import Stop
@@ -43,11 +45,11 @@ from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint, loop
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
-from trainer_node.engine.train.cpu_threads import lanes_for
-from trainer_node.engine.train.loop import Packs, Training
+from trainer_node.engine.train.cpu_threads import cpu_threads_for
 from trainer_node.engine.train.oom import is_out_of_memory, release
 from trainer_node.engine.train.oom_fallback import SmallerPlan, descend, was_too_large
 from trainer_node.engine.train.schedule import Schedule, ScheduleState
+from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.weight_average import TailAverage
 
 AVERAGE_SHARE = 0.1  # of the memory: the running average is kept if it takes no more
@@ -69,7 +71,7 @@ def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
     process_group = None
     try:
         process_group = join(job, job.ready_by - clock.time())
-        outcome = pipeline(Run(job, folder, clock, reporter, stop, process_group, import_s))
+        outcome = pipeline(RunContext(job, folder, clock, reporter, stop, process_group, import_s))
     except SmallerPlan:
         return AGAIN
     except Exception as error:
@@ -107,7 +109,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:500]
 
 
-def pipeline(run: Run) -> Outcome:
+def pipeline(run: RunContext) -> Outcome:
     """The whole run; raises what `explain` explains."""
     checkpoints = run.folder / "checkpoints"
     if run.process_group.is_main:
@@ -131,12 +133,12 @@ def pipeline(run: Run) -> Outcome:
     return begin(run)
 
 
-def begin(run: Run) -> Outcome:
+def begin(run: RunContext) -> Outcome:
     """A fresh run."""
     budget_s, start = run.left_s, run.clock.time()
     run.reporter.phase(Phase.LOADING)
     config = load_config(run.job.model_path)
-    data = prepare.shared(run, config)
+    data = prepare.load_data(run, config)
     ingested = run.clock.time()
     draft = prepare.draw_plan(run, config, data, budget_s)
     model = load(run, draft)
@@ -169,7 +171,7 @@ def begin(run: Run) -> Outcome:
     return train(run, record, plan, model, data, None)
 
 
-def resume(run: Run, record: RunRecord, plan: Plan, found: Checkpoint | None) -> Outcome:
+def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | None) -> Outcome:
     """Go on from a checkpoint, or start over with a plan that had to shrink before there was one.
 
     If there is hardly time, or the data is gone, the checkpoint is submitted as it is. Any number of devices
@@ -185,7 +187,7 @@ def resume(run: Run, record: RunRecord, plan: Plan, found: Checkpoint | None) ->
     model = load(run, plan)
     if late and found:
         return submit_as_is(run, record, plan, model, found, "no time is left to train or verify")
-    data = prepare.same(run, load_config(run.job.model_path), record.fingerprint)
+    data = prepare.reload_data(run, load_config(run.job.model_path), record.fingerprint)
     if isinstance(data, str):
         if found is None:
             raise EngineError(ErrorCode.BAD_DATA, data)
@@ -194,7 +196,7 @@ def resume(run: Run, record: RunRecord, plan: Plan, found: Checkpoint | None) ->
     return train(run, record, plan, model, data, found)
 
 
-def load(run: Run, plan: Plan) -> torch.nn.Module:
+def load(run: RunContext, plan: Plan) -> torch.nn.Module:
     """The base model with weights in the plan's dtype; on its device, unless it will be cut first."""
     run.reporter.phase(Phase.LOADING)
     with run.patience():
@@ -202,7 +204,7 @@ def load(run: Run, plan: Plan) -> torch.nn.Module:
     return model if plan.parallel == "fsdp2" else model.to(run.process_group.device)
 
 
-def announce(run: Run, plan: Plan) -> None:
+def announce(run: RunContext, plan: Plan) -> None:
     """Nothing is silent: every deviation from the profile."""
     for deviation in plan.deviations:
         d = deviation
@@ -212,7 +214,12 @@ def announce(run: Run, plan: Plan) -> None:
 
 
 def train(
-    run: Run, record: RunRecord, plan: Plan, model: torch.nn.Module, data: Data, found: Checkpoint | None
+    run: RunContext,
+    record: RunRecord,
+    plan: Plan,
+    model: torch.nn.Module,
+    data: JobData,
+    found: Checkpoint | None,
 ) -> Outcome:
     """Train until the clock says stop, then choose and submit."""
     training = assemble(run, record, plan, model, data, found)
@@ -233,8 +240,13 @@ def train(
 
 
 def assemble(
-    run: Run, record: RunRecord, plan: Plan, model: torch.nn.Module, data: Data, found: Checkpoint | None
-) -> Training:
+    run: RunContext,
+    record: RunRecord,
+    plan: Plan,
+    model: torch.nn.Module,
+    data: JobData,
+    found: Checkpoint | None,
+) -> TrainState:
     """All the parts of training, fresh or as the checkpoint left them."""
     heads, job = model.config.num_attention_heads, run.job
     if plan.compile and (missing := missing_compiler(run.process_group.device)):
@@ -251,7 +263,7 @@ def assemble(
     if not keeps_average:
         run.reporter.message("no average of the weights is kept: it would take too much memory")
     limit = max(1, max_documents(plan.capacity, heads, head_dim) // data.train.group)
-    training = Training(
+    training = TrainState(
         plan=plan,
         seed=job.seed,
         deltas=deltas,
@@ -272,7 +284,7 @@ def assemble(
         device=run.process_group.device,
         process_group=run.process_group,
         forward=forward,
-        lanes=lanes_for(plan, deltas, torch.get_num_threads()),
+        cpu_threads=cpu_threads_for(plan, deltas, torch.get_num_threads()),
         alive=run.reporter.alive,
         cores=0 if run.simulated or run.process_group.device.type != "cpu" else torch.get_num_threads(),
     )

@@ -17,7 +17,7 @@ from shared.planning.hardware import computes_bf16
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import resolve
-from trainer_node.engine.context import Data, Run
+from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.examples import Examples, hold_out, scored_length
 from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
@@ -34,7 +34,7 @@ SCORE_SHARE = 0.03  # of the budget: what scoring the development rows once may 
 DISK_BYTES_PER_S = 300e6  # of a synced, hashed save, until one is measured
 
 
-def ingest(run: Run, config: Any) -> Data:
+def ingest(run: RunContext, config: Any) -> JobData:
     """Rows into training and development examples."""
     job = run.job
     if job.task_type not in SUPPORTED_TASKS:
@@ -50,25 +50,26 @@ def ingest(run: Run, config: Any) -> Data:
     return divided(job, tokens, length)
 
 
-def divided(job: WorkerJob, tokens: TokenCache, length: int) -> Data:
+def divided(job: WorkerJob, tokens: TokenCache, length: int) -> JobData:
     """A job's tokens with the development rows held out."""
     train, dev = hold_out(tokens.examples, job.seed)
-    return Data(train, dev, tokens.dropped, length)
+    return JobData(train, dev, tokens.dropped, length)
 
 
-def shared(run: Run, config: Any) -> Data:
+def load_data(run: RunContext, config: Any) -> JobData:
     """The job's rows, read by rank 0 for all."""
     return cast(
-        Data, run.process_group.broadcast_object(ingest(run, config) if run.process_group.is_main else None)
+        JobData,
+        run.process_group.broadcast_object(ingest(run, config) if run.process_group.is_main else None),
     )
 
 
-def same(run: Run, config: Any, fingerprint: str) -> Data | str:
+def reload_data(run: RunContext, config: Any, fingerprint: str) -> JobData | str:
     """The rows that the run began with, read by rank 0 for all, or why they can't be had any more.
 
     From their tokens in the run's folder; without them from the data again.
     """
-    answer: Data | str = ""
+    answer: JobData | str = ""
     if run.process_group.is_main:
         if known := kept(run.folder):
             answer = divided(run.job, known, scored_length(config))
@@ -82,7 +83,9 @@ def same(run: Run, config: Any, fingerprint: str) -> Data | str:
     return run.process_group.broadcast_object(answer)
 
 
-def baseline(run: Run, model: torch.nn.Module, data: Data, draft: Plan) -> tuple[Data, Score, float]:
+def baseline(
+    run: RunContext, model: torch.nn.Module, data: JobData, draft: Plan
+) -> tuple[JobData, Score, float]:
     """The base model's metric and the seconds per row, and the data with the development rows that it covers.
 
     Preference pairs leave with their references. A model that is its own reference scores ln 2 on any pair.
@@ -113,7 +116,7 @@ def baseline(run: Run, model: torch.nn.Module, data: Data, draft: Plan) -> tuple
 
 
 def draw_plan(
-    run: Run, config: Any, data: Data, budget_s: float, train_tokens_per_s: float | None = None
+    run: RunContext, config: Any, data: JobData, budget_s: float, train_tokens_per_s: float | None = None
 ) -> Plan:
     """Return the plan for this job on these processes' devices in `budget_s`.
 
@@ -165,7 +168,7 @@ def usable(hardware: Hardware, process_group: ProcessGroup) -> Hardware:
     return hardware if hardware.device == "cpu" else replace(hardware, count=process_group.world)
 
 
-def first_costs(run: Run, plan: Plan, load_s: float, ingest_s: float, score_s: float) -> Costs:
+def first_costs(run: RunContext, plan: Plan, load_s: float, ingest_s: float, score_s: float) -> Costs:
     """What was measured, and bytes over a slow disk for what wasn't."""
     trained = sum(module.parameters for module in plan.modules)
     return Costs(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shared.errors import DataError
-from trainer_node.engine.splits import training_files
+from trainer_node.engine.data.splits import training_files
 
 SHARDS = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]
 

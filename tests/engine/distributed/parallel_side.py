@@ -12,7 +12,7 @@ import torch
 
 from shared.clock import TokenClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
-from trainer_node.engine.context import Data, Run, RunRecord
+from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.distributed.process_group import destroy, join
 from trainer_node.engine.distributed.sharding import fitted, gathered, shard_frozen
 from trainer_node.engine.evaluate.metric import score
@@ -75,8 +75,8 @@ def main() -> None:
                 costs=Costs(),
             )
             reporter = Reporter(folder / "progress.jsonl", "t", "a")
-            run = Run(JOB, folder, TokenClock(0.0, 100.0), reporter, Stop(), process_group)
-            data = Data(examples, examples, {}, 256)
+            run = RunContext(JOB, folder, TokenClock(0.0, 100.0), reporter, Stop(), process_group)
+            data = JobData(examples, examples, {}, 256)
             model = load_model(sys.argv[1], plan.dtype)
             training = assemble(run, record, plan, model, data, None)
             scores = torch.from_numpy(

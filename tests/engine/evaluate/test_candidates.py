@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer_node.engine.evaluate.candidates import Candidate, Reached, excess, ranked
+from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loss_over_base, ranked
 from trainer_node.engine.evaluate.metric import Score
 from trainer_node.engine.train.weight_average import TailAverage
 
@@ -52,7 +52,7 @@ def _no_memory(*_: object) -> None:
 
 
 def _candidate(name: str, *losses: float) -> Candidate:
-    return Candidate(name, Reached(1, 1, 1.0), _score(*losses) if losses else None)
+    return Candidate(name, TrainProgress(1, 1, 1.0), _score(*losses) if losses else None)
 
 
 def _names(*candidates: Candidate, base: float = 5.0) -> list[str]:
@@ -67,7 +67,7 @@ def test_best_comes_first_and_ties_go_to_the_first() -> None:
 def test_what_gives_no_number_or_was_not_measured_comes_last() -> None:
     nan = _candidate("diverged", math.nan, 1.0)
     assert _names(nan, _candidate("unmeasured"), _candidate("bad", 9.0)) == ["bad", "diverged", "unmeasured"]
-    assert excess(nan, [5.0, 5.0]) == math.inf
+    assert loss_over_base(nan, [5.0, 5.0]) == math.inf
 
 
 def test_a_shorter_measurement_is_compared_on_common_rows() -> None:
@@ -84,7 +84,7 @@ def test_measurements_of_few_rows_are_compared_by_what_they_gain() -> None:
 
 def test_average_is_measured_while_the_model_has_it() -> None:
     parameter, average = _average(1.0, 3.0)
-    candidate = replace(_candidate("average"), worn=average.applied)
+    candidate = replace(_candidate("average"), weights_applied=average.applied)
     measured = candidate.measured(lambda: _score(parameter.detach()[0].item()))
     assert measured.score is not None
     assert measured.score.loss == 2.0

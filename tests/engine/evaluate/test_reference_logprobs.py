@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from shared.clock import Clock, TokenClock, WallClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from shared.planning.plan import Plan
-from trainer_node.engine.context import Data, Run, RunRecord
+from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate import reference_logprobs as reference
 from trainer_node.engine.evaluate.metric import reference_logprobs, score_dpo
@@ -44,8 +44,8 @@ def model(tiny_model: Path) -> torch.nn.Module:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Run]:
-    def _run(clock: Clock, seconds: float = 60.0) -> Run:
+def make_run(tmp_path: Path) -> Callable[..., RunContext]:
+    def _run(clock: Clock, seconds: float = 60.0) -> RunContext:
         job = WorkerJob(
             task_id="t",
             task="t",
@@ -60,17 +60,17 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
             ready_by=clock.time() + seconds,
             hardware=Hardware(device="cpu", count=2, memory_bytes=2**34),
         )
-        return Run(job, tmp_path, clock, Reporter(tmp_path / "progress.jsonl", "t", "a"), Stop())
+        return RunContext(job, tmp_path, clock, Reporter(tmp_path / "progress.jsonl", "t", "a"), Stop())
 
     return _run
 
 
 @pytest.fixture
-def data(make_examples: Callable[..., Examples]) -> Data:
-    return Data(make_examples(TRAIN, group=2), make_examples(DEV, seed=1, group=2), {}, 256)
+def data(make_examples: Callable[..., Examples]) -> JobData:
+    return JobData(make_examples(TRAIN, group=2), make_examples(DEV, seed=1, group=2), {}, 256)
 
 
-def _record(data: Data) -> RunRecord:
+def _record(data: JobData) -> RunRecord:
     return RunRecord(
         fingerprint="",
         base_losses=[math.log(2)] * len(data.dev),
@@ -82,7 +82,7 @@ def _record(data: Data) -> RunRecord:
 
 
 def test_base_model_scores_ln_2_and_is_asked_once(
-    model: torch.nn.Module, data: Data, make_run: Callable[..., Run], make_plan: Callable[..., Plan]
+    model: torch.nn.Module, data: JobData, make_run: Callable[..., RunContext], make_plan: Callable[..., Plan]
 ) -> None:
     run = make_run(TokenClock(0.0, 100.0))
     ready, base, row_s = baseline(run, model, data, make_plan())
@@ -95,7 +95,7 @@ def test_base_model_scores_ln_2_and_is_asked_once(
 
 
 def test_resumed_run_reads_the_same_pairs_and_references(
-    model: torch.nn.Module, data: Data, make_run: Callable[..., Run], make_plan: Callable[..., Plan]
+    model: torch.nn.Module, data: JobData, make_run: Callable[..., RunContext], make_plan: Callable[..., Plan]
 ) -> None:
     run = make_run(WallClock(), seconds=3600.0)
     ready, *_ = baseline(run, model, data, make_plan())
@@ -113,8 +113,8 @@ def test_resumed_run_reads_the_same_pairs_and_references(
 def test_a_file_that_can_not_be_used_is_made_again(
     damage: str,
     model: torch.nn.Module,
-    data: Data,
-    make_run: Callable[..., Run],
+    data: JobData,
+    make_run: Callable[..., RunContext],
     make_plan: Callable[..., Plan],
 ) -> None:
     run = make_run(TokenClock(0.0, 100.0))
@@ -135,7 +135,7 @@ def test_a_file_that_can_not_be_used_is_made_again(
 
 
 def test_a_slow_machine_uses_the_pairs_that_it_could_ask_for(
-    model: torch.nn.Module, data: Data, make_run: Callable[..., Run], make_plan: Callable[..., Plan]
+    model: torch.nn.Module, data: JobData, make_run: Callable[..., RunContext], make_plan: Callable[..., Plan]
 ) -> None:
     run = make_run(_Slow(), seconds=40.0)
     dev = data.dev.with_reference(reference_logprobs(model, data.dev))
@@ -148,10 +148,10 @@ def test_a_slow_machine_uses_the_pairs_that_it_could_ask_for(
 def test_rows_without_pairs_stay_as_they_are(
     model: torch.nn.Module,
     make_examples: Callable[..., Examples],
-    make_run: Callable[..., Run],
+    make_run: Callable[..., RunContext],
     make_plan: Callable[..., Plan],
 ) -> None:
-    run, text = make_run(WallClock()), Data(make_examples([9, 8]), make_examples([7]), {}, 256)
+    run, text = make_run(WallClock()), JobData(make_examples([9, 8]), make_examples([7]), {}, 256)
     assert reference.first(run, model, text, make_plan()) is text
     assert reference.again(run, model, text, _record(text)) is text
     assert not (run.folder / reference.FILE).exists()

@@ -20,8 +20,9 @@ from trainer_node.engine.evaluate.metric import score_sft
 from trainer_node.engine.export import dense_as_lora as factors
 from trainer_node.engine.export import verify
 from trainer_node.engine.export import writer as export
-from trainer_node.engine.model.loading import Deltas, add_deltas, load_adapter, load_model
-from trainer_node.engine.stock import stock_config
+from trainer_node.engine.export.writer import stock_config
+from trainer_node.engine.model.adapters import Deltas, add_deltas, load_adapter
+from trainer_node.engine.model.loading import load_model
 
 CPU = torch.device("cpu")
 # PEFT asks transformers a question under its old name.

@@ -16,8 +16,9 @@ from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.distributed.sharding import decoder_layers
 from trainer_node.engine.evaluate.metric import score
+from trainer_node.engine.model.adapters import add_deltas
 from trainer_node.engine.model.compile import compile_layers, missing_compiler
-from trainer_node.engine.model.loading import add_deltas, load_model
+from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.objectives import sft
 
 # The compiler itself looks at it.

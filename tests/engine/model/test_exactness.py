@@ -19,7 +19,8 @@ from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import reference_logprobs
 from trainer_node.engine.model import label_model as network
-from trainer_node.engine.model.loading import Deltas, add_deltas, load_model, load_tokenizer
+from trainer_node.engine.model.adapters import Deltas, add_deltas
+from trainer_node.engine.model.loading import load_model, load_tokenizer
 from trainer_node.engine.model.logprobs import label_logprobs
 from trainer_node.engine.objectives import Loss, loss_for
 

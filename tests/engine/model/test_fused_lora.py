@@ -9,8 +9,9 @@ import torch
 from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
+from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.fused_lora import fuse_lora, unfuse_lora
-from trainer_node.engine.model.loading import Deltas, add_deltas, load_model
+from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.objectives import sft
 
 Run = tuple[float, dict[str, torch.Tensor]]

@@ -13,7 +13,8 @@ from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import score_sft
-from trainer_node.engine.model.loading import Deltas, add_deltas, load_model
+from trainer_node.engine.model.adapters import Deltas, add_deltas
+from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.objectives import sft
 
 LENGTHS = [9, 30, 4, 17, 12]

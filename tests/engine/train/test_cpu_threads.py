@@ -1,4 +1,4 @@
-"""Lanes: a pack on several threads has the gradients of a pack on one, and the same bits every time."""
+"""A pack on several threads has the gradients of a pack on one, and the same bits every time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS
 from trainer_node.engine.evaluate.metric import reference_logprobs
-from trainer_node.engine.model.loading import Deltas, add_deltas, load_model
+from trainer_node.engine.model.adapters import Deltas, add_deltas
+from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import loop
-from trainer_node.engine.train.cpu_threads import Lanes, lanes_for
+from trainer_node.engine.train.cpu_threads import CpuThreads, cpu_threads_for
 
 LENGTHS = [9, 30, 4, 17, 12, 25, 7, 14, 11, 6, 22, 8, 19, 5, 10, 16]
 Gradients = tuple[float, list[Tensor]]
@@ -48,7 +49,12 @@ def threads() -> Iterator[int]:
 
 
 def _step(
-    deltas: Deltas, rows: Examples, task_type: TaskType, plan: Plan, lanes: Lanes | None, packs: int = 1
+    deltas: Deltas,
+    rows: Examples,
+    task_type: TaskType,
+    plan: Plan,
+    cpu_threads: CpuThreads | None,
+    packs: int = 1,
 ) -> Gradients:
     """The loop's own gradients of a step of `packs` packs."""
     run = SimpleNamespace(
@@ -61,7 +67,7 @@ def _step(
         device=torch.device("cpu"),
         process_group=SINGLE_PROCESS,
         forward=None,
-        lanes=lanes,
+        cpu_threads=cpu_threads,
         alive=lambda: None,
     )
     size = len(rows) // packs
@@ -91,7 +97,7 @@ def test_gradients_are_those_of_one_thread(
     deltas, plan = make_deltas(dtype=dtype), make_plan(dtype=dtype, capacity=256)
     loss, wanted = _step(deltas, rows, task_type, plan, None, packs=2)
     for count in (2, 3):
-        found = _step(deltas, rows, task_type, plan, Lanes(count, count), packs=2)
+        found = _step(deltas, rows, task_type, plan, CpuThreads(count, count), packs=2)
         assert found[0] == pytest.approx(loss, rel=tolerance)
         for gradient, exact in zip(found[1], wanted, strict=True):
             assert float((gradient - exact).norm()) <= tolerance * float(exact.norm()) > 0
@@ -104,24 +110,24 @@ def test_every_run_has_the_same_bits(
     threads: int,
 ) -> None:
     deltas, rows, plan = make_deltas(), make_examples(LENGTHS), make_plan(capacity=256)
-    lanes = Lanes(2, threads)
-    loss, gradients = _step(deltas, rows, TaskType.INSTRUCT, plan, lanes, packs=4)
+    cpu_threads = CpuThreads(2, threads)
+    loss, gradients = _step(deltas, rows, TaskType.INSTRUCT, plan, cpu_threads, packs=4)
     for _ in range(20):
-        again = _step(deltas, rows, TaskType.INSTRUCT, plan, lanes, packs=4)
+        again = _step(deltas, rows, TaskType.INSTRUCT, plan, cpu_threads, packs=4)
         assert again[0] == loss
         assert all(torch.equal(a, b) for a, b in zip(again[1], gradients, strict=True))
 
 
 def test_a_pack_is_shared_out_evenly_or_not_at_all() -> None:
-    lanes = Lanes(2, 2)
-    parts = lanes.split(LENGTHS)
+    cpu_threads = CpuThreads(2, 2)
+    parts = cpu_threads.split(LENGTHS)
     assert parts is not None
     assert sorted(place for part in parts for place in part) == list(range(len(LENGTHS)))
     sizes = [sum(LENGTHS[place] for place in part) for part in parts]
     assert abs(sizes[0] - sizes[1]) <= 2
-    assert lanes.split(LENGTHS) == parts
-    assert lanes.split([500, 20, 30]) is None
-    assert lanes.split([500]) is None
+    assert cpu_threads.split(LENGTHS) == parts
+    assert cpu_threads.split([500, 20, 30]) is None
+    assert cpu_threads.split([500]) is None
 
 
 def test_a_pack_that_cannot_be_shared_out_is_computed_whole(
@@ -132,7 +138,7 @@ def test_a_pack_that_cannot_be_shared_out_is_computed_whole(
 ) -> None:
     deltas, rows, plan = make_deltas(), make_examples([60, 5]), make_plan(capacity=80)
     wanted = _step(deltas, rows, TaskType.INSTRUCT, plan, None)
-    found = _step(deltas, rows, TaskType.INSTRUCT, plan, Lanes(2, threads))
+    found = _step(deltas, rows, TaskType.INSTRUCT, plan, CpuThreads(2, threads))
     assert found[0] == wanted[0]
     assert all(torch.equal(a, b) for a, b in zip(found[1], wanted[1], strict=True))
 
@@ -140,7 +146,7 @@ def test_a_pack_that_cannot_be_shared_out_is_computed_whole(
 def test_a_lane_that_fails_fails_the_step_when_all_have_ended(
     make_deltas: Callable[..., Deltas], make_examples: Callable[..., Examples], threads: int
 ) -> None:
-    deltas, rows, lanes, ended = make_deltas(), make_examples(LENGTHS), Lanes(2, threads), []
+    deltas, rows, cpu_threads, ended = make_deltas(), make_examples(LENGTHS), CpuThreads(2, threads), []
 
     def objective(model: torch.nn.Module, batch: object) -> Tensor:
         first = rows.lengths[0] in batch.document_lengths  # type: ignore[attr-defined]
@@ -151,7 +157,7 @@ def test_a_lane_that_fails_fails_the_step_when_all_have_ended(
         return loss
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        lanes.backward(deltas, objective, rows, list(range(len(rows))), len(rows))
+        cpu_threads.backward(deltas, objective, rows, list(range(len(rows))), len(rows))
     assert ended
     assert all(parameter.grad is None for parameter in deltas.parameters.values())
     assert torch.get_num_threads() == threads
@@ -163,8 +169,8 @@ def test_lanes_are_only_where_they_are_exact(
     lora = make_deltas()
 
     def count(plan: Plan, threads: int, deltas: Deltas = lora) -> int:
-        lanes = lanes_for(plan, deltas, threads)
-        return lanes.count if lanes else 1
+        cpu_threads = cpu_threads_for(plan, deltas, threads)
+        return cpu_threads.count if cpu_threads else 1
 
     wide = make_plan(capacity=1024)
     assert [count(wide, threads) for threads in (1, 2, 3, 4, 7, 8, 10)] == [1, 2, 3, 4, 1, 4, 5]

@@ -13,19 +13,20 @@ from shared.clock import TokenClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
-from trainer_node.engine.context import Data, Run, RunRecord
+from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.pipeline import assemble, averages
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint, loop
-from trainer_node.engine.train.loop import Packs, Training
 from trainer_node.engine.train.oom import is_out_of_memory
 from trainer_node.engine.train.oom_fallback import step_down
+from trainer_node.engine.train.state import TrainState
 
-Build = Callable[..., tuple[Training, Reporter, Stop]]
+Build = Callable[..., tuple[TrainState, Reporter, Stop]]
 JOB = WorkerJob(
     task_id="t",
     task="t",
@@ -53,7 +54,7 @@ def build(
 
     def _build(
         name: str, method: str = "lora", *, resume: bool = False, stop: Stop | None = None, **changes: object
-    ) -> tuple[Training, Reporter, Stop]:
+    ) -> tuple[TrainState, Reporter, Stop]:
         plan = make_plan(method, dropout=0.1, packs_per_step=2, max_epochs=100.0, **changes)
         examples = make_examples([9, 20, 33, 12, 40, 25, 7, 50, 31, 18])
         folder = tmp_path / name
@@ -71,8 +72,8 @@ def build(
             costs=Costs(),
         )
         stop = stop or Stop()
-        run = Run(JOB, folder, clock, Reporter(folder / "progress.jsonl", "t", "a"), stop)
-        data = Data(examples, examples, {}, 256)
+        run = RunContext(JOB, folder, clock, Reporter(folder / "progress.jsonl", "t", "a"), stop)
+        data = JobData(examples, examples, {}, 256)
         training = assemble(run, record, plan, load_model(str(tiny_model), plan.dtype), data, found)
         return training, run.reporter, stop
 

@@ -26,7 +26,7 @@ from msgspec import Struct
 from shared.errors import DataError
 from shared.files import write_atomically
 from trainer_node.engine.data.download import MAX_BYTES, fetch
-from trainer_node.engine.splits import training_files
+from trainer_node.engine.data.splits import training_files
 
 TIMEOUT_S = 10.0
 PAUSES = (1.0, 3.0)  # before each further try

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -126,3 +126,31 @@ def _to(array: NDArray, device: torch.device | str) -> Tensor:
     if torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor
+
+
+@dataclass
+class Packs:
+    """The run's packs in order, epoch after epoch; `epoch` and `index` say which comes next."""
+
+    lengths: list[int]
+    capacity: int
+    seed: int
+    max_examples: int | None = None
+    epoch: int = 0
+    index: int = 0
+    _plan: tuple[int, list[list[int]]] | None = field(default=None, repr=False)
+
+    def take(self, count: int) -> list[list[int]]:
+        """The next `count` packs; moves on."""
+        return [self._next() for _ in range(count)]
+
+    def _next(self) -> list[int]:
+        if self._plan is None or self._plan[0] != self.epoch:
+            packs = pack(self.lengths, self.capacity, self.seed, self.epoch, self.max_examples)
+            self._plan = (self.epoch, packs)
+        packs = self._plan[1]
+        chosen = packs[self.index]
+        self.index += 1
+        if self.index == len(packs):
+            self.epoch, self.index = self.epoch + 1, 0
+        return chosen

@@ -15,7 +15,7 @@ from shared.errors import DataError
 from shared.messages import FileFormat
 from trainer_node.engine.data.download import fetch, is_url, public_name
 from trainer_node.engine.data.hf_datasets import download
-from trainer_node.engine.splits import FORMATS
+from trainer_node.engine.data.splits import FORMATS
 
 Row = dict[str, Any]
 

@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shared.planning.plan import Plan
 from trainer_node.engine.distributed.process_group import ProcessGroup
+from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.model.compile import compile_layers
 from trainer_node.engine.model.label_model import LabelModel
-from trainer_node.engine.model.loading import Deltas
 
 
 def fitted(plan: Plan, process_group: ProcessGroup) -> Plan:

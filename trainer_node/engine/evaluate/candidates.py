@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from trainer_node.engine.distributed.sharding import placed
 from trainer_node.engine.evaluate.metric import Score
-from trainer_node.engine.model.loading import Deltas
+from trainer_node.engine.model.adapters import Deltas
 
 ENOUGH_ROWS = 32  # to compare candidates on the same rows
 
@@ -33,7 +33,7 @@ def loaded(deltas: Deltas, weights: Callable[[], Mapping[str, torch.Tensor]]) ->
         deltas.load_state(before)
 
 
-class Reached(Struct, frozen=True):
+class TrainProgress(Struct, frozen=True):
     """How far training had come."""
 
     step: int
@@ -46,17 +46,17 @@ class Candidate:
     """One set of weights that could be submitted; inside `worn()` the model has them."""
 
     name: str
-    reached: Reached
+    reached: TrainProgress
     score: Score | None = None  # None = there was no time to measure it
-    worn: Callable[[], AbstractContextManager[None]] = nullcontext
+    weights_applied: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def measured(self, measure: Callable[[], Score]) -> Candidate:
         """With its score."""
-        with self.worn():
+        with self.weights_applied():
             return replace(self, score=measure())
 
 
-def excess(candidate: Candidate, base_losses: Sequence[float], most: int | None = None) -> float:
+def loss_over_base(candidate: Candidate, base_losses: Sequence[float], most: int | None = None) -> float:
     """How much worse than the base model it is on the rows that it was measured on, or the first of them.
 
     Infinite if it was not measured, or gives no number.
@@ -75,4 +75,4 @@ def ranked(candidates: Sequence[Candidate], base_losses: Sequence[float]) -> lis
     if those are too few by what each gained on its own.
     """
     common = min((len(c.score.per_example) for c in candidates if c.score), default=0)
-    return sorted(candidates, key=lambda c: excess(c, base_losses, max(common, ENOUGH_ROWS)))
+    return sorted(candidates, key=lambda c: loss_over_base(c, base_losses, max(common, ENOUGH_ROWS)))

@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from shared.files import write_atomically
 from shared.planning.plan import Plan
-from trainer_node.engine.context import Data, Run, RunRecord
+from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import reference_logprobs
 
@@ -29,7 +29,7 @@ SURPLUS = 1.2  # more pairs than the plan expects to see: training may turn out 
 MOST_SHARE = 0.5  # of the time left, if the machine turns out slower than measured: then fewer pairs are used
 
 
-def first(run: Run, model: torch.nn.Module, data: Data, plan: Plan) -> Data:
+def first(run: RunContext, model: torch.nn.Module, data: JobData, plan: Plan) -> JobData:
     """The pairs to train on, with their references: no more than the plan will see, if time is short.
 
     The development pairs have theirs already, from the baseline. Data without pairs is returned as it is.
@@ -50,7 +50,7 @@ def first(run: Run, model: torch.nn.Module, data: Data, plan: Plan) -> Data:
     return replace(data, train=train)
 
 
-def again(run: Run, model: torch.nn.Module, data: Data, record: RunRecord) -> Data:
+def again(run: RunContext, model: torch.nn.Module, data: JobData, record: RunRecord) -> JobData:
     """The same pairs with the same references, for a run that resumes."""
     if data.train.group == 1:
         return data
@@ -75,7 +75,7 @@ def _chosen(train: Examples, count: int, seed: int) -> Examples:
     return train.take(np.random.default_rng(seed).permutation(len(train))[:count])
 
 
-def _ask(run: Run, model: torch.nn.Module, train: Examples) -> Examples:
+def _ask(run: RunContext, model: torch.nn.Module, train: Examples) -> Examples:
     """As many of the pairs as there is time for, with their references."""
     until = run.clock.time() + MOST_SHARE * run.left_s
     parts: list[NDArray[np.float32]] = []

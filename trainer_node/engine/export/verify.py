@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM
 from shared.messages import WorkerJob
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import Score
-from trainer_node.engine.model.loading import load_adapter, load_model
+from trainer_node.engine.model.adapters import load_adapter
+from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.objectives import dpo
 from trainer_node.engine.train.oom import is_out_of_memory
 

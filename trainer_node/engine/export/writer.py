@@ -16,20 +16,22 @@ from msgspec.structs import replace
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.utils import cached_file
 
 from shared.files import sync
 from shared.messages import Metrics, WorkerJob
 from shared.planning.plan import Plan
 from trainer_node.engine.export.dense_as_lora import factors, fit_better, rank_of
 from trainer_node.engine.export.verify import UnverifiedError, verify
-from trainer_node.engine.model.loading import Deltas, load_model
-from trainer_node.engine.stock import model_config
+from trainer_node.engine.model.adapters import Deltas
+from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.train.checkpoint import write_tensors
 
 __all__ = ["UnverifiedError", "card", "full_state", "verify", "write"]
 
 SHARD = "5GB"
 ADAPTER = "default"
+ROPE_OWN = ("rope_theta", "partial_rotary_factor")  # in transformers 4 fields of their own
 
 
 def write(deltas: Deltas, plan: Plan, job: WorkerJob, metrics: Metrics, folder: Path) -> Metrics:
@@ -178,3 +180,35 @@ def full_state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
             full = full.float() + layer.get_delta_weight(ADAPTER)
         dtype = torch.bfloat16 if full.is_floating_point() else full.dtype
         yield name.replace(".base_layer.", "."), full.detach().to(dtype).cpu()
+
+
+def model_config(base: Any, job: WorkerJob) -> dict[str, Any]:
+    """The config.json of a whole model that was trained from `base`."""
+    return stock_config(_original(base, job), job.model)
+
+
+def _original(base: Any, job: WorkerJob) -> dict[str, Any]:
+    """The base model's own config.json; where it has none (GGUF), what transformers made of it."""
+    path = Path(job.model_path) / "config.json"
+    if not Path(job.model_path).exists():
+        cached = cached_file(
+            job.model_path, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
+        path = Path(cached) if cached else path
+    return json.loads(path.read_text()) if path.is_file() else base.config.to_dict()
+
+
+def stock_config(config: dict[str, Any], model: str) -> dict[str, Any]:
+    """A model's configuration in words that transformers 4 and 5 both understand.
+
+    transformers 5 writes `rope_parameters` and `dtype`; 4.51, which upstream scores with, overlooks both and
+    takes rotary base 10,000 for granted: a whole model would load and score like a broken one.
+    """
+    config = {name: value for name, value in config.items() if name not in ("dtype", "quantization_config")}
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
+        del config["rope_parameters"]
+        scaling = {name: value for name, value in rope.items() if name not in ROPE_OWN}
+        config.update({name: rope[name] for name in ROPE_OWN if name in rope})
+        config["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
+    return {**config, "_name_or_path": model, "torch_dtype": "bfloat16"}

@@ -6,10 +6,10 @@ from msgspec.structs import replace
 
 from shared.planning.plan import Deviation, Plan
 from trainer_node.engine import context
-from trainer_node.engine.context import Run
+from trainer_node.engine.context import RunContext
 from trainer_node.engine.train import loop
-from trainer_node.engine.train.loop import Training
 from trainer_node.engine.train.oom import is_out_of_memory
+from trainer_node.engine.train.state import TrainState
 
 OUT_OF_MEMORY = "memory ran out"
 
@@ -21,7 +21,7 @@ class SmallerPlan(Exception):
     """
 
 
-def descend(run: Run, training: Training) -> None:
+def descend(run: RunContext, training: TrainState) -> None:
     """Train; whenever memory runs out, step down by one rung."""
     while True:
         try:

@@ -1,0 +1,47 @@
+"""Everything that changes during training, and what it needs to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from shared.clock import Clock
+from shared.planning.plan import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import Packs
+from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from trainer_node.engine.model.adapters import Deltas
+from trainer_node.engine.objectives import Loss
+from trainer_node.engine.train.async_saver import Saver
+from trainer_node.engine.train.cpu_threads import CpuThreads
+from trainer_node.engine.train.schedule import Schedule
+from trainer_node.engine.train.weight_average import TailAverage
+
+
+@dataclass
+class TrainState:
+    """The plan, the weights, the optimiser, the position in the data, and the helpers of the loop."""
+
+    plan: Plan
+    seed: int
+    deltas: Deltas
+    optimizer: torch.optim.Optimizer
+    objective: Loss
+    examples: Examples
+    packs: Packs
+    schedule: Schedule
+    clock: Clock
+    average: TailAverage | None
+    saver: Saver
+    device: torch.device
+    step: int = 0
+    tokens: int = 0
+    train_s: float = 0.0  # real seconds inside steps
+    process_group: ProcessGroup = SINGLE_PROCESS
+    forward: torch.nn.Module | None = None  # the deltas' model, or what is around it (sharding.spread)
+    cpu_threads: CpuThreads | None = None  # threads that a pack is shared out to
+    alive: Callable[[], None] = lambda: None  # said at every pack: a step may take long
+    cores: int = 0  # that both training and a save in its thread compute on
+    since_save: tuple[torch.Tensor, int] = (torch.zeros(()), 0)  # sum of the losses, steps
