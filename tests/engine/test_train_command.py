@@ -40,6 +40,8 @@ def test_trains_to_an_outcome_and_repeats_it(
     said = capsys.readouterr()
     outcome = decode_outcome(said.out.splitlines()[-1].encode())
     assert outcome.metrics is not None
+    assert outcome.metrics.final_loss is not None
+    assert outcome.metrics.base_loss is not None
     assert outcome.metrics.final_loss < outcome.metrics.base_loss
     assert (out / "export" / "README.md").exists()
     assert "train" in said.err

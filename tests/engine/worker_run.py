@@ -62,7 +62,9 @@ def data_of(task_type: TaskType, folder: Path) -> dict[str, Any]:
             [("human", q), ("gpt", a), ("human", "Again."), ("gpt", a)]
             for q, a in zip(asked, right, strict=True)
         ]
-        rows = [{"conversations": [{"from": who, "value": what} for who, what in talk]} for talk in talks]
+        rows: list[Any] = [
+            {"conversations": [{"from": who, "value": what} for who, what in talk]} for talk in talks
+        ]
     else:
         columns = DatasetType(field_prompt="q", field_chosen="c", field_rejected="r")
         rows = [{"q": q, "c": c, "r": r} for q, c, r in zip(asked, right, wrong, strict=True)]

@@ -41,7 +41,13 @@ def export(tmp_path: Path) -> Path:
 def ask(hub: FakeHub, folder: Path | None, *, silence_s: float = 10, **values: Any) -> Reply:
     go: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     go.put(GO)
-    known = {"url": hub.url, "token": hub.token, "repository": REPO, "task": "t", "silence_s": silence_s}
+    known: dict[str, Any] = {
+        "url": hub.url,
+        "token": hub.token,
+        "repository": REPO,
+        "task": "t",
+        "silence_s": silence_s,
+    }
     return answer(Request(**(known | values), folder=str(folder) if folder else None), go)
 
 

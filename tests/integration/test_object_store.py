@@ -67,7 +67,7 @@ def make_export(folder: Path, text: str = "w", size: int = SIZE) -> Path:
 
 
 async def put(store: ObjectStore, folder: Path, task: str = "t1", **options: Any) -> Stored:
-    known = {"must_hold": lambda: None, "limit_s": 60}
+    known: dict[str, Any] = {"must_hold": lambda: None, "limit_s": 60}
     return await store.store(job(task), folder, folder_digest(folder), **(known | options))
 
 

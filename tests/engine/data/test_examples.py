@@ -91,7 +91,7 @@ def test_prompt_and_response_are_cut_each_and_then_the_row_is_too_long(tokenizer
 
 
 def test_bad_rows_are_counted_by_reason(tokenizer: Any) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"ask": "one", "say": "two"},
         {"ask": "one", "say": ""},
         {"ask": "one", "say": None},

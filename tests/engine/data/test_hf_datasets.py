@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class Hub(BaseHTTPRequestHandler):
         if body is None:
             return self.answer(404, error="EntryNotFound")
         # As large files are: to another host, which is not to see the token.
-        port = self.server.server_address[1]
+        assert isinstance(self.server, HTTPServer)
+        port = self.server.server_port
         return self.answer(302, location=f"http://localhost:{port}/elsewhere/{body.hex()}")
 
     do_HEAD = do_GET

@@ -45,7 +45,7 @@ def test_the_card_goes_before_names(data_files: Any) -> None:
 
 def test_the_default_configuration_is_read() -> None:
     paths = ["en/train.json", "de/train.json"]
-    configs = [
+    configs: list[dict[str, Any]] = [
         {"config_name": "de", "data_dir": "de"},
         {"config_name": "en", "default": True, "data_dir": "en"},
     ]

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from trainer_node.engine.data import token_cache as tokens
+from trainer_node.engine.data.examples import tokenize
 from trainer_node.engine.data.token_cache import kept, tokens_of
 from trainer_node.engine.model.loading import load_tokenizer
 from trainer_node.engine.reporter import Reporter
@@ -47,8 +48,12 @@ def job(tmp_path: Path) -> WorkerJob:
 def ask(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, bool]]:
     """Asks for a job's tokens: they, and whether they were made or read."""
     made: list[int] = []
-    real = tokens.tokenize
-    monkeypatch.setattr(tokens, "tokenize", lambda *args, **rest: (made.append(1), real(*args, **rest))[1])
+
+    def counted(*args: Any, **rest: Any) -> Any:
+        made.append(1)
+        return tokenize(*args, **rest)
+
+    monkeypatch.setattr(tokens, "tokenize", counted)
 
     def ask(job: WorkerJob, length: int = 256) -> tuple[Any, bool]:
         made.clear()

@@ -120,7 +120,7 @@ def test_the_self_test_tells_right_from_wrong(form: Form) -> None:
 
 
 def test_a_kernel_that_fails_or_computes_wrong_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = _dense()
+    right: Callable[..., torch.Tensor] = _dense()
 
     def fails(*_: Any) -> torch.Tensor:
         raise AssertionError("only on sm_100")

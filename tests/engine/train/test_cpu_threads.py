@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def _step(
     packs: int = 1,
 ) -> Gradients:
     """The loop's own gradients of a step of `packs` packs."""
-    run = SimpleNamespace(
+    run: Any = SimpleNamespace(
         plan=plan,
         seed=0,
         step=0,

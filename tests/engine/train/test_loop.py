@@ -88,7 +88,7 @@ class _StopAfter(Stop):
         super().__init__()
 
     @property
-    def asked(self) -> bool:  # type: ignore[override]
+    def asked(self) -> bool:
         self.looks -= 1
         return self.looks < 0
 

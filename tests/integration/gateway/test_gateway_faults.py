@@ -108,7 +108,8 @@ async def test_a_broker_that_is_killed_again_and_again_loses_nothing(
             )
 
     killer = asyncio.create_task(kill_again_and_again())
-    accepted, unavailable = [], 0
+    accepted: list[Any] = []
+    unavailable = 0
     deadline = time.monotonic() + 8
     while time.monotonic() < deadline:
         task = f"t{len(accepted)}"

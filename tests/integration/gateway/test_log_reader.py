@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from shared.errors import BusError
 MANY = 300
 
 
-async def turns_until(done: asyncio.Future[object]) -> int:
+async def turns_until(done: asyncio.Future[Any]) -> int:
     """Turns of the loop from the first end among many until all have ended."""
     count = 0
     while not done.done():

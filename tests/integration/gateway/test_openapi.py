@@ -95,7 +95,8 @@ async def test_a_live_gateway_answers_as_it_says(
     task, story = "/v1/tasks/{task_id}", "/v1/tasks/{task_id}/story"
     cancel, requeue = f"{task}/cancel", f"{task}/requeue"
     validate(spec, {"$ref": "#/components/schemas/Offer"}, make_offer("one"))
-    for body in (make_offer("one"), make_offer("long", hours_to_complete=97), {"task_id": "x"}, []):
+    bodies: list[Any] = [make_offer("one"), make_offer("long", hours_to_complete=97), {"task_id": "x"}, []]
+    for body in bodies:
         await ask("POST", "/v1/offers", json=body)
     await ask("POST", "/v1/offers", data=b"{}", headers={"Content-Type": "text/plain"})
     await ask("POST", "/v1/offers", data=io.BytesIO(b" " * (2 << 20)), headers=JSON)

@@ -95,9 +95,9 @@ async def test_a_slot_that_another_clock_gave_away_is_not_taken_twice(
     status, answer = await VALIDATOR.post(upstream, "/start_training/", start("t1"))
     assert status == 409
     assert "no slot is free" in answer["detail"]
-    status, decision = await upstream.offer(make_offer("t1"))  # its data, over /v1: judged as if it were new
-    assert (status, decision["accepted"]) == (200, False)
-    assert decision["reason"].startswith("At maximum accuracy capacity")
+    status, judged = await upstream.offer(make_offer("t1"))  # its data, over /v1: judged as if it were new
+    assert (status, judged["accepted"]) == (200, False)
+    assert judged["reason"].startswith("At maximum accuracy capacity")
 
 
 async def job_offer(api: Api, bus: Bus) -> Any:

@@ -73,6 +73,15 @@ class NodeProcess:
     def node_id(self) -> str:
         return (self.folder / "node_id").read_text()
 
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def signal(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
@@ -224,7 +233,7 @@ async def world(
     world = World(bus, broker, make_settings, tmp_path)
     yield world
     for node in world.nodes:
-        if node.process is not None and node.process.poll() is None:
+        if node.process is not None and node.running:
             node.signal(signal.SIGCONT)
             node.signal(signal.SIGKILL)
             node.process.wait()

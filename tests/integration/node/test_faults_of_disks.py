@@ -198,7 +198,7 @@ async def test_a_full_disk_fails_the_job_by_its_name_and_the_slot_goes_on(
     disk.free()
     await world.give("job2", steps=5, step_s=0.02)
     assert (await world.result("job2", timeout_s=60)).status is ResultStatus.SUBMITTED
-    assert node.process.poll() is None
+    assert node.running
 
 
 @pytest.mark.fault("F10")
@@ -220,4 +220,4 @@ async def test_a_disk_that_is_full_before_the_start_is_waited_for(
     assert await world.chain() == []  # nothing is claimed that can't be started
     disk.free()
     assert (await world.result(timeout_s=60)).status is ResultStatus.SUBMITTED
-    assert node.process.poll() is None
+    assert node.running

@@ -37,6 +37,9 @@ async def test_a_job_becomes_one_submission(world: World) -> None:
     assert claimed.epoch == submitting.epoch == result.epoch > 0
     assert result.status is ResultStatus.SUBMITTED
     assert result.digest == submitting.digest == world.submitted()
+    assert result.artifact is not None
+    assert result.metrics is not None
+    assert result.deadline_margin_s is not None
     assert Path(result.artifact) == world.settings.artifacts.absolute() / "job1" / "submission"
     assert result.metrics.final_loss == 1.0
     assert 50 < result.deadline_margin_s < job.deadline_at - job.received_at
@@ -155,6 +158,7 @@ async def test_a_cancelled_job_stops_its_worker_and_frees_the_slot(world: World)
     job = await world.give(steps=500)
     await world.trained(node, 3)
     record = await world.bus.last(subjects.STATE_STREAM, subjects.state("a", "job1"))
+    assert record is not None
     cancelled = Result(
         record_id="c", task=job.task, task_id=job.task_id, slot="a", status=ResultStatus.CANCELLED
     )

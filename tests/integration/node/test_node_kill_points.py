@@ -29,7 +29,7 @@ WORKER = Path(__file__).parents[3] / "bench" / "harness" / "scripted_worker.py"
 CPU = Hardware(device="cpu", count=1, memory_bytes=2**30)
 STEPS = 8
 # A loaded machine must not lose it, or there are more claims; a node's next life takes it over at once.
-LONG_LEASE = {"lease_ttl_s": 30, "lease_trust_s": 25}
+LONG_LEASE: dict[str, Any] = {"lease_ttl_s": 30, "lease_trust_s": 25}
 
 # What the chain must hold in the end: (claims, submittings).
 CHAINS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from gateway.learning.evidence import (
     observations,
     posterior,
 )
-from gateway.learning.rates import Rate
 from gateway.policy.model_family import model_family
 from shared.messages import ResultStatus, Score, TaskType
 
@@ -110,7 +110,7 @@ def test_counts_and_prior_are_in_the_cause() -> None:
         status = FAILED if number == 0 else SUBMITTED
         learned.note_result(f"t{number}", INSTRUCT, "org/llama", status, NOW)
     rate = learned.tables(NOW).task_success.rate(INSTRUCT)
-    assert rate == Rate(
+    assert msgspec.structs.astuple(rate) == (
         pytest.approx((9 + 2) / (10 + 3)),
         "2.0 of 3.0 delivered (evidence halves every 30 days), prior 9 of 10",
         pytest.approx(2.0),

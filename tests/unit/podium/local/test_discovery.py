@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from podium.local.discovery import is_own, monitor_url, with_own_keys
 from podium.local.nats_server import write_config
 from shared.settings import Settings, load_settings
 
 
-def settings(tmp_path: Path, **values: str) -> Settings:
+def settings(tmp_path: Path, **values: Any) -> Settings:
     return load_settings({}, data_dir=str(tmp_path), **values)
 
 

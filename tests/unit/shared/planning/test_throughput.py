@@ -2,7 +2,7 @@ import pytest
 
 from shared.planning.hardware import parse_hardware
 from shared.planning.memory_fit import Layout, split
-from shared.planning.model_shape import ModelShape, shape_from_params
+from shared.planning.model_shape import ModelShape, ModulePlan, shape_from_params
 from shared.planning.profiles import resolve
 from shared.planning.throughput import COMPILE_S, Rows, development_rows, export_bytes, flops_per_token, pace
 
@@ -21,7 +21,7 @@ LAYOUT = Layout(
 )
 
 
-def per_weight(shape: ModelShape, modules: list, checkpointing: bool = False) -> float:
+def per_weight(shape: ModelShape, modules: list[ModulePlan], checkpointing: bool = False) -> float:
     short = Rows(1000, 1.0, 0.0)  # no attention to speak of, no output matrix
     return flops_per_token(shape, modules, short, checkpointing=checkpointing) / shape.linear_parameters
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from shared.files import folder_digest
-from trainer_node.artifacts import disk
 from trainer_node.artifacts.disk import DamagedExportError, is_stored, store, stored_digest, submission
 
 
@@ -99,7 +98,7 @@ def test_another_file_system_is_copied_to(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(18, "Invalid cross-device link")
 
     export, digest = make_export(tmp_path / "export")
-    monkeypatch.setattr(disk.os, "link", other_device)
+    monkeypatch.setattr(os, "link", other_device)
     assert put(tmp_path / "store", export, digest) == digest
     inode = os.stat(submission(tmp_path / "store", "t") / "adapter.safetensors").st_ino
     assert inode != os.stat(export / "adapter.safetensors").st_ino

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from shared.messages import (
@@ -64,9 +66,9 @@ def failed(code: ErrorCode) -> Outcome:
     return Outcome(status=OutcomeStatus.FAILED, code=code, error="why")
 
 
-def decide(last: StateRecord | None, **seen: object) -> Step:
-    view = View(**({"node": ME, "epoch": EPOCH, "now": 50.0, "stored": False} | seen))
-    return next_step(JOB, last, view, max_attempts=3)
+def decide(last: StateRecord | None, **seen: Any) -> Step:
+    usual: dict[str, Any] = {"node": ME, "epoch": EPOCH, "now": 50.0, "stored": False}
+    return next_step(JOB, last, View(**(usual | seen)), max_attempts=3)
 
 
 @pytest.mark.parametrize(

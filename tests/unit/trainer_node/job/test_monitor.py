@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from shared.messages import Phase
@@ -26,8 +28,8 @@ from trainer_node.job.monitor import must_stop
         ({"now": 120.0, "started_at": 95.0}, None),  # started late, exports at once
     ],
 )
-def test_a_worker_is_killed_for_silence_and_at_the_deadline(seen: dict[str, object], why: str | None) -> None:
-    usual = {
+def test_a_worker_is_killed_for_silence_and_at_the_deadline(seen: dict[str, Any], why: str | None) -> None:
+    usual: dict[str, Any] = {
         "now": 50.0,
         "silent_s": 1.0,
         "hang_s": 900.0,
