@@ -40,7 +40,7 @@ from shared.errors import EngineError
 from shared.files import folder_digest
 from shared.messages import OutcomeStatus, decode_worker_job
 from trainer_node.engine.context import RunContext
-from trainer_node.engine.export import unverified as standby
+from trainer_node.engine.export import unverified
 from trainer_node.engine.pipeline import pipeline
 from trainer_node.engine.signals import Stop
 
@@ -141,7 +141,7 @@ def live(machine: World, folder: Path, data: Path, *, computes: bool) -> Ended:
         try:
             with stage.costs(machine, computes=computes):
                 machine.begin()
-                outcome = standby.at_once(folder, job, machine.now, reporter)
+                outcome = unverified.at_once(folder, job, machine.now, reporter)
                 if outcome is None:
                     machine.imports()
                     imports = (1 - world.PYTHON_SHARE) * machine.seconds.start

@@ -19,27 +19,24 @@ from msgspec.structs import asdict
 
 from bench.deadline.simulated_machine import World
 from shared.messages import Phase, Progress
-from trainer_node.engine import finish as closing
-from trainer_node.engine import pipeline as run
-from trainer_node.engine import prepare
+from trainer_node.engine import finish, pipeline, prepare
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Batch, collate
-from trainer_node.engine.evaluate import metric as score
-from trainer_node.engine.export import writer as export
+from trainer_node.engine.evaluate import metric
+from trainer_node.engine.export import writer
 from trainer_node.engine.model.loading import load_model, load_tokenizer
 from trainer_node.engine.reporter import PERIOD_S, Reporter
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.train import async_saver as saver
-from trainer_node.engine.train import loop
+from trainer_node.engine.train import async_saver, loop
 from trainer_node.engine.train.state import TrainState
 
 COSTS = (
-    (run, "load_model", "load"),
-    (closing, "load_model", "load"),
+    (pipeline, "load_model", "load"),
+    (finish, "load_model", "load"),
     (prepare, "ingest", "ingest"),
-    (score, "score_sft", "row"),
-    (export, "write", "export"),
-    (export, "verify", "verify"),
+    (metric, "score_sft", "row"),
+    (writer, "write", "export"),
+    (writer, "verify", "verify"),
 )
 COPY_SHARE = 0.025  # of a save: the copy that training waits for
 BESIDE_SHARE = 0.4  # of a save: what its hashing and writing take from training on two cores
@@ -112,11 +109,11 @@ def costs(world: World, *, computes: bool) -> Iterator[None]:
     Unless it `computes`, gradients are zero, every loss is 1 and no export is reloaded; all that decides,
     counts and writes stays what it is.
     """
-    idle = (*IDLE, (score, "score_sft", partial(_scores, world)), (loop, "gradients", partial(_zero, world)))
+    idle = (*IDLE, (metric, "score_sft", partial(_scores, world)), (loop, "gradients", partial(_zero, world)))
     always = (
-        (saver, "ThreadPoolExecutor", partial(BackgroundSave, world)),
+        (async_saver, "ThreadPoolExecutor", partial(BackgroundSave, world)),
         (loop, "gc", LAZY),
-        (closing, "gc", LAZY),
+        (finish, "gc", LAZY),
         (loop, "collate", partial(_collate, world, collate)),
     )
     stand_ins = (*always, *(() if computes else idle))
@@ -156,10 +153,10 @@ def _zero(world: World, training: TrainState, packs: list[list[int]], stop: Stop
     return torch.zeros(()), sum(tokens)
 
 
-def _scores(world: World, model: torch.nn.Module, examples: Examples, **_: object) -> score.Score:
+def _scores(world: World, model: torch.nn.Module, examples: Examples, **_: object) -> metric.Score:
     """The base model 1; trained weights less, but where the run is spoilt."""
     loss = 1.0 if world.phase is Phase.BASELINE else 1.5 if world.faults.spoilt else 0.5
-    return score.Score(loss, np.full(len(examples), loss))
+    return metric.Score(loss, np.full(len(examples), loss))
 
 
 def _right(*_: object) -> None:
@@ -167,10 +164,10 @@ def _right(*_: object) -> None:
 
 
 IDLE: tuple[tuple[Any, str, Any], ...] = (
-    (run, "load_model", _copied),
-    (closing, "load_model", _copied),
+    (pipeline, "load_model", _copied),
+    (finish, "load_model", _copied),
     (prepare, "load_tokenizer", cache(load_tokenizer)),
-    (export, "verify", _right),
+    (writer, "verify", _right),
 )
 # Collecting garbage at every start would take a third of the bench's time.
 LAZY = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, unfreeze=lambda: None)

@@ -72,31 +72,29 @@ def smollm2(folder: Path, budget_s: float) -> Path:
 
 def measure(job: Path) -> dict[str, Any]:
     """Run a job to its end; seconds by part, the share of its time that checkpoints took, and in steps."""
-    from trainer_node.engine import pipeline as run
-    from trainer_node.engine import prepare
-    from trainer_node.engine.evaluate import metric as score
-    from trainer_node.engine.export import writer as export
+    from trainer_node.engine import pipeline, prepare
+    from trainer_node.engine.evaluate import metric
+    from trainer_node.engine.export import writer
     from trainer_node.engine.signals import Stop
-    from trainer_node.engine.train import async_saver as saver
-    from trainer_node.engine.train import checkpoint, loop
+    from trainer_node.engine.train import async_saver, checkpoint, loop
 
     parts: tuple[tuple[Any, str], ...] = (
-        (run, "load_model"),
+        (pipeline, "load_model"),
         (prepare, "ingest"),
-        (score, "score_sft"),
+        (metric, "score_sft"),
         (checkpoint, "save"),
         (loop, "save"),
         (loop, "one_step"),
-        (saver.Saver, "wait"),
-        (export, "write"),
-        (export, "verify"),
+        (async_saver.Saver, "wait"),
+        (writer, "write"),
+        (writer, "verify"),
     )
     spent: defaultdict[str, list[Spent]] = defaultdict(list)
     before = [(place, name, getattr(place, name)) for place, name in parts]
     for place, name, real in before:
         setattr(place, name, _clocked(real, spent[f"{place.__name__.rpartition('.')[2]}.{name}"]))
     try:
-        status = run.main(job, Stop())
+        status = pipeline.main(job, Stop())
     finally:
         for place, name, real in before:
             setattr(place, name, real)

@@ -40,8 +40,7 @@ from shared.planning.profiles import dense_rate, lora_rate
 from trainer_node.engine.data.examples import Examples, hold_out, tokenize
 from trainer_node.engine.data.packing import collate, pack
 from trainer_node.engine.evaluate.metric import score
-from trainer_node.engine.export import dense_as_lora as factors
-from trainer_node.engine.export import writer as export
+from trainer_node.engine.export import dense_as_lora, writer
 from trainer_node.engine.model.adapters import Deltas, add_deltas, load_adapter
 from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer, model_shape
 from trainer_node.engine.objectives import sft
@@ -185,9 +184,9 @@ def exports(deltas: Deltas, plan: Plan, dev: Examples) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         job = job_in(Path(name))
         for form, worth in (("model", 0.0), ("adapter", 9.0)):
-            factors.WORTH = dict.fromkeys(factors.WORTH, worth)
+            dense_as_lora.WORTH = dict.fromkeys(dense_as_lora.WORTH, worth)
             folder = Path(name) / form
-            answer[f"{form}_mb"] = export.write(deltas, plan, job, Metrics(base_loss=0.0), folder).bytes / 1e6
+            answer[f"{form}_mb"] = writer.write(deltas, plan, job, Metrics(base_loss=0.0), folder).bytes / 1e6
             if form == "model":
                 network: Any = load_model(str(folder), SMOL_DTYPE)
             else:

@@ -107,7 +107,7 @@ def score(
     import torch
 
     from trainer_node.engine.data.examples import read_rows, scored_length, tokenize
-    from trainer_node.engine.evaluate import metric as scorer
+    from trainer_node.engine.evaluate import metric
     from trainer_node.engine.model.adapters import load_adapter
     from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer
 
@@ -120,7 +120,7 @@ def score(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network: torch.nn.Module = load_model(model, dtype).to(device)
     if task_type is TaskType.DPO:
-        examples = examples.with_reference(scorer.reference_logprobs(network, examples))
+        examples = examples.with_reference(metric.reference_logprobs(network, examples))
     if adapter is not None:
         network = load_adapter(network, adapter)
-    return scorer.score(network, examples).loss, len(examples), dropped
+    return metric.score(network, examples).loss, len(examples), dropped

@@ -29,8 +29,8 @@ from tests.engine.worker_run import (
     outcome_of,
     progress_of,
 )
-from trainer_node.engine import pipeline as engine
-from trainer_node.engine.export import writer as export
+from trainer_node.engine import pipeline
+from trainer_node.engine.export import writer
 from trainer_node.engine.signals import Stop
 
 # PEFT asks transformers a question under its old name.
@@ -59,9 +59,9 @@ def unverified(make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -
 
     job = make_job()
     with monkeypatch.context() as patch:
-        patch.setattr(export, "verify", killed)
+        patch.setattr(writer, "verify", killed)
         with pytest.raises(KeyboardInterrupt):
-            engine.main(job, Stop())
+            pipeline.main(job, Stop())
     return job
 
 

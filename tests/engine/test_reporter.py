@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from shared.messages import Phase, Progress, decode_progress
-from trainer_node.engine import reporter as progress
 from trainer_node.engine.reporter import SMOOTHING, Reporter
 
 
@@ -54,7 +53,7 @@ def test_a_long_part_says_once_a_second_that_it_is_alive(
     reporter.message("said once")
     reporter.alive()
     assert len(_lines(path)) == 2
-    monkeypatch.setattr(progress, "PERIOD_S", 0.0)
+    monkeypatch.setattr("trainer_node.engine.reporter.PERIOD_S", 0.0)
     reporter.alive()
     last = _lines(path)[-1]
     assert (len(_lines(path)), last.phase, last.message) == (3, Phase.BASELINE, None)
@@ -66,7 +65,7 @@ def test_a_call_that_is_silent_counts_as_alive_for_as_long_as_it_may_take(
     path = tmp_path / "progress.jsonl"
     reporter = Reporter(path, "task", "a")
     reporter.phase(Phase.LOADING)
-    monkeypatch.setattr(progress, "PERIOD_S", 0.01)
+    monkeypatch.setattr("trainer_node.engine.reporter.PERIOD_S", 0.01)
     with reporter.patience(1000.0):
         until = time.monotonic() + 60.0
         while len(_lines(path)) < 4 and time.monotonic() < until:

@@ -26,7 +26,7 @@ from shared.messages import (
     decode_worker_job,
     encode,
 )
-from trainer_node.engine import pipeline as engine
+from trainer_node.engine import pipeline
 from trainer_node.engine.signals import Stop
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +111,7 @@ def outcome_of(job: Path) -> Outcome:
 
 def finish(job: Path) -> Outcome:
     """Run to the end in this process; the exit status must say what the outcome says."""
-    status = engine.main(job, Stop())
+    status = pipeline.main(job, Stop())
     outcome = outcome_of(job)
     assert status == (1 if outcome.status is OutcomeStatus.FAILED else 0)
     told = decode_worker_job(job.read_bytes())

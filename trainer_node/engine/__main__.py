@@ -28,10 +28,10 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     began = time.monotonic()
     from trainer_node.engine.distributed import launch  # nothing is imported before signals are listened to
-    from trainer_node.engine.export import unverified as standby
+    from trainer_node.engine.export import unverified
 
     first = launch.rank_of(os.environ) is None
-    if first and standby.submitted(job_path, stop):
+    if first and unverified.submitted(job_path, stop):
         return 0
     if first and (world := launch.world_of(job_path)) > 1:
         ranks = launch.Ranks(launch.command(job_path), world)
@@ -42,10 +42,10 @@ def main() -> int:
         stop.last_word()  # rank 0 didn't even listen yet
         return 0
     launch.die_with_parent()
-    from trainer_node.engine import pipeline as run  # takes seconds
+    from trainer_node.engine import pipeline  # takes seconds
 
     gc.freeze()  # half a million objects that live to the end: no collection needs to look at them
-    return run.main(job_path, stop, time.monotonic() - began)
+    return pipeline.main(job_path, stop, time.monotonic() - began)
 
 
 def leave(status: int) -> NoReturn:

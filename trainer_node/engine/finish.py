@@ -20,8 +20,7 @@ from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import gathered
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loaded, loss_over_base, ranked
 from trainer_node.engine.evaluate.metric import Score, measure
-from trainer_node.engine.export import unverified as standby
-from trainer_node.engine.export import writer as export
+from trainer_node.engine.export import unverified, writer
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.prepare import verify_limit_s
@@ -47,13 +46,13 @@ def close(run: RunContext, record: RunRecord, training: TrainState, dev: Example
         metrics, outcome, error = _export(run, record, training, candidate), None, None
         if metrics:  # from here on the others wait for rank 0's word
             outcome = _ready(run, metrics)
-            standby.note(run.folder, outcome)
+            unverified.note(run.folder, outcome)
             error = _verify(run, training, dev, candidate) if Part.VERIFY in parts else None
         outcome, error = run.process_group.broadcast_object((outcome, error))
         if outcome and error is None:
             run.reporter.phase(Phase.DONE)
             return outcome
-        standby.drop(run.folder)
+        unverified.drop(run.folder)
         wrong.append(f"{candidate.name}: {error}")
         run.reporter.message(f"the export of the {candidate.name} weights is refused: {error}")
     raise EngineError(ErrorCode.INTERNAL, f"no export is what was trained: {'; '.join(wrong)}")
@@ -145,7 +144,7 @@ def submit_as_is(
     run.reporter.phase(Phase.EXPORT)
     metrics = _metrics(record, None, TrainProgress(position.step, position.tokens, position.train_s))
     with run.patience():
-        outcome = _ready(run, export.write(deltas, plan, run.job, metrics, run.folder / "export"))
+        outcome = _ready(run, writer.write(deltas, plan, run.job, metrics, run.folder / "export"))
     run.reporter.phase(Phase.DONE)
     return outcome
 
@@ -158,7 +157,7 @@ def _export(run: RunContext, record: RunRecord, training: TrainState, candidate:
     target = run.folder / "export"
     with candidate.weights_applied(), run.patience():
         deltas = _whole(run, training)
-        return export.write(deltas, training.plan, run.job, metrics, target) if deltas else None
+        return writer.write(deltas, training.plan, run.job, metrics, target) if deltas else None
 
 
 def _whole(run: RunContext, training: TrainState) -> Deltas | None:
@@ -186,8 +185,8 @@ def _verify(run: RunContext, training: TrainState, dev: Examples, candidate: Can
     folder, dtype = run.folder / "export", getattr(torch, training.plan.dtype)
     try:
         with run.patience():
-            return export.verify(folder, run.job, dev, candidate.score, limit_s, training.device, dtype)
-    except export.UnverifiedError as why:
+            return writer.verify(folder, run.job, dev, candidate.score, limit_s, training.device, dtype)
+    except writer.UnverifiedError as why:
         run.reporter.message(f"the export is submitted without being loaded again: {why}")
         return None
 

@@ -30,8 +30,8 @@ from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
 from trainer_node.engine.distributed.process_group import destroy, is_lost_peer, join
 from trainer_node.engine.distributed.sharding import fitted, shard_frozen, spread
-from trainer_node.engine.evaluate import reference_logprobs as reference
-from trainer_node.engine.export import unverified as standby
+from trainer_node.engine.evaluate import reference_logprobs
+from trainer_node.engine.export import unverified
 from trainer_node.engine.finish import close, submit_as_is
 from trainer_node.engine.model.adapters import add_deltas
 from trainer_node.engine.model.attention import max_documents
@@ -115,8 +115,10 @@ def pipeline(run: RunContext) -> Outcome:
     if run.process_group.is_main:
         checkpoint.clean(checkpoints)
     known = run.process_group.broadcast_object(context.read_record(run.folder))
-    late = known is not None and standby.is_late(run.left_s, known[0].costs)
-    if late and (outcome := run.process_group.broadcast_object(standby.finished(run.folder, run.reporter))):
+    late = known is not None and unverified.is_late(run.left_s, known[0].costs)
+    if late and (
+        outcome := run.process_group.broadcast_object(unverified.finished(run.folder, run.reporter))
+    ):
         return outcome
     found = None
     if known:
@@ -153,7 +155,7 @@ def begin(run: RunContext) -> Outcome:
         rate = prepare.train_rate(draft, float(data.dev.lengths.mean()) / row_s)
     plan = prepare.draw_plan(run, config, data, budget_s, rate)
     measured = prepare.first_costs(run, plan, load_s, ingested - start, row_s * len(data.dev))
-    data = reference.first(run, model, data, plan)
+    data = reference_logprobs.first(run, model, data, plan)
     record = RunRecord(
         fingerprint=fingerprint,
         base_losses=base.per_example.tolist(),
@@ -183,7 +185,7 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
         position = found.manifest.position
         run.reporter.resumed(position.step, position.tokens, record.base_loss)
         run.reporter.message(f"resumed from step {position.step}")
-    late = standby.is_late(run.left_s, record.costs)
+    late = unverified.is_late(run.left_s, record.costs)
     model = load(run, plan)
     if late and found:
         return submit_as_is(run, record, plan, model, found, "no time is left to train or verify")
@@ -192,7 +194,7 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
         if found is None:
             raise EngineError(ErrorCode.BAD_DATA, data)
         return submit_as_is(run, record, plan, model, found, data)
-    data = reference.again(run, model, data, record)
+    data = reference_logprobs.again(run, model, data, record)
     return train(run, record, plan, model, data, found)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from shared.errors import DataError
 from shared.messages import FileFormat
-from trainer_node.engine.data import download as module
+from trainer_node.engine.data import download
 from trainer_node.engine.data.download import fetch, is_public, public_name
 from trainer_node.engine.data.readers import read_rows
 
@@ -170,13 +170,13 @@ def test_plain_http_is_refused(server: str) -> None:
 
 def test_redirects_are_checked_again(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     checked = []
-    real = module.resolve
+    real = download.resolve
 
     def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
         checked.append(host)
         return real(host, port, allow_private=host == "127.0.0.1")
 
-    monkeypatch.setattr(module, "resolve", resolve)
+    monkeypatch.setattr(download, "resolve", resolve)
     with pytest.raises(DataError, match=r"169\.254\.169\.254"):
         fetch(f"{server}/inside", tmp_path / "data", allow_private=True)
     assert checked == ["127.0.0.1", "169.254.169.254"]
@@ -202,7 +202,7 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server: str, tmp
 
 
 def test_every_piece_is_a_sign_of_life(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "PIECE", 10)
+    monkeypatch.setattr(download, "PIECE", 10)
     pieces: list[str] = []
     fetch(f"{server}/data.json", tmp_path / "data", allow_private=True, tick=pieces.append)
     assert len(pieces) == -(-len(BODY) // 10)

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from shared.errors import DataError, EngineError
 from shared.messages import FileFormat
-from trainer_node.engine.data import hf_datasets as hub
+from trainer_node.engine.data import hf_datasets
 from trainer_node.engine.data.readers import read_rows
 from trainer_node.engine.model.loading import load_config
 
@@ -75,7 +75,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(hub, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(hf_datasets, "PAUSES", (0.0, 0.0))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "secret")
     Hub.repos, Hub.configs, Hub.closed, Hub.failures, Hub.seen = {}, {}, set(), 0, []
@@ -145,7 +145,7 @@ def test_a_resumed_run_needs_the_hub_no_more(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_said(repo: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "MAX_BYTES", 30)
+    monkeypatch.setattr(hf_datasets, "MAX_BYTES", 30)
     Hub.repos |= {
         "org/empty": {"README.md": b""},
         "org/large": {"rows.json": b"[" + b" " * 30 + b"]"},
@@ -158,30 +158,30 @@ def test_what_is_wrong_is_said(repo: str, message: str, monkeypatch: pytest.Monk
 def test_the_largest_size_holds_for_what_comes_not_for_what_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(hub, "MAX_BYTES", 40)
+    monkeypatch.setattr(hf_datasets, "MAX_BYTES", 40)
     Hub.repos["org/set"] = {"a.json": b'[{"text": "one"}]', "b.json": b'[{"text": "two"}]'}
     assert len(_read("org/set")) == 2
-    monkeypatch.setattr(hub, "MAX_BYTES", 34)
+    monkeypatch.setattr(hf_datasets, "MAX_BYTES", 34)
     assert len(_read("org/set")) == 2
-    monkeypatch.setattr(hub, "MAX_BYTES", 33)
+    monkeypatch.setattr(hf_datasets, "MAX_BYTES", 33)
     with pytest.raises(DataError, match="is the most"):
         _read("org/set")
 
 
 def test_a_private_hub_needs_the_operators_word(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     Hub.repos["org/set"] = {"a.json": b'[{"text": "one"}]'}
-    monkeypatch.setattr(hub, "PUBLIC", endpoint)  # as if the world's own hub had a private address
+    monkeypatch.setattr(hf_datasets, "PUBLIC", endpoint)  # as if the world's own hub had a private address
     with pytest.raises(DataError, match="must come over https"):
         _read("org/set")
 
 
 def test_without_a_hub_an_unknown_model_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.is_reachable.cache_clear()
-    assert hub.is_reachable()
-    hub.is_reachable.cache_clear()
+    hf_datasets.is_reachable.cache_clear()
+    assert hf_datasets.is_reachable()
+    hf_datasets.is_reachable.cache_clear()
     _use(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(DataError, match=r"data set org/set can't be read: http://127\.0\.0\.1:9"):
         _read("org/set")
     with pytest.raises(EngineError, match=r"org/model is not on this machine, and the hub .* answer"):
         load_config("org/model")
-    hub.is_reachable.cache_clear()
+    hf_datasets.is_reachable.cache_clear()

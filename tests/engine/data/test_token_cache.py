@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
-from trainer_node.engine.data import token_cache as tokens
+from trainer_node.engine.data import token_cache
 from trainer_node.engine.data.examples import tokenize
 from trainer_node.engine.data.token_cache import kept, tokens_of
 from trainer_node.engine.model.loading import load_tokenizer
@@ -53,7 +53,7 @@ def ask(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         made.append(1)
         return tokenize(*args, **rest)
 
-    monkeypatch.setattr(tokens, "tokenize", counted)
+    monkeypatch.setattr(token_cache, "tokenize", counted)
 
     def ask(job: WorkerJob, length: int = 256) -> tuple[Any, bool]:
         made.clear()
@@ -99,6 +99,6 @@ def test_a_resume_needs_no_data_but_a_whole_file(
     known = kept(tmp_path)
     assert known is not None
     assert known.examples.fingerprint() == first.examples.fingerprint()
-    file = tmp_path / tokens.FILE
+    file = tmp_path / token_cache.FILE
     file.write_bytes(file.read_bytes()[:-100])
     assert kept(tmp_path) is None

@@ -17,9 +17,7 @@ from shared.planning.model_shape import ModulePlan
 from shared.planning.plan import Deviation, Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import score_sft
-from trainer_node.engine.export import dense_as_lora as factors
-from trainer_node.engine.export import verify
-from trainer_node.engine.export import writer as export
+from trainer_node.engine.export import dense_as_lora, verify, writer
 from trainer_node.engine.export.writer import stock_config
 from trainer_node.engine.model.adapters import Deltas, add_deltas, load_adapter
 from trainer_node.engine.model.loading import load_model
@@ -80,13 +78,15 @@ def test_the_export_scores_like_the_trained_model(
     make_examples: Callable[..., Examples],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(factors, "WORTH", dict.fromkeys(factors.WORTH, 0.0 if kind == "model" else 9.0))
+    monkeypatch.setattr(
+        dense_as_lora, "WORTH", dict.fromkeys(dense_as_lora.WORTH, 0.0 if kind == "model" else 9.0)
+    )
     plan = make_plan(method, dtype=dtype, deviations=[Deviation("rank", "8192", "64", "it is enough")])
     deltas, dev = _trained(tiny_model, plan), make_examples([9, 20, 33, 12])
     trained = score_sft(deltas.model, dev)
-    metrics = export.write(deltas, plan, _job(tiny_model), METRICS, tmp_path / "export")
+    metrics = writer.write(deltas, plan, _job(tiny_model), METRICS, tmp_path / "export")
     computed = getattr(torch, dtype)
-    assert export.verify(tmp_path / "export", _job(tiny_model), dev, trained, 60.0, CPU, computed) is None
+    assert writer.verify(tmp_path / "export", _job(tiny_model), dev, trained, 60.0, CPU, computed) is None
     names = {path.name for path in (tmp_path / "export").iterdir()}
     assert metrics.kind == kind
     if kind == "adapter":
@@ -109,7 +109,7 @@ def test_the_export_scores_like_the_trained_model(
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any dense delta is exported as a whole model."""
-    monkeypatch.setattr(factors, "WORTH", dict.fromkeys(factors.WORTH, 0.0))
+    monkeypatch.setattr(dense_as_lora, "WORTH", dict.fromkeys(dense_as_lora.WORTH, 0.0))
 
 
 @pytest.mark.usefixtures("whole")
@@ -118,15 +118,15 @@ def test_a_wrong_export_is_noticed(
 ) -> None:
     plan, dev, job = make_plan("dense"), make_examples([9, 20, 33]), _job(tiny_model)
     deltas = _trained(tiny_model, plan)
-    export.write(deltas, plan, job, METRICS, tmp_path / "export")
+    writer.write(deltas, plan, job, METRICS, tmp_path / "export")
     with torch.no_grad():
         next(iter(deltas.parameters.values())).add_(1.0)
     other = score_sft(deltas.model, dev)
-    wrong = export.verify(tmp_path / "export", job, dev, other, 10.0, CPU)
+    wrong = writer.verify(tmp_path / "export", job, dev, other, 10.0, CPU)
     assert wrong is not None
     assert "instead of" in wrong
     (tmp_path / "export" / "model.safetensors").write_bytes(b"no")
-    wrong = export.verify(tmp_path / "export", job, dev, None, 10.0, CPU)
+    wrong = writer.verify(tmp_path / "export", job, dev, None, 10.0, CPU)
     assert wrong is not None
     assert "load" in wrong
 
@@ -135,12 +135,12 @@ def test_a_wrong_export_is_noticed(
 def test_large_models_are_sharded_as_transformers_does(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "SHARD", "100KB")
+    monkeypatch.setattr(writer, "SHARD", "100KB")
     deltas = _trained(tiny_model, make_plan("dense"))
-    export.write(deltas, make_plan("dense"), _job(tiny_model), METRICS, tmp_path / "export")
+    writer.write(deltas, make_plan("dense"), _job(tiny_model), METRICS, tmp_path / "export")
     assert (tmp_path / "export" / "model.safetensors.index.json").exists()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.bfloat16)
-    found, wanted = model.state_dict(), dict(export.full_state(deltas.network))
+    found, wanted = model.state_dict(), dict(writer.full_state(deltas.network))
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
@@ -149,7 +149,7 @@ def test_tied_weights_are_written_once(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan]
 ) -> None:
     plan = make_plan("dense")
-    export.write(_trained(tiny_model, plan), plan, _job(tiny_model), METRICS, tmp_path / "export")
+    writer.write(_trained(tiny_model, plan), plan, _job(tiny_model), METRICS, tmp_path / "export")
     assert "lm_head.weight" not in load_file(tmp_path / "export" / "model.safetensors")
 
 
@@ -157,7 +157,7 @@ def test_factors_hold_a_dense_delta_to_the_last_bit(make_plan: Callable[..., Pla
     for outputs, inputs in ((6, 4), (4, 6), (5, 5)):
         before = torch.randn(outputs, inputs, dtype=torch.bfloat16)
         delta = torch.randn(outputs, inputs, dtype=torch.bfloat16).float()
-        a, b = factors.factors(before.float() + delta, before)
+        a, b = dense_as_lora.factors(before.float() + delta, before)
         rank = min(outputs, inputs)
         assert (a.shape, b.shape) == ((rank, inputs), (outputs, rank))
         assert torch.equal(
@@ -177,8 +177,8 @@ def test_an_adapter_must_be_smaller(
     ]
     # Dense: 2 x 512 bytes; rank 16: 4 x 512, rank 8: 4 x 256. The model: 2,560 bytes less a tenth.
     plan = make_plan(modules=modules, dtype="bfloat16")
-    assert factors.fit_better(plan, torch.nn.Linear(64, 20, bias=False)) is False
-    assert factors.fit_better(plan, torch.nn.Linear(64, 36, bias=False)) is smaller
+    assert dense_as_lora.fit_better(plan, torch.nn.Linear(64, 20, bias=False)) is False
+    assert dense_as_lora.fit_better(plan, torch.nn.Linear(64, 36, bias=False)) is smaller
 
 
 def test_what_was_trained_in_fp32_is_not_rounded_to_a_bf16_model(
@@ -190,7 +190,7 @@ def test_what_was_trained_in_fp32_is_not_rounded_to_a_bf16_model(
         for weight in deltas.parameters.values():  # steps of less than bf16 can tell apart
             weight.mul_(1 + 2.0**-9 * torch.randn_like(weight))
     trained = score_sft(deltas.model, dev).loss
-    assert export.write(deltas, plan, job, METRICS, tmp_path / "export").kind == "adapter"
+    assert writer.write(deltas, plan, job, METRICS, tmp_path / "export").kind == "adapter"
     base = load_model(str(tiny_model), torch.bfloat16).float()  # as the scorer has it
     found = score_sft(load_adapter(base, str(tmp_path / "export")), dev).loss
     assert found == pytest.approx(trained, abs=1e-5)
@@ -231,25 +231,25 @@ def test_too_little_memory_is_not_a_wrong_export(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plan, dev, job = make_plan("lora"), make_examples([9, 20, 33]), _job(tiny_model)
-    export.write(_trained(tiny_model, plan), plan, job, METRICS, tmp_path / "export")
+    writer.write(_trained(tiny_model, plan), plan, job, METRICS, tmp_path / "export")
     monkeypatch.setattr(verify, "_free_main_memory", lambda: 1000.0)
-    with pytest.raises(export.UnverifiedError, match="GB of memory are free"):
-        export.verify(tmp_path / "export", job, dev, None, 10.0, CPU)
+    with pytest.raises(writer.UnverifiedError, match="GB of memory are free"):
+        writer.verify(tmp_path / "export", job, dev, None, 10.0, CPU)
     monkeypatch.undo()
 
     def exhausted(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(verify, "_losses", exhausted)
-    with pytest.raises(export.UnverifiedError, match="memory ran out: CUDA out of memory"):
-        export.verify(tmp_path / "export", job, dev, None, 10.0, CPU)
+    with pytest.raises(writer.UnverifiedError, match="memory ran out: CUDA out of memory"):
+        writer.verify(tmp_path / "export", job, dev, None, 10.0, CPU)
 
 
 def test_a_model_that_is_spread_over_places_scores_alike(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
 ) -> None:
     plan, dev, job = make_plan("lora"), make_examples([9, 20]), _job(tiny_model)
-    export.write(_trained(tiny_model, plan), plan, job, METRICS, tmp_path / "export")
+    writer.write(_trained(tiny_model, plan), plan, job, METRICS, tmp_path / "export")
     model = verify._reload(tmp_path / "export", job, torch.float32)
     wanted = verify._losses(model, dev, 60.0, CPU, torch.float32)
     places = verify.spread(model, {"cpu": 10**9})

@@ -18,7 +18,7 @@ from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import reference_logprobs
-from trainer_node.engine.model import label_model as network
+from trainer_node.engine.model import label_model
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model, load_tokenizer
 from trainer_node.engine.model.logprobs import label_logprobs
@@ -121,7 +121,7 @@ def test_the_size_of_a_chunk_of_logits_does_not_matter(
     def chunked(hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor) -> Tensor:
         return label_logprobs(hidden_NH, head_VH, labels_N, chunk)
 
-    monkeypatch.setattr(network, "label_logprobs", chunked)
+    monkeypatch.setattr(label_model, "label_logprobs", chunked)
     _assert_equal(_gradients(deltas, loss, rows, packs, 256), wanted)
 
 

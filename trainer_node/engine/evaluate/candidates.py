@@ -1,7 +1,7 @@
 """Which weights to submit, by the development metric.
 
 The last ones, or their average over the run's tail; if these are worse than the base model's, an earlier
-checkpoint's, or in the end the base model's own (see closing.choose).
+checkpoint's, or in the end the base model's own (see finish.choose).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from shared.errors import EngineError, PlanError
 from shared.messages import ErrorCode
 from shared.planning.model_shape import ModelShape, shape_from_config
-from trainer_node.engine.data import hf_datasets as hub
+from trainer_node.engine.data import hf_datasets
 
 HINT = "name its folder in PODIUM_MODELS, put it below PODIUM_MODELS_DIR, or make the hub reachable"
 
@@ -83,7 +83,7 @@ def _load(factory: Any, path: str, **options: Any) -> Any:
     elif (place.is_dir() or _is_local(path)) and not (place / "config.json").is_file():
         what = "has no config.json and no GGUF file" if place.is_dir() else "doesn't exist"
         raise EngineError(ErrorCode.MODEL_UNAVAILABLE, f"no model at {path}: it {what}; {HINT}")
-    elif not place.is_dir() and not hub.is_reachable():
+    elif not place.is_dir() and not hf_datasets.is_reachable():
         options["local_files_only"] = True  # or the library tries each file for half a minute
     disable_progress_bar()  # a worker's log is a file
     try:
