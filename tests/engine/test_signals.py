@@ -33,7 +33,7 @@ def test_a_signal_stops_at_once_and_a_second_changes_nothing(
 ) -> None:
     said: list[object] = []
     monkeypatch.setattr(os, "_exit", said.append)
-    stop.last_word = lambda: said.append("stopped")
+    stop.write_outcome = lambda: said.append("stopped")
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)
     assert said == ["stopped", 0]
@@ -46,7 +46,7 @@ def test_inside_training_it_is_only_noted(stop: Stop) -> None:
         assert stop.asked
 
 
-def test_after_the_last_word_it_changes_nothing(stop: Stop) -> None:
+def test_after_close_it_changes_nothing(stop: Stop) -> None:
     stop.close()
     signal.raise_signal(signal.SIGTERM)
 

@@ -22,7 +22,7 @@ def main() -> int:
         return 2
     job_path = Path(sys.argv[1]).absolute()
     stop = Stop()
-    stop.last_word = lambda: _write_stopped(job_path.parent)  # until the job is read, and more is known
+    stop.write_outcome = lambda: _write_stopped(job_path.parent)  # until the job is read, and more is known
     stop.install(decides=os.environ.get("RANK", "0") == "0")
     _outlive_pipes(job_path.parent / "worker.log")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -39,7 +39,7 @@ def main() -> int:
         stop.close()
         if not (ranks.stopping and status == 128 + signal.SIGTERM):
             return status
-        stop.last_word()  # rank 0 didn't even listen yet
+        stop.write_outcome()  # rank 0 didn't even listen yet
         return 0
     launch.die_with_parent()
     from trainer_node.engine import pipeline  # takes seconds

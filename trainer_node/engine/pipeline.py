@@ -67,7 +67,7 @@ def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
     clock = TokenClock(job.start_at, job.token_clock_rate) if job.clock == "token" else WallClock()
     is_main = (rank_of(os.environ) or 0) == 0
     reporter = Reporter(folder / "progress.jsonl" if is_main else Path(os.devnull), job.task, job.slot)
-    stop.last_word = lambda: write_outcome(folder, reporter, Outcome(status=OutcomeStatus.STOPPED))
+    stop.write_outcome = lambda: write_outcome(folder, reporter, Outcome(status=OutcomeStatus.STOPPED))
     process_group = None
     try:
         process_group = join(job, job.ready_by - clock.time())

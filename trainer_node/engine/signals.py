@@ -10,18 +10,18 @@ from types import FrameType
 
 
 class Stop:
-    """Whether the process was asked to stop, and what it says before it goes at once."""
+    """Whether the process was asked to stop, and how it writes its outcome before it exits at once."""
 
     def __init__(self) -> None:
         self.asked = False
-        self.last_word: Callable[[], None] = lambda: None
+        self.write_outcome: Callable[[], None] = lambda: None
         self._deferred = False
         self._listens = False
 
     def install(self, *, decides: bool = True) -> None:
         """Listen to SIGTERM and SIGINT; outlive the node that started us and the terminal it may have had.
 
-        A process that doesn't decide stops when rank 0 tells it to.
+        A process that does not decide ignores both: rank 0 stops it.
         """
         self._listens = True
         signal.signal(signal.SIGTERM, self._on_signal if decides else signal.SIG_IGN)
@@ -53,5 +53,5 @@ class Stop:
             return
         # No exception: raised between any two instructions of torch or transformers it may surface as another
         # one (seen once: a stopped run that said "failed"). What is on disk must survive kill -9 anyway.
-        self.last_word()
+        self.write_outcome()
         os._exit(0)

@@ -50,7 +50,7 @@ def test_a_killed_rank_ends_all_at_once() -> None:
     assert _run("kill -9 $$", "exec sleep 60")[0] == 128 + signal.SIGKILL
 
 
-def test_a_failing_rank_leaves_rank_0_time_for_its_last_word(tmp_path: Path) -> None:
+def test_a_failing_rank_leaves_rank_0_time_to_write_the_outcome(tmp_path: Path) -> None:
     status, seconds = _run(f"sleep .3; touch {tmp_path}/word; exit 1", "exit 1")
     assert status == 1
     assert (tmp_path / "word").exists()

@@ -16,8 +16,7 @@ from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJ
 from shared.planning.plan import Plan
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.evaluate import reference_logprobs as reference
-from trainer_node.engine.evaluate.metric import reference_logprobs, score_dpo
+from trainer_node.engine.evaluate import metric, reference_logprobs
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.prepare import baseline
 from trainer_node.engine.reporter import Reporter
@@ -88,10 +87,10 @@ def test_base_model_scores_ln_2_and_is_asked_once(
     ready, base, row_s = baseline(run, model, data, make_plan())
     assert base.per_example.tolist() == [math.log(2)] * 3
     assert row_s >= 0
-    assert score_dpo(model, ready.dev).loss == pytest.approx(math.log(2), abs=1e-6)
-    full = reference.first(run, model, ready, make_plan())
+    assert metric.score_dpo(model, ready.dev).loss == pytest.approx(math.log(2), abs=1e-6)
+    full = reference_logprobs.first(run, model, ready, make_plan())
     assert len(full.train) == 80
-    assert score_dpo(model, full.train).loss == pytest.approx(math.log(2), abs=1e-6)
+    assert metric.score_dpo(model, full.train).loss == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_resumed_run_reads_the_same_pairs_and_references(
@@ -99,11 +98,11 @@ def test_resumed_run_reads_the_same_pairs_and_references(
 ) -> None:
     run = make_run(WallClock(), seconds=3600.0)
     ready, *_ = baseline(run, model, data, make_plan())
-    few = reference.first(run, model, ready, make_plan(expected_steps=5))
+    few = reference_logprobs.first(run, model, ready, make_plan(expected_steps=5))
     assert 15 < len(few.train) < 80  # 5 packs of 64 tokens hold some 20 pairs of 19 tokens
     record = _record(few)
     broken = torch.nn.Module()  # whoever asks it fails
-    found = reference.again(run, broken, data, record)
+    found = reference_logprobs.again(run, broken, data, record)
     for mine, wanted in ((found.train, few.train), (found.dev, few.dev)):
         assert mine.fingerprint() == wanted.fingerprint()
         np.testing.assert_array_equal(mine.reference, wanted.reference)
@@ -119,8 +118,8 @@ def test_a_file_that_can_not_be_used_is_made_again(
 ) -> None:
     run = make_run(TokenClock(0.0, 100.0))
     ready, *_ = baseline(run, model, data, make_plan())
-    full = reference.first(run, model, ready, make_plan())
-    path = run.folder / reference.FILE
+    full = reference_logprobs.first(run, model, ready, make_plan())
+    path = run.folder / reference_logprobs.FILE
     whole = path.read_bytes()
     if damage == "lost":
         path.unlink()
@@ -128,8 +127,8 @@ def test_a_file_that_can_not_be_used_is_made_again(
         path.write_bytes(whole[:-100])
     else:
         other = replace(ready, train=ready.train.take(range(40)))
-        reference.first(run, model, other, make_plan())
-    again = reference.again(run, model, data, _record(full))
+        reference_logprobs.first(run, model, other, make_plan())
+    again = reference_logprobs.again(run, model, data, _record(full))
     assert path.read_bytes() == whole
     np.testing.assert_array_equal(again.train.reference, full.train.reference)
 
@@ -138,11 +137,11 @@ def test_a_slow_machine_uses_the_pairs_that_it_could_ask_for(
     model: torch.nn.Module, data: JobData, make_run: Callable[..., RunContext], make_plan: Callable[..., Plan]
 ) -> None:
     run = make_run(_Slow(), seconds=40.0)
-    dev = data.dev.with_reference(reference_logprobs(model, data.dev))
-    some = reference.first(run, model, replace(data, dev=dev), make_plan(expected_steps=1000))
-    assert len(some.train) == reference.PIECE
+    dev = data.dev.with_reference(metric.reference_logprobs(model, data.dev))
+    some = reference_logprobs.first(run, model, replace(data, dev=dev), make_plan(expected_steps=1000))
+    assert len(some.train) == reference_logprobs.PIECE
     assert some.train.reference is not None
-    assert len(some.train.reference) == 2 * reference.PIECE
+    assert len(some.train.reference) == 2 * reference_logprobs.PIECE
 
 
 def test_rows_without_pairs_stay_as_they_are(
@@ -152,6 +151,6 @@ def test_rows_without_pairs_stay_as_they_are(
     make_plan: Callable[..., Plan],
 ) -> None:
     run, text = make_run(WallClock()), JobData(make_examples([9, 8]), make_examples([7]), {}, 256)
-    assert reference.first(run, model, text, make_plan()) is text
-    assert reference.again(run, model, text, _record(text)) is text
-    assert not (run.folder / reference.FILE).exists()
+    assert reference_logprobs.first(run, model, text, make_plan()) is text
+    assert reference_logprobs.again(run, model, text, _record(text)) is text
+    assert not (run.folder / reference_logprobs.FILE).exists()
