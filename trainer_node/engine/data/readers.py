@@ -50,7 +50,7 @@ def located(
     allow_private_urls: bool,
     tick: Callable[[str], None] = lambda text: None,
 ) -> list[DataFile]:
-    """The files of a data reference, downloaded if need be; `tick` hears of each piece.
+    """The files of a data reference, downloaded if need be; `tick` is called for each piece.
 
     `keep` is where a download stays, and where it is looked for first: a run that resumes needs the same
     rows, also when their host is down or the URL's signature has expired.

@@ -43,7 +43,7 @@ class TrainProgress(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One set of weights that could be submitted; inside `worn()` the model has them."""
+    """One set of weights that could be submitted; inside `weights_applied()` the model has them."""
 
     name: str
     reached: TrainProgress

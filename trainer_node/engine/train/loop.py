@@ -108,7 +108,7 @@ def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) ->
 def report(state: TrainState, reporter: Reporter, loss: float) -> None:
     """Where training stands; `loss` is the mean over the steps since the last report."""
     now, rate = state.clock.time(), float(state.optimizer.param_groups[0]["lr"])
-    progress = state.schedule.pulse.progress  # as all processes have agreed: each clock would tell another
+    progress = state.schedule.pulse.progress  # as all processes have agreed: each clock would give another
     reporter.step(state.step, progress, state.tokens, loss, rate, state.schedule.eta_s(now))
 
 
