@@ -39,8 +39,8 @@ lint: $(STAMP)  ## the part of the tests that takes seconds: lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: setup lint  ## everything a change must pass: lint, format, types, the whole test suite
-	$(BIN)/pytest -m "not alone" --numprocesses auto --maxprocesses 8 --dist loadfile
+test: setup lint  ## everything a change must pass: lint, format, types, the whole test suite and its coverage
+	$(BIN)/pytest -m "not alone" --numprocesses auto --maxprocesses 8 --dist loadfile --cov
 	$(BIN)/pytest -m alone
 
 $(COMPAT): constraints.txt
@@ -54,4 +54,4 @@ compat: setup $(COMPAT)  ## submissions scored by the versions that upstream eva
 	$(BIN)/python -m bench compat
 
 clean:  ## remove the environments and caches
-	rm -rf .venv .venv-compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
