@@ -199,8 +199,8 @@ class World:
     def steps(self, node: NodeProcess, task: str = "job1") -> list[int]:
         """Every step a worker told of, in order."""
         path = node.folder / "runs" / task / "progress.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [line["step"] for line in map(json.loads, lines) if line["phase"] == "train"]
+        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""  # a line may be half written
+        return [line["step"] for line in map(json.loads, whole.splitlines()) if line["phase"] == "train"]
 
     async def trained(self, node: NodeProcess, step: int, task: str = "job1") -> None:
         """Wait until a worker has told of `step`."""
