@@ -87,7 +87,7 @@ class Admission:
         can be decided now. Then it may still have been stored: the same offer sent again answers accepted
         if it was.
         """
-        token = subjects.task_token(offer.task_id)
+        token = subjects.task_key(offer.task_id)
         decision = self._at_once(offer, token, received_at)
         if decision is None or (decision.accepted and before is not None):
             decision = await _within(within_s, self._decide(offer, token, received_at, before))
@@ -197,7 +197,7 @@ class Admission:
     async def _start(
         self, task_id: str, request: Callable[[BareOffer | None], Offer], received_at: float
     ) -> Job:
-        token = subjects.task_token(task_id)
+        token = subjects.task_key(task_id)
         await self._follower.catch_up()
         job: Job | None = None
 

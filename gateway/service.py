@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from gateway.admission import ANSWER_S, Admission
-from gateway.api.throttle import Turns
+from gateway.api.throttle import LoopThrottle
 from gateway.broker_link import RETRY_S, end_with, reach
 from gateway.errors import NoSlotError, NotAcceptedError
 from gateway.expiry import expire_for_ever
@@ -61,7 +61,7 @@ class Service:
         self.decisions = DecisionLog(settings.data / DECISIONS_FILE)
         self.measures = Measures()
         self.events = EventLog()
-        self.turns = Turns()
+        self.throttle = LoopThrottle()
         self._expected = parse_hardware(settings.expected_hardware)
         self._policy = load_policy(settings.policy)
         self._families = Families(settings)
@@ -150,9 +150,7 @@ class Service:
                     raise
                 if not logged:
                     logged = True
-                    log.warning(
-                        "start delayed, retrying", task=subjects.task_token(task_id), error=str(error)
-                    )
+                    log.warning("start delayed, retrying", task=subjects.task_key(task_id), error=str(error))
                 await asyncio.sleep(START_RETRY_S)
             else:
                 self._count_start(job, received_at)

@@ -31,15 +31,15 @@ ANY_SCORE = "podium.scores.>"
 NONCES = "podium.nonces"
 ANY_LEASE = f"$KV.{LEASES_BUCKET}.>"
 
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def task_token(task_id: str) -> str:
+def task_key(task_id: str) -> str:
     """Return the form of an upstream id that is safe in subjects, keys, folders and object names.
 
     The id itself if it matches `[A-Za-z0-9_-]{1,64}`, else `x` and the first 32 hex digits of its sha256.
     """
-    if _TOKEN.fullmatch(task_id):
+    if _KEY.fullmatch(task_id):
         return task_id
     return "x" + hashlib.sha256(task_id.encode()).hexdigest()[:32]
 

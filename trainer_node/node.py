@@ -200,7 +200,7 @@ def job_of(record: Record) -> Job | None:
         log.error("a stored job can't be read", subject=record.subject, error=str(error), **named)
         return None
     # The token becomes a folder's name: nothing but a token may.
-    if not isinstance(job, Job) or subjects.task_token(job.task) != job.task:
+    if not isinstance(job, Job) or subjects.task_key(job.task) != job.task:
         log.error("a stored job is none", subject=record.subject, **named)
         return None
     if record.subject != subjects.job(job.slot, job.task):

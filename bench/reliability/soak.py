@@ -116,7 +116,7 @@ async def soak(fleet: Fleet, events: list[Event], scale: float, mean_gap_s: floa
             await injector.settle()
         await settled(bus)
         acknowledged = {
-            subjects.task_token(one.task_id) for one in played if one.started and one.started.status == 200
+            subjects.task_key(one.task_id) for one in played if one.started and one.started.status == 200
         }
         report = await check(
             bus,

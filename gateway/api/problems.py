@@ -22,7 +22,7 @@ from gateway.errors import (
 )
 from shared.errors import BusError, PodiumError
 from shared.logs import get_logger
-from shared.subjects import task_token
+from shared.subjects import task_key
 
 MEDIA_TYPE: Final = "application/problem+json"
 PREFIX: Final = "urn:podium:problem:"
@@ -163,5 +163,5 @@ def _http_problem(request: web.Request, error: web.HTTPException, max_body_bytes
 def _log_failure(request: web.Request) -> None:
     """With the task, if the path names one, so that the log of a task has it."""
     task_id = request.match_info.get("task_id")
-    task = {"task": task_token(task_id)} if task_id else {}
+    task = {"task": task_key(task_id)} if task_id else {}
     log.exception("a request failed", method=request.method, path=request.path, **task)

@@ -18,7 +18,7 @@ from gateway.service import Service
 from gateway.telemetry.event_log import Choice, EventLog, EventType, Hello, Lost, Reset, UnknownIdError, frame
 from shared.aio import pause
 from shared.errors import PodiumError
-from shared.subjects import task_token
+from shared.subjects import task_key
 
 LOOK_S: Final = 1.0  # between two looks whether a reader may still ask
 ALIVE_S: Final = 15.0  # between two signs of life of a stream without events
@@ -147,7 +147,7 @@ def chosen(query: EventQuery, service: Service) -> Choice:
     if query.slot is not None and query.slot not in slots:
         detail = f"{query.slot[:50]!r} is no slot; there are {', '.join(slots)}"
         raise MalformedRequestError(MALFORMED_QUERY, detail, field="slot")
-    return Choice(types, task_token(query.task) if query.task else None, query.slot)
+    return Choice(types, task_key(query.task) if query.task else None, query.slot)
 
 
 def _start(log: EventLog, event_id: str | None) -> tuple[int, bytes]:

@@ -1,8 +1,7 @@
 """Limit the requests per event-loop iteration, so that broker messages are handled in between.
 
-A burst makes hundreds of connections ready at once: .2 s of work, if one turn serves them all. What is read
-from the broker needs a dozen turns, so requests that wait for that waited 1 to 2 s, while others were
-answered.
+A burst makes hundreds of connections ready at once: 0.2 s of work if one iteration serves them all. A read
+from the broker needs a dozen iterations, so without a limit requests that wait for one took 1 to 2 s.
 """
 
 from __future__ import annotations
@@ -11,20 +10,20 @@ import asyncio
 from collections import deque
 from typing import Final
 
-MOST: Final = 2  # also because the loop accepts one new connection in a turn
+MOST: Final = 2  # requests per iteration; the loop accepts one new connection in each
 
 
-class Turns:
-    """Lets requests pass, first come first served."""
+class LoopThrottle:
+    """Admits `most` requests per event-loop iteration, in the order they came."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
-        self._left = most  # of this turn
+        self._left = most  # in this iteration
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._counting = False  # whether the next turn is awaited
+        self._counting = False  # whether `_next` is scheduled
 
     async def take(self) -> None:
-        """Return when this turn, or a later one, has room."""
+        """Wait for an iteration that has room."""
         loop = asyncio.get_running_loop()
         if not self._counting:
             self._counting = True
@@ -38,12 +37,12 @@ class Turns:
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._left == self._most and not self._waiting:
-            self._counting = False  # nobody came in this turn
+            self._counting = False  # no request came in this iteration
             return
         self._left = self._most
         while self._waiting and self._left > 0:
             turn = self._waiting.popleft()
-            if not turn.done():  # it was not cancelled meanwhile
+            if not turn.done():  # not cancelled while it waited
                 turn.set_result(None)
                 self._left -= 1
         loop.call_soon(self._next, loop)

@@ -239,7 +239,7 @@ async def _started(request: web.Request) -> Service:
 async def _task(request: web.Request) -> tuple[Service, Task]:
     """The task that the path names; UnknownTaskError if there is none."""
     service, task_id = await _started(request), request.match_info["task_id"]
-    task = service.ledger.task(subjects.task_token(task_id))
+    task = service.ledger.task(subjects.task_key(task_id))
     if task is None:
         raise UnknownTaskError(f"no task {task_id[:100]!r} was accepted; rejected offers are not kept")
     return service, task
@@ -250,7 +250,7 @@ async def _wish(request: web.Request) -> tuple[Service, str, Wish]:
     service = await _started(request)
     limit = service.settings.max_body_bytes
     wish = await read_message(request, Wish, limit, '{"reason": "..."}')
-    return service, subjects.task_token(request.match_info["task_id"]), wish
+    return service, subjects.task_key(request.match_info["task_id"]), wish
 
 
 def _states(text: str) -> frozenset[TaskState] | None:

@@ -86,7 +86,7 @@ def score_of(form: ScoreForm, ledger: Ledger, now: float) -> Score:
 
     Raises UnknownScoredTaskError.
     """
-    token = subjects.task_token(form.task_id)
+    token = subjects.task_key(form.task_id)
     task_type, model = _subject_of(form, accepted_offer(ledger, token))
     return Score(
         record_id=uuid.uuid4().hex,

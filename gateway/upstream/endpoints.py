@@ -110,7 +110,7 @@ async def submission(service: Service, asked: Asked) -> MinerSubmission:
     if not service.knows_the_logs:
         await service.started()
     task_id = asked.request.match_info["task_id"]
-    found = submission_of(service.ledger, subjects.task_token(task_id))
+    found = submission_of(service.ledger, subjects.task_key(task_id))
     model_hash = found.model_hash if service.settings.upstream_model_hash else None
     return MinerSubmission(found.repo, model_hash)
 
@@ -150,7 +150,7 @@ async def _answer(
     received_at: float,
 ) -> web.Response:
     """Let in who may ask, and put every error into upstream's form."""
-    await service.turns.take()
+    await service.throttle.take()
     try:
         # judged now, not when its head came: a replay could hold its body back until its nonce is forgotten
         caller = service.gate.admit(request.headers, signed, time.time())

@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from podium.security.key_files import API, BROKER, CA, make_api_token, make_certificates, make_users
 from podium.security.permissions import users
 from shared.settings import load_settings
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

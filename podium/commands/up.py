@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from gateway.policy.builtin import load_policy
-from podium.local.gpu_split import Half, split
+from podium.local.gpu_split import SlotShare, split
 from podium.local.stack import Stack
 from shared.settings import CONFIG_VARIABLE, PREFIX, load_settings
 from trainer_node.hardware import gpu_status
@@ -82,10 +82,10 @@ async def make_stack(overrides: dict[str, Any], environ: Mapping[str, str]) -> S
     defaults = {key: value for key, value in defaults.items() if key not in chosen}
     settings = msgspec.structs.replace(settings, **defaults)
     gpus = await gpu_status(settings.gpus) if settings.hardware == "auto" else []
-    halves = split(settings, gpus, expectation_set="expected_hardware" in chosen)
-    for note in halves.notes:
+    assignment = split(settings, gpus, expectation_set="expected_hardware" in chosen)
+    for note in assignment.notes:
         print(note)
-    return Stack(settings, halves, print)
+    return Stack(settings, assignment, print)
 
 
 def chosen_settings(environ: Mapping[str, str]) -> set[str]:
@@ -101,11 +101,13 @@ async def _serve(stack: Stack) -> None:
     await stack.start()
     await stack.ready(READY_S)
     broker = f"127.0.0.1:{stack.broker_port}" if stack.broker_port else stack.settings.nats_url
-    slots = ", ".join(_half(half) for half in stack.split.halves)
+    slots = ", ".join(_describe(share) for share in stack.split.shares)
     print(f"gateway  {stack.url}\nbroker   {broker}\nslots    {slots}")
     print(f"data     {stack.folder} (logs in {stack.folder / 'logs'})", flush=True)
     await stack.wait()
 
 
-def _half(half: Half) -> str:
-    return f"{half.slot} (GPUs {half.gpus})" if half.gpus else f"{half.slot} (CPU, {half.threads} threads)"
+def _describe(share: SlotShare) -> str:
+    return (
+        f"{share.slot} (GPUs {share.gpus})" if share.gpus else f"{share.slot} (CPU, {share.threads} threads)"
+    )

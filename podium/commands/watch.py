@@ -16,7 +16,7 @@ from podium.client import ENDED, find_gateway
 from podium.console import make_console
 from shared.errors import PodiumError
 from shared.messages import Phase
-from shared.subjects import task_token
+from shared.subjects import task_key
 
 POLL_S = 1.0
 
@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Follow until Ctrl-C, or until all named tasks have ended; 1 if one of those was not submitted."""
-    client, wanted = find_gateway(args.url), {task_token(task) for task in args.tasks}
+    client, wanted = find_gateway(args.url), {task_key(task) for task in args.tasks}
     heard, console = False, make_console()
     with WatchView(console) as view:
         while True:

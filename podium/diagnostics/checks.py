@@ -162,7 +162,7 @@ def check_nodes(vitals: Vitals) -> Found:
         if hardware != expected:
             what = f"slot {slot} shows {hardware}, expected is {expected}: no offer is accepted for it"
             found.append((Severity.WARNING, what, "set PODIUM_EXPECTED_HARDWARE, or find the missing GPU"))
-    for slot in sorted({each.heartbeat.slot for each in vitals.heard} - set(vitals.settings.slots)):
+    for slot in sorted({each.heartbeat.slot for each in vitals.heartbeats} - set(vitals.settings.slots)):
         what = f"a node serves slot {slot}, which is none of {', '.join(vitals.settings.slots)}"
         found.append((Severity.WARNING, what, "add it to PODIUM_SLOTS of every service, or stop that node"))
     return found
@@ -171,7 +171,7 @@ def check_nodes(vitals: Vitals) -> Found:
 def check_gpus(vitals: Vitals) -> Found:
     """No GPU is shown by two slots."""
     owners: dict[str, set[str]] = {}
-    for heartbeat in newest(vitals.heard):
+    for heartbeat in newest(vitals.heartbeats):
         for gpu in heartbeat.gpus:
             if gpu.uuid:
                 owners.setdefault(gpu.uuid, set()).add(heartbeat.slot)
@@ -188,7 +188,7 @@ def check_gpus(vitals: Vitals) -> Found:
 
 def check_clocks(vitals: Vitals) -> Found:
     """Everybody's wall clock is ours: deadlines and expiry are wall clock."""
-    clocks = {f"node {each.heartbeat.node}": each.heartbeat.at - each.at for each in vitals.heard}
+    clocks = {f"node {each.heartbeat.node}": each.heartbeat.at - each.at for each in vitals.heartbeats}
     if vitals.gateway.skew_s is not None:
         clocks["the gateway"] = vitals.gateway.skew_s
     if vitals.broker_skew_s is not None:
@@ -218,7 +218,7 @@ def check_disks(vitals: Vitals) -> Found:
 
 def check_versions(vitals: Vitals) -> Found:
     """Everybody runs the same Podium."""
-    versions = {f"node {each.heartbeat.node}": each.heartbeat.version for each in vitals.heard}
+    versions = {f"node {each.heartbeat.node}": each.heartbeat.version for each in vitals.heartbeats}
     if vitals.gateway.info is not None:
         versions["the gateway"] = vitals.gateway.info.version
     return [

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from podium.diagnostics.probe import Heard, Vitals
+from podium.diagnostics.probe import ReceivedHeartbeat, Vitals
 from shared.messages import Heartbeat
 
 
@@ -31,11 +31,11 @@ class Finding(Struct, frozen=True):
 Found = list[tuple[Severity, str, str]]  # how bad, what, what to do
 
 
-def newest(heard: tuple[Heard, ...]) -> list[Heartbeat]:
+def newest(heartbeats: tuple[ReceivedHeartbeat, ...]) -> list[Heartbeat]:
     """The last heartbeat of each node."""
-    return list({(each.heartbeat.slot, each.heartbeat.node): each.heartbeat for each in heard}.values())
+    return list({(each.heartbeat.slot, each.heartbeat.node): each.heartbeat for each in heartbeats}.values())
 
 
 def live(vitals: Vitals) -> dict[str, Heartbeat]:
     """By slot, the node that holds it."""
-    return {heartbeat.slot: heartbeat for heartbeat in newest(vitals.heard) if heartbeat.epoch > 0}
+    return {heartbeat.slot: heartbeat for heartbeat in newest(vitals.heartbeats) if heartbeat.epoch > 0}

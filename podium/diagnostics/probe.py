@@ -47,7 +47,7 @@ class StreamVitals(Struct, frozen=True, kw_only=True):
     error: str | None = None  # why it could not be looked at
 
 
-class Heard(Struct, frozen=True):
+class ReceivedHeartbeat(Struct, frozen=True):
     """One heartbeat, and when it came by this machine's clock."""
 
     heartbeat: Heartbeat
@@ -108,7 +108,7 @@ class Vitals(Struct, frozen=True, kw_only=True):
     streams: tuple[StreamVitals, ...] = ()
     jobs: tuple[OpenJob, ...] = ()
     malformed: int = 0
-    heard: tuple[Heard, ...] = ()
+    heartbeats: tuple[ReceivedHeartbeat, ...] = ()
     leases: dict[str, Lease] = {}
     monitor: Monitor
     gateway: GatewayVitals
@@ -159,15 +159,15 @@ def _has_all_keys(settings: Settings) -> bool:
 
 
 async def _look_inside(bus: Bus, settings: Settings) -> dict[str, Any]:
-    heard: list[Heard] = []
+    heartbeats: list[ReceivedHeartbeat] = []
 
-    async def hear(message: Msg) -> None:
+    async def receive(message: Msg) -> None:
         try:
-            heard.append(Heard(decode_heartbeat(message.data), time.time()))
+            heartbeats.append(ReceivedHeartbeat(decode_heartbeat(message.data), time.time()))
         except msgspec.DecodeError:
             return  # the gateway counts those
 
-    await bus.subscribe(subjects.ANY_HEARTBEAT, hear)
+    await bus.subscribe(subjects.ANY_HEARTBEAT, receive)
     listen_until = time.monotonic() + LISTEN_BEATS * settings.heartbeat_s
     streams = await asyncio.gather(*(_look_at_stream(bus, spec) for spec in stream_specs(settings)))
     seen: dict[str, Any] = {
@@ -189,7 +189,7 @@ async def _look_inside(bus: Bus, settings: Settings) -> dict[str, Any]:
     except BusError as error:
         seen["read_error"] = str(error)
     denied = tuple(denial.explain(bus.user) for denial in bus.denied)
-    return seen | {"malformed": ledger.malformed, "heard": tuple(heard), "denied": denied}
+    return seen | {"malformed": ledger.malformed, "heartbeats": tuple(heartbeats), "denied": denied}
 
 
 async def _look_at_stream(bus: Bus, spec: StreamSpec) -> StreamVitals:

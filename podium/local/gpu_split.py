@@ -11,7 +11,7 @@ from shared.settings import Settings
 from trainer_node.hardware import short_name
 
 
-class Half(Struct, frozen=True):
+class SlotShare(Struct, frozen=True):
     """One slot's share of the machine."""
 
     slot: str
@@ -22,7 +22,7 @@ class Half(Struct, frozen=True):
 class Split(Struct, frozen=True):
     """Every slot's share, the hardware offers are accepted for, and notes for people."""
 
-    halves: list[Half]
+    shares: list[SlotShare]
     expected_hardware: str
     notes: list[str]
 
@@ -45,7 +45,9 @@ def split(settings: Settings, gpus: list[GpuStatus], *, expectation_set: bool, c
     each = len(gpus) // len(slots)
     if leftover := len(gpus) - each * len(slots):
         notes.append(f"{leftover} of {len(gpus)} GPUs stay idle: every slot gets {each}")
-    halves = [Half(slot, _indices(gpus, place * each, each), threads) for place, slot in enumerate(slots)]
+    shares = [
+        SlotShare(slot, _indices(gpus, place * each, each), threads) for place, slot in enumerate(slots)
+    ]
     expected = settings.expected_hardware
     if not gpus and not expectation_set:
         notes.append("no GPU here: expecting a CPU (PODIUM_EXPECTED_HARDWARE=cpu), so offers can be accepted")
@@ -55,7 +57,7 @@ def split(settings: Settings, gpus: list[GpuStatus], *, expectation_set: bool, c
             f"a slot has {found} but {expected} is expected, so every offer will be refused; "
             f"PODIUM_EXPECTED_HARDWARE={found} accepts this machine"
         )
-    return Split(halves, expected, notes)
+    return Split(shares, expected, notes)
 
 
 def _indices(gpus: list[GpuStatus], first: int, count: int) -> str | None:

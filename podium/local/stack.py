@@ -20,7 +20,7 @@ import msgspec
 
 from gateway.api.tokens import own_token
 from podium.client import Client
-from podium.local.gpu_split import Half, Split
+from podium.local.gpu_split import SlotShare, Split
 from podium.local.nats_server import bootstrap, broker_command, port_open, take_over_open_store, write_config
 from podium.local.process import ManagedProcess, Say, Spec
 from podium.local.watchdog import until_broken
@@ -54,8 +54,8 @@ class Stack:
             settings,
             data_dir=str(self.folder),
             nats_url=nats_url,
-            slots=tuple(half.slot for half in split.halves),
-            slot=split.halves[0].slot,
+            slots=tuple(share.slot for share in split.shares),
+            slot=split.shares[0].slot,
             expected_hardware=split.expected_hardware,
         )
         if self.broker_port:  # its own users, and no TLS: nothing leaves this machine
@@ -117,7 +117,7 @@ class Stack:
     async def ready(self, timeout_s: float) -> None:
         """Wait until the gateway decides on offers and every slot's node sends heartbeats."""
         client, until = Client(self.url, own_token(self.settings)), time.monotonic() + timeout_s
-        while missing := await asyncio.to_thread(_what_is_missing, client, len(self.split.halves)):
+        while missing := await asyncio.to_thread(_what_is_missing, client, len(self.split.shares)):
             self.check()
             if time.monotonic() > until:
                 raise PodiumError(f"not ready after {timeout_s:g} s: {missing}; see {self.folder / 'logs'}")
@@ -151,10 +151,10 @@ class Stack:
 
     async def _kill_workers(self) -> None:
         """Kill workers that outlived their nodes, as they are built to."""
-        for half in self.split.halves:
-            lock = SlotLock(self._node_folder(half))
+        for share in self.split.shares:
+            lock = SlotLock(self._node_folder(share))
             for pid in await asyncio.to_thread(lock.holders):
-                self._say(f"killing the worker of slot {half.slot} (process {pid})")
+                self._say(f"killing the worker of slot {share.slot} (process {pid})")
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -164,19 +164,19 @@ class Stack:
         command = [python, "-m", "gateway"]
         # upstream sends a start once and waits 10 s for the answer
         specs = [Spec(name="gateway", command=command, environment=environment, longest_pause_s=1.0)]
-        specs += [self._node(half, environment) for half in self.split.halves]
+        specs += [self._node(share, environment) for share in self.split.shares]
         if self.broker_port:
             specs.insert(0, Spec(name="broker", command=broker_command(self.folder / "nats" / "nats.conf")))
         return specs
 
-    def _node(self, half: Half, environment: dict[str, str]) -> Spec:
-        own = {"slot": half.slot, "node_dir": str(self._node_folder(half)), "threads": str(half.threads)}
-        if half.gpus is not None:
-            own["gpus"] = half.gpus
+    def _node(self, share: SlotShare, environment: dict[str, str]) -> Spec:
+        own = {"slot": share.slot, "node_dir": str(self._node_folder(share)), "threads": str(share.threads)}
+        if share.gpus is not None:
+            own["gpus"] = share.gpus
         elif self.settings.hardware == "auto":
             own["hardware"] = "cpu"
         return Spec(
-            name=f"node-{half.slot}",
+            name=f"node-{share.slot}",
             command=[sys.executable, "-m", "trainer_node"],
             environment=environment | {PREFIX + key.upper(): value for key, value in own.items()},
             stop_s=self.settings.stop_grace_s + NODE_EXTRA_S,
@@ -184,8 +184,8 @@ class Stack:
             on_leftover=signal.SIGKILL,
         )
 
-    def _node_folder(self, half: Half) -> Path:
-        return Path(self.settings.node_dir or self.folder / "nodes").expanduser().absolute() / half.slot
+    def _node_folder(self, share: SlotShare) -> Path:
+        return Path(self.settings.node_dir or self.folder / "nodes").expanduser().absolute() / share.slot
 
 
 def _environment(settings: Settings) -> dict[str, str]:

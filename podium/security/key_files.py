@@ -21,29 +21,13 @@ if TYPE_CHECKING:
     from podium.security.certificates import Pair
 
 BROKER = "broker"
-
-
 CA = "ca"
-
-
 API = "api"
-
-
 OWN_TOKEN = "podium"  # the name of the token that is made here
-
-
 USERS_FILE = "users.conf"
-
-
 CA_FILE = "ca.crt"
-
-
 HOSTS = ("nats", "localhost", "127.0.0.1")
-
-
 SECRET = 0o600
-
-
 PUBLIC = 0o644
 
 

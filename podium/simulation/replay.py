@@ -15,7 +15,7 @@ from gateway.policy.model_family import model_family
 from podium.simulation.trace import TraceLine
 from shared.messages import BareOffer, Hardware, ResultStatus, Score
 from shared.planning.feasibility import Feasibility, check_offer
-from shared.subjects import task_token
+from shared.subjects import task_key
 
 
 class Rules(Struct, frozen=True, kw_only=True):
@@ -167,7 +167,7 @@ class _World:
 
     def learn(self, at: float, line: TraceLine) -> None:
         """Recorded outcomes change the rates of later offers, as they do in a gateway."""
-        token, offer = task_token(line.offer.task_id), line.offer
+        token, offer = task_key(line.offer.task_id), line.offer
         if line.delivered is not None:
             status = ResultStatus.SUBMITTED if line.delivered else ResultStatus.FAILED
             self.evidence.note_result(token, offer.task_type, offer.model, status, at)

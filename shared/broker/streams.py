@@ -235,13 +235,6 @@ async def when_usable(bus: Bus, settings: Settings, see_to_them: Callable[[], Aw
         await asyncio.sleep(RETRY_S)
 
 
-def _absent(stream: str) -> str:
-    return (
-        f"stream {stream} is not there (yet): if this stays, the broker is new or its store was emptied; "
-        "`podium bootstrap` makes the streams"
-    )
-
-
 async def _find(bus: Bus, name: str) -> dict[str, Any] | None:
     found = await find_stream(bus, name)
     return found.config if found is not None else None

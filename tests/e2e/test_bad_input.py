@@ -15,7 +15,7 @@ import pytest
 from podium.client import Refusal
 from shared.files import folder_digest
 from shared.messages import ErrorCode, ResultStatus
-from shared.subjects import task_token
+from shared.subjects import task_key
 
 ORACLE = Path(__file__).parents[1] / "data" / "oracle"
 SERVICES = ("broker", "gateway", "node-a", "node-b")
@@ -179,7 +179,7 @@ def test_jobs_after_all_that_are_submitted_and_bad_rows_are_counted(machine: Any
     views = {view.task_id: view for view in machine.client.tasks()}
     good, counted = views["../../x"].result, views["rows"].result
     assert (good.status, counted.status) == (ResultStatus.SUBMITTED, ResultStatus.SUBMITTED)
-    submission = machine.data / "artifacts" / task_token("../../x") / "submission"
+    submission = machine.data / "artifacts" / task_key("../../x") / "submission"
     assert (Path(good.artifact), folder_digest(submission)) == (submission, good.digest)
     assert Counter(counted.metrics.dropped_rows) - Counter(good.metrics.dropped_rows) == {
         "column 'output' is missing": 2,
@@ -189,7 +189,7 @@ def test_jobs_after_all_that_are_submitted_and_bad_rows_are_counted(machine: Any
     used = [result.metrics.train_examples + result.metrics.dev_examples for result in (good, counted)]
     assert used[0] == used[1] > 0
     by_id = machine.client._get(f"/v1/tasks/{quote('../../x', safe='')}", dict)
-    assert by_id["task"] == task_token("../../x")
+    assert by_id["task"] == task_key("../../x")
 
 
 def accept(machine: Any, fields: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.server import listening_socket, running
 from podium.commands.doctor import table
-from podium.diagnostics import probe as vitals
+from podium.diagnostics import probe
 from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Finding, Severity
 from podium.local.nats_server import Broker
@@ -77,7 +77,7 @@ async def nodes(bus: Bus) -> AsyncIterator[Callable[..., None]]:
 
 async def diagnose(settings: Settings, url: str, broker: Broker) -> list[Finding]:
     monitor = f"http://127.0.0.1:{broker.monitor_port}"
-    findings = examine(await vitals.gather(settings, url, monitor, version(), {"max_hours"}))
+    findings = examine(await probe.gather(settings, url, monitor, version(), {"max_hours"}))
     assert table(findings).row_count == len(findings)
     # how full this machine's disks are, and how late a loaded one hears, is not the point here
     return [finding for finding in findings if finding.check not in ("disks", "clocks")]
@@ -139,13 +139,13 @@ async def test_a_broken_world_is_told_in_full(
 async def test_a_broker_that_stands_still_is_seen_through_an_open_connection(
     settings: Settings, broker: Broker, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vitals, "ANSWER_S", 0.5)
+    monkeypatch.setattr(probe, "ANSWER_S", 0.5)
     asking = await connect(settings, name="doctor")
     assert broker.process is not None
     broker.process.send_signal(signal.SIGSTOP)
     try:
-        seen = await vitals._look_inside(asking, settings)
-        health = await asyncio.to_thread(vitals.look_at_monitor, f"http://127.0.0.1:{broker.monitor_port}")
+        seen = await probe._look_inside(asking, settings)
+        health = await asyncio.to_thread(probe.look_at_monitor, f"http://127.0.0.1:{broker.monitor_port}")
     finally:
         broker.process.send_signal(signal.SIGCONT)
         await asking.close()

@@ -129,7 +129,7 @@ async def test_any_task_id_is_safe_and_found_again(
 ) -> None:
     status, decision = await api.offer(make_offer(task_id))
     assert (status, decision["accepted"], decision["task_id"]) == (200, True, task_id)
-    token = subjects.task_token(task_id)
+    token = subjects.task_key(task_id)
     (record,) = await bus.read(subjects.JOBS_STREAM, 0)
     assert record.subject == f"podium.jobs.a.{token}"
     async with api.client.get(URL("/v1/tasks/" + quote(task_id, safe=""), encoded=True)) as response:

@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.api import sse as event_stream
+from gateway.api import sse
 from gateway.server import listening_socket, running
-from gateway.telemetry import event_sources as news
+from gateway.telemetry import event_sources
 from gateway.telemetry.event_log import EventType
 from podium.local.nats_server import Broker
 from shared import subjects
@@ -113,7 +113,7 @@ async def test_a_job_is_told_from_offer_to_result_on_every_gateway(
 
 async def test_filters_and_what_is_wrong_with_them(api: Any, bus: Bus) -> None:
     async with reading(api, "?types=progress&task=a%2Fb&slot=b") as reader:
-        token = subjects.task_token("a/b")
+        token = subjects.task_key("a/b")
         await say_progress(bus, 1, "other", "b")
         await say_progress(bus, 2, token, "a")
         await say_progress(bus, 3, token, "b")
@@ -191,7 +191,7 @@ async def test_a_slow_reader_is_told_what_it_missed_and_costs_no_memory(
 async def test_one_that_reads_nothing_is_let_go(
     bus: Bus, gateway_settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_stream, "STUCK_S", 0.3)
+    monkeypatch.setattr(sse, "STUCK_S", 0.3)
     settings = gateway_settings()
     listening = listening_socket(settings, {})
     async with running(settings, listening) as (service, _):
@@ -209,7 +209,7 @@ async def test_one_that_reads_nothing_is_let_go(
 async def test_a_quiet_stream_shows_that_it_lives(
     bus: Bus, start_gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_stream, "ALIVE_S", 0.1)
+    monkeypatch.setattr(sse, "ALIVE_S", 0.1)
     async with start_gateway() as api, reading(api) as reader:
         assert await reader._line() == ": alive"
 
@@ -226,8 +226,8 @@ async def test_a_link_that_was_down_is_a_gap(api: Any, bus: Bus, broker: Broker)
 async def test_decisions_are_heard_while_somebody_reads(
     bus: Bus, gateway_settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(news, "KEEP_S", 0.2)
-    monkeypatch.setattr(event_stream, "ALIVE_S", 0.1)  # that is when it is seen that a reader has left
+    monkeypatch.setattr(event_sources, "KEEP_S", 0.2)
+    monkeypatch.setattr(sse, "ALIVE_S", 0.1)  # that is when it is seen that a reader has left
     settings = gateway_settings()
     listening = listening_socket(settings, {})
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -265,7 +265,7 @@ async def test_a_decision_that_is_none_is_counted(bus: Bus, gateway_settings: An
 
 
 async def test_as_many_streams_as_may_be(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_stream, "MOST_READERS", 1)
+    monkeypatch.setattr(sse, "MOST_READERS", 1)
     async with reading(api):
         status, problem = await api.get("/v1/events")
         assert (status, problem["type"]) == (503, "urn:podium:problem:busy")

@@ -125,7 +125,7 @@ async def test_data_for_a_task_that_is_only_called_like_a_reserved_one_is_refuse
     upstream: Api, make_offer: Callable[..., dict[str, Any]]
 ) -> None:
     assert await accepted(upstream, "task one")
-    token = subjects.task_token("task one")
+    token = subjects.task_key("task one")
     status, decision = await upstream.offer(make_offer(token))
     assert (status, decision["accepted"]) == (200, False)
     assert "token of another accepted task" in decision["reason"]

@@ -13,8 +13,7 @@ import aiohttp
 import pytest
 
 from bench.harness.signed_fleet import subnet_node
-from gateway import http_request as body
-from gateway import service
+from gateway import http_request, service
 from gateway.server import listening_socket, running
 from podium.local.nats_server import Broker
 from shared import subjects
@@ -77,7 +76,7 @@ async def test_a_slot_that_another_clock_gave_away_is_not_taken_twice(
     assert await accepted(upstream, "t1")
     records = [decode_job_record(record.data) for record in await bus.read(subjects.JOBS_STREAM, 0)]
     (reserved,) = [record for record in records if isinstance(record, Reservation)]
-    other = subjects.task_token("t2")
+    other = subjects.task_key("t2")
     decision = reserved.decision
     taken = Job(
         record_id="r2",
@@ -111,7 +110,7 @@ async def job_offer(api: Api, bus: Bus) -> Any:
 async def test_a_body_that_does_not_come_is_not_waited_for(
     bus: Bus, start_gateway: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(body, "BODY_S", 0.2)
+    monkeypatch.setattr(http_request, "BODY_S", 0.2)
     async with start_gateway(**SIGNED) as api:
         url = api.client._base_url
         assert url is not None

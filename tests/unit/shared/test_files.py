@@ -1,13 +1,14 @@
-"""A file is replaced as a whole, or stands as it was."""
+"""Files are replaced whole or not at all; a folder's digest changes with any name or byte."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from shared.files import sync, write_atomically
+from shared.files import digest_of, file_digest, folder_digest, sync, write_atomically
 
 
 def test_a_write_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -37,3 +38,51 @@ def test_files_and_folders_can_be_synced(tmp_path: Path) -> None:
     sync(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync(tmp_path / "none")
+
+
+def test_file_digest_is_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"podium" * 1000)
+    assert file_digest(path) == hashlib.sha256(b"podium" * 1000).hexdigest()
+
+
+def make(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_same_content_same_digest_whatever_the_order(tmp_path: Path) -> None:
+    one = make(tmp_path / "1", {"a": "x", "sub/b": "y"})
+    other = make(tmp_path / "2", {"sub/b": "y", "a": "x"})
+    assert folder_digest(one) == folder_digest(other)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"a": "x", "sub/b": "z"}, {"a": "x", "sub/c": "y"}, {"a": "x"}, {"a": "x", "sub/b": "y", "d": ""}],
+)
+def test_any_difference_shows(tmp_path: Path, files: dict[str, str]) -> None:
+    one = make(tmp_path / "1", {"a": "x", "sub/b": "y"})
+    assert folder_digest(one) != folder_digest(make(tmp_path / "2", files))
+
+
+def test_a_folder_far_away_has_the_digest_it_had_here(tmp_path: Path) -> None:
+    """Its files come in the order of paths, not of strings: `sub/b` before `sub-1`."""
+    make(tmp_path, {"sub/b": "1", "sub-1": "2", "sub.x": "3"})
+    lines = [
+        f"{path.relative_to(tmp_path).as_posix()}:{file_digest(path)}\n"
+        for path in sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    ]
+    assert lines[0].startswith("sub/b:")
+    known = hashlib.sha256("".join(lines).encode()).hexdigest()
+    away = dict(line.strip().split(":") for line in reversed(lines))
+    assert folder_digest(tmp_path) == digest_of(away) == known
+
+
+def test_nothing_to_hash_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        folder_digest(tmp_path / "none")
+    with pytest.raises(ValueError, match="nothing to hash"):
+        folder_digest(tmp_path)

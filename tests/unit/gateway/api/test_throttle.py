@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from gateway.api.throttle import Turns
+from gateway.api.throttle import LoopThrottle
 
 
 async def passed(count: int, most: int) -> list[tuple[int, int]]:
     """Which request passed in which turn of the loop."""
-    turns, now, order = Turns(most), 0, list[tuple[int, int]]()
+    throttle, now, order = LoopThrottle(most), 0, list[tuple[int, int]]()
 
     async def ask(number: int) -> None:
-        await turns.take()
+        await throttle.take()
         order.append((number, now))
 
     asked = [asyncio.create_task(ask(number)) for number in range(count)]
@@ -33,18 +33,18 @@ async def test_so_many_pass_in_a_turn_first_come_first_served() -> None:
 
 
 async def test_what_comes_alone_passes_at_once() -> None:
-    turns = Turns(1)
+    throttle = LoopThrottle(1)
     for _ in range(5):
         async with asyncio.timeout(0.0):  # would end at the first turn that is waited for
-            await turns.take()
+            await throttle.take()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
 
 async def test_who_gives_up_takes_nobody_s_turn() -> None:
-    turns = Turns(1)
-    await turns.take()
-    tasks = [asyncio.create_task(turns.take()) for _ in range(4)]
+    throttle = LoopThrottle(1)
+    await throttle.take()
+    tasks = [asyncio.create_task(throttle.take()) for _ in range(4)]
     await asyncio.sleep(0)
     assert not tasks[2].done()
     tasks[2].cancel()

@@ -118,7 +118,7 @@ def test_a_task_that_was_never_accepted_must_be_described() -> None:
         score_of(ScoreForm(task_id="x/y", quality_score=3.0, model="org/m"), Ledger(), NOW)
     form = ScoreForm(task_id="x/y", quality_score=3.0, model="org/m", task_type=TaskType.CHAT, scored_at=7.0)
     score = score_of(form, Ledger(), NOW)
-    assert (score.task, score.scored_at) == (subjects.task_token("x/y"), 7.0)
+    assert (score.task, score.scored_at) == (subjects.task_key("x/y"), 7.0)
 
 
 def test_the_same_score_is_known_again_whenever_it_is_sent() -> None:

@@ -11,7 +11,15 @@ from gateway.state.ledger import ChainRecord, TaskHistory, TaskState
 from gateway.views.build import GatewayInfo, MirrorInfo, agreed
 from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Severity
-from podium.diagnostics.probe import Folder, GatewayVitals, Heard, Monitor, OpenJob, StreamVitals, Vitals
+from podium.diagnostics.probe import (
+    Folder,
+    GatewayVitals,
+    Monitor,
+    OpenJob,
+    ReceivedHeartbeat,
+    StreamVitals,
+    Vitals,
+)
 from shared.broker.streams import StreamInfo, stream_specs
 from shared.messages import (
     Claimed,
@@ -46,7 +54,7 @@ INFO = GatewayInfo(
 )
 
 
-def heard(slot: str, *, off_s: float = 0.0, uuids: tuple[str, ...] = (), **fields: Any) -> Heard:
+def beat(slot: str, *, off_s: float = 0.0, uuids: tuple[str, ...] = (), **fields: Any) -> ReceivedHeartbeat:
     gpus = [GpuStatus(index=0, name="H100", memory_total=1, memory_used=0, uuid=uuid) for uuid in uuids]
     values: dict[str, Any] = {
         "node": f"node-{slot}",
@@ -55,7 +63,7 @@ def heard(slot: str, *, off_s: float = 0.0, uuids: tuple[str, ...] = (), **field
         "version": "1",
         "gpus": gpus,
     }
-    return Heard(Heartbeat(slot=slot, at=NOW + off_s, **(values | fields)), NOW)
+    return ReceivedHeartbeat(Heartbeat(slot=slot, at=NOW + off_s, **(values | fields)), NOW)
 
 
 def stream(number: int, **config: Any) -> StreamVitals:
@@ -72,7 +80,7 @@ HEALTHY = Vitals(
     broker_skew_s=0.01,
     appended=True,
     streams=tuple(stream(number) for number in range(len(stream_specs(SETTINGS)))),
-    heard=(heard("a"), heard("b")),
+    heartbeats=(beat("a"), beat("b")),
     leases={slot: Lease(slot=slot, node="n", epoch=5, hardware=CPU) for slot in "ab"},
     monitor=Monitor(url="m", health="ok", sync_always=True, store_bytes=1, store_limit=100),
     gateway=GatewayVitals(url="g", info=INFO, skew_s=-0.1),
@@ -106,7 +114,7 @@ def submitting(ago_s: float) -> Submitting:
 
 
 def with_job(job: OpenJob, task: str | None = "t") -> dict[str, Any]:
-    return {"jobs": (job,), "heard": (heard("a", task=task), heard("b"))}
+    return {"jobs": (job,), "heartbeats": (beat("a", task=task), beat("b"))}
 
 
 def test_a_healthy_world_is_fine() -> None:
@@ -167,14 +175,14 @@ def test_a_healthy_world_is_fine() -> None:
             "warning",
             "PODIUM_MAX_HOURS is 12.0 for the gateway and 96.0",
         ),
-        ({"heard": (heard("a"),)}, "nodes", "error", "no node of slot b holds it"),
-        ({"heard": (heard("a"), heard("b", epoch=0))}, "nodes", "error", "no node of slot b holds it"),
-        ({"heard": (*HEALTHY.heard, heard("c"))}, "nodes", "warning", "a node serves slot c"),
+        ({"heartbeats": (beat("a"),)}, "nodes", "error", "no node of slot b holds it"),
+        ({"heartbeats": (beat("a"), beat("b", epoch=0))}, "nodes", "error", "no node of slot b holds it"),
+        ({"heartbeats": (*HEALTHY.heartbeats, beat("c"))}, "nodes", "warning", "a node serves slot c"),
         (
             {
-                "heard": (
-                    heard("a", hardware=Hardware(device="H100", count=3, memory_bytes=80 << 30)),
-                    heard("b"),
+                "heartbeats": (
+                    beat("a", hardware=Hardware(device="H100", count=3, memory_bytes=80 << 30)),
+                    beat("b"),
                 )
             },
             "nodes",
@@ -182,12 +190,12 @@ def test_a_healthy_world_is_fine() -> None:
             "slot a shows 3xH100-80GB, expected is cpu",
         ),
         (
-            {"heard": (heard("a", uuids=("x", "y")), heard("b", uuids=("y",)))},
+            {"heartbeats": (beat("a", uuids=("x", "y")), beat("b", uuids=("y",)))},
             "gpus",
             "error",
             "slots a and b",
         ),
-        ({"heard": (heard("a", off_s=3.0), heard("b"))}, "clocks", "warning", "node-a is 3.0 s ahead"),
+        ({"heartbeats": (beat("a", off_s=3.0), beat("b"))}, "clocks", "warning", "node-a is 3.0 s ahead"),
         ({"broker_skew_s": -60.0}, "clocks", "error", "the broker is 60.0 s behind"),
         ({"folders": (Folder("/d", 1 << 40, 1 << 30),)}, "disks", "error", "1.0 GiB of 1024"),
         ({"folders": (Folder("/d", 1 << 40, 10 << 30),)}, "disks", "warning", "10.0 GiB"),
@@ -215,7 +223,12 @@ def test_a_healthy_world_is_fine() -> None:
             "warning",
             "has been submitting for 700 s",
         ),
-        ({"jobs": (open_job(claimed(9)),), "heard": (heard("b"),)}, "jobs", "error", "no node of its slot"),
+        (
+            {"jobs": (open_job(claimed(9)),), "heartbeats": (beat("b"),)},
+            "jobs",
+            "error",
+            "no node of its slot",
+        ),
     ],
 )
 def test_each_break_is_named_with_what_to_do(
@@ -242,7 +255,7 @@ def test_a_job_that_goes_on_is_left_alone(job: OpenJob) -> None:
 
 
 def test_without_a_broker_what_it_would_tell_is_not_judged() -> None:
-    blind = replace(HEALTHY, broker_error="gone", streams=(), heard=(), leases={}, broker_skew_s=None)
+    blind = replace(HEALTHY, broker_error="gone", streams=(), heartbeats=(), leases={}, broker_skew_s=None)
     findings = examine(blind)
     assert [each.check for each in findings if each.severity is Severity.ERROR] == ["broker"]
     assert not {each.check for each in findings} & {"streams", "nodes", "jobs", "store"}
