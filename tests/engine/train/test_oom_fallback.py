@@ -1,0 +1,135 @@
+"""A run whose memory runs out: rung by rung to a plan that fits, each written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from shared.planning.plan import Deviation, Plan
+from trainer_node.engine import context
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.train import loop
+from trainer_node.engine.train.oom_fallback import OUT_OF_MEMORY, SmallerPlan, descend, was_too_large
+
+FULL = torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+CHECKPOINTING = Deviation("activation checkpointing", "off", "on", OUT_OF_MEMORY)
+HALF_PACKS = Deviation("pack capacity", "128", "64", OUT_OF_MEMORY)
+
+
+class FakeRun:
+    """A run whose training ends as `ends` says, one for each call: None is success."""
+
+    def __init__(self, training: Any, ends: list[Exception | None], single: bool = True) -> None:
+        self.training = training
+        self.ends = ends
+        self.folder = Path("run")
+        self.reporter = self
+        self.stop = None
+        self.process_group = SimpleNamespace(is_single=single)
+        self.messages: list[str] = []
+        self.written: list[Plan] = []
+        self.shrunk = 0
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def train(self, *_: Any) -> None:
+        if end := self.ends.pop(0):
+            raise end
+
+    def shrink(self, training: Any) -> None:
+        assert training is self.training
+        self.shrunk += 1
+
+
+@pytest.fixture
+def start(
+    make_plan: Callable[..., Plan], make_examples: Callable[..., Examples], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., FakeRun]:
+    """Makes a run of packs of 128 with rows of up to 60 tokens; `known` is whether it has a `run.json`."""
+
+    def start(*ends: Exception | None, known: bool = True, single: bool = True, **changes: Any) -> FakeRun:
+        plan = make_plan("lora", capacity=128, **changes)
+        training = SimpleNamespace(plan=plan, examples=make_examples([9, 60, 20]))
+        run = FakeRun(training, list(ends), single)
+        monkeypatch.setattr(loop, "train", run.train)
+        monkeypatch.setattr(loop, "shrink", run.shrink)
+        monkeypatch.setattr(context, "read_record", lambda folder: ("record", plan) if known else None)
+        monkeypatch.setattr(context, "write_plan", lambda folder, smaller: run.written.append(smaller))
+        return run
+
+    return start
+
+
+def go(run: Any) -> None:
+    descend(run, run.training)
+
+
+def test_a_run_that_fits_keeps_its_plan(start: Callable[..., FakeRun]) -> None:
+    run = start(None)
+    before = run.training.plan
+    go(run)
+    assert run.training.plan is before
+    assert (run.shrunk, run.written, run.messages) == (0, [], [])
+    assert not was_too_large(before)
+
+
+def test_each_time_memory_runs_out_is_one_rung_written_down_before_it_goes_on(
+    start: Callable[..., FakeRun],
+) -> None:
+    run = start(FULL, MemoryError(), None)
+    go(run)
+    plan = run.training.plan
+    assert plan.activation_checkpointing
+    assert (plan.capacity, plan.packs_per_step) == (64, 2)
+    assert plan.deviations == [CHECKPOINTING, HALF_PACKS]
+    assert [smaller.deviations for smaller in run.written] == [[CHECKPOINTING], [CHECKPOINTING, HALF_PACKS]]
+    assert run.shrunk == 2
+    assert run.messages == [
+        "out of memory, going on with a smaller step: CUDA out of memory.",
+        "out of memory, going on with a smaller step: out of memory",
+    ]
+    assert was_too_large(plan)
+
+
+def test_before_the_run_is_known_nothing_is_written(start: Callable[..., FakeRun]) -> None:
+    run = start(FULL, None, known=False)
+    go(run)
+    assert run.training.plan.deviations == [CHECKPOINTING]
+    assert (run.shrunk, run.written) == (1, [])
+
+
+def test_one_of_several_processes_writes_the_smaller_plan_and_ends(start: Callable[..., FakeRun]) -> None:
+    run = start(FULL, None, single=False, parallel="ddp", devices=2)
+    with pytest.raises(SmallerPlan):
+        go(run)
+    assert [smaller.deviations for smaller in run.written] == [[CHECKPOINTING]]
+    assert run.shrunk == 0
+
+
+def test_sharded_weights_are_the_last_rung(start: Callable[..., FakeRun]) -> None:
+    run = start(FULL, FULL, FULL, None, known=False, parallel="ddp", devices=2)
+    go(run)
+    assert run.training.plan.parallel == "fsdp2"
+    assert run.training.plan.deviations[-1] == Deviation("parallel", "ddp", "fsdp2", OUT_OF_MEMORY)
+
+
+def test_below_the_last_rung_the_error_ends_the_run(start: Callable[..., FakeRun]) -> None:
+    run = start(FULL, FULL, FULL)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        go(run)
+    assert run.training.plan.deviations == [CHECKPOINTING, HALF_PACKS]
+
+
+def test_any_other_error_changes_no_plan(start: Callable[..., FakeRun]) -> None:
+    run = start(RuntimeError("shape mismatch"))
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        go(run)
+    assert run.training.plan.deviations == []
+    assert not was_too_large(replace(run.training.plan, deviations=[Deviation("dtype", "a", "b", "no bf16")]))

@@ -1,0 +1,107 @@
+"""A node's heartbeats: what they carry, and that nothing stops them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shared import subjects
+from shared.errors import BusError
+from shared.messages import GpuStatus, Hardware, Heartbeat, Phase, decode_heartbeat
+from shared.settings import load_settings
+from trainer_node import heartbeat
+from trainer_node.heartbeat import Activity, HeartbeatPublisher
+
+CPU = Hardware(device="cpu", count=1, memory_bytes=2**30)
+GPU = GpuStatus(index=0, name="H100", memory_total=80 << 30, memory_used=1 << 30, utilization=0.5)
+
+
+class FakeBus:
+    """Keeps what is published; `down` so many times it can't."""
+
+    def __init__(self, down: int = 0) -> None:
+        self.down = down
+        self.tried = 0
+        self.beats: asyncio.Queue[Heartbeat] = asyncio.Queue()
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        self.tried += 1
+        assert subject == subjects.heartbeat("a")
+        if self.tried <= self.down:
+            raise BusError("down")
+        self.beats.put_nowait(decode_heartbeat(data))
+
+
+def publisher(bus: Any, every_s: float, hardware: Hardware = CPU, activity: Any = None) -> HeartbeatPublisher:
+    settings = load_settings({}, slot="a", heartbeat_s=every_s)
+    return HeartbeatPublisher(bus, settings, "n", hardware, activity or (lambda: Activity(epoch=3)))
+
+
+@asynccontextmanager
+async def beating(made: HeartbeatPublisher) -> AsyncIterator[None]:
+    task = asyncio.create_task(made.run())
+    try:
+        async with asyncio.timeout(20):
+            yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_every_beat_carries_what_the_node_does_at_that_moment() -> None:
+    bus, doing = FakeBus(), SimpleNamespace(now=Activity(epoch=3))
+    async with beating(publisher(bus, 0.05, activity=lambda: doing.now)):
+        idle = await bus.beats.get()
+        doing.now = Activity(epoch=4, task="t1", phase=Phase.TRAIN, step=7, worker_alive=True)
+        beats = [await bus.beats.get() for _ in range(3)]
+    assert (idle.slot, idle.node, idle.hardware, idle.gpus) == ("a", "n", CPU, [])
+    assert (idle.epoch, idle.task, idle.worker_alive) == (3, None, False)
+    assert 0 < idle.memory_used < idle.memory_total
+    busy = beats[-1]
+    assert (busy.epoch, busy.task, busy.phase, busy.step) == (4, "t1", Phase.TRAIN, 7)
+    assert busy.worker_alive
+    assert [beat.at for beat in beats] == sorted(beat.at for beat in beats)
+
+
+async def test_a_broker_that_is_down_stops_no_heartbeat() -> None:
+    bus = FakeBus(down=3)
+    async with beating(publisher(bus, 0.02)):
+        assert (await bus.beats.get()).node == "n"
+    assert bus.tried >= 4
+
+
+async def test_a_wake_is_a_beat_at_once() -> None:
+    bus = FakeBus()
+    made = publisher(bus, 3600)
+    async with beating(made):
+        await bus.beats.get()
+        await asyncio.sleep(0.05)
+        assert bus.tried == 1
+        made.wake.set()
+        await bus.beats.get()
+    assert bus.tried == 2
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", [GPU]), ("cpu", [])])
+async def test_gpus_are_asked_for_only_where_there_are_any(
+    device: str, gpus: list[GpuStatus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def gpu_status(_: str | None) -> list[GpuStatus]:
+        asked.set()
+        return [GPU]
+
+    monkeypatch.setattr(heartbeat, "gpu_status", gpu_status)
+    bus = FakeBus()
+    made = publisher(bus, 0.02, Hardware(device=device, count=1, memory_bytes=2**30))
+    async with beating(made):
+        await bus.beats.get()
+        beat = await bus.beats.get()
+    assert beat.gpus == gpus
+    assert asked.is_set() is bool(gpus)
