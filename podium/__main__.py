@@ -16,17 +16,17 @@ COMMANDS = (
 
 
 def parser(only: str | None = None) -> argparse.ArgumentParser:
-    """Every command, or one, with its arguments; nothing heavy is imported before one runs."""
+    """Return the parser for all commands, or for one. Heavy modules are imported only when a command runs."""
     top = argparse.ArgumentParser(prog="podium", description="A two-slot fine-tuning miner.")
     top.add_argument("--version", action="version", version=f"podium {version()}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in [only] if only in COMMANDS else COMMANDS:  # all take .9 s to load, `plan` alone: .2 s
+    for name in [only] if only in COMMANDS else COMMANDS:  # loading all takes 0.9 s, `plan` alone 0.2 s
         import_module(f"podium.commands.{name}").add_parser(commands)
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command: 0 = done, 1 = it could not be done, 2 = wrong arguments or settings, 130 = Ctrl-C."""
+    """Run one command. Exit codes: 0 = done, 1 = failed, 2 = wrong arguments or settings, 130 = Ctrl-C."""
     given = sys.argv[1:] if arguments is None else arguments
     args = parser(given[0] if given else None).parse_args(given)
     try:
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # such as `podium settings | head`
+    except BrokenPipeError:  # for example `podium settings | head`
         sys.stderr.close()
         return 0
     return code

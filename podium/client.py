@@ -1,4 +1,4 @@
-"""The gateway's HTTP interface, as the commands use it."""
+"""Client of the gateway's HTTP interface, for the commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ENDED = {TaskState.SUBMITTED, TaskState.FAILED, TaskState.EXPIRED, TaskState.CAN
 
 
 class Refusal(Struct, frozen=True):
-    """An error answer: the gateway took no decision."""
+    """An error response: the gateway made no decision."""
 
     status: int
     detail: str
@@ -38,19 +38,19 @@ class Refusal(Struct, frozen=True):
 
 
 def default_url() -> str:
-    """Where the settings say the gateway is."""
+    """Return the gateway's URL from the settings."""
     settings = load_settings()
     host = "127.0.0.1" if settings.gateway_host in ("0.0.0.0", "::", "") else settings.gateway_host
     return f"http://{host}:{settings.gateway_port}"
 
 
 def find_gateway(url: str | None = None) -> Client:
-    """A client of the gateway at `url`, else of the settings' one, with the token that the settings name."""
+    """Return a client of the gateway at `url` (default: the settings' one), with the settings' token."""
     return Client(url or default_url(), own_token(load_settings()))
 
 
 class Client:
-    """Blocking calls with a timeout; PodiumError if nobody answers."""
+    """Blocking calls with a timeout. Raises PodiumError if the gateway doesn't answer."""
 
     def __init__(self, url: str, token: Token | None = None) -> None:
         if not url.startswith(("http://", "https://")):
@@ -66,7 +66,7 @@ class Client:
         return _refusal(status, answer)
 
     def tasks(self, limit: int = 50, *, states: str = "", slot: str | None = None) -> list[TaskView]:
-        """The newest tasks, newest first; `states` with commas between and `slot` choose among them."""
+        """Return the newest tasks, newest first, filtered by `states` (comma-separated) and `slot`."""
         query: dict[str, str | int] = {"state": states}
         if slot:
             query["slot"] = slot
@@ -81,41 +81,41 @@ class Client:
         return found
 
     def story(self, task_id: str) -> TaskStory:
-        """All that is stored of one task."""
+        """Return everything that is stored about one task."""
         story: TaskStory = self._get(f"{_path(task_id)}/story", TaskStory)
         return story
 
     def cancel(self, task_id: str, reason: str) -> TaskView:
-        """End a task as cancelled; PodiumError with why not."""
+        """End a task as cancelled. Raises PodiumError with the reason if that is refused."""
         return self._operate(task_id, "cancel", reason)
 
     def requeue(self, task_id: str, reason: str) -> TaskView:
-        """Restart a job; a PodiumError says why not."""
+        """Restart a job. Raises PodiumError with the reason if that is refused."""
         return self._operate(task_id, "requeue", reason)
 
     def gateway(self) -> GatewayInfo:
-        """How the gateway is set, and how it fares."""
+        """Return the gateway's settings and state."""
         info: GatewayInfo = self._get("/v1/gateway", GatewayInfo)
         return info
 
     def post_scores(self, forms: list[dict[str, Any]]) -> ScoresTaken:
-        """Have upstream's scores stored; what became of each."""
+        """Post upstream's scores; return what happened to each."""
         body = json.dumps(forms).encode()  # the standard library's, as a form may hold NaN
         taken: ScoresTaken = self._get("/v1/scores", ScoresTaken, body, timeout_s=SCORES_S)
         return taken
 
     def tables(self) -> TablesView:
-        """The learned rates."""
+        """Return the learned rates."""
         view: TablesView = self._get("/v1/tables", TablesView)
         return view
 
     def slots(self) -> list[SlotView]:
-        """Every slot."""
+        """Return every slot."""
         page: SlotPage = self._get("/v1/slots", SlotPage)
         return page.slots
 
     def why_not_ready(self) -> str | None:
-        """None if the gateway decides on offers now."""
+        """Return None if the gateway can decide on offers now, else the reason."""
         status, answer = self._request("/readyz")
         return None if status == 200 else _refusal(status, answer).detail
 
@@ -129,11 +129,11 @@ class Client:
         status, answer = self._request(path, body, timeout_s)
         if status != 200:
             refusal = _refusal(status, answer)
-            raise PodiumError(f"the gateway at {self.url} answers {refusal.status}: {refusal.detail}")
+            raise PodiumError(f"the gateway at {self.url} answered {refusal.status}: {refusal.detail}")
         try:
             return msgspec.json.decode(answer, type=kind)
         except msgspec.DecodeError as error:
-            raise PodiumError(f"what answers at {self.url} is no gateway: {error}") from error
+            raise PodiumError(f"the server at {self.url} is not a gateway: {error}") from error
 
     def _request(
         self, path: str, body: bytes | None = None, timeout_s: float = TIMEOUT_S
@@ -141,10 +141,10 @@ class Client:
         request = urllib.request.Request(self.url + path, data=body)
         if body is not None:
             request.add_header("Content-Type", "application/json")
-        if self._token is not None:  # not to wherever an answer might redirect
+        if self._token is not None:  # never sent on to the target of a redirect
             request.add_unredirected_header("Authorization", f"Bearer {self._token.secret}")
         try:
-            # A proxy set for the outside world must not see what is said to a gateway.
+            # Bypass proxies: requests to the gateway must not pass through one that is set for the internet.
             with _OPENER.open(request, timeout=timeout_s) as response:
                 return response.status, response.read()
         except urllib.error.HTTPError as error:
@@ -166,4 +166,4 @@ def _refusal(status: int, answer: bytes) -> Refusal:
     try:
         return msgspec.json.decode(answer, type=Refusal)
     except msgspec.DecodeError:
-        return Refusal(status, answer[:500].decode(errors="replace").strip() or "no text")
+        return Refusal(status, answer[:500].decode(errors="replace").strip() or "empty response")

@@ -1,4 +1,4 @@
-"""`podium bootstrap`: make the broker's streams with the admin's key; what is there is only checked."""
+"""`podium bootstrap`: create the broker's streams with the admin's key; existing ones are only checked."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from shared.settings import load_settings
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `bootstrap` to the command line."""
-    parser = subparsers.add_parser("bootstrap", help="make the broker's streams", description=__doc__)
+    parser = subparsers.add_parser("bootstrap", help="create the broker's streams", description=__doc__)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make what is absent; 0 if everything is there and as it must be."""
+    """Create missing streams; exit code 0 if all exist and are configured correctly."""
     made = asyncio.run(bootstrap(load_settings()))
-    print(f"made {', '.join(made)}" if made else "every stream is there")
+    print(f"created {', '.join(made)}" if made else "all streams exist")
     return 0

@@ -1,7 +1,7 @@
-"""`podium demo`: the main job from nothing: real offers, two real fine-tunes at once, held-out losses.
+"""`podium demo`: send real offers, run two real fine-tunes at once, measure held-out losses.
 
 The last line of the output is one JSON object with the figures of the table; exit code 0 only if all is well.
-Runs on the CPU, in a folder of its own, whatever PODIUM_* variables are set.
+Runs on the CPU, in its own folder, and ignores PODIUM_* variables.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ SETTINGS: dict[str, Any] = {
 
 
 class DemoStep(Struct, frozen=True):
-    """One offer of the demo: what is sent, and what must become of it."""
+    """One offer of the demo, and the expected decision."""
 
     task: str
     body: bytes
     accepted: bool
-    words: str  # that the reason must contain
-    test_file: str = ""  # held out: no job sees it
+    words: str  # the reason must contain them
+    test_file: str = ""  # held out: not part of any job's data
     malformed: bool = False
 
 
 def steps(minutes: float) -> list[DemoStep]:
-    """The six offers, in order; the last one is for while both jobs run."""
+    """Return the six offers, in order; the last one is sent while both jobs run."""
     hours = minutes / 60
     image: dict[str, Any] = {"task_type": TaskType.IMAGE, "model": "stabilityai/stable-diffusion-xl-base-1.0"}
     full, long = "At maximum accuracy capacity (2 jobs for #1)", "Job duration too long (>96 hours)"
@@ -77,25 +77,27 @@ def steps(minutes: float) -> list[DemoStep]:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `demo` to the command line."""
-    parser = subparsers.add_parser("demo", help="run the main job on this machine", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=4.5, help="time each job has (default: %(default)s)")
+    parser = subparsers.add_parser(
+        "demo", help="run the whole system once on this machine", description=__doc__
+    )
+    parser.add_argument("--minutes", type=float, default=4.5, help="time for each job (default: %(default)s)")
     parser.add_argument("--data-dir", type=Path, default=FOLDER, help="emptied first (default: %(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; 0 if everything came out as it must."""
+    """Run the demo; exit code 0 if everything is as expected."""
     try:
         return asyncio.run(demo(args.minutes, args.data_dir.expanduser().absolute()))
-    except asyncio.CancelledError:  # by a signal; everything is cleaned up
+    except asyncio.CancelledError:  # by a signal; the cleanup is done
         return 128 + signal.SIGINT
 
 
 async def demo(minutes: float, folder: Path) -> int:
-    """Offers, training, scoring, table; every service is gone before anything is scored."""
+    """Send offers, train, score, print the table; all services are stopped before scoring."""
     task = asyncio.current_task()
     if task is not None:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not stop the cleaning up
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not stop the cleanup
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     console = make_console()
     await _have_model()
@@ -118,7 +120,7 @@ async def demo(minutes: float, folder: Path) -> int:
 
 
 class Play:
-    """The part of the demo that plays while the services run."""
+    """The part of the demo that needs the running services."""
 
     def __init__(self, console: Console, stack: Stack) -> None:
         self.console = console
@@ -126,7 +128,7 @@ class Play:
         self.client = Client(stack.url)
         self.rows: list[Row] = []
         self.overlap_s = 0.0
-        self._began: dict[str, float] = {}  # when a job was first seen to run, Unix seconds
+        self._began: dict[str, float] = {}  # when a job was first seen running, Unix seconds
 
     async def run(self, plan: list[DemoStep]) -> None:
         """Send the offers, the last one while both jobs run, and follow the jobs to their ends."""
@@ -165,7 +167,7 @@ class Play:
     async def _follow(
         self, view: WatchView, jobs: dict[str, Row], *, until: Set[TaskState], limit_s: float
     ) -> list[TaskView]:
-        """Show the jobs until each is in one of these states; PodiumError from a service that can't go on."""
+        """Show the jobs until each is in one of these states. Raises PodiumError if a service failed."""
         end = time.monotonic() + limit_s
         while True:
             self.stack.check()
@@ -181,16 +183,16 @@ class Play:
 
 
 async def _have_model() -> None:
-    """Convert the demo model in a process of its own, unless that was done."""
+    """Convert the demo model in a separate process, unless it exists."""
     if (MODEL_FOLDER / "config.json").is_file():
         return
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "podium.demo.model")
     if await process.wait() != 0:
-        raise PodiumError("the demo model can't be made; `make setup` installs what it needs")
+        raise PodiumError("can't make the demo model; `make setup` installs what it needs")
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await something that a Ctrl-C, even a second one, must not interrupt."""
+    """Await work that no Ctrl-C may interrupt, not even a second one."""
     task = asyncio.ensure_future(work)
     while not task.done():
         with suppress(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""`podium doctor`: the health of everything, and what to do about what is wrong. Changes nothing."""
+"""`podium doctor`: check the whole installation and say how to fix each problem. Changes nothing."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ COLOURS = {Severity.OK: "green", Severity.NOTE: "cyan", Severity.WARNING: "yello
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `doctor` to the command line."""
-    parser = subparsers.add_parser("doctor", help="say what is wrong, and what to do", description=__doc__)
-    parser.add_argument("--url", help="the gateway (default: as the settings say)")
-    parser.add_argument("--monitor", help="the broker's monitoring, such as http://127.0.0.1:8222")
-    parser.add_argument("--strict", action="store_true", help="fail for warnings too")
+    parser = subparsers.add_parser(
+        "doctor", help="find problems and say how to fix them", description=__doc__
+    )
+    parser.add_argument("--url", help="the gateway's URL (default: from the settings)")
+    parser.add_argument("--monitor", help="the broker's monitoring URL, such as http://127.0.0.1:8222")
+    parser.add_argument("--strict", action="store_true", help="also exit with 1 for warnings")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examine and print; 1 if there is an error (with --strict: or a warning)."""
+    """Examine and print; exit code 1 if there is an error (with --strict: or a warning)."""
     settings = with_own_keys(load_settings())
     url, chosen = args.url or default_url(), chosen_settings(os.environ)
     vitals = asyncio.run(gather(settings, url, args.monitor, version(), chosen))
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def table(findings: list[Finding]) -> Table:
-    """One row per finding."""
+    """Return a table with one row per finding."""
     shown = Table("", "check", "found", "what to do", box=None)
     for finding in findings:
         colour = COLOURS[finding.severity]

@@ -1,4 +1,4 @@
-"""`podium jobs`: list accepted tasks, inspect, cancel or requeue one."""
+"""`podium jobs`: list accepted tasks; inspect, cancel or requeue one."""
 
 from __future__ import annotations
 
@@ -25,30 +25,35 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add `jobs` and its own commands to the command line."""
     top = subparsers.add_parser("jobs", help="list, inspect, cancel and requeue jobs", description=__doc__)
     commands = top.add_subparsers(dest="jobs_command", required=True, metavar="COMMAND")
-    parser = commands.add_parser("list", help="accepted tasks, newest first")
+    parser = commands.add_parser("list", help="list accepted tasks, newest first")
     states = ", ".join(TaskState)
-    parser.add_argument("--state", default="", help=f"only these, with commas between: {states}")
-    parser.add_argument("--slot", help="only those of this slot")
-    parser.add_argument("--limit", type=int, default=50, help="at most so many (default: %(default)s)")
+    parser.add_argument("--state", default="", help=f"only tasks in these states, comma-separated: {states}")
+    parser.add_argument("--slot", help="only tasks of this slot")
+    parser.add_argument(
+        "--limit", type=int, default=50, help="maximum number of tasks (default: %(default)s)"
+    )
     parser.set_defaults(run=run_list)
-    parser = commands.add_parser("inspect", help="everything that is stored of one task")
+    parser = commands.add_parser("inspect", help="show everything that is stored about one task")
     parser.add_argument("task", metavar="TASK", help="the task's id")
     parser.set_defaults(run=run_inspect)
     for name, words in (
         ("cancel", "end a task as cancelled, unless it has a result or is being submitted"),
-        ("requeue", "end a job's worker and restart from its newest checkpoint, attempts counted from 1"),
+        (
+            "requeue",
+            "end a job's worker and restart it from its newest checkpoint; attempts count from 1 again",
+        ),
     ):
         parser = commands.add_parser(name, help=words, description=words)
         parser.add_argument("task", metavar="TASK", help="the task's id")
-        parser.add_argument("--reason", default="", help="kept in the record")
+        parser.add_argument("--reason", default="", help="stored with the operation")
         parser.set_defaults(run=run_operation)
     for parser in commands.choices.values():
-        parser.add_argument("--url", help="the gateway (default: as the settings say)")
+        parser.add_argument("--url", help="the gateway's URL (default: from the settings)")
         parser.add_argument("--json", action="store_true", help="print the gateway's answer as JSON")
 
 
 def run_list(args: argparse.Namespace) -> int:
-    """Print tasks; 1 if the gateway can't be asked."""
+    """Print tasks; exit code 1 if the gateway can't be reached."""
     tasks = _client(args).tasks(args.limit, states=args.state, slot=args.slot)
     if args.json:
         print(msgspec.json.encode(tasks).decode())
@@ -58,7 +63,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    """Print one task's story; 1 if there is no such task."""
+    """Print one task's history; exit code 1 if there is no such task."""
     story = _client(args).story(args.task)
     if args.json:
         print(msgspec.json.encode(story).decode())
@@ -68,7 +73,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def run_operation(args: argparse.Namespace) -> int:
-    """Cancel or requeue; 1 with why if it is refused."""
+    """Cancel or requeue; exit code 1 and the reason if it is refused."""
     client = _client(args)
     operation = client.cancel if args.jobs_command == "cancel" else client.requeue
     task = operation(args.task, args.reason)
@@ -82,7 +87,7 @@ def run_operation(args: argparse.Namespace) -> int:
 
 
 def show(console: Console, story: TaskStory) -> None:
-    """The story of one task, for people: how it stands, why it was taken, what happened when."""
+    """Print the history of one task: its state, why it was accepted, and what happened when."""
     now, job = story.now, story.job
     console.print(line(now), markup=False, highlight=False, soft_wrap=True)
     console.print(_facts(story))
@@ -116,14 +121,14 @@ def _facts(story: TaskStory) -> Table:
         rows.append(("node", f"{now.node}, epoch {now.epoch}, attempt {now.attempts}"))
     if now.progress is not None:
         age = time.time() - now.progress.at
-        rows.append(("progress", f"{now.progress.phase}, step {now.progress.step}, said {age:.0f} s ago"))
+        rows.append(("progress", f"{now.progress.phase}, step {now.progress.step}, reported {age:.0f} s ago"))
     for name, value in rows:
         table.add_row(name, escape(value))
     return table
 
 
 def _history(story: TaskStory) -> Table:
-    """What was stored, oldest first, with the broker's time."""
+    """Return the stored records, oldest first, with the broker's time."""
     table = Table("stored", "sequence", "record", "node", "epoch", "what", box=None)
     if story.job is not None:
         table.add_row(_moment(story.job.decision.decided_at), "", "job", "", "", f"slot {story.job.slot}")
@@ -135,12 +140,12 @@ def _history(story: TaskStory) -> Table:
             type(record).__name__.lower(),
             record.node or "a gateway",
             str(record.epoch) if record.epoch else "",
-            escape(_told(record)),
+            escape(_details(record)),
         )
     return table
 
 
-def _told(record: StateRecord) -> str:
+def _details(record: StateRecord) -> str:
     if isinstance(record, Claimed):
         return f"attempt {record.attempt} from step {record.step}"
     if isinstance(record, Submitting):

@@ -20,22 +20,22 @@ from podium.console import make_console
 from shared.errors import PodiumError
 from shared.messages import DatasetType, Decision, FileFormat, Offer, TaskType, Terms
 
-REFUSED = 3  # exit code: the offer is fine and was not accepted
+REFUSED = 3  # exit code: the offer is valid and was rejected
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `offer` to the command line."""
     parser = subparsers.add_parser("offer", help="check an offer and send it", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="the offer, one JSON object")
-    parser.add_argument("--url", help="the gateway (default: as the settings say)")
-    parser.add_argument("--task-id", help="send it under this task id instead of the file's")
+    parser.add_argument("--url", help="the gateway's URL (default: from the settings)")
+    parser.add_argument("--task-id", help="use this task id instead of the file's")
     parser.add_argument("--check", action="store_true", help="only check the file, send nothing")
     parser.add_argument("--json", action="store_true", help="print the decision as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, send, print; 0 accepted, 1 not usable or not delivered, 3 rejected."""
+    """Check, send, print. Exit codes: 0 = accepted, 1 = invalid or not delivered, 3 = rejected."""
     offer = read_offer(args.file)
     if args.task_id:
         offer = msgspec.structs.replace(offer, task_id=args.task_id)
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     answer = find_gateway(args.url).offer(msgspec.json.encode(offer))
     if isinstance(answer, Refusal):
-        raise PodiumError(f"the gateway answers {answer.status}: {answer.detail}")
+        raise PodiumError(f"the gateway answered {answer.status}: {answer.detail}")
     if args.json:
         print(msgspec.json.encode(answer).decode())
     else:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_offer(path: Path) -> Offer:
-    """The offer in a file; PodiumError that names what is wrong and where."""
+    """Read the offer in a file. Raises PodiumError that names the error and its place."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -70,11 +70,11 @@ def read_offer(path: Path) -> Offer:
     try:
         return msgspec.convert(fields, Offer)
     except msgspec.ValidationError as error:
-        raise PodiumError(f"{path} is no offer: {error}") from error
+        raise PodiumError(f"{path} is not an offer: {error}") from error
 
 
 def check_data(offer: Offer) -> str:
-    """Look at the offer's data as far as it lies on this machine; says what was checked.
+    """Check the offer's data if it is on this machine; return what was checked.
 
     Raises PodiumError if columns that the task type needs are not named, or are not in the first row.
     """
@@ -85,7 +85,7 @@ def check_data(offer: Offer) -> str:
     if path is None:
         return f"data not checked, it is not on this machine: {offer.dataset}"
     if offer.file_format is FileFormat.PARQUET:
-        return f"data not checked, Parquet is read by the trainer: {path}"
+        return f"data not checked, only the trainer reads Parquet: {path}"
     row = first_row(path, offer.file_format)
     if missing := [column for column in columns if column not in row]:
         raise PodiumError(
@@ -95,7 +95,7 @@ def check_data(offer: Offer) -> str:
 
 
 def named_columns(task_type: TaskType, names: DatasetType) -> list[str]:
-    """The data columns an offer names; PodiumError if one its task type can't do without is not named."""
+    """Return the data columns an offer names. Raises PodiumError if a required one is missing."""
     needed: dict[TaskType, tuple[str, ...]] = {
         TaskType.INSTRUCT: ("field_instruction",),
         TaskType.DPO: ("field_prompt", "field_chosen", "field_rejected"),
@@ -104,7 +104,7 @@ def named_columns(task_type: TaskType, names: DatasetType) -> list[str]:
         return [names.field]
     for field in needed.get(task_type, ()):
         if not getattr(names, field):
-            raise PodiumError(f"an offer of a {task_type} names {field} in dataset_type")
+            raise PodiumError(f"an offer of type {task_type} must name {field} in dataset_type")
     fields = (
         *("field_system", "field_instruction", "field_input", "field_output"),
         *("field_prompt", "field_chosen", "field_rejected", "chat_column"),
@@ -113,7 +113,7 @@ def named_columns(task_type: TaskType, names: DatasetType) -> list[str]:
 
 
 def local_file(dataset: str) -> Path | None:
-    """The data file if it is on this machine: as named from here, or among the examples."""
+    """Return the data file if it is on this machine: a local path, or one of the examples."""
     if "://" in dataset:
         return None
     candidates = (Path(dataset).expanduser(), EXAMPLES / dataset)
@@ -121,7 +121,7 @@ def local_file(dataset: str) -> Path | None:
 
 
 def first_row(path: Path, file_format: FileFormat) -> dict[str, Any]:
-    """The first row of a JSON, JSONL or CSV file; PodiumError if there is none."""
+    """Return the first row of a JSON, JSONL or CSV file. Raises PodiumError if there is none."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows: Iterable[Any]
@@ -146,7 +146,7 @@ def first_row(path: Path, file_format: FileFormat) -> dict[str, Any]:
 
 
 def show(decision: Decision) -> None:
-    """Print a decision for people."""
+    """Print a decision and its terms."""
     console = make_console()
     word = "[green]accepted[/]" if decision.accepted else "[red]rejected[/]"
     console.print(f"{word}: {escape(decision.reason)}", soft_wrap=True)
@@ -158,7 +158,7 @@ def show(decision: Decision) -> None:
 
 
 def terms_table(terms: Terms) -> Table:
-    """One row per summand of the score."""
+    """Return a table with one row per term of the score."""
     table = Table("term", "value", "x weight", "because", box=None)
     for name in terms.__struct_fields__:
         term = getattr(terms, name)

@@ -1,4 +1,4 @@
-"""`podium plan`: what a run would do on given hardware, and every deviation from its profile.
+"""`podium plan`: show what a run would do on given hardware, and every deviation from its profile.
 
 podium plan --model-config config.json --hardware 4xH100-80GB --hours 4
 podium plan --params 8B --hardware cpu-16x64GB --data-stats '{"examples": 5000, ...}' --hours 2 --json
@@ -45,18 +45,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--hardware", default="cpu", help="4xH100-80GB, cpu, or cpu-8x32GB (default: %(default)s)"
     )
-    parser.add_argument("--hours", type=_hours, required=True, help="time until the outcome must be on disk")
+    parser.add_argument("--hours", type=_hours, required=True, help="time until the result must be on disk")
     parser.add_argument(
         "--data-stats", metavar="JSON", help="examples, tokens, label_tokens, max_length; or a file"
     )
     parser.add_argument("--profile", default="maximum_accuracy", help=f"one of {', '.join(sorted(PROFILES))}")
-    parser.add_argument("--family", default="", help="model name or type, decides the learning rate")
+    parser.add_argument("--family", default="", help="model name or type; sets the learning rate")
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan; 0 if there is one, 1 if nothing fits or an argument can't be used."""
+    """Print the plan; exit code 1 if nothing fits or an argument is invalid."""
     try:
         hardware = parse_hardware(args.hardware)
         stats = _data_stats(args.data_stats)
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(plan: Plan, shape: ModelShape, stats: DataStats, hardware: Hardware, console: Console) -> None:
-    """Print a plan for people."""
+    """Print a plan and its deviations."""
     console.print(
         f"[bold]{plan.profile}[/bold] on {hardware.name}: {shape.parameters / 1e9:.2f} B parameters, ", end=""
     )
@@ -89,7 +89,7 @@ def show(plan: Plan, shape: ModelShape, stats: DataStats, hardware: Hardware, co
 
 
 def facts_of(plan: Plan, hardware: Hardware) -> list[tuple[str, str]]:
-    """The plan's numbers as label and text."""
+    """Return the plan's numbers as pairs of label and text."""
     dense = [module.name for module in plan.modules if module.method == "dense"]
     lora = [f"{module.name} r{module.rank}" for module in plan.modules if module.method == "lora"]
     trained = sum(module.parameters for module in plan.modules)
@@ -108,9 +108,9 @@ def facts_of(plan: Plan, hardware: Hardware) -> list[tuple[str, str]]:
             f"{plan.packs_per_step} packs of {plan.capacity} tokens; rows up to {plan.max_length} tokens",
         ),
         ("layout", f"{plan.parallel} on {plan.devices} device(s), {plan.dtype}, {', '.join(switches)}"),
-        ("memory", f"{used:.1f} of {usable:.1f} GB that a run may use on one device"),
+        ("memory", f"{used:.1f} of {usable:.1f} GB usable per device"),
         ("speed", f"{plan.expected_tokens_per_s:,.0f} tokens/s, about {plan.expected_steps} steps"),
-        ("reserve", f"{plan.reserve_s:.0f} s to choose, export and verify"),
+        ("reserve", f"{plan.reserve_s:.0f} s to select a candidate, export and verify"),
     ]
 
 
@@ -123,7 +123,7 @@ def _shape(args: argparse.Namespace) -> ModelShape:
     except (OSError, ValueError) as error:
         raise PlanError(f"can't read the model's config {path}: {error}") from error
     if not isinstance(config, dict):
-        raise PlanError(f"the model's config {path} is no JSON object")
+        raise PlanError(f"the model's config {path} is not a JSON object")
     return shape_from_config(config)
 
 
@@ -141,7 +141,7 @@ def _parameter_count(text: str) -> int:
     match = _COUNT.fullmatch(text)
     count = round(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
     if not 0 < count <= 10**13:
-        raise argparse.ArgumentTypeError(f"{text!r} is no parameter count such as 135M or 8B")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a parameter count such as 135M or 8B")
     return count
 
 
@@ -151,5 +151,5 @@ def _hours(text: str) -> float:
     except ValueError:
         hours = 0.0
     if not 0 < hours < 10**6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of hours")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of hours")
     return hours

@@ -1,4 +1,4 @@
-"""`podium policy`: which policies there are, and what they would have made of a trace of offers."""
+"""`podium policy`: list the policies, or replay one over a trace of offers."""
 
 from __future__ import annotations
 
@@ -26,35 +26,37 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add `policy` and its own commands to the command line."""
     top = subparsers.add_parser("policy", help="list policies, replay one over a trace", description=__doc__)
     commands = top.add_subparsers(dest="policy_command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="the built-in policies").set_defaults(run=run_list)
+    commands.add_parser("list", help="list the built-in policies").set_defaults(run=run_list)
     about = "Replay a policy over a trace of offers (docs/deciding.md); the last line is one JSON object."
     parser = commands.add_parser("replay", help="run a policy over a trace", description=about)
     parser.add_argument(
         "trace", type=Path, metavar="TRACE", help="JSON lines, or a gateway's decisions.jsonl"
     )
     parser.add_argument(
-        "--policy", action="append", metavar="NAME", help="may be given several times (default: as set)"
+        "--policy", action="append", metavar="NAME", help="repeatable (default: from the settings)"
     )
-    parser.add_argument("--slots", type=_slots, default=2, help="how many (default: %(default)s)")
-    parser.add_argument("--hardware", help="of every slot (default: expected_hardware as set)")
+    parser.add_argument("--slots", type=_slots, default=2, help="number of slots (default: %(default)s)")
+    parser.add_argument(
+        "--hardware", help="hardware of every slot (default: expected_hardware from the settings)"
+    )
     house = Tables()
     parser.add_argument(
         "--win",
         type=_share,
         default=house.task_weight.house,
-        help="chance of the first place where the trace tells no outcome (default: %(default)s)",
+        help="chance of winning where the trace records no outcome (default: %(default)s)",
     )
     parser.add_argument(
         "--fail",
         type=_share,
         default=round(1 - house.task_success.house, 6),
-        help="chance of submitting nothing valid (default: %(default)s)",
+        help="chance of no valid submission where the trace records no outcome (default: %(default)s)",
     )
     parser.set_defaults(run=run_replay)
 
 
 def run_list(args: argparse.Namespace) -> int:
-    """Print every built-in policy with what it does."""
+    """Print every built-in policy with its summary."""
     for name, policy in BUILT_IN.items():
         print(f"{name:18} {(policy.__doc__ or '').splitlines()[0]}")
     print(f"{'module:function':18} Yours: a plain function (BareOffer, PolicyView) -> Verdict.")
@@ -62,7 +64,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 def run_replay(args: argparse.Namespace) -> int:
-    """Replay and print; 1 if the trace can't be read, 2 if there is no such policy."""
+    """Replay and print; exit code 1 if the trace can't be read, 2 if there is no such policy."""
     settings = load_settings()
     names = args.policy or [settings.policy]
     policies = {name: load_policy(name) for name in names}
@@ -77,7 +79,7 @@ def run_replay(args: argparse.Namespace) -> int:
 
 
 def rules_of(settings: Settings, args: argparse.Namespace) -> Rules:
-    """The simulated fleet: as the settings say, with the arguments' slots, hardware and chances."""
+    """Return the simulated fleet: the settings, with slots, hardware and chances from the arguments."""
     return Rules(
         slots=tuple(f"s{number}" for number in range(1, args.slots + 1)),
         hardware=parse_hardware(args.hardware or settings.expected_hardware),
@@ -99,25 +101,25 @@ def show(trace: Trace, reports: list[Report], rules: Rules) -> None:
     first = reports[0]
     console.print(
         f"{first.offers} offers in {first.hours:.1f} hours for {len(rules.slots)} x {rules.hardware.name}"
-        + (f"; {trace.skipped} decisions without an offer are left out" if trace.skipped else "")
+        + (f"; {trace.skipped} decisions without an offer are skipped" if trace.skipped else "")
     )
     table = Table("", *(escape(report.policy) for report in reports), box=None)
     for label, values in rows_of(reports):
         table.add_row(escape(label), *values)
     console.print(table)
     console.print(
-        f"expected points = sum of W x score; where the trace tells no outcome: 3 with chance {rules.win:g}, "
-        f"-1 with chance {rules.fail:g}, always -1 where no plan fits or a late start is refused; a job "
-        "without ran_s lasts to its deadline",
+        f"expected points = sum of W x score; where the trace has no outcome: 3 with chance {rules.win:g}, "
+        f"-1 with chance {rules.fail:g}, always -1 if no plan fits or a late start is refused; a job "
+        "without ran_s lasts until its deadline",
         soft_wrap=True,
     )
 
 
 def rows_of(reports: list[Report]) -> list[tuple[str, list[str]]]:
-    """One row per figure, one column per report."""
+    """Return one row per figure, one column per report."""
     rows = [
         ("accepted", [str(report.accepted) for report in reports]),
-        ("offered again after that", [str(report.again) for report in reports]),
+        ("offered again after acceptance", [str(report.again) for report in reports]),
     ]
     for reason in dict.fromkeys(reason for report in reports for reason in report.rejected):
         rows.append((f"rejected: {reason}", [str(report.rejected.get(reason, 0)) for report in reports]))
@@ -129,9 +131,9 @@ def rows_of(reports: list[Report]) -> list[tuple[str, list[str]]]:
         ("started", [str(report.started) for report in reports]),
         ("never started", [str(report.never_started) for report in reports]),
         ("started too late, refused", [str(report.late_refused) for report in reports]),
-        ("outcomes the trace tells", [str(report.recorded) for report in reports]),
-        ("slots' time: running", [f"{report.running_share:.1%}" for report in reports]),
-        ("slots' time: reserved", [f"{report.reserved_share:.1%}" for report in reports]),
+        ("outcomes recorded in the trace", [str(report.recorded) for report in reports]),
+        ("slot time running", [f"{report.running_share:.1%}" for report in reports]),
+        ("slot time reserved", [f"{report.reserved_share:.1%}" for report in reports]),
         ("expected points", [f"{report.points:.1f}" for report in reports]),
         ("expected points per day", [f"{report.points_per_day:.2f}" for report in reports]),
     ]
@@ -140,7 +142,7 @@ def rows_of(reports: list[Report]) -> list[tuple[str, list[str]]]:
 def _slots(text: str) -> int:
     if text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_SLOTS:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of slots from 1 to {MOST_SLOTS}")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of slots from 1 to {MOST_SLOTS}")
 
 
 def _share(text: str) -> float:
@@ -149,5 +151,5 @@ def _share(text: str) -> float:
     except ValueError:
         share = -1.0
     if not (isfinite(share) and 0 <= share <= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is no chance from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a chance from 0 to 1")
     return share

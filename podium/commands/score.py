@@ -1,4 +1,4 @@
-"""`podium score`: what the upstream evaluator would print for a model and a data file."""
+"""`podium score`: compute the loss that the upstream evaluator would print for a model and a data file."""
 
 from __future__ import annotations
 
@@ -29,38 +29,40 @@ def add_parser(subparsers: Any) -> None:
     """Add the command `score`."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "score",
-        help="the scorer's loss of a model on a data file",
+        help="compute the scorer's loss of a model on a data file",
         description="Print the loss that the upstream evaluator would print; the last line is JSON.",
     )
     parser.add_argument("--model", required=True, help="model folder, GGUF file or hub id")
     parser.add_argument("--adapter", help="PEFT adapter folder to put on the model")
     parser.add_argument(
         "--tokenizer",
-        help="the original model's folder, where --model is a whole-model submission without one",
+        help="the original model's folder, if --model is a full-model submission without a tokenizer",
     )
-    parser.add_argument("--data", required=True, help="JSON, JSONL, CSV or Parquet file, or https URL")
+    parser.add_argument("--data", required=True, help="JSON, JSONL, CSV or Parquet file, or an https URL")
     parser.add_argument(
-        "--dataset-type", required=True, metavar="JSON", help="which columns mean what, as in an offer"
+        "--dataset-type", required=True, metavar="JSON", help="the meaning of the columns, as in an offer"
     )
     parser.add_argument(
-        "--task-type", choices=[str(kind) for kind in TaskType], help="default: by the columns that are named"
+        "--task-type",
+        choices=[str(kind) for kind in TaskType],
+        help="default: derived from the named columns",
     )
     parser.add_argument(
         "--dtype",
         choices=list(DTYPES),
         default="bf16",
-        help="of weights and products (default: bf16, as the scorer's; fp32 is close, and many times "
-        "as fast on a CPU without bf16 products)",
+        help="of weights and matrix products (default: bf16, as in the scorer; fp32 is close, and many times "
+        "faster on a CPU without bf16 instructions)",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; 2 if the dataset type is no valid JSON, 1 if the model or the data can't be used."""
+    """Run the command; exit code 2 if the dataset type is invalid, 1 if the model or data can't be used."""
     try:
         columns = msgspec.json.decode(args.dataset_type, type=DatasetType)
     except msgspec.DecodeError as error:
-        print(f"podium score: --dataset-type is not usable: {error}", file=sys.stderr)
+        print(f"podium score: --dataset-type is invalid: {error}", file=sys.stderr)
         return 2
     task_type = TaskType(args.task_type) if args.task_type else task_type_of(columns)
     try:
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def task_type_of(columns: DatasetType) -> TaskType:
-    """The kind of task whose columns are named."""
+    """Return the task type that the named columns belong to."""
     if columns.field_chosen:
         return TaskType.DPO
     return TaskType.CHAT if columns.chat_column or columns.chat_template else TaskType.INSTRUCT
@@ -99,10 +101,10 @@ def score(
     tokenizer: str | None = None,
     dtype: str = "bfloat16",
 ) -> tuple[float, int, dict[str, int]]:
-    """The scorer's loss, the number of examples scored, and dropped rows by reason.
+    """Return the scorer's loss, the number of examples scored, and the dropped rows by reason.
 
-    The scorer's own weights and products are bf16. Preference pairs are scored against the model
-    without the adapter. Raises EngineError.
+    The scorer itself computes in bf16. Preference pairs are scored against the model without the
+    adapter. Raises EngineError.
     """
     import torch
 

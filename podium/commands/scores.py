@@ -1,6 +1,6 @@
-"""`podium scores`: tell the gateway what upstream made of submissions, and see what was learned.
+"""`podium scores`: import upstream's scores of submissions, and show the learned rates.
 
-FILE holds what upstream's `GET /v1/tasks/breakdown/{task_id}` answers, or scores in Podium's own form
+FILE holds the response of upstream's `GET /v1/tasks/breakdown/{task_id}`, or scores in Podium's own form
 ({"task_id": ..., "quality_score": ...}): one object, a list, or one object per line; - = standard input.
 """
 
@@ -29,7 +29,7 @@ LONGEST_REASON = 500
 
 
 class Read(Struct, frozen=True):
-    """What a file holds for one hotkey: forms to post, and notes on what is left out."""
+    """The scores of one hotkey in a file: forms to post, and notes on what is left out."""
 
     forms: list[dict[str, Any]]
     notes: list[str]
@@ -37,21 +37,23 @@ class Read(Struct, frozen=True):
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `scores` and its own commands to the command line."""
-    top = subparsers.add_parser("scores", help="import upstream's scores, show what was learned")
+    top = subparsers.add_parser("scores", help="import upstream's scores, show the learned rates")
     commands = top.add_subparsers(dest="scores_command", required=True, metavar="COMMAND")
     parser = commands.add_parser("import", help="post upstream's scores to the gateway", description=__doc__)
     parser.add_argument("file", metavar="FILE", help="upstream's JSON, or - for standard input")
-    parser.add_argument("--hotkey", metavar="ADDRESS", help="whose results count (default: as set)")
+    parser.add_argument(
+        "--hotkey", metavar="ADDRESS", help="the miner whose results count (default: from the settings)"
+    )
     parser.set_defaults(run=run_import)
-    parser = commands.add_parser("show", help="the learned rates, with their counts")
+    parser = commands.add_parser("show", help="show the learned rates, with their counts")
     parser.set_defaults(run=run_show)
     for parser in commands.choices.values():
-        parser.add_argument("--url", help="the gateway (default: as the settings say)")
+        parser.add_argument("--url", help="the gateway's URL (default: from the settings)")
         parser.add_argument("--json", action="store_true", help="print the gateway's answer as JSON")
 
 
 def run_import(args: argparse.Namespace) -> int:
-    """Post every score of the file; 0 if none was refused. Importing a file again changes nothing."""
+    """Post every score of the file; exit code 0 if none was refused. Importing a file twice is harmless."""
     read = read_scores(_text(args.file), args.file, args.hotkey or load_settings().hotkey)
     client = Client(args.url or default_url())
     stored, known, refused = 0, 0, list[dict[str, str]]()
@@ -64,12 +66,12 @@ def run_import(args: argparse.Namespace) -> int:
         return 1 if refused else 0
     for note in [*read.notes, *(each["why"] for each in refused)]:
         print(note, file=sys.stderr)
-    print(f"{stored} stored, {known} known already, {len(refused)} refused, {len(read.notes)} left out")
+    print(f"{stored} stored, {known} already known, {len(refused)} refused, {len(read.notes)} left out")
     return 1 if refused else 0
 
 
 def run_show(args: argparse.Namespace) -> int:
-    """Print the learned rates; 1 if the gateway can't be asked."""
+    """Print the learned rates; exit code 1 if the gateway can't be reached."""
     view = Client(args.url or default_url()).tables()
     if args.json:
         print(msgspec.json.encode(view).decode())
@@ -86,7 +88,7 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def rates_tables(view: TablesView) -> list[Table]:
-    """One table per learned rate."""
+    """Return one table per learned rate."""
     made = []
     for name, each in view.tables.items():
         key = "model family" if name == "model_performance" else "task type"
@@ -102,7 +104,7 @@ def rates_tables(view: TablesView) -> list[Table]:
 
 
 def read_scores(text: str, name: str, hotkey: str | None) -> Read:
-    """Forms of what upstream told about `hotkey`; PodiumError naming the item that can't be used."""
+    """Return the forms for upstream's results of `hotkey`. Raises PodiumError that names a bad item."""
     read = Read([], [])
     for index, item in enumerate(_items(text, name)):
         where = f"{name}, item {index}"
@@ -125,7 +127,7 @@ def _add_breakdown(read: Read, item: dict[str, Any], where: str, hotkey: str | N
     of_miners = [each for each in results or [] if isinstance(each, dict)]
     if hotkey is None and len(of_miners) > 1:
         raise PodiumError(
-            f"{where}: {len(of_miners)} miners have results of task {task_id}; say whose count with "
+            f"{where}: {len(of_miners)} miners have results of task {task_id}; choose one with "
             "--hotkey, or set PODIUM_HOTKEY"
         )
     mine = next((each for each in of_miners if hotkey is None or each.get("hotkey") == hotkey), None)
@@ -138,7 +140,7 @@ def _add_breakdown(read: Read, item: dict[str, Any], where: str, hotkey: str | N
 
 
 def _form(task_id: str, item: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
-    """Our own form; of the type and model upstream says as much as it wants to."""
+    """Return a score in our own form. Upstream may leave out the task type and the model."""
     form = {
         "task_id": task_id,
         "quality_score": mine["quality_score"],
@@ -152,7 +154,7 @@ def _form(task_id: str, item: dict[str, Any], mine: dict[str, Any]) -> dict[str,
 
 
 def _items(text: str, name: str) -> list[Any]:
-    """One object, the objects of a list, or one per line. NaN and Infinity are read."""
+    """Parse one object, a list of objects, or one object per line. NaN and Infinity are accepted."""
     try:
         whole = json.loads(text)
     except ValueError as error:

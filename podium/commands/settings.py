@@ -1,4 +1,4 @@
-"""`podium settings`: every setting with its type, default and meaning."""
+"""`podium settings`: list every setting with its type, default and meaning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
-    table = Table(title=f"Environment variables, over the TOML file that {CONFIG_VARIABLE} names", box=None)
+    table = Table(
+        title=f"Environment variables; they override the TOML file that {CONFIG_VARIABLE} names", box=None
+    )
     for column in ("variable", "type", "default", "meaning"):
         table.add_column(column, overflow="fold", no_wrap=column == "variable")
     for row in describe_settings():

@@ -1,4 +1,4 @@
-"""`podium status`: slots and tasks as they are now."""
+"""`podium status`: show the current state of slots and tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from podium.console import make_console
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `status` to the command line."""
     parser = subparsers.add_parser("status", help="show slots and tasks", description=__doc__)
-    parser.add_argument("--url", help="the gateway (default: as the settings say)")
+    parser.add_argument("--url", help="the gateway's URL (default: from the settings)")
     parser.add_argument(
         "--limit", type=int, default=10, help="tasks to show, newest first (default: %(default)s)"
     )
@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print both tables; 1 if the gateway can't be asked."""
+    """Print both tables; exit code 1 if the gateway can't be reached."""
     client = find_gateway(args.url)
     console = make_console()
     console.print(slots_table(client.slots()))
@@ -35,14 +35,14 @@ def run(args: argparse.Namespace) -> int:
 def slots_table(slots: list[SlotView]) -> Table:
     """One row per slot."""
     table = Table(
-        "slot", "state", "node", "hardware", "task", "phase", "step", "heard", title="slots", box=None
+        "slot", "state", "node", "hardware", "task", "phase", "step", "last seen", title="slots", box=None
     )
     for slot in slots:
         age = slot.last_heartbeat_age_s
         table.add_row(
             slot.slot,
             slot.state,
-            (slot.node or "-") if slot.live else "[red]not heard of[/]",
+            (slot.node or "-") if slot.live else "[red]not seen[/]",
             slot.hardware.name if slot.hardware else "-",
             slot.task or "-",
             slot.phase or "-",

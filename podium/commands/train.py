@@ -1,9 +1,9 @@
-"""`podium train`: one fine-tune on this machine, without gateway and broker.
+"""`podium train`: run one fine-tune on this machine, without gateway and broker.
 
 podium train --model DIR --data rows.json --dataset-type '{"field_instruction": "q", "field_output": "a"}' \
     --minutes 5 --out run1
 
-Ctrl-C stops it at a checkpoint; the same command with the same --out goes on, towards the first deadline.
+Ctrl-C stops it at a checkpoint; the same command with the same --out resumes, with the first deadline.
 """
 
 from __future__ import annotations
@@ -48,29 +48,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add `train` to the command line."""
     parser = subparsers.add_parser(
         "train",
-        help="one fine-tune here, without gateway and broker",
+        help="run one fine-tune here, without gateway and broker",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="a folder, a GGUF file or a hub id")
-    parser.add_argument("--model-id", help="what the export names as its base model (default: --model)")
+    parser.add_argument("--model-id", help="base model named in the export (default: --model)")
     parser.add_argument("--data", required=True, help="a file or an https URL")
     parser.add_argument("--file-format", default="json", choices=[item.value for item in FileFormat])
     parser.add_argument(
-        "--dataset-type", required=True, metavar="JSON", help="which columns mean what; JSON or a file of it"
+        "--dataset-type",
+        required=True,
+        metavar="JSON",
+        help="the meaning of the columns; JSON or a JSON file",
     )
     parser.add_argument("--task-type", default="InstructTextTask", choices=[item.value for item in TaskType])
     parser.add_argument("--minutes", type=float, required=True, help="until the result must be on disk")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run's folder")
     parser.add_argument("--profile", default="maximum_accuracy", help=f"one of {', '.join(sorted(PROFILES))}")
-    parser.add_argument("--hardware", default="cpu", help="cpu, or such as 1xH100-80GB (default: cpu)")
+    parser.add_argument("--hardware", default="cpu", help="cpu, or for example 1xH100-80GB (default: cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: half of the cores)")
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, show progress, print the outcome as one JSON object; 1 if the run failed."""
+    """Train, show progress, print the outcome as one JSON object; exit code 1 if the run failed."""
     job = job_from(args)
     outcome = finished(args.out)
     if outcome is None:
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def job_from(args: argparse.Namespace) -> WorkerJob:
-    """The job to run: the one in --out, if it is of the same model and data, or a new one written there."""
+    """Return the job in --out if it is of the same model and data; else write a new one there."""
     if not args.minutes > 0:
         raise SettingsError(f"--minutes must be more than 0, not {args.minutes}")
     path: Path = args.out / "job.json"
@@ -118,7 +121,7 @@ def job_from(args: argparse.Namespace) -> WorkerJob:
 
 
 def dataset_type(text: str) -> DatasetType:
-    """Columns from JSON, or from a file that holds it; SettingsError if it is neither."""
+    """Parse the columns from JSON, or from a JSON file. Raises SettingsError if it is neither."""
     content = text if text.lstrip().startswith("{") else _read(Path(text))
     try:
         return msgspec.json.decode(content, type=DatasetType)
@@ -136,7 +139,7 @@ def _read(path: Path) -> str:
 
 
 def finished(folder: Path) -> Outcome | None:
-    """The outcome of a run that has nothing left to do."""
+    """Return the outcome of a run that is already finished."""
     path = folder / "outcome.json"
     if not path.exists():
         return None
@@ -145,20 +148,20 @@ def finished(folder: Path) -> Outcome | None:
 
 
 def follow(job: WorkerJob, folder: Path) -> Outcome:
-    """Start the worker, show what it says, and wait for its outcome."""
+    """Start the worker, show its progress, and wait for its outcome."""
     (folder / "outcome.json").unlink(missing_ok=True)
     lines = folder / "progress.jsonl"
     start = lines.stat().st_size if lines.exists() else 0
     command = [sys.executable, "-m", "trainer_node.engine", str(folder / "job.json")]
     with (folder / "worker.log").open("ab") as log:
-        # Its own session: Ctrl-C in this terminal is ours to pass on.
+        # Its own session, so that this process handles Ctrl-C and passes it on.
         worker = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         with Screen() as screen:
             for progress in _progress(lines, start, worker):
                 screen.show(progress)
     except KeyboardInterrupt:
-        print("stopping at a checkpoint; Ctrl-C again ends it at once", file=sys.stderr)
+        print("stopping at a checkpoint; press Ctrl-C again to kill it", file=sys.stderr)
     finally:
         end(worker)
     path = folder / "outcome.json"
@@ -168,18 +171,18 @@ def follow(job: WorkerJob, folder: Path) -> Outcome:
 
 
 def end(worker: subprocess.Popen[bytes]) -> None:
-    """Let the worker write a checkpoint, and see it gone, whatever the user does meanwhile."""
+    """Let the worker write a checkpoint and wait for its exit; kill it on a second Ctrl-C or a timeout."""
     worker.terminate()
     try:
         worker.wait(STOP_S)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         if worker.poll() is None:
-            os.killpg(worker.pid, signal.SIGKILL)  # its ranks too: it leads its own group
+            os.killpg(worker.pid, signal.SIGKILL)  # with its ranks: it leads a process group
             worker.wait()
 
 
 def _progress(path: Path, start: int, worker: subprocess.Popen[bytes]) -> Iterator[Progress]:
-    """The worker's lines as they come, until it has ended and all are read."""
+    """Yield the worker's progress lines until it has exited and all are read."""
     buffer, ended = b"", False
     while not ended:
         ended = worker.poll() is not None
@@ -195,7 +198,7 @@ def _progress(path: Path, start: int, worker: subprocess.Popen[bytes]) -> Iterat
 
 
 class Screen:
-    """Progress for people: a bar on a terminal, a line per phase and tenth elsewhere."""
+    """Progress display: a bar on a terminal, else one line per phase and per 10%."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -217,7 +220,7 @@ class Screen:
             self._bars.stop()
 
     def show(self, progress: Progress) -> None:
-        """Draw the newest state; messages stay."""
+        """Draw the newest state; messages stay on the screen."""
         if progress.message:
             self.console.print(f"  {progress.message}", markup=False, highlight=False, soft_wrap=True)
         elif self._bars is not None and self._bar is not None:

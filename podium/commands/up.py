@@ -1,4 +1,4 @@
-"""`podium up`: broker, gateway and every slot's node on this machine, until Ctrl-C or SIGTERM."""
+"""`podium up`: run broker, gateway and every slot's node on this machine, until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ MODELS = Path("~/.cache/podium").expanduser()
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `up` to the command line."""
     parser = subparsers.add_parser("up", help="run everything on this machine", description=__doc__)
-    parser.add_argument("--data-dir", help="where everything that lasts is kept (PODIUM_DATA_DIR)")
+    parser.add_argument("--data-dir", help="folder for all persistent data (PODIUM_DATA_DIR)")
     parser.add_argument("--port", type=int, help="the gateway's port, 0 = any free one (PODIUM_GATEWAY_PORT)")
     parser.add_argument("--nats-port", type=int, help="the broker's port on loopback, 0 = any free one")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run until told to stop; 0 if everything was drained."""
+    """Run until a signal arrives; exit code 0 if everything was drained."""
     overrides: dict[str, Any] = {}
     if args.data_dir is not None:
         overrides["data_dir"] = args.data_dir
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def up(overrides: dict[str, Any]) -> None:
-    """Start the stack, say where it is, keep it until SIGINT or SIGTERM, drain it."""
+    """Start the stack, print its addresses, keep it running until SIGINT or SIGTERM, drain it."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -64,17 +64,17 @@ async def up(overrides: dict[str, Any]) -> None:
             task.cancel()
         await asyncio.gather(asked, serving, return_exceptions=True)
         if stack.services:
-            print("stopping: running jobs write a checkpoint and go on at the next `podium up`", flush=True)
+            print("stopping: running jobs write a checkpoint and resume at the next `podium up`", flush=True)
         await stack.stop()
 
 
 async def make_stack(overrides: dict[str, Any], environ: Mapping[str, str]) -> Stack:
-    """The stack for this machine; what was found and assumed is said.
+    """Make the stack for this machine, and print what was found and assumed.
 
-    Unless the operator chose otherwise, models come from the cache and local data from the examples.
+    By default models come from the cache and local data from the examples.
     """
     settings = load_settings(environ, **overrides)
-    load_policy(settings.policy)  # a wrong one would only end the gateway, again and again
+    load_policy(settings.policy)  # fail here: a wrong policy would make the gateway exit in a loop
     chosen = chosen_settings(environ) | overrides.keys()
     defaults: dict[str, Any] = {"models_dir": str(MODELS)}
     if EXAMPLES.is_dir():
@@ -89,7 +89,7 @@ async def make_stack(overrides: dict[str, Any], environ: Mapping[str, str]) -> S
 
 
 def chosen_settings(environ: Mapping[str, str]) -> set[str]:
-    """Names of the settings that the environment or its TOML file sets (both were read without error)."""
+    """Return the names of the settings that the environment or its TOML file sets (both are valid)."""
     names = {name.removeprefix(PREFIX).lower() for name in environ if name.startswith(PREFIX)}
     if path := environ.get(CONFIG_VARIABLE):
         names |= tomllib.loads(Path(path).expanduser().read_text()).keys()
@@ -97,7 +97,7 @@ def chosen_settings(environ: Mapping[str, str]) -> set[str]:
 
 
 async def _serve(stack: Stack) -> None:
-    """Start, report, and go on until something can't be kept running."""
+    """Start, print the addresses, and run until a service can't be kept running."""
     await stack.start()
     await stack.ready(READY_S)
     broker = f"127.0.0.1:{stack.broker_port}" if stack.broker_port else stack.settings.nats_url

@@ -1,4 +1,4 @@
-"""`podium watch`: live progress of all tasks, or of those named until they have ended."""
+"""`podium watch`: show the live progress of all tasks, or of the named ones until they end."""
 
 from __future__ import annotations
 
@@ -24,23 +24,21 @@ POLL_S = 1.0
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `watch` to the command line."""
     parser = subparsers.add_parser("watch", help="follow progress", description=__doc__)
-    parser.add_argument(
-        "tasks", nargs="*", metavar="TASK", help="task ids; watching ends with the last of them"
-    )
-    parser.add_argument("--url", help="the gateway (default: as the settings say)")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="task ids; exit when all of them have ended")
+    parser.add_argument("--url", help="the gateway's URL (default: from the settings)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Follow until Ctrl-C, or until all named tasks have ended; 1 if one of those was not submitted."""
+    """Follow until Ctrl-C, or until all named tasks have ended; exit code 1 if one was not submitted."""
     client, wanted = find_gateway(args.url), {task_key(task) for task in args.tasks}
-    heard, console = False, make_console()
+    connected, console = False, make_console()
     with WatchView(console) as view:
         while True:
             try:
-                tasks, heard = client.tasks(), True
-            except PodiumError as error:  # a gateway that was there comes back
-                if not heard:
+                tasks, connected = client.tasks(), True
+            except PodiumError as error:  # wait for a gateway that has answered before
+                if not connected:
                     raise
                 console.print(f"waiting: {error}", markup=False, highlight=False)
                 time.sleep(POLL_S)
@@ -53,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class WatchView:
-    """Progress of some tasks: redrawn in place on a terminal, a line per phase and tenth elsewhere."""
+    """Progress of some tasks: redrawn in place on a terminal, else one line per phase and per 10%."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -70,7 +68,7 @@ class WatchView:
             self._live.stop()
 
     def update(self, tasks: list[TaskView]) -> None:
-        """Show the tasks as they are now."""
+        """Show the current state of the tasks."""
         if self._live is not None:
             self._live.update(drawn(tasks), refresh=True)
             return
@@ -84,7 +82,7 @@ class WatchView:
 
 
 def drawn(tasks: Iterable[TaskView]) -> RenderableType:
-    """A table with a progress bar per task."""
+    """Return a table with one progress bar per task."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("slot", "task", "state", "", "", "step", "loss", "tokens/s", "deadline"):
         table.add_column(column)
@@ -107,7 +105,7 @@ def drawn(tasks: Iterable[TaskView]) -> RenderableType:
 
 
 def line(task: TaskView) -> str:
-    """One task on one line."""
+    """Return one task as one line."""
     parts = [f"slot {task.slot}", task.task, task.state]
     progress = task.progress
     if progress is not None and task.state not in ENDED:
@@ -125,7 +123,7 @@ def line(task: TaskView) -> str:
 
 
 def deadline(task: TaskView) -> str:
-    """Time that is left, or was left when the submission was stored."""
+    """Return the time left, or the time that was left when the submission was stored."""
     if task.result is not None:
         spare = task.result.deadline_margin_s
         return f"{spare:.0f} s to spare" if spare is not None else ""

@@ -24,7 +24,7 @@ class NoDemoModelError(Exception):
 
 
 def find_gguf() -> Path:
-    """The GGUF file inside the installed package, which can't be imported without its dependencies."""
+    """Find the GGUF file in the installed package, which can't be imported without its dependencies."""
     spec = importlib.util.find_spec(PACKAGE)
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
@@ -53,7 +53,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def ensure(folder: Path = HOME) -> Path:
-    """The model folder, made if it is not there yet; a half-made one never becomes visible."""
+    """Return the model folder; make it first if it is missing. A half-made one never becomes visible."""
     if (folder / "config.json").is_file():
         print(f"demo model: {folder} (already there)")
         return folder
@@ -69,7 +69,7 @@ def ensure(folder: Path = HOME) -> Path:
             file.chmod(0o644)
         os.replace(temporary, folder)
     except OSError:
-        # Another process was faster: a folder that isn't empty can't be replaced; it holds the same model.
+        # os.replace fails on a folder that isn't empty: another process was faster, with the same model.
         if not (folder / "config.json").is_file():
             raise
     finally:
@@ -79,7 +79,7 @@ def ensure(folder: Path = HOME) -> Path:
 
 
 def main() -> int:
-    """Make the demo model and say where it is; 1 if its package is missing."""
+    """Make the demo model and print its folder; exit code 1 if its package is missing."""
     try:
         ensure()
     except NoDemoModelError as error:

@@ -1,4 +1,4 @@
-"""What the demo found: losses on held-out files, a table for people, one line of JSON for programs."""
+"""Report of the demo: losses on held-out files, as a table and as one line of JSON."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from shared.errors import PodiumError
 from shared.messages import DatasetType, Result, ResultStatus
 from shared.planning.hardware import computes_bf16, parse_hardware
 
-BEST_RATIO = 0.75  # of the base model's loss: what a job must reach
+BEST_RATIO = 0.75  # of the base model's loss: the most that a job may have
 SCORE_S = 300.0
 FIGURES = ("task", "slot", "accepted", "reason", "base_loss", "final_loss", "deadline_margin_s", "artifact")
 
 
 class Row(Struct, kw_only=True):
-    """What became of one offer. Losses are the scorer's metric on rows that no job has seen."""
+    """The result of one offer. Losses are the scorer's metric on held-out rows."""
 
     task: str
-    expected: bool  # whether it had to be accepted
+    expected: bool  # the expected decision
     slot: str | None = None
     accepted: bool = False
     reason: str = ""
-    as_expected: bool = False  # the answer was the right one, for the right reason
+    as_expected: bool = False  # both decision and reason were right
     deadline_at: float = 0.0
     result: Result | None = None
     base_loss: float | None = None
@@ -41,9 +41,9 @@ class Row(Struct, kw_only=True):
 
     @property
     def trouble(self) -> str:
-        """What is not as it must be; empty if all is well."""
+        """Return what is wrong with this row; empty if nothing."""
         if not self.as_expected:
-            return "not the answer that was expected"
+            return "not the expected decision"
         if not self.expected:
             return ""
         if self.result is None:
@@ -68,7 +68,7 @@ def take_result(row: Row, result: Result) -> None:
 
 
 async def score_row(row: Row, base: Path, data: Path, columns: DatasetType) -> None:
-    """Measure base model and artifact on `data`, each in a process of its own."""
+    """Measure base model and artifact on `data`, each in a separate process."""
     if row.artifact is None:
         return
     artifact = Path(row.artifact)
@@ -76,12 +76,12 @@ async def score_row(row: Row, base: Path, data: Path, columns: DatasetType) -> N
     if (artifact / "adapter_config.json").is_file():
         row.final_loss = await _score(["--model", str(base), "--adapter", str(artifact)], data, columns)
         return
-    # A whole model's submission carries no tokenizer: the scorer uses the original one.
+    # A full-model submission has no tokenizer: the scorer uses the original one.
     row.final_loss = await _score(["--model", str(artifact), "--tokenizer", str(base)], data, columns)
 
 
 def report(console: Console, rows: list[Row], overlap_s: float) -> bool:
-    """Print table, troubles and the JSON line; whether everything is as it must be."""
+    """Print the table, the problems and the JSON line; return whether everything is as expected."""
     table = Table(title="podium demo", show_lines=True)
     for column in ("task", "slot", "decision", "base loss", "final loss", "tokens/s", "to spare", "artifact"):
         table.add_column(column, overflow="fold")
@@ -103,13 +103,13 @@ def report(console: Console, rows: list[Row], overlap_s: float) -> bool:
         troubles.append("the two jobs did not run at the same time")
     console.print(f"both jobs ran for {overlap_s:.0f} s at the same time", highlight=False)
     for trouble in troubles:
-        console.print(f"NOT AS IT MUST BE: {trouble}", style="red", markup=False, highlight=False)
+        console.print(f"FAILED: {trouble}", style="red", markup=False, highlight=False)
     print(json_line(rows, overlap_s, not troubles), flush=True)
     return not troubles
 
 
 def json_line(rows: list[Row], overlap_s: float, well: bool) -> str:
-    """The table's figures as one JSON object."""
+    """Return the table's figures as one JSON object."""
     tasks = [{name: getattr(row, name) for name in FIGURES} for row in rows]
     return json.dumps({"ok": well, "overlap_s": round(overlap_s, 1), "tasks": tasks})
 
@@ -118,7 +118,7 @@ async def _score(model: list[str], data: Path, columns: DatasetType) -> float:
     names = msgspec.json.encode(
         {key: value for key, value in msgspec.structs.asdict(columns).items() if value}
     )
-    # bf16 is the scorer's own; where it is emulated, the demo would score for as long as it trains.
+    # The scorer uses bf16; where a CPU emulates it, scoring would take as long as training.
     dtype = "bf16" if computes_bf16(parse_hardware("cpu")) else "fp32"
     command = [sys.executable, "-m", "podium", "score", *model, "--dtype", dtype, "--data", str(data)]
     command.append("--dataset-type")
@@ -134,7 +134,7 @@ async def _score(model: list[str], data: Path, columns: DatasetType) -> float:
             await process.wait()
     if process.returncode != 0:
         last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        raise PodiumError(f"{data.name} can't be scored with {model[1]}: {last}")
+        raise PodiumError(f"can't score {data.name} with {model[1]}: {last}")
     return float(json.loads(output.decode().strip().rpartition("\n")[2])["loss"])
 
 

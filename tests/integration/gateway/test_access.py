@@ -86,7 +86,7 @@ async def test_commands_send_the_token_of_their_settings(
         url = str(api.client._base_url)
         for name in [name for name in os.environ if name.startswith("PODIUM_")]:
             monkeypatch.delenv(name)
-        with pytest.raises(PodiumError, match=r"answers 401.*PODIUM_API_TOKEN_FILE"):
+        with pytest.raises(PodiumError, match=r"answered 401.*PODIUM_API_TOKEN_FILE"):
             await asyncio.to_thread(Client(url).slots)
         monkeypatch.setenv("PODIUM_API_TOKEN_FILE", str(token_file))
         slots = await asyncio.to_thread(lambda: find_gateway(url).slots())

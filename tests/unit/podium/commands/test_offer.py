@@ -38,7 +38,7 @@ def test_the_example_is_good() -> None:
     ("fields", "message"),
     [
         ("{", "is not JSON"),
-        ("[1]", "is no offer"),
+        ("[1]", "is not an offer"),
         (GOOD | {"hours_to_complete": 0}, "hours_to_complete"),
         (GOOD | {"hours_to_complete": "soon"}, "hours_to_complete"),
         (GOOD | {"task_type": "Poem"}, "task_type"),
@@ -74,7 +74,7 @@ def test_data_that_can_not_be_used_is_named(
 
 
 def test_a_column_the_task_type_needs_must_be_named(tmp_path: Path) -> None:
-    with pytest.raises(PodiumError, match="names field_instruction"):
+    with pytest.raises(PodiumError, match="must name field_instruction"):
         check_data(read_offer(written(tmp_path, GOOD | {"dataset_type": {}})))
 
 

@@ -88,7 +88,7 @@ def test_what_is_not_scored_or_not_ours_is_noted() -> None:
         ('[{"id": "t"}]', "file, item 0: neither upstream's breakdown"),
         ('{"id": 7, "miner_results": []}', "a breakdown has an id and a list"),
         ('{"id": "t", "miner_results": {}}', "a breakdown has an id and a list"),
-        (json.dumps(TWO), "2 miners have results of task t1; say whose count with --hotkey"),
+        (json.dumps(TWO), "2 miners have results of task t1; choose one with --hotkey"),
     ],
 )
 def test_what_can_not_be_read_says_where(text: str, said: str) -> None:

@@ -106,6 +106,6 @@ def test_status_shows_losses_and_slots_that_are_not_heard() -> None:
         last_heartbeat_age_s=None,
     )
     text = printed(slots_table([silent]), tasks_table([submitted()]))
-    assert "not heard of" in text
+    assert "not seen" in text
     assert "4.000 -> 2.000" in text
     assert "/x/[bold]/submission" in text

@@ -44,7 +44,7 @@ def test_a_row_is_well_up_to_the_ratio_that_must_be_reached() -> None:
         (won(deadline_margin_s=-1.0), "after its deadline"),
         (won(status=ResultStatus.FAILED, reason="no data"), "failed: no data"),
         (Row(task="t", expected=True, accepted=True, as_expected=True), "no result"),
-        (Row(task="t", expected=False, accepted=True), "not the answer"),
+        (Row(task="t", expected=False, accepted=True), "not the expected decision"),
     ],
 )
 def test_what_is_not_well_is_said(row: Row, trouble: str) -> None:
