@@ -1,12 +1,12 @@
-"""`podium keys`: every user's secret, the broker's certificate and list of who may do what, /v1's token.
+"""`podium keys`: make the users' keys, the broker's permissions and certificate, and the token of /v1.
 
-    DIR/<user>/<user>.nk, ca.crt    one folder for each user: all that its process needs, and nobody else's
+    DIR/<user>/<user>.nk, ca.crt    one folder per user: all that its process needs, no other user's secret
     DIR/broker/users.conf, server.crt, server.key    all that the broker needs
-    DIR/gateway/api.token           what /v1 asks for; further lines, such as `name: token`, are kept
-    DIR/ca/ca.crt, ca.key           only for making certificates: keep it where no service runs
+    DIR/gateway/api.token           tokens for /v1; added lines, such as `name: token`, are kept
+    DIR/ca/ca.crt, ca.key           only for making certificates: keep it off the machines with services
 
-What is there is kept, so that the command can run before every start; --rotate replaces one thing.
-A folder whose seed was taken to another machine keeps its .pub, and that user stays.
+Existing files are kept, so the command can run before every start; --rotate replaces one item.
+If a seed was moved to another machine, the .pub that stays in its folder keeps the user.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="where they are, or will be")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the keys; made if missing")
     parser.add_argument(
-        "--host", action="append", default=[], help="a further name or address of the broker (repeatable)"
+        "--host", action="append", default=[], help="an additional name or address of the broker (repeatable)"
     )
     parser.add_argument(
         "--rotate",
         action="append",
         default=[],
         metavar="WHAT",
-        help=f"replace a user's key, or {BROKER}: its certificate, or {CA}: that and the CA, or {API}: the "
-        "token (repeatable)",
+        help=f"replace a user's key; or {BROKER}: its certificate, {CA}: the CA and that certificate, "
+        f"{API}: the token (repeatable)",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make what is missing, say what was made; never a secret."""
+    """Make what is missing and print the paths, never a secret."""
     folder: Path = args.folder.expanduser().absolute()
     slots = load_settings().slots
     made = make_users(folder, slots, rotate=args.rotate)
@@ -52,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     for path in made:
         print(f"made     {path}")
     if not made:
-        print(f"nothing to make: everything is in {folder}")
+        print(f"nothing to make: {folder} is complete")
     elif args.rotate:
-        print("next     reload the broker (SIGHUP), then start what uses the new files; see docs/security.md")
+        print(
+            "next     reload the broker (SIGHUP), then restart what uses the new files; see docs/security.md"
+        )
     return 0

@@ -1,8 +1,8 @@
-"""`podium restore FILE`: bring both logs back from a gateway's mirror, into a broker that has lost them.
+"""`podium restore FILE`: restore both logs from a gateway's mirror into a broker that has lost them.
 
-A restored log begins with the sequence after the old one's last, and epochs begin above every old one:
-no number of the old world is ever expected again, so a process that slept through it is refused by the
-same compare-and-set as always. STATE comes before JOBS: a reader that sees a job sees its whole chain.
+A restored log starts at the sequence after the old one's last, and epochs start above every old epoch. No
+old number is ever expected again, so the usual compare-and-set refuses a process that slept through the
+restore. STATE is restored before JOBS, so a reader that sees a job sees its whole chain.
 """
 
 from __future__ import annotations
@@ -34,36 +34,38 @@ from shared.errors import BusError, BusTimeoutError, BusUnavailableError, Confli
 from shared.messages import decode_lease, decode_state_record
 from shared.settings import Settings, load_settings
 
-EPOCH_MARGIN = 1_000_000  # renewals since the newest claim that the file may not know of: weeks of them
+EPOCH_MARGIN = 1_000_000  # lease renewals since the newest claim, which the file doesn't have: weeks of them
 LISTEN_S = 1.0
 
 STOP = "stop gateways and nodes, empty the broker's store (or remove these streams), start the broker alone"
 
 
 class NotEmptyError(PodiumError):
-    """The broker holds something that this mirror doesn't: restoring would mix two worlds."""
+    """The broker holds something that this mirror doesn't: restoring would mix two histories."""
 
 
 class Restored(Struct, frozen=True):
-    """What was brought back."""
+    """Counts of a restore."""
 
     records: dict[str, int]  # by stream
-    written: int  # of them by this run; an earlier one may have been cut short
+    written: int  # of these by this run; an interrupted run may have written others
     missing: dict[str, int]  # sequences that the file doesn't have
-    cut_bytes: int  # of a last line that was cut short
+    cut_bytes: int  # of a truncated last line
     tasks: dict[str, int]  # by state
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `restore` to the command line."""
-    parser = subparsers.add_parser("restore", help="bring lost logs back from a mirror", description=__doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="such as <data folder>/mirror/1.jsonl")
-    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    parser = subparsers.add_parser("restore", help="restore lost logs from a mirror", description=__doc__)
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="the mirror, such as <data folder>/mirror/1.jsonl"
+    )
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restore and verify; 0 if both logs are as the file has them."""
+    """Restore and verify; exit code 0 if both logs equal the file."""
     restored = asyncio.run(_run(args.file))
     if args.json:
         print(msgspec.json.encode(restored).decode())
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         gaps = restored.missing[stream]
         print(f"{stream}: {count} records, read back and equal" + (f"; {gaps} were missing" if gaps else ""))
     if restored.cut_bytes:
-        print(f"the file's last line was cut short and is left out ({restored.cut_bytes} bytes)")
+        print(f"the file's last line is truncated and was skipped ({restored.cut_bytes} bytes)")
     states = ", ".join(f"{count} {state}" for state, count in restored.tasks.items())
     print(f"tasks: {states or 'none'}. Start the nodes and gateways again.")
     return 0
@@ -93,7 +95,7 @@ async def _run(path: Path) -> Restored:
 
 @asynccontextmanager
 async def _broker(settings: Settings) -> AsyncIterator[Settings]:
-    """The broker that the settings name; the embedded one is started, alone, if it doesn't run."""
+    """Use the broker of the settings; start the embedded one, alone, if it doesn't run."""
     settings, port = with_own_keys(settings), urlsplit(settings.nats_url).port or 4222
     if not is_own(settings) or await _listens(port):
         yield settings
@@ -119,10 +121,10 @@ async def _listens(port: int) -> bool:
 
 
 async def restore(bus: Bus, settings: Settings, content: Content) -> Restored:
-    """Write what the broker lacks of both logs, read everything back and compare.
+    """Write the missing records of both logs, read everything back and compare.
 
-    Raises NotEmptyError before anything is written if the broker holds anything else, or a node works;
-    ConflictError if somebody writes meanwhile. An interrupted run is simply run again.
+    Raises NotEmptyError before any write if the broker holds other records or a node is running, and
+    ConflictError if another process writes during the restore. An interrupted restore can be run again.
     """
     await _nobody_works(bus, settings)
     there = {stream: await _beginning(bus, stream, content.records[stream]) for stream in LOGS}
@@ -158,7 +160,7 @@ async def _nobody_works(bus: Bus, settings: Settings) -> None:
 
 
 async def _beginning(bus: Bus, stream: str, records: list[Record]) -> int:
-    """How many of the file's records the log has already; NotEmptyError if it has anything else."""
+    """Return how many of the file's records the log already has. Raises NotEmptyError if it has others."""
     if await find_stream(bus, stream) is None:
         return 0
     found = await _all(bus, stream)
@@ -173,7 +175,7 @@ async def _beginning(bus: Bus, stream: str, records: list[Record]) -> int:
 
 
 async def _make(bus: Bus, settings: Settings, stream: str, first: int) -> None:
-    """Make an absent or empty log that begins at `first`; one that does already is kept."""
+    """Make a missing or empty log start at `first`; keep one that already does."""
     found = await find_stream(bus, stream)
     if found is not None and found.last + 1 >= first:
         return
@@ -184,13 +186,13 @@ async def _make(bus: Bus, settings: Settings, stream: str, first: int) -> None:
 
 
 async def _raise_epochs(bus: Bus, states: list[Record]) -> None:
-    """Make the next lease's revision, and so its epoch, larger than any of the old world."""
+    """Make the next lease's revision, and so its epoch, larger than any epoch of the old log."""
     epochs = [0]
     for record in states:
         try:
             epochs.append(decode_state_record(record.data).epoch)
         except msgspec.DecodeError:
-            continue  # it was of no use in the old log either, and is restored as it was
+            continue  # malformed in the old log too; restored as it is
     found = await find_stream(bus, subjects.LEASES_STREAM)
     newest = max(found.last if found is not None else 0, *epochs)
     query = {"seq": newest + EPOCH_MARGIN}
@@ -207,19 +209,19 @@ async def _write(bus: Bus, stream: str, records: list[Record], there: int) -> No
             stored = await bus.read(stream, last)
             if [(each.subject, each.data) for each in stored] != [(record.subject, record.data)]:
                 raise ConflictError(
-                    f"somebody else writes to {stream}: {STOP}, then restore again"
+                    f"another process writes to {stream}: {STOP}, then restore again"
                 ) from error
             last = stored[0].sequence
 
 
 async def _verified(bus: Bus, content: Content) -> Ledger:
-    """The ledger of what is stored now, which is what the file holds."""
+    """Check that both logs equal the file; return their ledger."""
     ledger = Ledger()
     for stream in LOGS:
         stored = await _all(bus, stream)
         wanted = [(record.subject, record.data) for record in content.records[stream]]
         if [(record.subject, record.data) for record in stored] != wanted:
-            raise BusError(f"{stream} is not what was written: {STOP}, then restore again")
+            raise BusError(f"{stream} differs from what was written: {STOP}, then restore again")
         for record in stored:
             ledger.apply(stream, record)
     return ledger

@@ -1,4 +1,4 @@
-"""What a check can find, and who of the nodes is there."""
+"""Findings of the checks, and the live nodes among the received heartbeats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.messages import Heartbeat
 
 
 class Severity(StrEnum):
-    """How bad it is; only an error makes `podium doctor` fail."""
+    """Severity of a finding; only an error makes `podium doctor` fail."""
 
     OK = "ok"
     NOTE = "note"
@@ -20,7 +20,7 @@ class Severity(StrEnum):
 
 
 class Finding(Struct, frozen=True):
-    """One thing that was found, and what to do about it."""
+    """One problem, and what to do about it."""
 
     check: str
     severity: Severity
@@ -28,14 +28,14 @@ class Finding(Struct, frozen=True):
     do: str = ""
 
 
-Found = list[tuple[Severity, str, str]]  # how bad, what, what to do
+Found = list[tuple[Severity, str, str]]  # severity, what is wrong, what to do
 
 
 def newest(heartbeats: tuple[ReceivedHeartbeat, ...]) -> list[Heartbeat]:
-    """The last heartbeat of each node."""
+    """Return the last heartbeat of each node."""
     return list({(each.heartbeat.slot, each.heartbeat.node): each.heartbeat for each in heartbeats}.values())
 
 
 def live(vitals: Vitals) -> dict[str, Heartbeat]:
-    """By slot, the node that holds it."""
+    """Return the heartbeat of the node that holds each slot."""
     return {heartbeat.slot: heartbeat for heartbeat in newest(vitals.heartbeats) if heartbeat.epoch > 0}

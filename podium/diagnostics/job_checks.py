@@ -1,4 +1,4 @@
-"""Which open jobs are stuck, and what to do: pure, as podium/diagnostics/checks.py."""
+"""The check of open jobs: which are stuck, and what to do. Pure, like checks.py."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from podium.diagnostics.findings import Found, Severity, live
 from podium.diagnostics.probe import OpenJob, Vitals
 from shared.messages import Heartbeat, Submitting
 
-QUEUED_S = 30.0  # a node hears of a job at once, and looks every 5 s
+QUEUED_S = 30.0  # a node receives a job at once, and polls every 5 s
 SUBMITTING_S = 600.0
-EXPIRY_S = 60.0  # gateways look every 5 s
+EXPIRY_S = 60.0  # gateways check every 5 s
 
 
 def check_jobs(vitals: Vitals) -> Found:
-    """Every job without result gets nearer to one."""
+    """Check that every job without a result makes progress."""
     if vitals.read_error is not None:
-        return [(Severity.NOTE, "jobs are not known while the logs can't be read", "")]
+        return [(Severity.NOTE, "jobs are unknown while the logs can't be read", "")]
     holders, found = live(vitals), Found()
     for job in vitals.jobs:
         trouble = _stuck(vitals, job, holders.get(job.job.slot))
@@ -26,7 +26,7 @@ def check_jobs(vitals: Vitals) -> Found:
 
 
 def _stuck(vitals: Vitals, job: OpenJob, node: Heartbeat | None) -> tuple[Severity, str, str] | None:
-    """The worst that can be said of one open job."""
+    """Return the worst finding about one open job."""
     settings, task = vitals.settings, job.job.task
     over_s = vitals.now - job.job.deadline_at
     inspect = f"`podium jobs inspect {task}`"
@@ -34,10 +34,10 @@ def _stuck(vitals: Vitals, job: OpenJob, node: Heartbeat | None) -> tuple[Severi
         return (
             Severity.ERROR,
             f"its deadline passed {over_s:.0f} s ago",
-            "no gateway expires it: is one running?",
+            "no gateway has expired it: is one running?",
         )
     if node is None:
-        do = f"start the node of slot {job.job.slot}: it takes the job up, or adopts its worker"
+        do = f"start the node of slot {job.job.slot}: it resumes the job or adopts its worker"
         return Severity.ERROR, "no node of its slot sends heartbeats; a worker may still be training", do
     if over_s > 0:
         return (
@@ -52,7 +52,7 @@ def _stuck(vitals: Vitals, job: OpenJob, node: Heartbeat | None) -> tuple[Severi
         if since is not None and since > SUBMITTING_S:
             return (
                 Severity.WARNING,
-                f"has been submitting for {since:.0f} s",
+                f"submitting for {since:.0f} s",
                 "see the node's log: is the store full?",
             )
         return None
@@ -60,17 +60,17 @@ def _stuck(vitals: Vitals, job: OpenJob, node: Heartbeat | None) -> tuple[Severi
     if job.state is TaskState.QUEUED and waited > QUEUED_S:
         return (
             Severity.ERROR,
-            f"its node lives, and has not claimed it for {waited:.0f} s",
+            f"its node is live but has not claimed it for {waited:.0f} s",
             "see the node's log",
         )
     if node.task != task and job.state is TaskState.RUNNING:
         return (
             Severity.WARNING,
-            f"its node is at {node.task or 'no task'}",
-            "if this stays, see the node's log",
+            f"its node works on {node.task or 'no task'}",
+            "if this persists, see the node's log",
         )
-    said = [each.record.at for each in job.chain.records] + [job.progress_at or 0.0]
-    silent = _since(vitals.now, said)
+    reports = [each.record.at for each in job.chain.records] + [job.progress_at or 0.0]
+    silent = _since(vitals.now, reports)
     if job.state is TaskState.RUNNING and silent is not None and silent > settings.hang_s / 2:
         severity = Severity.ERROR if silent > settings.hang_s else Severity.WARNING
         do = f"its node kills it after {settings.hang_s:g} s; `podium jobs requeue {task}` does it now"

@@ -1,4 +1,4 @@
-"""Gather the facts that `podium doctor` judges, without changing anything."""
+"""Gather the facts for `podium doctor`, without changing anything."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ from shared.messages import Heartbeat, Job, Lease, decode_heartbeat, decode_leas
 from shared.settings import Settings
 
 CONNECT_S = 5.0
-ANSWER_S = 5.0  # what a healthy broker answers in milliseconds
+ANSWER_S = 5.0  # a healthy broker answers in milliseconds
 LISTEN_BEATS = 2.5  # heartbeats
-PROBE = f"$KV.{subjects.LEASES_BUCKET}.probe.doctor"  # two words: no slot's lease
+PROBE = f"$KV.{subjects.LEASES_BUCKET}.probe.doctor"  # two tokens, so it is no slot's lease
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class StreamVitals(Struct, frozen=True, kw_only=True):
-    """One stream as it should be and as it is."""
+    """One stream: its expected configuration and its actual state."""
 
     spec: StreamSpec
     found: StreamInfo | None = None
-    error: str | None = None  # why it could not be looked at
+    error: str | None = None  # why it could not be inspected
 
 
 class ReceivedHeartbeat(Struct, frozen=True):
-    """One heartbeat, and when it came by this machine's clock."""
+    """One heartbeat, and when it arrived by this machine's clock."""
 
     heartbeat: Heartbeat
     at: float
 
 
 class OpenJob(Struct, frozen=True, kw_only=True):
-    """A job without result."""
+    """A job without a result."""
 
     job: Job
     state: TaskState
@@ -64,10 +64,10 @@ class OpenJob(Struct, frozen=True, kw_only=True):
 
 
 class Monitor(Struct, frozen=True, kw_only=True):
-    """What the broker's own monitoring says."""
+    """State reported by the broker's monitoring."""
 
     url: str
-    error: str | None = None  # why it could not be asked
+    error: str | None = None  # why it could not be reached
     health: str = ""  # "ok", or what is wrong
     sync_always: bool | None = None
     store_bytes: int = 0
@@ -75,7 +75,7 @@ class Monitor(Struct, frozen=True, kw_only=True):
 
 
 class GatewayVitals(Struct, frozen=True, kw_only=True):
-    """A gateway as it answers over HTTP."""
+    """State of a gateway, as reported over HTTP."""
 
     url: str
     error: str | None = None
@@ -84,7 +84,7 @@ class GatewayVitals(Struct, frozen=True, kw_only=True):
 
 
 class Folder(Struct, frozen=True):
-    """Room on the disk of one folder."""
+    """Disk space for one folder."""
 
     path: str
     total: int
@@ -92,7 +92,7 @@ class Folder(Struct, frozen=True):
 
 
 class Vitals(Struct, frozen=True, kw_only=True):
-    """Everything at one moment. Where the broker can't be asked, what it would tell is empty."""
+    """All facts at one moment. Without a connection to the broker, the facts from it are empty."""
 
     now: float
     version: str
@@ -103,7 +103,7 @@ class Vitals(Struct, frozen=True, kw_only=True):
     broker_skew_s: float | None = None  # its clock minus ours
     read_error: str | None = None  # of a log, while connected
     append_error: str | None = None
-    appended: bool = False  # whether an append was tried: not every user may
+    appended: bool = False  # whether an append was tried: not every user may append
     denied: tuple[str, ...] = ()
     streams: tuple[StreamVitals, ...] = ()
     jobs: tuple[OpenJob, ...] = ()
@@ -118,7 +118,7 @@ class Vitals(Struct, frozen=True, kw_only=True):
 async def gather(
     settings: Settings, url: str, monitor: str | None, version: str, chosen: Set[str] = frozenset()
 ) -> Vitals:
-    """Look at everything; takes some three seconds, and ten if the broker doesn't answer."""
+    """Gather all facts. Takes about three seconds, and ten if the broker doesn't answer."""
     outside = asyncio.gather(
         asyncio.to_thread(look_at_monitor, monitor or monitor_url(settings)),
         asyncio.to_thread(look_at_gateway, url, settings),
@@ -153,7 +153,7 @@ async def _look_at_broker(settings: Settings) -> dict[str, Any]:
 
 
 def _has_all_keys(settings: Settings) -> bool:
-    """Whether the key is a folder of everybody's, so that the operator's is there too."""
+    """Return whether the key setting is a folder with all users' keys, so that it has the operator's too."""
     keys = settings.nats_nkey_seed_file
     return keys is not None and Path(keys).expanduser().is_dir()
 
@@ -201,7 +201,7 @@ async def _look_at_stream(bus: Bus, spec: StreamSpec) -> StreamVitals:
 
 
 async def _probe_append(bus: Bus) -> str | None:
-    """Whether the broker's disk takes a record, by one that vanishes after a second; None = it does."""
+    """Store a record that expires after a second; return the error, or None if the broker stored it."""
     if bus.guest:
         return None
     try:
@@ -221,24 +221,23 @@ async def _leases(bus: Bus, settings: Settings) -> dict[str, Lease]:
 
 
 async def _open_job(bus: Bus, ledger: Ledger, job: Job) -> OpenJob:
-    task, said = ledger.task(job.task), None
+    task, progress_at = ledger.task(job.task), None
     assert task is not None  # it is of this ledger
     record = await bus.last(subjects.PROGRESS_STREAM, subjects.progress(job.slot, job.task))
     if record is not None and record.data:
-        said = decode_progress(record.data).at
-    return OpenJob(
-        job=job, state=ledger.state(task, time.time()), chain=ledger.chain_of(job), progress_at=said
-    )
+        progress_at = decode_progress(record.data).at
+    state = ledger.state(task, time.time())
+    return OpenJob(job=job, state=state, chain=ledger.chain_of(job), progress_at=progress_at)
 
 
 def _skew(streams: list[StreamVitals]) -> float | None:
-    """The broker's clock minus ours, from an answer that has just come."""
+    """Return the broker's clock minus ours, from the newest response."""
     stamps = [each.found.now for each in streams if each.found is not None and each.found.now]
     return datetime.fromisoformat(stamps[-1]).timestamp() - time.time() if stamps else None
 
 
 def look_at_gateway(url: str, settings: Settings) -> GatewayVitals:
-    """Ask a gateway how it fares. Blocks."""
+    """Read a gateway's state. Blocks."""
     try:
         client = Client(url, own_token(settings))
         asked = time.time()
@@ -250,7 +249,7 @@ def look_at_gateway(url: str, settings: Settings) -> GatewayVitals:
 
 
 def look_at_monitor(url: str) -> Monitor:
-    """Ask the broker's monitoring. Blocks."""
+    """Read the broker's monitoring. Blocks."""
     try:
         health = json.loads(_fetch(f"{url}/healthz"))
         store = json.loads(_fetch(f"{url}/varz")).get("jetstream", {})
@@ -269,14 +268,14 @@ def _fetch(url: str) -> bytes:
     try:
         with _OPENER.open(url, timeout=ANSWER_S) as response:
             body: bytes = response.read()
-    except urllib.error.HTTPError as error:  # /healthz says what is wrong with status 503
+    except urllib.error.HTTPError as error:  # /healthz reports an error with status 503
         with error:
             return error.read()
     return body
 
 
 def look_at_folders(settings: Settings) -> tuple[Folder, ...]:
-    """The disks that data and submissions of this machine lie on. Blocks."""
+    """Read the space on the disks of this machine's data and submissions. Blocks."""
     paths = dict.fromkeys((settings.data, settings.artifacts, settings.node))
     existing = [path for path in paths if path.is_dir()]
     usages = [(path, shutil.disk_usage(path)) for path in existing]

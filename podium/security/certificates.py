@@ -1,4 +1,4 @@
-"""The CA of one Podium and the broker's certificate from it: ECDSA P-256, made without any other program."""
+"""Make the CA of one installation and the broker's certificate: ECDSA P-256, without external programs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
-# An expired certificate stops everything at once, and revoking means replacing: so they last long.
+# Long-lived: an expired certificate stops everything at once, and revoking one means replacing it anyway.
 LIFE = datetime.timedelta(days=3650)
 BACKDATED = datetime.timedelta(days=1)  # for clocks that run behind
 
 
 class Pair(Struct, frozen=True):
-    """A certificate and its private key, both PEM. The key is in no text that this struct becomes."""
+    """A certificate and its private key, both PEM. The key is not in the repr."""
 
     certificate: bytes
     key: bytes
@@ -28,7 +28,7 @@ class Pair(Struct, frozen=True):
 
 
 def make_ca(name: str) -> Pair:
-    """A new authority, which signs its own certificate."""
+    """Make a new, self-signed authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     usage = _usage(sign_certificates=True)
@@ -41,7 +41,7 @@ def make_ca(name: str) -> Pair:
 
 
 def make_server(ca: Pair, hosts: Iterable[str]) -> Pair:
-    """A certificate from `ca` for a server under these names and addresses."""
+    """Make a certificate from `ca` for a server with these names and addresses."""
     issuer, issuer_key = x509.load_pem_x509_certificate(ca.certificate), _load(ca.key)
     key = ec.generate_private_key(ec.SECP256R1())
     hosts = list(hosts)
@@ -60,7 +60,7 @@ def make_server(ca: Pair, hosts: Iterable[str]) -> Pair:
 
 
 def names_in(certificate: bytes) -> set[str]:
-    """The names and addresses that a server's certificate is for."""
+    """Return the names and addresses in a server's certificate."""
     loaded = x509.load_pem_x509_certificate(certificate)
     names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return set(names.get_values_for_type(x509.DNSName)) | {

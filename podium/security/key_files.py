@@ -1,4 +1,4 @@
-"""Make the broker's users and certificates and the API token, as files."""
+"""Make the files with the broker's users, certificates and the API token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BROKER = "broker"
 CA = "ca"
 API = "api"
-OWN_TOKEN = "podium"  # the name of the token that is made here
+OWN_TOKEN = "podium"  # name of the token made here
 USERS_FILE = "users.conf"
 CA_FILE = "ca.crt"
 HOSTS = ("nats", "localhost", "127.0.0.1")
@@ -32,14 +32,14 @@ PUBLIC = 0o644
 
 
 def make_users(folder: Path, slots: Iterable[str], *, rotate: Iterable[str] = ()) -> list[Path]:
-    """A key for every user that has none, and the broker's list of all of them; returns what was written.
+    """Make missing users' keys and the broker's list of all users; return the written paths.
 
-    Raises PodiumError if `rotate` names nobody, or a file can't be written.
+    Raises PodiumError if `rotate` has an unknown name, or a file can't be written.
     """
     everybody, rotate, made = users(slots), set(rotate), list[Path]()
     if unknown := rotate - {user.name for user in everybody} - {BROKER, CA, API}:
         known = ", ".join([user.name for user in everybody] + [BROKER, CA, API])
-        raise PodiumError(f"there is no {', '.join(sorted(unknown))} to rotate; there are {known}")
+        raise PodiumError(f"can't rotate {', '.join(sorted(unknown))}; known are {known}")
     public = {}
     try:
         _folder(folder, 0o755)
@@ -61,12 +61,12 @@ def make_users(folder: Path, slots: Iterable[str], *, rotate: Iterable[str] = ()
 def make_certificates(
     folder: Path, hosts: Iterable[str], names: Iterable[str], *, rotate: Iterable[str] = ()
 ) -> list[Path]:
-    """A CA and the broker's certificate, unless they are there; every user gets the CA's certificate.
+    """Make the CA and the broker's certificate if missing; give every user the CA's certificate.
 
     Raises PodiumError if the broker's certificate lacks one of `hosts`, or a file can't be written.
     """
     try:
-        from podium.security import certificates  # the library behind it takes a third of a second to load
+        from podium.security import certificates  # its library takes 0.3 s to import
     except ImportError as error:
         raise PodiumError(f"certificates need a library: pip install 'podium[broker]' ({error})") from error
     ca, broker, rotate, made = folder / CA, folder / BROKER, set(rotate), list[Path]()
@@ -81,8 +81,8 @@ def make_certificates(
             made += _write_pair(broker, "server", certificates.make_server(pair, wanted))
         elif lacking := set(wanted) - certificates.names_in((broker / "server.crt").read_bytes()):
             raise PodiumError(
-                f"the broker's certificate is not for {', '.join(sorted(lacking))}; "
-                f"--rotate {BROKER} with every --host makes one that is"
+                f"the broker's certificate lacks {', '.join(sorted(lacking))}; "
+                f"use --rotate {BROKER} with every --host to make a new one"
             )
         for name in (BROKER, *names):
             made += _write(folder / name / CA_FILE, authority.decode(), PUBLIC)
@@ -92,9 +92,9 @@ def make_certificates(
 
 
 def make_api_token(folder: Path, *, rotate: Iterable[str] = ()) -> list[Path]:
-    """A token for /v1, unless one is there; others' lines stay as they are. Returns what was written.
+    """Make a token for /v1 if there is none; keep all other lines. Return the written paths.
 
-    Raises SettingsError if what is there is no file of tokens, and PodiumError if it can't be written.
+    Raises SettingsError if the existing file is not a token file, and PodiumError if it can't be written.
     """
     path = folder / GATEWAY / TOKEN_FILE
     try:
@@ -110,19 +110,19 @@ def make_api_token(folder: Path, *, rotate: Iterable[str] = ()) -> list[Path]:
 
 
 def new_identity(user: str) -> Identity:
-    """A user with a new, random key."""
+    """Make a user with a new, random key."""
     seed: bytes = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
     return Identity(user, seed.decode())
 
 
 def _write_pair(folder: Path, name: str, pair: Pair) -> list[Path]:
-    """The key first: a certificate that is there has its key."""
+    """Write the key first, so that an existing certificate always has its key."""
     key = _write(folder / f"{name}.key", pair.key.decode(), SECRET)
     return key + _write(folder / f"{name}.crt", pair.certificate.decode(), PUBLIC)
 
 
 def _write(path: Path, text: str, mode: int) -> list[Path]:
-    """Write a file whole, never readable by more than `mode` says; nothing if that is what is there."""
+    """Write a file atomically, never more readable than `mode`; skip it if the content is the same."""
     if path.exists() and path.read_text() == text:
         return []
     _folder(path.parent, 0o700)
@@ -136,5 +136,5 @@ def _folder(path: Path, mode: int) -> None:
 
 def _cant_write(folder: Path, error: OSError | UnicodeDecodeError) -> PodiumError:
     if isinstance(error, UnicodeDecodeError):
-        return PodiumError(f"a file in {folder} is no text: {error}")
+        return PodiumError(f"a file in {folder} is not text: {error}")
     return PodiumError(f"{error.filename or folder} can't be used: {error.strerror}")

@@ -1,12 +1,12 @@
-"""Which user of the broker may do what, and the nats-server configuration that enforces it.
+"""Permissions of the broker's users, and the nats-server configuration that enforces them.
 
-Every user has an account of its own; the streams are in the account BUS, where only the admin is. Subject
-permissions inside one account are not enough: a reply subject is not checked, so a user who may ask anything
-of JetStream can have it answer on any subject, and so store what he may not, or empty a stream (seen on
-2.15.1; bench/conformance/permissions.py tries it). An answer to a guest account stays in that account.
+Every user has its own account; the streams are in the account BUS, which only the admin belongs to. Subject
+permissions in one shared account are not enough: the server doesn't check a reply subject, so a user that may
+send any request to JetStream can have it reply on any subject, and so store forbidden records or empty a
+stream (seen on 2.15.1; bench/conformance/permissions.py tries it). A reply to another account stays there.
 
-What one user says and another hears goes from account to account as a stream import; what is stored, read or
-asked for, as a service import.
+Messages from one user to another pass between accounts as a stream import; appends, reads and requests as a
+service import.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shared.broker.credentials import ADMIN, GATEWAY, OPERATOR, UPSTREAM, inbox_
 
 STREAMS_ACCOUNT = "BUS"
 GET, INFO = subjects.DIRECT_GET, subjects.STREAM_INFO
-EVERYTHING_SAID = (
+ALL_PUBLISHED = (
     subjects.ANY_JOB,
     subjects.ANY_RESERVATION,
     subjects.ANY_STATE,
@@ -30,46 +30,46 @@ EVERYTHING_SAID = (
     subjects.ANY_PROGRESS,
     subjects.ANY_HEARTBEAT,
 )
-ANSWER_WITHIN = "10m"  # a node may first have to end a worker, gently
+ANSWER_WITHIN = "10m"  # a node may first have to stop a worker, gracefully
 
 
 class User(Struct, frozen=True, kw_only=True):
-    """A user in words of subjects."""
+    """A user and its permissions, as subjects."""
 
     name: str
-    publishes: tuple[str, ...] = ()  # stored by a stream, or just said
+    publishes: tuple[str, ...] = ()  # stored by a stream, or core messages
     reads: tuple[str, ...] = ()  # direct gets: a stream, or a stream and a subject
-    inspects: tuple[str, ...] = ()  # streams whose configuration and state it may see
-    hears: tuple[str, ...] = ()
+    inspects: tuple[str, ...] = ()  # streams whose configuration and state it may read
+    subscribes: tuple[str, ...] = ()
     asks: tuple[tuple[str, str], ...] = ()  # (user, subject): requests that another user answers
     answers: tuple[str, ...] = ()
     queue: str = ""  # the queue group it answers in
 
     @property
     def account(self) -> str:
-        """Its account in the broker."""
+        """Return its account in the broker."""
         return STREAMS_ACCOUNT if self.name == ADMIN else self.name
 
     @property
     def requests(self) -> tuple[str, ...]:
-        """Everything that goes to the account of the streams, as it is called there."""
+        """Return all subjects it sends to the streams' account, by their names there."""
         return (*self.publishes, *self.reads, *(f"{INFO}.{stream}" for stream in self.inspects))
 
 
 def users(slots: Iterable[str]) -> list[User]:
-    """All users of a fleet with these slots."""
+    """Return all users of a fleet with these slots."""
     slots = tuple(slots)
     return [
         User(name=ADMIN),
         _gateway(slots),
         *(_trainer(slot) for slot in slots),
-        User(name=OPERATOR, reads=_everything_in(slots), inspects=_streams(slots), hears=EVERYTHING_SAID),
+        User(name=OPERATOR, reads=_everything_in(slots), inspects=_streams(slots), subscribes=ALL_PUBLISHED),
         User(name=UPSTREAM, asks=((GATEWAY, subjects.OFFERS),)),
     ]
 
 
 def _gateway(slots: tuple[str, ...]) -> User:
-    """The only one who writes jobs; of a task's chain it may write the end that no node wrote."""
+    """Return the gateway's user, the only writer of jobs; it may end a chain that no node has ended."""
     return User(
         name=GATEWAY,
         publishes=(
@@ -82,7 +82,7 @@ def _gateway(slots: tuple[str, ...]) -> User:
         ),
         reads=_everything_in(slots),
         inspects=_streams(slots),
-        hears=(*EVERYTHING_SAID, subjects.NONCES),
+        subscribes=(*ALL_PUBLISHED, subjects.NONCES),
         asks=tuple((trainer(slot), subjects.control(slot)) for slot in slots),
         answers=(subjects.OFFERS,),
         queue=subjects.OFFERS_QUEUE,
@@ -90,7 +90,7 @@ def _gateway(slots: tuple[str, ...]) -> User:
 
 
 def _trainer(slot: str) -> User:
-    """One slot's nodes: nothing of any other slot, neither to write nor to read."""
+    """Return the user of one slot's nodes; it can neither write nor read anything of another slot."""
     bucket = subjects.artifacts_stream(slot)
     return User(
         name=trainer(slot),
@@ -109,7 +109,10 @@ def _trainer(slot: str) -> User:
             f"{GET}.{bucket}",
             f"{GET}.{bucket}.>",
         ),
-        hears=(subjects.jobs_of_slot(slot), subjects.heartbeat(slot)),  # its health check listens for it
+        subscribes=(
+            subjects.jobs_of_slot(slot),
+            subjects.heartbeat(slot),
+        ),  # its health check needs the latter
         answers=(subjects.control(slot),),
     )
 
@@ -131,9 +134,9 @@ def _everything_in(slots: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{GET}.{stream}{rest}" for stream in _streams(slots) for rest in ("", ".>"))
 
 
-def common(said: str, heard: str) -> str | None:
-    """The subjects that match both patterns, as a pattern, or None. Only `heard` may end in `>`."""
-    ours, theirs = said.split("."), heard.split(".")
+def common(published: str, subscribed: str) -> str | None:
+    """Return the pattern of subjects that match both patterns, or None. Only `subscribed` may end in `>`."""
+    ours, theirs = published.split("."), subscribed.split(".")
     if theirs[-1] == ">" and len(ours) >= len(theirs):
         theirs[-1:] = ["*"] * (len(ours) - len(theirs) + 1)
     if len(ours) != len(theirs) or any(
@@ -144,7 +147,7 @@ def common(said: str, heard: str) -> str | None:
 
 
 def configuration(everybody: list[User], keys: Mapping[str, str]) -> str:
-    """The `accounts` of nats-server's configuration; `keys` are the users' public keys by name."""
+    """Return the `accounts` block of nats-server's configuration; `keys` are public keys by user name."""
     blocks = [
         f"  {json.dumps(user.account)} {{\n" + "".join(_lines(user, everybody, keys[user.name])) + "  }\n"
         for user in everybody
@@ -163,26 +166,26 @@ def _lines(user: User, everybody: list[User], key: str) -> Iterable[str]:
         return
     yield f"    users: [ {{nkey: {key}, permissions: {{\n"
     yield _array("publish: {allow", [json.dumps(s) for s in _may_publish(user)], "      ", "}")
-    yield _array("subscribe: {allow", [json.dumps(s) for s in _may_hear(user)], "      ", "}")
+    yield _array("subscribe: {allow", [json.dumps(s) for s in _may_subscribe(user)], "      ", "}")
     if user.answers:
         yield f'      allow_responses: {{max: 1, expires: "{ANSWER_WITHIN}"}}\n'
     yield "    }} ]\n"
-    yield _array("exports", [*_said_to(user, everybody), *_answered_to(user, everybody)])
-    yield _array("imports", [*_stored(user), *_heard(user, everybody), *_asked(user, everybody)])
+    yield _array("exports", [*_published_to(user, everybody), *_answered_to(user, everybody)])
+    yield _array("imports", [*_stored(user), *_subscribed(user, everybody), *_asked(user, everybody)])
 
 
 def _may_publish(user: User) -> list[str]:
-    looked_at = map(subjects.stream_info, user.inspects)
-    return [*user.publishes, *user.reads, *looked_at, *(subject for _, subject in user.asks)]
+    inspected = map(subjects.stream_info, user.inspects)
+    return [*user.publishes, *user.reads, *inspected, *(subject for _, subject in user.asks)]
 
 
-def _may_hear(user: User) -> list[str]:
+def _may_subscribe(user: User) -> list[str]:
     answered = [f"{subject} {user.queue}".strip() for subject in user.answers]
-    return [f"{inbox_prefix(user.name)}.>", *user.hears, *answered]
+    return [f"{inbox_prefix(user.name)}.>", *user.subscribes, *answered]
 
 
 def _stored_for(everybody: list[User]) -> list[str]:
-    """What the account of the streams offers, each to those who may have it."""
+    """Return the exports of the streams' account, each with the accounts that may use it."""
     guests: dict[str, list[str]] = {}
     for user in everybody:
         for subject in user.requests:
@@ -194,7 +197,7 @@ def _stored_for(everybody: list[User]) -> list[str]:
 
 
 def _many(subject: str) -> str:
-    """A direct get from a whole stream may be answered by many messages."""
+    """Allow many response messages for a direct get from a whole stream."""
     return ", response: stream" if subject.startswith(GET) and subject.count(".") == 4 else ""
 
 
@@ -206,29 +209,29 @@ def _stored(user: User) -> list[str]:
     ]
 
 
-def _said_to(user: User, everybody: list[User]) -> list[str]:
-    """List what it publishes, exported once to all who may subscribe."""
-    hearing: dict[str, list[str]] = {}
+def _published_to(user: User, everybody: list[User]) -> list[str]:
+    """Return the subjects it publishes, each exported once to all accounts that may subscribe."""
+    subscribers: dict[str, list[str]] = {}
     for other in everybody:
         for subject in _between(user, other):
-            hearing.setdefault(subject, []).append(other.account)
+            subscribers.setdefault(subject, []).append(other.account)
     return [
         f"{{stream: {json.dumps(subject)}, accounts: {json.dumps(accounts)}}}"
-        for subject, accounts in hearing.items()
+        for subject, accounts in subscribers.items()
     ]
 
 
-def _heard(user: User, everybody: list[User]) -> list[str]:
+def _subscribed(user: User, everybody: list[User]) -> list[str]:
     return [
         _import("stream", other.account, subject) for other in everybody for subject in _between(other, user)
     ]
 
 
-def _between(speaker: User, listener: User) -> list[str]:
-    """What of the speaker's the listener hears."""
-    if speaker is listener:  # within one account nothing is imported
+def _between(publisher: User, subscriber: User) -> list[str]:
+    """Return the subjects that one user publishes and another subscribes to."""
+    if publisher is subscriber:  # nothing is imported within one account
         return []
-    both = (common(said, heard) for said in speaker.publishes for heard in listener.hears)
+    both = (common(ours, theirs) for ours in publisher.publishes for theirs in subscriber.subscribes)
     return list(dict.fromkeys(subject for subject in both if subject is not None))
 
 

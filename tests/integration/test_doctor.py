@@ -126,11 +126,11 @@ async def test_a_broken_world_is_told_in_full(
     findings = wrong(await diagnose(settings, gateway, broker))
     for check, said in (
         ("jobs", "t (running on slot a): no progress for 20"),
-        ("nodes", "no node of slot b holds it"),
-        ("streams", "DECISIONS is not there"),
+        ("nodes", "no live node holds slot b"),
+        ("streams", "DECISIONS does not exist"),
         ("streams", "JOBS has max_bytes=1024"),
         ("streams", "JOBS is "),
-        ("streams", "1 stored records can't be used"),
+        ("streams", "1 stored records are malformed"),
         ("gateway", "PODIUM_MAX_HOURS is 96.0 for the gateway and 12.0"),
     ):
         assert [what for name, what in findings if name == check and said in what], (said, findings)

@@ -53,7 +53,7 @@ def test_keys_are_made_once_and_rotated_one_by_one(
     }
     assert main(["keys", str(tmp_path), "--rotate", "nobody"]) == 1
     said = "".join(capsys.readouterr())
-    assert "there is no nobody to rotate" in said
+    assert "can't rotate nobody" in said
     assert old[0].split()[1] not in said
     assert new[0].split()[1] not in said
     for path in tmp_path.rglob("*.nk"):
@@ -90,7 +90,7 @@ def test_an_absent_seed_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "heard", "both"),
+    ("published", "subscribed", "both"),
     [
         ("a.*.*", "a.b.*", "a.b.*"),
         ("a.b.*", "a.>", "a.b.*"),
@@ -100,5 +100,5 @@ def test_an_absent_seed_is_told(tmp_path: Path) -> None:
         ("a.b", "a.b.c", None),
     ],
 )
-def test_what_two_patterns_have_in_common(said: str, heard: str, both: str | None) -> None:
-    assert common(said, heard) == both
+def test_what_two_patterns_have_in_common(published: str, subscribed: str, both: str | None) -> None:
+    assert common(published, subscribed) == both

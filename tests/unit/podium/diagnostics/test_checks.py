@@ -130,8 +130,13 @@ def test_a_healthy_world_is_fine() -> None:
         ({"broker_version": "<nats server v2.9.10>"}, "broker", "warning", "nats-server 2.9"),
         ({"read_error": "no answer within 5 s"}, "store", "error", "doesn't read: no answer"),
         ({"append_error": "no answer within 5 s"}, "store", "error", "doesn't store: no answer"),
-        ({"monitor": Monitor(url="m", error="refused")}, "store", "note", "m can't be asked (refused)"),
-        ({"monitor": Monitor(url="m", error="x"), "appended": False}, "store", "note", "may store nothing"),
+        ({"monitor": Monitor(url="m", error="refused")}, "store", "note", "m can't be reached (refused)"),
+        (
+            {"monitor": Monitor(url="m", error="x"), "appended": False},
+            "store",
+            "note",
+            "may not store a test record",
+        ),
         (
             {"monitor": Monitor(url="m", health="write error: no space left", sync_always=True)},
             "store",
@@ -145,12 +150,17 @@ def test_a_healthy_world_is_fine() -> None:
             "warning",
             "81% full",
         ),
-        ({"leases": {"b": HEALTHY.leases["b"]}}, "store", "warning", "slot a is there, but holds no lease"),
+        (
+            {"leases": {"b": HEALTHY.leases["b"]}},
+            "store",
+            "warning",
+            "slot a sends heartbeats, but holds no lease",
+        ),
         ({"streams": (stream(0, discard="old"),)}, "streams", "error", "JOBS has discard='old'"),
         ({"streams": (stream(0, deny_delete=False),)}, "streams", "warning", "JOBS has deny_delete=False"),
         ({"streams": (stream(1, max_bytes=2),)}, "streams", "warning", "STATE has max_bytes=2"),
         ({"streams": (stream(1, max_bytes=1),)}, "streams", "error", "STATE is 100% full"),
-        ({"streams": (replace(stream(0), found=None),)}, "streams", "error", "JOBS is not there"),
+        ({"streams": (replace(stream(0), found=None),)}, "streams", "error", "JOBS does not exist"),
         ({"malformed": 3}, "streams", "warning", "3 stored records"),
         ({"denied": ("user a may not",)}, "permissions", "error", "user a may not"),
         ({"gateway": GatewayVitals(url="g", error="nobody")}, "gateway", "error", "nobody"),
@@ -164,7 +174,7 @@ def test_a_healthy_world_is_fine() -> None:
             {"gateway": GatewayVitals(url="g", info=replace(INFO, mirror=MirrorInfo("p", {}, True, "full")))},
             "gateway",
             "error",
-            "the mirror doesn't follow: full",
+            "the mirror can't be written: full",
         ),
         (
             {
@@ -175,8 +185,8 @@ def test_a_healthy_world_is_fine() -> None:
             "warning",
             "PODIUM_MAX_HOURS is 12.0 for the gateway and 96.0",
         ),
-        ({"heartbeats": (beat("a"),)}, "nodes", "error", "no node of slot b holds it"),
-        ({"heartbeats": (beat("a"), beat("b", epoch=0))}, "nodes", "error", "no node of slot b holds it"),
+        ({"heartbeats": (beat("a"),)}, "nodes", "error", "no live node holds slot b"),
+        ({"heartbeats": (beat("a"), beat("b", epoch=0))}, "nodes", "error", "no live node holds slot b"),
         ({"heartbeats": (*HEALTHY.heartbeats, beat("c"))}, "nodes", "warning", "a node serves slot c"),
         (
             {
@@ -187,7 +197,7 @@ def test_a_healthy_world_is_fine() -> None:
             },
             "nodes",
             "warning",
-            "slot a shows 3xH100-80GB, expected is cpu",
+            "slot a has 3xH100-80GB instead of cpu",
         ),
         (
             {"heartbeats": (beat("a", uuids=("x", "y")), beat("b", uuids=("y",)))},
@@ -214,14 +224,19 @@ def test_a_healthy_world_is_fine() -> None:
             "error",
             "no progress for 1000 s",
         ),
-        (with_job(open_job(claimed(9)), task="other"), "jobs", "warning", "its node is at other"),
+        (with_job(open_job(claimed(9)), task="other"), "jobs", "warning", "its node works on other"),
         (with_job(open_job(claimed(9), deadline_at=NOW - 5)), "jobs", "warning", "deadline passed 5 s ago"),
-        (with_job(open_job(claimed(9), deadline_at=NOW - 5000)), "jobs", "error", "no gateway expires it"),
+        (
+            with_job(open_job(claimed(9), deadline_at=NOW - 5000)),
+            "jobs",
+            "error",
+            "no gateway has expired it",
+        ),
         (
             with_job(open_job(claimed(900), submitting(700), state=TaskState.SUBMITTING)),
             "jobs",
             "warning",
-            "has been submitting for 700 s",
+            "submitting for 700 s",
         ),
         (
             {"jobs": (open_job(claimed(9)),), "heartbeats": (beat("b"),)},
