@@ -1,4 +1,4 @@
-"""The broker that `podium up` keeps on this machine, as other commands find it: its keys, its monitoring."""
+"""Find the keys and the monitoring of the broker that `podium up` runs on this machine."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import msgspec
 from podium.local.stack import KEYS, LOOPBACK
 from shared.settings import Settings
 
-MONITOR_PORT = 8222  # nats-server's own custom, and deploy/nats.conf's
+MONITOR_PORT = 8222  # the usual port of nats-server, also in deploy/nats.conf
 
 _HTTP = re.compile(r'^\s*http:\s*"?([^"\s]+?)"?\s*$', re.MULTILINE)
 
 
 def is_own(settings: Settings) -> bool:
-    """Whether the settings name a broker on this machine."""
+    """Return whether the settings name a broker on this machine."""
     return urlsplit(settings.nats_url).hostname in LOOPBACK
 
 
 def with_own_keys(settings: Settings) -> Settings:
-    """The settings, with the keys that `podium up` made for its broker if none are set."""
+    """Return the settings; if no keys are set, with the keys that `podium up` made for its broker."""
     keys = settings.data / KEYS
     if settings.nats_nkey_seed_file is not None or not is_own(settings) or not keys.is_dir():
         return settings
@@ -31,7 +31,7 @@ def with_own_keys(settings: Settings) -> Settings:
 
 
 def monitor_url(settings: Settings) -> str:
-    """Where the broker's monitoring should answer; it has no authentication, so mostly on loopback only."""
+    """Return the URL of the broker's monitoring. It has no authentication, so usually only on loopback."""
     config = settings.data / "nats" / "nats.conf"
     if is_own(settings) and config.exists() and (found := _HTTP.search(config.read_text())):
         return f"http://{found[1]}"

@@ -1,4 +1,4 @@
-"""How one machine is split into slots: GPUs and CPU threads of each, and what a user should know about it."""
+"""Split one machine into slots: the GPUs and CPU threads of each, and notes for the operator."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class SlotShare(Struct, frozen=True):
     """One slot's share of the machine."""
 
     slot: str
-    gpus: str | None  # indices as nvidia-smi counts them; none = CPU
+    gpus: str | None  # indices as in nvidia-smi; None = CPU
     threads: int
 
 
 class Split(Struct, frozen=True):
-    """Every slot's share, the hardware offers are accepted for, and notes for people."""
+    """Every slot's share, the expected hardware, and notes for the operator."""
 
     shares: list[SlotShare]
     expected_hardware: str
@@ -30,8 +30,8 @@ class Split(Struct, frozen=True):
 def split(settings: Settings, gpus: list[GpuStatus], *, expectation_set: bool, cores: int = 0) -> Split:
     """Give each slot an equal, contiguous share; a slot without a GPU of its own is left out.
 
-    Eight GPUs and slots a, b: a gets 0-3 and b 4-7. `expectation_set`: the operator chose
-    `expected_hardware`; otherwise a machine without GPUs is expected to be one.
+    Eight GPUs and slots a, b: a gets 0-3 and b 4-7. `expectation_set`: the operator set
+    `expected_hardware`; otherwise a machine without GPUs is expected to be a CPU.
     """
     cores = cores or len(os.sched_getaffinity(0))
     notes: list[str] = []
@@ -50,12 +50,12 @@ def split(settings: Settings, gpus: list[GpuStatus], *, expectation_set: bool, c
     ]
     expected = settings.expected_hardware
     if not gpus and not expectation_set:
-        notes.append("no GPU here: expecting a CPU (PODIUM_EXPECTED_HARDWARE=cpu), so offers can be accepted")
+        notes.append("no GPU found: using PODIUM_EXPECTED_HARDWARE=cpu, so that offers can be accepted")
         expected = "cpu"
     elif gpus and (found := _name(gpus, each)) != expected:
         notes.append(
-            f"a slot has {found} but {expected} is expected, so every offer will be refused; "
-            f"PODIUM_EXPECTED_HARDWARE={found} accepts this machine"
+            f"a slot has {found} but {expected} is expected, so every offer will be rejected; "
+            f"set PODIUM_EXPECTED_HARDWARE={found} to use this machine"
         )
     return Split(shares, expected, notes)
 

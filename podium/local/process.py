@@ -1,4 +1,4 @@
-"""Processes that must run: started, started again when they die, stopped in order."""
+"""Supervise service processes: start them, restart them when they exit, stop them in order."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from shared.errors import PodiumError
 from shared.settings import PREFIX
 from trainer_node.worker.slot_lock import start_time
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0  # before a dead service is started again; doubles
-SETTLED_S = 30.0  # one that lived so long starts again with the first pause
-BAD_SETTINGS = 2  # exit code of a service that starting again can't help
-LOG_BYTES = 64 << 20  # a larger log is set aside when its service starts
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0  # before a restart; doubles each time
+SETTLED_S = 30.0  # a service that ran this long restarts after the first pause
+BAD_SETTINGS = 2  # exit code of a service with bad settings: a restart can't help
+LOG_BYTES = 64 << 20  # a larger log is rotated when its service starts
 
 AS_DESCRIPTOR_3 = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.execv(sys.argv[2], sys.argv[2:])"
 
@@ -38,11 +38,11 @@ class Spec(Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
     stop_s: float = 15.0  # from SIGTERM to SIGKILL
     longest_pause_s: float = LONGEST_PAUSE_S
-    on_leftover: int = signal.SIGTERM  # how one that outlived its launcher is taken down
+    on_leftover: int = signal.SIGTERM  # signal for a process that outlived its launcher
 
 
 class _PidFile(Struct, frozen=True):
-    """Process id and start time together name one process for good."""
+    """Process id and start time, which together identify one process."""
 
     pid: int
     start_time: int
@@ -58,13 +58,13 @@ class ManagedProcess:
         self.restarts = 0
         self.pid: int | None = None
         self.socket: int | None = None  # a listening socket's descriptor, passed as descriptor 3
-        # Waits until the process must be replaced though it lives; says why.
+        # Waits until the running process must be replaced; returns the reason.
         self.watch: Callable[[], Awaitable[str]] | None = None
         self._say = say
         self._asked_to_stop = asyncio.Event()
 
     async def supervise(self) -> None:
-        """Keep it running until `stop`; PodiumError if it says that its settings are bad."""
+        """Keep it running until `stop`. Raises PodiumError if it exits because of bad settings."""
         pause = FIRST_PAUSE_S
         while True:
             began = time.monotonic()
@@ -83,25 +83,25 @@ class ManagedProcess:
                 if time.monotonic() - began > SETTLED_S
                 else min(2 * pause, self.spec.longest_pause_s)
             )
-            self._say(f"{self.spec.name} {_manner(process.returncode)}; starting it again in {pause:g} s")
+            self._say(f"{self.spec.name} {_exit_reason(process.returncode)}; restarting in {pause:g} s")
             self.restarts += 1
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._asked_to_stop.wait(), pause)
                 return
 
     def stop(self) -> None:
-        """Make `supervise` end the process and return."""
+        """Make `supervise` stop the process and return."""
         self._asked_to_stop.set()
 
-    async def take_down_leftover(self) -> None:
-        """End the process that a launcher killed with -9 left behind, if it still runs."""
+    async def stop_leftover(self) -> None:
+        """Stop the process left behind by a launcher that was killed with -9, if it still runs."""
         try:
             left = msgspec.json.decode(self.pid_file.read_bytes(), type=_PidFile)
         except (FileNotFoundError, msgspec.DecodeError):
             return
         if start_time(left.pid) != left.start_time:
             return
-        self._say(f"{self.spec.name} of an earlier launch still runs (process {left.pid}); taking it down")
+        self._say(f"{self.spec.name} of an earlier launch still runs (process {left.pid}); stopping it")
         for number, patience in ((self.spec.on_leftover, self.spec.stop_s), (signal.SIGKILL, 10.0)):
             with suppress(ProcessLookupError):
                 os.kill(left.pid, number)
@@ -110,12 +110,12 @@ class ManagedProcess:
                 if start_time(left.pid) != left.start_time:
                     return
                 await asyncio.sleep(0.05)
-        raise PodiumError(f"{self.spec.name} of an earlier launch (process {left.pid}) can't be ended")
+        raise PodiumError(f"{self.spec.name} of an earlier launch (process {left.pid}) can't be stopped")
 
     def last_line(self) -> str:
-        """The last thing it said."""
+        """Return the last line of its log."""
         lines = self.log.read_bytes()[-4096:].decode(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "no word in its log")
+        return next((line for line in reversed(lines) if line.strip()), "its log is empty")
 
     async def _start(self) -> asyncio.subprocess.Process:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -131,12 +131,12 @@ class ManagedProcess:
 
     async def _spawn(self, log: BinaryIO) -> asyncio.subprocess.Process:
         command = self.spec.command
-        # A service's settings are all in its spec; LISTEN_* would be ours, if systemd started us.
+        # A service's settings are all in its spec; LISTEN_* belong to this process, if systemd started it.
         inherited = {key: os.environ[key] for key in os.environ if not key.startswith((PREFIX, "LISTEN_"))}
         environment = inherited | self.spec.environment
         descriptors: tuple[int, ...] = ()
         if self.socket is not None:
-            # subprocess can pass a descriptor on but not as another number, and dash knows only one digit.
+            # subprocess can't renumber a descriptor, and dash redirects only single-digit ones.
             command = [sys.executable, "-ISc", AS_DESCRIPTOR_3, str(self.socket), *command]
             environment["LISTEN_FDS"] = "1"
             descriptors = (self.socket,)
@@ -147,11 +147,11 @@ class ManagedProcess:
             stderr=log,
             env=environment,
             pass_fds=descriptors,
-            start_new_session=True,  # Ctrl-C is for the launcher, which stops its services in order
+            start_new_session=True,  # Ctrl-C is handled by the launcher, which stops its services in order
         )
 
     async def _ended_or_asked(self, process: asyncio.subprocess.Process) -> None:
-        """Until it ends, or is asked to, or its watch says that it must."""
+        """Wait until it exits, `stop` is called, or its watch returns."""
         waits: set[asyncio.Task[object]] = {
             asyncio.create_task(process.wait()),
             asyncio.create_task(self._asked_to_stop.wait()),
@@ -176,13 +176,13 @@ class ManagedProcess:
             try:
                 await asyncio.wait_for(process.wait(), self.spec.stop_s)
             except TimeoutError:
-                self._say(f"{self.spec.name} doesn't stop within {self.spec.stop_s:g} s; killing it")
+                self._say(f"{self.spec.name} did not stop within {self.spec.stop_s:g} s; killing it")
                 process.kill()
                 await process.wait()
         self.pid_file.unlink(missing_ok=True)
 
 
-def _manner(code: int | None) -> str:
+def _exit_reason(code: int | None) -> str:
     if code is not None and code < 0:
         return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"
+    return f"exited with code {code}"

@@ -34,14 +34,14 @@ BACKLOG = 1024
 KEYS = "keys"
 OWN_FOLDERS = ("nats", KEYS, "mirror", "nodes", "artifacts", "logs", "run")  # in the data folder
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-NODE_EXTRA_S = 15.0  # what a node needs to drain, on top of its worker's grace
+NODE_EXTRA_S = 15.0  # time for a node to drain, in addition to its worker's grace
 
 
 class Stack:
-    """Services in the order in which they start; they stop the other way round.
+    """Services in the order in which they start; they stop in reverse order.
 
     The gateway's listening socket belongs to the stack, so a request that arrives while the gateway
-    starts again waits for it. Everything that lasts is in the data folder; the next stack goes on with it.
+    restarts waits for it. All persistent data is in the data folder; the next stack continues with it.
     """
 
     def __init__(self, settings: Settings, split: Split, say: Say) -> None:
@@ -58,7 +58,7 @@ class Stack:
             slot=split.shares[0].slot,
             expected_hardware=split.expected_hardware,
         )
-        if self.broker_port:  # its own users, and no TLS: nothing leaves this machine
+        if self.broker_port:  # its own users, and no TLS: no traffic leaves this machine
             own: dict[str, Any] = {"nats_nkey_seed_file": str(self.folder / KEYS), "nats_ca_file": None}
             self.settings = msgspec.structs.replace(self.settings, **own)
         self._say = say
@@ -68,7 +68,7 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Where the gateway answers, once started."""
+        """Return the gateway's URL, once started."""
         if self._listening is None:
             raise PodiumError("not started")
         host, port = self._listening.getsockname()[:2]
@@ -76,18 +76,18 @@ class Stack:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def start(self, *, fresh: bool = False) -> None:
-        """Take the folder, end what an earlier launch left, start everything; PodiumError if it can't.
+        """Lock the folder, stop leftovers of an earlier launch, start everything. Raises PodiumError.
 
-        `fresh`: begin with nothing; what the folder holds is deleted.
+        `fresh`: delete the folder's data first.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = self.folder / "up.lock"
         if fresh and not lock.exists() and any(self.folder.iterdir()):
-            raise PodiumError(f"{self.folder} holds something that is not ours; choose another --data-dir")
+            raise PodiumError(f"{self.folder} holds files that are not Podium's; choose another --data-dir")
         self._lock = _take(lock)
         self.services = [ManagedProcess(spec, self.folder, self._say) for spec in self._specs()]
         for service in reversed(self.services):
-            await service.take_down_leftover()
+            await service.stop_leftover()
         if fresh:
             await self._kill_workers()
             for name in OWN_FOLDERS:
@@ -112,7 +112,7 @@ class Stack:
         make_users(keys, self.settings.slots)
         write_config(self.folder / "nats", self.broker_port, monitor_port, keys=keys)
         if take_over_open_store(self.folder / "nats"):
-            self._say("the broker has users now; what it stored without them is theirs")
+            self._say("the broker now has users; its store was moved to their account")
 
     async def ready(self, timeout_s: float) -> None:
         """Wait until the gateway decides on offers and every slot's node sends heartbeats."""
@@ -130,27 +130,27 @@ class Stack:
                 task.result()
 
     async def wait(self) -> None:
-        """Until a service can't be kept running: then PodiumError."""
+        """Wait until a service can't be kept running; raise its PodiumError."""
         await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
         self.check()
 
     async def stop(self, *, kill_workers: bool = False) -> None:
-        """Drain the nodes, then the gateway, then the broker; on demand, end workers that are still there."""
-        pairs = list(zip(self.services, self._tasks, strict=False))  # not all are started if `start` failed
+        """Drain the nodes, then the gateway, then the broker; `kill_workers`: kill remaining workers."""
+        pairs = list(zip(self.services, self._tasks, strict=False))  # not all were started if `start` failed
         for prefix in ("node-", "gateway", "broker"):
             group = [(service, task) for service, task in pairs if service.spec.name.startswith(prefix)]
             for service, _ in group:
                 service.stop()
             await asyncio.gather(*(task for _, task in group), return_exceptions=True)
         self._tasks.clear()
-        if kill_workers and self._lock is not None:  # without the lock they are another launcher's
+        if kill_workers and self._lock is not None:  # without the lock they belong to another launcher
             await self._kill_workers()
         for held in (self._listening, self._lock):
             if held is not None:
                 held.close()
 
     async def _kill_workers(self) -> None:
-        """Kill workers that outlived their nodes, as they are built to."""
+        """Kill the workers, which by design outlive their nodes."""
         for share in self.split.shares:
             lock = SlotLock(self._node_folder(share))
             for pid in await asyncio.to_thread(lock.holders):
@@ -162,7 +162,7 @@ class Stack:
         environment = _environment(self.settings)
         python = sys.executable
         command = [python, "-m", "gateway"]
-        # upstream sends a start once and waits 10 s for the answer
+        # a short pause: upstream sends a start once and waits 10 s for the answer
         specs = [Spec(name="gateway", command=command, environment=environment, longest_pause_s=1.0)]
         specs += [self._node(share, environment) for share in self.split.shares]
         if self.broker_port:
@@ -180,7 +180,7 @@ class Stack:
             command=[sys.executable, "-m", "trainer_node"],
             environment=environment | {PREFIX + key.upper(): value for key, value in own.items()},
             stop_s=self.settings.stop_grace_s + NODE_EXTRA_S,
-            # Its worker trains on and the next node adopts it; a SIGTERM would stop the worker.
+            # SIGTERM would stop its worker; after SIGKILL the worker trains on and the next node adopts it.
             on_leftover=signal.SIGKILL,
         )
 
@@ -189,7 +189,7 @@ class Stack:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """Every setting as a variable, so that all services see the same whatever file or option it came from."""
+    """Return every setting as a variable, so that all services have the same settings."""
     values = {}
     for name, value in msgspec.structs.asdict(settings).items():
         if value is not None:
@@ -199,7 +199,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _own_broker_port(settings: Settings) -> int:
-    """The embedded broker's port; 0 if the settings name a broker on another machine."""
+    """Return the embedded broker's port; 0 if the settings name a broker on another machine."""
     parts = urlsplit(settings.nats_url)
     if parts.hostname not in LOOPBACK:
         return 0
@@ -207,14 +207,14 @@ def _own_broker_port(settings: Settings) -> int:
 
 
 def _take(path: Path) -> TextIO:
-    """Lock the data folder for as long as the file stays open."""
+    """Lock the data folder while the returned file is open."""
     file = path.open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
         raise PodiumError(
-            f"podium already runs on {path.parent}; --data-dir chooses another folder"
+            f"podium already runs on {path.parent}; choose another folder with --data-dir"
         ) from error
     return file
 
@@ -225,12 +225,13 @@ def _listen(host: str, port: int, option: str) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise PodiumError(
-            f"can't listen on {host}:{port}: {error.strerror or error}; {option} chooses another (0 = any)"
+            f"can't listen on {host}:{port}: {error.strerror or error}; "
+            f"choose another port with {option} (0 = any)"
         ) from error
 
 
 def _what_is_missing(client: Client, nodes: int) -> str | None:
-    """None if the gateway is ready and `nodes` nodes hold their slots."""
+    """Return None if the gateway is ready and `nodes` nodes hold their slots, else what is missing."""
     try:
         if why := client.why_not_ready():
             return why

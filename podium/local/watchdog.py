@@ -1,8 +1,8 @@
-"""See from outside that a broker no longer works though its process lives.
+"""Detect from outside that a broker no longer works although its process is alive.
 
-A nats-server that could not write (disk full, I/O error) freezes that stream: connections stay, core messages
-flow, appends time out, /healthz says "write error". Room on the disk doesn't thaw it, a new start does;
-nothing that was acknowledged is lost by it. A stopped or stuck server doesn't answer at all.
+After a failed write (disk full, I/O error) a nats-server freezes that stream: connections stay open, core
+messages still pass, appends time out, /healthz reports "write error". Free disk space doesn't unfreeze it, a
+restart does, and loses nothing that was acknowledged. A stopped or hung server doesn't answer at all.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import time
 from typing import Final
 
 POLL_S: Final = 1.0
-ANSWER_S: Final = 5.0  # on loopback; a machine under load may take long to answer
+ANSWER_S: Final = 5.0  # on loopback; a loaded machine may answer slowly
 WRITE_ERROR: Final = "write error"
 
 
 async def until_broken(monitor_port: int, patience_s: float) -> str:
-    """Return why the broker must be started again, once that has been so for `patience_s`."""
+    """Return why the broker must be restarted, once that has lasted for `patience_s`."""
     since: float | None = None
     while True:
         asked = time.monotonic()
@@ -30,7 +30,7 @@ async def until_broken(monitor_port: int, patience_s: float) -> str:
 
 
 async def trouble_of(monitor_port: int) -> str | None:
-    """What a new start would cure, or None. A port that nobody listens on is a broker that starts or ends."""
+    """Return a fault that a restart would cure, or None. A closed port is none: it starts or stops."""
     try:
         async with asyncio.timeout(ANSWER_S):
             body = await _get(monitor_port, "/healthz")
@@ -40,13 +40,13 @@ async def trouble_of(monitor_port: int) -> str | None:
         return None
     try:
         error = json.loads(body).get("error", "")
-    except ValueError:  # broken off: it ends
+    except ValueError:  # truncated: the broker is stopping
         return None
     return f"can't store ({error})" if WRITE_ERROR in error else None
 
 
 async def _get(port: int, path: str) -> bytes:
-    """The body of an HTTP answer, whatever its status."""
+    """Return the body of an HTTP response, whatever its status."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())

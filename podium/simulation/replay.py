@@ -1,4 +1,4 @@
-"""A policy over a trace of offers, on a simulated clock; slots are busy for as long as jobs last. Pure."""
+"""Replay a policy over a trace of offers on a simulated clock. Pure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from shared.subjects import task_key
 
 
 class Rules(Struct, frozen=True, kw_only=True):
-    """The fleet that is simulated, and what is assumed of outcomes that the trace doesn't tell."""
+    """The simulated fleet, and assumptions about outcomes that are not in the trace."""
 
     slots: tuple[str, ...]
-    hardware: Hardware  # of every slot, which is always live; also what is expected
+    hardware: Hardware  # of every slot, and the expected one; slots are always live
     profile: str
     max_hours: float
     deadline_margin_s: float
@@ -30,25 +30,25 @@ class Rules(Struct, frozen=True, kw_only=True):
     min_points_per_hour: float
     prior_strength: float
     half_life_s: float
-    win: float  # chance of the first place
-    fail: float  # chance of submitting nothing valid
+    win: float  # chance of winning
+    fail: float  # chance of no valid submission
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """What one policy made of a trace."""
+    """Results of one policy on a trace."""
 
     policy: str
     offers: int
     accepted: int
-    again: int  # offers of tasks that were accepted before: answered as before
+    again: int  # offers of tasks accepted before; the answer is the same
     rejected: dict[str, int]  # by DecisionKind
     by_type: dict[str, tuple[int, int]]  # offered, accepted
     started: int
     never_started: int
-    late_refused: int  # started after the reservation had lapsed, with no slot free: a failure
-    recorded: int  # outcomes that the trace told
+    late_refused: int  # started after the reservation lapsed, with no free slot: a failure
+    recorded: int  # outcomes taken from the trace
     hours: float  # from the first offer to the last
-    running_share: float  # of the slots' time in these hours
+    running_share: float  # of the slot time in these hours
     reserved_share: float
     work: float  # upstream's weights W of the jobs that started
     points: float  # expected, of all accepted jobs: sum of W * score
@@ -59,13 +59,13 @@ class _Job(Struct):
     line: TraceLine
     slot: str
     feasible: bool
-    since: float  # when it began to hold the slot
+    since: float  # when it took the slot
     running: bool = False
     lapsed: bool = False
 
 
 def replay(lines: list[TraceLine], policy: Policy, name: str, rules: Rules) -> Report:
-    """Answer every offer in turn; the same arguments always give the same report."""
+    """Decide on every offer in order; the same arguments always give the same report."""
     world = _World(lines, policy, rules)
     for line in lines:
         world.offer(line)
@@ -74,7 +74,7 @@ def replay(lines: list[TraceLine], policy: Policy, name: str, rules: Rules) -> R
 
 
 class _World:
-    """Slots, a queue of what happens next, and counts."""
+    """Slots, a queue of events, and counts."""
 
     def __init__(self, lines: list[TraceLine], policy: Policy, rules: Rules) -> None:
         self.rules, self.policy = rules, policy
@@ -125,7 +125,7 @@ class _World:
     def lapse(self, at: float, job: _Job) -> None:
         self.release(at, job)
         job.lapsed = True
-        self.known.discard(job.line.offer.task_id)  # offered again it would be decided again
+        self.known.discard(job.line.offer.task_id)  # a repeated offer would be decided again
         self.counts["never_started"] += job.line.start_after_s is None
 
     def start(self, at: float, job: _Job) -> None:
@@ -154,7 +154,7 @@ class _World:
         self.learn(at, job.line)
 
     def outcome(self, job: _Job) -> float:
-        """Upstream's score of a job: as recorded, else what is to be expected."""
+        """Return upstream's score of a job: the recorded one, else the expected value."""
         line, rules = job.line, self.rules
         self.counts["recorded"] += line.score is not None or line.delivered is not None
         if line.score is not None:
@@ -162,21 +162,21 @@ class _World:
         fail = rules.fail if job.feasible else 1.0
         if line.delivered is not None:
             fail = 0.0 if line.delivered else 1.0
-        wins = min(1.0, rules.win / (1.0 - rules.fail)) if rules.fail < 1 else 0.0  # of what is delivered
+        wins = min(1.0, rules.win / (1.0 - rules.fail)) if rules.fail < 1 else 0.0  # per delivered job
         return POINTS_OF_FIRST * wins * (1.0 - fail) - POINTS_OF_FAILURE * fail
 
     def learn(self, at: float, line: TraceLine) -> None:
-        """Recorded outcomes change the rates of later offers, as they do in a gateway."""
-        token, offer = task_key(line.offer.task_id), line.offer
+        """Update the rates from a recorded outcome, as a gateway does."""
+        key, offer = task_key(line.offer.task_id), line.offer
         if line.delivered is not None:
             status = ResultStatus.SUBMITTED if line.delivered else ResultStatus.FAILED
-            self.evidence.note_result(token, offer.task_type, offer.model, status, at)
+            self.evidence.note_result(key, offer.task_type, offer.model, status, at)
         if line.score is not None:
             self.evidence.note_score(
                 Score(
                     record_id="",
                     task_id=offer.task_id,
-                    task=token,
+                    task=key,
                     task_type=offer.task_type,
                     model=offer.model,
                     quality_score=line.score,

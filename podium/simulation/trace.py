@@ -1,10 +1,10 @@
-"""Traces of offers: JSON lines, made by a simulator or written by a gateway (`decisions.jsonl`).
+"""Read traces of offers: JSON lines from a simulator or a gateway (`decisions.jsonl`).
 
     {"at": 12.0, "offer": {"task_id": ..., "task_type": ..., "model": ..., "hours_to_complete": ...},
      "start_after_s": 40.0}
 
-`start_after_s` null = accepted, but never started; left out = started at once. A line may also say how the
-task went where it was run: `ran_s`, `delivered`, `score`. Unknown fields are ignored.
+`start_after_s` null = accepted, but never started; omitted = started at once. A line may also have the
+recorded outcome of the task: `ran_s`, `delivered`, `score`. Unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Seconds = Annotated[float, Meta(ge=0)]
 
 
 class TraceLine(Struct, frozen=True, kw_only=True):
-    """One offer, when it came, and what is known of what followed."""
+    """One offer, its time, and the known outcome."""
 
-    at: float  # seconds, from any moment on
+    at: float  # seconds since any fixed moment
     offer: BareOffer
     start_after_s: Seconds | None = 0.0
-    ran_s: Seconds | None = None  # how long it kept its slot, once started
+    ran_s: Seconds | None = None  # how long it held its slot, once started
     delivered: bool | None = None
     score: float | None = None  # upstream's
 
 
 class Trace(Struct, frozen=True):
-    """Offers in the order in which they came; `skipped` lines had none."""
+    """Offers in order of time; `skipped` counts lines without an offer."""
 
     lines: list[TraceLine]
     skipped: int
@@ -50,7 +50,7 @@ _decision = msgspec.json.Decoder(Decision)
 
 
 def read_trace(path: Path) -> Trace:
-    """Read a trace or a gateway's decisions. Raises PodiumError that names the line."""
+    """Read a trace or a gateway's decisions. Raises PodiumError that names the bad line."""
     lines, skipped = list[TraceLine](), 0
     try:
         with path.open("rb") as file:
@@ -70,7 +70,7 @@ def read_trace(path: Path) -> Trace:
 
 
 def _read(text: bytes, where: str) -> TraceLine | None:
-    """One line; None for a decision of a version that didn't write the offer."""
+    """Parse one line; return None for a decision of a version that didn't write the offer."""
     try:
         kind = _kind.decode(text)
         if kind.at is None and kind.decided_at is not None:

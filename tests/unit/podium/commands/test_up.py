@@ -56,7 +56,7 @@ async def test_services_get_every_setting_and_each_node_its_own_slot(tmp_path: P
 async def test_nothing_is_deleted_in_a_folder_that_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     made = await stack(tmp_path)
-    with pytest.raises(PodiumError, match="not ours"):
+    with pytest.raises(PodiumError, match="not Podium"):
         await made.start(fresh=True)
     assert (tmp_path / "logs").is_dir()
 

@@ -42,7 +42,7 @@ async def test_a_killed_service_is_started_again_and_stops_when_told(tmp_path: P
     os.kill(first, signal.SIGKILL)
     await until(lambda: sleeper.pid != first)
     assert sleeper.restarts == 1
-    assert "x was killed by SIGKILL; starting it again" in said[0]
+    assert "x was killed by SIGKILL; restarting in" in said[0]
     sleeper.stop()
     await asyncio.wait_for(task, 60)
     assert sleeper.pid is not None
@@ -115,7 +115,7 @@ async def test_what_an_earlier_launcher_left_is_taken_down(tmp_path: Path) -> No
     new = service(tmp_path, SLEEP, said)
     new.pid_file.parent.mkdir(parents=True)
     new.pid_file.write_text(f'{{"pid": {left.pid}, "start_time": {start_time(left.pid)}}}')
-    await new.take_down_leftover()
+    await new.stop_leftover()
     assert await asyncio.wait_for(left.wait(), 60) == -signal.SIGTERM
     assert "still runs" in said[0]
 
@@ -125,7 +125,7 @@ async def test_a_reused_process_id_is_left_alone(tmp_path: Path) -> None:
     new = service(tmp_path, SLEEP, [])
     new.pid_file.parent.mkdir(parents=True)
     new.pid_file.write_text(f'{{"pid": {other.pid}, "start_time": 1}}')
-    await new.take_down_leftover()
+    await new.stop_leftover()
     assert start_time(other.pid) is not None
     other.kill()
     await other.wait()
