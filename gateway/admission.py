@@ -177,46 +177,37 @@ class Admission:
 
     async def _admit(self, offer: BareOffer, token: str, received_at: float) -> Decision:
         """Judge on the newest state, and store an accepted offer."""
-        decision: Decision | None = None
 
-        def make() -> Job | Reservation | None:
-            nonlocal decision
-            if decision := self._known(offer, token, received_at):
-                return None
+        def make() -> tuple[Job | Reservation | None, Decision]:
+            if known := self._known(offer, token, received_at):
+                return None, known
             verdict = self._policy(offer, self.view())
             if not verdict.accepted:
-                decision = self._rejected(offer, token, verdict, received_at)
-                return None
+                return None, self._rejected(offer, token, verdict, received_at)
             decision = self._records.decision(offer, token, verdict, received_at)
-            return self._records.accepted(offer, decision, received_at)
+            return self._records.accepted(offer, decision, received_at), decision
 
-        await self._store(make)
-        assert decision is not None  # make() was called at least once
-        return decision
+        return await self._store(make)
 
     async def _start(
         self, task_id: str, request: Callable[[BareOffer | None], Offer], received_at: float
     ) -> Job:
         token = subjects.task_key(task_id)
         await self._follower.catch_up()
-        job: Job | None = None
 
-        def make() -> Job | None:
-            nonlocal job
+        def make() -> tuple[Job | None, Job]:
             task = self._ledger.task(token)
             if task is None or task.record.task_id != task_id:
                 raise NotAcceptedError(f"task {task_id[:100]!r} was not accepted: offer it first")
             if task.job is not None:
-                job = task.job
-                return None
-            job = self._begin(task.record, request, received_at)
-            return job
+                return None, task.job
+            started = self._begin(task.record, request, received_at)
+            return started, started
 
         while self._storing is not None:
             await asyncio.shield(self._storing)
         async with self._alone():
-            await self._store(make)
-        assert job is not None  # make() was called at least once
+            job = await self._store(make)
         log.info("job started", task=token, slot=job.slot, deadline_at=job.deadline_at)
         return job
 
@@ -250,12 +241,13 @@ class Admission:
         # prefer a live node; one that is down may come back
         return min(free, key=lambda facts: not facts.live).slot, late_s
 
-    async def _store(self, make: Callable[[], Job | Reservation | None]) -> None:
-        """Append the record that `make` returns; make it again until the log's end is the one it was made on.
+    async def _store(self, make: Callable[[], tuple[Job | Reservation | None, T]]) -> T:
+        """Append the record that `make` returns, if any; return the answer that it returns with it.
 
-        It returns None if nothing is to be stored, for instance because the task is there already.
+        Both are made again until the log's end is the one they were made on. Without a record nothing is
+        stored, for instance because the task is there already.
         """
-        made: Job | Reservation | None = None
+        made: tuple[Job | Reservation | None, T] | None = None
         expected = -1
         cause: BusError | None = None
         for _ in range(TRIES):
@@ -263,15 +255,16 @@ class Admission:
                 # A record sent for an older end of the log can't be stored any more: decide again. While the
                 # end is the same, a record whose answer was lost may still be stored: resend it unchanged.
                 made, expected = make(), self._ledger.folded[JOBS]
-                if made is None:
-                    return
+            record, answer = made
+            if record is None:
+                return answer
             try:
-                await self._append(made, expected)
+                await self._append(record, expected)
             except (ConflictError, BusTimeoutError) as error:
                 cause = error
                 await self._follower.catch_up()
                 continue
-            return
+            return answer
         raise BusUnavailableError(f"the record could not be stored in {TRIES} tries: {cause}") from cause
 
     def _is_reserved(self, token: str) -> bool:
