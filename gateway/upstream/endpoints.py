@@ -18,7 +18,7 @@ from msgspec import Struct
 from gateway.errors import NoSlotError, NoSubmissionError, NotAcceptedError
 from gateway.http_request import read_body
 from gateway.service import Service
-from gateway.submissions import submission_of
+from gateway.state.ledger import Ledger
 from gateway.upstream.auth import AuthRefusal, Caller
 from gateway.upstream.contract import (
     MinerSubmission,
@@ -33,12 +33,14 @@ from gateway.upstream.contract import (
 from shared import subjects
 from shared.errors import BusError
 from shared.logs import get_logger
+from shared.messages import ResultStatus
 
 OFFER: Final = msgspec.json.Decoder(MinerTaskOffer)
 START_TEXT: Final = msgspec.json.Decoder(TrainRequestText)
 START_IMAGE: Final = msgspec.json.Decoder(TrainRequestImage)
 SETTLE_S: Final = 1.0  # how long an idempotent request waits for the shared replay check
 REPOSITORIES: Final = ("text", "image")
+HUB: Final = "hf://"
 JSON: Final = {"Content-Type": "application/json"}
 
 
@@ -111,8 +113,27 @@ async def submission(service: Service, asked: Asked) -> MinerSubmission:
         await service.started()
     task_id = asked.request.match_info["task_id"]
     found = submission_of(service.ledger, subjects.task_key(task_id))
-    model_hash = found.model_hash if service.settings.upstream_model_hash else None
-    return MinerSubmission(found.repo, model_hash)
+    return found if service.settings.upstream_model_hash else MinerSubmission(found.repo)
+
+
+def submission_of(ledger: Ledger, token: str) -> MinerSubmission:
+    """Return a task's submission, which stays available for good. Raises NoSubmissionError."""
+    task = ledger.task(token)
+    if task is None:
+        raise NoSubmissionError("no such task was accepted")
+    result = ledger.chain_of(task.record).result
+    if result is None:
+        raise NoSubmissionError(f"no submission yet: the task is {ledger.state(task, time.time())}")
+    if result.status is not ResultStatus.SUBMITTED or result.artifact is None:
+        raise NoSubmissionError(f"no submission: the task ended as {result.status}: {result.reason}")
+    return MinerSubmission(repository(result.artifact), result.model_hash)
+
+
+def repository(artifact: str) -> str:
+    """Return the repository's name on the hub; an artifact stored elsewhere keeps its full name."""
+    if not artifact.startswith(HUB):
+        return artifact
+    return artifact.removeprefix(HUB).partition("@")[0]
 
 
 async def training_repo(service: Service, asked: Asked) -> TrainingRepo:
