@@ -1,4 +1,4 @@
-"""`/v1/docs`: the OpenAPI document as one page for people; no script, nothing from elsewhere."""
+"""`/v1/docs`: the OpenAPI document as one HTML page, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ $schemas
 </body></html>
 """)
 _ACCESS: Final = (
-    "A gateway with an <code>api_token_file</code> asks for <code>Authorization: Bearer TOKEN</code>; curl "
-    "sends it with <code>-H @FILE</code> of a file that holds that line. One without answers its own "
-    "machine only."
+    "With an <code>api_token_file</code> the gateway requires <code>Authorization: Bearer TOKEN</code>; with "
+    "curl, put that line into a file and use <code>-H @FILE</code>. Without one it accepts only local "
+    "requests."
 )
 
 
 def page(document: Json) -> str:
-    """The page, in the order of the document."""
+    """Return the page, in the order of the document."""
     info = document["info"]
     return _PAGE.substitute(
         title=escape(info["title"]),
@@ -79,7 +79,7 @@ def _operation(method: str, path: str, operation: Json) -> str:
     if "description" in operation:
         parts.append(f"<p>{_prose(operation['description'])}</p>")
     if not operation["security"]:
-        parts.append("<p class=dim>Open to everybody.</p>")
+        parts.append("<p class=dim>Needs no token.</p>")
     if "parameters" in operation:
         rows = [
             (
@@ -95,7 +95,7 @@ def _operation(method: str, path: str, operation: Json) -> str:
         (f"<code>{status}</code>", f"{_prose(answer['description'])} {_contents(answer['content'])}")
         for status, answer in operation["responses"].items()
     ]
-    parts.append(f"<h4>Answers</h4>{_table(rows)}")
+    parts.append(f"<h4>Responses</h4>{_table(rows)}")
     return (
         f'<details id="{escape(operation["operationId"])}"><summary><b class={method}>{method.upper()}</b>'
         f"<code>{escape(path)}</code><span>{_prose(operation['summary'])}</span></summary>"
@@ -134,7 +134,7 @@ def _message(name: str, schema: Json) -> str:
 
 
 def _kind(schema: Json) -> str:
-    """A schema in a few words."""
+    """Describe a schema in a few words."""
     if ref := schema.get("$ref"):
         name = escape(ref.rpartition("/")[2])
         return f'<a href="#{name}">{name}</a>'
@@ -169,5 +169,5 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _prose(text: str) -> str:
-    """Text with `code` in it."""
+    """Return escaped text, with `code` as HTML."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))

@@ -1,6 +1,6 @@
-"""`/metrics`: what this gateway counts and knows, collected when it is asked for.
+"""`/metrics`: counters and state of this gateway, collected on each scrape.
 
-Nothing of a task but its slot is a label, so that the number of series depends on the fleet alone.
+The only label from a task is its slot, so the number of series depends on the fleet alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SLOT_STATES: Final = ("free", "reserved", "busy")
 
 
 def exposition(service: Service) -> bytes:
-    """Every metric, in Prometheus' text format."""
+    """Return every metric, in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(GatewayCollector(service))
     ProcessCollector(registry=registry)
@@ -32,13 +32,13 @@ def exposition(service: Service) -> bytes:
 
 
 class GatewayCollector(Collector):
-    """The metrics of one gateway at one moment."""
+    """Collects the current metrics of one gateway."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def collect(self) -> Iterable[Metric]:
-        """Every family."""
+        """Yield every metric family."""
         yield from _decisions(self._service.measures)
         yield from _offers(self._service)
         yield from _latencies(self._service.measures)
@@ -51,7 +51,7 @@ class GatewayCollector(Collector):
 def _decisions(measures: Measures) -> Iterator[Metric]:
     family = CounterMetricFamily(
         "podium_decisions",
-        "Offers this gateway decided on, by outcome and by what decided.",
+        "Offers decided by this gateway, by outcome and reason.",
         labels=("outcome", "reason"),
     )
     for reason in DECISIONS:
@@ -77,14 +77,14 @@ def _decisions(measures: Measures) -> Iterator[Metric]:
 def _offers(service: Service) -> Iterator[Metric]:
     measures = service.measures
     malformed = CounterMetricFamily(
-        "podium_malformed_offers", "Requests to decide that were no offers.", labels=("over",)
+        "podium_malformed_offers", "Requests whose body was not a valid offer.", labels=("over",)
     )
     malformed.add_metric(("http",), measures.malformed_offers)
     malformed.add_metric(("nats",), service.responder.malformed)
     yield malformed
     starts = CounterMetricFamily(
         "podium_starts",
-        "Starts of accepted offers whose data came later: in time, after the reservation lapsed, or refused.",
+        "Starts of accepted offers: in time, after the reservation had lapsed, or refused.",
         labels=("outcome",),
     )
     starts.add_metric(("in_time",), measures.starts.in_time)
@@ -92,21 +92,23 @@ def _offers(service: Service) -> Iterator[Metric]:
     starts.add_metric(("refused",), measures.starts.refused)
     yield starts
     results = CounterMetricFamily(
-        "podium_results", "Ended tasks in the logs, by status; the same on every gateway.", labels=("status",)
+        "podium_results", "Results in the logs, by status; the same on every gateway.", labels=("status",)
     )
     for status in ResultStatus:
         results.add_metric((status.value,), measures.results[status.value])
     yield results
     yield _counter(
         "podium_late_submissions",
-        "Submissions in the logs that were stored after their deadline.",
+        "Submissions stored after their deadline, in the logs.",
         measures.late_submissions,
     )
 
 
 def _latencies(measures: Measures) -> Iterator[Metric]:
     family = HistogramMetricFamily(
-        "podium_http_request_seconds", "Time from a request's head to its answer.", labels=("route", "status")
+        "podium_http_request_seconds",
+        "Time from a request's head to its response.",
+        labels=("route", "status"),
     )
     for (route, status), latencies in sorted(measures.latencies.items()):
         total, buckets = 0, list[tuple[str, float]]()
@@ -121,13 +123,13 @@ def _slots(service: Service) -> Iterator[Metric]:
     now = time.time()
     views = [slot_view(slot, service.ledger, service.presence, now) for slot in service.settings.slots]
     states = GaugeMetricFamily(
-        "podium_slot_state", "1 for the state that a slot is in, by the logs.", labels=("slot", "state")
+        "podium_slot_state", "1 for the slot's current state, by the logs.", labels=("slot", "state")
     )
     for view in views:
         for state in SLOT_STATES:
             states.add_metric((view.slot, state), float(view.state == state))
     yield states
-    live = _by_slot("podium_slot_live", "1 if a node that holds the slot's lease is sending heartbeats.")
+    live = _by_slot("podium_slot_live", "1 if a node that holds the slot's lease sends heartbeats.")
     age = _by_slot("podium_slot_heard_age_seconds", "Time since the slot's last heartbeat.")
     for view in views:
         live.add_metric((view.slot,), float(view.live))
@@ -154,16 +156,20 @@ def _gpus(service: Service, views: list[SlotView]) -> Iterator[Metric]:
 
 
 def _runs(service: Service) -> Iterator[Metric]:
-    """The job that keeps each slot busy; a slot without one has no series here."""
+    """Yield the metrics of each slot's job; a slot without a job has no series."""
     now = time.time()
     phases = GaugeMetricFamily(
-        "podium_job_phase", "1 for the phase that a slot's job is in.", labels=("slot", "phase")
+        "podium_job_phase", "1 for the current phase of the slot's job.", labels=("slot", "phase")
     )
     state = GaugeMetricFamily(
-        "podium_job_state", "1 for the state that a slot's job is in, by the logs.", labels=("slot", "state")
+        "podium_job_state",
+        "1 for the current state of the slot's job, by the logs.",
+        labels=("slot", "state"),
     )
-    left = _by_slot("podium_job_deadline_seconds", "Time to the deadline of a slot's job; negative after it.")
-    attempts = _by_slot("podium_job_attempts", "Starts of a slot's job that count against the limit.")
+    left = _by_slot(
+        "podium_job_deadline_seconds", "Time left until the deadline of the slot's job; negative after it."
+    )
+    attempts = _by_slot("podium_job_attempts", "Attempts of the slot's job that count against the limit.")
     progress: list[tuple[str, Progress]] = []
     for slot in service.settings.slots:
         holder = service.ledger.holder(slot, now)
@@ -175,18 +181,18 @@ def _runs(service: Service) -> Iterator[Metric]:
         left.add_metric((slot,), holder.job.deadline_at - now)
         claimed = service.ledger.chain_of(holder.job).claimed
         attempts.add_metric((slot,), claimed.attempt if claimed else 0)
-        said = service.presence.progress(holder.job.task)
-        if said is not None:
-            progress.append((slot, said))
+        newest = service.presence.progress(holder.job.task)
+        if newest is not None:
+            progress.append((slot, newest))
             for phase in Phase:
-                phases.add_metric((slot, phase.value), float(said.phase is phase))
+                phases.add_metric((slot, phase.value), float(newest.phase is phase))
     yield from (state, left, attempts, phases)
     yield from _progress(progress)
 
 
 def _progress(runs: list[tuple[str, Progress]]) -> Iterator[Metric]:
     for name, meaning, field in (
-        ("podium_job_progress_ratio", "Share of the training budget that is spent.", "progress"),
+        ("podium_job_progress_ratio", "Share of the training budget used.", "progress"),
         ("podium_job_step", "Optimiser steps.", "step"),
         ("podium_job_tokens", "Tokens trained.", "tokens"),
         ("podium_job_loss", "Training loss.", "loss"),
@@ -208,37 +214,43 @@ def _gateway(service: Service) -> Iterator[Metric]:
     about = GaugeMetricFamily("podium_gateway", "This gateway.", labels=("gateway", "version"))
     about.add_metric((info.gateway, info.version), 1)
     yield about
-    yield _gauge("podium_ready", "1 while offers can be decided.", float(info.not_ready is None))
-    yield _gauge("podium_nats_connected", "1 while the link to NATS is up.", float(service.connected))
+    yield _gauge("podium_ready", "1 if the gateway can decide on offers.", float(info.not_ready is None))
+    yield _gauge("podium_nats_connected", "1 if the gateway is connected to NATS.", float(service.connected))
     folded = GaugeMetricFamily(
-        "podium_log_folded_sequence", "Newest record of a log that this gateway knows.", labels=("stream",)
+        "podium_log_folded_sequence",
+        "Sequence of the newest record that this gateway has applied.",
+        labels=("stream",),
     )
     behind = GaugeMetricFamily(
-        "podium_mirror_behind_records", "Sequences that the mirror's file is behind.", labels=("stream",)
+        "podium_mirror_behind_records", "Records that the mirror's file lacks.", labels=("stream",)
     )
     for stream, sequence in info.folded.items():
         folded.add_metric((stream,), sequence)
         behind.add_metric((stream,), max(0, sequence - info.mirror.last.get(stream, 0)))
     yield from (folded, behind)
     if (age := service.log_age_s) is not None:
-        yield _gauge("podium_log_age_seconds", "Time since both logs were read to their end.", age)
+        yield _gauge("podium_log_age_seconds", "Time since both logs were last read to their end.", age)
     yield _gauge(
-        "podium_mirror_failed", "1 if the mirror can't follow.", float(info.mirror.error is not None)
+        "podium_mirror_failed", "1 if the mirror can't be written.", float(info.mirror.error is not None)
     )
-    yield _counter("podium_lost_decisions", "Decisions missing in the gateway's file.", info.lost_decisions)
-    yield _counter("podium_malformed_records", "Stored records that can't be used.", info.malformed_records)
-    yield _counter("podium_malformed_messages", "Heard messages that can't be read.", info.malformed_messages)
-    yield _gauge("podium_denied_subjects", "Subjects that the broker denied this gateway.", len(info.denied))
+    yield _counter("podium_lost_decisions", "Decisions missing from the gateway's file.", info.lost_decisions)
+    yield _counter("podium_malformed_records", "Stored records that are malformed.", info.malformed_records)
+    yield _counter(
+        "podium_malformed_messages", "Received messages that are malformed.", info.malformed_messages
+    )
+    yield _gauge(
+        "podium_denied_subjects", "Subjects that the broker has denied to this gateway.", len(info.denied)
+    )
 
 
 def _events(service: Service) -> Iterator[Metric]:
     log = service.events
-    said = CounterMetricFamily("podium_events", "Events for readers of /v1/events.", labels=("type",))
+    published = CounterMetricFamily("podium_events", "Events for readers of /v1/events.", labels=("type",))
     for name, count in sorted(log.counts.items()):
-        said.add_metric((name,), count)
-    yield said
+        published.add_metric((name,), count)
+    yield published
     yield _gauge("podium_event_readers", "Open streams of /v1/events.", log.readers)
-    yield _counter("podium_lost_events", "Events that readers were too slow for.", log.lost)
+    yield _counter("podium_lost_events", "Events that slow readers missed.", log.lost)
 
 
 def _by_slot(name: str, meaning: str) -> GaugeMetricFamily:

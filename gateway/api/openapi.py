@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made of the route table and of the messages."""
+"""Build the OpenAPI 3.1 document from the route table and the messages."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from shared.messages import Decision, Heartbeat, Progress
 
 REF: Final = "#/components/schemas/{name}"
 TAGS: Final = {
-    "offers": "Offers in, decisions out.",
-    "tasks": "What became of accepted offers.",
-    "learning": "What upstream made of submissions, and the rates learned from it.",
-    "fleet": "Slots, and the gateway itself.",
-    "events": "What happens, as it happens.",
-    "health": "For monitors.",
+    "offers": "Send an offer, get a decision.",
+    "tasks": "State of accepted offers.",
+    "learning": "Upstream's scores of submissions, and the rates learned from them.",
+    "fleet": "The slots and the gateway.",
+    "events": "Live events.",
+    "health": "For monitoring.",
     "document": "This document.",
 }
-# What the data of each event is.
+# The type of each event's data.
 EVENTS: Final[dict[str, type]] = {
     "hello": Hello,
     "reset": Reset,
@@ -37,17 +37,17 @@ EVENTS: Final[dict[str, type]] = {
     EventType.HEARTBEAT: Heartbeat,
 }
 DESCRIPTION: Final = (
-    "Offers of fine-tuning jobs in, decisions out. An accepted offer is a stored job. Times are Unix "
-    "seconds, sizes bytes. Unknown fields of a body are ignored; new ones may appear in any answer. Every "
-    "path also answers with a slash at its end. Errors are problems as of RFC 9457."
+    "Decides on offers of fine-tuning jobs. An accepted offer is a stored job. Times are Unix seconds, sizes "
+    "are bytes. Unknown fields in a request body are ignored; new fields may appear in any response. Every "
+    "path also works with a trailing slash. Errors are RFC 9457 problem details."
 )
-PARAMETERS: Final = {"task_id": "the upstream task id, URL-encoded, or the task's token"}
+PARAMETERS: Final = {"task_id": "the upstream task id, URL-encoded, or the task key"}
 
 Json = dict[str, Any]
 
 
 def document(routes: Sequence[Route], version: str) -> Json:
-    """The whole document."""
+    """Return the whole document."""
     types = [Problem, *EVENTS.values()]
     types += [
         each for route in routes for each in (route.body, route.answer, route.query) if each is not None

@@ -1,4 +1,4 @@
-"""Errors as /v1 answers them: RFC 9457 problems, each with a slug for programs and a sentence for people."""
+"""Error responses of /v1: RFC 9457 problems, each with a slug for programs and a sentence for people."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Problem(Struct, frozen=True, omit_defaults=True):
-    """An error answer, as RFC 9457 has it."""
+    """An error response: RFC 9457 problem details."""
 
     type: str
     title: str
     status: int
     detail: str
-    field: str | None = None  # the field of the body, or the parameter, that is wrong
+    field: str | None = None  # the invalid field of the body, or the invalid parameter
 
 
 class Fault(Struct, frozen=True):
-    """A kind of problem that a route can answer with."""
+    """A kind of problem that a route can respond with."""
 
     status: int
     slug: str
@@ -52,7 +52,7 @@ class Fault(Struct, frozen=True):
 
 
 class MalformedRequestError(PodiumError):
-    """A body or a query that can't be read."""
+    """An invalid body or query."""
 
     def __init__(self, fault: Fault, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
@@ -60,21 +60,29 @@ class MalformedRequestError(PodiumError):
         self.field = field or field_in(message)
 
 
-MALFORMED_OFFER: Final = Fault(400, "malformed-offer", "the body is no offer; `field` names what is wrong")
-MALFORMED_BODY: Final = Fault(400, "malformed-body", "the body can't be read; `field` names what is wrong")
-MALFORMED_QUERY: Final = Fault(400, "malformed-query", "a parameter can't be read; `field` names it")
-MALFORMED_SCORE: Final = Fault(400, "malformed-score", "the body is no score; `field` names what is wrong")
-UNAUTHORIZED: Final = Fault(401, "unauthorized", "no token, or one that is not known")
-FOREIGN: Final = Fault(403, "foreign-request", "the gateway has no tokens, and this machine did not ask")
+MALFORMED_OFFER: Final = Fault(
+    400, "malformed-offer", "the body is not a valid offer; `field` names the invalid field"
+)
+MALFORMED_BODY: Final = Fault(400, "malformed-body", "the body is invalid; `field` names the invalid field")
+MALFORMED_QUERY: Final = Fault(400, "malformed-query", "a parameter is invalid; `field` names it")
+MALFORMED_SCORE: Final = Fault(
+    400, "malformed-score", "the body is not a valid score; `field` names the invalid field"
+)
+UNAUTHORIZED: Final = Fault(401, "unauthorized", "the token is missing or unknown")
+FOREIGN: Final = Fault(
+    403, "foreign-request", "no API tokens are configured, so only requests from this host are accepted"
+)
 UNKNOWN_TASK: Final = Fault(404, "unknown-task", "no such task was accepted")
-NOT_POSSIBLE: Final = Fault(409, "not-possible", "the task is past that; nothing was changed")
+NOT_POSSIBLE: Final = Fault(
+    409, "not-possible", "the task is past the point where this is possible; nothing was changed"
+)
 TOO_LARGE: Final = Fault(413, "body-too-large", "the body is larger than `max_body_bytes`")
 SLOW_BODY: Final = Fault(408, "slow-body", "the body took longer than ten seconds")
-WRONG_MEDIA_TYPE: Final = Fault(415, "wrong-media-type", "the body is not sent as application/json")
+WRONG_MEDIA_TYPE: Final = Fault(415, "wrong-media-type", "the body must be sent as application/json")
 INTERNAL: Final = Fault(500, "internal", "the gateway failed; its log has the details")
-NOT_READY: Final = Fault(503, "not-ready", "the broker can't be asked now; ask again")
+NOT_READY: Final = Fault(503, "not-ready", "the broker is unavailable; retry")
 NODE_SILENT: Final = Fault(503, "node-silent", "the slot's node did not confirm")
-BUSY: Final = Fault(503, "busy", "as many do this at once as may")
+BUSY: Final = Fault(503, "busy", "too many concurrent requests")
 
 
 def problem(
@@ -85,34 +93,34 @@ def problem(
     *,
     field: str | None = None,
 ) -> web.Response:
-    """One error answer. `slug` names the kind of problem for programs, `detail` says what to do."""
+    """Make an error response. `slug` names the kind of problem for programs, `detail` says what to do."""
     message = Problem(PREFIX + slug, HTTPStatus(status).phrase, status, detail, field)
     return web.Response(body=_encode(message), status=status, headers=headers, content_type=MEDIA_TYPE)
 
 
 def unavailable(why: str) -> web.Response:
-    """503 for what can't be decided or done now."""
-    detail = f"{why}; nothing is known to be done: offer again, or ask again"
+    """Return a 503 for a request that can't be decided or done now."""
+    detail = f"{why}; no outcome is confirmed: retry"
     return problem(503, NOT_READY.slug, detail, {"Retry-After": str(RETRY_AFTER_S)})
 
 
 def problem_of(request: web.Request, error: Exception, max_body_bytes: int) -> web.Response:
-    """The answer to a request that raised."""
+    """Return the response to a request that raised `error`."""
     match error:
         case MalformedOfferError():
-            return _told(MALFORMED_OFFER, error, field=field_in(str(error)))
+            return _problem(MALFORMED_OFFER, error, field=field_in(str(error)))
         case MalformedScoreError():
-            return _told(MALFORMED_SCORE, error, field=field_in(str(error)))
+            return _problem(MALFORMED_SCORE, error, field=field_in(str(error)))
         case MalformedRequestError():
-            return _told(error.fault, error, field=error.field)
+            return _problem(error.fault, error, field=error.field)
         case UnauthorizedError():
             return problem(401, UNAUTHORIZED.slug, str(error), {"WWW-Authenticate": 'Bearer realm="podium"'})
         case ForeignRequestError():
-            return _told(FOREIGN, error)
+            return _problem(FOREIGN, error)
         case UnknownTaskError():
-            return _told(UNKNOWN_TASK, error)
+            return _problem(UNKNOWN_TASK, error)
         case NotPossibleError():
-            return _told(NOT_POSSIBLE, error)
+            return _problem(NOT_POSSIBLE, error)
         case NodeSilentError():
             return problem(503, NODE_SILENT.slug, str(error), {"Retry-After": str(RETRY_AFTER_S)})
         case BusyError():
@@ -126,12 +134,12 @@ def problem_of(request: web.Request, error: Exception, max_body_bytes: int) -> w
 
 
 def field_in(message: str) -> str | None:
-    """The field that an error of msgspec names."""
+    """Return the field that a msgspec error names."""
     match = _FIELD.search(message)
     return None if match is None else match[1] or match[2] or None
 
 
-def _told(fault: Fault, error: Exception, *, field: str | None = None) -> web.Response:
+def _problem(fault: Fault, error: Exception, *, field: str | None = None) -> web.Response:
     return problem(fault.status, fault.slug, str(error), field=field)
 
 
@@ -140,17 +148,17 @@ def _http_problem(request: web.Request, error: web.HTTPException, max_body_bytes
         response = problem(
             413,
             TOO_LARGE.slug,
-            f"a body may have {max_body_bytes} bytes; send the data as a reference, "
+            f"the body is larger than {max_body_bytes} bytes; send the data as a reference, "
             "or raise PODIUM_MAX_BODY_BYTES",
         )
         response.force_close()
         return response
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        detail = f"{request.path[:200]} answers {allowed}, not {request.method[:20]}"
+        detail = f"{request.path[:200]} supports {allowed}, not {request.method[:20]}"
         return problem(405, "wrong-method", detail, {"Allow": allowed})
     if isinstance(error, web.HTTPNotFound):
-        detail = f"nothing is at {request.path[:200]!r}; /v1/docs shows what there is"
+        detail = f"no such path {request.path[:200]!r}; /v1/docs lists all paths"
         return problem(404, "unknown-path", detail)
     if isinstance(error, web.HTTPRequestTimeout | web.HTTPBadRequest):  # of read_body
         fault = SLOW_BODY if error.status == SLOW_BODY.status else MALFORMED_BODY
@@ -161,7 +169,7 @@ def _http_problem(request: web.Request, error: web.HTTPException, max_body_bytes
 
 
 def _log_failure(request: web.Request) -> None:
-    """With the task, if the path names one, so that the log of a task has it."""
+    """Log with the task, if the path names one, so that a search for the task finds it."""
     task_id = request.match_info.get("task_id")
     task = {"task": task_key(task_id)} if task_id else {}
     log.exception("a request failed", method=request.method, path=request.path, **task)

@@ -1,4 +1,4 @@
-"""What one line of the route table says, and how it becomes an aiohttp route and a handler's input."""
+"""Routes: a line of the route table, its aiohttp route, and parsing of the handler's input."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Route(Struct, frozen=True):
-    """One method of one path, its handler, and what goes in and comes out; the docstring is the summary."""
+    """One method of one path, its handler, input and output; the handler's docstring is the summary."""
 
     method: str
-    path: str  # as OpenAPI has it: /v1/tasks/{task_id}
+    path: str  # in OpenAPI's form: /v1/tasks/{task_id}
     handler: Handler
-    answer: Any  # the type of a 200's body; None: it is not JSON
+    answer: Any  # the type of a 200's body; None = not JSON
     body: type[Struct] | None = None
-    query: type[Struct] | None = None  # one field for each parameter
-    faults: tuple[Fault, ...] = ()  # beyond those that follow from the rest
+    query: type[Struct] | None = None  # one field per parameter
+    faults: tuple[Fault, ...] = ()  # in addition to those that follow from the other fields
     access: Access = Access.TOKEN
     media_type: str = JSON
     tag: str = "tasks"
-    body_or_list: bool = False  # whether a list of such bodies is taken, too
+    body_or_list: bool = False  # whether a list of such bodies is also accepted
 
     def all_faults(self) -> tuple[Fault, ...]:
-        """Every kind of problem that it answers with."""
+        """Return every kind of problem that it can respond with."""
         found = list(self.faults)
         if self.body is not None:
             malformed = () if any(fault.status == 400 for fault in self.faults) else (MALFORMED_BODY,)
@@ -68,7 +68,7 @@ class Route(Struct, frozen=True):
 
 
 def add_routes(router: web.UrlDispatcher, routes: Iterable[Route], guard: Guard) -> None:
-    """Each path answers with and without a slash at its end: a redirected POST loses its body."""
+    """Add each path with and without a trailing slash: a redirected POST would lose its body."""
     for route in routes:
         path, handler = route.path.replace("}", ":[^/]+}"), _guarded(route, guard)
         router.add_route(route.method, path, handler)
@@ -90,13 +90,13 @@ def _guarded(route: Route, guard: Guard) -> Handler:
 
 
 def _must_be_json(request: web.Request) -> None:
-    """A browser sends application/json to no foreign site without asking it first."""
+    """Require JSON: for it a browser sends a CORS preflight before a cross-site POST."""
     if request.headers.get("Content-Type") != JSON and request.content_type != JSON:
         raise MalformedRequestError(WRONG_MEDIA_TYPE, f"send Content-Type: {JSON}")
 
 
 def read_query(request: web.Request, kind: type[S]) -> S:
-    """The query as a struct; MalformedRequestError naming the parameter."""
+    """Parse the query as a struct. Raises MalformedRequestError that names the parameter."""
     query = request.query
     for name in query:
         if len(query.getall(name)) > 1:
@@ -107,20 +107,20 @@ def read_query(request: web.Request, kind: type[S]) -> S:
         return msgspec.convert(dict(query), kind, strict=False)
     except msgspec.ValidationError as error:
         known = ", ".join(kind.__struct_fields__)
-        raise MalformedRequestError(MALFORMED_QUERY, f"{error}; parameters are {known}") from error
+        raise MalformedRequestError(MALFORMED_QUERY, f"{error}; known parameters are {known}") from error
 
 
 async def read_message(request: web.Request, kind: type[S], limit: int, example: str) -> S:
-    """The body as a struct, an empty one as the struct's defaults; MalformedRequestError naming the field."""
+    """Parse the body as a struct; an empty body gives the defaults. Raises MalformedRequestError."""
     body = await read_body(request, limit)
     try:
         return msgspec.json.decode(body, type=kind) if body.strip() else kind()
     except (ValueError, TypeError, RecursionError) as error:
         raise MalformedRequestError(
-            MALFORMED_BODY, f"{error}; the body is empty or such as {example}"
+            MALFORMED_BODY, f"{error}; send no body, or one like {example}"
         ) from error
 
 
 def json_response(value: Any) -> web.Response:
-    """200 with a value as JSON."""
+    """Return a 200 with a value as JSON."""
     return web.Response(body=_encode(value), content_type=JSON)

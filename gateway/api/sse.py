@@ -1,4 +1,4 @@
-"""`/v1/events`: one reader's stream of server-sent events, from where it left off."""
+"""`/v1/events`: a stream of server-sent events per reader, resumable after a lost connection."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from shared.aio import pause
 from shared.errors import PodiumError
 from shared.subjects import task_key
 
-LOOK_S: Final = 1.0  # between two looks whether a reader may still ask
-ALIVE_S: Final = 15.0  # between two signs of life of a stream without events
-STUCK_S: Final = 30.0  # a reader that takes nothing for so long is let go
-LEAVE_S: Final = 0.5  # how long the last words may take when the gateway stops
+LOOK_S: Final = 1.0  # interval of checks whether a reader's token is still valid
+ALIVE_S: Final = 15.0  # interval of keep-alive comments on a stream without events
+STUCK_S: Final = 30.0  # a reader that accepts no data for this long is disconnected
+LEAVE_S: Final = 0.5  # time limit for the last write when the gateway stops
 MOST_READERS: Final = 64
 BATCH: Final = 256
 MEDIA_TYPE: Final = "text/event-stream"
@@ -37,24 +37,24 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EventQuery(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which events are wanted, and from where on."""
+    """Filter and start of an event stream."""
 
-    types: Annotated[str, Meta(description=f"only these, with commas between: {', '.join(EventType)}")] = ""
-    task: Annotated[str | None, Meta(description="only this task, by id or token")] = None
+    types: Annotated[str, Meta(description=f"only these types, comma-separated: {', '.join(EventType)}")] = ""
+    task: Annotated[str | None, Meta(description="only this task, by id or task key")] = None
     slot: Annotated[str | None, Meta(description="only this slot")] = None
     after: Annotated[
         str | None,
-        Meta(description="go on after the event with this id; 0 = from the oldest one that is kept"),
+        Meta(description="continue after the event with this id; 0 = from the oldest kept event"),
     ] = None
 
 
 class Stream:
-    """What one reader is sent."""
+    """The event stream of one reader."""
 
     def __init__(
         self, request: web.Request, log: EventLog, choice: Choice, response: web.StreamResponse
     ) -> None:
-        self.news = asyncio.Event()
+        self.new_events = asyncio.Event()
         self._request = request
         self._log = log
         self._choice = choice
@@ -62,10 +62,10 @@ class Stream:
         self._written_at = self._looked_at = time.monotonic()
 
     async def send(self, guard: Guard, after: int, first: bytes) -> None:
-        """Events after number `after`, until the reader leaves, is stuck, may no longer ask, or all ends."""
+        """Send events after number `after` until the reader leaves, is stuck or unauthorized, or we stop."""
         alive = await self._write(first)
         while alive and self._may_ask(guard) and not self._log.closing.is_set():
-            self.news.clear()
+            self.new_events.clear()
             lost, events = self._log.read(after, BATCH)
             after += lost + len(events)
             parts = [event.frame for event in events if self._choice.holds(event)]
@@ -77,14 +77,14 @@ class Stream:
             elif (quiet_s := ALIVE_S - (time.monotonic() - self._written_at)) <= 0:
                 alive = await self._write(b": alive\n\n")
             elif not events:
-                await pause(quiet_s, self.news)
+                await pause(quiet_s, self.new_events)
 
     def _lost(self, count: int) -> bytes:
-        reason = "this stream was read too slowly, or its last event is too long ago"
+        reason = "the reader was too slow, or its last event is too old"
         return frame("lost", _encode(Lost(count, reason)))
 
     def _may_ask(self, guard: Guard) -> bool:
-        """The token may be gone by now."""
+        """Return whether the reader's token is still valid."""
         if time.monotonic() - self._looked_at < LOOK_S:
             return True
         self._looked_at = time.monotonic()
@@ -95,7 +95,7 @@ class Stream:
         return True
 
     async def _write(self, data: bytes) -> bool:
-        """Send, as fast as the reader takes it. False if it doesn't, or is gone."""
+        """Send at the reader's speed; return False if it is stuck or gone."""
         writing = asyncio.ensure_future(self._response.write(data))
         closing = asyncio.ensure_future(self._log.closing.wait())
         try:
@@ -115,16 +115,18 @@ class Stream:
 
 
 async def get_events(request: web.Request) -> web.StreamResponse:
-    """Server-sent events: decisions, tasks, progress and heartbeats, as they happen."""
+    """Stream decisions, task changes, progress and heartbeats as server-sent events."""
     service, guard = request.app[SERVICE], request.app[GUARD]
     log, query = service.events, read_query(request, EventQuery)
     choice = chosen(query, service)
     start, first = _start(log, request.headers.get("Last-Event-ID") or query.after)
     if log.readers >= MOST_READERS:
-        raise BusyError(f"{MOST_READERS} streams are open; close one, or ask another gateway")
+        raise BusyError(
+            f"{MOST_READERS} streams are open, which is the limit; close one, or use another gateway"
+        )
     response = web.StreamResponse(headers=HEADERS)
     stream = Stream(request, log, choice, response)
-    with log.reader(stream.news.set):
+    with log.reader(stream.new_events.set):
         await service.event_sources.listen()
         await response.prepare(request)
         hello = frame("hello", _encode(Hello(service.settings.gateway_name, time.time())), log.id_of(start))
@@ -133,7 +135,7 @@ async def get_events(request: web.Request) -> web.StreamResponse:
 
 
 def chosen(query: EventQuery, service: Service) -> Choice:
-    """What the query asks for; MalformedRequestError naming the parameter."""
+    """Return the filter of the query. Raises MalformedRequestError that names the parameter."""
     types = None
     if query.types:
         try:
@@ -141,17 +143,17 @@ def chosen(query: EventQuery, service: Service) -> Choice:
         except ValueError as error:
             known = ", ".join(EventType)
             raise MalformedRequestError(
-                MALFORMED_QUERY, f"{error}; types are {known}", field="types"
+                MALFORMED_QUERY, f"{error}; known types are {known}", field="types"
             ) from error
     slots = service.settings.slots
     if query.slot is not None and query.slot not in slots:
-        detail = f"{query.slot[:50]!r} is no slot; there are {', '.join(slots)}"
+        detail = f"unknown slot {query.slot[:50]!r}; known slots are {', '.join(slots)}"
         raise MalformedRequestError(MALFORMED_QUERY, detail, field="slot")
     return Choice(types, task_key(query.task) if query.task else None, query.slot)
 
 
 def _start(log: EventLog, event_id: str | None) -> tuple[int, bytes]:
-    """After which number the stream goes on, and what is said before."""
+    """Return the number after which the stream continues, and a `reset` event if the id is unknown."""
     if not event_id:
         return log.last, b""
     try:
@@ -160,5 +162,5 @@ def _start(log: EventLog, event_id: str | None) -> tuple[int, bytes]:
         raise MalformedRequestError(MALFORMED_QUERY, str(error), field="after") from error
     if number is not None:
         return number, b""
-    reason = "the id is another gateway's, or from before this one started"
+    reason = "the id is from another gateway, or from before this gateway started"
     return log.last, frame("reset", _encode(Reset(reason)))

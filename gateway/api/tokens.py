@@ -1,4 +1,4 @@
-"""Bearer tokens of /v1: a file with one on each line, of which a gateway keeps hashes only.
+"""Bearer tokens of /v1: a file with one token per line; the gateway keeps only hashes in memory.
 
 # each of these tokens may offer, cancel and requeue
 podium: 4Wq...        the name appears in the log, the token never does
@@ -22,17 +22,17 @@ from shared.errors import SettingsError
 from shared.logs import get_logger
 from shared.settings import Settings
 
-FILE: Final = "api.token"  # as `podium keys` calls it, in the gateway's folder
-SHORTEST: Final = 16  # characters; one that can be guessed is none
+FILE: Final = "api.token"  # the name that `podium keys` uses, in the gateway's folder
+SHORTEST: Final = 16  # characters; shorter ones could be guessed
 LARGEST_FILE: Final = 1 << 20
-LOOK_S: Final = 1.0  # between two looks whether the file has changed
+LOOK_S: Final = 1.0  # poll interval for changes of the file
 _LINE = re.compile(rf"(?:([A-Za-z0-9_.@-]{{1,64}}):[ \t]*)?([A-Za-z0-9._~+/=-]{{{SHORTEST},512}})")
 
 log = get_logger()
 
 
 class Token(Struct, frozen=True):
-    """One line of a token file. The secret is in no text that this struct becomes."""
+    """One line of a token file. The secret is not in the repr."""
 
     secret: str
     name: str = ""
@@ -42,10 +42,10 @@ class Token(Struct, frozen=True):
 
 
 class Tokens:
-    """Whose tokens are taken now; read again when the file changes."""
+    """The accepted tokens; reloaded when the file changes."""
 
     def __init__(self, file: Path) -> None:
-        """Read the file; SettingsError if it can't be used or holds no token. Blocks."""
+        """Read the file. Raises SettingsError if it is invalid or holds no token. Blocks."""
         self._file = file
         self._trouble = ""
         self._stamp: tuple[int, ...] = ()
@@ -55,7 +55,7 @@ class Tokens:
             raise SettingsError(f"api_token_file {file} holds no token; `podium keys` makes one")
 
     def owner(self, secret: str) -> str | None:
-        """The name of a token, "" if it has none; None if it is nobody's. In constant time."""
+        """Return the name of a token, "" if it has none, None if it is unknown. Takes constant time."""
         presented, found = _hash(secret), None
         for known, name in self._hashes.items():
             if hmac.compare_digest(known, presented):
@@ -63,13 +63,13 @@ class Tokens:
         return found
 
     async def look(self) -> None:
-        """Read the file if it has changed. One that can't be used leaves the tokens read before."""
+        """Reload the file if it has changed. If the new one is invalid, keep the previous tokens."""
         try:
             found = await asyncio.to_thread(_read_if_changed, self._file, self._stamp)
         except SettingsError as error:
             if str(error) != self._trouble:
                 self._trouble = str(error)
-                log.error("the tokens read before stay", error=self._trouble)
+                log.error("keeping the previous API tokens", error=self._trouble)
             return
         self._trouble = ""
         if found is not None:
@@ -82,7 +82,7 @@ class Tokens:
 
 
 def token_file(settings: Settings) -> Path | None:
-    """The token file that the settings name; of a folder that `podium keys` made, the one in it."""
+    """Return the token file of the settings; the setting may also name a folder made by `podium keys`."""
     if not settings.api_token_file:
         return None
     path = Path(settings.api_token_file).expanduser()
@@ -90,7 +90,7 @@ def token_file(settings: Settings) -> Path | None:
 
 
 def own_token(settings: Settings) -> Token | None:
-    """The token that a command sends: the first one of the file; None without a file. SettingsError."""
+    """Return the token that a command sends, the file's first; None without a file. Raises SettingsError."""
     path = token_file(settings)
     if path is None:
         return None
@@ -101,7 +101,7 @@ def own_token(settings: Settings) -> Token | None:
 
 
 def parse_tokens(text: str, where: str) -> list[Token]:
-    """Parse the tokens of a file. A SettingsError names the line that is not one, never its content."""
+    """Parse the tokens of a file. Raises SettingsError that names the bad line, never its content."""
     tokens = []
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
@@ -110,7 +110,7 @@ def parse_tokens(text: str, where: str) -> list[Token]:
         match = _LINE.fullmatch(line)
         if match is None:
             raise SettingsError(
-                f"{where}, line {number} is no token: it needs {SHORTEST} or more letters, digits or "
+                f"{where}, line {number} is not a token: it must have {SHORTEST} or more letters, digits or "
                 "._~+/=-, optionally after a name and a colon"
             )
         tokens.append(Token(match[2], match[1] or ""))
@@ -122,16 +122,18 @@ def _read_if_changed(path: Path, known: tuple[int, ...]) -> tuple[tuple[int, ...
 
 
 def _read_stamped(path: Path) -> tuple[tuple[int, ...], list[Token]]:
-    """What the file holds, and by what to know that it is still the same."""
+    """Read the tokens of the file, and a stamp that changes with the file."""
     stamp = _stamp(path)
     if stamp[1] > LARGEST_FILE:
-        raise SettingsError(f"api_token_file {path} has {stamp[1]} bytes, and is no file of tokens")
+        raise SettingsError(f"api_token_file {path} is not a token file: it has {stamp[1]} bytes")
     try:
         mode, text = stat.S_IMODE(path.stat().st_mode), path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
     if mode & 0o077:
-        log.warning("a token file can be read by others; chmod 600 it", path=str(path), mode=f"{mode:o}")
+        log.warning(
+            "the token file is readable by other users; chmod 600 it", path=str(path), mode=f"{mode:o}"
+        )
     return stamp, parse_tokens(text, f"api_token_file {path}")
 
 
@@ -144,7 +146,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> SettingsError:
-    reason = error.strerror if isinstance(error, OSError) else "it is no text"
+    reason = error.strerror if isinstance(error, OSError) else "it is not text"
     return SettingsError(f"api_token_file {path} can't be read: {reason}")
 
 

@@ -1,4 +1,4 @@
-"""The `/v1` HTTP interface: offers in, decisions out; tasks, slots and health to look at."""
+"""The `/v1` HTTP interface: offers, tasks, scores, slots, events, metrics and health."""
 
 from __future__ import annotations
 
@@ -71,31 +71,31 @@ LARGEST_CURSOR: Final = (1 << 63) - 1
 
 
 class Wish(Struct, frozen=True):
-    """The body of a request to cancel or requeue; may be left out."""
+    """The optional body of a request to cancel or requeue."""
 
-    reason: Annotated[str, Meta(max_length=500)] = "an operator asked for it"
+    reason: Annotated[str, Meta(max_length=500)] = "requested by an operator"
 
 
 class TaskQuery(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which tasks are wanted, and how many of them."""
+    """Filter and paging of the task list."""
 
-    limit: Annotated[int, Meta(ge=1, le=LONGEST_PAGE, description="tasks in one page")] = PAGE
+    limit: Annotated[int, Meta(ge=1, le=LONGEST_PAGE, description="tasks per page")] = PAGE
     after: Annotated[
-        Annotated[int, Meta(ge=1, le=LARGEST_CURSOR)] | None, Meta(description="`next` of the page before")
+        Annotated[int, Meta(ge=1, le=LARGEST_CURSOR)] | None, Meta(description="`next` of the previous page")
     ] = None
-    state: Annotated[str, Meta(description="only tasks in this state; several with commas between")] = ""
+    state: Annotated[str, Meta(description="only tasks in these states, comma-separated")] = ""
     slot: Annotated[str | None, Meta(description="only tasks of this slot")] = None
 
 
 class Status(Struct, frozen=True):
-    """That it is so."""
+    """The status of the gateway."""
 
     status: str
 
 
 def make_app(service: Service, guard: Guard) -> web.Application:
-    """The HTTP side of one gateway."""
-    # web.Application reads a body up to this size; a larger one is refused before it is read whole
+    """Make the HTTP application of one gateway."""
+    # aiohttp refuses a larger body before it has read all of it
     app = web.Application(middlewares=[_serve], client_max_size=service.settings.max_body_bytes)
     app[SERVICE] = service
     app[GUARD] = guard
@@ -106,14 +106,14 @@ def make_app(service: Service, guard: Guard) -> web.Application:
 
 
 async def post_offer(request: web.Request) -> web.Response:
-    """Offer -> decision, accepted or not; storing the job is the acceptance."""
+    """Decide on an offer; an acceptance is final, because the job is already stored."""
     received_at, service = time.time(), request.app[SERVICE]
     offer = parse_offer(await read_body(request, service.settings.max_body_bytes))
     return json_response(await service.decide(offer, received_at))
 
 
 async def get_tasks(request: web.Request) -> web.Response:
-    """Accepted tasks, newest first, in pages."""
+    """List accepted tasks, newest first, in pages."""
     query = read_query(request, TaskQuery)
     wanted = TaskFilter(_states(query.state), query.slot)
     service = await _started(request)
@@ -125,33 +125,34 @@ async def get_tasks(request: web.Request) -> web.Response:
 
 
 async def get_task(request: web.Request) -> web.Response:
-    """One task, by its upstream id (URL-encoded) or by its token."""
+    """Get one task, by its upstream id (URL-encoded) or its task key."""
     service, task = await _task(request)
     return json_response(task_view(task, service.ledger, service.presence, time.time()))
 
 
 async def get_story(request: web.Request) -> web.Response:
-    """Everything that is stored of one task."""
+    """Get everything that is stored about one task."""
     service, task = await _task(request)
     return json_response(task_story(task, service.ledger, service.presence, time.time()))
 
 
 async def post_cancel(request: web.Request) -> web.Response:
-    """End a task as `cancelled`; 409 once it has a result or its submission is being stored."""
+    """Cancel a task; 409 once it has a result or its submission is being stored."""
     service, token, wish = await _wish(request)
     task = await service.operations().cancel(token, wish.reason)
     return json_response(task_view(task, service.ledger, service.presence, time.time()))
 
 
 async def post_requeue(request: web.Request) -> web.Response:
-    """Have the slot's node restart a job; 409 as for cancel, 503 if no node confirms."""
+    """Restart a job on its slot's node; 409 as for cancel, 503 if no node confirms."""
     service, token, wish = await _wish(request)
     task = await service.operations().requeue(token, wish.reason)
     return json_response(task_view(task, service.ledger, service.presence, time.time()))
 
 
 async def post_scores(request: web.Request) -> web.Response:
-    """Upstream's scores, one or a list; what is stored already changes nothing, 404 for one of no task."""
+    """Store upstream's scores, one or a list; a score that is already stored changes nothing, 404 for an
+    unknown task."""
     service = await _started(request)
     body = await read_body(request, service.settings.max_body_bytes)
     taken = await service.take_scores(parse_scores(body, time.time()))
@@ -161,25 +162,25 @@ async def post_scores(request: web.Request) -> web.Response:
 
 
 async def get_tables(request: web.Request) -> web.Response:
-    """The learned rates, with counts, prior and half-life."""
+    """Get the learned rates, with counts, prior and half-life."""
     return json_response((await _started(request)).tables())
 
 
 async def get_slots(request: web.Request) -> web.Response:
-    """All slots of the fleet."""
+    """List all slots of the fleet."""
     service, now = await _started(request), time.time()
     slots = [slot_view(slot, service.ledger, service.presence, now) for slot in service.settings.slots]
     return json_response(SlotPage(slots))
 
 
 async def get_gateway(request: web.Request) -> web.Response:
-    """What this gateway is, how it is set, and how it fares."""
+    """Get this gateway's version, settings and state."""
     return json_response(request.app[SERVICE].info())
 
 
 async def get_metrics(request: web.Request) -> web.Response:
-    """Metrics in Prometheus' text format."""
-    # its client takes 50 ms to load, a tenth of the gateway's start: loaded on the first scrape, off the loop
+    """Get the metrics in Prometheus' text format."""
+    # the client library takes 50 ms to import, a tenth of the gateway's start: imported on the first scrape
     await asyncio.to_thread(import_module, "gateway.api.metrics")
     from gateway.api.metrics import CONTENT_TYPE, exposition
 
@@ -187,30 +188,30 @@ async def get_metrics(request: web.Request) -> web.Response:
 
 
 async def get_openapi(request: web.Request) -> web.Response:
-    """This document, for programs."""
+    """Get this document as JSON."""
     return json_response(_document())
 
 
 async def get_docs(request: web.Request) -> web.Response:
-    """This document, for people."""
+    """Get this document as an HTML page."""
     headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
     return web.Response(text=page(_document()), content_type="text/html", headers=headers)
 
 
 async def get_health(request: web.Request) -> web.Response:
-    """200 while the process is able to answer."""
+    """Check liveness; 200 while the process can respond."""
     return json_response(Status("ok"))
 
 
 async def get_ready(request: web.Request) -> web.Response:
-    """200 while offers can be decided, else 503 with what is missing."""
+    """Check readiness; 200 while offers can be decided, else 503 with what is missing."""
     why = request.app[SERVICE].why_not_ready()
     return json_response(Status("ready")) if why is None else unavailable(why)
 
 
 @web.middleware
 async def _serve(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every request: known to be running, answered whatever it raises, and counted."""
+    """Handle every request: track it while it runs, turn errors into problems, measure it."""
     began, app = time.perf_counter(), request.app
     answered = asyncio.get_running_loop().create_future()
     app[RUNNING].add(answered)
@@ -224,7 +225,7 @@ async def _serve(request: web.Request, handler: Handler) -> web.StreamResponse:
     finally:
         app[RUNNING].discard(answered)
         answered.set_result(None)
-    if isinstance(response, web.Response):  # a stream's length says nothing
+    if isinstance(response, web.Response):  # not for a stream, whose duration means nothing
         seconds = time.perf_counter() - began
         service.measures.answered(request.match_info.route, response.status, seconds)
     return response
@@ -237,16 +238,16 @@ async def _started(request: web.Request) -> Service:
 
 
 async def _task(request: web.Request) -> tuple[Service, Task]:
-    """The task that the path names; UnknownTaskError if there is none."""
+    """Return the task that the path names. Raises UnknownTaskError."""
     service, task_id = await _started(request), request.match_info["task_id"]
     task = service.ledger.task(subjects.task_key(task_id))
     if task is None:
-        raise UnknownTaskError(f"no task {task_id[:100]!r} was accepted; rejected offers are not kept")
+        raise UnknownTaskError(f"unknown task {task_id[:100]!r}; rejected offers are not stored")
     return service, task
 
 
 async def _wish(request: web.Request) -> tuple[Service, str, Wish]:
-    """What an operator asks for."""
+    """Read a request to cancel or requeue."""
     service = await _started(request)
     limit = service.settings.max_body_bytes
     wish = await read_message(request, Wish, limit, '{"reason": "..."}')
@@ -254,13 +255,13 @@ async def _wish(request: web.Request) -> tuple[Service, str, Wish]:
 
 
 def _states(text: str) -> frozenset[TaskState] | None:
-    """The states that the query names."""
+    """Parse the states of the query."""
     if not text:
         return None
     try:
         return frozenset(TaskState(name.strip()) for name in text.split(","))
     except ValueError as error:
-        detail = f"{error}; states are {', '.join(TaskState)}"
+        detail = f"{error}; known states are {', '.join(TaskState)}"
         raise MalformedRequestError(MALFORMED_QUERY, detail, field="state") from error
 
 

@@ -235,7 +235,7 @@ async def test_the_command_imports_what_upstream_tells_and_shows_what_was_learne
     def use() -> None:
         imported = ("import", str(file), "--hotkey", "5Me")
         code, out, error = command(*imported)
-        assert (code, out.splitlines()[-1]) == (1, "1 stored, 0 known already, 1 refused, 0 left out")
+        assert (code, out.splitlines()[-1]) == (1, "1 stored, 0 already known, 1 refused, 0 left out")
         assert "'never' was never accepted" in error
         code, out, _ = command(*imported, "--json")
         assert (code, json.loads(out)["known"], len(json.loads(out)["refused"])) == (1, 1, 1)

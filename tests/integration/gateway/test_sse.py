@@ -150,7 +150,7 @@ async def test_another_life_says_reset_and_goes_on(api: Any, bus: Bus) -> None:
         async with reading(api, "?types=progress", headers={"Last-Event-ID": strange}) as reader:
             reset = await reader.next()
             assert reset["event"] == "reset"
-            assert "from before this one started" in reset["data"]["reason"]
+            assert "from before this gateway started" in reset["data"]["reason"]
             await say_progress(bus, 1)
             assert (await reader.next())["data"]["step"] == 1
 

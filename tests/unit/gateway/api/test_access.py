@@ -94,6 +94,6 @@ def test_a_socket_that_others_reach_needs_tokens(tmp_path: Path) -> None:
     with socket.create_server(("0.0.0.0", 0)) as anywhere, socket.create_server(("127.0.0.1", 0)) as here:
         assert guard_of(load_settings({}), here).tokens is None
         # the socket counts, not the setting: a parent may have passed it
-        with pytest.raises(SettingsError, match=r"0\.0\.0\.0 with /v1 open to anybody: make a token"):
+        with pytest.raises(SettingsError, match=r"0\.0\.0\.0 with /v1 open to everyone: make a token"):
             guard_of(load_settings({}, gateway_host="127.0.0.1"), anywhere)
         assert guard_of(load_settings({}, api_token_file=str(tmp_path / "t")), anywhere).tokens is not None
