@@ -13,7 +13,8 @@ import msgspec
 from gateway.errors import NoSlotError, NotAcceptedError
 from gateway.learning.rates import Tables
 from gateway.offers import Records
-from gateway.policy.house import Policy, PolicyView, SlotFacts, Verdict, maximum_accuracy
+from gateway.policy.house import maximum_accuracy
+from gateway.policy.interface import Policy, PolicyView, SlotFacts, Verdict
 from gateway.policy.model_family import model_family
 from gateway.state.ledger import Ledger
 from gateway.state.log_reader import LogReader

@@ -6,7 +6,7 @@ import time
 import uuid
 
 from gateway.errors import MalformedOfferError
-from gateway.policy.house import Verdict
+from gateway.policy.interface import Verdict
 from shared.messages import BareOffer, Decision, Job, Offer, Reservation, decode_offer
 from shared.settings import Settings
 

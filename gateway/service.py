@@ -19,7 +19,7 @@ from gateway.learning.score_form import ScoreForm
 from gateway.learning.score_stream import ScoreLog, ScoresTaken
 from gateway.nats_offers import OfferResponder
 from gateway.operations import Operations
-from gateway.policy.builtin import load_policy
+from gateway.policy.loader import load_policy
 from gateway.policy.model_family import Families
 from gateway.state.ledger import Ledger
 from gateway.state.log_reader import LogReader

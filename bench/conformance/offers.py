@@ -16,7 +16,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from gateway.learning.rates import Tables
-from gateway.policy.house import THRESHOLD, PolicyView, SlotFacts, Verdict, maximum_accuracy
+from gateway.policy.house import THRESHOLD, maximum_accuracy
+from gateway.policy.interface import PolicyView, SlotFacts, Verdict
 from shared.messages import BareOffer, Hardware, TaskType
 from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware

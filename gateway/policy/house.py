@@ -1,83 +1,14 @@
-"""BareOffer -> verdict. Pure: all that a policy may use is in its view."""
+"""The house policy. Pure: all that a policy may use is in its view."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from msgspec import Struct
-from msgspec.structs import force_setattr
-
-from gateway.learning.rates import Tables
-from gateway.policy.model_family import model_family
-from shared.messages import BareOffer, DecisionKind, Hardware, Term, Terms
-from shared.planning.feasibility import Feasibility
+from gateway.policy.interface import PolicyView, SlotFacts, Verdict
+from shared.messages import BareOffer, DecisionKind, Term, Terms
 
 RATE_WEIGHT = 0.15  # of each of the three learned rates
 MAXIMUM_ACCURACY_BONUS = 0.40
 H100_MAXIMUM_BONUS = 0.35
 THRESHOLD = 0.85  # the priority must be above it
-
-
-class SlotFacts(Struct, frozen=True, kw_only=True):
-    """The facts of one slot when a decision is made."""
-
-    slot: str
-    busy: bool  # runs a job, or is reserved
-    live: bool  # its node holds the lease and sent a sign of life recently
-    hardware: Hardware | None = None
-
-
-class PolicyView(Struct, frozen=True, kw_only=True):
-    """All that a policy may know."""
-
-    slots: tuple[SlotFacts, ...]  # the whole fleet, in the order in which slots are filled
-    tables: Tables
-    expected: Hardware  # what a slot must show to earn the hardware bonus
-    max_hours: float
-    deadline_margin_s: float
-    feasible: Callable[
-        [BareOffer, float, Hardware], Feasibility
-    ]  # offer, hours that are left for it, hardware
-    family: Callable[[str], str] = model_family  # of a model's upstream id
-    min_points_per_hour: float = 0.0  # what policy `expected_value` asks for
-
-    @property
-    def capacity(self) -> int:
-        """Jobs that can run at once."""
-        return len(self.slots)
-
-    @property
-    def busy(self) -> int:
-        """Jobs that run or are reserved now."""
-        return sum(facts.busy for facts in self.slots)
-
-
-class Verdict(Struct, frozen=True, kw_only=True):
-    """A policy's answer. `slot` is set exactly if accepted; `warning` is for the log.
-
-    `kind` is `accepted` exactly if there is a slot; a rejection that names none is `other`.
-    """
-
-    reason: str
-    kind: DecisionKind = DecisionKind.OTHER
-    slot: str | None = None
-    priority: float | None = None
-    terms: Terms | None = None
-    warning: str | None = None
-    policy: str = "maximum_accuracy"
-
-    def __post_init__(self) -> None:
-        """Make `kind` agree with `slot`."""
-        if self.accepted != (self.kind is DecisionKind.ACCEPTED):
-            force_setattr(self, "kind", DecisionKind.ACCEPTED if self.accepted else DecisionKind.OTHER)
-
-    @property
-    def accepted(self) -> bool:
-        """Whether the offer is accepted."""
-        return self.slot is not None
-
-
-Policy = Callable[[BareOffer, PolicyView], Verdict]
 
 
 def maximum_accuracy(offer: BareOffer, view: PolicyView) -> Verdict:

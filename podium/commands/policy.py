@@ -12,7 +12,8 @@ from rich.table import Table
 
 from gateway.learning.evidence import DAY_S
 from gateway.learning.rates import Tables
-from gateway.policy.builtin import BUILT_IN, load_policy
+from gateway.policy.builtin import BUILT_IN
+from gateway.policy.loader import load_policy
 from podium.console import make_console
 from podium.simulation.replay import Report, Rules, replay
 from podium.simulation.trace import Trace, read_trace

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.policy.builtin import load_policy
+from gateway.policy.loader import load_policy
 from podium.local.gpu_split import SlotShare, split
 from podium.local.stack import Stack
 from shared.settings import CONFIG_VARIABLE, PREFIX, load_settings

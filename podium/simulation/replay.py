@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from gateway.learning.evidence import Evidence
 from gateway.policy.builtin import POINTS_OF_FAILURE, POINTS_OF_FIRST, task_work
-from gateway.policy.house import Policy, PolicyView, SlotFacts
+from gateway.policy.interface import Policy, PolicyView, SlotFacts
 from gateway.policy.model_family import model_family
 from podium.simulation.trace import TraceLine
 from shared.messages import BareOffer, Hardware, ResultStatus, Score

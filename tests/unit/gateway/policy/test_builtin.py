@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.learning.rates import Rate, Table, Tables
-from gateway.policy.builtin import BUILT_IN, expected_value, first_come, load_policy, task_work, win_chance
-from gateway.policy.house import PolicyView, SlotFacts, maximum_accuracy
+from gateway.policy.builtin import BUILT_IN, expected_value, first_come, task_work, win_chance
+from gateway.policy.house import maximum_accuracy
+from gateway.policy.interface import PolicyView, SlotFacts
+from gateway.policy.loader import load_policy
 from shared.errors import SettingsError
 from shared.messages import BareOffer, Decision, Hardware, TaskType, encode
 from shared.planning.feasibility import Feasibility, check_offer
@@ -174,7 +176,7 @@ def test_every_policy_gives_only_free_live_slots_and_a_decision_that_can_be_sent
 
 
 MODULE = """
-from gateway.policy.house import Verdict
+from gateway.policy.interface import Verdict
 
 def picky(offer, view):
     return Verdict(reason="because", slot="a", priority=0.5)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.learning.rates import Rate, Table, Tables
-from gateway.policy.house import PolicyView, SlotFacts, maximum_accuracy, priority_of
+from gateway.policy.house import maximum_accuracy, priority_of
+from gateway.policy.interface import PolicyView, SlotFacts
 from shared.messages import Hardware, Offer, TaskType
 from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware

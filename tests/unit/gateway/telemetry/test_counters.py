@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from gateway.learning.rates import Rate, Table, Tables
 from gateway.offers import Records
 from gateway.policy.builtin import BUILT_IN
-from gateway.policy.house import PolicyView, SlotFacts, Verdict
+from gateway.policy.interface import PolicyView, SlotFacts, Verdict
 from gateway.telemetry.counters import AGAIN, DECISIONS, Measures
 from shared.messages import BareOffer, Decision, DecisionKind, Hardware, TaskType
 from shared.planning.feasibility import Feasibility

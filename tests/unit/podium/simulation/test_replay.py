@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.policy.builtin import BUILT_IN
-from gateway.policy.house import PolicyView, Verdict
+from gateway.policy.interface import PolicyView, Verdict
 from podium.__main__ import main
 from podium.simulation.replay import Report, Rules, replay
 from podium.simulation.trace import TraceLine, read_trace
