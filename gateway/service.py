@@ -10,13 +10,12 @@ from pathlib import Path
 from gateway.admission import ANSWER_S, Admission
 from gateway.api.throttle import LoopThrottle
 from gateway.broker_link import RETRY_S, end_with, reach
-from gateway.errors import NoSlotError, NotAcceptedError
+from gateway.errors import NoSlotError, NotAcceptedError, UnknownScoredTaskError
 from gateway.expiry import expire_for_ever
 from gateway.learning.evidence import DAY_S, Evidence
 from gateway.learning.learner import Learner
-from gateway.learning.rates import TablesView, table_views
-from gateway.learning.score_form import ScoreForm
-from gateway.learning.score_stream import ScoreLog, ScoresTaken
+from gateway.learning.score_form import ScoreForm, score_of
+from gateway.learning.score_stream import ScoreLog
 from gateway.nats_offers import OfferResponder
 from gateway.operations import Operations
 from gateway.policy.loader import load_policy
@@ -32,7 +31,8 @@ from gateway.telemetry.event_sources import EventSources
 from gateway.upstream.auth import gate_of
 from gateway.upstream.nonces import Nonces
 from gateway.upstream.validators import Validators
-from gateway.views.build import GatewayInfo, MirrorInfo, agreed
+from gateway.views.build import agreed, table_views
+from gateway.views.schemas import GatewayInfo, MirrorInfo, RefusedScore, ScoresTaken, TablesView
 from shared import subjects
 from shared.aio import cancel_all
 from shared.broker.bus import Bus
@@ -185,7 +185,17 @@ class Service:
         if self._scores is None or self._follower is None:
             raise BusUnavailableError(self.why_not_ready() or "the gateway is stopping")
         await self._follower.catch_up()  # another gateway may have accepted the task a moment ago
-        return await self._scores.take(forms, self.ledger, time.time())
+        taken, now = ScoresTaken(), time.time()
+        for form in forms:
+            try:
+                score = score_of(form, self.ledger, now)
+            except UnknownScoredTaskError as error:
+                taken.refused.append(RefusedScore(form.task_id, str(error)))
+                continue
+            new = await self._scores.store(score, dated=form.scored_at is not None)
+            (taken.stored if new else taken.known).append(form.task_id)
+        await self._scores.catch_up()
+        return taken
 
     def tables(self) -> TablesView:
         """Return the current learned rates."""

@@ -13,11 +13,18 @@ import msgspec
 from msgspec import Struct
 
 from gateway.api.tokens import Token, own_token
-from gateway.learning.rates import TablesView
-from gateway.learning.score_stream import ScoresTaken
 from gateway.operations import ANSWER_S
-from gateway.state.ledger import TaskState
-from gateway.views.build import GatewayInfo, SlotPage, SlotView, TaskPage, TaskStory, TaskView
+from gateway.views.schemas import (
+    GatewayInfo,
+    ScoresTaken,
+    SlotPage,
+    SlotView,
+    TablesView,
+    TaskPage,
+    TaskState,
+    TaskStory,
+    TaskView,
+)
 from shared.errors import PodiumError
 from shared.messages import Decision
 from shared.settings import load_settings

@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.api.tokens import parse_tokens
-from gateway.views.build import TaskView
+from gateway.views.schemas import TaskView
 from podium.client import ENDED, Client, Refusal
 from shared.errors import PodiumError
 from shared.messages import DatasetType, Offer, TaskType, encode

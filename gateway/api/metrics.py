@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 from gateway.service import Service
 from gateway.state.ledger import TaskState
 from gateway.telemetry.counters import AGAIN, BOUNDS_S, DECISIONS, Measures
-from gateway.views.build import SlotView, slot_view
+from gateway.views.build import slot_view
+from gateway.views.schemas import SlotView
 from shared.messages import DecisionKind, Phase, Progress, ResultStatus
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"

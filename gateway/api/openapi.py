@@ -13,7 +13,7 @@ from gateway.api.access import Access
 from gateway.api.problems import MEDIA_TYPE, Fault, Problem
 from gateway.api.routing import JSON, Route
 from gateway.telemetry.event_log import EventType, Hello, Lost, Reset
-from gateway.views.build import TaskView
+from gateway.views.schemas import TaskView
 from shared.messages import Decision, Heartbeat, Progress
 
 REF: Final = "#/components/schemas/{name}"

@@ -42,24 +42,21 @@ from gateway.api.sse import MEDIA_TYPE as EVENTS
 from gateway.api.sse import EventQuery, get_events
 from gateway.errors import MalformedOfferError, UnknownTaskError
 from gateway.http_request import read_body
-from gateway.learning.rates import TablesView
 from gateway.learning.score_form import ScoreForm, parse_scores
-from gateway.learning.score_stream import ScoresTaken
 from gateway.offers import parse_offer
 from gateway.service import Service
 from gateway.state.ledger import Task, TaskState
 from gateway.upstream.endpoints import add_endpoints
-from gateway.views.build import (
+from gateway.views.build import TaskFilter, slot_view, task_page, task_story, task_view
+from gateway.views.schemas import (
     GatewayInfo,
+    ScoresTaken,
     SlotPage,
-    TaskFilter,
+    Status,
+    TablesView,
     TaskPage,
     TaskStory,
     TaskView,
-    slot_view,
-    task_page,
-    task_story,
-    task_view,
 )
 from shared import subjects
 from shared.messages import Decision, Offer
@@ -85,12 +82,6 @@ class TaskQuery(Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     state: Annotated[str, Meta(description="only tasks in these states, comma-separated")] = ""
     slot: Annotated[str | None, Meta(description="only tasks of this slot")] = None
-
-
-class Status(Struct, frozen=True):
-    """The status of the gateway."""
-
-    status: str
 
 
 def make_app(service: Service, guard: Guard) -> web.Application:

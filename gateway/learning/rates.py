@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
-from shared.messages import TaskType
-
 # What each table is the rate of, as worded in causes.
 MEANINGS = {
     "task_weight": "first places",
@@ -40,32 +38,3 @@ class Tables(Struct, frozen=True, kw_only=True):
     task_weight: Table = field(default_factory=lambda: Table(0.25))  # by task type
     model_performance: Table = field(default_factory=lambda: Table(0.75))  # by model family
     task_success: Table = field(default_factory=lambda: Table(0.90))  # by task type
-
-
-class TableView(Struct, frozen=True):
-    """One table as the API shows it."""
-
-    rate_of: str
-    house: float
-    rates: dict[str, Rate]
-
-
-class TablesView(Struct, frozen=True, kw_only=True):
-    """All rates and their evidence."""
-
-    policy: str
-    prior_strength: float  # trials that a house value counts as
-    half_life_days: float  # half-life of evidence
-    results: int  # tasks whose end is evidence
-    scores: int  # tasks whose score is evidence
-    tables: dict[str, TableView]
-
-
-def table_views(tables: Tables) -> dict[str, TableView]:
-    """Return each table with the rate of every task type, or of every family with evidence."""
-    views = {}
-    for name, rate_of in MEANINGS.items():
-        table: Table = getattr(tables, name)
-        keys = set(table.learned) | (set() if name == "model_performance" else set(map(str, TaskType)))
-        views[name] = TableView(rate_of, table.house, {key: table.rate(key) for key in sorted(keys)})
-    return views

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 
-from msgspec import Struct
 from nats.aio.msg import Msg
 
-from gateway.errors import UnknownScoredTaskError
 from gateway.learning.learner import Learner
-from gateway.learning.score_form import ScoreForm, same, score_of
-from gateway.state.ledger import Ledger
+from gateway.learning.score_form import same
 from shared import subjects
 from shared.broker.bus import Bus, Record
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
@@ -28,21 +25,6 @@ RETRY_S = 1.0
 TRIES = 8
 
 log = get_logger()
-
-
-class RefusedScore(Struct, frozen=True):
-    """A score that was not stored, and why not."""
-
-    task_id: str
-    why: str
-
-
-class ScoresTaken(Struct, frozen=True):
-    """The outcome of posted scores; the first two are task ids."""
-
-    stored: list[str] = []
-    known: list[str] = []  # the same is stored already: nothing was changed
-    refused: list[RefusedScore] = []
 
 
 class ScoreLog:
@@ -102,20 +84,6 @@ class ScoreLog:
             while records := await self._bus.read(STREAM, self._last, timeout_s=READ_TIMEOUT_S):
                 for record in records:
                     self._apply(record)
-
-    async def take(self, forms: list[ScoreForm], ledger: Ledger, now: float) -> ScoresTaken:
-        """Store and count new scores. Raises BusError; then some may be stored: send all again."""
-        taken = ScoresTaken()
-        for form in forms:
-            try:
-                score = score_of(form, ledger, now)
-            except UnknownScoredTaskError as error:
-                taken.refused.append(RefusedScore(form.task_id, str(error)))
-                continue
-            new = await self.store(score, dated=form.scored_at is not None)
-            (taken.stored if new else taken.known).append(form.task_id)
-        await self.catch_up()
-        return taken
 
     async def store(self, score: Score, *, dated: bool) -> bool:
         """Store a score unless the same is stored; return whether it was new. Raises BusError."""

@@ -1,4 +1,4 @@
-"""Tasks and slots as the API shows them: ledger and presence joined."""
+"""Build what /v1 answers: tasks and slots from ledger and presence, and the learned rates."""
 
 from __future__ import annotations
 
@@ -8,93 +8,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from gateway.state.ledger import ChainRecord, Ledger, Task, TaskState
+from gateway.learning.rates import MEANINGS, Table, Tables
+from gateway.state.ledger import Ledger, Task, TaskState
 from gateway.state.presence import Presence
-from shared.messages import Decision, Hardware, Job, Phase, Progress, Reservation, Result, TaskType
+from gateway.views.schemas import SlotView, TableView, TaskPage, TaskStory, TaskView
+from shared.messages import Job, TaskType
 from shared.settings import Settings
-
-
-class TaskView(Struct, frozen=True, kw_only=True):
-    """One accepted task."""
-
-    task_id: str
-    task: str  # its token
-    slot: str
-    state: TaskState
-    decision: Decision
-    model: str | None  # none if it is a reservation of an older version
-    task_type: TaskType | None
-    hours_to_complete: float | None
-    received_at: float
-    deadline_at: float | None
-    attempts: int
-    node: str | None
-    epoch: int | None
-    progress: Progress | None
-    result: Result | None
-
-
-class TaskStory(Struct, frozen=True, kw_only=True):
-    """All that is stored of one task, and its current state."""
-
-    now: TaskView
-    reservation: Reservation | None
-    job: Job | None
-    chain: list[ChainRecord]  # oldest first
-
-
-class TaskPage(Struct, frozen=True):
-    """Tasks, newest first; `next` is the `after` of the next page, or null."""
-
-    tasks: list[TaskView]
-    next: int | None
-
-
-class SlotView(Struct, frozen=True, kw_only=True):
-    """One slot, as the logs and its node report it."""
-
-    slot: str
-    state: str  # free, reserved or busy
-    live: bool
-    hardware: Hardware | None
-    node: str | None
-    epoch: int | None
-    task: str | None  # the token of the job or reservation that keeps it busy
-    phase: Phase | None
-    step: int | None
-    last_heartbeat_age_s: float | None
-
-
-class SlotPage(Struct, frozen=True):
-    """Every slot of the fleet."""
-
-    slots: list[SlotView]
-
-
-class MirrorInfo(Struct, frozen=True):
-    """The progress of a gateway's mirror of the logs."""
-
-    path: str
-    last: dict[str, int]  # by stream, the newest sequence in the file
-    behind: bool
-    error: str | None = None  # why it is not being written
-
-
-class GatewayInfo(Struct, frozen=True, kw_only=True):
-    """One gateway's settings and condition at one moment."""
-
-    gateway: str
-    version: str
-    now: float  # its clock
-    not_ready: str | None
-    settings: dict[str, Any]  # those that must agree between all services
-    folded: dict[str, int]
-    malformed_records: int
-    malformed_messages: int
-    lost_decisions: int
-    denied: list[str]
-    mirror: MirrorInfo
-
 
 # If two services differ in these, one of them breaks a promise of the other, or two gateways decide
 # differently on the same offer.
@@ -171,7 +90,7 @@ def task_page(
     after: int | None,
     wanted: TaskFilter = ANY_TASK,
 ) -> TaskPage:
-    """Up to `limit` wanted tasks that were accepted before the one with sequence `after`."""
+    """Return up to `limit` wanted tasks that were accepted before the one with sequence `after`."""
     older = (task for task in ledger.tasks() if after is None or task.first < after)
     found = [task for task in older if wanted.holds(task, ledger, now)]
     page = found[:limit]
@@ -199,3 +118,13 @@ def slot_view(slot: str, ledger: Ledger, presence: Presence, now: float) -> Slot
         step=run.step if run else None,
         last_heartbeat_age_s=round(age, 3) if age is not None else None,
     )
+
+
+def table_views(tables: Tables) -> dict[str, TableView]:
+    """Return each table with the rate of every task type, or of every family with evidence."""
+    views = {}
+    for name, rate_of in MEANINGS.items():
+        table: Table = getattr(tables, name)
+        keys = set(table.learned) | (set() if name == "model_performance" else set(map(str, TaskType)))
+        views[name] = TableView(rate_of, table.house, {key: table.rate(key) for key in sorted(keys)})
+    return views

@@ -20,8 +20,7 @@ import msgspec
 from msgspec import Struct
 from rich.console import Console
 
-from gateway.state.ledger import TaskState
-from gateway.views.build import TaskView
+from gateway.views.schemas import TaskState, TaskView
 from podium.client import ENDED, Client, Refusal
 from podium.commands.up import EXAMPLES, make_stack
 from podium.commands.watch import WatchView

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.state.ledger import ChainRecord, TaskState
-from gateway.views.build import TaskStory
+from gateway.views.schemas import ChainRecord, TaskState, TaskStory
 from podium.client import Client, find_gateway
 from podium.commands.offer import terms_table
 from podium.commands.status import tasks_table

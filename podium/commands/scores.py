@@ -17,8 +17,8 @@ from msgspec import Struct
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.learning.rates import TablesView
 from gateway.learning.score_form import finite
+from gateway.views.schemas import TablesView
 from podium.client import Client, default_url
 from podium.console import make_console
 from shared.errors import PodiumError

@@ -7,7 +7,7 @@ import argparse
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.views.build import SlotView, TaskView
+from gateway.views.schemas import SlotView, TaskView
 from podium.client import find_gateway
 from podium.commands.watch import deadline
 from podium.console import make_console

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from gateway.views.build import TaskView
+from gateway.views.schemas import TaskView
 from podium.client import ENDED, find_gateway
 from podium.console import make_console
 from shared.errors import PodiumError

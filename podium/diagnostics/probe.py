@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 
 from gateway.api.tokens import own_token
 from gateway.state.ledger import Ledger, TaskHistory, TaskState
-from gateway.views.build import GatewayInfo
+from gateway.views.schemas import GatewayInfo
 from podium.client import Client
 from podium.local.discovery import monitor_url
 from shared import subjects

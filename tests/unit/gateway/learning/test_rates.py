@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.learning.rates import Rate, Table, Tables, table_views
+from gateway.learning.rates import Rate, Table, Tables
+from gateway.views.build import table_views
 
 
 def test_without_evidence_the_house_values_hold() -> None:

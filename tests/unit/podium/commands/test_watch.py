@@ -6,8 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gateway.state.ledger import TaskState
-from gateway.views.build import SlotView, TaskView
+from gateway.views.schemas import SlotView, TaskState, TaskView
 from podium.commands.status import slots_table, tasks_table
 from podium.commands.watch import WatchView, drawn
 from shared.messages import Decision, Metrics, Phase, Progress, Result, ResultStatus

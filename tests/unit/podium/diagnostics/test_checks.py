@@ -8,7 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.state.ledger import ChainRecord, TaskHistory, TaskState
-from gateway.views.build import GatewayInfo, MirrorInfo, agreed
+from gateway.views.build import agreed
+from gateway.views.schemas import GatewayInfo, MirrorInfo
 from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Severity
 from podium.diagnostics.probe import (

@@ -1,0 +1,150 @@
+"""The structs that /v1 answers with; a decision is in shared.messages, a problem in gateway.api.problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from gateway.learning.rates import Rate
+from gateway.state.ledger import ChainRecord, TaskState
+from shared.messages import Decision, Hardware, Job, Phase, Progress, Reservation, Result, TaskType
+
+__all__ = [
+    "ChainRecord",
+    "GatewayInfo",
+    "MirrorInfo",
+    "RefusedScore",
+    "ScoresTaken",
+    "SlotPage",
+    "SlotView",
+    "Status",
+    "TableView",
+    "TablesView",
+    "TaskPage",
+    "TaskState",
+    "TaskStory",
+    "TaskView",
+]
+
+
+class TaskView(Struct, frozen=True, kw_only=True):
+    """One accepted task."""
+
+    task_id: str
+    task: str  # its token
+    slot: str
+    state: TaskState
+    decision: Decision
+    model: str | None  # none if it is a reservation of an older version
+    task_type: TaskType | None
+    hours_to_complete: float | None
+    received_at: float
+    deadline_at: float | None
+    attempts: int
+    node: str | None
+    epoch: int | None
+    progress: Progress | None
+    result: Result | None
+
+
+class TaskStory(Struct, frozen=True, kw_only=True):
+    """All that is stored of one task, and its current state."""
+
+    now: TaskView
+    reservation: Reservation | None
+    job: Job | None
+    chain: list[ChainRecord]  # oldest first
+
+
+class TaskPage(Struct, frozen=True):
+    """Tasks, newest first; `next` is the `after` of the next page, or null."""
+
+    tasks: list[TaskView]
+    next: int | None
+
+
+class SlotView(Struct, frozen=True, kw_only=True):
+    """One slot, as the logs and its node report it."""
+
+    slot: str
+    state: str  # free, reserved or busy
+    live: bool
+    hardware: Hardware | None
+    node: str | None
+    epoch: int | None
+    task: str | None  # the token of the job or reservation that keeps it busy
+    phase: Phase | None
+    step: int | None
+    last_heartbeat_age_s: float | None
+
+
+class SlotPage(Struct, frozen=True):
+    """Every slot of the fleet."""
+
+    slots: list[SlotView]
+
+
+class MirrorInfo(Struct, frozen=True):
+    """The progress of a gateway's mirror of the logs."""
+
+    path: str
+    last: dict[str, int]  # by stream, the newest sequence in the file
+    behind: bool
+    error: str | None = None  # why it is not being written
+
+
+class GatewayInfo(Struct, frozen=True, kw_only=True):
+    """One gateway's settings and condition at one moment."""
+
+    gateway: str
+    version: str
+    now: float  # its clock
+    not_ready: str | None
+    settings: dict[str, Any]  # those that must agree between all services
+    folded: dict[str, int]
+    malformed_records: int
+    malformed_messages: int
+    lost_decisions: int
+    denied: list[str]
+    mirror: MirrorInfo
+
+
+class TableView(Struct, frozen=True):
+    """One table as the API shows it."""
+
+    rate_of: str
+    house: float
+    rates: dict[str, Rate]
+
+
+class TablesView(Struct, frozen=True, kw_only=True):
+    """All rates and their evidence."""
+
+    policy: str
+    prior_strength: float  # trials that a house value counts as
+    half_life_days: float  # half-life of evidence
+    results: int  # tasks whose end is evidence
+    scores: int  # tasks whose score is evidence
+    tables: dict[str, TableView]
+
+
+class RefusedScore(Struct, frozen=True):
+    """A score that was not stored, and why not."""
+
+    task_id: str
+    why: str
+
+
+class ScoresTaken(Struct, frozen=True):
+    """The outcome of posted scores; the first two are task ids."""
+
+    stored: list[str] = []
+    known: list[str] = []  # the same is stored already: nothing was changed
+    refused: list[RefusedScore] = []
+
+
+class Status(Struct, frozen=True):
+    """The status of the gateway."""
+
+    status: str
