@@ -17,7 +17,7 @@ from shared.files import write_atomically
 from shared.messages import WorkerJob
 from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup, ProcessGroupClock
+from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup, common_clock
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
@@ -41,9 +41,7 @@ class RunContext:
     @property
     def clock(self) -> Clock:
         """The clock of all the run's processes: rank 0's, so all ranks must read it together."""
-        if self.process_group.is_single or isinstance(self.own_clock, TokenClock):
-            return self.own_clock
-        return ProcessGroupClock(self.own_clock, self.process_group)
+        return common_clock(self.own_clock, self.process_group)
 
     @property
     def left_s(self) -> float:

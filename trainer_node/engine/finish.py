@@ -81,6 +81,8 @@ def choose(
     average = training.average
     if Part.AVERAGE in parts and average and average.count > 1:
         candidates.append(replace(last, name="average", weights_applied=average.applied).measured(score))
+    if Part.SCORE in parts and (lowest := lowest_point(training, candidates[0].score)):
+        candidates.append(lowest.measured(score))
     base = record.base_losses
     candidates = ranked(candidates, base)
     finite = is_finite(training)
@@ -98,6 +100,19 @@ def choose(
         run.reporter.message("the trained weights are worse than the base model's")
     run.reporter.message("; ".join(f"{c.name} weights: {_loss(c):.4f}" for c in candidates))
     return candidates
+
+
+def lowest_point(training: TrainState, last: Score | None) -> Candidate | None:
+    """The weights of the development curve's lowest point, if on its rows they are better than the last."""
+    best, rows = training.curve.best, len(training.curve.best_losses)
+    if best is None or not training.best or best.step == training.step:
+        return None
+    if last and len(last.per_example) >= rows and float(last.per_example[:rows].mean()) <= best.loss:
+        return None
+    train_s = training.train_s * best.tokens / training.tokens
+    progress = TrainProgress(best.step, best.tokens, train_s)
+    applied = partial(loaded, training.deltas, lambda: training.best)
+    return Candidate(f"step {best.step}", progress, weights_applied=applied)
 
 
 def earlier(run: RunContext, training: TrainState) -> Iterator[Candidate]:

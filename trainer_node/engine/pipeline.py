@@ -26,6 +26,7 @@ from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
 from trainer_node.engine import context, prepare
 from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
 from trainer_node.engine.distributed.process_group import destroy, is_lost_peer, join
@@ -42,7 +43,7 @@ from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
-from trainer_node.engine.train import checkpoint, loop
+from trainer_node.engine.train import checkpoint, dev_curve, loop
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.cpu_threads import cpu_threads_for
@@ -265,6 +266,7 @@ def assemble(
     if not keeps_average:
         run.reporter.message("no average of the weights is kept: it would take too much memory")
     limit = max(1, max_documents(plan.capacity, heads, head_dim) // data.train.group)
+    dev = curve_rows(record, data)
     training = TrainState(
         plan=plan,
         seed=job.seed,
@@ -288,11 +290,19 @@ def assemble(
         forward=forward,
         cpu_threads=cpu_threads_for(plan, deltas, torch.get_num_threads()),
         alive=run.reporter.alive,
+        dev=dev,
+        dev_s=record.costs.score_s * len(dev) / len(record.base_losses),
+        most_best_bytes=COPY_SHARE * prepare.main_memory(job.hardware) / run.process_group.world,
         cores=0 if run.simulated or run.process_group.device.type != "cpu" else torch.get_num_threads(),
     )
     if found:
         loop.restore(training, found)
     return training
+
+
+def curve_rows(record: RunRecord, data: JobData) -> Examples:
+    """The development rows that are measured during training."""
+    return data.dev.take(np.arange(min(dev_curve.ROWS, len(record.base_losses))))
 
 
 def averages(plan: Plan, size: int, hardware: Hardware) -> bool:

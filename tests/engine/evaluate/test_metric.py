@@ -103,7 +103,7 @@ def test_command_takes_the_tokenizer_from_elsewhere(
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
-        ({"--dataset-type": "{"}, 2, "not usable"),
+        ({"--dataset-type": "{"}, 2, "is invalid"),
         ({"--data": "nowhere.json"}, 1, "no such data file: nowhere.json"),
         ({"--model": "./nowhere"}, 1, "no model at ./nowhere"),
         ({"--adapter": "./nowhere"}, 1, "no adapter in ./nowhere"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
@@ -13,9 +15,12 @@ from shared.clock import TokenClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
+from tests.engine.conftest import VOCAB
 from trainer_node.engine.context import JobData, RunContext, RunRecord
-from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.data.packing import Packs
+from trainer_node.engine.evaluate.candidates import loaded
+from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.pipeline import assemble, averages
 from trainer_node.engine.reporter import Reporter
@@ -26,6 +31,7 @@ from trainer_node.engine.train.oom import is_out_of_memory
 from trainer_node.engine.train.oom_fallback import step_down
 from trainer_node.engine.train.state import TrainState
 
+LENGTHS = [9, 20, 33, 12, 40, 25, 7, 50, 31, 18]
 Build = Callable[..., tuple[TrainState, Reporter, Stop]]
 JOB = WorkerJob(
     task_id="t",
@@ -53,10 +59,16 @@ def build(
     """Training on the tiny model in a folder: fresh, or from the folder's newest checkpoint."""
 
     def _build(
-        name: str, method: str = "lora", *, resume: bool = False, stop: Stop | None = None, **changes: object
+        name: str,
+        method: str = "lora",
+        *,
+        resume: bool = False,
+        stop: Stop | None = None,
+        dev: Examples | None = None,
+        **changes: object,
     ) -> tuple[TrainState, Reporter, Stop]:
         plan = make_plan(method, dropout=0.1, packs_per_step=2, max_epochs=100.0, **changes)
-        examples = make_examples([9, 20, 33, 12, 40, 25, 7, 50, 31, 18])
+        examples = make_examples(LENGTHS)
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         found = checkpoint.newest(folder / "checkpoints", pytest.fail) if resume else None
@@ -65,7 +77,7 @@ def build(
             clock.tokens = found.manifest.position.clock_tokens
         record = RunRecord(
             fingerprint=examples.fingerprint(),
-            base_losses=[1.0],
+            base_losses=[1.0] * len(dev if dev else [0]),
             train_examples=len(examples),
             train_tokens=int(examples.lengths.sum()),
             dropped={},
@@ -73,7 +85,7 @@ def build(
         )
         stop = stop or Stop()
         run = RunContext(JOB, folder, clock, Reporter(folder / "progress.jsonl", "t", "a"), stop)
-        data = JobData(examples, examples, {}, 256)
+        data = JobData(examples, dev or examples, {}, 256)
         training = assemble(run, record, plan, load_model(str(tiny_model), plan.dtype), data, found)
         return training, run.reporter, stop
 
@@ -259,3 +271,48 @@ def test_a_cursor_into_packs_of_another_capacity_goes_on_with_the_next_epoch(
         loop.restore(again, found)
         assert again.step == 1
         assert (again.packs.epoch, again.packs.index) == place
+
+
+def contradicting(examples: Examples) -> Examples:
+    """The same rows with other answers: the better the first are learned, the higher is the loss of these."""
+    labels = np.where(examples.labels == IGNORED, IGNORED, (examples.labels + 7) % VOCAB)
+    rows = np.tile(np.arange(len(examples)), 8)  # few rows prove little
+    return dataclasses.replace(examples, labels=labels).take(rows)
+
+
+@pytest.mark.parametrize("method", ["lora", "dense"])
+def test_a_run_that_overfits_goes_back_to_its_best_weights_and_ends_early(
+    method: str, build: Build, make_examples: Callable[..., Examples], tmp_path: Path
+) -> None:
+    other_rows = contradicting(make_examples(LENGTHS))
+    state, reporter, stop = build("overfit", method, dev=other_rows, lr_lora=0.02, lr_dense=0.01)
+    loop.train(state, reporter, stop)
+    best = state.curve.best
+    assert best is not None
+    assert state.curve.turned()
+    assert state.schedule.pulse.cooldown is not None
+    assert state.clock.time() < JOB.ready_by / 2
+    assert state.schedule.rate() < 0.05
+    assert b"the held-out loss rose" in (tmp_path / "overfit" / "progress.jsonl").read_bytes()
+    with loaded(state.deltas, lambda: state.best):
+        losses = score(state.deltas.model, other_rows).per_example.tolist()
+    assert losses == pytest.approx(state.curve.best_losses, abs=1e-6)
+
+
+def test_a_run_that_resumes_turns_at_the_same_step(
+    build: Build, make_examples: Callable[..., Examples]
+) -> None:
+    options = {"dev": contradicting(make_examples(LENGTHS)), "lr_dense": 0.01}
+    calm, reporter, stop = build("calm", "dense", **options)
+    loop.train(calm, reporter, stop)
+    assert calm.schedule.pulse.cooldown is not None
+    for looks in (9, 30, 45, 60, 10**9):
+        rough, reporter, stop = build("rough", "dense", resume=True, stop=_StopAfter(looks), **options)
+        loop.train(rough, reporter, stop)
+        rough.saver.wait()
+    assert rough.schedule.pulse == calm.schedule.pulse
+    assert rough.curve == calm.curve
+    for name, value in calm.deltas.state().items():
+        assert torch.equal(rough.deltas.state()[name], value), name
+    for name, value in calm.best.items():
+        assert torch.equal(rough.best[name], value), name

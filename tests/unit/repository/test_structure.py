@@ -66,7 +66,7 @@ def test_a_circle_is_found() -> None:
         ("gateway.service", "gateway.api.v1", True),
         ("gateway.api.v1", "gateway.service", False),
         ("gateway.state.ledger", "gateway.state.mirror", False),  # inside one folder
-        ("trainer_node.engine.train.loop", "trainer_node.engine.evaluate.metric", True),  # one layer
+        ("trainer_node.engine.evaluate.metric", "trainer_node.engine.train.loop", True),
         ("shared.broker.bus", "shared.errors", False),
         ("podium.commands.up", "shared.errors", False),  # another package
     ],

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.clock import Clock
+from shared.clock import Clock, TokenClock
 from shared.errors import EngineError
 from shared.messages import ErrorCode, WorkerJob
 
@@ -98,6 +98,13 @@ class ProcessGroupClock:
     def advance(self, tokens: int) -> None:
         """Tokens were trained."""
         self.clock.advance(tokens)
+
+
+def common_clock(clock: Clock, process_group: ProcessGroup) -> Clock:
+    """The clock of all processes: rank 0's, so all must read it together."""
+    if process_group.is_single or isinstance(clock, TokenClock):
+        return clock
+    return ProcessGroupClock(clock, process_group)
 
 
 def join(job: WorkerJob, left_s: float) -> ProcessGroup:

@@ -67,16 +67,25 @@ class Saver:
 
         self._preparing = self._pool.submit(touch)
 
-    def begin(self, position: Position, tensors: Mapping[str, Tensors], *, still: bool = False) -> None:
+    def begin(
+        self,
+        position: Position,
+        tensors: Mapping[str, Tensors],
+        *,
+        still: bool = False,
+        frozen: Mapping[str, Tensors] | None = None,
+    ) -> None:
         """Start to save; waits for the save before, if that is still running, and raises what that raised.
 
-        `still` promises that the tensors don't change until `wait` returns: then no copy is made.
+        `still` promises that the tensors don't change until `wait` returns: then no copy is made. Those in
+        `frozen` never change.
         """
         self.wait()
         preparing_s = self._prepared()
         in_background = still or sum(map(_size, tensors.values())) <= self.most_bytes
         if in_background and not still:
             tensors = {name: self._copied(name, group) for name, group in tensors.items()}
+        tensors = {**tensors, **(frozen or {})}
         began = self.timer()
 
         def write() -> Written:

@@ -1,6 +1,6 @@
 """Checkpoints that a kill can't damage: a folder becomes visible only when all of it is on disk.
 
-    checkpoints/step-00000120/{weights,optimizer,average}.safetensors, manifest.json
+    checkpoints/step-00000120/{weights,optimizer,average,best}.safetensors, manifest.json
 
 A save writes into `.tmp-*`, the manifest with sizes and checksums last, syncs files and folder, renames.
 `newest` takes the newest folder whose manifest and checksums hold and reports each that it skips.
@@ -23,6 +23,7 @@ from msgspec import Struct
 from safetensors.torch import load_file
 
 from shared.files import file_digest, sync, write_atomically
+from trainer_node.engine.train.dev_curve import DevCurve
 from trainer_node.engine.train.schedule import ScheduleState
 
 KEPT = 2
@@ -59,6 +60,7 @@ class Position(Struct, frozen=True, kw_only=True):
     pulse: ScheduleState
     loss: float | None = None  # mean over the steps since the checkpoint before
     capacity: int = 0  # of the packs that the cursor counts; 0: of an older version, the plan's
+    curve: DevCurve = DevCurve()  # what was measured during training
 
 
 class Manifest(Struct, frozen=True, kw_only=True):

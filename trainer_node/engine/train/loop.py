@@ -23,6 +23,7 @@ from trainer_node.engine.model.compile import compile_layers
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train.checkpoint import Checkpoint, Position
+from trainer_node.engine.train.development import measure_dev, measure_due
 from trainer_node.engine.train.oom import release
 from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.weight_average import TAIL
@@ -35,6 +36,7 @@ class Order(NamedTuple):
 
     end: float
     save: float
+    measure: float  # the development rows
     report: float  # first of all, say where training stands
     rate: float
     progress: float
@@ -43,7 +45,7 @@ class Order(NamedTuple):
 def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
     """Step until progress is 1 or `stop` is asked; leaves a checkpoint of the last step in both cases.
 
-    After progress 1 it may still be on its way to the disk: `run.saver.wait()`.
+    After progress 1 it may still be on its way to the disk: `state.saver.wait()`.
     """
     state.deltas.model.train()
     if state.process_group.is_main and state.plan.parallel != "fsdp2":
@@ -65,19 +67,13 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
             save(state, reporter)
             saved = state.step
             continue
-        began, real = state.clock.time(), time.monotonic()
-        loss = one_step(state, order.rate, stop)
+        if order.measure:
+            measure_dev(state, reporter)
+            continue
+        loss = timed_step(state, order.rate, stop)
         if loss is None:
             break
-        if state.device.type == "cuda":
-            torch.cuda.synchronize(state.device)  # else only the launching is timed
-        state.schedule.stepped(state.clock.time() - began)
-        state.train_s += time.monotonic() - real
         loss_sum, losses = loss_sum + loss, losses + 1
-        state.since_save = (state.since_save[0] + loss, state.since_save[1] + 1)
-        if state.step == 1:
-            gc.collect()
-            gc.freeze()  # what lives now lives to the end: later collections needn't look at it
     if losses:
         report(state, reporter, float(state.process_group.total(loss_sum)) / losses)
     if state.step > max(begun, saved):  # a run that resumed and made no step has its checkpoint already
@@ -89,7 +85,7 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
 def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) -> Order:
     """Rank 0's decision, from its clock and its signals; `unsaved` says that steps were made since a save."""
     schedule = state.schedule
-    order = Order(end=0, save=0, report=report, rate=0, progress=schedule.pulse.progress)
+    order = Order(end=0, save=0, measure=0, report=report, rate=0, progress=schedule.pulse.progress)
     if state.process_group.is_main:
         now = state.clock.time()
         # First of all: whether a save is the last one must not depend on when somebody last looked.
@@ -98,6 +94,8 @@ def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) ->
             order = order._replace(save=1)
         elif order.progress >= 1.0 or stop.asked:
             order = order._replace(end=1)
+        elif measure_due(state):
+            order = order._replace(measure=1)
         else:
             order = order._replace(rate=schedule.rate())
     order = Order(*state.process_group.broadcast_floats(*order))
@@ -110,6 +108,23 @@ def report(state: TrainState, reporter: Reporter, loss: float) -> None:
     now, rate = state.clock.time(), float(state.optimizer.param_groups[0]["lr"])
     progress = state.schedule.pulse.progress  # as all processes have agreed: each clock would give another
     reporter.step(state.step, progress, state.tokens, loss, rate, state.schedule.eta_s(now))
+
+
+def timed_step(state: TrainState, rate: float, stop: Stop) -> torch.Tensor | None:
+    """One optimiser step, timed; its loss, or None if `stop` came first."""
+    began, real = state.clock.time(), time.monotonic()
+    loss = one_step(state, rate, stop)
+    if loss is None:
+        return None
+    if state.device.type == "cuda":
+        torch.cuda.synchronize(state.device)  # else only the launching is timed
+    state.schedule.stepped(state.clock.time() - began)
+    state.train_s += time.monotonic() - real
+    state.since_save = (state.since_save[0] + loss, state.since_save[1] + 1)
+    if state.step == 1:
+        gc.collect()
+        gc.freeze()  # what lives now lives to the end: later collections needn't look at it
+    return loss
 
 
 def one_step(state: TrainState, rate: float, stop: Stop) -> torch.Tensor | None:
@@ -220,6 +235,7 @@ def save(state: TrainState, reporter: Reporter) -> None:
         train_s=state.train_s,
         averaged=state.average.count if state.average else 0,
         capacity=state.plan.capacity,
+        curve=state.curve,
         pulse=replace(state.schedule.pulse),  # it is written while training goes on
         loss=float(state.process_group.total(loss_sum)) / steps if steps else None,
     )
@@ -230,7 +246,7 @@ def save(state: TrainState, reporter: Reporter) -> None:
         "average": gathered(state.average.weights, state.process_group) if state.average else {},
     }
     if state.process_group.is_main:
-        state.saver.begin(position, tensors, still=over)
+        state.saver.begin(position, tensors, still=over, frozen={"best": state.best})
     state.schedule.save_begun(began, state.clock.time() - began)
 
 
@@ -259,6 +275,7 @@ def restore(state: TrainState, found: Checkpoint) -> None:
         state.average.weights = {
             name: placed(value, parameters[name]) for name, value in found.tensors("average").items()
         }
+    state.curve, state.best = position.curve, found.tensors("best")
     state.step, state.tokens, state.train_s = position.step, position.tokens, position.train_s
     state.packs.epoch, state.packs.index = position.epoch, position.pack
     if position.capacity not in (0, state.plan.capacity):  # its packs were others: as in `shrink`

@@ -23,6 +23,14 @@ def multiplier(progress: float, warmup: float) -> float:
     return max(0.0, (1.0 - progress) / (1.0 - warmup)) if progress < 1.0 else 0.0
 
 
+class Cooldown(Struct, frozen=True):
+    """An early end: the rate falls to zero from where it stood."""
+
+    tokens: int  # trained when it began
+    progress: float  # then
+    length: int  # tokens that it takes
+
+
 class ScheduleState(Struct, kw_only=True):
     """What the schedule must remember across a restart; part of every checkpoint."""
 
@@ -31,6 +39,7 @@ class ScheduleState(Struct, kw_only=True):
     step_s: list[float] = []  # durations of the latest steps
     saved_at: float | None = None  # when the newest checkpoint was begun
     saving_s: float = 0.0  # what all saves together kept from training
+    cooldown: Cooldown | None = None
 
 
 class Schedule:
@@ -78,11 +87,24 @@ class Schedule:
         return self.ready_by - SAFETY * self.step_s - self.costs.closing_s - 2 * SLACK_S
 
     def update(self, now: float, tokens: int) -> float:
-        """Progress at `now` after so many `tokens`: the larger share, of the time or of the most tokens."""
-        begun = self.pulse.begun_at
+        """Progress at `now` after so many `tokens`: the larger share, of the time or of the most tokens.
+
+        In a cool-down the share of the tokens is that of what was left when it began.
+        """
+        begun, cooldown = self.pulse.begun_at, self.pulse.cooldown
         elapsed = (now - begun) / (self.end_at - begun) if self.end_at > begun else 1.0
-        self.pulse.progress = min(1.0, max(self.pulse.progress, elapsed, tokens / self.max_tokens))
+        share = tokens / self.max_tokens
+        if cooldown:
+            done = (tokens - cooldown.tokens) / cooldown.length
+            share = cooldown.progress + (1.0 - cooldown.progress) * done
+        self.pulse.progress = min(1.0, max(self.pulse.progress, elapsed, share))
         return self.pulse.progress
+
+    def cool_down(self, tokens: int, length: int) -> None:
+        """Let the rate fall to zero within `length` more tokens, or earlier if time or plan end before."""
+        state = self.pulse
+        left = int((1.0 - state.progress) * self.max_tokens)
+        state.cooldown = Cooldown(tokens, state.progress, max(1, min(length, left)))
 
     def rate(self) -> float:
         """The multiplier for the step that begins now, taken at the step's middle.

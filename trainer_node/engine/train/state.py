@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,6 +17,7 @@ from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.objectives import Loss
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.cpu_threads import CpuThreads
+from trainer_node.engine.train.dev_curve import DevCurve
 from trainer_node.engine.train.schedule import Schedule
 from trainer_node.engine.train.weight_average import TailAverage
 
@@ -45,3 +47,8 @@ class TrainState:
     alive: Callable[[], None] = lambda: None  # said at every pack: a step may take long
     cores: int = 0  # that both training and a save in its thread compute on
     since_save: tuple[torch.Tensor, int] = (torch.zeros(()), 0)  # sum of the losses, steps
+    dev: Examples | None = None  # the development rows that are measured during training
+    dev_s: float = 0.0  # what measuring them once takes, by the run's clock
+    curve: DevCurve = field(default_factory=DevCurve)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)  # weights at the curve's lowest point
+    most_best_bytes: float = math.inf  # memory that they may take

@@ -35,6 +35,10 @@ class TailAverage:
             torch._foreach_lerp_(averages, present, 1.0 / (self.count + 1))
         self.count += 1  # last: if memory ran out, this step was not added
 
+    def reset(self) -> None:
+        """Forget all weights: the run went back to earlier ones."""
+        self.weights, self.count = {}, 0
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Swap in the averaged weights, tensor by tensor to save memory; swap back on exit."""

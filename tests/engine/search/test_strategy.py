@@ -1,0 +1,142 @@
+"""The search for the best training run, on loss surfaces that are known."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from msgspec.structs import replace
+
+from trainer_node.engine.search.strategy import (
+    LEAST_EPOCHS,
+    PROBE_SHARE,
+    SAFETY,
+    Budget,
+    Trial,
+    TrialResult,
+    best_of,
+    next_trial,
+)
+
+START = (Trial(arm="dense"), Trial(arm="lora"))
+SPEED = 1000.0
+
+
+def searched(
+    loss: Callable[[Trial], float | None], seconds: float, *, epoch_tokens: int = 10_000, examples: int = 500
+) -> tuple[list[TrialResult], float]:
+    """All trials of one job on a surface, and the time left."""
+    done: list[TrialResult] = []
+    left = seconds
+    while True:
+        budget = Budget(
+            left_s=left,
+            tokens_per_s=SPEED,
+            epoch_tokens=epoch_tokens,
+            examples=examples,
+            trial_s=1.0,
+            all_s=seconds,
+        )
+        trial = next_trial(START, done, budget)
+        if trial is None:
+            return done, left
+        left -= budget.cost_s(trial)
+        done.append(
+            TrialResult(
+                trial=trial,
+                loss=loss(trial),
+                tokens=int(trial.epochs * epoch_tokens),
+                seconds=budget.cost_s(trial),
+            )
+        )
+
+
+def bowl(rate: float, epochs: float, batch: int, lora: float = 0.05) -> Callable[[Trial], float]:
+    """Quadratic in the logs of everything, lowest at the given place."""
+
+    def loss(trial: Trial) -> float:
+        parts = (math.log(trial.rate / rate), math.log(trial.epochs / epochs), math.log(trial.batch / batch))
+        return 2.0 + 0.05 * sum(part**2 for part in parts) + (lora if trial.arm == "lora" else 0.0)
+
+    return loss
+
+
+@pytest.mark.parametrize("rate", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("epochs", [1.0, 4.0])
+@pytest.mark.parametrize("batch", [8, 64])
+def test_with_time_the_search_comes_close_to_the_lowest_point(rate: float, epochs: float, batch: int) -> None:
+    done, left = searched(bowl(rate, epochs, batch), 3000.0)
+    best = best_of(done)
+    assert best
+    assert best.loss is not None
+    assert best.loss < 2.02
+    assert left > 0
+
+
+def test_the_better_arm_is_found() -> None:
+    done, _ = searched(bowl(1.0, 2.0, 32, lora=-0.3), 3000.0)
+    best = best_of(done)
+    assert best
+    assert best.trial.arm == "lora"
+
+
+def test_no_trial_is_run_twice() -> None:
+    done, _ = searched(bowl(1.0, 2.0, 32), 10_000.0)
+    trials = [result.trial for result in done]
+    assert len(set(trials)) == len(trials)
+
+
+def test_the_search_ends_by_itself() -> None:
+    _, left = searched(bowl(1.0, 2.0, 32), 1e9)
+    assert left > 0.99e9
+
+
+def test_trials_keep_within_the_time() -> None:
+    for seconds in range(20, 400, 7):
+        _, left = searched(bowl(3.0, 4.0, 16), float(seconds))
+        assert left >= -1e-6
+
+
+def test_a_diverged_trial_is_left_behind() -> None:
+    def loss(trial: Trial) -> float | None:
+        return None if trial.rate > 0.9 else bowl(0.3, 2.0, 32)(trial)
+
+    done, _ = searched(loss, 3000.0)
+    best = best_of(done)
+    assert best
+    assert best.trial.rate < 0.9
+
+
+def test_with_little_time_short_trials_choose_the_rate_of_one_long_run() -> None:
+    # One epoch takes 10,000 s, the job has 9,000: no second run would fit.
+    done, left = searched(bowl(3.0, 2.0, 32), 9000.0, epoch_tokens=10_000_000, examples=50_000)
+    *probes, main = done
+    assert main.trial.main
+    assert not any(result.trial.main for result in probes)
+    assert all(result.trial.epochs < LEAST_EPOCHS for result in probes)
+    assert sum(result.seconds for result in probes) <= 2 * PROBE_SHARE * 9000
+    assert 1.0 < main.trial.rate < 3.5  # towards 3, less what a longer run wants
+    assert left < 0.05 * 9000
+
+
+def test_without_time_for_short_trials_there_is_one_run() -> None:
+    done, _ = searched(bowl(3.0, 2.0, 32), 20.0, epoch_tokens=100_000, examples=500)
+    (main,) = done
+    assert main.trial == replace(START[0], epochs=main.trial.epochs, main=True)
+
+
+def test_the_first_trial_is_given_whatever_the_time() -> None:
+    done, _ = searched(bowl(1.0, 2.0, 32), 0.0)
+    assert len(done) == 1
+
+
+def test_a_slower_machine_gets_fewer_trials() -> None:
+    many, _ = searched(bowl(1.0, 2.0, 32), 600.0)
+    few, _ = searched(bowl(1.0, 2.0, 32), 200.0)
+    assert len(few) < len(many)
+
+
+def test_a_budget_leaves_room_for_a_late_trial() -> None:
+    budget = Budget(left_s=100.0, tokens_per_s=100.0, epoch_tokens=4_000, examples=100, trial_s=0.0, all_s=1)
+    assert budget.fits(Trial(arm="dense", epochs=2.0))
+    assert not budget.fits(Trial(arm="dense", epochs=2.6))
+    assert SAFETY * budget.cost_s(Trial(arm="dense", epochs=2.0)) < 100.0

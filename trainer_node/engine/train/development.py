@@ -1,0 +1,66 @@
+"""Measure the development rows during training; go back to the best weights when their loss has turned."""
+
+from __future__ import annotations
+
+from trainer_node.engine.distributed.process_group import common_clock
+from trainer_node.engine.distributed.sharding import placed
+from trainer_node.engine.evaluate.metric import measure
+from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.train.dev_curve import LATEST_TURN, cooldown_tokens
+from trainer_node.engine.train.state import TrainState
+
+
+def measure_due(state: TrainState) -> bool:
+    """Whether to measure the development rows before the next step: not in a cool-down, nor near the end."""
+    pulse = state.schedule.pulse
+    if state.dev is None or pulse.cooldown or pulse.progress > LATEST_TURN:
+        return False
+    trained_s = state.clock.time() - pulse.begun_at
+    epoch_tokens = int(state.examples.lengths.sum())
+    all_tokens = state.tokens / max(pulse.progress, 1e-9)  # as it looks now: time may end before the plan
+    due = state.curve.due(state.tokens, epoch_tokens, all_tokens)
+    return due and state.curve.affordable(state.dev_s, trained_s)
+
+
+def measure_dev(state: TrainState, reporter: Reporter) -> None:
+    """Add a point to the development curve; keep the best weights, or go back to them if it has turned."""
+    assert state.dev is not None
+    group, until = state.process_group, state.schedule.end_at
+    clock = common_clock(state.clock, group)
+    began = clock.time()
+    result, _ = measure(state.deltas.model, state.dev, clock, until, group, alive=state.alive)
+    if len(result.per_example) < len(state.dev):  # time ran out
+        state.dev = None
+        return
+    state.dev_s = clock.time() - began
+    state.curve = state.curve.extended(state.step, state.tokens, result.per_example.tolist(), state.dev_s)
+    reporter.losses(dev=result.loss)
+    if state.curve.is_at_best:
+        keep_best(state)
+    elif state.curve.turned():
+        cool_down(state, reporter)
+
+
+def keep_best(state: TrainState) -> None:
+    """Copy the weights to main memory, if they aren't sharded and there is room."""
+    weights = state.deltas.state()
+    size = sum(value.numel() * value.element_size() for value in weights.values())
+    if state.plan.parallel != "fsdp2" and size <= state.most_best_bytes:
+        state.best = {name: value.to("cpu", copy=True) for name, value in weights.items()}
+
+
+def cool_down(state: TrainState, reporter: Reporter) -> None:
+    """End early: from the best weights the rate falls to zero."""
+    best, last = state.curve.best, state.curve.points[-1]
+    assert best is not None
+    if state.best:
+        parameters = state.deltas.parameters
+        state.deltas.load_state({name: placed(value, parameters[name]) for name, value in state.best.items()})
+    if state.average is not None:
+        state.average.reset()
+    state.schedule.cool_down(state.tokens, cooldown_tokens(best))
+    where = f"back to the weights of step {best.step}" if state.best else "on from here"
+    reporter.message(
+        f"the held-out loss rose from {best.loss:.4f} at step {best.step} to {last.loss:.4f} at step "
+        f"{last.step}: {where}, and the rate falls to zero early"
+    )
