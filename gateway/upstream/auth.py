@@ -1,7 +1,7 @@
-"""Whether a request comes from a validator that may ask: fiber's rules, in fiber's order.
+"""Authenticate requests of validators: fiber's rules, in fiber's order.
 
-Pure, but for the shared store of nonces, which is asked last. Section 2 of upstream's contract:
-headers (422), stake (403), then 401 for the nonce, the address it is meant for, and the signature.
+Pure, except for the shared nonce store, which is used last. Section 2 of upstream's contract: headers (422),
+stake (403), then 401 for the nonce, the miner's address, and the signature.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from shared.settings import Settings
 NANOSECONDS: Final = 1_000_000_000
 LONGEST_NONCE: Final = 128  # upstream's have 30 characters
 USED_BEFORE: Final = "this nonce was used before"
-LATEST_NONCE: Final = 10**20  # larger is no time of this millennium; upstream's own bound
+LATEST_NONCE: Final = 10**20  # nanoseconds; larger ones are after this millennium; upstream's own bound
 
 
 class AuthRefusal(Exception):
-    """A request that is not taken, as it is answered."""
+    """A refused request, with its status and detail."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -36,7 +36,7 @@ class AuthRefusal(Exception):
 
 
 class Claims(Struct, frozen=True):
-    """What a signed request says of itself."""
+    """The headers of a signed request."""
 
     validator: str  # ss58 addresses
     miner: str
@@ -44,7 +44,7 @@ class Claims(Struct, frozen=True):
     signature: str
 
     def message(self, body: bytes | None) -> bytes:
-        """What must have been signed; `body` is None for a GET, whose path and query nobody signs."""
+        """Return the message to sign. `body` is None for a GET: its path and query are unsigned."""
         words = [self.nonce, self.miner]
         if body is not None:
             words.append(hashlib.sha256(body).hexdigest())
@@ -52,15 +52,15 @@ class Claims(Struct, frozen=True):
 
 
 class Caller(Struct, frozen=True):
-    """Who asks."""
+    """The validator that sent a request."""
 
-    validator: str  # the ss58 address; may be empty if nobody has to sign
-    first: asyncio.Future[bool] | None = None  # whether no other gateway had this request before
+    validator: str  # ss58 address; may be empty if signatures are off
+    first: asyncio.Future[bool] | None = None  # whether no other gateway has seen this request before
 
     async def settle(self, patience_s: float | None = None) -> None:
         """Wait for the replay check. Call it before changing state or returning data.
 
-        Raises AuthRefusal. After `patience_s` it goes by what this gateway has seen itself.
+        Raises AuthRefusal. After `patience_s` only this gateway's own nonces decide.
         """
         if self.first is None:
             return
@@ -71,35 +71,35 @@ class Caller(Struct, frozen=True):
 
 
 class Gate(Protocol):
-    """What stands before upstream's endpoints."""
+    """Admits or refuses requests to upstream's endpoints."""
 
     def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
-        """The validator, of whom this gateway has not had this request before. Raises AuthRefusal."""
+        """Return the validator, if this gateway has not seen this request before. Raises AuthRefusal."""
         ...
 
 
 class OpenGate:
-    """Takes everybody: for a gateway on loopback whose operator turned signatures off."""
+    """Accepts unsigned requests: for a gateway on loopback whose operator turned signatures off."""
 
     def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
         """Admit requests from this machine, except what a web page could send through a browser."""
         if why := why_foreign(headers):
-            raise AuthRefusal(403, f"{why}; set hotkey and upstream_auth = signed")
+            raise AuthRefusal(403, f"{why}; set PODIUM_HOTKEY and PODIUM_UPSTREAM_AUTH=signed")
         if body is not None and not headers.get("Content-Type", "").startswith("application/json"):
             raise AuthRefusal(415, "send Content-Type: application/json")
         return Caller(headers.get("validator-hotkey", ""))
 
 
 class ClosedGate:
-    """Takes nobody: this gateway has no address that requests could be meant for."""
+    """Refuses all requests: this gateway has no hotkey that they could be addressed to."""
 
     def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
-        """Nobody."""
+        """Refuse the request."""
         raise AuthRefusal(403, "this gateway has no hotkey: set PODIUM_HOTKEY to the miner's ss58 address")
 
 
 class SignedGate:
-    """Takes the signed requests of validators that may ask, each once."""
+    """Accepts signed requests of allowed validators, each once."""
 
     def __init__(self, hotkey: str, validators: Validators, nonces: Nonces) -> None:
         self._hotkey = hotkey
@@ -107,22 +107,22 @@ class SignedGate:
         self._nonces = nonces
 
     def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
-        """Return the signer; a refused request leaves no trace but a used nonce."""
-        # As in upstream's library, a stranger gets 403 before any other header is checked.
+        """Return the signer. A refused request changes nothing, except that its nonce may be used up."""
+        # As in upstream's library, an unknown validator gets 403 before any other header is checked.
         validator = read_headers(headers, "validator-hotkey")[0]
         if why := self._validators.why_not(validator):
             raise AuthRefusal(403, why)
         claims = Claims(validator, *read_headers(headers, "miner-hotkey", "nonce", "signature"))
         signed_at = nonce_time(claims.nonce)
         if signed_at is None or abs(now - signed_at) > WINDOW_S:
-            raise AuthRefusal(401, f"the nonce is no time within {WINDOW_S:g} s of this gateway's clock")
+            raise AuthRefusal(401, f"the nonce's time is not within {WINDOW_S:g} s of this gateway's clock")
         if self._nonces.seen(claims.validator, claims.nonce, signed_at):
             raise AuthRefusal(401, USED_BEFORE)
         if claims.miner != self._hotkey:
-            raise AuthRefusal(401, "the request is meant for another miner's hotkey")
+            raise AuthRefusal(401, "the request is addressed to another miner's hotkey")
         if not verified(claims.validator, claims.message(body), claims.signature):
-            raise AuthRefusal(401, "the signature is not the validator's over this request")
-        # Only what is signed is kept, so that nobody else can fill the store or use up a nonce.
+            raise AuthRefusal(401, "the signature does not match the validator and this request")
+        # Store only nonces with a valid signature: no one else can fill the store or use up a nonce.
         try:
             first = self._nonces.claim(claims.validator, claims.nonce, signed_at)
         except TooManyNoncesError as error:
@@ -133,15 +133,15 @@ class SignedGate:
 
 
 def read_headers(headers: Mapping[str, str], *names: str) -> list[str]:
-    """The values of headers. Raises AuthRefusal 422 naming those that are missing."""
+    """Return the values of headers. Raises AuthRefusal 422 that names the missing ones."""
     values = [headers.get(name, "") for name in names]
     if missing := [name for name, value in zip(names, values, strict=True) if not value]:
-        raise AuthRefusal(422, f"header missing: {', '.join(missing)}")
+        raise AuthRefusal(422, f"missing headers: {', '.join(missing)}")
     return values
 
 
 def nonce_time(nonce: str) -> float | None:
-    """Unix seconds in a nonce, `<nanoseconds>_<random>`; None if there are none."""
+    """Return the Unix seconds in a nonce, `<nanoseconds>_<random>`; None if it has none."""
     if len(nonce) > LONGEST_NONCE:
         return None
     digits = nonce.partition("_")[0]
@@ -151,22 +151,22 @@ def nonce_time(nonce: str) -> float | None:
 
 
 def remarks(settings: Settings) -> list[str]:
-    """What an operator should know of a gateway that is set to take signed requests."""
+    """Return warnings for the operator of a gateway that accepts signed requests."""
     if settings.hotkey is None or settings.upstream_auth == "off":
         return []
     found = []
     if not settings.upstream_validators and settings.upstream_nodes_file is None:
-        found.append("no validator may ask: set PODIUM_UPSTREAM_NODES_FILE or PODIUM_UPSTREAM_VALIDATORS")
+        found.append("no validator is allowed: set PODIUM_UPSTREAM_NODES_FILE or PODIUM_UPSTREAM_VALIDATORS")
     if settings.artifacts_kind != "hub":
         found.append(
-            f"validators fetch submissions from a hub, and artifacts_kind is {settings.artifacts_kind}: set "
+            f"validators fetch submissions from a hub, but artifacts_kind is {settings.artifacts_kind}: set "
             "PODIUM_ARTIFACTS_KIND=hub and PODIUM_HUB_NAMESPACE for every service"
         )
     return found
 
 
 def gate_of(settings: Settings, validators: Validators, nonces: Nonces) -> Gate:
-    """The gate that the settings ask for."""
+    """Make the gate of the settings."""
     if settings.upstream_auth == "off":
         return OpenGate()
     if settings.hotkey is None:

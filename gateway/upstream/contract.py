@@ -1,4 +1,4 @@
-"""What upstream sends and expects by its protocol of July to October 2025; unknown fields are ignored."""
+"""Messages of upstream's protocol of July to October 2025; unknown fields are ignored."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from shared.messages import BareOffer, DatasetType, FileFormat, Offer, TaskType
 
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 TaskId = Annotated[str, Meta(min_length=1, max_length=1024)]
-Hours = Annotated[float, Meta(gt=0)]  # whole numbers until July 2025, any after
+Hours = Annotated[float, Meta(gt=0)]  # integers until July 2025, any number since
 StartHours = Annotated[float, Meta(gt=0, le=24 * 366)]
-DataReference = Annotated[str, Meta(min_length=1, max_length=8192)]  # a presigned URL, good for seven days
+DataReference = Annotated[str, Meta(min_length=1, max_length=8192)]  # a presigned URL, valid for seven days
 
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class ImageModelType(StrEnum):
 
 
 class TextFormat(StrEnum):
-    """How a text task's data may be given; upstream always sends `s3`, a presigned URL of one JSON array."""
+    """Format of a text task's data; upstream always sends `s3`, a presigned URL of one JSON array."""
 
     CSV = "csv"
     JSON = "json"
@@ -38,7 +38,7 @@ class TextFormat(StrEnum):
 
 
 class MinerTaskOffer(Struct, frozen=True, kw_only=True):
-    """Would you train this? There is no word of the data, and `ds_size` says the same of every text task."""
+    """An offer of a task. It has no data, and `ds_size` is the same for every text task."""
 
     task_id: TaskId
     task_type: TaskType
@@ -48,7 +48,7 @@ class MinerTaskOffer(Struct, frozen=True, kw_only=True):
     model_params_count: int | float | None = None
 
     def offer(self) -> BareOffer:
-        """The same in Podium's words; a size that can't be one counts as not stated."""
+        """Return Podium's form of the offer; an impossible size counts as not given."""
         return BareOffer(
             task_id=self.task_id,
             task_type=self.task_type,
@@ -60,14 +60,14 @@ class MinerTaskOffer(Struct, frozen=True, kw_only=True):
 
 
 class MinerTaskResponse(Struct, frozen=True):
-    """The answer to an offer; a message that is no string would count as a rejection."""
+    """The response to an offer. If `message` were not a string, upstream would count it as a rejection."""
 
     message: str
     accepted: bool
 
 
 class TrainRequestText(Struct, frozen=True, kw_only=True):
-    """An accepted text task with its data: train now."""
+    """The start of an accepted text task, with its data."""
 
     task_id: TaskId
     model: Name
@@ -78,7 +78,7 @@ class TrainRequestText(Struct, frozen=True, kw_only=True):
     expected_repo_name: str | None = None
 
     def offer(self, accepted: BareOffer | None) -> Offer:
-        """The job's offer. What the accepted offer said of the task's type is upstream's own word."""
+        """Return the job's offer. The task type of the accepted offer is authoritative."""
         task_type = accepted.task_type if accepted is not None else task_type_of(self.dataset_type)
         return Offer(
             task_id=self.task_id,
@@ -95,7 +95,7 @@ class TrainRequestText(Struct, frozen=True, kw_only=True):
 
 
 class TrainRequestImage(Struct, frozen=True, kw_only=True):
-    """An accepted image task with its data."""
+    """The start of an accepted image task, with its data."""
 
     task_id: TaskId
     model: Name
@@ -106,21 +106,21 @@ class TrainRequestImage(Struct, frozen=True, kw_only=True):
 
 
 class TrainResponse(Struct, frozen=True):
-    """The answer to a start, which upstream only logs."""
+    """The response to a start, which upstream only logs."""
 
     message: str
     task_id: str
 
 
 class MinerSubmission(Struct, frozen=True):
-    """Where a task's submission is. No hash is no harm; a wrong one loses the task."""
+    """The location of a task's submission. A missing hash is harmless; a wrong one loses the task."""
 
     repo: str
     model_hash: str | None = None
 
 
 class TrainingRepo(Struct, frozen=True):
-    """Where this miner's trainer can be had."""
+    """The repository of this miner's trainer."""
 
     github_repo: str
     commit_hash: str
@@ -138,7 +138,7 @@ _DPO: Final = ("field_prompt", "field_chosen", "field_rejected")
 
 
 def task_type_of(columns: DatasetType) -> TaskType:
-    """The kind of task by the columns it names; upstream's own union goes by them, too."""
+    """Derive the task type from the named columns, as upstream's own union type does."""
     if any(getattr(columns, name) for name in _DPO):
         return TaskType.DPO
     if any(getattr(columns, name) for name in _CHAT) and not columns.field_instruction:
@@ -147,7 +147,7 @@ def task_type_of(columns: DatasetType) -> TaskType:
 
 
 def parse(body: bytes, decode: msgspec.json.Decoder[T]) -> T:
-    """Decode a body. Raises AuthRefusal 422 naming the field."""
+    """Decode a body. Raises AuthRefusal 422 that names the field."""
     try:
         return decode.decode(body)
     except RecursionError as error:

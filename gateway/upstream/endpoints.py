@@ -1,7 +1,8 @@
-"""The endpoints that validators of Gradients (Bittensor subnet 56) call, as of July to October 2025.
+"""Endpoints for validators of Gradients (Bittensor subnet 56), as of July to October 2025.
 
-Upstream asks once and doesn't retry; what isn't 200 counts as a rejection, and its body is not read. So each
-path answers with and without its slash, and every error is explained in `detail`, for readers of the log.
+Upstream sends a request once and doesn't retry; any status but 200 counts as a rejection, and its body is not
+read. So each path works with and without a trailing slash, and `detail` explains every error for people who
+read logs.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ JSON: Final = {"Content-Type": "application/json"}
 
 
 class Asked(Struct, frozen=True):
-    """One request that got through the gate."""
+    """One admitted request."""
 
     request: web.Request
     body: bytes
@@ -61,7 +62,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def add_endpoints(app: web.Application, service: Service) -> None:
-    """Put upstream's endpoints on the gateway's HTTP side."""
+    """Add upstream's endpoints to the gateway's HTTP application."""
     posts: tuple[tuple[str, Endpoint], ...] = (
         ("/task_offer", offer),
         ("/task_offer_image", offer),
@@ -83,22 +84,22 @@ def add_endpoints(app: web.Application, service: Service) -> None:
 
 
 async def offer(service: Service, asked: Asked) -> MinerTaskResponse:
-    """Offer -> accepted or not. An accepted one holds a slot until upstream sends its data."""
+    """Decide on an offer. An accepted one reserves a slot until upstream sends its data."""
     bare = parse(asked.body, OFFER).offer()
     decision = await service.decide(bare, asked.received_at, before=asked.caller.settle)
     return MinerTaskResponse(decision.reason, decision.accepted)
 
 
 async def start(service: Service, asked: Asked) -> TrainResponse:
-    """An accepted text task begins; asked again, the answer is the same."""
+    """Start an accepted text task; a repeated request gets the same response."""
     request = parse(asked.body, START_TEXT)
-    await asked.caller.settle(SETTLE_S)  # a start that comes twice is answered alike
+    await asked.caller.settle(SETTLE_S)  # a repeated start is idempotent
     job = await service.start(request.task_id, request.offer, asked.received_at)
     return TrainResponse(f"Training on slot {job.slot}", job.task_id)
 
 
 async def start_image(_: Service, asked: Asked) -> TrainResponse:
-    """Image tasks are refused when offered, so nothing can be started here."""
+    """Refuse a start: offers of image tasks are always rejected."""
     request = parse(asked.body, START_IMAGE)
     await asked.caller.settle(SETTLE_S)
     raise NotAcceptedError(
@@ -107,7 +108,7 @@ async def start_image(_: Service, asked: Asked) -> TrainResponse:
 
 
 async def submission(service: Service, asked: Asked) -> MinerSubmission:
-    """Where a task's submission is."""
+    """Return the location of a task's submission."""
     await asked.caller.settle(SETTLE_S)
     if not service.knows_the_logs:
         await service.started()
@@ -137,11 +138,11 @@ def repository(artifact: str) -> str:
 
 
 async def training_repo(service: Service, asked: Asked) -> TrainingRepo:
-    """Where this miner's trainer can be had, for tournaments."""
+    """Return the repository of this miner's trainer, for tournaments."""
     await asked.caller.settle(SETTLE_S)
     settings, kind = service.settings, asked.request.match_info["kind"]
     if kind not in REPOSITORIES:
-        raise AuthRefusal(422, f"the type must be one of {', '.join(REPOSITORIES)}")
+        raise AuthRefusal(422, f"the task type must be one of {', '.join(REPOSITORIES)}")
     if settings.training_repo is None or settings.training_commit is None:
         raise AuthRefusal(404, "no training repository: set PODIUM_TRAINING_REPO and PODIUM_TRAINING_COMMIT")
     return TrainingRepo(settings.training_repo, settings.training_commit)
@@ -152,7 +153,7 @@ async def _post(service: Service, endpoint: Endpoint, request: web.Request) -> w
     try:
         body = await read_body(request, limit)
     except web.HTTPRequestEntityTooLarge:
-        return _unread(413, f"a body may have {limit} bytes")
+        return _unread(413, f"the body is larger than {limit} bytes")
     except (web.HTTPRequestTimeout, web.HTTPBadRequest) as error:
         return _unread(error.status, str(error.text))
     return await _answer(service, endpoint, request, body, body, received_at)
@@ -170,10 +171,10 @@ async def _answer(
     signed: bytes | None,
     received_at: float,
 ) -> web.Response:
-    """Let in who may ask, and put every error into upstream's form."""
+    """Authenticate the request, run its endpoint, and convert errors into upstream's form."""
     await service.throttle.take()
     try:
-        # judged now, not when its head came: a replay could hold its body back until its nonce is forgotten
+        # authenticate after the body has arrived: a replay could delay it until its nonce is forgotten
         caller = service.gate.admit(request.headers, signed, time.time())
         return _json(await endpoint(service, Asked(request, body, received_at, caller)))
     except AuthRefusal as refusal:
@@ -183,7 +184,7 @@ async def _answer(
     except NoSlotError as error:
         return _detail(409, str(error))
     except BusError as error:
-        return _detail(503, f"{error}; nothing is known to be done: ask again")
+        return _detail(503, f"{error}; no outcome is confirmed: retry")
 
 
 def _json(answer: Struct) -> web.Response:
@@ -191,7 +192,7 @@ def _json(answer: Struct) -> web.Response:
 
 
 def _unread(status: int, detail: str) -> web.Response:
-    """To a request whose body was not read to its end: nothing else can come on its connection."""
+    """Respond to a request whose body was not fully read, and close its connection."""
     response = _detail(status, detail)
     response.force_close()
     return response

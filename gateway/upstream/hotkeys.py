@@ -9,19 +9,19 @@ from typing import Final
 import base58
 import sr25519
 
-SS58_FORMAT: Final = 42  # one byte in front of the key: "any substrate chain"
+SS58_FORMAT: Final = 42  # the byte before the key: "any substrate chain"
 ADDRESS_BYTES: Final = 1 + 32 + 2  # format, public key, checksum
 LONGEST_ADDRESS: Final = 64  # characters; a real one has 47 or 48
 SIGNATURE_BYTES: Final = 64
 
 
 class AddressError(ValueError):
-    """What was given is no ss58 address."""
+    """The text is not an ss58 address."""
 
 
 @lru_cache(maxsize=4096)
 def public_key(address: str) -> bytes:
-    """The 32 bytes of an sr25519 public key that an ss58 address stands for. Raises AddressError."""
+    """Return the 32 bytes of the sr25519 public key in an ss58 address. Raises AddressError."""
     if len(address) > LONGEST_ADDRESS:
         raise AddressError("an ss58 address has 47 or 48 characters")
     try:
@@ -29,32 +29,32 @@ def public_key(address: str) -> bytes:
     except ValueError as error:
         raise AddressError(f"{address!r} is not base58") from error
     if len(raw) != ADDRESS_BYTES or raw[0] != SS58_FORMAT:
-        raise AddressError(f"{address!r} is no ss58 address of format {SS58_FORMAT}")
+        raise AddressError(f"{address!r} is not an ss58 address of format {SS58_FORMAT}")
     if raw[-2:] != _checksum(raw[:-2]):
-        raise AddressError(f"{address!r} has a wrong checksum: look for a typing error")
+        raise AddressError(f"{address!r} has a wrong checksum: check for a typo")
     return raw[1:-2]
 
 
 def address_of(key: bytes) -> str:
-    """The ss58 address of a public key."""
+    """Return the ss58 address of a public key."""
     raw = bytes([SS58_FORMAT]) + key
     return base58.b58encode(raw + _checksum(raw)).decode()
 
 
 def verified(address: str, message: bytes, signature: str) -> bool:
-    """Whether `signature` (`0x` and 128 hex digits) is `address`'s over `message`.
+    """Return whether `signature` (`0x` and 128 hex digits) is a signature of `message` by `address`.
 
-    Wallets that sign for people wrap the message in <Bytes>; upstream's own library takes that too.
+    Wallets wrap a message that a person signs in <Bytes>; upstream's library accepts that too.
     """
     if not signature.startswith("0x") or len(signature) != 2 + 2 * SIGNATURE_BYTES:
         return False
     try:
         raw, key = bytes.fromhex(signature[2:]), public_key(address)
-        if len(raw) != SIGNATURE_BYTES:  # fromhex passes over white space
+        if len(raw) != SIGNATURE_BYTES:  # fromhex ignores white space
             return False
         plain: bool = sr25519.verify(raw, message, key)
         return plain or bool(sr25519.verify(raw, b"<Bytes>" + message + b"</Bytes>", key))
-    except ValueError:  # no key, or bytes that can't be a signature
+    except ValueError:  # an invalid address or signature
         return False
 
 

@@ -1,12 +1,11 @@
-"""Which signed requests were seen: one store for all gateways, bounded, kept as long as a replay could pass.
+"""The replay check: a bounded nonce store shared by all gateways, kept as long as a replay could be accepted.
 
-Every gateway knows its own nonces at once, and those of the others within LOOK_S. The stream NONCES decides
-between them: a claim is appended, and of two equal ones the one that is stored first counts. Claims that come
-together share one append, and only what others wrote in between is read. A request that would change
-something waits
-for that; a refusal doesn't, as to refuse the same offer twice changes nothing. What can't be stored, as the
-gateway starts or the broker is away, is stored as soon as it can be. If only the stream is what is wrong,
-each gateway goes by what it has seen itself, and logs that: a validator asks only once.
+A gateway knows its own nonces at once, and those of the others within LOOK_S. The stream NONCES decides
+between gateways: each appends its claims, and of two equal ones the one stored first wins. Concurrent claims
+share one append, after which only the records of others in between are read. A request that changes state
+waits for this; a rejection doesn't, because rejecting the same offer twice changes nothing. Claims that can't
+be stored, while the gateway starts or the broker is unreachable, are stored as soon as possible. If only the
+stream fails, each gateway uses its own nonces and logs that: a validator sends a request only once.
 """
 
 from __future__ import annotations
@@ -26,28 +25,28 @@ from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import get_logger
 
-WINDOW_S: Final = 120.0  # how far a nonce's time may be from ours, either way
-BUCKET_S: Final = 60  # seen nonces are kept by the minute they say they are of
-MOST_SEEN: Final = 1_000_000  # some 70 MB; 3,300 signed requests a second for five minutes
-LARGEST_BATCH: Final = 4096  # claims in one message, some 20 bytes each
-LOOK_S: Final = 1.0  # so often it is read what other gateways have seen, while nobody asks here
-APPEND_TIMEOUT_S: Final = 1.0  # of the 3 s that upstream waits for an offer
+WINDOW_S: Final = 120.0  # largest difference between a nonce's time and ours, in either direction
+BUCKET_S: Final = 60  # nonces are grouped by the minute of their time
+MOST_SEEN: Final = 1_000_000  # about 70 MB; 3,300 signed requests a second for five minutes
+LARGEST_BATCH: Final = 4096  # claims in one message, about 20 bytes each
+LOOK_S: Final = 1.0  # poll interval for other gateways' nonces, while no request arrives
+APPEND_TIMEOUT_S: Final = 1.0  # upstream waits 3 s for an offer
 
 log = get_logger()
 
 
-Key = tuple[int, int]  # a nonce: its minute, and 63 bits that stand for it
+Key = tuple[int, int]  # a nonce: its minute, and a 63-bit hash
 Claim = tuple[Key, "asyncio.Future[bool]"]
 
 
 class TooManyNoncesError(Exception):
-    """The store is full: validators that may ask signed more requests than any would."""
+    """The store is full: allowed validators signed far more requests than normal."""
 
 
 class NonceBatch(Struct, frozen=True):
-    """Claims of one gateway in one message: by minute, the keys."""
+    """Claims of one gateway in one message: keys by minute."""
 
-    gateway: str  # and which life of it
+    gateway: str  # name and random id of the process
     minutes: dict[int, list[int]]
 
 
@@ -55,7 +54,7 @@ _decode = msgspec.json.Decoder(NonceBatch).decode
 
 
 class Seen:
-    """A bounded set of nonces that forgets those whose time is past. Pure."""
+    """A bounded set of nonces that drops expired ones. Pure."""
 
     def __init__(self, most: int = MOST_SEEN) -> None:
         self._most = most
@@ -70,52 +69,56 @@ class Seen:
         return self._count
 
     def add(self, nonce: Key) -> bool:
-        """Whether it is new. Raises TooManyNoncesError."""
+        """Add a nonce; return whether it is new. Raises TooManyNoncesError."""
         if nonce in self:
             return False
         if self._count >= self._most:
-            raise TooManyNoncesError(f"more than {self._most} signed requests within minutes; ask later")
+            raise TooManyNoncesError(f"more than {self._most} signed requests within minutes; retry later")
         self._minutes[nonce[0]].add(nonce[1])
         self._count += 1
         return True
 
     def forget(self, now: float) -> None:
-        """Drop what could not pass any more."""
+        """Drop nonces whose requests would be refused by their time."""
         oldest = int(now - WINDOW_S) // BUCKET_S
         for minute in [minute for minute in self._minutes if minute < oldest]:
             self._count -= len(self._minutes.pop(minute))
 
 
 def nonce_key(validator: str, nonce: str, signed_at: float) -> Key:
-    """The minute a nonce is of, and 63 bits that stand for it: of a million, two are equal once in 18 million
-    times, and then one request is refused."""
+    """Return a nonce's minute and 63-bit hash.
+
+    Among a million nonces, two collide once in 18 million times; then one request is refused.
+    """
     digest = hashlib.blake2b(f"{validator}:{nonce}".encode(), digest_size=8).digest()
     return int(signed_at) // BUCKET_S, int.from_bytes(digest) >> 1
 
 
 class Nonces:
-    """The store as one gateway sees it."""
+    """One gateway's view of the store."""
 
     def __init__(self, gateway: str) -> None:
-        self._life = f"{gateway}/{uuid.uuid4().hex[:8]}"  # an earlier life's claims are another's
+        self._life = (
+            f"{gateway}/{uuid.uuid4().hex[:8]}"  # claims of an earlier process count as another gateway's
+        )
         self._seen = Seen()
         self._bus: Bus | None = None
         self._last = 0  # sequence up to which NONCES was read
-        self._waiting: list[Claim] = []  # not stored yet, oldest first; also those answered without
-        self._lost: set[Key] = set()  # of these, those that another gateway stored first
+        self._waiting: list[Claim] = []  # not stored yet, oldest first; some may already be answered
+        self._lost: set[Key] = set()  # of these, the ones that another gateway stored first
         self._some = asyncio.Event()
-        self._minute = 0  # in which what is past was last forgotten
-        self._alone = False  # whether nothing could be shared when it was last tried
+        self._minute = 0  # minute of the last `_forget`
+        self._alone = False  # whether the last attempt to share failed
 
     def seen(self, validator: str, nonce: str, signed_at: float) -> bool:
-        """Whether this gateway knows the nonce as used."""
+        """Return whether this gateway knows that the nonce was used."""
         return nonce_key(validator, nonce, signed_at) in self._seen
 
     def claim(self, validator: str, nonce: str, signed_at: float) -> asyncio.Future[bool] | None:
-        """Use a nonce up; None if this gateway knows it as used.
+        """Claim a nonce; return None if this gateway knows that it was used.
 
-        The future tells whether it was the first claim on any gateway, once that is known: while the gateway
-        starts, and while the link is down, it waits. Raises TooManyNoncesError.
+        The future resolves to whether this was the first claim on any gateway. While the gateway starts or is
+        disconnected, it stays pending. Raises TooManyNoncesError.
         """
         key = nonce_key(validator, nonce, signed_at)
         self._forget()
@@ -127,7 +130,7 @@ class Nonces:
         return claimed
 
     async def run(self, bus: Bus) -> None:
-        """Share claims until cancelled; knows first what other gateways have seen."""
+        """Read other gateways' nonces, then share claims until cancelled."""
         self._bus, self._last = bus, 0
         bus.on_reconnect(self._some.set)
         try:
@@ -146,7 +149,7 @@ class Nonces:
             self._lost.clear()
 
     def _forget(self) -> None:
-        """Once a minute, what is past."""
+        """Drop expired nonces, once a minute."""
         now = time.time()
         if (minute := int(now) // BUCKET_S) == self._minute:
             return
@@ -156,7 +159,7 @@ class Nonces:
         self._lost &= {key for key, _ in self._waiting}
 
     async def _asked(self) -> None:
-        """Return when somebody claims a nonce or the link is back, but after LOOK_S at the latest."""
+        """Wait for a claim or a reconnect, for at most LOOK_S."""
         try:
             async with asyncio.timeout(LOOK_S):
                 await self._some.wait()
@@ -166,7 +169,7 @@ class Nonces:
             self._some.clear()
 
     async def _share(self) -> None:
-        """Store what waits, and tell each claim whether it was the first. What can't be stored stays."""
+        """Store the waiting claims and resolve each. Claims that can't be stored stay."""
         assert self._bus is not None
         while batch := self._waiting[:LARGEST_BATCH]:
             keys = {key for key, _ in batch}
@@ -174,7 +177,7 @@ class Nonces:
                 await self._store(keys)
             except BusError as error:
                 self._go_alone(error)
-                if self._bus.connected:  # the stream is what is wrong; offers can be decided on
+                if self._bus.connected:  # only the stream fails; offers can still be decided
                     self._answer(self._waiting)
                 return
             self._alone = False
@@ -188,7 +191,7 @@ class Nonces:
                 claimed.set_result(key not in self._lost)
 
     async def _store(self, keys: set[Key]) -> None:
-        """Append claims, and read what other gateways have stored before them."""
+        """Append claims, and read the claims that other gateways stored before them."""
         assert self._bus is not None
         minutes: dict[int, list[int]] = {}
         for minute, key in keys:
@@ -205,7 +208,7 @@ class Nonces:
         await self._read(keys, sequence)
 
     async def _catch_up(self) -> None:
-        """Know everything that is stored; without the stream, what this gateway itself sees has to do."""
+        """Read everything that is stored; if that fails, only this gateway's own nonces count."""
         try:
             await self._read(set(), None)
             self._alone = False
@@ -213,19 +216,19 @@ class Nonces:
             self._go_alone(error)
 
     def _go_alone(self, error: BusError) -> None:
-        """Say it once, not at every look."""
+        """Log the failure once, not at every attempt."""
         if not self._alone:
-            log.warning("nonces are not shared with other gateways now", error=str(error))
+            log.warning("replay check is local: can't share nonces with other gateways", error=str(error))
         self._alone = True
 
     async def _read(self, own: set[Key], own_sequence: int | None) -> None:
-        """Fold what is stored, at least up to one's own claims.
+        """Apply stored batches, at least up to our own claims.
 
-        A claim that is stored neither yet nor before another's of the same nonce is lost to it. One whose
-        answer was lost is stored twice: the first one counts.
+        If another gateway stored the same nonce first, our claim loses. A claim whose acknowledgement is lost
+        is stored twice: the first one counts.
         """
         assert self._bus is not None
-        before: set[Key] = set()  # own ones that were stored by an earlier try
+        before: set[Key] = set()  # our claims that an earlier attempt has stored
         while own_sequence is None or self._last < own_sequence:
             records = await self._bus.read(subjects.NONCES_STREAM, self._last, timeout_s=APPEND_TIMEOUT_S)
             waiting = {key for key, _ in self._waiting}
@@ -243,17 +246,17 @@ class Nonces:
                 break
 
     def _fold(self, data: bytes) -> tuple[str, set[Key]]:
-        """Whose claims were stored, and which."""
+        """Apply one stored batch; return its gateway and its keys."""
         try:
             batch = _decode(data)
         except ValueError as error:
-            log.error("a stored batch of nonces can't be read", error=str(error))
+            log.error("malformed record in the nonce stream", error=str(error))
             return "", set()
         keys = {(minute, key) for minute, keys in batch.minutes.items() for key in keys}
         for key in keys:
             try:
                 self._seen.add(key)
             except TooManyNoncesError:
-                log.error("the store of nonces is full")
+                log.error("the nonce store is full")
                 break
         return batch.gateway, keys

@@ -1,4 +1,4 @@
-"""Which validators may ask: an allow-list, and the subnet's stakes from a file that others keep current."""
+"""Allowed validators: an allow-list, and the subnet's stakes from a file that another program updates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gateway.upstream.hotkeys import AddressError, public_key
 from shared.errors import SettingsError
 from shared.logs import get_logger
 
-LOOK_S: Final = 5.0  # between two looks whether the file has changed
+LOOK_S: Final = 5.0  # poll interval for changes of the file
 LARGEST_FILE: Final = 64 << 20
 
 log = get_logger()
 
 
 class ValidatorNode(Struct, frozen=True):
-    """One node of the subnet, as fiber's nodes.json has it; other fields don't matter here."""
+    """One node of the subnet in fiber's nodes.json; its other fields are not used."""
 
     hotkey: str
     stake: float
@@ -30,7 +30,7 @@ _decode = msgspec.json.Decoder(dict[str, ValidatorNode]).decode
 
 
 class Validators:
-    """Who may ask. A file that can't be read leaves those who were in the one before."""
+    """The allowed validators. If the file can't be read, the previous stakes stay."""
 
     def __init__(self, allowed: tuple[str, ...], nodes_file: Path | None, min_stake: float) -> None:
         for address in allowed:
@@ -46,7 +46,7 @@ class Validators:
         self._trouble = ""
 
     def why_not(self, address: str) -> str | None:
-        """None if this validator may ask, else why not."""
+        """Return None if this validator is allowed, else the reason."""
         if address in self._allowed:
             return None
         stake = self._stakes.get(address)
@@ -57,27 +57,27 @@ class Validators:
         return None
 
     async def follow(self) -> None:
-        """Read the file whenever it changes; runs until cancelled, also without a file."""
+        """Reload the file whenever it changes; runs until cancelled, also without a file."""
         while True:
             await self.look()
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
-        """Read the file if it has changed."""
+        """Reload the file if it has changed."""
         if self._file is None:
             return
         try:
             found = await asyncio.to_thread(_read_if_changed, self._file, self._read_at)
         except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
-            self._say(f"{self._file} can't be used, the stakes known before stay: {error}")
+            self._log_once(f"keeping the previous stakes, {self._file} can't be used: {error}")
             return
         self._trouble = ""
         if found is not None:
             self._read_at, self._stakes = found
             log.info("stakes read", file=str(self._file), nodes=len(self._stakes))
 
-    def _say(self, trouble: str) -> None:
-        """Once, not at every look."""
+    def _log_once(self, trouble: str) -> None:
+        """Log an error once, not at every poll."""
         if trouble != self._trouble:
             self._trouble = trouble
             log.error(trouble)
@@ -86,11 +86,11 @@ class Validators:
 def _read_if_changed(
     path: Path, known: tuple[int, int] | None
 ) -> tuple[tuple[int, int], dict[str, float]] | None:
-    """The file's stakes by hotkey, or None if it is the one that is known."""
+    """Return the file's stamp and stakes by hotkey, or None if it hasn't changed."""
     status = path.stat()
     stamp = (status.st_mtime_ns, status.st_size)
     if stamp == known:
         return None
     if status.st_size > LARGEST_FILE:
-        raise ValueError(f"{status.st_size} bytes are more than {LARGEST_FILE}")
+        raise ValueError(f"it has {status.st_size} bytes, more than {LARGEST_FILE}")
     return stamp, {hotkey: node.stake for hotkey, node in _decode(path.read_bytes()).items()}

@@ -117,7 +117,7 @@ async def test_a_broker_that_is_killed_again_and_again_loses_nothing(
         assert status in (200, 503), body
         if status == 503:
             unavailable += 1
-            assert "offer again" in body["detail"]
+            assert "retry" in body["detail"]
         elif body["accepted"]:
             accepted.append(task)
             while True:

@@ -192,7 +192,7 @@ async def test_what_is_too_large_or_no_message(bus: Bus, start_gateway: Start) -
     async with start_gateway(**SIGNED, max_body_bytes=4096) as api:
         await api.until_ready()
         status, answer = await VALIDATOR.post(api, "/task_offer/", b"x" * 4097)
-        assert (status, answer["detail"]) == (413, "a body may have 4096 bytes")
+        assert (status, answer["detail"]) == (413, "the body is larger than 4096 bytes")
         assert (await VALIDATOR.post(api, "/task_offer/", b"not json"))[0] == 422
         status, answer = await VALIDATOR.post(api, "/start_training/", start("t1", dataset_type="none"))
         assert status == 422

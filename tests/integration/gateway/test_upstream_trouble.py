@@ -45,7 +45,7 @@ async def test_a_start_is_told_to_come_again_before_upstream_gives_up(
     await broker.stop(kill=True)
     status, answer = await VALIDATOR.post(upstream, "/start_training/", start("t1"))
     assert status == 503
-    assert "ask again" in answer["detail"]
+    assert "retry" in answer["detail"]
     await broker.start()
     await upstream.until_ready()
     assert (await VALIDATOR.post(upstream, "/start_training/", start("t1")))[0] == 200

@@ -33,7 +33,7 @@ def test_names_and_tokens_of_a_file(tmp_path: Path) -> None:
     "line", ["short", "two words of a phrase", f"na me: {ONE}", f"{ONE}\u00e4", "x" * 513]
 )
 def test_a_line_that_is_no_token_is_named_and_not_shown(line: str) -> None:
-    with pytest.raises(SettingsError, match="file, line 2 is not a token: it needs 16 or more") as caught:
+    with pytest.raises(SettingsError, match="file, line 2 is not a token: it must have 16 or more") as caught:
         parse_tokens(f"{ONE}\n{line}\n", "file")
     assert line not in str(caught.value)
     assert ONE not in repr(parse_tokens(f"n:{ONE}", "file"))

@@ -40,7 +40,7 @@ def test_signatures_can_be_off_on_loopback_only() -> None:
     ("values", "said"),
     [
         ({}, []),
-        ({"hotkey": MINER}, ["no validator may ask", "artifacts_kind is disk"]),
+        ({"hotkey": MINER}, ["no validator is allowed", "artifacts_kind is disk"]),
         ({"hotkey": MINER, "upstream_validators": [VALIDATOR]}, ["artifacts_kind is disk"]),
         (
             {

@@ -29,11 +29,11 @@ def test_a_published_address_is_its_key() -> None:
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("", "no ss58 address"),
-        (ALICE[:-1], "no ss58 address|checksum"),
+        ("", "not an ss58 address"),
+        (ALICE[:-1], "not an ss58 address|checksum"),
         (ALICE[:-1] + "Z", "checksum"),
         (ALICE.replace("G", "0", 1), "base58"),
-        ("1" * 48, "no ss58 address"),
+        ("1" * 48, "not an ss58 address"),
         ("5" * 1000, "47 or 48"),
         ("é" * 48, "base58"),
         ("15oF4uVJwmo4TdGW7VfQxNLavjCXviqxT9S1MgbjMNHr6Sp5", "format 42"),  # a Polkadot address

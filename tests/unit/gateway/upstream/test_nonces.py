@@ -36,7 +36,7 @@ def test_the_store_is_bounded_and_has_room_again() -> None:
     seen = Seen(most=3)
     for number in range(3):
         seen.add(nonce_key("v", str(number), NOW))
-    with pytest.raises(TooManyNoncesError, match="ask later"):
+    with pytest.raises(TooManyNoncesError, match="retry later"):
         seen.add(nonce_key("v", "3", NOW))
     assert not seen.add(nonce_key("v", "2", NOW))  # one that is known needs no room
     seen.forget(NOW + WINDOW_S + 2 * BUCKET_S)
