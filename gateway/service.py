@@ -93,6 +93,8 @@ class Service:
         self.event_sources = EventSources(
             self.events, self.ledger, self.presence, self.measures, self._folded
         )
+        self.ledger.on_task = self.event_sources.on_task
+        self.presence.on_message = self.event_sources.on_run_message
 
     async def prepare(self) -> None:
         """Load the validators before the first request is read: upstream asks once."""

@@ -63,8 +63,6 @@ class EventSources:
         self._measures = measures
         self._folded = folded  # set once the logs were read to their end: what they held is not new
         self._wanted, self._subscribed = asyncio.Event(), asyncio.Event()  # to decisions
-        ledger.on_task = self._on_task
-        presence.on_message = self._on_run_message
 
     async def run(self, bus: Bus) -> None:
         """Subscribe to decisions only while there is a reader: nothing else comes in thousands a second."""
@@ -94,7 +92,8 @@ class EventSources:
         except TimeoutError:
             return  # the broker is away: it happens after the reconnect
 
-    def _on_task(self, token: str) -> None:
+    def on_task(self, token: str) -> None:
+        """Note a task whose state may have changed; count it if it has ended."""
         task = self._ledger.task(token)
         if task is None:  # its chain was read before its job
             return
@@ -105,7 +104,8 @@ class EventSources:
             view = task_view(task, self._ledger, self._presence, time.time())
             self._events.add(EventType.TASK, _encode(view), task=token, slot=view.slot)
 
-    def _on_run_message(self, message: Heartbeat | Progress, data: bytes) -> None:
+    def on_run_message(self, message: Heartbeat | Progress, data: bytes) -> None:
+        """Note a heartbeat or progress."""
         kind = EventType.HEARTBEAT if isinstance(message, Heartbeat) else EventType.PROGRESS
         self._events.add(kind, data, task=message.task, slot=message.slot)
 
