@@ -1,4 +1,4 @@
-"""What the house policy says, with nothing learned yet, to fifteen offers: every term, priority and verdict.
+"""Print the house policy's verdicts on fifteen offers, with nothing learned yet: terms, priority, reason.
 
 python -m bench offers [--write docs/deciding.md]
 
@@ -35,19 +35,19 @@ REPEATS = 200  # of each decision, to time it
 
 
 class Example(Struct, frozen=True, kw_only=True):
-    """One offer, what is expected of a half, and what the fleet's two slots show."""
+    """One offer, the expected hardware of a slot, and the hardware that both slots report."""
 
     what: str
     model: str
     hours: float
     task_type: TaskType = INSTRUCT
     expected: Hardware = H100
-    shown: Hardware | None = H100  # None: no node is alive
+    shown: Hardware | None = H100  # None = no live node
     busy: int = 0
 
     @property
-    def half(self) -> str:
-        """Expected and shown hardware, in short."""
+    def slots(self) -> str:
+        """Return expected and reported hardware, in short."""
         seen = "nothing live" if self.shown is None else self.shown.name
         full = ", both busy" if self.busy else ""
         return f"{self.expected.name} / {seen}{full}"
@@ -68,34 +68,34 @@ EXAMPLES = (
     Example(what="no live slot", model="meta-llama/Llama-3.2-1B", hours=3, shown=None),
     Example(what="slots full", model="meta-llama/Llama-3.2-1B", hours=3, busy=2),
     Example(
-        what="CPU half, small model",
+        what="CPU slot, small model",
         model="HuggingFaceTB/SmolLM2-135M-Instruct",
         hours=2,
         expected=CPU,
         shown=CPU,
     ),
-    Example(what="CPU half, 8B", model="meta-llama/Llama-3.1-8B", hours=4, expected=CPU, shown=CPU),
+    Example(what="CPU slot, 8B", model="meta-llama/Llama-3.1-8B", hours=4, expected=CPU, shown=CPU),
 )
 COLUMNS = (
-    *("offer", "model, hours", "half expected / shown"),
+    *("offer", "model, hours", "slot expected / reported"),
     *("task weight", "model performance", "task success", "plan", "hardware", "priority", "verdict"),
 )
 
 
 def verdict_on(example: Example) -> Verdict:
-    """The house policy's answer, with tables at house values."""
+    """Return the house policy's verdict, with rates at house values."""
     return maximum_accuracy(offer_of(example), view_of(example))
 
 
 def offer_of(example: Example) -> BareOffer:
-    """The example as an offer; sizes come from names."""
+    """Return the example as an offer; its size is in the model's name."""
     return BareOffer(
         task_id="t", task_type=example.task_type, model=example.model, hours_to_complete=example.hours
     )
 
 
 def view_of(example: Example) -> PolicyView:
-    """The fleet as the example has it."""
+    """Return the fleet of the example."""
     slots = tuple(
         SlotFacts(
             slot=slot,
@@ -116,12 +116,12 @@ def view_of(example: Example) -> PolicyView:
 
 
 def table() -> list[str]:
-    """All examples as the lines of one Markdown table."""
+    """Return all examples as the lines of one Markdown table."""
     lines = [_row(COLUMNS), _row(["---"] * len(COLUMNS))]
     for example in EXAMPLES:
         verdict = verdict_on(example)
         if verdict.terms is None or verdict.priority is None:
-            raise ValueError("the house policy tells every term")
+            raise ValueError("the house policy must return every term")
         values = [getattr(verdict.terms, name) for name in verdict.terms.__struct_fields__]
         kind = example.task_type.removesuffix("Task").removesuffix("Text")
         lines.append(
@@ -129,7 +129,7 @@ def table() -> list[str]:
                 [
                     example.what,
                     f"{example.model} ({kind}), {example.hours:g} h",
-                    example.half,
+                    example.slots,
                     *(f"{term.value * term.weight:.4g}" for term in values),
                     f"{verdict.priority:.3f}",
                     f"{'**accepted**' if verdict.accepted else 'rejected'}: {verdict.reason}",
@@ -140,7 +140,7 @@ def table() -> list[str]:
 
 
 def page_with(text: str) -> str:
-    """A page with its table replaced by what the code says now."""
+    """Return a page with its table replaced by a new one."""
     before, _, rest = text.partition(BEGIN)
     _, mark, after = rest.partition(END)
     if not mark:
@@ -149,10 +149,10 @@ def page_with(text: str) -> str:
 
 
 def summary() -> dict[str, object]:
-    """What the last line says."""
+    """Return the figures of the last line."""
     verdicts = [(example, verdict_on(example)) for example in EXAMPLES]
     accepted = [verdict.priority for _, verdict in verdicts if verdict.accepted]
-    # a full house and too many hours are refused before any priority counts
+    # offers without a free slot or with too many hours are rejected before their priority counts
     scored = [verdict.priority for _, verdict in verdicts if verdict.reason.startswith("Priority")]
     return {
         "offers": len(verdicts),
@@ -179,7 +179,7 @@ def main() -> None:
 
 
 def _microseconds(example: Example) -> float:
-    """The median time of one decision, the planner's answer being known."""
+    """Return the median time of one decision with the planner's cached result."""
     offer, view, took = offer_of(example), view_of(example), []
     for _ in range(REPEATS):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Who may do what at the broker, written down independently of podium/security/permissions.py."""
+"""Permissions at the broker, written independently of podium/security/permissions.py."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ A_LAST = b'{"last_by_subj":"podium.jobs.a.*"}'
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One deed on one subject, and the users who may do it."""
+    """One operation on one subject, and the users that may do it."""
 
-    deed: str
+    operation: str
     subject: str
     users: frozenset[str]
     body: bytes = b""
-    speaker: str = ""  # who publishes, or answers
-    said: str = ""  # on which subject
+    publisher: str = ""  # user that publishes, or that answers a request
+    published: str = ""  # subject of the published message
     queue: str = ""
 
 
-def _rows(deed: str, *rows: tuple[str, set[str]], body: bytes = b"") -> tuple[Row, ...]:
-    return tuple(Row(deed=deed, subject=s, users=frozenset(users), body=body) for s, users in rows)
+def _rows(operation: str, *rows: tuple[str, set[str]], body: bytes = b"") -> tuple[Row, ...]:
+    return tuple(Row(operation=operation, subject=s, users=frozenset(users), body=body) for s, users in rows)
 
 
 STORES = (
@@ -47,7 +47,7 @@ STORES = (
         ("$O.artifacts-a.M.object", {A}),
         ("$O.artifacts-b.M.object", {B}),
     ),
-    *_rows("say", ("podium.heartbeats.a", {A}), ("podium.heartbeats.b", {B})),
+    *_rows("publish", ("podium.heartbeats.a", {A}), ("podium.heartbeats.b", {B})),
 )
 
 GET = "$JS.API.DIRECT.GET"
@@ -113,46 +113,58 @@ MANAGES = (
 )
 
 
-def _hear(pattern: str, speaker: str, said: str, *users: str) -> Row:
-    return Row(deed="hear", subject=pattern, users=frozenset(users), speaker=speaker, said=said)
+def _subscribe(pattern: str, publisher: str, published: str, *users: str) -> Row:
+    return Row(
+        operation="subscribe to",
+        subject=pattern,
+        users=frozenset(users),
+        publisher=publisher,
+        published=published,
+    )
 
 
-HEARS = (
-    _hear("podium.jobs.a.*", GATEWAY, "podium.jobs.a.h", GATEWAY, OPERATOR, A),
-    _hear("podium.jobs.b.*", GATEWAY, "podium.jobs.b.h", GATEWAY, OPERATOR, B),
-    _hear("podium.jobs.>", GATEWAY, "podium.jobs.b.h", GATEWAY, OPERATOR),
-    _hear("podium.reservations.>", GATEWAY, "podium.reservations.a.h", GATEWAY, OPERATOR),
-    _hear("podium.state.a.*", A, "podium.state.a.h", GATEWAY, OPERATOR),
-    _hear("podium.state.>", B, "podium.state.b.h", GATEWAY, OPERATOR),
-    _hear("podium.progress.>", A, "podium.progress.a.h", GATEWAY, OPERATOR),
-    _hear("podium.decisions.>", GATEWAY, "podium.decisions.h", GATEWAY, OPERATOR),
-    _hear("podium.scores.>", GATEWAY, "podium.scores.h", GATEWAY, OPERATOR),
-    _hear("podium.nonces", GATEWAY, "podium.nonces", GATEWAY),
-    _hear("podium.heartbeats.a", A, "podium.heartbeats.a", GATEWAY, OPERATOR, A),
-    _hear("podium.heartbeats.b", B, "podium.heartbeats.b", GATEWAY, OPERATOR, B),
-    _hear("podium.offers", UPSTREAM, "podium.offers"),  # only in the gateways' queue group
-    _hear("podium.control.a", GATEWAY, "podium.control.a", A),
-    _hear("podium.control.b", GATEWAY, "podium.control.b", B),
-    _hear("$KV.leases.>", A, "$KV.leases.a"),
-    _hear("$O.>", A, "$O.artifacts-a.C.h"),
-    _hear("_INBOX_gateway.>", "", "", GATEWAY),  # answers to requests
-    _hear("_INBOX_trainer-a.>", "", "", A),
-    _hear("_INBOX_trainer-b.>", "", "", B),
-    _hear("_INBOX_operator.>", "", "", OPERATOR),
-    _hear("_INBOX_upstream.>", "", "", UPSTREAM),
-    _hear("$JS.API.>", GATEWAY, f"{GET}.JOBS"),
-    _hear(">", GATEWAY, "podium.jobs.a.h"),
+SUBSCRIBES = (
+    _subscribe("podium.jobs.a.*", GATEWAY, "podium.jobs.a.h", GATEWAY, OPERATOR, A),
+    _subscribe("podium.jobs.b.*", GATEWAY, "podium.jobs.b.h", GATEWAY, OPERATOR, B),
+    _subscribe("podium.jobs.>", GATEWAY, "podium.jobs.b.h", GATEWAY, OPERATOR),
+    _subscribe("podium.reservations.>", GATEWAY, "podium.reservations.a.h", GATEWAY, OPERATOR),
+    _subscribe("podium.state.a.*", A, "podium.state.a.h", GATEWAY, OPERATOR),
+    _subscribe("podium.state.>", B, "podium.state.b.h", GATEWAY, OPERATOR),
+    _subscribe("podium.progress.>", A, "podium.progress.a.h", GATEWAY, OPERATOR),
+    _subscribe("podium.decisions.>", GATEWAY, "podium.decisions.h", GATEWAY, OPERATOR),
+    _subscribe("podium.scores.>", GATEWAY, "podium.scores.h", GATEWAY, OPERATOR),
+    _subscribe("podium.nonces", GATEWAY, "podium.nonces", GATEWAY),
+    _subscribe("podium.heartbeats.a", A, "podium.heartbeats.a", GATEWAY, OPERATOR, A),
+    _subscribe("podium.heartbeats.b", B, "podium.heartbeats.b", GATEWAY, OPERATOR, B),
+    _subscribe("podium.offers", UPSTREAM, "podium.offers"),  # only in the gateways' queue group
+    _subscribe("podium.control.a", GATEWAY, "podium.control.a", A),
+    _subscribe("podium.control.b", GATEWAY, "podium.control.b", B),
+    _subscribe("$KV.leases.>", A, "$KV.leases.a"),
+    _subscribe("$O.>", A, "$O.artifacts-a.C.h"),
+    _subscribe("_INBOX_gateway.>", "", "", GATEWAY),  # answers to requests
+    _subscribe("_INBOX_trainer-a.>", "", "", A),
+    _subscribe("_INBOX_trainer-b.>", "", "", B),
+    _subscribe("_INBOX_operator.>", "", "", OPERATOR),
+    _subscribe("_INBOX_upstream.>", "", "", UPSTREAM),
+    _subscribe("$JS.API.>", GATEWAY, f"{GET}.JOBS"),
+    _subscribe(">", GATEWAY, "podium.jobs.a.h"),
 )
 
 ASKS = (
-    Row(deed="ask", subject="podium.offers", users=frozenset({UPSTREAM}), speaker=GATEWAY, queue="gateway"),
-    Row(deed="ask", subject="podium.control.a", users=frozenset({GATEWAY}), speaker=A),
-    Row(deed="ask", subject="podium.control.b", users=frozenset({GATEWAY}), speaker=B),
+    Row(
+        operation="request",
+        subject="podium.offers",
+        users=frozenset({UPSTREAM}),
+        publisher=GATEWAY,
+        queue="gateway",
+    ),
+    Row(operation="request", subject="podium.control.a", users=frozenset({GATEWAY}), publisher=A),
+    Row(operation="request", subject="podium.control.b", users=frozenset({GATEWAY}), publisher=B),
 )
 
-KINDS = (STORES, READS, MANAGES, HEARS, ASKS)
+KINDS = (STORES, READS, MANAGES, SUBSCRIBES, ASKS)
 
-# What each may ask or publish, and where an answer to it must not get.
+# Requests that each user may send, and the subjects that a reply to them must not reach.
 REFLECTED = {
     GATEWAY: (f"{GET}.JOBS", f"{GET}.STATE.podium.state.a.t", "podium.streams.JOBS"),
     A: (f"{GET}.JOBS.podium.jobs.a.*", f"{GET}.STATE.podium.state.a.t", f"{GET}.KV_leases.$KV.leases.a"),
@@ -175,7 +187,7 @@ REPLIES = {
     UPSTREAM: (*_DESTRUCTIVE, *_OF_OTHERS, "podium.state.a.evil", "$KV.leases.a"),
 }
 
-# A header on what a user may publish, by which JetStream would delete what others stored.
+# Allowed publishes with a header that would make JetStream delete records of others.
 ROLLUPS = (
     (A, "KV_leases", "$KV.leases.a"),
     (A, "STATE", "podium.state.a.t"),

@@ -2,8 +2,8 @@
 
     python -m bench permissions
 
-Prints the table of docs/security.md. What each may do is written down here once more, and judged by what
-really happened: what was stored, answered or heard. The last line is one JSON object.
+Prints the table of docs/security.md. The expected permissions are listed separately (permission_table.py) and
+compared with the effects: what was stored, answered or received. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ STREAMS = (
     "OBJ_artifacts-a",
     "OBJ_artifacts-b",
 )
-TIMEOUT_S = 5.0  # nothing here waits for it: a denial is reported at once
+TIMEOUT_S = 5.0  # never reached in practice: a denial is reported at once
 
 
 class Report(Struct):
-    """What was tried. `wrong`: what should have been denied or allowed and was not."""
+    """Counts of attempts. `wrong`: attempts whose effect was not the expected one."""
 
     allowed: int = 0
     denied: int = 0
-    refused: int = 0  # who was not even let in
-    reflected: int = 0  # requests with somebody else's subject as the reply, to no effect
-    rolled_up: int = 0  # publishes with a header that would delete what others stored, to no effect
+    refused: int = 0  # refused connections
+    reflected: int = 0  # requests with another user's subject as the reply, without effect
+    rolled_up: int = 0  # publishes with a header that would delete records of others, without effect
     wrong: list[str] = []
 
     def note(self, user: str, row: Row, happened: bool) -> None:
@@ -71,7 +71,7 @@ class Report(Struct):
             self.denied += 1
         if happened != (user in row.users):
             what = "was possible" if happened else "was denied"
-            self.wrong.append(f"{user}: {row.deed} {row.subject} {what}")
+            self.wrong.append(f"{user}: {row.operation} {row.subject} {what}")
 
 
 class Fleet:
@@ -83,14 +83,14 @@ class Fleet:
         self.admin = buses[ADMIN]
 
     async def newest(self, subject: str) -> bytes | None:
-        """What is stored last on a subject, wherever."""
+        """Return the newest record on a subject, in any stream."""
         for stream in STREAMS:
             if record := await self.admin.last(stream, subject):
                 return record.data
         return None
 
     async def state(self) -> dict[str, Any]:
-        """Every stream's configuration, and how many messages it has had."""
+        """Return every stream's configuration and message counts."""
         found = {}
         for stream in ("JOBS", "STATE", "KV_leases"):
             reply = json.loads((await self.admin.request(f"$JS.API.STREAM.INFO.{stream}")).data)
@@ -99,7 +99,7 @@ class Fleet:
 
 
 async def measure(folder: Path) -> Report:
-    """Try everything on a broker of its own in `folder`."""
+    """Try everything on a new broker in `folder`."""
     report = Report()
     keys = folder / "keys"
     make_users(keys, ("a", "b"))
@@ -131,8 +131,8 @@ async def measure(folder: Path) -> Report:
 
 
 async def try_everything(fleet: Fleet, report: Report) -> None:
-    """Every user, every row; then what only a clever user would try."""
-    attempts = (stores, reads, reads, hears, asks)
+    """Try every row as every user; then the attacks by reply subjects and roll-up headers."""
+    attempts = (stores, reads, reads, subscribes, asks)
     for rows, attempt in zip(KINDS, attempts, strict=True):
         for row in rows:
             for user in GUESTS:
@@ -142,10 +142,10 @@ async def try_everything(fleet: Fleet, report: Report) -> None:
 
 
 async def stores(fleet: Fleet, user: str, row: Row) -> bool:
-    """Whether a message that `user` publishes ends up in a stream, or is received if no stream takes it."""
+    """Return whether a message that `user` publishes is stored, or received if no stream stores it."""
     token = uuid.uuid4().hex.encode()
-    if row.deed == "say":
-        return await heard_by(fleet.buses["gateway"], row.subject, fleet.buses[user], row.subject, token)
+    if row.operation == "publish":
+        return await received_by(fleet.buses["gateway"], row.subject, fleet.buses[user], row.subject, token)
     acknowledged = False
     try:
         reply = await fleet.buses[user].request(row.subject, token, timeout_s=TIMEOUT_S)
@@ -159,26 +159,27 @@ async def stores(fleet: Fleet, user: str, row: Row) -> bool:
 
 
 async def reads(fleet: Fleet, user: str, row: Row) -> bool:
-    """Whether JetStream answers a request."""
+    """Return whether JetStream answers a request."""
     try:
         reply = await fleet.buses[user].request(row.subject, row.body, timeout_s=TIMEOUT_S)
     except BusError as error:
         must_be_denial(error)
         return False
-    return b'"code":503' not in reply.data  # that says: no JetStream in this account
+    return b'"code":503' not in reply.data  # 503: no JetStream in this account
 
 
-async def hears(fleet: Fleet, user: str, row: Row) -> bool:
-    """Whether `user` hears on `row.subject` what `row.speaker` says on `row.said`, or may listen at all."""
-    if not row.speaker:
-        return await may_listen(fleet.buses[user], row.subject)
+async def subscribes(fleet: Fleet, user: str, row: Row) -> bool:
+    """Return whether `user` receives on `row.subject` `row.publisher`'s message, or may subscribe at all."""
+    if not row.publisher:
+        return await may_subscribe(fleet.buses[user], row.subject)
     token = uuid.uuid4().hex.encode()
-    return await heard_by(fleet.buses[user], row.subject, fleet.buses[row.speaker], row.said, token)
+    publisher = fleet.buses[row.publisher]
+    return await received_by(fleet.buses[user], row.subject, publisher, row.published, token)
 
 
 async def asks(fleet: Fleet, user: str, row: Row) -> bool:
-    """Whether a request of `user` reaches who answers it, and the answer `user`."""
-    answering = fleet.buses[row.speaker]
+    """Return whether a request of `user` reaches its responder, and the response `user`."""
+    answering = fleet.buses[row.publisher]
 
     async def answer(message: Any) -> None:
         await answering.publish(message.reply, b"answer")
@@ -195,24 +196,24 @@ async def asks(fleet: Fleet, user: str, row: Row) -> bool:
         await subscription.unsubscribe()
 
 
-async def heard_by(listener: Bus, pattern: str, speaker: Bus, subject: str, token: bytes) -> bool:
-    """Whether it is received. A denial is reported at once; what is allowed is awaited."""
-    refused = listener.denied.total() + speaker.denied.total()
-    subscription = await listener.client.subscribe(pattern)
-    await arrived(listener)
-    await speaker.publish(subject, token, reply=speaker.client.new_inbox())
-    await arrived(speaker)
-    await arrived(listener)
+async def received_by(subscriber: Bus, pattern: str, publisher: Bus, subject: str, token: bytes) -> bool:
+    """Return whether the message is received. A denial is reported at once; an allowed message is awaited."""
+    refused = subscriber.denied.total() + publisher.denied.total()
+    subscription = await subscriber.client.subscribe(pattern)
+    await arrived(subscriber)
+    await publisher.publish(subject, token, reply=publisher.client.new_inbox())
+    await arrived(publisher)
+    await arrived(subscriber)
     messages = [await subscription.next_msg(timeout=TIMEOUT_S) for _ in range(subscription.pending_msgs)]
     await subscription.unsubscribe()
-    heard = any(message.data == token for message in messages)
-    if heard == (listener.denied.total() + speaker.denied.total() > refused):
-        raise PodiumError(f"{listener.user} on {pattern}: heard {heard}, denied {not heard}")
-    return heard
+    received = any(message.data == token for message in messages)
+    if received == (subscriber.denied.total() + publisher.denied.total() > refused):
+        raise PodiumError(f"{subscriber.user} on {pattern}: received {received}, denied {not received}")
+    return received
 
 
-async def may_listen(bus: Bus, pattern: str) -> bool:
-    """Whether the broker takes a subscription."""
+async def may_subscribe(bus: Bus, pattern: str) -> bool:
+    """Return whether the broker allows a subscription."""
     before = bus.denied.total()
     subscription = await bus.client.subscribe(pattern)
     await arrived(bus)
@@ -221,13 +222,13 @@ async def may_listen(bus: Bus, pattern: str) -> bool:
 
 
 async def arrived(bus: Bus) -> None:
-    """Everything sent is at the server and everything it sent is here: the library's first ping overtakes."""
+    """Wait until both sides have processed everything. Twice: the library's first ping overtakes data."""
     await bus.client.flush()
     await bus.client.flush()
 
 
 async def reflect(fleet: Fleet, report: Report) -> None:
-    """Have JetStream send its answers where the user himself may not publish: nothing may come of it."""
+    """Name forbidden subjects as the reply of allowed requests: this must have no effect."""
     for user, allowed in REFLECTED.items():
         bus = fleet.buses[user]
         for subject in REPLIES[user]:
@@ -237,11 +238,11 @@ async def reflect(fleet: Fleet, report: Report) -> None:
                 report.reflected += 1
             await arrived(bus)
             if await fleet.state() != before:
-                report.wrong.append(f"{user}: something happened on {subject}, named as the reply")
+                report.wrong.append(f"{user}: the reply to {subject} had an effect")
 
 
 async def roll_up(fleet: Fleet, report: Report) -> None:
-    """A header on a permitted publish that would delete what others stored."""
+    """Publish allowed messages with a header that would delete records of others."""
     for user, stream, subject in ROLLUPS:
         before = await fleet.state()
         for what in ("sub", "all"):
@@ -252,7 +253,7 @@ async def roll_up(fleet: Fleet, report: Report) -> None:
 
 
 async def try_to_get_in(settings: Settings, folder: Path, report: Report) -> None:
-    """Without a key, with an unknown one, without TLS, with another CA."""
+    """Connect without a key, with an unknown one, without TLS, and with another CA."""
     stranger = seed_path(folder / "stranger", "gateway")
     stranger.parent.mkdir(parents=True)
     stranger.touch(0o600)
@@ -274,23 +275,23 @@ async def try_to_get_in(settings: Settings, folder: Path, report: Report) -> Non
 
 
 def must_be_denial(error: BusError) -> None:
-    """A request that failed must have been denied, or nobody may be there to hear it; not just be lost."""
+    """Raise `error` unless the request was denied: no request may just be lost."""
     if not isinstance(error, DeniedError):
         raise error
 
 
 def table() -> str:
-    """What each user may do, for docs/security.md."""
+    """Return the permissions of all users as a Markdown table, for docs/security.md."""
     lines = ["| | " + " | ".join(GUESTS) + " |", "| --- |" + " :-: |" * len(GUESTS)]
     for rows in KINDS:
         for row in rows:
             marks = " | ".join("yes" if user in row.users else "-" for user in GUESTS)
-            lines.append(f"| {row.deed} `{row.subject}` | {marks} |")
+            lines.append(f"| {row.operation} `{row.subject}` | {marks} |")
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Print the table and the verdict; 1 if anything was wrong."""
+    """Print the table and the verdict; exit code 1 if anything was wrong."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()

@@ -10,7 +10,7 @@ from bench.conformance.offers import EXAMPLES, Example, page_with, verdict_on
 from gateway.policy.house import THRESHOLD
 
 PAGE = Path(__file__).parents[4] / "docs" / "deciding.md"
-TAKEN = {"small model", "8B, preference pairs", "70B, chat", "unknown size", "CPU half, small model"}
+TAKEN = {"small model", "8B, preference pairs", "70B, chat", "unknown size", "CPU slot, small model"}
 
 
 def test_the_published_table_is_the_one_the_code_makes() -> None:
