@@ -129,3 +129,24 @@ def log_context(**values: Any) -> AbstractContextManager[None]:
 def get_logger() -> Any:
     """Return a logger; bind `task` and `slot` on it where they are known."""
     return structlog.get_logger()
+
+
+class TroubleLog:
+    """Decide which errors of a retry loop to log: each once, not at every retry, until it is over."""
+
+    def __init__(self) -> None:
+        self._newest: str | None = None
+
+    @property
+    def lasts(self) -> bool:
+        """Return whether the newest try failed."""
+        return self._newest is not None
+
+    def is_new(self, error: Exception) -> bool:
+        """Note an error; return whether to log it: its text differs from the previous one's."""
+        previous, self._newest = self._newest, str(error)
+        return self._newest != previous
+
+    def over(self) -> None:
+        """Note a success: the same error is to be logged again."""
+        self._newest = None

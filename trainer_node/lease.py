@@ -16,7 +16,7 @@ from shared import subjects
 from shared.aio import pause
 from shared.broker.bus import REQUEST_TIMEOUT_S, Bus, Record
 from shared.errors import BusError, ConflictError, PodiumError
-from shared.logs import get_logger
+from shared.logs import TroubleLog, get_logger
 from shared.messages import Hardware, Lease, decode_lease, encode
 from shared.settings import Settings
 
@@ -74,19 +74,18 @@ class SlotLease:
 
     async def keep(self) -> None:
         """Acquire the lease and renew it, for ever; without it wait as standby."""
-        trouble = ""
+        trouble = TroubleLog()
         while True:
             self.wake.clear()
             seconds = RETRY_S
             try:
                 await self.turn()
-                trouble = ""
+                trouble.over()
                 if self.epoch:
                     seconds = self.settings.lease_renew_s
             except BusError as error:
-                if str(error) != trouble:  # once, not at every retry
-                    trouble = str(error)
-                    log.warning("lease not confirmed", epoch=self.epoch, error=trouble)
+                if trouble.is_new(error):
+                    log.warning("lease not confirmed", epoch=self.epoch, error=str(error))
             await pause(seconds, self.wake)
 
     async def turn(self) -> None:

@@ -21,7 +21,7 @@ from shared.broker.credentials import trainer
 from shared.broker.streams import ready, when_usable
 from shared.errors import BusError, PodiumError
 from shared.files import write_atomically
-from shared.logs import get_logger, log_context
+from shared.logs import TroubleLog, get_logger, log_context
 from shared.messages import Hardware, Job, Result, decode_job_record
 from shared.settings import Settings
 from trainer_node.context import Post
@@ -66,7 +66,7 @@ class Node:
         self.pulse = HeartbeatPublisher(bus, settings, node, hardware, self._activity)
         self.assignment: Assignment | None = None
         self.desk = Desk(self.post, lambda: self.assignment)
-        self._trouble = ""
+        self._trouble = TroubleLog()
         self._alerted_at = float("-inf")
 
     def drain(self) -> None:
@@ -117,11 +117,10 @@ class Node:
                         continue
                     alert = time.monotonic() - self._alerted_at < ALERT_S
                     seconds = LOOK_AGAIN_S if alert else self.settings.poll_s
-                self._trouble = ""
+                self._trouble.over()
             except BusError as error:
-                if str(error) != self._trouble:
-                    self._trouble = str(error)
-                    log.warning("can't look for work", error=self._trouble)
+                if self._trouble.is_new(error):
+                    log.warning("can't look for work", error=str(error))
             await pause(seconds, self.wake)
         await self.supervisor.stop("draining")
 

@@ -19,7 +19,7 @@ from typing import Final
 from msgspec import Struct
 
 from shared.errors import SettingsError
-from shared.logs import get_logger
+from shared.logs import TroubleLog, get_logger
 from shared.settings import Settings
 
 FILE: Final = "api.token"  # the name that `podium keys` uses, in the gateway's folder
@@ -47,7 +47,7 @@ class Tokens:
     def __init__(self, file: Path) -> None:
         """Read the file. Raises SettingsError if it is invalid or holds no token. Blocks."""
         self._file = file
-        self._trouble = ""
+        self._trouble = TroubleLog()
         self._stamp: tuple[int, ...] = ()
         self._hashes: Mapping[bytes, str] = {}
         self._take(*_read_stamped(file))
@@ -67,11 +67,10 @@ class Tokens:
         try:
             found = await asyncio.to_thread(_read_if_changed, self._file, self._stamp)
         except SettingsError as error:
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                log.error("keeping the previous API tokens", error=self._trouble)
+            if self._trouble.is_new(error):
+                log.error("keeping the previous API tokens", error=str(error))
             return
-        self._trouble = ""
+        self._trouble.over()
         if found is not None:
             self._take(*found)
             log.info("API tokens read", file=str(self._file), tokens=len(self._hashes))

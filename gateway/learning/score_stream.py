@@ -16,7 +16,7 @@ from gateway.learning.score_form import same
 from shared import subjects
 from shared.broker.bus import Bus, Record
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
-from shared.logs import get_logger
+from shared.logs import TroubleLog, get_logger
 from shared.messages import Score, decode_score, encode
 
 STREAM = subjects.SCORES_STREAM
@@ -52,19 +52,18 @@ class ScoreLog:
 
     async def run(self) -> None:
         """Read on every hint, after a reconnect, and every `poll_s`; forever."""
-        trouble = ""
+        trouble = TroubleLog()
         while True:
             self._hint.clear()
             try:
                 await self.catch_up()
-                trouble = ""
+                trouble.over()
             except BusError as error:
-                if str(error) != trouble:  # once, not at every retry
-                    trouble = str(error)
-                    log.warning("can't read SCORES, retrying; rates stay unchanged", error=trouble)
+                if trouble.is_new(error):
+                    log.warning("can't read SCORES, retrying; rates stay unchanged", error=str(error))
             self.read_once.set()
             try:
-                async with asyncio.timeout(RETRY_S if trouble else self._poll_s):
+                async with asyncio.timeout(RETRY_S if trouble.lasts else self._poll_s):
                     await self._hint.wait()
             except TimeoutError:
                 continue

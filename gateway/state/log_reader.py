@@ -12,7 +12,7 @@ from gateway.state.ledger import Ledger
 from shared import subjects
 from shared.broker.bus import Bus, Record
 from shared.errors import BusError, BusUnavailableError
-from shared.logs import get_logger
+from shared.logs import TroubleLog, get_logger
 
 RETRY_S = 0.25  # after a failed fold; JetStream is usable some 30 ms after a restarted server listens
 FRESH_S = 1.0  # with no hint since, logs read this recently are good enough to refuse an offer
@@ -61,18 +61,17 @@ class LogReader:
 
     async def run(self) -> None:
         """Fold on every hint, after a reconnect, and every `poll_s`. Raises ReplacedLogError."""
-        trouble = ""
+        trouble = TroubleLog()
         while True:
             self._hint.clear()
             try:
                 await self.catch_up()
-                trouble = ""
+                trouble.over()
             except ReplacedLogError:
                 raise
             except BusError as error:
-                if str(error) != trouble:  # once, not at every retry
-                    trouble = str(error)
-                    log.warning("can't read JOBS and STATE, retrying", error=trouble)
+                if trouble.is_new(error):
+                    log.warning("can't read JOBS and STATE, retrying", error=str(error))
             try:
                 async with asyncio.timeout(self._poll_s if self.current else RETRY_S):
                     await self._hint.wait()

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from gateway.upstream.hotkeys import AddressError, public_key
 from shared.errors import SettingsError
-from shared.logs import get_logger
+from shared.logs import TroubleLog, get_logger
 
 LOOK_S: Final = 5.0  # poll interval for changes of the file
 LARGEST_FILE: Final = 64 << 20
@@ -43,7 +43,7 @@ class Validators:
         self._min_stake = min_stake
         self._stakes: dict[str, float] = {}
         self._read_at: tuple[int, int] | None = None  # the file's mtime and size
-        self._trouble = ""
+        self._trouble = TroubleLog()
 
     def why_not(self, address: str) -> str | None:
         """Return None if this validator is allowed, else the reason."""
@@ -69,18 +69,13 @@ class Validators:
         try:
             found = await asyncio.to_thread(_read_if_changed, self._file, self._read_at)
         except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
-            self._log_once(f"keeping the previous stakes, {self._file} can't be used: {error}")
+            if self._trouble.is_new(error):
+                log.error(f"keeping the previous stakes, {self._file} can't be used: {error}")
             return
-        self._trouble = ""
+        self._trouble.over()
         if found is not None:
             self._read_at, self._stakes = found
             log.info("stakes read", file=str(self._file), nodes=len(self._stakes))
-
-    def _log_once(self, trouble: str) -> None:
-        """Log an error once, not at every poll."""
-        if trouble != self._trouble:
-            self._trouble = trouble
-            log.error(trouble)
 
 
 def _read_if_changed(

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from shared.aio import pause
 from shared.errors import BusError, EngineError
-from shared.logs import get_logger
+from shared.logs import TroubleLog, get_logger
 from shared.messages import (
     Claimed,
     ErrorCode,
@@ -73,7 +73,7 @@ class Assignment:
         self.log = log.bind(task=job.task)
         self._death: Death | None = None  # why the newest worker's end counts against the limit
         self._counted = False  # that end is in the chain already, as a claim of the next attempt
-        self._trouble = ""
+        self._trouble = TroubleLog()
         self._started = float("-inf")
         self._requeue: asyncio.Future[str | None] | None = None  # an operator who waits for the answer
         self._over = False
@@ -130,7 +130,7 @@ class Assignment:
             try:
                 if post.lease.may_write():
                     step = await self._turn()
-                    self._trouble = ""
+                    self._trouble.over()
                     if isinstance(step, Done):
                         return
                     if not isinstance(step, Watch):
@@ -337,9 +337,8 @@ class Assignment:
 
     def _say(self, error: Exception) -> None:
         """Log trouble once, not at every retry."""
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            self.log.warning("not done, will try again", error=self._trouble)
+        if self._trouble.is_new(error):
+            self.log.warning("not done, will try again", error=str(error))
 
 
 def _refusal(code: ErrorCode, error: str) -> Outcome:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import TextIO, cast
 
-from shared.logs import Outlet, Stamp
+from shared.logs import Outlet, Stamp, TroubleLog
 
 SCRIPT = """
 from shared.logs import get_logger, set_up_logs
@@ -104,3 +104,15 @@ async def test_lines_of_one_turn_of_the_loop_are_written_together() -> None:
     outlet.write("three\n")
     await asyncio.to_thread(outlet.write, "from a thread\n")  # what waits goes first
     assert "".join(written) == "one\ntwo\nthree\nfrom a thread\n"
+
+
+def test_the_same_trouble_is_new_once_until_it_is_over() -> None:
+    trouble, lasted = TroubleLog(), list[bool]()
+    lasted.append(trouble.lasts)
+    errors = [OSError("full"), OSError("full"), OSError("gone"), OSError("full")]
+    assert [trouble.is_new(error) for error in errors] == [True, False, True, True]
+    lasted.append(trouble.lasts)
+    trouble.over()
+    lasted.append(trouble.lasts)
+    assert trouble.is_new(OSError("full"))
+    assert lasted == [False, True, False]
