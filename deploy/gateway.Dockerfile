@@ -1,4 +1,4 @@
-# The gateway, and the podium command for keys, bootstrap and whoever looks: no torch, boots in under a second.
+# The gateway, and the podium command for keys, bootstrap and operators: no torch, starts in under a second.
 FROM python:3.11-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/app

@@ -1,6 +1,6 @@
-"""Health of a trainer container: exit 0 if this container's node is heard on its heartbeat subject in time.
+"""Health check of a trainer container: exit 0 if a heartbeat of this container's node arrives in time.
 
-Asks what everybody else asks of a node; a node that hangs, or has lost the broker, is not healthy.
+The broker must deliver it, so a node that hangs or has lost the broker is not healthy.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from shared.errors import PodiumError
 from shared.messages import decode_heartbeat
 from shared.settings import Settings, load_settings
 
-PATIENCE_S = 4.0  # below the health check's own timeout
+PATIENCE_S = 4.0  # shorter than the health check's own timeout
 
 
-async def heard(settings: Settings, node: str) -> bool:
-    """Whether a heartbeat of `node` comes in time."""
+async def is_alive(settings: Settings, node: str) -> bool:
+    """Return whether a heartbeat of `node` arrives in time."""
     beat = asyncio.Event()
 
-    async def hear(message: object) -> None:
+    async def receive(message: object) -> None:
         data: bytes = getattr(message, "data", b"")
         if decode_heartbeat(data).node == node:
             beat.set()
 
     bus = await connect(settings, name="health check", user=trainer(settings.slot))
     try:
-        await bus.subscribe(subjects.heartbeat(settings.slot), hear)
+        await bus.subscribe(subjects.heartbeat(settings.slot), receive)
         await asyncio.wait_for(beat.wait(), PATIENCE_S)
     except TimeoutError:
         return False
@@ -39,11 +39,11 @@ async def heard(settings: Settings, node: str) -> bool:
 
 
 def main() -> int:
-    """0 healthy, 1 not, with why."""
+    """Return 0 if healthy; else print the reason and return 1."""
     try:
         settings = load_settings()
         node = (settings.node / "node_id").read_text().strip()
-        if asyncio.run(heard(settings, node)):
+        if asyncio.run(is_alive(settings, node)):
             return 0
         print(f"no heartbeat of node {node} on slot {settings.slot}")
     except (PodiumError, OSError) as error:

@@ -1,11 +1,11 @@
-"""What is exported loads, and scores the same, in the versions that upstream evaluates with.
+"""Check that exports load, and score the same, in the library versions that upstream evaluates with.
 
     make compat        # makes .venv-compat once: transformers 4.51.3 and peft 0.15.1
 
-Real workers train a tiny model and SmolLM2, as LoRA adapters and as whole models, on instructions, chats and
-preference pairs; `compat_worker.py` scores each submission in the other environment. A table, then one JSON
-object: cases, failed, worst_abs_error, versions. Exit code 1 if a loss is further from what the engine said
-of its own run than bf16 noise.
+Real workers train a tiny model and SmolLM2, as LoRA adapters and as full models, on instructions, chats and
+preference pairs; `compat_worker.py` scores each submission in the other environment. Prints a table, then one
+JSON object: cases, failed, worst_abs_error, versions. Exit code 1 if a loss differs from the engine's own by
+more than bf16 noise.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def old_style(model: Path, folder: Path) -> Path:
 def elsewhere(
     python: str, trained: dict[str, Trained], bases: dict[str, Path], folder: Path
 ) -> dict[str, Any]:
-    """What the other environment says of every submission."""
+    """Score every submission in the other environment."""
     spec = [
         {
             "name": name,

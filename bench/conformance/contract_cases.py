@@ -102,7 +102,7 @@ def unauthenticated() -> Iterator[Case]:
 
 
 def broken_headers(body: bytes | None) -> Iterator[tuple[str, int, Headers]]:
-    """What can be wrong with the four headers: name, status, headers."""
+    """Yield requests with bad headers: name, expected status, headers."""
     address = MINER.address
 
     def good(keys: Any = VALIDATOR, miner: str = address, nonce: str | None = None) -> Headers:

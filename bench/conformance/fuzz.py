@@ -79,11 +79,11 @@ class Fuzz:
                 return
             for descriptor, _ in ready:
                 if descriptor in self._lanes:
-                    self._hear(descriptor)
+                    self._receive(descriptor)
         self._poll.close()
 
     def run_raw(self, count: int) -> None:
-        """What is no proper HTTP, each on a connection of its own."""
+        """Send malformed HTTP, each case on its own connection."""
         for _ in range(count):
             case = fuzz_bytes.make(self.chance)
             statuses = fuzz_bytes.attempt(self.port, case)
@@ -116,7 +116,7 @@ class Fuzz:
         except OSError as error:
             self._broken(descriptor, error)
 
-    def _hear(self, descriptor: int) -> None:
+    def _receive(self, descriptor: int) -> None:
         try:
             answer = self._lanes[descriptor].receive()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What is no HTTP, or hardly: garbage, wrong lengths, huge headers, pipelines, slow bodies."""
+"""Malformed HTTP: garbage, wrong lengths, huge headers, pipelines, slow bodies."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def lying_length(chance: random.Random) -> Case:
 
 
 def two_lengths(chance: random.Random) -> Case:
-    """What request smuggling is made of."""
+    """Return a request with contradictory lengths, as in request smuggling."""
     headers = chance.choice(
         (
             b"Content-Length: 2\r\nContent-Length: 3\r\n",
@@ -182,13 +182,13 @@ MAKERS: tuple[Maker, ...] = (
 
 
 def make(chance: random.Random) -> Case:
-    """Any case."""
+    """Return a random case."""
     return chance.choice(MAKERS)(chance)
 
 
 def attempt(port: int, case: Case) -> list[int]:
-    """Send a case over a connection of its own; the statuses that came back."""
-    heard = bytearray()
+    """Send a case over its own connection; return the received statuses."""
+    received = bytearray()
     with socket.create_connection(("127.0.0.1", port), timeout=LAST_S) as connection:
         try:
             for piece in case.pieces:
@@ -197,19 +197,19 @@ def attempt(port: int, case: Case) -> list[int]:
                     time.sleep(case.pause_s)
             if case.half_close:
                 connection.shutdown(socket.SHUT_WR)
-            listen(connection, case, heard)
+            listen(connection, case, received)
         except OSError:
             pass  # the server hung up: on such requests it may
-    return [int(status) for status in STATUS.findall(bytes(heard))]
+    return [int(status) for status in STATUS.findall(bytes(received))]
 
 
-def listen(connection: socket.socket, case: Case, heard: bytearray) -> None:
-    """Read until all answers are there, the server hangs up, or nothing comes any more."""
+def listen(connection: socket.socket, case: Case, received: bytearray) -> None:
+    """Read until all responses are complete, the server hangs up, or the time is over."""
     until = time.monotonic() + (LISTEN_S if case.answers is None else LAST_S)
     while (left := until - time.monotonic()) > 0:
         if not select.select([connection], [], [], left)[0]:
             return
         data = connection.recv(1 << 16)
-        heard += data
-        if not data or (case.answers and len(STATUS.findall(bytes(heard))) >= case.answers):
+        received += data
+        if not data or (case.answers and len(STATUS.findall(bytes(received))) >= case.answers):
             return

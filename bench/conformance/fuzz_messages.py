@@ -179,7 +179,7 @@ class Mutator:
         return self.finished("GET", path, None)
 
     def score(self) -> Request:
-        """What upstream is said to have made of a submission."""
+        """Return a post of a score of a submission."""
         score = {
             "task_id": self.task_id(),
             "quality_score": self.chance.choice((3.0, 0.0, -1.0, 1e300)),

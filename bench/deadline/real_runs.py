@@ -68,17 +68,17 @@ def live(folder: Path, data: Path, seed: int) -> float | None:
 
 
 def _late(job: Path, started: float, now: float) -> bool:
-    """Whether the node would end this worker."""
+    """Return whether the node would end this worker."""
     path = job.parent / "progress.jsonl"
-    phase, heard = None, started
+    phase, reported_at = None, started
     if path.exists():
         lines = path.read_bytes().rpartition(b"\n")[0].splitlines()
         last = decode_progress(lines[-1]) if lines else None
-        phase, heard = (last.phase, max(started, last.at)) if last else (None, started)
+        phase, reported_at = (last.phase, max(started, last.at)) if last else (None, started)
     ready_by = decode_worker_job(job.read_bytes()).ready_by
     why = must_stop(
         now=now,
-        silent_s=now - heard,
+        silent_s=now - reported_at,
         hang_s=HANG_S,
         started_at=started,
         ready_by=ready_by,

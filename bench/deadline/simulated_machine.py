@@ -1,20 +1,19 @@
 """A simulated machine for whole training runs: every part of the real pipeline takes its time on one clock.
 
-The clock moves with every pack that the real loop trains, and by a cost whenever the pipeline loads, reads,
-scores, saves, exports or verifies (bench/deadline/simulated_pipeline.py). The node hears only what the
-pipeline reports. The fault
-model, drawn again for every run:
+The clock advances with every pack that the real loop trains, and by a cost whenever the pipeline loads,
+reads, scores, saves, exports or verifies (bench/deadline/simulated_pipeline.py). The simulated node
+receives only the pipeline's reports. The fault model, drawn again for every run:
 
 - noise: every step and every cost is multiplied by a log-normal factor of sigma .1; a save, export or load
   takes 2 to 5 times as long in one of ten cases
 - slow periods: on average one a run, 2 to 10 times slower, for 1% to 10% of the budget
 - stalls: on average one and a half a run, 1 to 60 s in which nothing moves (SIGSTOP, a hanging disk)
-- restarts: on average one and a half a run; the process is gone, and a new one starts after .5 to 5 s, with
-  its imports, load and ingest to pay again
-- every fourth run has one of these begin within the last 2% before `ready_by`, when the run is closing
+- restarts: on average one and a half a run; the process exits, and a new one starts after .5 to 5 s and
+  repeats imports, load and ingest
+- in every fourth run one of these begins within the last 2% before `ready_by`, while the run is finishing
 - every tenth run ends with weights that score worse than the base model
 
-The node's part is played by its own rule (trainer_node.follower.must_stop).
+The simulated node uses the real node's rule (`must_stop` in trainer_node/job/monitor.py).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ PYTHON_SHARE = 0.1  # of a process's start: Python itself and what it needs to s
 
 
 class Seconds(Struct, kw_only=True):
-    """What the parts of a run take when nothing goes wrong; steps go by tokens."""
+    """Durations of the parts of an undisturbed run; steps take time by their tokens."""
 
     start: float  # of a process: Python and its imports
     load: float
@@ -48,7 +47,7 @@ class Seconds(Struct, kw_only=True):
 
 
 class Faults(Struct, kw_only=True):
-    """What goes wrong in one run, in clock time, each list in order."""
+    """The faults of one run, in clock time, each list in order."""
 
     slow: list[tuple[float, float, float]] = []  # from, to, factor
     stalls: list[tuple[float, float]] = []  # at, seconds
@@ -208,7 +207,7 @@ def draw(random_: random.Random, budget_s: float, tokens: float) -> tuple[Second
 
 
 def bad_luck(random_: random.Random, budget_s: float) -> Faults:
-    """What goes wrong in a run of so many seconds."""
+    """Draw the faults of a run of `budget_s` seconds."""
     slow, at = [], 0.0
     while (at := at + random_.expovariate(1 / budget_s)) < budget_s:
         length = random_.uniform(0.01, 0.1) * budget_s

@@ -1,10 +1,10 @@
-"""What the parts of a real run cost: the seconds that bench.deadline's simulated machine is given.
+"""Measure the parts of a real run: the durations that bench.deadline's simulated machine uses.
 
     python -m bench stage_costs              # 4 minutes of SmolLM2-135M, dense, on this machine
     python -m bench stage_costs --minutes 2
 
-One worker run in this process, with a timer around each part. Wall seconds are what counts if nothing else
-runs; CPU seconds of this process show how far that was so. The last line is one JSON object.
+One worker run in this process, with a timer around each part. Wall seconds are the cost if nothing else
+runs; this process's CPU seconds show whether that was the case. The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ MOST_LOOKS = 4  # at a submission, as upstream evaluates at most four times
 
 
 class Played(Struct, kw_only=True):
-    """What became of one offer."""
+    """The responses to one offer."""
 
     event: Event
     offered: Reply

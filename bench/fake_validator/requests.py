@@ -1,4 +1,4 @@
-"""What upstream's validator sends, field by field: offers, and the data of an accepted task."""
+"""Requests of upstream's validator, field by field: offers, and the data of an accepted task."""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
-"""An upstream that offers as the real one does: a trace in a file, or played at a real gateway in quick time.
+"""Simulate upstream's offers: write a trace to a file, or play it against a real gateway in fast time.
 
-    python -m bench upstream_sim --trace offers.jsonl --hours 24 [--date july] [--seed 0]     #
-    at once
-    python -m bench upstream_sim --play offers.jsonl --url http://127.0.0.1:7999 --miner SS58
-    --dataset URL
-        [--hour-seconds 10]     # hours of the trace times that
+    python -m bench upstream_sim --trace offers.jsonl --hours 24 [--date july] [--seed 0]
+    python -m bench upstream_sim --play offers.jsonl --url http://127.0.0.1:7999 --miner SS58 \
+        --dataset URL [--hour-seconds 10]     # an hour of the trace takes 10 s
 
 The statistics are those of upstream's code of a date (bench/fake_validator/trace.py): mix of types, hours by
 rows, the scheduler's loop and its cap, customers' offers by chance, gaps before a start; with offers that
@@ -43,7 +41,7 @@ def read_trace(path: Path) -> list[Event]:
 
 
 def summary(events: list[Event], hours: float) -> dict[str, Any]:
-    """What a trace holds."""
+    """Return the figures of a trace."""
     good = [event for event in events if event.fault is None and event.attempt == 1]
     text = [event.offer["hours_to_complete"] for event in good if event.image_model is None]
     return {
@@ -59,7 +57,7 @@ def summary(events: list[Event], hours: float) -> dict[str, Any]:
 
 
 def outcome(played: list[Played]) -> dict[str, Any]:
-    """What became of the offers of a trace that was played."""
+    """Return the figures of a played trace."""
     decided = [one for one in played if one.offered.status == 200]
     taken = [one for one in played if one.accepted]
     started = [one for one in taken if one.started is not None]

@@ -89,13 +89,13 @@ FAMILIES = (
 
 
 class World(Struct, frozen=True, kw_only=True):
-    """What is assumed of the rest of the network."""
+    """Assumptions about the rest of the network."""
 
     constants: Constants = JULY
     rows: str = "log"  # log-uniform over all, or "equal" bins above 20,000
     models: str = "published"  # or "log": log-uniform
     evaluation_h: float = 0.5  # how long a task waits for its evaluation
-    nodes: int = 60  # that upstream may ask
+    nodes: int = 60  # miners that upstream can offer a task to
     acceptance: float = 0.3  # share of those asked that accept
     faulty: bool = True  # whether bad signatures, repeats and bursts come along
 
@@ -108,14 +108,14 @@ class Event(Struct, frozen=True, kw_only=True):
     offer: dict[str, Any]
     start_after_s: float | None  # None: upstream never starts it
     organic: bool = False
-    attempt: int = 1  # above 1: the same task, offered again as nobody took it
+    attempt: int = 1  # above 1: the same task, offered again because no miner accepted it
     fault: str | None = None  # what is wrong with the request; its offer must not be decided
-    rows: int | None = None  # what upstream knows and does not tell
-    image_model: str | None = None  # flux or sdxl, told by the start
+    rows: int | None = None  # known to upstream, not sent
+    image_model: str | None = None  # flux or sdxl, sent with the start
 
 
 class Task(Struct, frozen=True):
-    """What upstream makes, before anybody is asked."""
+    """A task of upstream, before it is offered to anyone."""
 
     at: float
     kind: str

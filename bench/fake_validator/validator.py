@@ -42,7 +42,7 @@ class Keys(Struct, frozen=True):
 
 
 class Reply(Struct, frozen=True):
-    """What came back: the status, the JSON body or None, and how long it took."""
+    """A response: the status, the JSON body or None, and the seconds it took."""
 
     status: int
     body: Any
@@ -151,7 +151,7 @@ class Validator:
 
 
 def accepted(reply: Reply) -> bool:
-    """What upstream makes of an offer's answer: anything but a clear yes is a no."""
+    """Return whether upstream counts a response as accepted: only an unambiguous one."""
     body = reply.body
     return (
         reply.status == 200

@@ -78,7 +78,7 @@ async def read_logs(bus: Bus) -> Logs:
 
 
 async def check(bus: Bus, *, acknowledged: set[str], artifacts: Path, lock_logs: dict[str, Path]) -> Report:
-    """Judge a settled fleet; `acknowledged` are the tokens of tasks that a client heard accepted."""
+    """Judge a settled fleet; `acknowledged` are the keys of tasks whose acceptance a client received."""
     logs = await read_logs(bus)
     counts = Counter(job.task for job in logs.jobs)
     twice = [f"{task}: stored {count} times" for task, count in counts.items() if count > 1]

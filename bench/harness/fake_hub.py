@@ -231,7 +231,7 @@ def _entry(path: str, content: bytes) -> dict[str, Any]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Finds out what is asked for, misbehaves if told to, and answers."""
+    """Handles requests; misbehaves if a fault is set for the operation."""
 
     protocol_version = "HTTP/1.1"
     fake: FakeHub
@@ -275,9 +275,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _misbehave(self, fault: Any) -> None:
         if isinstance(fault, int):
-            raise Refused(fault, "told to")
+            raise Refused(fault, "injected fault")
         if isinstance(fault, tuple):
-            raise Refused(fault[0], "told to", Retry_After=str(fault[1]))
+            raise Refused(fault[0], "injected fault", Retry_After=str(fault[1]))
         if fault == "hang":
             threading.Event().wait(2)
         if fault in ("hang", "drop"):
@@ -307,7 +307,7 @@ class Handler(BaseHTTPRequestHandler):
         """Serve a connection; a client that goes away is no error."""
         try:
             super().handle()
-        except ConnectionError:  # told to hang up, or the client was killed
+        except ConnectionError:  # a fault that hangs up, or the client was killed
             with suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)
 

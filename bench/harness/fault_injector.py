@@ -50,7 +50,7 @@ class Fault(Struct, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """What is counted together: `kill broker`, `stop node-a`."""
+        """Return the name under which it is counted: `kill broker`, `stop node-a`."""
         return f"{self.what} {self.whom}"
 
 

@@ -238,7 +238,7 @@ class Fleet:
                     os.link(path, kept)
 
     def lock_logs(self) -> dict[str, Path]:
-        """What the bench's witnesses and the nodes themselves say of who had a slot when."""
+        """Return the logs of who held each slot, by the nodes and by the bench's witnesses."""
         nodes = {f"{self.nodes[node]} ({node})": self.node_folder(node) / "slot.log" for node in self.nodes}
         return nodes | {slot: self.witness / f"{slot}.log" for slot in self.settings.slots}
 

@@ -50,7 +50,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 
 class Measured(Struct, frozen=True, kw_only=True):
-    """What a round took."""
+    """Measurements of one round."""
 
     seconds: float
     cpu_s: float  # of this client

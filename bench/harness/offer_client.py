@@ -1,4 +1,4 @@
-"""An upstream that wants every job done: offers it to either gateway until one has accepted it."""
+"""An upstream that offers every job to either gateway until one has accepted it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ANSWER_S = 3.0  # upstream's own patience
 TO_BOTH, AGAIN = 0.1, 0.1  # shares of offers that go to both gateways at once, and once more when accepted
 
 
-class Heard(Struct):
-    """The answers that clients got."""
+class Responses(Struct):
+    """The responses that clients received."""
 
-    accepted: dict[str, Decision] = {}  # by token
+    accepted: dict[str, Decision] = {}  # by task key
     counts: Counter[str] = msgspec.field(default_factory=Counter)
     findings: list[str] = []
 
@@ -33,12 +33,12 @@ class Upstream:
         self.fleet = fleet
         self.templates = templates
         self.chance = chance
-        self.heard = Heard()
+        self.responses = Responses()
         self.closing = False  # no new job; those begun are still offered until accepted
         self._number = 0
 
     async def run(self, clients: int) -> None:
-        """Until `closing`, and each client's last job is accepted."""
+        """Run until `closing` is set and each client's last job is accepted."""
         timeout = aiohttp.ClientTimeout(total=ANSWER_S)
         async with aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as group:
             for _ in range(clients):
@@ -54,7 +54,7 @@ class Upstream:
             if self.chance.random() < AGAIN:
                 again = await self._until_accepted(session, offer)
                 if again.slot != decision.slot or again.deadline_at != decision.deadline_at:
-                    self.heard.findings.append(f"{offer.task_id}: accepted twice, differently")
+                    self.responses.findings.append(f"{offer.task_id}: accepted twice, differently")
 
     async def _until_accepted(self, session: aiohttp.ClientSession, offer: Offer) -> Decision:
         while True:
@@ -68,8 +68,8 @@ class Upstream:
             await asyncio.sleep(self.chance.uniform(0.05, 0.3))
 
     async def _offer(self, session: aiohttp.ClientSession, gateway: str, offer: Offer) -> Decision | None:
-        """One try; None if no decision was received, whatever may be stored."""
-        counts, known = self.heard.counts, self.heard.accepted.get(offer.task_id)
+        """Make one attempt; return None if no decision was received, whatever was stored."""
+        counts, known = self.responses.counts, self.responses.accepted.get(offer.task_id)
         url = self.fleet.url(gateway) + "/v1/offers"
         try:
             async with session.post(url, data=encode(offer), headers=JSON) as reply:
@@ -80,16 +80,16 @@ class Upstream:
         if reply.status != 200:
             counts[f"status {reply.status}"] += 1
             if reply.status != 503:
-                self.heard.findings.append(
+                self.responses.findings.append(
                     f"{offer.task_id}: {gateway} answered {reply.status}: {body[:200]!r}"
                 )
             return None
         decision = msgspec.json.decode(body, type=Decision)
         counts["accepted" if decision.accepted else "rejected"] += 1
         if decision.accepted:
-            self.heard.accepted.setdefault(decision.task, decision)
+            self.responses.accepted.setdefault(decision.task, decision)
         elif known is not None:
-            self.heard.findings.append(
+            self.responses.findings.append(
                 f"{offer.task_id}: accepted, then rejected by {gateway}: {decision.reason}"
             )
         return decision

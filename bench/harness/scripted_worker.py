@@ -1,4 +1,4 @@
-"""A worker without torch that keeps the run folder's contract: what the trainer node sees is the same.
+"""A worker without torch that follows the run folder's contract, so a trainer node sees no difference.
 
 Its data is a JSON object of knobs, so that each job can choose its behaviour:
 steps, step_s, checkpoint_every, die_at (dies there, every time it comes by), die_before_checkpoint,
@@ -51,7 +51,7 @@ class Script:
     def run(self) -> int:
         """Play the stages of a run."""
         step = self.newest()
-        self.tell(Phase.LOADING, step)
+        self.report(Phase.LOADING, step)
         if code := self.knobs.get("fail"):
             return self.end(
                 Outcome(status=OutcomeStatus.FAILED, code=ErrorCode(code), error=f"scripted {code}")
@@ -69,13 +69,13 @@ class Script:
             self.misbehave(step)
             if step % self.knobs.get("checkpoint_every", 5) == 0:
                 self.checkpoint(step)
-            self.tell(Phase.TRAIN, step)
+            self.report(Phase.TRAIN, step)
         return self.export(step)
 
     def misbehave(self, step: int) -> None:
         """Do what the knobs ask for at this step."""
         if step == self.knobs.get("die_at"):
-            print(self.knobs.get("last_line", "ScriptedError: told to die"), flush=True)
+            print(self.knobs.get("last_line", "ScriptedError: scripted crash"), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if step == self.knobs.get("eat_at"):
             eaten = []
@@ -106,15 +106,15 @@ class Script:
 
     def export(self, step: int) -> int:
         """Write an export that is ready to submit."""
-        self.tell(Phase.EXPORT, step)
+        self.report(Phase.EXPORT, step)
         export = self.folder / "export"
         export.mkdir(exist_ok=True)
-        # no two runs export the same bytes, so that a test can tell whose export was submitted
+        # no two runs export the same bytes, so that a test can identify the submitted export
         (export / "adapter.txt").write_text(f"{self.job.task} {step} {os.getpid()} {time.time()}\n")
         if config := self.knobs.get("adapter_config"):
             (export / "adapter_config.json").write_text(config)
         time.sleep(self.knobs.get("export_s", 0.0))
-        self.tell(Phase.DONE, step)
+        self.report(Phase.DONE, step)
         metrics = Metrics(base_loss=2.0, final_loss=1.0, steps=step)
         return self.end(
             Outcome(
@@ -127,7 +127,7 @@ class Script:
             )
         )
 
-    def tell(self, phase: Phase, step: int) -> None:
+    def report(self, phase: Phase, step: int) -> None:
         """Report progress."""
         line = Progress(task=self.job.task, slot=self.job.slot, phase=phase, step=step, at=time.time())
         with (self.folder / "progress.jsonl").open("ab") as file:

@@ -84,7 +84,7 @@ def hub_settings(folder: Path, url: str, token: str) -> dict[str, Any]:
 
 
 def scripted_data(folder: Path, name: str, **knobs: Any) -> str:
-    """A data file that tells a scripted worker what to do; its name, as a start names it."""
+    """Write a data file with the knobs of a scripted worker; return its name for a start."""
     (folder / "datasets").mkdir(parents=True, exist_ok=True)
     (folder / "datasets" / name).write_text(json.dumps(knobs))
     return name
@@ -119,7 +119,7 @@ async def started(fleet: Fleet) -> AsyncIterator[Bus]:
 
 
 async def ready(session: aiohttp.ClientSession, url: str) -> bool:
-    """Whether a gateway decides and has heard of every slot."""
+    """Return whether a gateway decides and every slot is live."""
     try:
         async with session.get(url + "/readyz") as reply, session.get(url + "/v1/slots") as slots:
             views = (await slots.json()).get("slots", [])
@@ -129,7 +129,7 @@ async def ready(session: aiohttp.ClientSession, url: str) -> bool:
 
 
 async def until(what: str, look: Callable[[], Awaitable[Any]], patience_s: float = READY_S) -> Any:
-    """What `look` finds at last; PodiumError after `patience_s`."""
+    """Poll `look` until it returns a true value, and return that. Raises PodiumError after `patience_s`."""
     give_up_at = time.monotonic() + patience_s
     while not (found := await look()):
         if time.monotonic() > give_up_at:

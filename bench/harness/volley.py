@@ -25,7 +25,7 @@ class Shot(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """What came back, how many seconds after the volley began, and after its own request was sent."""
+    """A response, with the seconds since the burst began and since its own request was sent."""
 
     task: str
     status: int
@@ -67,7 +67,7 @@ class Volley:
                 break
             for descriptor, _ in ready:
                 if descriptor in self._lanes:
-                    self._hear(descriptor)
+                    self._receive(descriptor)
         for shot in self._flying.values():
             self._note(shot, NO_ANSWER, "no answer", self._began)
         for lane, _ in self._lanes.values():
@@ -91,7 +91,7 @@ class Volley:
             except OSError as error:
                 self._broken(descriptor, error)
 
-    def _hear(self, descriptor: int) -> None:
+    def _receive(self, descriptor: int) -> None:
         lane, _ = self._lanes[descriptor]
         try:
             data = lane.receive()

@@ -1,11 +1,11 @@
-"""Stands in front of every worker of a chaos run and sees whether two are on one slot at one time.
+"""Start a worker of a chaos run and detect two workers on one slot at the same time.
 
-    python chaos_witness.py FOLDER COMMAND... RUN_FOLDER/job.json
+    python worker_witness.py FOLDER COMMAND... RUN_FOLDER/job.json
 
-Takes FOLDER/<slot>.lock, which no part of Podium knows, and becomes the worker; the lock goes with it and
-is free when the last of its processes is gone. FOLDER/<slot>.log says who came when, in the form of the
-slot's own log: one who came while the lock was held is not preceded by a `released`.
-Only the standard library: it runs before each worker.
+Locks FOLDER/<slot>.lock, which no part of Podium knows, and becomes the worker; the worker inherits the lock,
+which is free when the last of its processes has exited. FOLDER/<slot>.log lists the workers, in the format of
+the slot's own log: a worker that started while the lock was held has no `released` before it.
+Uses only the standard library, because it runs before each worker.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def witness(folder: str, job_file: str) -> None:
-    """Write down that this process is a slot's worker from now on, and whether another still is."""
+    """Log that this process is now a slot's worker, and whether another one still is."""
     with open(job_file, encoding="utf-8") as file:
         job = json.load(file)
     path = os.path.join(folder, job["slot"])
@@ -27,7 +27,7 @@ def witness(folder: str, job_file: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pass  # the missing `released` tells
+        pass  # shown by the missing `released`
     else:
         if before := last_line(path + ".log"):
             lines.insert(0, line_of("released", before["pid"], before["task"], before["job_file"]))

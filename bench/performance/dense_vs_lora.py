@@ -163,7 +163,7 @@ def smol_side(method: str, *, forms: bool) -> dict[str, float]:
 
 
 def ranks(deltas: Deltas) -> dict[str, float]:
-    """What the best approximation at the break-even rank leaves out of a dense delta: a share of its size."""
+    """Return the share of a dense delta that its best approximation at the break-even rank loses."""
     before = load_model(str(HOME), SMOL_DTYPE).state_dict()
     lost, full = [], []
     for name, weight in deltas.parameters.items():

@@ -135,7 +135,7 @@ def family(model: str) -> str:
 
 
 class Verifier:
-    """What fiber's dependencies check: stake, nonce, signature, addressee."""
+    """Checks requests like fiber's dependencies: stake, nonce, signature, addressee."""
 
     def __init__(self, hotkey: str, stakes: dict[str, float]) -> None:
         self.hotkey = hotkey

@@ -99,7 +99,7 @@ class ChatTemplateDatasetType(BaseModel):
 
 
 class TrainRequest(BaseModel):
-    """What all starts have."""
+    """The common fields of all starts."""
 
     model: str = Field(min_length=1)
     task_id: UUID

@@ -151,7 +151,7 @@ async def measure(count: int) -> dict[str, Any]:
 
 
 async def until_live(client: aiohttp.ClientSession) -> None:
-    """Wait until the gateway decides and has heard of both slots."""
+    """Wait until the gateway decides and both slots are live."""
     async with asyncio.timeout(30):
         while True:
             try:

@@ -1,18 +1,17 @@
-"""What Podium adds between accepting a job and its first optimiser step, and what a node costs meanwhile.
+"""Measure Podium's overhead from accepting a job to its first optimiser step, and the node's CPU meanwhile.
 
     python -m bench overhead [--jobs 5]     # about 3 minutes
 
-A real broker, gateway and node with the house's timings, and the real engine on a tiny model, one job after
-another. From the job's acceptance to the end of its first optimiser step, less what any training script must
-do as well, each part taken from the same run:
+A real broker, gateway and node with default timings, and the real engine on a tiny model, one job after
+another. The overhead is the time from the job's acceptance to the end of its first optimiser step, without
+the parts that every training script has, measured in the same run:
 
-- interpreter and imports: from the worker process's start to its first word, which it says once all is
-  imported;
-- model loading: from the second word `loading` to the baseline's beginning.
+- interpreter and imports: from the worker process's start to its first report, sent when all is imported;
+- model loading: from the second report of phase `loading` to the start of the baseline.
 
-What is left (`overhead_s`) is finding, claiming and starting the job, reading and tokenising its data, the
-base model's loss, the plan, and the first step itself. The node's CPU is its process's time by the kernel
-from the first step to the end of training, as a share of one core. The last line is one JSON object.
+The rest (`overhead_s`) is finding, claiming and starting the job, reading and tokenising its data, the base
+model's loss, the plan, and the first step itself. The node's CPU is its process's CPU time from the first
+step to the end of training, as a share of one core. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class Parts(Struct, frozen=True, kw_only=True):
 
     @property
     def overhead_s(self) -> float:
-        """What Podium adds."""
+        """Return the time without imports and model loading."""
         return self.total_s - self.imports_s - self.loading_s
 
 
@@ -104,7 +103,7 @@ class Bench:
         return parts(decision, self.fleet.worker_starts(SLOT, task)[0], lines, share)
 
     async def until(self, what: str, look: Callable[[], Any]) -> Any:
-        """What `look` finds; it blocks for milliseconds, and nobody else is waiting."""
+        """Poll `look` in a thread until it returns a true value, and return that."""
         give_up_at = time.monotonic() + PATIENCE_S
         while not (found := await asyncio.to_thread(look)):
             if time.monotonic() > give_up_at:

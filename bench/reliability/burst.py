@@ -68,7 +68,7 @@ SCENES = (
 
 
 class Outcome(Struct, kw_only=True):
-    """What a volley gave."""
+    """Figures of one burst."""
 
     scene: Scene
     accepted: int
@@ -172,7 +172,7 @@ class Burst:
 
 
 def unclear(answer: Answer, *, faults: bool) -> list[str]:
-    """What is wrong with an answer that is no decision."""
+    """Return findings about a response that is not a proper decision or 503."""
     if answer.status == 200:
         good = isinstance(answer.body, dict) and isinstance(answer.body.get("message"), str)
         return [] if good else [f"200 with {answer.body!r}"]

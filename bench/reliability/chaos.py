@@ -1,21 +1,17 @@
-"""What survives kill -9 and SIGSTOP: real broker, gateways, nodes and workers; a checker that trusts nobody.
+"""Kill and stop real brokers, gateways, nodes and workers during jobs, and check that no guarantee breaks.
 
-    python -m bench chaos --quick             # each of the four kinds of process killed once,
-    amid two jobs
-    python -m bench chaos                     # 1,500 jobs under 3,000 faults, with scripted
-    workers
+    python -m bench chaos --quick             # kill each of the four kinds of process once, during two jobs
+    python -m bench chaos                     # 1,500 jobs under 3,000 faults, with scripted workers
     python -m bench chaos --worker real       # 60 jobs under 60 faults, with the real engine
-    python -m bench chaos --ci                # the scripted one for two minutes
+    python -m bench chaos --ci                # scripted workers for two minutes
 
-The fleet: a broker, two gateways that any client may ask, two nodes, and a standby that contends for slot a
-on the same machine. The faults: kill -9, SIGTERM, and SIGSTOP for .5 to 12 s (the lease lasts 2 s) of any
-process, workers too; now and then kill -9 of all at once. What died comes back after a random gap, in any
-order. Scripted workers keep the real ones' contract with the node (job.json, progress, checkpoints, outcome,
-export, lock) and need a second per job. bench/harness/checker.py judges from what is stored; whether two
-workers
-were ever on one slot is seen by bench/harness/worker_witness.py. The last line is one JSON object. On a
-violation
-the folder with all logs is kept.
+The fleet is a broker, two gateways that clients use at random, two nodes, and a standby that contends for
+slot a on the same machine. The faults are kill -9, SIGTERM, and SIGSTOP for .5 to 12 s (the lease lasts 2
+s) of any process, including workers, and sometimes kill -9 of all at once. A killed process restarts after
+a random gap, in any order. Scripted workers follow the real workers' contract with the node (job.json,
+progress, checkpoints, outcome, export, lock) and need a second per job. bench/harness/checker.py judges
+from the stored records, and bench/harness/worker_witness.py detects two workers on one slot. The last line
+is one JSON object. After a violation the folder with all logs is kept.
 """
 
 from __future__ import annotations
@@ -108,7 +104,7 @@ def _of(outcome: Outcome) -> dict[str, Any]:
         "faults": sum(outcome.faults.values()),
         "by_kind": outcome.faults,
         "all_at_once": outcome.all_at_once,
-        "heard": outcome.heard,
+        "heard": outcome.responses,
         "own_ends": outcome.own_ends,
         "tracebacks": outcome.tracebacks,
         "minutes": round(outcome.seconds / 60, 1),

@@ -30,7 +30,7 @@ VICTIMS = ("node", "worker", "broker", "gateway")
 
 
 class Seen(Struct, kw_only=True):
-    """What one round observed in addition to the logs."""
+    """Observations of one round that are not in the logs."""
 
     victim: str
     same_worker_a: bool = False  # slot a's worker after the kill is the one before it
@@ -201,7 +201,7 @@ async def rounds(folder: Path) -> tuple[list[Seen], Report]:
 
 
 def disturbed(seen: Seen) -> list[str]:
-    """What a kill disturbed that it must not."""
+    """Return findings about processes that a kill must not affect."""
     findings = []
     if not seen.same_worker_b:
         findings.append("slot b's worker was started again")

@@ -55,7 +55,7 @@ REAL: dict[str, Any] = {
 
 
 class Kind(Struct, frozen=True, kw_only=True):
-    """What the workers of a storm are."""
+    """The workers and timings of a storm."""
 
     worker: tuple[str, ...]
     job_s: float  # from acceptance to deadline
@@ -72,12 +72,12 @@ class Goal(Struct, frozen=True, kw_only=True):
 
 
 class Outcome(Struct, kw_only=True):
-    """What a storm came to."""
+    """Figures of a storm."""
 
     report: Report
     faults: dict[str, int]
     all_at_once: int
-    heard: dict[str, int]
+    responses: dict[str, int]
     findings: list[str]
     own_ends: dict[str, list[int]]  # exit codes of services that no fault had ended
     tracebacks: dict[str, int]
@@ -120,7 +120,7 @@ class Storm:
             await asyncio.sleep(CALM_S)
             report = await check(
                 bus,
-                acknowledged=set(self.upstream.heard.accepted),
+                acknowledged=set(self.upstream.responses.accepted),
                 artifacts=self.fleet.settings.artifacts,
                 lock_logs=self.fleet.lock_logs(),
             )
@@ -133,8 +133,8 @@ class Storm:
             report=report,
             faults=self.injector.by_kind(),
             all_at_once=self.injector.all_at_once,
-            heard=dict(self.upstream.heard.counts),
-            findings=self.upstream.heard.findings,
+            responses=dict(self.upstream.responses.counts),
+            findings=self.upstream.responses.findings,
             own_ends={member.name: member.own_ends for member in members if member.own_ends},
             tracebacks=self.fleet.tracebacks(),
             seconds=time.monotonic() - self._began,
@@ -142,7 +142,7 @@ class Storm:
         )
 
     async def _weather(self, bus: Bus) -> float:
-        """Faults until the goal is reached, then calm; how long the last results then took."""
+        """Inject faults until the goal is reached; return how long the last results then took."""
         offering = asyncio.create_task(self.upstream.run(clients=3))
         harm = asyncio.create_task(self.injector.run(self.kind.mean_gap_s, self._faults_are_due))
         looking = asyncio.create_task(self._look(bus))
@@ -155,7 +155,7 @@ class Storm:
                     if task.done():
                         task.result()
                 if time.monotonic() - self._newest_at > STUCK_S:
-                    self.upstream.heard.findings.append(f"no new result for {STUCK_S:g} s")
+                    self.upstream.responses.findings.append(f"no new result for {STUCK_S:g} s")
                     break
             harm.cancel()
             await self.injector.settle()
@@ -165,7 +165,7 @@ class Storm:
             try:
                 async with asyncio.timeout(self.kind.settle_s):
                     await offering
-                    while len(self.results) < len(self.upstream.heard.accepted):  # noqa: ASYNC110
+                    while len(self.results) < len(self.upstream.responses.accepted):  # noqa: ASYNC110
                         await asyncio.sleep(0.1)
             except TimeoutError:
                 say(f"not settled within {self.kind.settle_s:g} s")
@@ -189,16 +189,16 @@ class Storm:
         return self.injector.count < share * (len(self.results) + 3) + 4
 
     async def _look(self, bus: Bus) -> None:
-        told = time.monotonic()
+        printed_at = time.monotonic()
         while True:
             try:
                 await self._read_results(bus)
             except BusError:  # a fault: the next look sees it
                 await asyncio.sleep(0.1)
             await asyncio.to_thread(self.fleet.keep_progress)
-            if time.monotonic() - told > TELL_S:
-                told = time.monotonic()
-                stored, faults = len(self.upstream.heard.accepted), self.injector.count
+            if time.monotonic() - printed_at > TELL_S:
+                printed_at = time.monotonic()
+                stored, faults = len(self.upstream.responses.accepted), self.injector.count
                 say(f"{stored} accepted, {len(self.results)} ended, {faults} faults")
             await asyncio.sleep(0.25)
 

@@ -24,7 +24,7 @@ ROWS = [f"F{number}" for number in range(1, 20)]
 
 
 class Row(Struct):
-    """What became of one row."""
+    """Counts of one row."""
 
     runs: int = 0
     violations: int = 0

@@ -40,7 +40,7 @@ class Start(Struct, frozen=True, kw_only=True):
 
 
 class Loss(Struct, frozen=True, kw_only=True):
-    """What one worker's end cost."""
+    """Training lost by one worker's end."""
 
     task: str
     cause: str  # worker kill, node kill, drain, takeover, other

@@ -128,7 +128,7 @@ class Patient:
         return decode_state_record(record.data) if record else None
 
     async def until(self, what: str, look: Callable[[], Awaitable[Any]]) -> Any:
-        """What `look` finds, looked at every LOOK_S."""
+        """Poll `look` every LOOK_S until it returns a true value, and return that."""
         give_up_at = time.monotonic() + PATIENCE_S
         while True:
             try:

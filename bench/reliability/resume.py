@@ -44,7 +44,7 @@ RUN_S = 300.0  # no run takes so long
 
 @dataclass
 class Report:
-    """What the last line says."""
+    """The figures of the last line."""
 
     kills: int = 0
     inside_a_save: int = 0

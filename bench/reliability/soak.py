@@ -58,7 +58,7 @@ UNUSABLE = 1 / 6  # of the jobs have data that ends them
 
 
 class Verdict(Struct, kw_only=True):
-    """What a soak ended with."""
+    """Figures of a soak."""
 
     report: Report
     learned: Learned
@@ -70,7 +70,7 @@ class Verdict(Struct, kw_only=True):
 
 
 def data_for(folder: Path, scale: float, chance: random.Random) -> Any:
-    """Data files that tell a worker to work as long as its task lasts on the quick clock, or less."""
+    """Write data files that make a worker run for at most its task's time on the fast clock."""
 
     def dataset(event: Event) -> str:
         seconds = event.offer["hours_to_complete"] * HOUR_S * scale * chance.uniform(0.3, LONGEST_WORK)

@@ -1,9 +1,9 @@
-"""What a fleet learns from a soak: scores are posted, its gateways are killed, its tables are judged.
+"""Check the rates that a fleet learns from a soak: post scores, kill the gateways, compare the rates.
 
-Each submission's rank is drawn by its task's type, so that some rates must rise above their house values and
-others fall below; a task without a submission gets upstream's penalty. The counts that the tables must show
-are computed here again, from the two logs and the scores. A trial of some minutes ago weighs .9998 of one, so
-plain counts and means of Beta posteriors are held against the tables to within `NEAR`.
+Each submission's rank is drawn by its task's type, so that some rates must rise above their house values
+and others fall below; a task without a submission gets upstream's penalty. The expected counts are computed
+here independently, from the two logs and the scores. A trial that is minutes old has weight .9998, so the
+rates are compared with plain counts and means of Beta posteriors to within `NEAR`.
 """
 
 from __future__ import annotations
@@ -110,17 +110,17 @@ def count(logs: Logs, scores: dict[str, dict[str, Any]]) -> tuple[Counter[Key], 
 
 
 def compare(view: dict[str, Any], trials: Counter[Key], successes: Counter[Key]) -> Iterator[str]:
-    """Sentences on rates of `/v1/tables` that are not what the counts make them."""
+    """Yield a finding for each rate of `/v1/tables` that differs from the expected one."""
     for name, house in HOUSE.items():
         rates = view["tables"][name]["rates"]
         for key in sorted({key for table, key in trials if table == name} | set(rates)):
             tried, succeeded = trials[name, key], successes[name, key]
             expected = (STRENGTH * house + succeeded) / (STRENGTH + tried)
             rate = rates.get(key, {"value": -1.0, "successes": -1.0, "trials": -1.0})
-            told = (rate["value"], rate["successes"], rate["trials"])
+            shown = (rate["value"], rate["successes"], rate["trials"])
             must = (expected, succeeded, tried)
-            if any(abs(a - b) > NEAR * max(1, tried) for a, b in zip(told, must, strict=True)):
-                yield f"{name} of {key} is {told}, must be {must}"
+            if any(abs(a - b) > NEAR * max(1, tried) for a, b in zip(shown, must, strict=True)):
+                yield f"{name} of {key} is {shown}, must be {must}"
 
 
 def _status(logs: Logs, job: Job) -> ResultStatus | None:

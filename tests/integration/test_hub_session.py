@@ -65,7 +65,7 @@ def ask(hub: FakeHub, folder: Path | None, *, silence_s: float = 10, **values: A
         ("verify", 500, "answers 500"),
         ("commit", 503, "answers 503"),
         ("commit", (429, 2), "try again in 2 s"),
-        ("commit", 400, "the hub answers 400: told to"),
+        ("commit", 400, "the hub answers 400: injected fault"),
         ("commit", 409, "no submission after the commit was sent"),
         ("commit", "drop", "no answer from"),
         ("commit", "lost", "no answer from"),
