@@ -80,7 +80,7 @@ class ScoreLog:
                 except BusError:
                     self._sure = False
                     raise
-            while records := await self._bus.read(STREAM, self._last, timeout_s=READ_TIMEOUT_S):
+            async for records in self._bus.read_all(STREAM, self._last, timeout_s=READ_TIMEOUT_S):
                 for record in records:
                     self._apply(record)
 

@@ -136,7 +136,8 @@ class LogReader:
             raise BusUnavailableError("not connected to NATS")
         if not self.current and (known := self._ledger.newest.get(stream)) is not None:
             await self._must_still_hold(stream, known)
-        while records := await self._bus.read(stream, self._ledger.folded[stream], timeout_s=READ_TIMEOUT_S):
+        after = self._ledger.folded[stream]
+        async for records in self._bus.read_all(stream, after, timeout_s=READ_TIMEOUT_S):
             for record in records:
                 self._ledger.apply(stream, record)
 

@@ -175,10 +175,9 @@ class Mirror:
 
 async def _sequences(bus: Bus, stream: str) -> dict[bytes, int]:
     """Return each record's sequence in the log: in a restored log it differs from the mirrored one."""
-    after, found = 0, dict[bytes, int]()
-    while records := await bus.read(stream, after):
+    found = dict[bytes, int]()
+    async for records in bus.read_all(stream):
         found |= {_key(record): record.sequence for record in records}
-        after = records[-1].sequence
     return found
 
 

@@ -228,10 +228,7 @@ async def _verified(bus: Bus, content: Content) -> Ledger:
 
 
 async def _all(bus: Bus, stream: str) -> list[Record]:
-    found: list[Record] = []
-    while records := await bus.read(stream, found[-1].sequence if found else 0):
-        found += records
-    return found
+    return [record async for records in bus.read_all(stream) for record in records]
 
 
 async def _ask(bus: Bus, subject: str, query: dict[str, Any] | None = None) -> None:

@@ -180,7 +180,7 @@ async def _look_inside(bus: Bus, settings: Settings) -> dict[str, Any]:
     ledger = Ledger()
     try:
         for stream in ledger.folded:
-            while records := await bus.read(stream, ledger.folded[stream], timeout_s=ANSWER_S):
+            async for records in bus.read_all(stream, timeout_s=ANSWER_S):
                 for record in records:
                     ledger.apply(stream, record)
         seen["jobs"] = tuple([await _open_job(bus, ledger, job) for job in ledger.open_jobs()])

@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import nats
@@ -174,6 +174,14 @@ class Bus:
                 records.append(record)
         finally:
             await _unsubscribe(subscription)
+
+    async def read_all(
+        self, stream: str, after: int = 0, *, subject: str = ">", timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> AsyncIterator[list[Record]]:
+        """Yield what `read` returns, batch after batch, until the stream's end."""
+        while records := await self.read(stream, after, subject=subject, timeout_s=timeout_s):
+            yield records
+            after = records[-1].sequence
 
     async def publish(self, subject: str, data: bytes, *, reply: str = "") -> None:
         """Publish to all subscribers; stored only if a stream has the subject."""

@@ -46,6 +46,17 @@ async def test_read_comes_in_batches(bus: Bus) -> None:
     first = await bus.read(JOBS, after=0)
     assert len(first) == READ_BATCH
     assert len(await bus.read(JOBS, after=first[-1].sequence)) == 10
+    batches = [records async for records in bus.read_all(JOBS)]
+    assert [len(records) for records in batches] == [READ_BATCH, 10]
+    assert [record.sequence for records in batches for record in records] == list(range(1, READ_BATCH + 11))
+    assert [records async for records in bus.read_all(JOBS, READ_BATCH + 10)] == []
+
+
+async def test_read_all_reads_one_subject_from_a_sequence_on(bus: Bus) -> None:
+    for number in range(6):
+        await bus.append(JOBS, subjects.job("ab"[number % 2], f"t{number}"), b"x")
+    one = bus.read_all(JOBS, 2, subject=subjects.jobs_of_slot("a"))
+    assert [[record.sequence for record in records] async for records in one] == [[3, 5]]
 
 
 async def test_last_takes_wildcards_and_finds_nothing_quietly(bus: Bus) -> None:

@@ -95,9 +95,7 @@ class ObjectStore:
         """The task's object if there is one, and the sequence of the newest of all; 0 = none is there."""
         objects: dict[str, Object] = {}
         sequence = 0
-        while records := await self.bus.read(
-            self.stream, after=sequence, subject=subjects.artifacts_of_slot(self.slot)
-        ):
+        async for records in self.bus.read_all(self.stream, subject=subjects.artifacts_of_slot(self.slot)):
             sequence = records[-1].sequence
             for known in filter(None, map(_decode, records)):
                 objects.pop(known.name, None)
@@ -143,10 +141,8 @@ class ObjectStore:
 
     async def _read_back(self, found: Object) -> Stored:
         packed = bytearray()
-        sequence = 0
         subject = subjects.artifact_chunks(self.slot, found.nuid)
-        while records := await self.bus.read(self.stream, after=sequence, subject=subject):
-            sequence = records[-1].sequence
+        async for records in self.bus.read_all(self.stream, subject=subject):
             for record in records:
                 packed += record.data
         digest = await asyncio.to_thread(_digest, bytes(packed), found)
