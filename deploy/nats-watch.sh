@@ -1,10 +1,10 @@
 #!/bin/sh
 # nats-watch.sh SECONDS COMMAND...: run a nats-server; kill it when it has been unhealthy for SECONDS.
 #
-# A server that could not write (disk full, I/O error) freezes that stream until it is started again, even when there
-# is room again: it keeps its connections and stores nothing. Docker doesn't restart unhealthy containers and systemd
-# doesn't look, so this ends the server, and their restart policy starts it. What was acknowledged is on disk.
-# A server that has not been healthy yet is given START seconds: reading a large store takes its time.
+# After a failed write (disk full, I/O error) a server freezes that stream until it is restarted, even when there is
+# free space again: it keeps its connections and stores nothing. Docker doesn't restart unhealthy containers and systemd
+# has no health checks, so this kills the server, and their restart policy starts it. Acknowledged writes are on disk.
+# A new server gets START seconds to become healthy: reading a large store takes time.
 set -u
 health=${NATS_HEALTH:-http://127.0.0.1:8222/healthz}
 start=${START:-300}
@@ -19,7 +19,7 @@ ask() {
   fi
 }
 
-# Takes a second, or five if there is no answer; not every wget has a timeout that works.
+# Takes one second, or five without a response; not every wget has a working timeout.
 healthy() {
   ask &
   asking=$!
@@ -39,12 +39,12 @@ watch() {
   until healthy || [ "$waited" -ge "$start" ]; do
     waited=$((waited + took))
   done
-  echo "nats-watch: the server is watched from now on" >&2
+  echo "nats-watch: watching the server" >&2
   unhealthy=0
   while [ "$unhealthy" -lt "$patience" ]; do
     if healthy; then unhealthy=0; else unhealthy=$((unhealthy + took)); fi
   done
-  echo "nats-watch: unhealthy for $patience s, ending the server so that it is started again" >&2
+  echo "nats-watch: unhealthy for $patience s, killing the server so that it is restarted" >&2
   kill -KILL "$broker"
 }
 

@@ -1,4 +1,4 @@
-# One half: trainer node and engine. The same image runs on CPU and GPU where torch's build knows both.
+# Trainer node and engine of one slot. The same image runs on CPU and GPU where torch's build knows both.
 #   EXTRAS      parts of pyproject.toml to install; "trainer flash4" for GPUs
 #   PACKAGES    Debian packages; "gcc libc6-dev" for GPUs: what torch.compile makes calls a C compiler when it runs
 #   TORCH_ARGS  pip arguments for torch alone, such as an index with a CPU-only build (a third of the size)

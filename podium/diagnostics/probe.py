@@ -120,11 +120,11 @@ async def gather(
 ) -> Vitals:
     """Gather all facts. Takes about three seconds, and ten if the broker doesn't answer."""
     outside = asyncio.gather(
-        asyncio.to_thread(look_at_monitor, monitor or monitor_url(settings)),
-        asyncio.to_thread(look_at_gateway, url, settings),
-        asyncio.to_thread(look_at_folders, settings),
+        asyncio.to_thread(probe_monitor, monitor or monitor_url(settings)),
+        asyncio.to_thread(probe_gateway, url, settings),
+        asyncio.to_thread(probe_folders, settings),
     )
-    inside = await _look_at_broker(settings)
+    inside = await _probe_broker(settings)
     seen, gateway, folders = await outside
     return Vitals(
         now=time.time(),
@@ -138,7 +138,7 @@ async def gather(
     )
 
 
-async def _look_at_broker(settings: Settings) -> dict[str, Any]:
+async def _probe_broker(settings: Settings) -> dict[str, Any]:
     patience = min(CONNECT_S, settings.nats_connect_timeout_s)
     user = OPERATOR if await asyncio.to_thread(_has_all_keys, settings) else None
     try:
@@ -147,7 +147,7 @@ async def _look_at_broker(settings: Settings) -> dict[str, Any]:
     except PodiumError as error:
         return {"broker_error": str(error)}
     try:
-        return await _look_inside(bus, settings)
+        return await _probe_connected(bus, settings)
     finally:
         await bus.close()
 
@@ -158,7 +158,7 @@ def _has_all_keys(settings: Settings) -> bool:
     return keys is not None and Path(keys).expanduser().is_dir()
 
 
-async def _look_inside(bus: Bus, settings: Settings) -> dict[str, Any]:
+async def _probe_connected(bus: Bus, settings: Settings) -> dict[str, Any]:
     heartbeats: list[ReceivedHeartbeat] = []
 
     async def receive(message: Msg) -> None:
@@ -169,7 +169,7 @@ async def _look_inside(bus: Bus, settings: Settings) -> dict[str, Any]:
 
     await bus.subscribe(subjects.ANY_HEARTBEAT, receive)
     listen_until = time.monotonic() + LISTEN_BEATS * settings.heartbeat_s
-    streams = await asyncio.gather(*(_look_at_stream(bus, spec) for spec in stream_specs(settings)))
+    streams = await asyncio.gather(*(_probe_stream(bus, spec) for spec in stream_specs(settings)))
     seen: dict[str, Any] = {
         "streams": tuple(streams),
         "broker_version": str(bus.client.connected_server_version),
@@ -192,7 +192,7 @@ async def _look_inside(bus: Bus, settings: Settings) -> dict[str, Any]:
     return seen | {"malformed": ledger.malformed, "heartbeats": tuple(heartbeats), "denied": denied}
 
 
-async def _look_at_stream(bus: Bus, spec: StreamSpec) -> StreamVitals:
+async def _probe_stream(bus: Bus, spec: StreamSpec) -> StreamVitals:
     try:
         found = await find_stream(bus, spec.config["name"], timeout_s=ANSWER_S)
     except BusError as error:
@@ -236,7 +236,7 @@ def _skew(streams: list[StreamVitals]) -> float | None:
     return datetime.fromisoformat(stamps[-1]).timestamp() - time.time() if stamps else None
 
 
-def look_at_gateway(url: str, settings: Settings) -> GatewayVitals:
+def probe_gateway(url: str, settings: Settings) -> GatewayVitals:
     """Read a gateway's state. Blocks."""
     try:
         client = Client(url, own_token(settings))
@@ -248,7 +248,7 @@ def look_at_gateway(url: str, settings: Settings) -> GatewayVitals:
     return GatewayVitals(url=url, info=info, skew_s=info.now - (asked + answered) / 2)
 
 
-def look_at_monitor(url: str) -> Monitor:
+def probe_monitor(url: str) -> Monitor:
     """Read the broker's monitoring. Blocks."""
     try:
         health = json.loads(_fetch(f"{url}/healthz"))
@@ -274,7 +274,7 @@ def _fetch(url: str) -> bytes:
     return body
 
 
-def look_at_folders(settings: Settings) -> tuple[Folder, ...]:
+def probe_folders(settings: Settings) -> tuple[Folder, ...]:
     """Read the space on the disks of this machine's data and submissions. Blocks."""
     paths = dict.fromkeys((settings.data, settings.artifacts, settings.node))
     existing = [path for path in paths if path.is_dir()]

@@ -144,8 +144,8 @@ async def test_a_broker_that_stands_still_is_seen_through_an_open_connection(
     assert broker.process is not None
     broker.process.send_signal(signal.SIGSTOP)
     try:
-        seen = await probe._look_inside(asking, settings)
-        health = await asyncio.to_thread(probe.look_at_monitor, f"http://127.0.0.1:{broker.monitor_port}")
+        seen = await probe._probe_connected(asking, settings)
+        health = await asyncio.to_thread(probe.probe_monitor, f"http://127.0.0.1:{broker.monitor_port}")
     finally:
         broker.process.send_signal(signal.SIGCONT)
         await asking.close()

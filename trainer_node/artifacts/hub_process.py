@@ -100,7 +100,7 @@ def answer(request: Request, go: queue.SimpleQueue[bytes]) -> Reply:
             additions = session.upload(Path(request.folder))
             _say(Ready())
             if go.get() != GO:
-                return Trouble("stopped by a signal")
+                return Trouble("stopped before the commit")
             session.commit(title, additions, parent=state)
             state = session.look(title)
         if isinstance(state, tuple):
