@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from gateway.watched_file import WatchedFile
 from shared.errors import SettingsError
 from shared.logs import TroubleLog, get_logger
 from shared.settings import Settings
@@ -46,11 +48,9 @@ class Tokens:
 
     def __init__(self, file: Path) -> None:
         """Read the file. Raises SettingsError if it is invalid or holds no token. Blocks."""
-        self._file = file
+        self._file = WatchedFile(file, _read)
         self._trouble = TroubleLog()
-        self._stamp: tuple[int, ...] = ()
-        self._hashes: Mapping[bytes, str] = {}
-        self._take(*_read_stamped(file))
+        self._hashes: Mapping[bytes, str] = _hashed(_load(self._file) or [])
         if not self._hashes:
             raise SettingsError(f"api_token_file {file} holds no token; `podium keys` makes one")
 
@@ -65,19 +65,15 @@ class Tokens:
     async def look(self) -> None:
         """Reload the file if it has changed. If the new one is invalid, keep the previous tokens."""
         try:
-            found = await asyncio.to_thread(_read_if_changed, self._file, self._stamp)
+            found = await asyncio.to_thread(_load, self._file)
         except SettingsError as error:
             if self._trouble.is_new(error):
                 log.error("keeping the previous API tokens", error=str(error))
             return
         self._trouble.over()
         if found is not None:
-            self._take(*found)
-            log.info("API tokens read", file=str(self._file), tokens=len(self._hashes))
-
-    def _take(self, stamp: tuple[int, ...], tokens: list[Token]) -> None:
-        self._stamp = stamp
-        self._hashes = {_hash(token.secret): token.name for token in tokens}
+            self._hashes = _hashed(found)
+            log.info("API tokens read", file=str(self._file.path), tokens=len(self._hashes))
 
 
 def token_file(settings: Settings) -> Path | None:
@@ -93,7 +89,7 @@ def own_token(settings: Settings) -> Token | None:
     path = token_file(settings)
     if path is None:
         return None
-    tokens = _read_stamped(path)[1]
+    tokens = _load(WatchedFile(path, _read))
     if not tokens:
         raise SettingsError(f"api_token_file {path} holds no token; `podium keys` makes one")
     return tokens[0]
@@ -116,37 +112,28 @@ def parse_tokens(text: str, where: str) -> list[Token]:
     return tokens
 
 
-def _read_if_changed(path: Path, known: tuple[int, ...]) -> tuple[tuple[int, ...], list[Token]] | None:
-    return None if _stamp(path) == known else _read_stamped(path)
-
-
-def _read_stamped(path: Path) -> tuple[tuple[int, ...], list[Token]]:
-    """Read the tokens of the file, and a stamp that changes with the file."""
-    stamp = _stamp(path)
-    if stamp[1] > LARGEST_FILE:
-        raise SettingsError(f"api_token_file {path} is not a token file: it has {stamp[1]} bytes")
+def _load(file: WatchedFile[list[Token]]) -> list[Token] | None:
+    """Return the tokens if the file has changed, else None. Raises SettingsError. Blocks."""
     try:
-        mode, text = stat.S_IMODE(path.stat().st_mode), path.read_text()
+        return file.read_if_changed()
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise SettingsError(f"api_token_file {file.path} can't be read: {reason}") from error
+
+
+def _read(path: Path, status: os.stat_result) -> list[Token]:
+    if status.st_size > LARGEST_FILE:
+        raise SettingsError(f"api_token_file {path} is not a token file: it has {status.st_size} bytes")
+    mode, text = stat.S_IMODE(status.st_mode), path.read_text()
     if mode & 0o077:
         log.warning(
             "the token file is readable by other users; chmod 600 it", path=str(path), mode=f"{mode:o}"
         )
-    return stamp, parse_tokens(text, f"api_token_file {path}")
+    return parse_tokens(text, f"api_token_file {path}")
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> SettingsError:
-    reason = error.strerror if isinstance(error, OSError) else "it is not text"
-    return SettingsError(f"api_token_file {path} can't be read: {reason}")
+def _hashed(tokens: list[Token]) -> dict[bytes, str]:
+    return {_hash(token.secret): token.name for token in tokens}
 
 
 def _hash(secret: str) -> bytes:

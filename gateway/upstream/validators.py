@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.upstream.hotkeys import AddressError, public_key
+from gateway.watched_file import WatchedFile
 from shared.errors import SettingsError
 from shared.logs import TroubleLog, get_logger
 
@@ -39,10 +41,9 @@ class Validators:
             except AddressError as error:
                 raise SettingsError(f"upstream_validators: {error}") from error
         self._allowed = frozenset(allowed)
-        self._file = nodes_file
+        self._file = WatchedFile(nodes_file, _read) if nodes_file is not None else None
         self._min_stake = min_stake
         self._stakes: dict[str, float] = {}
-        self._read_at: tuple[int, int] | None = None  # the file's mtime and size
         self._trouble = TroubleLog()
 
     def why_not(self, address: str) -> str | None:
@@ -67,25 +68,19 @@ class Validators:
         if self._file is None:
             return
         try:
-            found = await asyncio.to_thread(_read_if_changed, self._file, self._read_at)
+            found = await self._file.poll()
         except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
             if self._trouble.is_new(error):
-                log.error(f"keeping the previous stakes, {self._file} can't be used: {error}")
+                log.error(f"keeping the previous stakes, {self._file.path} can't be used: {error}")
             return
         self._trouble.over()
         if found is not None:
-            self._read_at, self._stakes = found
-            log.info("stakes read", file=str(self._file), nodes=len(self._stakes))
+            self._stakes = found
+            log.info("stakes read", file=str(self._file.path), nodes=len(self._stakes))
 
 
-def _read_if_changed(
-    path: Path, known: tuple[int, int] | None
-) -> tuple[tuple[int, int], dict[str, float]] | None:
-    """Return the file's stamp and stakes by hotkey, or None if it hasn't changed."""
-    status = path.stat()
-    stamp = (status.st_mtime_ns, status.st_size)
-    if stamp == known:
-        return None
+def _read(path: Path, status: os.stat_result) -> dict[str, float]:
+    """Return the file's stakes by hotkey."""
     if status.st_size > LARGEST_FILE:
         raise ValueError(f"it has {status.st_size} bytes, more than {LARGEST_FILE}")
-    return stamp, {hotkey: node.stake for hotkey, node in _decode(path.read_bytes()).items()}
+    return {hotkey: node.stake for hotkey, node in _decode(path.read_bytes()).items()}
