@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 
 from shared.errors import SettingsError
 from shared.logs import get_logger
 from shared.messages import GpuStatus, Hardware
-from shared.planning.hardware import parse_hardware
+from shared.planning.hardware import machine_memory, parse_hardware
 from shared.settings import Settings
 
 QUERY_TIMEOUT_S = 10.0  # nvidia-smi takes seconds while a driver initialises
@@ -33,7 +32,7 @@ async def detect(settings: Settings) -> Hardware:
             return _of_gpus(gpus)
         if settings.gpus:
             raise SettingsError(f"PODIUM_GPUS={settings.gpus}, but nvidia-smi shows no such GPU")
-    return Hardware(device="cpu", count=threads_of_half(settings), memory_bytes=memory()[0])
+    return Hardware(device="cpu", count=threads_of_half(settings), memory_bytes=machine_memory()[0])
 
 
 def threads_of_half(settings: Settings) -> int:
@@ -96,13 +95,6 @@ def short_name(name: str) -> str:
     if words[:1] == ["RTX"] and len(words) > 1:
         return words[1] if words[1][0].isalpha() else "RTX" + words[1]
     return words[0] if words else "GPU"
-
-
-def memory() -> tuple[int, int]:
-    """Bytes of RAM of this machine: total and in use."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    total, available = (int(fields[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    return total, total - available
 
 
 def _of_gpus(gpus: list[GpuStatus]) -> Hardware:

@@ -14,9 +14,10 @@ from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import get_logger
 from shared.messages import GpuStatus, Hardware, Heartbeat, Phase, encode
+from shared.planning.hardware import machine_memory
 from shared.settings import Settings
 from shared.version import version
-from trainer_node.hardware import gpu_status, memory
+from trainer_node.hardware import gpu_status
 
 GPU_QUERY_S = 5.0  # nvidia-smi costs 20 to 100 ms of CPU per call
 
@@ -57,7 +58,7 @@ class HeartbeatPublisher:
     def heartbeat(self) -> Heartbeat:
         """The heartbeat of this moment."""
         activity = self.activity()
-        total, used = memory()
+        total, available = machine_memory()
         return Heartbeat(
             slot=self.settings.slot,
             node=self.node,
@@ -65,7 +66,7 @@ class HeartbeatPublisher:
             hardware=self.hardware,
             gpus=self._gpus,
             memory_total=total,
-            memory_used=used,
+            memory_used=total - available,
             task=activity.task,
             phase=activity.phase,
             step=activity.step,

@@ -23,6 +23,7 @@ GPU_SHARE = 0.35  # of the peak: what packed training is expected to reach
 # One core's rate; two AVX-512 cores trained SmolLM2-135M at 94 GFLOP/s in fp32, 175 GFLOP/s in bf16.
 CORE_FLOPS = {"float32": 45e9, "bfloat16": 80e9}
 USABLE = 0.9  # share of memory a plan may fill; the rest is fragmentation and error of the estimate
+MEMORY_FILE = Path("/proc/meminfo")
 
 _NAME = re.compile(r"(\d{1,3})x([A-Za-z][A-Za-z0-9]{0,30})-(\d{1,5})GB", re.IGNORECASE)
 
@@ -34,8 +35,8 @@ def parse_hardware(name: str) -> Hardware:
     """
     text = name.strip()
     if text.lower() == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Hardware(device="cpu", count=len(os.sched_getaffinity(0)), memory_bytes=memory)
+        total, _ = machine_memory()
+        return Hardware(device="cpu", count=len(os.sched_getaffinity(0)), memory_bytes=total)
     if match := re.fullmatch(r"cpu-(\d{1,4})x(\d{1,5})GB", text, re.IGNORECASE):
         cores, gigabytes = int(match[1]), int(match[2])
         if cores and gigabytes:
@@ -47,6 +48,19 @@ def parse_hardware(name: str) -> Hardware:
     raise SettingsError(
         f"unknown hardware {name!r}; give it as 4xH100-80GB, cpu or cpu-8x32GB (cores x memory)"
     )
+
+
+def machine_memory() -> tuple[int, int]:
+    """Return this machine's memory in bytes: all of it, and what can be had without swapping.
+
+    Raises OSError where the system doesn't report it.
+    """
+    fields = dict(line.split(":", 1) for line in MEMORY_FILE.read_text().splitlines() if ":" in line)
+    try:
+        total, available = (int(fields[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    except KeyError as error:
+        raise OSError(f"{MEMORY_FILE} lacks {error}") from error
+    return total, available
 
 
 def is_cpu(hardware: Hardware) -> bool:

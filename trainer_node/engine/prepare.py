@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shared.errors import DataError, EngineError, PlanError, SettingsError
 from shared.messages import ErrorCode, Hardware, Phase, WorkerJob
-from shared.planning.hardware import computes_bf16
+from shared.planning.hardware import computes_bf16, machine_memory
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import resolve
@@ -192,7 +192,7 @@ def main_memory(hardware: Hardware) -> float:
     """Bytes of this machine's memory, as far as it is this worker's."""
     if hardware.device == "cpu":
         return hardware.memory_bytes
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2  # the other half's processes
+    return machine_memory()[0] / 2  # the other half's processes
 
 
 def set_threads(job: WorkerJob, process_group: ProcessGroup) -> int:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from shared.errors import SettingsError
+from shared.planning.hardware import machine_memory
 from shared.settings import Settings
-from trainer_node.hardware import detect, memory, parse_gpus, short_name, threads_of_half
+from trainer_node.hardware import detect, parse_gpus, short_name, threads_of_half
 
 H100 = "{index}, NVIDIA H100 80GB HBM3, 81559, 1024, 37, GPU-{index}\n"
 
@@ -67,7 +68,7 @@ async def test_gpus_that_differ_or_are_not_there_are_refused(
 async def test_without_gpus_it_is_a_share_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     hardware = await detect(Settings(hardware="cpu"))
-    assert (hardware.name, hardware.count, hardware.memory_bytes) == ("cpu", 4, memory()[0])
+    assert (hardware.name, hardware.count, hardware.memory_bytes) == ("cpu", 4, machine_memory()[0])
     assert threads_of_half(Settings(threads=3)) == 3
 
 
@@ -75,9 +76,3 @@ async def test_hardware_can_be_said() -> None:
     assert (await detect(Settings(hardware="4xH100-80GB"))).name == "4xH100-80GB"
     with pytest.raises(SettingsError, match="unknown hardware"):
         await detect(Settings(hardware="many"))
-
-
-def test_memory_is_this_machines() -> None:
-    total, used = memory()
-    assert 0 < used < total
-    assert total == pytest.approx(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), rel=0.1)

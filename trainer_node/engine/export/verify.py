@@ -9,7 +9,6 @@ is only not verified.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from shared.messages import WorkerJob
+from shared.planning.hardware import machine_memory
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import Score
 from trainer_node.engine.model.adapters import load_adapter
@@ -102,11 +102,10 @@ def _bytes(folder: Path, dtype: torch.dtype) -> float:
 
 def _free_main_memory() -> float:
     """Bytes that can be had without swapping; infinite where the system doesn't tell."""
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024.0 * int(line.split()[1])
-    return float("inf")
+    try:
+        return machine_memory()[1]
+    except OSError:
+        return float("inf")
 
 
 def _placed(model: Any, device: torch.device) -> Any:

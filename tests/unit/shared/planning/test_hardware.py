@@ -1,10 +1,12 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from shared.errors import SettingsError
 from shared.messages import Hardware
-from shared.planning.hardware import device_count, flops_per_s, parse_hardware, usable_memory
+from shared.planning import hardware as module
+from shared.planning.hardware import device_count, flops_per_s, machine_memory, parse_hardware, usable_memory
 
 
 def test_gpus_by_name_and_back() -> None:
@@ -19,6 +21,22 @@ def test_this_machine() -> None:
     hardware = parse_hardware("cpu")
     assert hardware.count == len(os.sched_getaffinity(0))
     assert hardware.memory_bytes > 2**28
+
+
+def test_memory_is_this_machines() -> None:
+    total, available = machine_memory()
+    assert 0 < available < total
+    assert total == pytest.approx(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), rel=0.1)
+    assert parse_hardware("cpu").memory_bytes == total
+
+
+def test_memory_that_is_not_reported_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MEMORY_FILE", tmp_path / "meminfo")
+    with pytest.raises(OSError, match="No such file"):
+        machine_memory()
+    (tmp_path / "meminfo").write_text("MemTotal:       24684092 kB\nMemFree:        100 kB\n")
+    with pytest.raises(OSError, match="lacks 'MemAvailable'"):
+        machine_memory()
 
 
 def test_cores_are_one_device_and_halves_share_the_memory() -> None:
