@@ -118,7 +118,7 @@ async def watched_bus(watched: WatchedBroker) -> AsyncIterator[Bus]:
     bus = await connect(settings, name="test")
     await bootstrap(bus, settings)
     async with asyncio.timeout(60):
-        while watched.shell and "watched from now on" not in watched.service.log.read_text():
+        while watched.shell and "watching the server" not in watched.service.log.read_text():
             await asyncio.sleep(0.05)
     yield bus
     await bus.close()
