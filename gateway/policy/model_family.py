@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -12,33 +11,12 @@ from typing import Any
 import msgspec
 
 from shared.logs import get_logger
+from shared.planning.model_family import find_family
 from shared.settings import Settings
 
 READ_S = 5.0  # a folder on a disk that hangs must not keep a gateway from starting
 LARGEST_CONFIG = 1 << 20
 
-# Looked for in this order, in the name without the organisation first: the architecture decides how a model
-# trains, so that DeepSeek-R1-Distill-Qwen-7B is a qwen, and meta-llama/CodeQwen would be one as well.
-_FAMILIES = (
-    ("smollm", "smollm"),
-    ("qwen|qwq", "qwen"),
-    ("mistral|mixtral|ministral|zephyr", "mistral"),
-    ("gemma", "gemma"),
-    (r"(?<![a-z])phi(?![a-z])", "phi"),
-    ("llama|vicuna", "llama"),
-    ("falcon", "falcon"),
-    ("pythia", "pythia"),
-    ("bloom", "bloom"),
-    ("olmo", "olmo"),
-    ("granite", "granite"),
-    ("stablelm", "stablelm"),
-    (r"gpt[-_]?neo", "gpt-neo"),
-    (r"gpt[-_]?2", "gpt2"),
-    (r"(?<![a-z])opt(?![a-z])", "opt"),
-    (r"(?<![a-z])yi(?![a-z])", "yi"),
-    ("deepseek", "deepseek"),
-)
-_PATTERNS = tuple((re.compile(pattern), family) for pattern, family in _FAMILIES)
 # Families whose configs name another's architecture: the name is then more precise, and gives the same
 # result on a gateway without a copy.
 _BUILT_ON = {"llama": {"smollm", "yi", "deepseek"}, "gpt-neo": {"pythia"}}
@@ -126,8 +104,4 @@ def _config(folder: Path) -> dict[str, Any] | None:
 
 
 def _first_found(*texts: str) -> str | None:
-    for text in texts:
-        for pattern, family in _PATTERNS:
-            if pattern.search(text):
-                return family
-    return None
+    return next(filter(None, map(find_family, texts)), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from shared.errors import SettingsError
+from shared.planning.model_family import FAMILIES
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -13,6 +14,7 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 LORA_RATE = 5e-4
 RATE_EXPONENT = {"llama": 0.78, "qwen": 0.08}
 OTHER_EXPONENT = 0.4
+_RATE_FAMILIES = {"qwen": ("qwen",), "llama": ("llama", "smollm")}  # families of one exponent
 DENSE_SHARE = 0.1  # full-rank training wants about a tenth of LoRA's rate
 RATE_ALPHA = 32.0  # the alpha that LORA_RATE was measured at
 # Preference pairs, as a share of the rate for text: the longer a run, the lower. 40 steps do best at the full
@@ -70,10 +72,9 @@ def resolve(profile: str) -> Recipe:
 def family_of(name: str) -> str:
     """The family that decides the learning rate, from a model's name or its config's `model_type`."""
     lowered = name.lower()
-    if "qwen" in lowered or "qwq" in lowered:
-        return "qwen"
-    if any(word in lowered for word in ("llama", "smollm", "vicuna")):
-        return "llama"
+    for family, named in _RATE_FAMILIES.items():
+        if any(FAMILIES[each].search(lowered) for each in named):
+            return family
     return "other"
 
 
