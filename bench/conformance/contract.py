@@ -1,4 +1,4 @@
-"""Whether a live gateway keeps upstream's contract: whole tasks, and some 300 requests it must not fall for.
+"""Check that a live gateway keeps upstream's contract: complete tasks, and about 300 requests it must refuse.
 
     python -m bench contract [--verbose]     # about half a minute
 
@@ -89,7 +89,7 @@ class Trial:
         return Validator(self.sessions[gateway], VALIDATOR, MINER.address)
 
     async def moved(self) -> bool:
-        """Whether a log has grown since the last look."""
+        """Return whether a log has grown since the last check."""
         ends = {stream: await end_of(self.bus, stream, after) for stream, after in self._ends.items()}
         grown, self._ends = ends != self._ends, ends
         return grown

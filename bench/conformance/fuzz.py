@@ -1,4 +1,4 @@
-"""Whether anything that comes over HTTP makes the gateway fail: broken messages, and bytes that are no HTTP.
+"""Check that no HTTP input makes the gateway fail: broken messages, and bytes that are not HTTP.
 
     python -m bench fuzz [--count 100000] [--seed 0]     # about 3 minutes
 

@@ -60,7 +60,7 @@ FREE = Seconds(start=5.0, load=0.3, ingest=1.1, row=0.12, save=4.5, export=0.6, 
 
 @dataclass(frozen=True)
 class Ended:
-    """How one run ended; times are seconds since the job came."""
+    """The end of one run; times are seconds since the job arrived."""
 
     at: float  # infinite = never
     why: str  # it ended without a submission

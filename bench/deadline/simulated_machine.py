@@ -108,7 +108,7 @@ class World:
         self.spend("start", (1 - PYTHON_SHARE) * self.seconds.start)
 
     def rough(self, seconds: float) -> float:
-        """How long such work takes this time."""
+        """Draw the duration of a part."""
         seconds *= math.exp(self.noise.gauss(0.0, 0.1))
         return seconds * self.noise.uniform(2.0, 5.0) if self.noise.random() < 0.1 else seconds
 
@@ -153,7 +153,7 @@ class World:
         self.now = end
 
     def last_words(self) -> str:
-        """Where the time after `ready_by` went, for people."""
+        """Describe how the time after `ready_by` was spent."""
         return ", ".join(self.late)
 
     def end_of(self, work: float) -> float:

@@ -92,7 +92,7 @@ class BackgroundSave:
         self.world.background, self.outcome = None, self.work()
 
     def done(self) -> bool:
-        """Whether it is on disk."""
+        """Return whether it is on disk."""
         return self.world.background is not self
 
     def result(self) -> Any:

@@ -40,7 +40,7 @@ class Played(Struct, kw_only=True):
 
     @property
     def accepted(self) -> bool:
-        """Whether the offer was taken."""
+        """Return whether the offer was accepted."""
         return accepted(self.offered)
 
     @property

@@ -180,7 +180,7 @@ def customers(world: World, until_s: float, chance: random.Random) -> Iterator[T
 
 
 def asked(world: World, kind: str, chance: random.Random) -> bool:
-    """Whether this miner is among those that are asked until enough have accepted."""
+    """Return whether upstream offers the task to this miner before enough others have accepted."""
     pool = world.constants.image_pool if kind == requests.IMAGE else world.constants.text_pool
     return chance.random() < chance.randint(*pool) / world.acceptance / world.nodes
 

@@ -71,7 +71,7 @@ class Injector:
         return len(self.done)
 
     def by_kind(self) -> dict[str, int]:
-        """How many of each."""
+        """Return the counts by kind."""
         return dict(sorted(Counter(fault.kind for fault in self.done).items()))
 
     async def run(self, mean_gap_s: float, may: Callable[[], bool]) -> None:

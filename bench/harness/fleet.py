@@ -205,7 +205,7 @@ class Fleet:
                 os.killpg(worker.pid, signal.SIGKILL)
 
     def url(self, gateway: str) -> str:
-        """Where a gateway answers."""
+        """Return a gateway's URL."""
         return f"http://127.0.0.1:{self.members[gateway].environment['PODIUM_GATEWAY_PORT']}"
 
     def node_folder(self, name: str) -> Path:
@@ -243,7 +243,7 @@ class Fleet:
         return nodes | {slot: self.witness / f"{slot}.log" for slot in self.settings.slots}
 
     def tracebacks(self) -> dict[str, int]:
-        """How often each member's log shows an exception nobody expected."""
+        """Return the number of unexpected tracebacks in each member's log."""
         counts = {name: m.log.read_bytes().count(b"Traceback") for name, m in self.members.items()}
         return {name: count for name, count in counts.items() if count}
 

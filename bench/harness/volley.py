@@ -35,7 +35,7 @@ class Answer(Struct, frozen=True):
 
     @property
     def accepted(self) -> bool:
-        """Whether it is an offer's yes."""
+        """Return whether it accepts an offer."""
         return self.status == 200 and isinstance(self.body, dict) and self.body.get("accepted") is True
 
 

@@ -255,7 +255,7 @@ def start(request: TrainRequest, miner: Miner) -> TrainResponse:
 
 
 async def submission(task_id: str, miner: OneMiner) -> MinerSubmission:
-    """Where a task's model is."""
+    """Return the location of a task's model."""
     repo = miner.repos.get(task_id)
     if repo is None:
         raise HTTPException(404, f"No submission found for task {task_id}")
@@ -263,7 +263,7 @@ async def submission(task_id: str, miner: OneMiner) -> MinerSubmission:
 
 
 async def training_repo(task_type: str) -> dict[str, Any]:
-    """Where this miner's trainer is."""
+    """Return the repository of this miner's trainer."""
     return {"github_repo": "https://example.org/trainer", "commit_hash": "0" * 40}
 
 

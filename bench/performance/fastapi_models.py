@@ -130,7 +130,7 @@ class TrainResponse(BaseModel):
 
 
 class MinerSubmission(BaseModel):
-    """Where a model is."""
+    """The location of a model."""
 
     repo: str
     model_hash: str | None = None

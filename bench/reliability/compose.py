@@ -111,7 +111,7 @@ class Project:
         return subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
     def ready(self) -> bool:
-        """Whether the gateway decides on offers and both halves send heartbeats."""
+        """Return whether the gateway decides on offers and both nodes send heartbeats."""
         try:
             return self.client.why_not_ready() is None and all(slot.live for slot in self.client.slots())
         except PodiumError:
@@ -126,7 +126,7 @@ class Project:
         return [found[task] for task in tasks if task in found]
 
     def has_checkpoint(self, view: TaskView) -> bool:
-        """Whether a run could be resumed."""
+        """Return whether a run has a checkpoint to resume from."""
         folder = f"/data/nodes/{view.slot}/runs/{view.task}/checkpoints"
         code = f"import pathlib; print(any(pathlib.Path({folder!r}).glob('step-*')))"
         return self.python(f"trainer-{view.slot}", code) == "True"

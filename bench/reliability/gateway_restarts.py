@@ -38,7 +38,7 @@ MINER, VALIDATOR = keys_from_seed("miner"), keys_from_seed("validator")
 
 
 class Start(Struct, frozen=True):
-    """How one start went."""
+    """The result of one start."""
 
     task: str
     end: str  # answered, refused, reset, timeout

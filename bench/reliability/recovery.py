@@ -1,4 +1,4 @@
-"""How long a fleet takes to work again after its broker, a node, or a node and its worker were killed.
+"""Measure how long a fleet takes to recover after a kill of its broker, a node, or a node and its worker.
 
     python -m bench recovery [--count 20]     # about 5 minutes
 

@@ -156,7 +156,7 @@ def finish(job: Path) -> None:
 
 
 def resumes(job: Path) -> int:
-    """How often a finished run went on from a checkpoint."""
+    """Return how often a finished run was resumed from a checkpoint."""
     outcome = tiny.outcome_of(job)
     return outcome.metrics.resumes if outcome and outcome.metrics else 0
 

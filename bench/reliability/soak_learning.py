@@ -37,7 +37,7 @@ Key = tuple[str, str]  # a table and what the rate is of
 
 
 class Learned(Struct):
-    """How the tables stand against what they should be."""
+    """The learned rates compared with the expected ones."""
 
     results: int
     scores: int

@@ -54,7 +54,7 @@ def send(machine: Any, fields: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"hours_to_complete": 0}, "`float` > 0.0 - at `$.hours_to_complete`"),
         ({"hours_to_complete": -1}, "`float` > 0.0 - at `$.hours_to_complete`"),
@@ -77,12 +77,12 @@ def send(machine: Any, fields: Any) -> Any:
     ],
 )
 def test_what_is_no_offer_is_told_which_field_and_what_would_be_right(
-    machine: Any, change: dict[str, Any], told: str
+    machine: Any, change: dict[str, Any], expected: str
 ) -> None:
     answer = send(machine, machine.fields("no-offer", **change))
     assert isinstance(answer, Refusal)
     assert (answer.status, answer.title) == (400, "Bad Request")
-    assert told in answer.detail
+    assert expected in answer.detail
     assert "an offer is a JSON object with task_id" in answer.detail
     assert machine.client.tasks() == []
 
@@ -101,17 +101,17 @@ def test_a_body_of_20_mb_is_refused_with_the_setting_that_decides(machine: Any) 
 
 
 @pytest.mark.parametrize(
-    ("hours", "told"),
+    ("hours", "expected"),
     [
         (1e308, "Job duration too long (>96 hours)"),
         (97, "Job duration too long (>96 hours)"),
         (1e-9, "are over before the job could start"),
     ],
 )
-def test_hours_that_nobody_could_use_are_rejected(machine: Any, hours: float, told: str) -> None:
+def test_hours_that_nobody_could_use_are_rejected(machine: Any, hours: float, expected: str) -> None:
     decision = send(machine, machine.fields("hours", hours_to_complete=hours))
     assert not decision.accepted
-    assert told in decision.reason
+    assert expected in decision.reason
 
 
 # Offered under task ids of every kind: what an id becomes in subjects and folders must not matter.

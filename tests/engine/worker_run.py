@@ -114,9 +114,9 @@ def finish(job: Path) -> Outcome:
     status = pipeline.main(job, Stop())
     outcome = outcome_of(job)
     assert status == (1 if outcome.status is OutcomeStatus.FAILED else 0)
-    told = decode_worker_job(job.read_bytes())
+    job_read = decode_worker_job(job.read_bytes())
     in_every_line = structlog.contextvars.get_contextvars()
-    assert in_every_line == {"task": told.task, "slot": told.slot}
+    assert in_every_line == {"task": job_read.task, "slot": job_read.slot}
     return outcome
 
 

@@ -79,7 +79,7 @@ async def diagnose(settings: Settings, url: str, broker: Broker) -> list[Finding
     monitor = f"http://127.0.0.1:{broker.monitor_port}"
     findings = examine(await probe.gather(settings, url, monitor, version(), {"max_hours"}))
     assert table(findings).row_count == len(findings)
-    # how full this machine's disks are, and how late a loaded one hears, is not the point here
+    # the space on this machine's disks and its delays under load don't matter here
     return [finding for finding in findings if finding.check not in ("disks", "clocks")]
 
 

@@ -105,7 +105,7 @@ def main() -> None:
         score(frozen, examples, batch_tokens=60, process_group=process_group)
         gone = weakref.ref(frozen)
         del frozen
-        release()  # it refers to itself: without this it stays beside the next one
+        release()  # it refers to itself: without this it stays in memory with the next one
         assert gone() is None
     if process_group.is_main:
         torch.save(found, sys.argv[2])

@@ -90,7 +90,7 @@ def test_two_processes_compute_what_one_does(
 
 
 def test_mixed_precision_is_the_same_sharded(numbers: dict[str, dict[str, torch.Tensor]]) -> None:
-    """Frozen bf16 beside trained fp32 in one group; sums are rounded in another order."""
+    """Frozen bf16 and trained fp32 in one group; sums are rounded in another order."""
     wanted, found = numbers["ddp-bf16"], numbers["fsdp2-bf16"]
     torch.testing.assert_close(found["losses"], wanted["losses"], rtol=0, atol=2e-2)
     assert found["losses"][-1] < found["losses"][0]

@@ -101,7 +101,7 @@ def test_resumed_run_reads_the_same_pairs_and_references(
     few = reference_logprobs.first(run, model, ready, make_plan(expected_steps=5))
     assert 15 < len(few.train) < 80  # 5 packs of 64 tokens hold some 20 pairs of 19 tokens
     record = _record(few)
-    broken = torch.nn.Module()  # whoever asks it fails
+    broken = torch.nn.Module()  # a call of it fails
     found = reference_logprobs.again(run, broken, data, record)
     for mine, wanted in ((found.train, few.train), (found.dev, few.dev)):
         assert mine.fingerprint() == wanted.fingerprint()

@@ -90,7 +90,7 @@ def test_one_pack_eight_packs_and_one_by_one_give_the_same_step(
 def test_a_document_knows_nothing_of_its_neighbours(
     task_type: TaskType, deltas: Deltas, make_rows: Callable[..., Examples]
 ) -> None:
-    """A canary beside a row may be anything: the row's log-probabilities stay bit for bit the same."""
+    """A canary next to a row may be anything: the row's log-probabilities stay bit-equal."""
     rows = make_rows(task_type)
     batch = collate(rows, [1, 0, 2], 128)
     last = rows.take([1]).group  # documents of the first row in the pack

@@ -156,7 +156,7 @@ def test_training_lowers_the_loss_and_ends_with_a_checkpoint(build: Build) -> No
 
 
 def test_a_resumed_run_without_time_leaves_its_checkpoint_alone(build: Build) -> None:
-    """Writing it anew would take it away for a moment, in which a kill would lose it."""
+    """Rewriting it would remove it for a moment, in which a kill would lose it."""
     training, reporter, stop = build("run")
     loop.train(training, reporter, stop)
     training.saver.wait()

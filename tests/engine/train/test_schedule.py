@@ -90,7 +90,7 @@ def test_one_slow_first_step_does_not_eat_the_budget() -> None:
 def test_reserve_is_replaced_by_what_is_measured() -> None:
     schedule = _schedule()
     before = schedule.end_at
-    schedule.saved(21.0, 0.0)  # the last save is half of one, beside 5 s of scoring
+    schedule.saved(21.0, 0.0)  # the last save is half of one, in parallel to 5 s of scoring
     assert schedule.end_at == pytest.approx(before - (1.25 * 10.5 - 5.0))
 
 

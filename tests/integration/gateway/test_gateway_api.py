@@ -338,7 +338,10 @@ async def test_every_answer_is_in_the_file_and_on_the_subject(
     await bus.subscribe(subjects.ANY_DECISION, hear)
     await api.offer(make_offer("one"))
     await api.offer(make_offer("two", hours_to_complete=97))
-    heard = [json.loads(await asyncio.wait_for(said.get(), 60)) for _ in range(2)]
-    assert [(decision["task"], decision["accepted"]) for decision in heard] == [("one", True), ("two", False)]
+    received = [json.loads(await asyncio.wait_for(said.get(), 60)) for _ in range(2)]
+    assert [(decision["task"], decision["accepted"]) for decision in received] == [
+        ("one", True),
+        ("two", False),
+    ]
     lines = (tmp_path / "gateway" / "decisions.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == heard
+    assert [json.loads(line) for line in lines] == received

@@ -126,7 +126,7 @@ async def test_a_broker_that_is_killed_again_and_again_loses_nothing(
                     break
                 await asyncio.sleep(0.05)
         else:
-            assert "no free and live slot" in body["reason"]  # heartbeats were not heard while it was down
+            assert "no free and live slot" in body["reason"]  # no heartbeats were received while it was down
         await asyncio.sleep(0.01)
     stopping.set()
     await killer

@@ -23,18 +23,18 @@ OFFER = {
 
 
 @pytest.mark.parametrize(
-    ("error", "told", "retry"),
+    ("error", "expected", "retry"),
     [
         (BusUnavailableError("not connected to NATS"), "not connected to NATS; offer again", True),
         (ZeroDivisionError("a mistake of ours"), "internal error; see the gateway's log", False),
     ],
 )
-async def test_a_failure_is_answered(bus: Bus, error: Exception, told: str, retry: bool) -> None:
+async def test_a_failure_is_answered(bus: Bus, error: Exception, expected: str, retry: bool) -> None:
     async def decide(offer: Offer, received_at: float) -> Decision:
         raise error
 
     responder = OfferResponder(decide)
     await responder.start(bus)
     reply: dict[str, Any] = json.loads((await bus.request(OFFERS, json.dumps(OFFER).encode())).data)
-    assert reply == {"error": told, "retry": retry}
+    assert reply == {"error": expected, "retry": retry}
     await responder.stop()

@@ -105,11 +105,11 @@ async def test_every_gateway_and_every_later_one_sees_a_score(
         await second.until_ready()
         await post(first, score("elsewhere", 3, **other))
         await second.until("/v1/tables", lambda body: body["scores"] == 1)
-        told = await rate(second, "model_performance", "qwen")
+        learned = await rate(second, "model_performance", "qwen")
     async with start_gateway("third") as third:
         await third.until_ready()
         again = await rate(third, "model_performance", "qwen")
-        assert again["value"] == pytest.approx(told["value"], abs=1e-5)
+        assert again["value"] == pytest.approx(learned["value"], abs=1e-5)
         assert (await rate(third, "task_weight", "DpoTask"))["value"] == pytest.approx(3.5 / 11, abs=1e-5)
 
 

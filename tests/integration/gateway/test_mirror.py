@@ -1,4 +1,4 @@
-"""The mirror beside a real gateway, and what becomes of both when the broker loses its disk."""
+"""The mirror of a real gateway, and the recovery of both after the broker has lost its disk."""
 
 from __future__ import annotations
 

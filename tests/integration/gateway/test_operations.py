@@ -55,13 +55,13 @@ async def one(api: Any, bus: Bus, make_offer: Any) -> Any:
 async def test_cancelling_writes_the_result_once_frees_the_slot_and_tells_the_node(
     one: Any, bus: Bus, make_offer: Any
 ) -> None:
-    heard = asyncio.Queue[Msg]()
-    await bus.subscribe(subjects.control("a"), heard.put)
+    received = asyncio.Queue[Msg]()
+    await bus.subscribe(subjects.control("a"), received.put)
     await write(bus, CLAIMED)
     status, task = await post(one, "/v1/tasks/one/cancel")
     assert (status, task["state"], task["result"]["reason"]) == (200, "cancelled", "wrong data")
     async with asyncio.timeout(60):
-        assert decode_control((await heard.get()).data).kind is ControlKind.LOOK
+        assert decode_control((await received.get()).data).kind is ControlKind.LOOK
     status, problem = await post(one, "/v1/tasks/one/cancel")
     assert (status, problem["type"]) == (409, "urn:podium:problem:not-possible")
     assert "ended as cancelled" in problem["detail"]

@@ -75,8 +75,8 @@ async def test_a_replay_that_another_gateway_has_not_heard_of_accepts_nothing(
         assert (await second.get("/v1/tasks"))[1]["tasks"] == []
         assert await accepted(second, "t1")
         headers = VALIDATOR.headers(body)
-        assert await send(second) == 200  # accepted before, and told so again
-        assert await send(first) == 401  # but not to whoever only repeats what was sent
+        assert await send(second) == 200  # accepted before, and accepted again
+        assert await send(first) == 401  # but a copy of the request is refused
 
 
 async def test_a_replay_is_refused_after_a_restart_of_everything(

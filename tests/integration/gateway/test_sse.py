@@ -1,4 +1,4 @@
-"""`/v1/events` over real HTTP: what is told, from where on, to whom, and how it ends."""
+"""`/v1/events` over real HTTP: the events, their start, their readers, and the end of a stream."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ async def test_decisions_are_heard_while_somebody_reads(
                 await bus.client.flush()
             await asyncio.sleep(0.2)
             assert service.events.counts["decision"] == known
-            assert service.events.counts["lost"] == times  # whoever comes back is told
+            assert service.events.counts["lost"] == times  # a reader that reconnects gets it
 
 
 async def test_a_decision_that_is_none_is_counted(bus: Bus, gateway_settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""Upstream asks once: what it is told while gateway or broker start, are away, or disagree on the time."""
+"""Responses to upstream while gateway or broker start, are unreachable, or disagree on the time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_a_start_is_told_to_come_again_before_upstream_gives_up(
 async def test_who_has_the_stake_is_known_before_the_first_request(
     gateway_settings: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Also without a broker: to be told that nobody knows them would be upstream's last word."""
+    """Also without a broker: a 404 would be final for upstream."""
     nodes = tmp_path / "nodes.json"
     nodes.write_text(json.dumps({VALIDATOR.address: subnet_node(VALIDATOR.keys, 0, 5000.0)}))
     settings = gateway_settings(

@@ -197,13 +197,13 @@ class World:
         return folder_digest(self.settings.artifacts / task / "submission")
 
     def steps(self, node: NodeProcess, task: str = "job1") -> list[int]:
-        """Every step a worker told of, in order."""
+        """Return every step that a worker reported, in order."""
         path = node.folder / "runs" / task / "progress.jsonl"
         whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""  # a line may be half written
         return [line["step"] for line in map(json.loads, whole.splitlines()) if line["phase"] == "train"]
 
     async def trained(self, node: NodeProcess, step: int, task: str = "job1") -> None:
-        """Wait until a worker has told of `step`."""
+        """Wait until a worker has reported `step`."""
 
         async def there() -> bool:
             return step in self.steps(node, task)

@@ -173,7 +173,7 @@ async def test_a_clock_that_jumps_loses_no_lease_and_submits_once(
 
 
 def poison(job: bytes, slot: str) -> Iterator[tuple[str, bytes]]:
-    """Subjects and bodies that no gateway writes; whoever has its key could."""
+    """Subjects and bodies that no gateway writes, but that its key allows."""
     on = f"podium.jobs.{slot}"
     yield f"{on}.p1", b""
     yield f"{on}.p2", b"not json"

@@ -68,7 +68,7 @@ async def test_a_jobs_life_can_be_followed_by_its_task(world: World, tmp_path: P
         await asyncio.to_thread(gateway.wait, 60)
     node.signal(15)
     await node.wait()
-    for path, service, told in (
+    for path, service, expected in (
         (log_file, "gateway", {"offer accepted"}),
         (node.log_file, "node", {"claimed", "worker started", "submitting", "worker ended", "task ended"}),
     ):
@@ -76,7 +76,7 @@ async def test_a_jobs_life_can_be_followed_by_its_task(world: World, tmp_path: P
         about = [line for line in lines if line.get("task") == accepted.task]
         assert {line["service"] for line in about} == {service}
         assert {line["slot"] for line in about} == {"a"}
-        assert {line["event"] for line in about} >= told
+        assert {line["event"] for line in about} >= expected
         silent = [line for line in lines if accepted.task in json.dumps(line) and "task" not in line]
         assert silent == []
     refused = [line["event"] for line in lines_of(log_file) if line.get("task") == "too-much"]

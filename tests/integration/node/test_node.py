@@ -58,13 +58,13 @@ async def test_jobs_follow_each_other_and_old_runs_are_cleaned(world: World) -> 
 
 async def test_heartbeats_and_progress_are_heard(world: World) -> None:
     beats: list[Heartbeat] = []
-    told: list[Progress] = []
+    reported: list[Progress] = []
 
     async def hear_beat(message: Any) -> None:
         beats.append(decode_heartbeat(message.data))
 
     async def hear_progress(message: Any) -> None:
-        told.append(decode_progress(message.data))
+        reported.append(decode_progress(message.data))
 
     await world.bus.subscribe(subjects.heartbeat("a"), hear_beat)
     await world.bus.subscribe(subjects.progress("a", "job1"), hear_progress)
@@ -78,9 +78,9 @@ async def test_heartbeats_and_progress_are_heard(world: World) -> None:
     assert busy[-1].task == "job1"
     assert busy[-1].step > 0
     assert busy[-1].epoch == result.epoch
-    assert [line.step for line in told] == sorted(line.step for line in told)
-    assert 2 <= len(told) <= 10  # about two a second, whatever the worker writes
-    assert told[-1].phase == "done"
+    assert [line.step for line in reported] == sorted(line.step for line in reported)
+    assert 2 <= len(reported) <= 10  # about two a second, whatever the worker writes
+    assert reported[-1].phase == "done"
 
 
 @pytest.mark.fault("F18")

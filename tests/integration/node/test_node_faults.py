@@ -346,7 +346,7 @@ async def test_the_run_of_an_older_job_of_the_same_name_is_not_taken_for_this_on
     node.signal(signal.SIGTERM)
     await node.wait()
     await world.broker.stop(kill=True)
-    await asyncio.to_thread(world.broker.remove_store)  # a fleet that starts anew with old folders
+    await asyncio.to_thread(world.broker.remove_store)  # a fleet that restarts with old folders
     await asyncio.to_thread(shutil.rmtree, world.settings.artifacts)
     await world.broker.start()
     await world.until(world.streams, 60, "no streams")

@@ -76,7 +76,7 @@ async def test_another_node_waits_until_the_lease_lapses(bus: Bus, quick: Settin
     await second.turn()
     assert second.epoch > first.epoch
     assert second.holder is None
-    await first.turn()  # its next renewal tells it
+    await first.turn()  # its next renewal reports it
     assert (first.epoch, first.holder) == (0, "two")
 
 

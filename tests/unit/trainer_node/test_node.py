@@ -25,7 +25,7 @@ async def node(tmp_path: Path) -> Node:
     return node
 
 
-async def _looks(node: Node, monkeypatch: pytest.MonkeyPatch, *, told: str = "") -> int:
+async def _looks(node: Node, monkeypatch: pytest.MonkeyPatch, *, event: str = "") -> int:
     """How often the node looks for work in .4 s in which there is none."""
     looks = 0
 
@@ -35,9 +35,9 @@ async def _looks(node: Node, monkeypatch: pytest.MonkeyPatch, *, told: str = "")
         return None
 
     monkeypatch.setattr(node, "_newest_job", nothing_yet)
-    if told == "job":
+    if event == "job":
         await node._heard(Msg(node.bus.client))
-    elif told == "reconnect":
+    elif event == "reconnect":
         node._alert()
     work = asyncio.create_task(node._work())
     await asyncio.sleep(0.4)
@@ -50,8 +50,8 @@ async def test_without_a_word_it_waits_for_its_next_poll(node: Node, monkeypatch
     assert await _looks(node, monkeypatch) == 1
 
 
-@pytest.mark.parametrize("told", ["job", "reconnect"])
+@pytest.mark.parametrize("event", ["job", "reconnect"])
 async def test_a_job_that_can_not_be_read_yet_is_looked_for_again(
-    told: str, node: Node, monkeypatch: pytest.MonkeyPatch
+    event: str, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await _looks(node, monkeypatch, told=told) > 1
+    assert await _looks(node, monkeypatch, event=event) > 1

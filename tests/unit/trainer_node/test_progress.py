@@ -69,5 +69,5 @@ def test_words_are_never_dropped() -> None:
         )
         for step in range(5)
     ]
-    assert [told.step for told in worth_telling(lines)] == [1, 4]
+    assert [reported.step for reported in worth_telling(lines)] == [1, 4]
     assert worth_telling([]) == []

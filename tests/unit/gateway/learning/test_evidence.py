@@ -52,7 +52,7 @@ def evidence(**fields: Any) -> Evidence:
     return Evidence(**(values | fields))
 
 
-def told(case: Case) -> dict[str, bool]:
+def outcomes(case: Case) -> dict[str, bool]:
     return {each.table: each.success for each in observations(case, "llama")}
 
 
@@ -85,7 +85,7 @@ def told(case: Case) -> dict[str, bool]:
 def test_what_a_task_says_of_the_three_rates(
     status: ResultStatus | None, scored: Score | None, expected: dict[str, bool]
 ) -> None:
-    assert told(Case(task_type=INSTRUCT, model="m", status=status, score=scored)) == expected
+    assert outcomes(Case(task_type=INSTRUCT, model="m", status=status, score=scored)) == expected
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_order_of_evidence_does_not_matter_and_what_is_taken_back_leaves_not
     assert counted.counts(NOW) == pytest.approx((0, 0), abs=1e-9)
 
 
-heard = st.lists(
+received = st.lists(
     st.tuples(
         st.sampled_from(["a", "b", "c"]),
         st.one_of(
@@ -247,7 +247,7 @@ heard = st.lists(
 
 
 @settings(deadline=None)
-@given(messages=heard, data=st.data())
+@given(messages=received, data=st.data())
 def test_tables_do_not_depend_on_what_was_heard_first(messages: list[tuple[str, Any]], data: Any) -> None:
     def learned(found: list[tuple[str, Any]]) -> Any:
         book = evidence()

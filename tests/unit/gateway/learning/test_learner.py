@@ -1,4 +1,4 @@
-"""From the ledger's results to tables: in whatever order logs are read, and made anew only when needed."""
+"""From the ledger's results to tables: in any order of reading, and rebuilt only when needed."""
 
 from __future__ import annotations
 

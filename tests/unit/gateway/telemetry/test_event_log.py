@@ -42,7 +42,7 @@ def test_bytes_are_bounded_too() -> None:
 
 def test_ids_are_of_one_life() -> None:
     log, other = filled(10, most_events=4), filled(10)
-    assert log.number_of(log.id_of(3)) == 3  # too old, which `read` tells
+    assert log.number_of(log.id_of(3)) == 3  # too old, which `read` reports
     assert log.number_of(log.id_of(11)) is None  # this life did not say that
     assert log.number_of(other.id_of(3)) is None
     assert log.number_of("0") == 6

@@ -57,8 +57,8 @@ def test_losses_that_are_no_numbers_are_left_out(loss: Any) -> None:
 
 def test_own_forms_pass_through_and_type_and_model_are_taken_where_upstream_tells_them() -> None:
     own = {"task_id": "t0", "quality_score": 0, "test_loss": float("nan"), "synth_loss": None}
-    told = breakdown("t1", result(ME, 3), task_type="DpoTask", model_id="org/m")
-    read = read_scores(json.dumps([own, told]), "file", ME)
+    upstream_form = breakdown("t1", result(ME, 3), task_type="DpoTask", model_id="org/m")
+    read = read_scores(json.dumps([own, upstream_form]), "file", ME)
     assert [(form["task_id"], form.get("model"), form.get("task_type")) for form in read.forms] == [
         ("t0", None, None),
         ("t1", "org/m", "DpoTask"),

@@ -95,7 +95,11 @@ def test_what_never_starts_holds_its_slot_until_the_reservation_lapses() -> None
         line(1e4, "c"),
     ]
     report = run(lines, slots=("s1",))
-    assert (report.accepted, report.never_started, report.started) == (2, 1, 1)  # a is decided anew, and runs
+    assert (report.accepted, report.never_started, report.started) == (
+        2,
+        1,
+        1,
+    )  # a is decided again, and runs
     assert report.again == 0
     assert report.reserved_share == pytest.approx(1000 / 1e4)
     assert report.points == pytest.approx(4.0 * 0.65)

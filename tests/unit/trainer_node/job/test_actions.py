@@ -85,13 +85,13 @@ def decide(last: StateRecord | None, **seen: Any) -> Step:
         (claimed(), {"outcome": STOPPED, "worker_alive": True}, Watch()),
         (claimed(), {"outcome": READY}, Submit("d1")),
         (claimed(), {"outcome": READY, "worker_alive": True}, Submit("d1")),
-        # claimed in an earlier life, or by another node: claim anew before anything else
+        # claimed before a restart, or by another node: claim again before anything else
         (claimed(epoch=6, attempt=2), {}, Start(2)),
         (claimed(epoch=6, attempt=2), {"worker_alive": True, "attempt": 2}, Claim(2)),
         (claimed(epoch=6), {"outcome": READY}, Claim(1)),
         (claimed(node="other", attempt=2), {}, Start(2)),
         (claimed(node="other", epoch=9), {"outcome": READY}, Claim(1)),
-        # submitting: the store is looked at first, whoever wrote the record
+        # submitting: the store is read first, whichever node wrote the record
         (submitting(), {"stored": True}, Deliver()),
         (submitting(node="other", epoch=6), {"stored": True}, Deliver()),
         (submitting("d2", epoch=6), {"stored": True, "outcome": READY}, Deliver()),
