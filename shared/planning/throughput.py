@@ -107,8 +107,8 @@ def _after_references(train_s: float, all_s: float) -> float:
 
 
 def development_rows(examples: int) -> int:
-    """How many rows are held out to choose and verify by, of so many for training."""
-    return min(1000, max(min(400, examples // 5), examples // 33))
+    """Return how many of a job's examples are held out to choose and verify by; at least one."""
+    return max(1, min(1000, max(min(400, examples // 5), examples // 33)))
 
 
 def export_bytes(shape: ModelShape, modules: Sequence[ModulePlan]) -> int:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from shared.errors import DataError
 from shared.messages import DatasetType, TaskType
+from shared.planning.throughput import development_rows
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.encode import IGNORED, Document, Example, encoder
 from trainer_node.engine.data.readers import Row, read_rows
@@ -176,13 +177,13 @@ def _joined(parts: list[Examples], group: int) -> Examples:
 
 
 def hold_out(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Training and development examples: of n, min(1000, max(min(400, n/5), n/33)) are held out, by seed.
+    """Return training and development examples: `development_rows` are held out, by seed.
 
     Equal examples stay on one side, so that the development loss can't be learnt by heart. A single example,
     or many equal ones, serve as both.
     """
     n = len(examples)
-    wanted = max(1, int(min(1000, max(min(400, n / 5), n / 33))))
+    wanted = development_rows(n)
     groups: dict[bytes, list[int]] = {}
     borders = examples.offsets[:: examples.group]
     for index in range(n):

@@ -68,7 +68,9 @@ def test_a_slow_half_scores_fewer_development_rows() -> None:
     assert slow.dev_examples * ROWS.mean_length / (2 * slow.tokens_per_s) <= 0.05 * 300.0
 
 
-@pytest.mark.parametrize(("rows", "held_out"), [(100, 20), (2_000, 400), (20_000, 606), (100_000, 1000)])
+@pytest.mark.parametrize(
+    ("rows", "held_out"), [(1, 1), (9, 1), (100, 20), (2_000, 400), (20_000, 606), (100_000, 1000)]
+)
 def test_development_rows(rows: int, held_out: int) -> None:
     assert development_rows(rows) == held_out
 
