@@ -17,7 +17,7 @@ from shared.planning.model_shape import (
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import family_of, resolve
-from shared.planning.throughput import DISK_BYTES_PER_S, export_bytes
+from shared.planning.throughput import MODEL_BYTES_PER_S, export_bytes
 
 MIN_OFFER_STEPS = 3  # an offer states no data, and real rows may be ten times shorter than the assumed ones
 
@@ -84,7 +84,7 @@ def check_offer(
     if plan.expected_steps < MIN_OFFER_STEPS:
         cause = f"{hours:g} hours leave only {plan.expected_steps} steps on {hardware.name} ({size})"
         return Feasibility(False, cause)
-    moving_s = (2 * shape.parameters + export_bytes(shape, plan.modules)) / DISK_BYTES_PER_S
+    moving_s = (2 * shape.parameters + export_bytes(shape, plan.modules)) / MODEL_BYTES_PER_S
     if moving_s > budget_s:
         cause = f"reading the model and writing the result take {moving_s:.0f} s, there are {budget_s:.0f} s"
         return Feasibility(False, f"{cause} ({size})")

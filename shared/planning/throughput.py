@@ -16,7 +16,7 @@ FSDP_SHARE = 0.9  # of DDP's speed: every layer is gathered twice per pack
 COMPILE_GAIN = 1.16  # 8B on 8xH100: 5,762 -> 6,667 tokens/s per GPU (torchtitan)
 COMPILE_S = 120.0  # one layer's graph, forward and backward
 IMPORT_S = 15.0  # torch, transformers and peft, and a model's first use
-DISK_BYTES_PER_S = 500e6
+MODEL_BYTES_PER_S = 500e6  # of a disk, for files of models; a synced save is slower
 CHECKPOINT_SHARE = 0.05  # of training time: checkpoints and evaluation on the way
 EVALUATION_SHARE = 0.05  # of the budget: what one evaluation may cost
 MIN_STEPS = 100  # fewer optimiser steps are too few: the batch is halved until there are as many
@@ -82,9 +82,9 @@ def pace(
     affordable = int(2 * rate * EVALUATION_SHARE * budget_s / rows.mean_length)
     dev = max(1, min(development_rows(rows.count), affordable))
     evaluation = dev * rows.mean_length / (2 * rate)
-    load = IMPORT_S + 2 * shape.parameters / DISK_BYTES_PER_S
+    load = IMPORT_S + 2 * shape.parameters / MODEL_BYTES_PER_S
     reserve = min(
-        load + 2 * export_bytes(shape, modules) / DISK_BYTES_PER_S + 2 * evaluation, MOST_RESERVE * budget_s
+        load + 2 * export_bytes(shape, modules) / MODEL_BYTES_PER_S + 2 * evaluation, MOST_RESERVE * budget_s
     )
     start = min(load + evaluation, MOST_START * budget_s)
     train = (budget_s - reserve - start) * (1 - CHECKPOINT_SHARE)

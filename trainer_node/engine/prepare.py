@@ -31,7 +31,7 @@ from trainer_node.engine.time_budget import Costs
 VERIFY_SHARE = 0.01  # of the budget: what scoring the reloaded export may cost
 VERIFY_MOST_S = 60.0  # and in any case: a broken export shows on its first rows
 SCORE_SHARE = 0.03  # of the budget: what scoring the development rows once may cost
-DISK_BYTES_PER_S = 300e6  # of a synced, hashed save, until one is measured
+SAVE_BYTES_PER_S = 300e6  # of a synced, hashed save, until one is measured
 
 
 def ingest(run: RunContext, config: Any) -> JobData:
@@ -176,9 +176,9 @@ def first_costs(run: RunContext, plan: Plan, load_s: float, ingest_s: float, sco
         load_s=load_s,
         ingest_s=ingest_s,
         score_s=score_s,
-        save_s=0.5 + 12 * trained / DISK_BYTES_PER_S,
+        save_s=0.5 + 12 * trained / SAVE_BYTES_PER_S,
         # Shards are put together in a model that is loaded for it.
-        export_s=0.5 + 6 * trained / DISK_BYTES_PER_S + (load_s if plan.parallel == "fsdp2" else 0.0),
+        export_s=0.5 + 6 * trained / SAVE_BYTES_PER_S + (load_s if plan.parallel == "fsdp2" else 0.0),
         verify_s=verify_limit_s(run.job),
     )
 
