@@ -27,6 +27,7 @@ from gateway.views.schemas import (
 )
 from shared.errors import PodiumError
 from shared.messages import Decision
+from shared.net import LOOPBACK
 from shared.settings import load_settings
 
 TIMEOUT_S = 10.0
@@ -47,7 +48,7 @@ class Refusal(Struct, frozen=True):
 def default_url() -> str:
     """Return the gateway's URL from the settings."""
     settings = load_settings()
-    host = "127.0.0.1" if settings.gateway_host in ("0.0.0.0", "::", "") else settings.gateway_host
+    host = LOOPBACK if settings.gateway_host in ("0.0.0.0", "::", "") else settings.gateway_host
     return f"http://{host}:{settings.gateway_port}"
 
 

@@ -8,6 +8,9 @@ import random
 import socket
 from typing import Final
 
+LOOPBACK: Final = "127.0.0.1"
+LOOPBACK_HOSTS: Final = frozenset({LOOPBACK, "::1", "localhost"})
+
 # Below the range from which Linux takes the ports of outgoing connections (32768 and up): otherwise another
 # process's connection may take the port before the service listens, or while it starts again.
 LOWEST: Final = 15_000
@@ -23,7 +26,7 @@ def free_port() -> int:
         port = LOWEST + next(_turn) % (HIGHEST - LOWEST)
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((LOOPBACK, port))
             except OSError:
                 continue
             return port

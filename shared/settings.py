@@ -13,11 +13,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shared.errors import SettingsError
+from shared.net import LOOPBACK_HOSTS
 
 PREFIX = "PODIUM_"
 CONFIG_VARIABLE = "PODIUM_CONFIG"  # path of the TOML file
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -331,7 +330,7 @@ def _checked(values: dict[str, Any]) -> Settings:
         raise SettingsError(f"slot {settings.slot!r} is not one of slots {', '.join(settings.slots)}")
     if not settings.lease_renew_s < settings.lease_trust_s < settings.lease_ttl_s:
         raise SettingsError("lease_renew_s < lease_trust_s < lease_ttl_s must hold")
-    if settings.upstream_auth == "off" and settings.gateway_host not in LOOPBACK:
+    if settings.upstream_auth == "off" and settings.gateway_host not in LOOPBACK_HOSTS:
         raise SettingsError(
             f"upstream_auth = off is for loopback only, and gateway_host is {settings.gateway_host}: "
             "set hotkey and upstream_auth = signed"

@@ -32,6 +32,7 @@ from shared.broker.jetstream import Record
 from shared.broker.streams import bootstrap, find_stream, stream_specs, when_usable
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError, PodiumError
 from shared.messages import decode_lease, decode_state_record
+from shared.net import LOOPBACK
 from shared.settings import Settings, load_settings
 
 EPOCH_MARGIN = 1_000_000  # lease renewals since the newest claim, which the file doesn't have: weeks of them
@@ -112,7 +113,7 @@ async def _broker(settings: Settings) -> AsyncIterator[Settings]:
 async def _listens(port: int) -> bool:
     try:
         async with asyncio.timeout(LISTEN_S):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            _, writer = await asyncio.open_connection(LOOPBACK, port)
     except (OSError, TimeoutError):
         return False
     writer.close()

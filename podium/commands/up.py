@@ -16,6 +16,7 @@ import msgspec
 from gateway.policy.loader import load_policy
 from podium.local.gpu_split import SlotShare, split
 from podium.local.stack import Stack
+from shared.net import LOOPBACK
 from shared.settings import CONFIG_VARIABLE, PREFIX, load_settings
 from trainer_node.hardware import gpu_status
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.port is not None:
         overrides["gateway_port"] = args.port
     if args.nats_port is not None:
-        overrides["nats_url"] = f"nats://127.0.0.1:{args.nats_port}"
+        overrides["nats_url"] = f"nats://{LOOPBACK}:{args.nats_port}"
     asyncio.run(up(overrides))
     return 0
 
@@ -100,7 +101,7 @@ async def _serve(stack: Stack) -> None:
     """Start, print the addresses, and run until a service can't be kept running."""
     await stack.start()
     await stack.ready(READY_S)
-    broker = f"127.0.0.1:{stack.broker_port}" if stack.broker_port else stack.settings.nats_url
+    broker = f"{LOOPBACK}:{stack.broker_port}" if stack.broker_port else stack.settings.nats_url
     slots = ", ".join(_describe(share) for share in stack.split.shares)
     print(f"gateway  {stack.url}\nbroker   {broker}\nslots    {slots}")
     print(f"data     {stack.folder} (logs in {stack.folder / 'logs'})", flush=True)

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from podium.local.stack import KEYS, LOOPBACK
+from podium.local.stack import KEYS
+from shared.net import LOOPBACK, LOOPBACK_HOSTS
 from shared.settings import Settings
 
 MONITOR_PORT = 8222  # the usual port of nats-server, also in deploy/nats.conf
@@ -18,7 +19,7 @@ _HTTP = re.compile(r'^\s*http:\s*"?([^"\s]+?)"?\s*$', re.MULTILINE)
 
 def is_own(settings: Settings) -> bool:
     """Return whether the settings name a broker on this machine."""
-    return urlsplit(settings.nats_url).hostname in LOOPBACK
+    return urlsplit(settings.nats_url).hostname in LOOPBACK_HOSTS
 
 
 def with_own_keys(settings: Settings) -> Settings:
@@ -35,4 +36,4 @@ def monitor_url(settings: Settings) -> str:
     config = settings.data / "nats" / "nats.conf"
     if is_own(settings) and config.exists() and (found := _HTTP.search(config.read_text())):
         return f"http://{found[1]}"
-    return f"http://{urlsplit(settings.nats_url).hostname or '127.0.0.1'}:{MONITOR_PORT}"
+    return f"http://{urlsplit(settings.nats_url).hostname or LOOPBACK}:{MONITOR_PORT}"

@@ -17,7 +17,7 @@ from shared.broker.credentials import ADMIN
 from shared.broker.streams import bootstrap as make
 from shared.broker.streams import when_usable
 from shared.errors import PodiumError
-from shared.net import free_port
+from shared.net import LOOPBACK, free_port
 from shared.settings import Settings
 
 # sync_interval has no command line flag, so a file is needed. No compression and no encryption: most of
@@ -98,7 +98,7 @@ async def port_open(port: int, timeout_s: float = 10.0) -> None:
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
         try:
-            _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 1.0)
+            _, writer = await asyncio.wait_for(asyncio.open_connection(LOOPBACK, port), 1.0)
         except (OSError, TimeoutError) as error:
             if asyncio.get_running_loop().time() > deadline:
                 raise PodiumError(f"no server listens on port {port} after {timeout_s:g} s") from error
@@ -122,7 +122,7 @@ class Broker:
     @property
     def url(self) -> str:
         """Return the URL for clients."""
-        return f"nats://127.0.0.1:{self.port}"
+        return f"nats://{LOOPBACK}:{self.port}"
 
     async def start(self) -> None:
         """Start the server and wait until it listens."""

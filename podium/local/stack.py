@@ -26,14 +26,13 @@ from podium.local.process import ManagedProcess, Say, Spec
 from podium.local.watchdog import until_broken
 from podium.security.key_files import make_users
 from shared.errors import PodiumError
-from shared.net import free_port
+from shared.net import LOOPBACK, LOOPBACK_HOSTS, free_port
 from shared.settings import PREFIX, Settings
 from trainer_node.worker.slot_lock import SlotLock
 
 BACKLOG = 1024
 KEYS = "keys"
 OWN_FOLDERS = ("nats", KEYS, "mirror", "nodes", "artifacts", "logs", "run")  # in the data folder
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 NODE_EXTRA_S = 15.0  # time for a node to drain, in addition to its worker's grace
 
 
@@ -49,7 +48,7 @@ class Stack:
         self.split = split
         self.services: list[ManagedProcess] = []
         self.broker_port = _own_broker_port(settings)
-        nats_url = f"nats://127.0.0.1:{self.broker_port}" if self.broker_port else settings.nats_url
+        nats_url = f"nats://{LOOPBACK}:{self.broker_port}" if self.broker_port else settings.nats_url
         self.settings = msgspec.structs.replace(
             settings,
             data_dir=str(self.folder),
@@ -72,7 +71,7 @@ class Stack:
         if self._listening is None:
             raise PodiumError("not started")
         host, port = self._listening.getsockname()[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def start(self, *, fresh: bool = False) -> None:
@@ -93,7 +92,7 @@ class Stack:
             for name in OWN_FOLDERS:
                 await asyncio.to_thread(shutil.rmtree, self.folder / name, ignore_errors=True)
         if self.broker_port:
-            _listen("127.0.0.1", self.broker_port, "--nats-port").close()
+            _listen(LOOPBACK, self.broker_port, "--nats-port").close()
             monitor_port = free_port()
             self._prepare_broker(monitor_port)
             watch = partial(until_broken, monitor_port, self.settings.broker_patience_s)
@@ -201,7 +200,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 def _own_broker_port(settings: Settings) -> int:
     """Return the embedded broker's port; 0 if the settings name a broker on another machine."""
     parts = urlsplit(settings.nats_url)
-    if parts.hostname not in LOOPBACK:
+    if parts.hostname not in LOOPBACK_HOSTS:
         return 0
     return 4222 if parts.port is None else parts.port or free_port()
 

@@ -12,6 +12,8 @@ import json
 import time
 from typing import Final
 
+from shared.net import LOOPBACK
+
 POLL_S: Final = 1.0
 ANSWER_S: Final = 5.0  # on loopback; a loaded machine may answer slowly
 WRITE_ERROR: Final = "write error"
@@ -47,7 +49,7 @@ async def trouble_of(monitor_port: int) -> str | None:
 
 async def _get(port: int, path: str) -> bytes:
     """Return the body of an HTTP response, whatever its status."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection(LOOPBACK, port)
     try:
         writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         _, _, body = (await reader.read()).partition(b"\r\n\r\n")
