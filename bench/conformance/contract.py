@@ -2,15 +2,14 @@
 
     python -m bench contract [--verbose]     # about half a minute
 
-A real broker, two gateways that ask for signatures, two nodes with scripted workers, the stand-in of the
-hub. First one task of each text type goes the whole way: offer, start, poll, and the answer to GET
+A real broker, two gateways that require signatures, two nodes with scripted workers, and a stand-in of the
+hub. First one task of each text type runs completely: offer, start, polls, until GET
 /get_latest_model_submission names a repository that is on the hub under the name upstream assigned. Then,
-with one slot busy and one free, every case of bench/conformance/contract_cases.py is sent and its status
-compared
-with what the protocol says; after each the ends of the logs JOBS and STATE are read, where every
-acceptance, reservation and step is stored. Replays are tried at the other gateway too. At last a good
-offer must still be accepted, and be seen in the logs. Data is a file in a folder that the nodes may read:
-scripted workers fetch none. The last line is one JSON object.
+with one slot busy and one free, the bench sends every case of bench/conformance/contract_cases.py and
+compares its status with the protocol. After each it reads the ends of the logs JOBS and STATE, which have
+every acceptance, reservation and step. Replays are also sent to the other gateway. Finally a good offer must
+still be accepted and appear in the logs. Data is a file in a folder that the nodes may read, because
+scripted workers don't download. The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Requests that a miner must refuse or answer without doing anything, and the status the protocol gives them.
+"""Requests that a miner must refuse or answer without effect, and the statuses that the protocol requires.
 
-Where the protocol leaves a choice (a path without its slash may redirect, a body that is no JSON is 400 or
-422) every allowed status is named. Signatures are of the moment in which the cases are made.
+Where the protocol allows several statuses (a path without its slash may redirect, a body that is not JSON is
+400 or 422), all are listed. Cases are signed when they are made.
 """
 
 from __future__ import annotations

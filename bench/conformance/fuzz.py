@@ -2,16 +2,15 @@
 
     python -m bench fuzz [--count 100000] [--seed 0]     # about 3 minutes
 
-A real broker, gateways that ask for signatures, nodes with scripted workers. Most requests are messages
-of the protocol with a few things wrong (bench/conformance/fuzz_messages.py), signed as they are, over kept
-connections, on every endpoint of upstream's and of /v1; ids come again, so that tasks are offered,
-started, cancelled and asked for in any order. One in fifty is no proper HTTP
-(bench/conformance/fuzz_bytes.py).
-Nothing is wrong with the fleet, so a 503 counts like any other 5xx. Failures: an answer of 5xx, no answer
-to a request that is whole, an end of a gateway, an exception in its log, memory that grows. Memory is the
-mean of each quarter of the requests. In the first two it fills what is bounded: the ring of newest events
-(16 MB), nonces seen in the last minutes, some 70 bytes each. From the third to the fourth it must be flat.
-The last line is one JSON object.
+A real broker, gateways that require signatures, nodes with scripted workers. Most requests are messages of
+the protocol with a few errors (bench/conformance/fuzz_messages.py), correctly signed, over keep-alive
+connections, on every endpoint of upstream and of /v1. Ids repeat, so that tasks are offered, started,
+cancelled and read in any order. One in fifty is malformed HTTP (bench/conformance/fuzz_bytes.py). The fleet
+is healthy, so a 503 counts like any other 5xx. Failures are: a 5xx, no response to a complete request, an
+exit of a gateway, an exception in its log, growing memory. Memory is the mean of each quarter of the
+requests. In the first two quarters it fills bounded stores: the event ring (16 MB) and the nonces of the
+last minutes (about 70 bytes each). From the third to the fourth it must be flat. The last line is one JSON
+object.
 """
 
 from __future__ import annotations

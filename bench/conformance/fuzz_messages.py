@@ -1,4 +1,4 @@
-"""Requests that know the protocol and break it: valid messages with a few things wrong, on every endpoint."""
+"""Messages of the protocol with a few errors, for every endpoint."""
 
 from __future__ import annotations
 

@@ -1,15 +1,13 @@
-"""The deadline is a hard wall: runs with slowdowns, stalls and restarts, and what each has on disk at last.
+"""Check that a submission is on disk at the deadline, in runs with slowdowns, stalls and restarts.
 
     python -m bench deadline            # 1,000 simulated runs and 20 real ones
     python -m bench deadline --quick    # 40 and 2
 
-Simulated: the real pipeline, schedule, loop, checkpoints and closing on a tiny real model, in this process,
-on the clock of bench/deadline/simulated_machine.py, whose docstring is the fault model; one run of 20 also
-trains, scores and
-reloads for real. Real: worker processes, see bench/deadline/real_runs.py. A run counts as without
-submission if no
-whole export (READY, digest as stated) is on disk at the last call, 30 s before upstream's deadline.
-The last line is one JSON object: `runs, without_submission, training_share` and more.
+Simulated runs use the real pipeline, schedule, loop, checkpoints and finish with a tiny real model, in this
+process, on the clock of bench/deadline/simulated_machine.py, whose docstring is the fault model; one run of
+20 also really trains, scores and reloads. Real runs are worker processes, see bench/deadline/real_runs.py. A
+run counts as without submission if no complete export (READY, with the stated digest) is on disk 30 s before
+upstream's deadline. The last line is one JSON object: `runs, without_submission, training_share` and more.
 """
 
 from __future__ import annotations

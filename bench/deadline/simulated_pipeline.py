@@ -1,6 +1,6 @@
-"""The real training pipeline on a simulated machine: what takes its time there, and what stands in for what.
+"""The real training pipeline on a simulated machine: the costs of its parts, and the replaced functions.
 
-Schedule, loop, checkpoints, choice, export and all that decides, counts and writes stay what they are.
+Schedule, loop, checkpoints, selection, export and all decisions, counts and writes are the real ones.
 """
 
 from __future__ import annotations

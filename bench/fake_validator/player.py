@@ -1,4 +1,4 @@
-"""Plays a trace of offers at live gateways as upstream would: offer, start, and at the end the submission."""
+"""Play a trace of offers against live gateways as upstream would: offer, start, read the submission."""
 
 from __future__ import annotations
 

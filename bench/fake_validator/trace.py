@@ -1,9 +1,9 @@
-"""The offers one miner sees, drawn with upstream's own statistics: pure, and the same for the same seed.
+"""Draw the offers that one miner receives, with upstream's own statistics. Pure: one seed, one trace.
 
-Upstream's scheduler looks every five minutes and adds a task while fewer than its cap are trained or
-evaluated; customers' tasks come at random in between. Which of them this miner is asked about, what they are
-and how long they may take follows upstream's constants of a date; what upstream keeps to itself (rows,
-models) is a prior that can be chosen. Times are simulated seconds.
+Upstream's scheduler runs every five minutes and adds a task while fewer than its cap are trained or
+evaluated; customers' tasks arrive at random in between. Upstream's constants of a date determine which tasks
+this miner is offered, their types and their hours. Properties that upstream doesn't publish (rows, models)
+have a selectable prior. Times are simulated seconds.
 """
 
 from __future__ import annotations

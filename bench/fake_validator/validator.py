@@ -1,8 +1,8 @@
-"""Upstream's validator as a miner meets it, from the protocol's description alone: keys, headers, calls.
+"""Upstream's validator as a miner sees it, written from the protocol alone: keys, headers, calls.
 
-A request carries four headers: who signs (`validator-hotkey`), for whom (`miner-hotkey`), a `nonce` of
-nanoseconds and ten characters, and an sr25519 `signature` of `nonce:miner[:sha256 of the body]`. The
-bytes that are sent are the bytes that were signed. Nothing here knows the gateway's own code.
+A request has four headers: the signer (`validator-hotkey`), the addressee (`miner-hotkey`), a `nonce` of
+nanoseconds and ten characters, and an sr25519 `signature` of `nonce:miner[:sha256 of the body]`. The bytes
+sent are the bytes signed. This module uses no code of the gateway.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""An independent judge of what a fleet did: reads only the two logs, the locks' logs and the artifacts.
+"""Judge independently what a fleet did, from the two logs, the lock logs and the artifacts alone.
 
-It shares no code with the gateway or the node beyond the message types, so that a wrong idea there is not
-repeated here.
+It shares only the message types with the gateway and the node, so that it can't repeat their mistakes.
 """
 
 from __future__ import annotations

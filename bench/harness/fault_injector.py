@@ -1,4 +1,4 @@
-"""Faults: what can be done to whom, how it is drawn, done and written down."""
+"""Faults: draw, inject and record them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A fleet to be treated badly: broker, two gateways, two nodes, a standby; each started again when it dies.
+"""A fleet for fault injection: broker, two gateways, two nodes, a standby; each is restarted when it dies.
 
-The bench's own supervisor: `podium up` starts what died in a fixed rhythm and order, here every process
-comes back after a gap of its own, so that no order of coming back is spared.
+This is the bench's own supervisor. `podium up` restarts processes with fixed pauses and in a fixed order;
+here each process restarts after a random gap, so that every order occurs.
 """
 
 from __future__ import annotations

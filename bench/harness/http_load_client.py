@@ -1,6 +1,6 @@
-"""A lean HTTP/1.1 client for load: epoll, keep-alive, requests written and signed before the clock starts.
+"""A lean HTTP/1.1 load client: epoll, keep-alive, requests written and signed before the clock starts.
 
-`run(plan)` is meant for a process of its own (`Generator`), pinned to a core, where nothing else runs.
+Run `run(plan)` in a separate process (`Generator`), pinned to a core of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A fleet as upstream meets it: signed requests, a broker, two gateways, nodes, scripted workers, a hub.
+"""A fleet as upstream sees it: signed requests, a broker, two gateways, nodes, scripted workers, a hub.
 
-Validators are known by a nodes.json of the subnet, as fiber writes it: one with stake, one with too little.
-Submissions go to the stand-in of the hub's HTTP interface that the tests use, over its real sockets.
+Validators are listed in a nodes.json of the subnet, as fiber writes it: one with stake, one with too little.
+Submissions go to the tests' stand-in of the hub's HTTP interface, over real sockets.
 """
 
 from __future__ import annotations

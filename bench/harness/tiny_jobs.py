@@ -1,8 +1,8 @@
-"""Real workers on a tiny real model: what the benches of resume and deadline share.
+"""Real workers on a tiny real model, for the benches of resume and deadline.
 
-`python -m bench.harness.tiny_jobs RUN_FOLDER/job.json` is the engine's worker with two more profiles, as
-none of the
-house's has dropout on LoRA factors, or dense deltas next to some, that a model of 70,000 weights can use.
+`python -m bench.harness.tiny_jobs RUN_FOLDER/job.json` is the engine's worker with two additional profiles,
+because no house profile has dropout on LoRA factors, or dense deltas next to LoRA, that a model of 70,000
+weights can use.
 """
 
 from __future__ import annotations

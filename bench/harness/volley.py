@@ -1,4 +1,4 @@
-"""Many requests at one moment: each answer with its status, its body, and when it came."""
+"""Send many requests at one moment; record each response's status, body and time."""
 
 from __future__ import annotations
 

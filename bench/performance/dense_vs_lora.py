@@ -1,13 +1,13 @@
-"""Dense deltas against LoRA of the same freedom, at the rank where its factors cost as much as the matrix.
+"""Compare dense deltas with LoRA of the same freedom: factors as large as the matrix.
 
     python -m bench dense_vs_lora      # --quick: two seeds, no SmolLM2
 
-Rank in*out/(in+out) in every linear module: as many trained weights as a dense delta. The tiny oracle model
-takes several seeds, each method at the best of its own learning rates (found on a seed that isn't counted);
-SmolLM2 a few steps at the house's rates, each method in a process of its own for its speed (of CPU seconds,
-on one thread) and peak memory, in turns. Of SmolLM2's dense deltas it is also measured what a lower rank
-would lose, and what each form of export scores. SmolLM2 trains in bf16 where the CPU has products in it, else
-in fp32. Last line: one JSON object.
+The rank is in*out/(in+out) in every linear module: as many trained weights as a dense delta. The tiny oracle
+model runs with several seeds, each method at the best of its own learning rates (found on a seed that isn't
+counted). SmolLM2 runs a few steps at the house's rates, each method in a separate process, in turns, for its
+speed (in CPU seconds, on one thread) and peak memory. For SmolLM2's dense deltas the bench also measures the
+loss of a lower rank, and the score of each form of export. SmolLM2 trains in bf16 if the CPU has bf16
+instructions, else in fp32. The last line is one JSON object.
 """
 
 from __future__ import annotations

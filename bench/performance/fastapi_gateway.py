@@ -1,12 +1,12 @@
-"""The same contract as a normal FastAPI project would have it, for comparison: pydantic, Depends, uvicorn.
+"""The same contract as a normal FastAPI project, for comparison: pydantic, Depends, uvicorn.
 
     python -m bench.performance.fastapi_gateway --port 8000 [--hotkey SS58 --validator SS58] --folder DIR
 
-One worker, uvloop and httptools, no access log; answers are serialised by pydantic, which FastAPI's own docs
-call faster than orjson. State in memory, nothing stored but a JSON line for each decision (written behind the
-answer, five times a second) and a structlog line on standard error. With `--hotkey` it asks for signatures as
-fiber does: stake, nonce, sr25519 signature, addressee, in this order, as dependencies. Runs until it is
-stopped. Its packages are not the product's: pip install --group bench.
+One worker, uvloop and httptools, no access log; pydantic serialises responses, which FastAPI's own docs call
+faster than orjson. State is in memory; only a JSON line per decision is stored (written after the response,
+five times a second), and structlog writes a line to standard error. With `--hotkey` it requires signatures
+as fiber does: stake, nonce, sr25519 signature, addressee, in this order, as dependencies. Runs until it is
+stopped. Its packages are not Podium's: pip install --group bench.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Milliseconds of `POST /v1/offers` on a real gateway process and nats-server.
+"""Measure the milliseconds of `POST /v1/offers` on a real gateway process and nats-server.
 
-`python -m bench gateway_latency [--count 300]`; the last line is one JSON object. Accepting
-stores an fsynced
-job; refusing reads the ends of both logs.
+    python -m bench gateway_latency [--count 300]
+
+Accepting stores a synced job; rejecting reads the ends of both logs. The last line is one JSON object.
 """
 
 from __future__ import annotations

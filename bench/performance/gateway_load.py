@@ -1,17 +1,16 @@
-"""Offers per second and latency of our gateway and of the reference stack, at 1 and at 64 connections.
+"""Measure offers per second and latency of our gateway and of the reference, at 1 and at 64 connections.
 
-    python -m bench gateway_load [--rounds 5] [--seconds 1.5] [--broker client|server]     #
-    about 3 minutes
+    python -m bench gateway_load [--rounds 5] [--seconds 1.5] [--broker client|server]     # about 3 minutes
 
 A real gateway process on a real nats-server against bench/performance/fastapi_gateway.py (FastAPI, pydantic,
-uvicorn with uvloop and httptools, state in memory), without and with authentication (sr25519). Both have
-two slots, both taken; the offers are valid text offers of mixed types, one in thirty too long, one in
-fifty of a task that was accepted. Rounds of all servers are interleaved, the figures are medians over
-rounds. Each server is pinned to core 0, the load generator (raw sockets, requests made and signed before
-the clock starts) to core 1; nats-server is on the generator's core (`--broker server`: on the gateway's).
-The generator's own ceiling is measured against a constant answer. CPU microseconds per request are the
-scheduler's count for the server process, and for its broker: on a busy machine they say more than
-the clock. The last line is one JSON object; ratios above 1 speak for ours, of p99 those below 1.
+uvicorn with uvloop and httptools, state in memory), without and with authentication (sr25519). Both have two
+busy slots; the offers are valid text offers of mixed types, one in thirty too long, one in fifty of an
+accepted task. Rounds of all servers are interleaved, figures are medians over rounds. Each server is pinned
+to core 0, the load generator (raw sockets, requests made and signed before the clock starts) to core 1;
+nats-server is on the generator's core (`--broker server`: on the gateway's). The generator's own limit is
+measured against a constant response. CPU microseconds per request are the scheduler's count for the server
+process, and for its broker: on a busy machine they are more reliable than the clock. The last line is one
+JSON object; ours is better where ratios are above 1, for p99 below 1.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The servers that bench/performance/gateway_load.py compares, each a real process on one core, with two
-slots taken.
+"""The servers that bench/performance/gateway_load.py compares: real processes on one core, two busy slots.
 
-- ours: `python -m gateway` on a real nats-server, both slots shown as live, one mirror, one decision file
+- ours: `python -m gateway` on a real nats-server, both slots live, one mirror, one decision file
 - reference: `python -m bench.performance.fastapi_gateway`
-- canned: one constant answer by an asyncio protocol, to find the load generator's own ceiling
+- canned: a constant response by an asyncio protocol, to measure the load generator's own limit
 """
 
 from __future__ import annotations

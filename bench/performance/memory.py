@@ -1,10 +1,10 @@
-"""The planner's memory estimate against the measured peak of real training steps, on this machine's CPU.
+"""Compare the planner's memory estimate with the measured peak of real training steps, on this machine's CPU.
 
-python -m bench memory
+    python -m bench memory
 
-Each case runs in a process of its own: a decoder with random weights, three packs through the engine's own
-forward, backward and AdamW; several minutes on two cores. The last line is one JSON object:
-`{"cases", "worst_error", "worst_case"}`; an error is estimate / peak - 1.
+Each case runs in a separate process: a decoder with random weights, three packs through the engine's own
+forward, backward and AdamW; several minutes on two cores. The last line is one JSON object: `{"cases",
+"worst_error", "worst_case"}`; an error is estimate / peak - 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Our side of bench.throughput, the matrix products, and how a side talks to the driver."""
+"""Our side of bench.throughput, the matrix products, and the protocol between a side and the driver."""
 
 from __future__ import annotations
 

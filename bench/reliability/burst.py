@@ -1,19 +1,19 @@
-"""Hundreds and thousands of signed offers at one moment, while two slots are free; with and without a broker.
+"""Send hundreds and thousands of signed offers at one moment while two slots are free, also without a broker.
 
     python -m bench burst     # about a minute
 
-A real broker, two gateways that ask for signatures, two nodes with scripted workers. Each volley is signed
-before it is sent, over up to 500 connections that are open already (upstream's own limit), each with one
-request under way. After it exactly two offers must be accepted, and every offer answered. The accepted ones
-are then started and must end in results, which frees the slots for the next volley:
+A real broker, two gateways that require signatures, two nodes with scripted workers. Each burst is signed
+before it is sent, over up to 500 open connections (upstream's own limit), each with one request at a time.
+Exactly two offers must be accepted, and every offer must get a response. The accepted ones are then started
+and must end in results, which frees the slots for the next burst:
 
 - 500 offers at one gateway, and 5,000
 - 500 at two gateways in turn
-- 500 and 5,000 while the broker is killed (kill -9) and comes back: an offer may then be answered 503 with a
-  reason, and is sent again, signed again, until it is decided
+- 500 and 5,000 while the broker is killed (kill -9) and restarted: an offer may then get a 503 with a
+  reason, and is signed and sent again until it is decided
 
 The last line is one JSON object. `violations` counts wrong numbers of acceptances, lost offers and unclear
-refusals; `slow` names the volleys without a fault in which an answer came over a second after its request.
+refusals; `slow` names the bursts without a fault in which a response took over a second.
 """
 
 from __future__ import annotations

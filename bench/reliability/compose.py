@@ -1,13 +1,12 @@
-"""The real compose file under faults: two jobs, and in their middle every kind of container goes down.
+"""Test the real compose file under faults: two jobs, and each kind of container goes down during them.
 
     python -m bench compose                        # with `docker-compose`, else `docker compose`
-    python -m bench compose --compose "CMD ..."    # any other command that takes Compose's
-    arguments
+    python -m bench compose --compose "CMD ..."    # any other command that takes Compose's arguments
 
-Builds and starts the services in a project of its own and offers a job to each half. When both have a
-checkpoint: `kill -s KILL trainer-a` and its start, kill -9 of node b inside its container (Docker starts that
-one again), `restart nats`, `restart gateway`. Then waits for both results, and reads each submission's digest
-back in the container of the *other* half. The model is the tests' tiny one. Everything is taken down at the
+Builds and starts the services in a separate project and offers a job to each slot. When both have a
+checkpoint: `kill -s KILL trainer-a` and its start, kill -9 of node b inside its container (Docker restarts
+that one), `restart nats`, `restart gateway`. Then waits for both results, and reads each submission's digest
+back in the container of the *other* slot. The model is the tests' tiny one. Everything is removed at the
 end. The last line is one JSON object.
 """
 

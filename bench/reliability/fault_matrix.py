@@ -1,11 +1,11 @@
-"""The fault matrix of docs/guarantees.md, row by row: every test marked with the row, as often as asked.
+"""Run the fault matrix of docs/guarantees.md: the tests of each row, repeated.
 
     python -m bench faults                          # every row, each of its tests 10 times
     python -m bench faults --rows F2,F9 --times 100
 
-The tests run on real processes: nats-server, gateways, nodes, workers. A row's N is how many of its tests ran
-to a verdict; one that is skipped here says why. Random faults by the thousand: python -m bench chaos. The
-last line is one JSON object.
+The tests use real processes: nats-server, gateways, nodes, workers. A row's N is the number of its tests
+that ran to a verdict; a skipped test gives its reason. For thousands of random faults: python -m bench
+chaos. The last line is one JSON object.
 """
 
 from __future__ import annotations

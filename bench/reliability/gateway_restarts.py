@@ -1,11 +1,11 @@
-"""Starts of accepted tasks while the gateway is killed: is any connection refused, and is any start lost?
+"""Start accepted tasks while the gateway is killed, and count refused connections and lost starts.
 
     python -m bench starts [--starts 100] [--kills 3]     # about a minute
 
-`podium up` with scripted workers, signed requests. Upstream sends a start once and waits 10 s for the answer.
-Here two accepted tasks are started again and again, each time over a connection of its own, amid kill -9 of
-the gateway. A connection that nobody has taken yet waits in the launcher's socket; one whose request was in
-the killed process's hands is reset, which is counted apart. The last line is one JSON object.
+Uses `podium up` with scripted workers and signed requests. Upstream sends a start once and waits 10 s for
+the response. Here two accepted tasks are started repeatedly, each time over a new connection, during kill -9
+of the gateway. A connection that is not accepted yet waits in the launcher's socket; one whose request the
+killed process was handling is reset, which is counted separately. The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Training that faults cost: steps and seconds that were trained and had to be trained again.
+"""Compute the training lost by faults: steps and seconds that had to be trained again.
 
     python -m bench.reliability.lost_work FOLDER    # of a chaos run: --folder keeps it
 
-Reads what a chaos run leaves behind: when each worker started (the witnesses' logs), how far it said it was
-(progress), from which checkpoint the next one began (the claims), and who was hit by what, when (the faults).
-A worker reports once a second, so steps after its last line are not seen; the seconds count from the last
-line that was not beyond the checkpoint, which is at most a second too many.
+Reads the files of a chaos run: when each worker started (the witnesses' logs), its reported progress, from
+which checkpoint the next one began (the claims), and the injected faults. A worker reports once a second, so
+steps after its last report are not counted; the seconds count from the last report that was not beyond the
+checkpoint, which is at most one second too many.
 """
 
 from __future__ import annotations

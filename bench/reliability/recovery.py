@@ -2,10 +2,9 @@
 
     python -m bench recovery [--count 20]     # about 5 minutes
 
-A real broker, gateways and a node with the house's timings; scripted workers. What is measured:
+A real broker, gateways and a node with default timings; scripted workers. Measured are:
 
-- broker: kill -9, down for .2 to 1 s. From the moment its port is open again until a job that is offered
-  from then on is claimed.
+- broker: kill -9, down for .2 to 1 s. From the reopened port until a job offered after that is claimed.
 - node: kill -9 while its worker trains. From the start of the new process until it has claimed the running
   job under a new epoch.
 - node and worker: the same with both killed, until a new worker of the job has started.

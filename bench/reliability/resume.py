@@ -1,13 +1,13 @@
-"""kill -9 at random moments and inside saves: a resumed run must end as if nothing had happened.
+"""Kill runs at random moments and inside saves; a resumed run must end bit-equal to an undisturbed one.
 
     python -m bench resume --kills 20    # about 8 minutes on two shared cores
     python -m bench resume --quick       # one mode, 2 kills
 
-Every mode is run once undisturbed and then again with kills, on the token clock, in real worker processes:
-half of the kills come at a moment drawn evenly from a whole run's time (imports and closing included), the
-others within a save, when its `.tmp-` folder is seen. Export, weights, optimiser and average must be equal.
-Then one run on the wall clock with the default cadence, to see what checkpoints cost.
-The last line is one JSON object: `kills, not_bit_equal, checkpoint_share` and more.
+Every mode runs once undisturbed and then with kills (kill -9), on the token clock, in real worker processes:
+half of the kills at a uniformly random moment of the run (including imports and finish), the others during a
+save, when its `.tmp-` folder appears. Export, weights, optimiser and average must be equal. Then one run on
+the wall clock with the default cadence measures the cost of checkpoints. The last line is one JSON object:
+`kills, not_bit_equal, checkpoint_share` and more.
 """
 
 from __future__ import annotations

@@ -1,23 +1,19 @@
-"""A day of upstream in minutes, with processes killed now and then: every job ends, decisions are explained.
+"""Play a day of upstream in minutes, with random kills; check every job's end, decision and learned rate.
 
-    python -m bench soak [--hours 24] [--hour-seconds 10] [--seed 0] [--mean-gap 8]     # about
-    6 minutes
+    python -m bench soak [--hours 24] [--hour-seconds 10] [--seed 0] [--mean-gap 8]     # about 6 minutes
 
-A trace of bench/fake_validator/trace.py is played at a real fleet in quick time: a broker, two gateways that
-ask for signatures, two nodes and a standby, scripted workers, the hub's stand-in. A job of four hours is
-four hours of the quick clock long, of which its worker takes up to four fifths; messages and deadlines
-keep their real hours. Meanwhile processes are killed, ended and stopped at random
-(bench/harness/fault_injector.py), so an offer or a start may find nobody; upstream sends each only once. In
-the end
-bench/harness/checker.py judges the logs: each stored job has one result, each submitted one an artifact, no
-slot
-two jobs at once; and a start that was answered 200 must be among them. Decisions: each answer of 200 must
-carry a reason, and is looked for in the gateways' decision files, where a gateway that is killed may lose
+A trace of bench/fake_validator/trace.py is played in fast time against a real fleet: a broker, two gateways
+that require signatures, two nodes and a standby, scripted workers, the hub's stand-in. A job of four hours
+takes four hours of the fast clock, of which its worker uses up to four fifths; messages and deadlines keep
+their real hours. Meanwhile processes are killed, terminated and stopped at random
+(bench/harness/fault_injector.py), so an offer or a start may get no response; upstream sends each only once.
+
+At the end bench/harness/checker.py judges the logs: each stored job has one result, each submitted one has
+an artifact, no slot has two jobs at once; and every start with status 200 must be in them. Every decision
+with status 200 must have a reason and be in the gateways' decision files, where a killed gateway may lose
 the last fifth of a second. Offers with bad signatures or stale nonces must be refused. One job in six has
-data that its worker can't use, so that results differ; then the fleet is sent upstream's scores, and what
-its gateways have learned is held against a count of our own (bench/reliability/soak_learning.py). The last
-line is one
-JSON object.
+unusable data, so that results differ. Then upstream's scores are posted, and the learned rates are compared
+with an independent count (bench/reliability/soak_learning.py). The last line is one JSON object.
 """
 
 from __future__ import annotations
