@@ -215,6 +215,7 @@ class _World:
 
     def report(self, name: str) -> Report:
         span = self.last - self.first
+        days = span / 86400  # 0 also for the smallest span there is
         whole = span * len(self.rules.slots)
         return Report(
             policy=name,
@@ -232,5 +233,5 @@ class _World:
             reserved_share=self.seconds["reserved"] / whole if whole else 0.0,
             work=self.work,
             points=self.points,
-            points_per_day=self.points / (span / 86400) if span else 0.0,
+            points_per_day=self.points / days if days else 0.0,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.policy.builtin import BUILT_IN
@@ -157,6 +157,7 @@ def test_a_policy_that_takes_what_can_not_be_done_pays_for_it() -> None:
     slots=st.integers(1, 4),
     policy=st.sampled_from(sorted(BUILT_IN)),
 )
+@example(times=[(0.0, 30.0, None), (1e-320, 30.0, None)], slots=1, policy="first_come")  # no time between
 def test_never_more_jobs_than_slots(
     times: list[tuple[float, float, float | None]], slots: int, policy: str
 ) -> None:
