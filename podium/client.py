@@ -152,18 +152,24 @@ class Client:
         if self._token is not None:  # never sent on to the target of a redirect
             request.add_unredirected_header("Authorization", f"Bearer {self._token.secret}")
         try:
-            # Bypass proxies: requests to the gateway must not pass through one that is set for the internet.
-            with _OPENER.open(request, timeout=timeout_s) as response:
-                return response.status, response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read()
+            return fetch(request, timeout_s)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise PodiumError(f"no gateway at {self.url}: {reason}; is `podium up` running?") from error
 
 
+# Without proxies: what is sent to the gateway or the broker must not pass one that is set for the internet.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def fetch(request: urllib.request.Request | str, timeout_s: float) -> tuple[int, bytes]:
+    """Return an answer's status and body, whatever the status. Raises OSError and HTTPException. Blocks."""
+    try:
+        with _OPENER.open(request, timeout=timeout_s) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
 
 
 def _path(task_id: str) -> str:

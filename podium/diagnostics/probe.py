@@ -6,8 +6,6 @@ import asyncio
 import json
 import shutil
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Set
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +18,7 @@ from nats.aio.msg import Msg
 from gateway.api.tokens import own_token
 from gateway.state.ledger import Ledger, TaskHistory, TaskState
 from gateway.views.schemas import GatewayInfo
-from podium.client import Client
+from podium.client import Client, fetch
 from podium.local.discovery import monitor_url
 from shared import subjects
 from shared.broker.bus import Bus
@@ -35,8 +33,6 @@ CONNECT_S = 5.0
 ANSWER_S = 5.0  # a healthy broker answers in milliseconds
 LISTEN_BEATS = 2.5  # heartbeats
 PROBE = f"$KV.{subjects.LEASES_BUCKET}.probe.doctor"  # two tokens, so it is no slot's lease
-
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class StreamVitals(Struct, frozen=True, kw_only=True):
@@ -251,8 +247,8 @@ def probe_gateway(url: str, settings: Settings) -> GatewayVitals:
 def probe_monitor(url: str) -> Monitor:
     """Read the broker's monitoring. Blocks."""
     try:
-        health = json.loads(_fetch(f"{url}/healthz"))
-        store = json.loads(_fetch(f"{url}/varz")).get("jetstream", {})
+        health = json.loads(fetch(f"{url}/healthz", ANSWER_S)[1])  # an error comes with status 503
+        store = json.loads(fetch(f"{url}/varz", ANSWER_S)[1]).get("jetstream", {})
     except (OSError, ValueError) as error:
         return Monitor(url=url, error=str(getattr(error, "reason", error)))
     return Monitor(
@@ -262,16 +258,6 @@ def probe_monitor(url: str) -> Monitor:
         store_bytes=store.get("stats", {}).get("storage", 0),
         store_limit=store.get("config", {}).get("max_storage", 0),
     )
-
-
-def _fetch(url: str) -> bytes:
-    try:
-        with _OPENER.open(url, timeout=ANSWER_S) as response:
-            body: bytes = response.read()
-    except urllib.error.HTTPError as error:  # /healthz reports an error with status 503
-        with error:
-            return error.read()
-    return body
 
 
 def probe_folders(settings: Settings) -> tuple[Folder, ...]:
