@@ -25,7 +25,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every setting of every service, each with type, default and meaning."""
 
     # --- common ---
-    data_dir: Annotated[str, Meta(description="folder for everything that must last")] = "~/.podium"
+    data_dir: Annotated[str, Meta(description="folder for all persistent data")] = "~/.podium"
     log_format: Annotated[str, Meta(pattern="^(console|json)$", description="console or json")] = "console"
     log_level: Annotated[
         str, Meta(pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
@@ -45,20 +45,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = None
     nats_ca_file: Annotated[
-        str | None, Meta(description="certificate of the CA that the broker's must come from; none = no TLS")
+        str | None, Meta(description="certificate of the CA that signed the broker's; none = no TLS")
     ] = None
     nats_connect_timeout_s: Annotated[
         Seconds, Meta(description="how long a service waits for the broker when it starts")
     ] = 30.0
     broker_patience_s: Annotated[
         Seconds,
-        Meta(description="`podium up` restarts a broker that could not store or answer for so long"),
+        Meta(description="`podium up` restarts a broker that fails to store or respond for this long"),
     ] = 30.0
     nats_replicas: Annotated[
         int, Meta(ge=1, le=5, description="replicas of streams when they are created")
     ] = 1
     log_max_bytes: Annotated[
-        int, Meta(ge=1 << 20, description="size limit of JOBS and of STATE; full refuses, never drops")
+        int, Meta(ge=1 << 20, description="size limit of JOBS and of STATE; a full log refuses new records")
     ] = 1 << 30
 
     # --- gateway ---
@@ -68,22 +68,22 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     api_token_file: Annotated[
         str | None,
         Meta(
-            description="file with the tokens that /v1 takes, one a line, or the folder `podium keys` made; "
-            "commands send the first; none = open, and then on loopback only"
+            description="file with the tokens of /v1, one per line, or the folder `podium keys` made; "
+            "commands send the first; none = no tokens, only local requests are accepted"
         ),
     ] = None
     metrics_open: Annotated[
         bool,
-        Meta(description="/metrics without a token from anywhere; else that is for this machine only"),
+        Meta(description="open /metrics to everyone; else it needs a token or a local request"),
     ] = False
     expected_hardware: Annotated[
         str,
-        Meta(description="hardware a slot must show to earn the hardware bonus: cpu, or such as 4xH100-80GB"),
+        Meta(description="hardware a slot must report for the hardware bonus: cpu, or like 4xH100-80GB"),
     ] = "4xH100-80GB"
-    max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body; more answers 413")] = (
-        1 << 20
-    )
-    max_hours: Annotated[float, Meta(gt=0, description="offers of more hours are rejected")] = 96.0
+    max_body_bytes: Annotated[
+        int, Meta(ge=1024, description="largest request body; a larger one gets 413")
+    ] = 1 << 20
+    max_hours: Annotated[float, Meta(gt=0, description="offers with more hours are rejected")] = 96.0
     deadline_margin_s: Annotated[
         float,
         Meta(ge=0, description="deadline = receipt + hours - this: upstream's clock starts earlier"),
@@ -98,14 +98,14 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "maximum_accuracy"
     prior_strength: Annotated[
         float,
-        Meta(gt=0, le=1e6, description="how many trials the house value of a learned rate counts as"),
+        Meta(gt=0, le=1e6, description="number of trials that a learned rate's house value counts as"),
     ] = 10.0
     evidence_half_life_days: Annotated[
         float,
         Meta(gt=0, le=36500, description="days after which evidence counts half"),
     ] = 30.0
     min_points_per_hour: Annotated[
-        float, Meta(description="policy expected_value takes offers that promise more of upstream's points")
+        float, Meta(description="policy expected_value accepts offers expected to earn more points than this")
     ] = 0.0
     reservation_s: Annotated[
         Seconds, Meta(description="how long an accepted offer without data holds a slot")
@@ -135,16 +135,16 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 1000.0
     upstream_model_hash: Annotated[
         bool,
-        Meta(description="send upstream the submission's hash; gains nothing, a wrong one loses"),
+        Meta(description="send the submission's hash upstream; a right one gains nothing, a wrong one loses"),
     ] = False
     training_repo: Annotated[
-        str | None, Meta(description="answer to GET /training_repo: the repository of this miner's trainer")
+        str | None, Meta(description="repository of this miner's trainer, for GET /training_repo")
     ] = None
     training_commit: Annotated[
-        str | None, Meta(description="answer to GET /training_repo: the commit of training_repo")
+        str | None, Meta(description="commit of training_repo, for GET /training_repo")
     ] = None
     expire_after_s: Annotated[
-        Seconds, Meta(description="a job without result is expired by a gateway this long after its deadline")
+        Seconds, Meta(description="a gateway expires a job without a result this long after its deadline")
     ] = 900.0
 
     # --- trainer node ---
@@ -163,7 +163,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: Annotated[int, Meta(ge=0, description="seed of data order, adapters and dropout")] = 0
     models: Annotated[dict[str, str], Meta(description="upstream model id -> local folder or GGUF file")] = {}
     models_dir: Annotated[
-        str | None, Meta(description="folder with local models as <org>--<name> or <name>; looked at second")
+        str | None,
+        Meta(description="folder with local models as <org>--<name> or <name>; used after `models`"),
     ] = None
     dataset_roots: Annotated[
         tuple[str, ...],
@@ -179,16 +180,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str,
         Meta(
             pattern="^(disk|object|hub)$",
-            description="where a submission goes: disk = artifacts_dir only; from there on to object = an "
-            "object store of the broker, for small ones, or hub = a repository on a Hugging Face hub",
+            description="where submissions go: disk = artifacts_dir only; object = also an object store of "
+            "the broker, for small ones; hub = also a repository on a Hugging Face hub",
         ),
     ] = "disk"
     artifacts_object_max_bytes: Annotated[
         int,
-        Meta(ge=1 << 10, le=1 << 28, description="largest submission that is put into an object store"),
+        Meta(ge=1 << 10, le=1 << 28, description="largest submission for an object store"),
     ] = 64 << 20
     artifacts_bucket_max_bytes: Annotated[
-        int, Meta(ge=1 << 20, description="size limit of a slot's object store; full refuses, never drops")
+        int,
+        Meta(ge=1 << 20, description="size limit of a slot's object store; a full one refuses new objects"),
     ] = 1 << 30
     artifacts_keep_s: Annotated[Seconds, Meta(description="how long an object store keeps a submission")] = (
         14 * 86400.0
@@ -198,36 +200,40 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str | None, Meta(description="user or organisation on the hub that submissions go to")
     ] = None
     hub_token_file: Annotated[
-        str | None, Meta(description="file with a token that may write there; none = the variable HF_TOKEN")
+        str | None, Meta(description="file with a token that may write to it; none = the variable HF_TOKEN")
     ] = None
-    hub_private: Annotated[bool, Meta(description="make private repositories: upstream can't read those")] = (
-        False
-    )
+    hub_private: Annotated[
+        bool, Meta(description="create private repositories, which upstream can't read")
+    ] = False
     hub_xet: Annotated[
         bool, Meta(description="upload by the hub's xet protocol, in pieces; else whole files by LFS")
     ] = False
-    hub_silence_s: Annotated[Seconds, Meta(description="a hub silent for so long counts as gone")] = 60.0
+    hub_silence_s: Annotated[
+        Seconds, Meta(description="a hub that is silent for this long counts as unreachable")
+    ] = 60.0
     worker_command: Annotated[
         tuple[str, ...],
         Meta(description="command that runs a job.json; none = the training engine in this Python"),
     ] = ()
-    lease_ttl_s: Annotated[float, Meta(ge=1, description="a lease not renewed for so long is free")] = 10.0
+    lease_ttl_s: Annotated[
+        float, Meta(ge=1, description="a lease that is not renewed for this long is free")
+    ] = 10.0
     lease_renew_s: Annotated[Seconds, Meta(description="how often a lease is renewed")] = 2.0
     lease_trust_s: Annotated[
-        Seconds, Meta(description="after so long without a confirmed renewal the node writes nothing")
+        Seconds, Meta(description="a node without a confirmed renewal for this long writes nothing")
     ] = 8.0
     heartbeat_s: Annotated[Seconds, Meta(description="time between heartbeats")] = 1.0
-    heartbeat_missing_s: Annotated[Seconds, Meta(description="a slot silent for so long counts as down")] = (
-        5.0
-    )
+    heartbeat_missing_s: Annotated[
+        Seconds, Meta(description="a slot without a heartbeat for this long counts as down")
+    ] = 5.0
     poll_s: Annotated[Seconds, Meta(description="how often a node polls for work without a message")] = 5.0
     max_attempts: Annotated[
         int, Meta(ge=1, description="worker deaths without progress before a job fails")
     ] = 3
     hang_s: Annotated[
-        Seconds, Meta(description="a worker without progress for so long is killed and resumed")
+        Seconds, Meta(description="a worker without progress for this long is killed and resumed")
     ] = 900.0
-    stop_grace_s: Annotated[Seconds, Meta(description="how long a worker may take to stop when asked")] = 60.0
+    stop_grace_s: Annotated[Seconds, Meta(description="how long a worker may take to stop")] = 60.0
     submit_reserve_s: Annotated[
         Seconds, Meta(description="time kept before the deadline for storing the submission")
     ] = 30.0

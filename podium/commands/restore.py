@@ -127,7 +127,7 @@ async def restore(bus: Bus, settings: Settings, content: Content) -> Restored:
     Raises NotEmptyError before any write if the broker holds other records or a node is running, and
     ConflictError if another process writes during the restore. An interrupted restore can be run again.
     """
-    await _nobody_works(bus, settings)
+    await _refuse_if_running(bus, settings)
     there = {stream: await _beginning(bus, stream, content.records[stream]) for stream in LOGS}
     for stream in LOGS:
         if there[stream] == 0 and content.records[stream]:
@@ -147,7 +147,7 @@ async def restore(bus: Bus, settings: Settings, content: Content) -> Restored:
     )
 
 
-async def _nobody_works(bus: Bus, settings: Settings) -> None:
+async def _refuse_if_running(bus: Bus, settings: Settings) -> None:
     if await find_stream(bus, subjects.LEASES_STREAM) is None:
         return
     for slot in settings.slots:

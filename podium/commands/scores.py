@@ -132,7 +132,7 @@ def _add_breakdown(read: Read, item: dict[str, Any], where: str, hotkey: str | N
         )
     mine = next((each for each in of_miners if hotkey is None or each.get("hotkey") == hotkey), None)
     if mine is None:
-        read.notes.append(f"task {task_id}: no result of {hotkey or 'anybody'}")
+        read.notes.append(f"task {task_id}: no result of {hotkey or 'any miner'}")
     elif finite(mine.get("quality_score")) is None:
         read.notes.append(f"task {task_id}: not scored yet")
     else:
