@@ -32,7 +32,7 @@ JOBS = subjects.JOBS_STREAM
 ANSWER_S = 2.5  # upstream waits 3 s
 APPEND_TIMEOUT_S = 0.9
 VIEW_S = 0.05  # the oldest view that an offer may be refused on
-TRIES = 8  # each lost to another gateway's job, of which a fleet stores one per free slot
+STORE_TRIES = 8  # each lost to another gateway's job, of which a fleet stores one per free slot
 
 T = TypeVar("T")
 
@@ -251,7 +251,7 @@ class Admission:
         made: tuple[Job | Reservation | None, T] | None = None
         expected = -1
         cause: BusError | None = None
-        for _ in range(TRIES):
+        for _ in range(STORE_TRIES):
             if made is None or expected != self._ledger.folded[JOBS]:
                 # A record sent for an older end of the log can't be stored any more: decide again. While the
                 # end is the same, a record whose answer was lost may still be stored: resend it unchanged.
@@ -266,7 +266,9 @@ class Admission:
                 await self._follower.catch_up()
                 continue
             return answer
-        raise BusUnavailableError(f"the record could not be stored in {TRIES} tries: {cause}") from cause
+        raise BusUnavailableError(
+            f"the record could not be stored in {STORE_TRIES} tries: {cause}"
+        ) from cause
 
     def _is_reserved(self, token: str) -> bool:
         task = self._ledger.task(token)

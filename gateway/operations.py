@@ -30,7 +30,7 @@ from shared.messages import (
     encode,
 )
 
-TRIES = 8  # each lost to a record that a node wrote meanwhile
+CANCEL_TRIES = 8  # each lost to a record that a node wrote meanwhile
 ANSWER_S = 30.0  # a node gives a worker ten seconds to write its checkpoint
 
 log = get_logger()
@@ -51,7 +51,7 @@ class Operations:
         Raises UnknownTaskError, NotPossibleError, and BusError: then it may or may not be cancelled.
         """
         mine = None
-        for _ in range(TRIES):
+        for _ in range(CANCEL_TRIES):
             await self._follower.catch_up()
             task = self._find(token)
             if mine is not None and task.job is not None:
@@ -66,7 +66,7 @@ class Operations:
                 await append_result(self._bus, mine, self._ledger.chain_of(job).sequence)
             except (ConflictError, BusTimeoutError) as error:
                 log.info("cancel not confirmed, retrying", task=token, slot=job.slot, error=str(error))
-        raise BusUnavailableError(f"cancelling {token} was not confirmed in {TRIES} tries")
+        raise BusUnavailableError(f"cancelling {token} was not confirmed in {CANCEL_TRIES} tries")
 
     async def requeue(self, token: str, reason: str) -> Task:
         """Have the slot's node end the worker and restart the job, with attempts counted from 1.

@@ -20,9 +20,9 @@ from shared.logs import TroubleLog, get_logger
 from shared.messages import Score, decode_score, encode
 
 STREAM = subjects.SCORES_STREAM
-READ_TIMEOUT_S = 0.9
+SCORES_TIMEOUT_S = 0.9
 RETRY_S = 1.0
-TRIES = 8
+SCORE_TRIES = 8
 
 log = get_logger()
 
@@ -80,14 +80,14 @@ class ScoreLog:
                 except BusError:
                     self._sure = False
                     raise
-            async for records in self._bus.read_all(STREAM, self._last, timeout_s=READ_TIMEOUT_S):
+            async for records in self._bus.read_all(STREAM, self._last, timeout_s=SCORES_TIMEOUT_S):
                 for record in records:
                     self._apply(record)
 
     async def store(self, score: Score, *, dated: bool) -> bool:
         """Store a score unless the same is stored; return whether it was new. Raises BusError."""
         subject, cause = subjects.score(score.task), None
-        for attempt in range(TRIES):
+        for attempt in range(SCORE_TRIES):
             stored = await self._bus.last(STREAM, subject)
             known = _decoded(stored) if stored is not None else None
             if known is not None and same(known, score, dated=dated):
@@ -99,7 +99,9 @@ class ScoreLog:
                 cause = error
                 continue
             return True
-        raise BusUnavailableError(f"the score of {score.task} could not be stored in {TRIES} tries: {cause}")
+        raise BusUnavailableError(
+            f"the score of {score.task} could not be stored in {SCORE_TRIES} tries: {cause}"
+        )
 
     @property
     def _last(self) -> int:

@@ -16,7 +16,7 @@ from shared.logs import TroubleLog, get_logger
 
 RETRY_S = 0.25  # after a failed fold; JetStream is usable some 30 ms after a restarted server listens
 FRESH_S = 1.0  # with no hint since, logs read this recently are good enough to refuse an offer
-READ_TIMEOUT_S = 0.9  # an offer must be answered within upstream's 3 s: fold, append, fold
+LOGS_TIMEOUT_S = 0.9  # an offer must be answered within upstream's 3 s: fold, append, fold
 
 Fold = tuple[int, bool, BusError | None]  # its number, whether it was completed, and why it failed
 
@@ -137,14 +137,14 @@ class LogReader:
         if not self.current and (known := self._ledger.newest.get(stream)) is not None:
             await self._must_still_hold(stream, known)
         after = self._ledger.folded[stream]
-        async for records in self._bus.read_all(stream, after, timeout_s=READ_TIMEOUT_S):
+        async for records in self._bus.read_all(stream, after, timeout_s=LOGS_TIMEOUT_S):
             for record in records:
                 self._ledger.apply(stream, record)
 
     async def _must_still_hold(self, stream: str, known: Record) -> None:
         """Check that the stream was not replaced: after a lost disk the old ledger must not be used."""
         records = await self._bus.read(
-            stream, known.sequence - 1, subject=known.subject, timeout_s=READ_TIMEOUT_S
+            stream, known.sequence - 1, subject=known.subject, timeout_s=LOGS_TIMEOUT_S
         )
         if not records or (records[0].sequence, records[0].data) != (known.sequence, known.data):
             raise ReplacedLogError(

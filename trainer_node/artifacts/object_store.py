@@ -33,7 +33,7 @@ from shared.settings import Settings
 from trainer_node.artifacts.interface import NotTakenError, Stored, StoreError
 
 CHUNK_BYTES: Final = 128 << 10  # the usual size of NATS's clients
-TRIES: Final = 20  # to be the next to write an object; each other one that was faster costs one
+OBJECT_TRIES: Final = 20  # to be the next to write an object; each other one that was faster costs one
 
 log = get_logger()
 
@@ -121,7 +121,7 @@ class ObjectStore:
             sequence = await self.bus.append(
                 self.stream, subjects.artifact_chunks(self.slot, made.nuid), piece, last_on_subject=sequence
             )
-        for _ in range(TRIES):
+        for _ in range(OBJECT_TRIES):
             found, newest = await self._look(job)
             if found is not None:
                 return found
@@ -137,7 +137,7 @@ class ObjectStore:
             except (ConflictError, BusTimeoutError):
                 continue  # somebody was faster, or the answer was lost: look
             return made
-        raise StoreError(f"object store {self.bucket}: others were faster {TRIES} times in a row")
+        raise StoreError(f"object store {self.bucket}: others were faster {OBJECT_TRIES} times in a row")
 
     async def _read_back(self, found: Object) -> Stored:
         packed = bytearray()
