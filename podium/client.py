@@ -15,6 +15,7 @@ from msgspec import Struct
 from gateway.api.tokens import Token, own_token
 from gateway.operations import ANSWER_S
 from gateway.views.schemas import (
+    LONGEST_PAGE,
     GatewayInfo,
     ScoresTaken,
     SlotPage,
@@ -33,7 +34,6 @@ from shared.settings import load_settings
 TIMEOUT_S = 10.0
 OPERATION_S = ANSWER_S + TIMEOUT_S  # a node may first have to end its worker
 SCORES_S = 60.0  # each of a hundred scores is synced to the broker's disk
-LONGEST_PAGE = 500
 ENDED = {TaskState.SUBMITTED, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
 
 

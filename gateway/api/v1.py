@@ -49,6 +49,7 @@ from gateway.state.ledger import Task, TaskState
 from gateway.upstream.endpoints import add_endpoints
 from gateway.views.build import TaskFilter, slot_view, task_page, task_story, task_view
 from gateway.views.schemas import (
+    LONGEST_PAGE,
     GatewayInfo,
     ScoresTaken,
     SlotPage,
@@ -63,7 +64,6 @@ from shared.messages import Decision, Offer
 from shared.version import version
 
 PAGE: Final = 50
-LONGEST_PAGE: Final = 500
 LARGEST_CURSOR: Final = (1 << 63) - 1
 
 

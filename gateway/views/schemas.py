@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -11,6 +11,7 @@ from gateway.state.ledger import ChainRecord, TaskState
 from shared.messages import Decision, Hardware, Job, Phase, Progress, Reservation, Result, TaskType
 
 __all__ = [
+    "LONGEST_PAGE",
     "ChainRecord",
     "GatewayInfo",
     "MirrorInfo",
@@ -26,6 +27,8 @@ __all__ = [
     "TaskStory",
     "TaskView",
 ]
+
+LONGEST_PAGE: Final = 500  # tasks
 
 
 class TaskView(Struct, frozen=True, kw_only=True):
