@@ -22,11 +22,10 @@ from gateway.upstream.auth import remarks
 from shared.aio import cancel_all
 from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger
-from shared.net import is_loopback
+from shared.net import BACKLOG, is_loopback
 from shared.settings import Settings
 
 FIRST_PASSED_DESCRIPTOR = 3  # systemd's protocol, see sd_listen_fds(3)
-BACKLOG = 1024
 FINISH_S = 10.0  # how long running requests may take at shutdown; an offer is answered within 2.5 s
 STOP_S = 5.0  # the service flushes its file and drains its connection, each bounded by 2 s
 YOUNG_OBJECTS = 20_000  # between two collections; requests leave no cycles, a scan of 700 objects finds none

@@ -1,4 +1,4 @@
-"""Find a free TCP port; recognise loopback addresses."""
+"""Find a free TCP port; name and recognise loopback addresses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import socket
 from typing import Final
 
+BACKLOG: Final = 1024  # connections that wait to be accepted, also while the gateway starts again
 LOOPBACK: Final = "127.0.0.1"
 LOOPBACK_HOSTS: Final = frozenset({LOOPBACK, "::1", "localhost"})
 

@@ -26,11 +26,10 @@ from podium.local.process import ManagedProcess, Say, Spec
 from podium.local.watchdog import until_broken
 from podium.security.key_files import make_users
 from shared.errors import PodiumError
-from shared.net import LOOPBACK, LOOPBACK_HOSTS, free_port
+from shared.net import BACKLOG, LOOPBACK, LOOPBACK_HOSTS, free_port
 from shared.settings import PREFIX, Settings
 from trainer_node.worker.slot_lock import SlotLock
 
-BACKLOG = 1024
 KEYS = "keys"
 OWN_FOLDERS = ("nats", KEYS, "mirror", "nodes", "artifacts", "logs", "run")  # in the data folder
 NODE_EXTRA_S = 15.0  # time for a node to drain, in addition to its worker's grace
