@@ -19,7 +19,7 @@ from msgspec.structs import asdict
 
 from bench.deadline.simulated_machine import World
 from shared.messages import Phase, Progress
-from trainer_node.engine import finish, pipeline, prepare
+from trainer_node.engine import assemble, finish, prepare
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Batch, collate
 from trainer_node.engine.evaluate import metric
@@ -31,7 +31,7 @@ from trainer_node.engine.train import async_saver, loop
 from trainer_node.engine.train.state import TrainState
 
 COSTS = (
-    (pipeline, "load_model", "load"),
+    (assemble, "load_model", "load"),
     (finish, "load_model", "load"),
     (prepare, "ingest", "ingest"),
     (metric, "score_sft", "row"),
@@ -164,7 +164,7 @@ def _right(*_: object) -> None:
 
 
 IDLE: tuple[tuple[Any, str, Any], ...] = (
-    (pipeline, "load_model", _copied),
+    (assemble, "load_model", _copied),
     (finish, "load_model", _copied),
     (prepare, "load_tokenizer", cache(load_tokenizer)),
     (writer, "verify", _right),

@@ -42,7 +42,7 @@ def _of_modules(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
         groups.setdefault((module.method, module.rank, even), []).append(module)
     for (method, rank, even), modules in groups.items():
         names = ", ".join(module.name for module in modules)
-        if method == "dense":
+        if method == "dense" and not recipe.searches:
             times = recipe.rank / even
             yield Deviation(
                 names,
@@ -51,7 +51,7 @@ def _of_modules(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
                 f"above rank {even} = in*out/(in+out) the two factors cost more than the matrix: at rank "
                 f"{recipe.rank} they hold {times:.1f} times its weights and give no more freedom",
             )
-        elif rank != recipe.rank:
+        elif method == "lora" and rank != recipe.rank:
             yield Deviation(
                 names,
                 wanted,

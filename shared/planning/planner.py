@@ -103,14 +103,21 @@ def _step(task: _Task, layout: Layout, speed: Pace) -> Step:
     seen = epoch_limit(rows.count, pairs=rows.pairs) * rows.count * rows.mean_length
     tokens = min(speed.train_s * speed.tokens_per_s, seen)
     while True:
-        share = batch * rows.mean_length / devices  # tokens of one device
-        capacity = max(round_up(task.longest), min(layout.capacity, round_up(share)))
-        packs = devices * max(1, round(share / (FILL * capacity)))
+        capacity, packs = step_size(batch, rows.mean_length, task.longest, layout.capacity, devices)
         examples = min(packs * capacity * FILL / rows.mean_length, float(rows.count))
         steps = int(tokens / (examples * rows.mean_length))
         if steps >= MIN_STEPS or batch <= MIN_BATCH:
             return Step(batch, capacity, packs, examples, steps, int(tokens / (wanted * rows.mean_length)))
         batch = max(MIN_BATCH, batch // 2)
+
+
+def step_size(
+    batch: int, mean_length: float, longest: int, most_capacity: int, devices: int
+) -> tuple[int, int]:
+    """Return the capacity and the number of packs that hold about `batch` examples, over all devices."""
+    share = batch * mean_length / devices  # tokens of one device
+    capacity = max(round_up(longest), min(most_capacity, round_up(share)))
+    return capacity, devices * max(1, round(share / (FILL * capacity)))
 
 
 def epoch_limit(examples: int, *, pairs: bool = False) -> float:

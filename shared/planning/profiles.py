@@ -40,6 +40,12 @@ class Recipe(Struct, frozen=True, kw_only=True):
     activation_checkpointing: bool = False
     compile: bool = False
     ddp_bucket_mb: int = 200
+    arms: tuple[str, ...] = ()  # profiles to try besides this one; with any, the engine searches
+
+    @property
+    def searches(self) -> bool:
+        """Whether rate, epochs, batch and method are found by trying, not given."""
+        return bool(self.arms)
 
 
 PROFILES = {
@@ -53,6 +59,18 @@ PROFILES = {
             device_batch=128,
             activation_checkpointing=True,
             compile=True,
+        ),
+        # Every matrix trained whole, where that fits; everything else is what the search finds best.
+        Recipe(
+            profile="auto",
+            rank=8192,
+            alpha=2048.0,
+            dropout=0.0,
+            device_batch=32,
+            max_length=4096,
+            activation_checkpointing=True,
+            compile=True,
+            arms=("lora_r128",),
         ),
         Recipe(profile="lora_r16", rank=16, alpha=32.0, dropout=0.0, device_batch=32),
         Recipe(profile="lora_r128", rank=128, alpha=32.0, dropout=0.0, device_batch=32, compile=True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -33,14 +33,30 @@ from trainer_node.engine.train.state import TrainState
 
 def close(run: RunContext, record: RunRecord, training: TrainState, dev: Examples) -> Outcome:
     """The outcome of a run that has trained; parts are skipped if time is short (time_budget.affordable)."""
-    training.optimizer.state.clear()  # the verified copy needs the memory
-    gc.unfreeze()
-    gc.collect()
+    free_optimizer(training)
     run.reporter.phase(Phase.CHOOSE)
     parts = affordable(run.left_s, training.schedule.costs)
     if skipped := [part.value for part in Part if part not in parts]:
         run.reporter.message(f"short of time, skipped: {', '.join(skipped)}")
-    candidates = choose(run, record, training, dev, parts)
+    return submit(run, record, training, dev, choose(run, record, training, dev, parts), parts)
+
+
+def free_optimizer(training: TrainState) -> None:
+    """Free the memory that only training needs: scoring and the verified copy want it."""
+    training.optimizer.state.clear()
+    gc.unfreeze()
+    gc.collect()
+
+
+def submit(
+    run: RunContext,
+    record: RunRecord,
+    training: TrainState,
+    dev: Examples,
+    candidates: Sequence[Candidate],
+    parts: frozenset[Part],
+) -> Outcome:
+    """Export the first candidate whose files prove to be what was trained."""
     wrong: list[str] = []
     for candidate in candidates:
         metrics, outcome, error = _export(run, record, training, candidate), None, None
@@ -147,14 +163,23 @@ def untrained(run: RunContext, record: RunRecord, training: TrainState) -> Candi
 
 
 def submit_as_is(
-    run: RunContext, record: RunRecord, plan: Plan, model: torch.nn.Module, found: Checkpoint, why: str
+    run: RunContext,
+    record: RunRecord,
+    plan: Plan,
+    model: torch.nn.Module,
+    found: Checkpoint,
+    why: str,
+    group: str = "weights",
 ) -> Outcome:
-    """Export a checkpoint without data or scoring: its loss is not measured. Rank 0 needs no help with it."""
+    """Export a checkpoint's `group` of tensors without data or scoring: its loss is not measured.
+
+    Rank 0 needs no help with it.
+    """
     if not run.process_group.is_main:
         return Outcome(status=OutcomeStatus.READY)
     run.reporter.message(f"{why}: the newest checkpoint is submitted as it is")
     deltas = add_deltas(model, plan, run.job.seed)
-    deltas.load_state(found.tensors("weights"))
+    deltas.load_state(found.tensors(group))
     position = found.manifest.position
     run.reporter.phase(Phase.EXPORT)
     metrics = _metrics(record, None, TrainProgress(position.step, position.tokens, position.train_s))

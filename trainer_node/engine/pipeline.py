@@ -21,40 +21,28 @@ from msgspec.structs import replace
 
 from shared.clock import TokenClock, WallClock
 from shared.errors import EngineError, PodiumError
-from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, WorkerJob, decode_worker_job
-from shared.planning.hardware import usable_memory
+from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, decode_worker_job
 from shared.planning.plan import Plan
 from trainer_node.engine import context, prepare
+from trainer_node.engine.assemble import assemble, load_base
 from trainer_node.engine.context import JobData, RunContext, RunRecord
-from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
 from trainer_node.engine.distributed.process_group import destroy, is_lost_peer, join
-from trainer_node.engine.distributed.sharding import fitted, shard_frozen, spread
+from trainer_node.engine.distributed.sharding import fitted, shard_frozen
 from trainer_node.engine.evaluate import reference_logprobs
 from trainer_node.engine.export import unverified
 from trainer_node.engine.finish import close, submit_as_is
-from trainer_node.engine.model.adapters import add_deltas
-from trainer_node.engine.model.attention import max_documents
-from trainer_node.engine.model.compile import missing_compiler
 from trainer_node.engine.model.label_model import label_model
-from trainer_node.engine.model.loading import load_config, load_model
-from trainer_node.engine.objectives import loss_for
+from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.reporter import Reporter, write_outcome
+from trainer_node.engine.search.search import begin_search, read, search, searches, submittable
+from trainer_node.engine.search.trial import SearchRecord
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
-from trainer_node.engine.train import checkpoint, dev_curve, loop
-from trainer_node.engine.train.async_saver import Saver
+from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
-from trainer_node.engine.train.cpu_threads import cpu_threads_for
 from trainer_node.engine.train.oom import is_out_of_memory, release
 from trainer_node.engine.train.oom_fallback import SmallerPlan, descend, was_too_large
-from trainer_node.engine.train.schedule import Schedule, ScheduleState
-from trainer_node.engine.train.state import TrainState
-from trainer_node.engine.train.weight_average import TailAverage
-
-AVERAGE_SHARE = 0.1  # of the memory: the running average is kept if it takes no more
-COPY_SHARE = 0.1  # of main memory: what is saved is copied, and training goes on, if it takes no more
 
 
 def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
@@ -126,11 +114,19 @@ def pipeline(run: RunContext) -> Outcome:
         found = run.process_group.broadcast_object(
             checkpoint.newest(checkpoints, run.reporter.message) if run.process_group.is_main else None
         )
-    if isinstance(run.clock, TokenClock) and found:
-        run.clock.tokens = found.manifest.position.clock_tokens
-    if found is None and run.left_s <= 0:
+    searched = read(run) if known else None
+    if searched and found and found.manifest.position.trial != searched.number:
+        found = None  # of a trial that is done
+    if isinstance(run.clock, TokenClock):
+        if found:
+            run.clock.tokens = found.manifest.position.clock_tokens
+        elif searched:
+            run.clock.tokens = searched.clock_tokens
+    if found is None and not (searched and searched.done) and run.left_s <= 0:
         raise EngineError(ErrorCode.TOO_LATE, "no time is left and there is no checkpoint to submit")
     prepare.set_threads(run.job, run.process_group)
+    if known and searched:
+        return resume_search(run, known[0], searched, found)
     if known and (found or was_too_large(known[1])):
         return resume(run, *known, found)
     return begin(run)
@@ -144,7 +140,7 @@ def begin(run: RunContext) -> Outcome:
     data = prepare.load_data(run, config)
     ingested = run.clock.time()
     draft = prepare.draw_plan(run, config, data, budget_s)
-    model = load(run, draft)
+    model = load_base(run, draft)
     load_s = run.clock.time() - ingested
     if draft.parallel == "fsdp2":
         model = shard_frozen(label_model(model), run.process_group)
@@ -170,7 +166,9 @@ def begin(run: RunContext) -> Outcome:
     if "fsdp2" in (draft.parallel, plan.parallel):
         del model  # both would be there at once, and memory is what it is sharded for
         release()
-        model = load(run, plan)  # sharded again: what is trained has other dtypes
+        model = load_base(run, plan)  # sharded again: what is trained has other dtypes
+    if searches(run, plan):
+        return search(run, record, begin_search(run, record, plan, data), model, data, None)
     return train(run, record, plan, model, data, None)
 
 
@@ -187,7 +185,7 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
         run.reporter.resumed(position.step, position.tokens, record.base_loss)
         run.reporter.message(f"resumed from step {position.step}")
     late = unverified.is_late(run.left_s, record.costs)
-    model = load(run, plan)
+    model = load_base(run, plan)
     if late and found:
         return submit_as_is(run, record, plan, model, found, "no time is left to train or verify")
     data = prepare.reload_data(run, load_config(run.job.model_path), record.fingerprint)
@@ -199,12 +197,25 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
     return train(run, record, plan, model, data, found)
 
 
-def load(run: RunContext, plan: Plan) -> torch.nn.Module:
-    """The base model with weights in the plan's dtype; on its device, unless it will be cut first."""
-    run.reporter.phase(Phase.LOADING)
-    with run.patience():
-        model = load_model(run.job.model_path, getattr(torch, plan.dtype))
-    return model if plan.parallel == "fsdp2" else model.to(run.process_group.device)
+def resume_search(
+    run: RunContext, record: RunRecord, searched: SearchRecord, found: Checkpoint | None
+) -> Outcome:
+    """Go on with a search: with the trial that was under way, from its checkpoint if it has one."""
+    record = replace(record, resumes=record.resumes + 1)
+    context.write_record(run, record, next(iter(searched.plans.values())))
+    run.reporter.resumed(searched.steps_before, searched.tokens_before, record.base_loss)
+    run.reporter.message(f"resumed in trial {searched.number + 1}")
+    data: JobData | str = "no time is left to train or verify"
+    if not unverified.is_late(run.left_s, record.costs):
+        data = prepare.reload_data(run, load_config(run.job.model_path), record.fingerprint)
+    if isinstance(data, str):
+        kept, plan, group = submittable(run, searched, found)
+        return submit_as_is(run, record, plan, load_base(run, plan), kept, data, group)
+    model = None
+    if data.train.group == 2:  # pairs may need the base model's word again
+        model = load_base(run, next(iter(searched.plans.values())))
+        data = reference_logprobs.again(run, model, data, record)
+    return search(run, record, searched, None, data, found)
 
 
 def announce(run: RunContext, plan: Plan) -> None:
@@ -240,88 +251,3 @@ def train(
         raise EngineError(ErrorCode.TOO_LATE, "not one step could be trained in the time that was left")
     dev = data.dev.take(np.arange(len(record.base_losses)))
     return close(run, record, training, dev)
-
-
-def assemble(
-    run: RunContext,
-    record: RunRecord,
-    plan: Plan,
-    model: torch.nn.Module,
-    data: JobData,
-    found: Checkpoint | None,
-) -> TrainState:
-    """All the parts of training, fresh or as the checkpoint left them."""
-    heads, job = model.config.num_attention_heads, run.job
-    if plan.compile and (missing := missing_compiler(run.process_group.device)):
-        plan = replace(plan, compile=False)
-        run.reporter.message(f"layers are not compiled: that needs {missing}, which is not installed here")
-    head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
-    deltas = add_deltas(model, plan, job.seed)
-    trained = sum(value.numel() for value in deltas.parameters.values())
-    if plan.parallel == "fsdp2":
-        trained //= run.process_group.world
-    deltas, forward = spread(deltas, plan, run.process_group)
-    pulse = found.manifest.position.pulse if found else ScheduleState(begun_at=run.clock.time())
-    keeps_average = averages(plan, 4 * trained, job.hardware)
-    if not keeps_average:
-        run.reporter.message("no average of the weights is kept: it would take too much memory")
-    limit = max(1, max_documents(plan.capacity, heads, head_dim) // data.train.group)
-    dev = curve_rows(record, data)
-    training = TrainState(
-        plan=plan,
-        seed=job.seed,
-        deltas=deltas,
-        optimizer=loop.make_optimizer(deltas, plan),
-        objective=loss_for(job.task_type),
-        examples=data.train,
-        packs=Packs(data.train.lengths.tolist(), plan.capacity, job.seed, limit),
-        schedule=schedule_for(job, plan, pulse, record.costs, record.train_tokens),
-        clock=run.own_clock,
-        average=TailAverage(deltas.parameters) if keeps_average else None,
-        saver=Saver(
-            run.folder / "checkpoints",
-            record.fingerprint,
-            context.versions(),
-            most_bytes=COPY_SHARE * prepare.main_memory(job.hardware),
-            timer=(lambda: 0.0) if run.simulated else run.own_clock.time,
-        ),
-        device=run.process_group.device,
-        process_group=run.process_group,
-        forward=forward,
-        cpu_threads=cpu_threads_for(plan, deltas, torch.get_num_threads()),
-        alive=run.reporter.alive,
-        dev=dev,
-        dev_s=record.costs.score_s * len(dev) / len(record.base_losses),
-        most_best_bytes=COPY_SHARE * prepare.main_memory(job.hardware) / run.process_group.world,
-        cores=0 if run.simulated or run.process_group.device.type != "cpu" else torch.get_num_threads(),
-    )
-    if found:
-        loop.restore(training, found)
-    return training
-
-
-def curve_rows(record: RunRecord, data: JobData) -> Examples:
-    """The development rows that are measured during training."""
-    return data.dev.take(np.arange(min(dev_curve.ROWS, len(record.base_losses))))
-
-
-def averages(plan: Plan, size: int, hardware: Hardware) -> bool:
-    """Whether there is room for a running average of so many bytes, on top of all that was planned."""
-    fits = plan.memory_bytes + size <= usable_memory(hardware)
-    return fits and size <= AVERAGE_SHARE * hardware.memory_bytes
-
-
-def schedule_for(
-    job: WorkerJob, plan: Plan, pulse: ScheduleState, costs: Costs, train_tokens: int
-) -> Schedule:
-    """The job's clock."""
-    return Schedule(
-        pulse,
-        costs,
-        start_at=job.start_at,
-        ready_by=job.ready_by,
-        max_tokens=plan.max_epochs * train_tokens,
-        warmup=plan.warmup,
-        expected_steps=plan.expected_steps,
-        interval_s=job.checkpoint_interval_s,
-    )

@@ -116,15 +116,20 @@ def baseline(
 
 
 def draw_plan(
-    run: RunContext, config: Any, data: JobData, budget_s: float, train_tokens_per_s: float | None = None
+    run: RunContext,
+    config: Any,
+    data: JobData,
+    budget_s: float,
+    train_tokens_per_s: float | None = None,
+    profile: str = "",
 ) -> Plan:
-    """Return the plan for this job on these processes' devices in `budget_s`.
+    """Return the plan for this job on these processes' devices in `budget_s`; the profile is the job's.
 
     Raises EngineError: UNSUPPORTED; DOES_NOT_FIT, or TOO_LATE if more than half of the job's time is gone.
     """
     job = run.job
     try:
-        recipe = resolve(job.profile)
+        recipe = resolve(profile or job.profile)
     except SettingsError as error:
         raise EngineError(ErrorCode.UNSUPPORTED, str(error)) from error
     train = data.train

@@ -109,7 +109,8 @@ class RunFolder:
 
     def clean(self) -> None:
         """After the result: free checkpoints and data, keep export and logs, and prune older run folders."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for folder in (self.checkpoints, self.path / "trials"):
+            shutil.rmtree(folder, ignore_errors=True)
         for name in ("data", "data.part", "reference.safetensors"):
             (self.path / name).unlink(missing_ok=True)
         runs = self.path.parent

@@ -12,13 +12,13 @@ import torch
 
 from shared.clock import TokenClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
+from trainer_node.engine.assemble import assemble
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.distributed.process_group import destroy, join
 from trainer_node.engine.distributed.sharding import fitted, gathered, shard_frozen
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.pipeline import assemble
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs

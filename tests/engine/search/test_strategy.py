@@ -11,11 +11,10 @@ from trainer_node.engine.search.strategy import (
     PROBE_SHARE,
     SAFETY,
     Budget,
-    Trial,
-    TrialResult,
     best_of,
     next_trial,
 )
+from trainer_node.engine.search.trial import Trial, TrialResult
 
 START = (Trial(arm="dense"), Trial(arm="lora"))
 SPEED = 1000.0
@@ -45,7 +44,7 @@ def searched(
                 trial=trial,
                 loss=loss(trial),
                 tokens=int(trial.epochs * epoch_tokens),
-                seconds=budget.cost_s(trial),
+                train_s=budget.cost_s(trial),
             )
         )
 
@@ -113,7 +112,7 @@ def test_with_little_time_short_trials_choose_the_rate_of_one_long_run() -> None
     assert main.trial.main
     assert not any(result.trial.main for result in probes)
     assert all(result.trial.epochs < LEAST_EPOCHS for result in probes)
-    assert sum(result.seconds for result in probes) <= 2 * PROBE_SHARE * 9000
+    assert sum(result.train_s for result in probes) <= 2 * PROBE_SHARE * 9000
     assert 1.0 < main.trial.rate < 3.5  # towards 3, less what a longer run wants
     assert left < 0.05 * 9000
 

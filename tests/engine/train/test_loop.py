@@ -16,13 +16,13 @@ from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJ
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
 from tests.engine.conftest import VOCAB
+from trainer_node.engine.assemble import assemble, averages
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.evaluate.candidates import loaded
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.pipeline import assemble, averages
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
+from trainer_node.engine.search.trial import Trial, TrialResult
+
 START_EPOCHS = 2.0  # winners end between 2 and 4; on 500 rows 2 epochs beat 4 by .84 nat
 LEAST_EPOCHS, MOST_EPOCHS = 0.5, 8.0
 FULL_TRIALS = 4.0  # so many runs of START_EPOCHS must fit before trials are run at full length
@@ -28,26 +30,6 @@ PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
 HORIZON = 0.2  # the best rate falls with the length of a run to this power
 SAFETY = 1.15  # a trial may take this much longer than those before it
 SEEDS = 3  # other data orders of the best trial, for averaging
-
-
-class Trial(Struct, frozen=True, kw_only=True):
-    """One training run: where it differs from the plan."""
-
-    arm: str  # what is trained: a plan's name
-    rate: float = 1.0  # factor on the plan's learning rates
-    epochs: float = START_EPOCHS
-    batch: int = 32  # examples of one optimiser step
-    seed: int = 0  # added to the job's: another order of the rows
-    main: bool = False  # the last run, which takes all the time that is left
-
-
-class TrialResult(Struct, frozen=True, kw_only=True):
-    """What a finished trial showed."""
-
-    trial: Trial
-    loss: float | None  # on the development rows; None: it gave no number
-    tokens: int
-    seconds: float  # by the run's clock, with scoring
 
 
 class Budget(Struct, frozen=True, kw_only=True):

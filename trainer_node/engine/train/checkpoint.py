@@ -61,6 +61,8 @@ class Position(Struct, frozen=True, kw_only=True):
     loss: float | None = None  # mean over the steps since the checkpoint before
     capacity: int = 0  # of the packs that the cursor counts; 0: of an older version, the plan's
     curve: DevCurve = DevCurve()  # what was measured during training
+    trial: int = 0
+    steps_before: int = 0  # of earlier trials: `step` counts them, so that it always grows
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -133,6 +135,23 @@ def whole(folder: Path, report: Callable[[str], None], only: str = "") -> Iterat
             yield Checkpoint(candidate, _verified(candidate, only))
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             report(f"checkpoint {candidate.name} is damaged and skipped: {error}")
+
+
+def load(folder: Path, only: str = "") -> Checkpoint:
+    """One checkpoint; OSError or ValueError if it is damaged."""
+    return Checkpoint(folder, _verified(folder, only))
+
+
+def link(source: Path, target: Path) -> None:
+    """Keep a checkpoint under another name too, without a copy of its files."""
+    shutil.rmtree(target, ignore_errors=True)
+    temporary = target.with_name(f".tmp-{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for path in source.iterdir():
+        os.link(path, temporary / path.name)
+    os.replace(temporary, target)
+    sync(target.parent)
 
 
 def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:

@@ -107,7 +107,10 @@ def report(state: TrainState, reporter: Reporter, loss: float) -> None:
     """Where training stands; `loss` is the mean over the steps since the last report."""
     now, rate = state.clock.time(), float(state.optimizer.param_groups[0]["lr"])
     progress = state.schedule.pulse.progress  # as all processes have agreed: each clock would give another
-    reporter.step(state.step, progress, state.tokens, loss, rate, state.schedule.eta_s(now))
+    if state.search_at is not None:  # people see how much of the job's time is used
+        progress = (now - state.search_at) / max(1e-9, state.schedule.end_at - state.search_at)
+    step, tokens = state.steps_before + state.step, state.tokens_before + state.tokens
+    reporter.step(step, min(1.0, progress), tokens, loss, rate, state.schedule.eta_s(now))
 
 
 def timed_step(state: TrainState, rate: float, stop: Stop) -> torch.Tensor | None:
@@ -227,7 +230,9 @@ def save(state: TrainState, reporter: Reporter) -> None:
     # The pulse inside must say that this save was made: a resumed run's next is due as if it never stopped.
     state.schedule.save_begun(began, 0.0)
     position = Position(
-        step=state.step,
+        step=state.steps_before + state.step,
+        trial=state.trial,
+        steps_before=state.steps_before,
         epoch=state.packs.epoch,
         pack=state.packs.index,
         tokens=state.tokens,
@@ -276,7 +281,8 @@ def restore(state: TrainState, found: Checkpoint) -> None:
             name: placed(value, parameters[name]) for name, value in found.tensors("average").items()
         }
     state.curve, state.best = position.curve, found.tensors("best")
-    state.step, state.tokens, state.train_s = position.step, position.tokens, position.train_s
+    state.step = position.step - position.steps_before
+    state.tokens, state.train_s = position.tokens, position.train_s
     state.packs.epoch, state.packs.index = position.epoch, position.pack
     if position.capacity not in (0, state.plan.capacity):  # its packs were others: as in `shrink`
         state.packs.epoch, state.packs.index = position.epoch + (position.pack > 0), 0

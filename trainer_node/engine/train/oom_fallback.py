@@ -37,10 +37,22 @@ def descend(run: RunContext, training: TrainState) -> None:
         )
         run.reporter.message(f"out of memory, going on with a smaller step: {text}")
         if known := context.read_record(run.folder):
-            context.write_plan(run.folder, training.plan)
+            context.write_plan(run.folder, smaller_by(known[1], training.plan))
         if known and not run.process_group.is_single:
             raise SmallerPlan
         loop.shrink(training)
+
+
+def smaller_by(plan: Plan, other: Plan) -> Plan:
+    """Return the plan with the memory needs of another one."""
+    return replace(
+        plan,
+        activation_checkpointing=other.activation_checkpointing,
+        capacity=other.capacity,
+        packs_per_step=other.packs_per_step,
+        parallel=other.parallel,
+        deviations=other.deviations,
+    )
 
 
 def step_down(plan: Plan, longest: int) -> Plan | None:

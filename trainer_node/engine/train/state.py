@@ -52,3 +52,7 @@ class TrainState:
     curve: DevCurve = field(default_factory=DevCurve)
     best: dict[str, torch.Tensor] = field(default_factory=dict)  # weights at the curve's lowest point
     most_best_bytes: float = math.inf  # memory that they may take
+    trial: int = 0  # the number of this training run among the job's
+    steps_before: int = 0  # of earlier trials
+    tokens_before: int = 0
+    search_at: float | None = None  # when the first trial began, if there are several

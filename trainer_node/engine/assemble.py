@@ -1,0 +1,184 @@
+"""All parts of a training run, put together: weights, optimiser, packs, schedule, saver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+
+from shared.messages import Hardware, Phase, WorkerJob
+from shared.planning.hardware import usable_memory
+from shared.planning.plan import Plan
+from trainer_node.engine import context, prepare
+from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import Packs
+from trainer_node.engine.distributed.sharding import spread
+from trainer_node.engine.model.adapters import Deltas, add_deltas
+from trainer_node.engine.model.attention import max_documents
+from trainer_node.engine.model.compile import missing_compiler
+from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.objectives import loss_for
+from trainer_node.engine.time_budget import Costs
+from trainer_node.engine.train import dev_curve, loop
+from trainer_node.engine.train.async_saver import Saver
+from trainer_node.engine.train.checkpoint import Checkpoint
+from trainer_node.engine.train.cpu_threads import cpu_threads_for
+from trainer_node.engine.train.schedule import Schedule, ScheduleState
+from trainer_node.engine.train.state import TrainState
+from trainer_node.engine.train.weight_average import TailAverage
+
+AVERAGE_SHARE = 0.1  # of the memory: the running average is kept if it takes no more
+COPY_SHARE = 0.1  # of main memory: what is saved is copied, and training goes on, if it takes no more
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model with what the plan trains added to it."""
+
+    plan: Plan  # as it is carried out here
+    deltas: Deltas
+    forward: torch.nn.Module | None  # the model, or what is around it when several processes train
+    heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training run stands among the trials of a job; a job without a search has one."""
+
+    trial: int = 0
+    steps_before: int = 0
+    tokens_before: int = 0
+    seed: int = 0  # added to the job's
+    search_at: float | None = None  # when the search began
+
+
+ONLY = Place()
+
+
+def load_base(run: RunContext, plan: Plan) -> torch.nn.Module:
+    """The base model with weights in the plan's dtype; on its device, unless it will be cut first."""
+    run.reporter.phase(Phase.LOADING)
+    with run.patience():
+        model = load_model(run.job.model_path, getattr(torch, plan.dtype))
+    return model if plan.parallel == "fsdp2" else model.to(run.process_group.device)
+
+
+def adapt(run: RunContext, plan: Plan, model: torch.nn.Module) -> Adapted:
+    """Add what the plan trains; the model must be on its device."""
+    if plan.compile and (missing := missing_compiler(run.process_group.device)):
+        plan = replace(plan, compile=False)
+        run.reporter.message(f"layers are not compiled: that needs {missing}, which is not installed here")
+    heads = model.config.num_attention_heads
+    head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
+    deltas, forward = spread(add_deltas(model, plan, run.job.seed), plan, run.process_group)
+    return Adapted(plan, deltas, forward, heads, head_dim)
+
+
+def assemble(
+    run: RunContext,
+    record: RunRecord,
+    plan: Plan,
+    model: torch.nn.Module,
+    data: JobData,
+    found: Checkpoint | None,
+) -> TrainState:
+    """All the parts of training, fresh or as the checkpoint left them."""
+    adapted = adapt(run, plan, model)
+    return make_state(run, record, adapted, data, found, make_saver(run, record))
+
+
+def make_state(
+    run: RunContext,
+    record: RunRecord,
+    adapted: Adapted,
+    data: JobData,
+    found: Checkpoint | None,
+    saver: Saver,
+    place: Place = ONLY,
+) -> TrainState:
+    """The state of a training run whose weights are in the model, or in the checkpoint."""
+    plan, deltas, job, group = adapted.plan, adapted.deltas, run.job, run.process_group
+    trained = sum(value.numel() for value in deltas.parameters.values())
+    if plan.parallel == "fsdp2":
+        trained //= group.world
+    keeps_average = averages(plan, 4 * trained, job.hardware)
+    if not keeps_average:
+        run.reporter.message("no average of the weights is kept: it would take too much memory")
+    limit = max(1, max_documents(plan.capacity, adapted.heads, adapted.head_dim) // data.train.group)
+    begun_at = run.clock.time()
+    # A later trial has the earlier ones on disk: its first save may wait for the usual interval.
+    pulse = ScheduleState(begun_at=begun_at, saved_at=begun_at if place.trial else None)
+    if found:
+        pulse = found.manifest.position.pulse
+    dev = curve_rows(record, data)
+    state = TrainState(
+        plan=plan,
+        seed=job.seed + place.seed,
+        deltas=deltas,
+        optimizer=loop.make_optimizer(deltas, plan),
+        objective=loss_for(job.task_type),
+        examples=data.train,
+        packs=Packs(data.train.lengths.tolist(), plan.capacity, job.seed + place.seed, limit),
+        schedule=schedule_for(job, plan, pulse, record.costs, record.train_tokens),
+        clock=run.own_clock,
+        average=TailAverage(deltas.parameters) if keeps_average else None,
+        saver=saver,
+        device=group.device,
+        process_group=group,
+        forward=adapted.forward,
+        cpu_threads=cpu_threads_for(plan, deltas, torch.get_num_threads()),
+        alive=run.reporter.alive,
+        dev=dev,
+        dev_s=record.costs.score_s * len(dev) / len(record.base_losses),
+        most_best_bytes=COPY_SHARE * prepare.main_memory(job.hardware) / group.world,
+        cores=0 if run.simulated or group.device.type != "cpu" else torch.get_num_threads(),
+        trial=place.trial,
+        steps_before=place.steps_before,
+        tokens_before=place.tokens_before,
+        search_at=place.search_at,
+    )
+    if found:
+        loop.restore(state, found)
+    return state
+
+
+def make_saver(run: RunContext, record: RunRecord) -> Saver:
+    """What writes the run's checkpoints."""
+    return Saver(
+        run.folder / "checkpoints",
+        record.fingerprint,
+        context.versions(),
+        most_bytes=COPY_SHARE * prepare.main_memory(run.job.hardware),
+        timer=(lambda: 0.0) if run.simulated else run.own_clock.time,
+    )
+
+
+def curve_rows(record: RunRecord, data: JobData) -> Examples:
+    """The development rows that are measured during training."""
+    return data.dev.take(np.arange(min(dev_curve.ROWS, len(record.base_losses))))
+
+
+def averages(plan: Plan, size: int, hardware: Hardware) -> bool:
+    """Whether there is room for a running average of so many bytes, on top of all that was planned."""
+    fits = plan.memory_bytes + size <= usable_memory(hardware)
+    return fits and size <= AVERAGE_SHARE * hardware.memory_bytes
+
+
+def schedule_for(
+    job: WorkerJob, plan: Plan, pulse: ScheduleState, costs: Costs, train_tokens: int
+) -> Schedule:
+    """The job's clock."""
+    return Schedule(
+        pulse,
+        costs,
+        start_at=job.start_at,
+        ready_by=job.ready_by,
+        max_tokens=plan.max_epochs * train_tokens,
+        warmup=plan.warmup,
+        expected_steps=plan.expected_steps,
+        interval_s=job.checkpoint_interval_s,
+    )

@@ -1,0 +1,91 @@
+"""One training run inside a job, what it showed, and the search's record on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from shared.files import write_atomically
+from shared.planning.plan import Plan
+
+FILE = "search.json"
+
+
+class Trial(Struct, frozen=True, kw_only=True):
+    """One training run: where it differs from the plan."""
+
+    arm: str  # what is trained: a plan's name
+    rate: float = 1.0  # factor on the plan's learning rates
+    epochs: float = 2.0
+    batch: int = 32  # examples of one optimiser step
+    seed: int = 0  # added to the job's: another order of the rows
+    main: bool = False  # the last run, which takes all the time that is left
+
+    def __str__(self) -> str:
+        order = f", order {self.seed + 1}" if self.seed else ""
+        return f"{self.arm}, rate x {self.rate:.2g}, {self.epochs:.2g} epochs, batch {self.batch}{order}"
+
+
+class TrialResult(Struct, frozen=True, kw_only=True):
+    """What a finished trial showed."""
+
+    trial: Trial
+    loss: float | None  # on the development rows; None: it gave no number
+    tokens: int
+    train_s: float  # inside the trial's training, by the run's clock
+    other_s: float = 0.0  # for setting up and scoring
+    weights: str = "weights"  # the best group of tensors in its checkpoint: weights, average or best
+    losses: list[float] = []  # row by row
+    step: int = 0  # of those weights
+    step_tokens: int = 0  # trained up to there
+    step_s: float = 0.0  # real seconds inside steps up to there
+
+
+class SearchRecord(Struct, frozen=True, kw_only=True):
+    """Where a search stands (`search.json`): a resumed job goes on with the same trial."""
+
+    began_at: float
+    all_s: float  # time there was when it began
+    plans: dict[str, Plan]  # by arm, the most promising one first
+    done: list[TrialResult] = []
+    trial: Trial | None = None  # that runs now
+    trial_at: float = 0.0  # when it began, by the run's clock
+    clock_tokens: int = 0  # of the token clock when this was written
+    steps_before: int = 0  # of the trials that are done
+    tokens_before: int = 0
+
+    @property
+    def number(self) -> int:
+        """The number of the trial that runs now, from 0."""
+        return len(self.done)
+
+    def started(self, trial: Trial, at: float, clock_tokens: int) -> SearchRecord:
+        """Return the record with a trial under way."""
+        return replace(self, trial=trial, trial_at=at, clock_tokens=clock_tokens)
+
+    def finished(self, result: TrialResult, steps: int, clock_tokens: int) -> SearchRecord:
+        """Return the record with the trial's result."""
+        return replace(
+            self,
+            done=[*self.done, result],
+            trial=None,
+            clock_tokens=clock_tokens,
+            steps_before=self.steps_before + steps,
+            tokens_before=self.tokens_before + result.tokens,
+        )
+
+
+def read_search(folder: Path) -> SearchRecord | None:
+    """The search that an earlier start of this run began, or None."""
+    try:
+        return msgspec.json.decode((folder / FILE).read_bytes(), type=SearchRecord)
+    except FileNotFoundError:
+        return None
+
+
+def write_search(folder: Path, record: SearchRecord) -> None:
+    """Write down where the search stands."""
+    write_atomically(folder / FILE, msgspec.json.encode(record))
