@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ from shared.planning.model_shape import ModelShape, shape_from_config, shape_fro
 from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, family_of, resolve
+from trainer_node.engine.search.strategy import LEAST_EPOCHS, Budget, first_trial
+from trainer_node.engine.search.trial import Trial
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmb]?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
@@ -82,10 +85,40 @@ def show(plan: Plan, shape: ModelShape, stats: DataStats, hardware: Hardware, co
     for name, value in facts_of(plan, hardware):
         facts.add_row(name, value)
     console.print(facts)
+    if resolve(plan.profile).searches:
+        console.print(f"\n[bold]Search[/bold]\n{search_of(plan, stats)}", markup=True)
     console.print("\n[bold]Deviations from the profile[/bold]")
     for deviation in plan.deviations:
         console.print(f"- {deviation.what}: {deviation.wanted} -> {deviation.got}", markup=False)
         console.print(Padding(Text(deviation.reason), (0, 0, 0, 4)))
+
+
+def search_of(plan: Plan, stats: DataStats) -> str:
+    """What a searching profile would try first, and how often."""
+    if plan.parallel == "fsdp2":
+        return "This method is not searched: its weights do not fit one device whole. LoRA is, if it fits."
+    mean_length = stats.tokens / stats.examples
+    batch = max(4, 2 ** round(math.log2(max(1.0, plan.packs_per_step * plan.capacity / mean_length))))
+    budget = Budget(
+        left_s=plan.train_s,
+        tokens_per_s=plan.expected_tokens_per_s,
+        epoch_tokens=stats.tokens,
+        examples=stats.examples,
+        trial_s=0.0,
+        all_s=plan.train_s,
+    )
+    first = first_trial([Trial(arm="the plan", batch=batch)], budget)
+    runs = plan.train_s / budget.cost_s(first)
+    if first.main:
+        return f"One training run of {first.epochs:.1f} epochs: there is no time to compare."
+    if first.epochs < LEAST_EPOCHS:
+        return (
+            f"Short runs of {first.epochs:.2f} epochs compare rates; one long run takes the rest of the time."
+        )
+    return (
+        f"{first}; then its neighbours in rate, epochs, batch and method, as long as they fit: about "
+        f"{runs:.0f} runs of this length. The best one on the development rows is submitted."
+    )
 
 
 def facts_of(plan: Plan, hardware: Hardware) -> list[tuple[str, str]]:

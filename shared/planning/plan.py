@@ -52,6 +52,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         1000  # development rows that one evaluation can afford; the engine takes the first so many
     )
     ddp_bucket_mb: int = 200
+    train_s: float = 0.0  # estimate of the time that is left to train
 
 
 class Step(Struct, frozen=True):

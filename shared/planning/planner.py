@@ -153,4 +153,5 @@ def _assemble(task: _Task, found: Fit, speed: Pace, step: Step, max_length: int)
         memory_bytes=found.memory.total,
         dev_examples=speed.dev_examples,
         ddp_bucket_mb=recipe.ddp_bucket_mb,
+        train_s=speed.train_s,
     )

@@ -35,7 +35,7 @@ from trainer_node.engine.finish import close, submit_as_is
 from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.reporter import Reporter, write_outcome
-from trainer_node.engine.search.search import begin_search, read, search, searches, submittable
+from trainer_node.engine.search.search import begin_search, read, search, submittable
 from trainer_node.engine.search.trial import SearchRecord
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
@@ -115,13 +115,10 @@ def pipeline(run: RunContext) -> Outcome:
             checkpoint.newest(checkpoints, run.reporter.message) if run.process_group.is_main else None
         )
     searched = read(run) if known else None
-    if searched and found and found.manifest.position.trial != searched.number:
-        found = None  # of a trial that is done
     if isinstance(run.clock, TokenClock):
-        if found:
-            run.clock.tokens = found.manifest.position.clock_tokens
-        elif searched:
-            run.clock.tokens = searched.clock_tokens
+        known_tokens = [searched.clock_tokens] if searched else []
+        known_tokens += [found.manifest.position.clock_tokens] if found else []
+        run.clock.tokens = max(known_tokens, default=0)
     if found is None and not (searched and searched.done) and run.left_s <= 0:
         raise EngineError(ErrorCode.TOO_LATE, "no time is left and there is no checkpoint to submit")
     prepare.set_threads(run.job, run.process_group)
@@ -163,13 +160,16 @@ def begin(run: RunContext) -> Outcome:
     )
     context.write_record(run, record, plan)
     announce(run, plan)
+    kept: torch.nn.Module | None = None
     if "fsdp2" in (draft.parallel, plan.parallel):
         del model  # both would be there at once, and memory is what it is sharded for
         release()
-        model = load_base(run, plan)  # sharded again: what is trained has other dtypes
-    if searches(run, plan):
-        return search(run, record, begin_search(run, record, plan, data), model, data, None)
-    return train(run, record, plan, model, data, None)
+    else:
+        kept = model
+    if searched := begin_search(run, record, plan, data):
+        return search(run, record, searched, kept, data, None)
+    # Sharded again: what is trained has other dtypes.
+    return train(run, record, plan, kept or load_base(run, plan), data, None)
 
 
 def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | None) -> Outcome:
@@ -215,7 +215,9 @@ def resume_search(
     if data.train.group == 2:  # pairs may need the base model's word again
         model = load_base(run, next(iter(searched.plans.values())))
         data = reference_logprobs.again(run, model, data, record)
-    return search(run, record, searched, None, data, found)
+    if found and found.manifest.position.trial != searched.number:
+        found = None  # of a trial that is done
+    return search(run, record, searched, model, data, found)
 
 
 def announce(run: RunContext, plan: Plan) -> None:

@@ -18,7 +18,7 @@ from trainer_node.engine.search.trial import Trial, TrialResult
 
 START_EPOCHS = 2.0  # winners end between 2 and 4; on 500 rows 2 epochs beat 4 by .84 nat
 LEAST_EPOCHS, MOST_EPOCHS = 0.5, 8.0
-FULL_TRIALS = 4.0  # so many runs of START_EPOCHS must fit before trials are run at full length
+FULL_TRIALS = 2.5  # so many runs of START_EPOCHS must fit before trials are run at full length
 RATE_STEP = 3.0  # a rate 3 times off costs .01 to .03 nat, 1.5 times off .001 to .003
 FINE_STEP = math.sqrt(RATE_STEP)
 BATCH_STEP = 2

@@ -1,0 +1,175 @@
+"""Whole jobs of the profile auto: several training runs, the best one submitted, nothing lost in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from shared.messages import OutcomeStatus, Phase, TaskType, decode_worker_job, encode
+from tests.engine.worker_run import (
+    WAIT_S,
+    data_of,
+    finish,
+    progress_of,
+    start_worker,
+    weights_of,
+    write_rows,
+)
+from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.trial import SearchRecord, TrialResult, read_search
+
+# PEFT asks transformers a question under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def record_of(job: Path) -> SearchRecord:
+    """The search's record in a job's folder."""
+    found = read_search(job.parent)
+    assert found is not None
+    return found
+
+
+def without_seconds(results: list[TrialResult]) -> list[TrialResult]:
+    """What must be equal when a job is repeated: all but the real time that steps took."""
+    return [replace(result, step_s=0.0) for result in results]
+
+
+def killed_after(job: Path, trials: int) -> Path:
+    """The job, its worker killed when so many trials are done."""
+    worker = start_worker(job)
+    until = time.monotonic() + WAIT_S
+    while time.monotonic() < until:
+        found = read_search(job.parent)
+        if found is not None and len(found.done) >= trials:
+            break
+        assert worker.poll() is None, (job.parent / "worker.log").read_text()
+        time.sleep(0.02)
+    worker.kill()
+    worker.wait()
+    assert len(record_of(job).done) >= trials
+    return job
+
+
+def test_a_search_ends_lower_than_its_first_trial_and_says_what_it_tried(
+    make_job: Callable[..., Path],
+) -> None:
+    job = make_job(profile="auto", ready_by=60.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    found = record_of(job)
+    best, first = best_of(found.done), found.done[0].loss
+    assert len(found.done) > 2
+    assert best is not None
+    assert best.loss is not None
+    assert first is not None
+    assert best.loss < first
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss is not None
+    assert outcome.metrics.final_loss <= best.loss
+    card = (job.parent / "export" / "README.md").read_text()
+    assert f"lowest held-out loss of {len(found.done)} trials" in card
+    lines = progress_of(job)
+    assert [phase for phase in Phase if any(line.phase is phase for line in lines)] == list(Phase)
+    training = [line for line in lines if line.phase is Phase.TRAIN]
+    for values in ([line.progress for line in training], [line.step for line in training]):
+        assert values == sorted(values)  # several runs look like one to people
+    assert not any("refused" in (line.message or "") for line in lines)
+
+
+def test_only_the_best_trials_weights_stay_on_disk(make_job: Callable[..., Path]) -> None:
+    job = make_job(profile="auto", ready_by=80.0)
+    finish(job)
+    done = record_of(job).done
+    assert len(done) > 3
+    best = sorted(done, key=lambda result: result.loss or 0.0)[:3]
+    kept = sorted(int(folder.name) for folder in (job.parent / "trials").iterdir())
+    assert kept == sorted(done.index(result) for result in best)
+
+
+@pytest.mark.parametrize("trials", [0, 1, 2])
+def test_a_killed_search_takes_the_same_decisions(trials: int, make_job: Callable[..., Path]) -> None:
+    calm, rough = (make_job(name, profile="auto", ready_by=40.0) for name in ("calm", "rough"))
+    killed_after(rough, trials) if trials else kill_at_a_checkpoint(rough)
+    found, wanted = finish(rough), finish(calm)
+    assert found.status is wanted.status is OutcomeStatus.READY, (found.error, wanted.error)
+    assert without_seconds(record_of(rough).done) == without_seconds(record_of(calm).done)
+    assert found.metrics is not None
+    assert wanted.metrics is not None
+    assert found.metrics.resumes == 1
+    assert found.metrics.final_loss == wanted.metrics.final_loss
+    assert weights_of(rough) == weights_of(calm)
+
+
+def kill_at_a_checkpoint(job: Path) -> None:
+    """Kill the job's worker inside its first trial."""
+    worker = start_worker(job)
+    until = time.monotonic() + WAIT_S
+    while not list((job.parent / "checkpoints").glob("step-*")) and time.monotonic() < until:
+        time.sleep(0.005)
+    worker.kill()
+    worker.wait()
+
+
+def test_a_search_that_comes_back_too_late_submits_its_best_trial(make_job: Callable[..., Path]) -> None:
+    job = killed_after(make_job(profile="auto", ready_by=80.0), 2)
+    done = record_of(job).done
+    best = best_of(done)
+    assert best is not None
+    old = decode_worker_job(job.read_bytes())
+    job.write_bytes(encode(replace(old, clock="wall", start_at=time.time() - 100, ready_by=time.time())))
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.metrics is not None
+    assert outcome.metrics.tokens == best.tokens
+    assert any("as it is" in (line.message or "") for line in progress_of(job))
+
+
+def test_a_search_whose_kept_weights_are_damaged_submits_the_newest_checkpoint(
+    make_job: Callable[..., Path],
+) -> None:
+    job = killed_after(make_job(profile="auto", ready_by=80.0), 1)
+    for weights in (job.parent / "trials").glob("*/*.safetensors"):
+        copy = weights.read_bytes()
+        weights.unlink()  # a link: the checkpoint's own file stays as it is
+        weights.write_bytes(copy[:-1] + b"x")
+    old = decode_worker_job(job.read_bytes())
+    job.write_bytes(encode(replace(old, clock="wall", start_at=time.time() - 100, ready_by=time.time())))
+    assert finish(job).status is OutcomeStatus.READY
+
+
+@pytest.mark.parametrize("task_type", [TaskType.CHAT, TaskType.DPO])
+def test_chat_and_preference_jobs_are_searched(
+    task_type: TaskType, make_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    job = make_job(profile="auto", ready_by=250.0, **data_of(task_type, tmp_path))
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss is not None
+    assert outcome.metrics.final_loss < outcome.metrics.base_loss - 0.02
+    assert len(record_of(job).done) > 1
+
+
+def test_a_search_in_real_time_ends_before_the_deadline(make_job: Callable[..., Path]) -> None:
+    start = time.time()
+    job = make_job(profile="auto", clock="wall", start_at=start, ready_by=start + 30.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.at < start + 30.0
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss is not None
+    assert len(record_of(job).done) > 1
+
+
+def test_more_rows_than_there_is_time_for_get_one_long_run(
+    make_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    job = make_job(profile="auto", ready_by=40.0, dataset=str(write_rows(tmp_path, 20_000)))
+    assert finish(job).status is OutcomeStatus.READY
+    done = record_of(job).done
+    assert done[-1].trial.main
+    assert sum(result.tokens for result in done[:-1]) < 0.3 * done[-1].tokens

@@ -1,0 +1,153 @@
+"""Submit the best trial of a search, or an average of its best ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import msgspec
+import numpy as np
+import torch
+
+from shared.errors import EngineError
+from shared.messages import ErrorCode, Outcome, Phase
+from shared.planning.plan import Deviation, Plan
+from trainer_node.engine import context
+from trainer_node.engine.evaluate.candidates import (
+    Candidate,
+    TrainProgress,
+    loaded,
+    loss_over_base,
+    ranked,
+)
+from trainer_node.engine.evaluate.metric import Score, measure
+from trainer_node.engine.finish import submit, untrained
+from trainer_node.engine.search.runner import (
+    TrialRunner,
+    end_at,
+    trial_folder,
+)
+from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.trial import TrialResult
+from trainer_node.engine.time_budget import Part, affordable
+from trainer_node.engine.train import checkpoint
+from trainer_node.engine.train.state import TrainState
+
+
+def submit_best(runner: TrialRunner) -> Outcome:
+    """Submit the best trial, or an average of the best ones that is better."""
+    run, record, done = runner.run, runner.record, runner.known.done
+    best = best_of(done)
+    if best is None:
+        raise EngineError(ErrorCode.TOO_LATE, "no trial gave a loss that is a number")
+    run.reporter.phase(Phase.CHOOSE)
+    state = runner.prepared(best.trial, None)
+    state.plan = explained(state.plan, done, best)
+    if run.process_group.is_main:
+        context.write_plan(run.folder, state.plan)
+    parts = affordable(run.left_s, record.costs)
+    candidates = [candidate(runner, state, one) for one in kept(runner, best)]
+    if Part.AVERAGE in parts:
+        candidates = with_average(runner, state, candidates)
+    if loss_over_base(candidates[0], record.base_losses) >= 0.0 and Part.VERIFY in parts:
+        candidates = ranked([*candidates, untrained(run, record, state)], record.base_losses)
+        run.reporter.message("the trained weights are worse than the base model's")
+    return submit(run, record, state, runner.dev, candidates, parts)
+
+
+def kept(runner: TrialRunner, best: TrialResult) -> list[TrialResult]:
+    """The trials of the best one's arm whose weights are on disk, best first."""
+    group = runner.run.process_group
+    here = [trial_folder(runner.run, number).is_dir() for number in range(len(runner.known.done))]
+    here = group.broadcast_object(here)
+    found = [
+        one
+        for one, there in zip(runner.known.done, here, strict=True)
+        if there and one.loss is not None and one.trial.arm == best.trial.arm
+    ]
+    return sorted(found, key=lambda one: one.loss or 0.0)
+
+
+def weights(runner: TrialRunner, result: TrialResult) -> dict[str, torch.Tensor]:
+    """The best weights of a trial that was kept."""
+    folder = trial_folder(runner.run, runner.known.done.index(result))
+    return checkpoint.load(folder, result.weights).tensors(result.weights)
+
+
+def candidate(runner: TrialRunner, state: TrainState, result: TrialResult) -> Candidate:
+    """A trial that was kept, as it could be submitted."""
+    losses = np.array(result.losses)
+    return Candidate(
+        f"trial {runner.known.done.index(result) + 1}",
+        TrainProgress(result.step, result.step_tokens, result.step_s),
+        Score(float(losses.mean()), losses),
+        partial(loaded, state.deltas, partial(weights, runner, result)),
+    )
+
+
+def with_average(runner: TrialRunner, state: TrainState, candidates: list[Candidate]) -> list[Candidate]:
+    """Put averages of the best trials in front that are better on both halves of the development rows.
+
+    Of LoRA's factors there is none: the mean of two products isn't the product of the means.
+    """
+    results = kept(runner, best_of(runner.known.done) or runner.known.done[0])
+    if state.deltas.lora:
+        return candidates
+    run, best, members = runner.run, candidates[0], results[:1]
+    for result in results[1:]:
+        if run.clock.time() + 2 * runner.record.costs.score_s > end_at(run, runner.record):
+            break
+        numbers = [runner.known.done.index(one) + 1 for one in (*members, result)]
+        name = f"average of trials {', '.join(map(str, numbers))}"
+        applied = partial(loaded, state.deltas, partial(mean_weights, runner, [*members, result]))
+        mean = replace(best, name=name, score=None, weights_applied=applied)
+        with run.patience():
+            mean = mean.measured(partial(score_all, runner, state))
+        if better_on_both_halves(mean, best):
+            best, members = mean, [*members, result]
+            candidates = [mean, *candidates]
+        run.reporter.message(f"{name}: held-out loss {mean.score.loss if mean.score else math.nan:.4f}")
+    return candidates
+
+
+def mean_weights(runner: TrialRunner, results: list[TrialResult]) -> dict[str, torch.Tensor]:
+    """The mean of several trials' weights, fp32."""
+    mean = {name: value.float().clone() for name, value in weights(runner, results[0]).items()}
+    for count, result in enumerate(results[1:], 2):
+        for name, value in weights(runner, result).items():
+            mean[name].lerp_(value.float(), 1.0 / count)
+    return mean
+
+
+def score_all(runner: TrialRunner, state: TrainState) -> Score:
+    """The development metric of the weights in the model."""
+    run, until = runner.run, end_at(runner.run, runner.record)
+    group, alive = run.process_group, run.reporter.alive
+    return measure(state.deltas.model, runner.dev, run.clock, until, group, alive=alive)[0]
+
+
+def better_on_both_halves(candidate: Candidate, other: Candidate) -> bool:
+    """Whether a candidate has the lower loss on the even and on the odd rows: one half could be chance."""
+    if candidate.score is None or other.score is None:
+        return False
+    mine, others = candidate.score.per_example, other.score.per_example
+    if len(mine) != len(others):
+        return False
+    difference = mine - others
+    return bool(difference[::2].mean() < 0.0 and difference[1::2].mean() < 0.0)
+
+
+def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
+    """The plan with a deviation that says what was tried and why this was taken."""
+    tried = "; ".join(
+        f"{number}: {one.trial}: {'no number' if one.loss is None else f'{one.loss:.4f}'}"
+        for number, one in enumerate(done, 1)
+    )
+    found = Deviation(
+        "training run",
+        f"trial 1 ({done[0].trial})",
+        f"trial {done.index(best) + 1} ({best.trial})",
+        f"it has the lowest held-out loss of {len(done)} trials ({tried})",
+    )
+    return msgspec.structs.replace(plan, deviations=[*plan.deviations, found])

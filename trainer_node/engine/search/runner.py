@@ -1,0 +1,219 @@
+"""Run the trials of a search: one model, set back before each; the best trials' weights stay on disk."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import torch
+
+from shared.clock import TokenClock
+from shared.errors import EngineError
+from shared.messages import ErrorCode
+from shared.planning.plan import Plan
+from shared.planning.planner import step_size
+from trainer_node.engine import prepare
+from trainer_node.engine.assemble import Adapted, Place, adapt, load_base, make_state
+from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.evaluate.candidates import (
+    Candidate,
+    TrainProgress,
+    loss_over_base,
+    ranked,
+)
+from trainer_node.engine.evaluate.metric import Score, measure
+from trainer_node.engine.finish import free_optimizer, lowest_point
+from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, write_search
+from trainer_node.engine.time_budget import SAFETY, SLACK_S
+from trainer_node.engine.train import checkpoint
+from trainer_node.engine.train.async_saver import Saver
+from trainer_node.engine.train.checkpoint import Checkpoint
+from trainer_node.engine.train.oom import release
+from trainer_node.engine.train.oom_fallback import descend, smaller_by
+from trainer_node.engine.train.state import TrainState
+
+KEPT = 3  # trials whose weights stay on disk: the best ones, to be averaged
+KEPT_BYTES = 4e9  # of trained weights: above it only the best one's stay
+AVERAGE_SHARE = 0.1  # scoring the averaged weights may cost so much of a trial's time
+COPY_SHARE = 0.1  # of main memory: the weights that every trial starts from are kept there
+
+
+@dataclass
+class TrialRunner:
+    """The model that all trials of one arm train, and what is known so far."""
+
+    run: RunContext
+    record: RunRecord
+    data: JobData
+    dev: Examples
+    known: SearchRecord
+    saver: Saver
+    model: torch.nn.Module | None = None  # the base model, until an arm is added to it
+    arm: str = ""
+    adapted: Adapted | None = None
+    start: dict[str, torch.Tensor] | None = None  # the trained weights before the first step
+
+    def note(self, known: SearchRecord) -> None:
+        """The search stands here now."""
+        self.known = known
+        write_known(self.run, known)
+
+    def run_trial(self, trial: Trial, found: Checkpoint | None) -> bool:
+        """Train and score one trial; False if the job was asked to stop."""
+        run, number = self.run, self.known.number
+        run.reporter.message(f"trial {number + 1}: {trial}")
+        state = self.prepared(trial, found)
+        with run.stop.deferred():
+            try:
+                descend(run, state)
+            except BaseException:
+                with suppress(OSError):  # the process ends without waiting for threads
+                    self.saver.wait()
+                raise
+            if run.process_group.broadcast_object(run.stop.asked):
+                return False
+        if state.step == 0 and best_of(self.known.done) is None:
+            raise EngineError(ErrorCode.TOO_LATE, "not one step could be trained in the time that was left")
+        trained_at = run.clock.time()
+        free_optimizer(state)
+        result = self.scored(trial, state)
+        train_s = trained_at - self.known.trial_at
+        result = msgspec.structs.replace(result, train_s=train_s, other_s=run.clock.time() - trained_at)
+        self.keep(result, state)
+        self.plan_again(trial.arm, state.plan)
+        self.note(self.known.finished(result, state.step, clock_tokens(run)))
+        loss = "no number" if result.loss is None else f"{result.loss:.4f}"
+        best = best_of(self.known.done)
+        leads = f"; best so far: {best.loss:.4f}" if best and best is not result else ""
+        run.reporter.message(f"trial {number + 1}: held-out loss {loss}{leads}")
+        return True
+
+    def prepared(self, trial: Trial, found: Checkpoint | None) -> TrainState:
+        """The state of a trial, fresh or as a checkpoint left it."""
+        adapted = self.with_arm(trial.arm)
+        plan = plan_of(trial, adapted.plan, self.record, int(self.data.train.lengths.max()))
+        place = Place(
+            trial=self.known.number,
+            steps_before=self.known.steps_before,
+            tokens_before=self.known.tokens_before,
+            seed=trial.seed,
+            search_at=self.known.began_at,
+        )
+        return make_state(
+            self.run, self.record, replace(adapted, plan=plan), self.data, found, self.saver, place
+        )
+
+    def with_arm(self, arm: str) -> Adapted:
+        """The model with the arm's weights as they are before the first step."""
+        plan = self.known.plans[arm]
+        if self.adapted is not None and arm == self.arm and self.start is not None:
+            self.adapted.deltas.load_state(self.start)
+            return self.adapted
+        if self.arm:
+            self.adapted = self.start = self.model = None  # two models would be there at once
+            release()
+        model = self.model or load_base(self.run, plan)
+        self.adapted, self.arm, self.model = adapt(self.run, plan, model), arm, None
+        state = self.adapted.deltas.state()
+        size = sum(value.numel() * value.element_size() for value in state.values())
+        if size <= COPY_SHARE * prepare.main_memory(self.run.job.hardware) / self.run.process_group.world:
+            self.start = {name: value.to("cpu", copy=True) for name, value in state.items()}
+        return self.adapted
+
+    def scored(self, trial: Trial, state: TrainState) -> TrialResult:
+        """The result of a trial: the best of its last weights, their average and the curve's lowest point."""
+        run, costs = self.run, self.record.costs
+        until = run.job.ready_by - SAFETY * (costs.export_s + costs.load_s) - costs.verify_s - SLACK_S
+
+        def score() -> Score:
+            group = run.process_group
+            return measure(state.deltas.model, self.dev, run.clock, until, group, alive=run.reporter.alive)[0]
+
+        last = Candidate("weights", TrainProgress(state.step, state.tokens, state.train_s)).measured(score)
+        candidates = [last]
+        with run.patience():
+            self.saver.wait()  # from here on the weights change
+        trained_s = run.clock.time() - self.known.trial_at
+        if state.average and state.average.count > 1 and costs.score_s <= AVERAGE_SHARE * trained_s:
+            average = replace(last, name="average", score=None, weights_applied=state.average.applied)
+            candidates.append(average.measured(score))
+        if lowest := lowest_point(state, last.score):
+            candidates.append(replace(lowest, name="best").measured(score))
+        best = ranked(candidates, self.record.base_losses)[0]
+        over = loss_over_base(best, self.record.base_losses)
+        return TrialResult(
+            trial=trial,
+            loss=self.record.base_loss + over if math.isfinite(over) and state.step else None,
+            tokens=state.tokens,
+            train_s=0.0,
+            weights=best.name,
+            losses=best.score.per_example.tolist() if best.score else [],
+            step=best.reached.step,
+            step_tokens=best.reached.tokens,
+            step_s=best.reached.train_s,
+        )
+
+    def keep(self, result: TrialResult, state: TrainState) -> None:
+        """Keep the weights of the best trials; free the others'."""
+        done = [*self.known.done, result]
+        size = 4 * sum(value.numel() for value in state.deltas.parameters.values())
+        best = sorted((one for one in done if one.loss is not None), key=lambda one: one.loss or 0.0)
+        kept = best[: KEPT if size <= KEPT_BYTES else 1]
+        if not self.run.process_group.is_main:
+            return
+        if result in kept:
+            step = state.steps_before + state.step
+            checkpoint.link(self.saver.folder / f"step-{step:08d}", trial_folder(self.run, len(done) - 1))
+        for number, one in enumerate(done):
+            if one not in kept:
+                shutil.rmtree(trial_folder(self.run, number), ignore_errors=True)
+
+    def plan_again(self, arm: str, carried_out: Plan) -> None:
+        """Let later trials need as little memory as this one came to need."""
+        plan = self.known.plans[arm]
+        if len(carried_out.deviations) > len(plan.deviations):  # memory ran out
+            plans = {**self.known.plans, arm: smaller_by(plan, carried_out)}
+            self.known = msgspec.structs.replace(self.known, plans=plans)
+
+
+def plan_of(trial: Trial, plan: Plan, record: RunRecord, longest: int) -> Plan:
+    """The arm's plan with the trial's rate, length and batch."""
+    mean_length = record.train_tokens / record.train_examples
+    capacity, packs = step_size(trial.batch, mean_length, longest, plan.capacity, plan.devices)
+    return msgspec.structs.replace(
+        plan,
+        lr_lora=plan.lr_lora * trial.rate,
+        lr_dense=plan.lr_dense * trial.rate,
+        max_epochs=trial.epochs,
+        capacity=capacity,
+        packs_per_step=packs,
+        expected_steps=max(1, int(trial.epochs * record.train_examples / trial.batch)),
+    )
+
+
+def end_at(run: RunContext, record: RunRecord) -> float:
+    """When the last trial must be over: the closing reads the best one's weights again."""
+    costs = record.costs
+    return run.job.ready_by - costs.closing_s - costs.load_s - 2 * SLACK_S
+
+
+def trial_folder(run: RunContext, number: int) -> Path:
+    """Where a trial's weights are kept."""
+    return run.folder / "trials" / f"{number:03d}"
+
+
+def write_known(run: RunContext, known: SearchRecord) -> None:
+    """Write down where the search stands."""
+    if run.process_group.is_main:
+        write_search(run.folder, known)
+
+
+def clock_tokens(run: RunContext) -> int:
+    """The token clock's tokens; 0 on another clock."""
+    return run.own_clock.tokens if isinstance(run.own_clock, TokenClock) else 0
