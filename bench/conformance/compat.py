@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.harness import tiny_jobs as tiny
+from bench.harness import tiny_jobs
 from podium.demo.model import HOME
 from shared.messages import DatasetType, FileFormat, Metrics, TaskType
 from trainer_node.engine.data.examples import Examples, hold_out, read_rows, scored_length, tokenize
@@ -81,7 +81,7 @@ def main() -> int:
     cases = [case for case in CASES if not args.only or args.only in "-".join(case)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bases = {"tiny": tiny.MODEL, "smollm2": old_style(HOME, folder / "smollm2")}
+        bases = {"tiny": tiny_jobs.MODEL, "smollm2": old_style(HOME, folder / "smollm2")}
         trained = {"-".join(case): train(case, bases[case[0]], folder) for case in cases}
         answer = elsewhere(args.python, trained, bases, folder)
     failed, worst = report(trained, answer["losses"])
@@ -111,7 +111,7 @@ def train(case: tuple[str, str, str], model: Path, folder: Path) -> Trained:
     rows = json.loads((WORDNET / name).read_text())[: ROWS[which]]
     data = folder / f"{which}-{name}"
     data.write_text(json.dumps(rows))
-    job = tiny.write_job(
+    job = tiny_jobs.write_job(
         folder / "-".join(case),
         data,
         model="upstream/model",
@@ -122,9 +122,9 @@ def train(case: tuple[str, str, str], model: Path, folder: Path) -> Trained:
         token_clock_rate=1000.0 if which == "tiny" else 100.0,
         profile=profile,
     )
-    worker = tiny.start(job)
+    worker = tiny_jobs.start(job)
     worker.wait()
-    outcome = tiny.outcome_of(job)
+    outcome = tiny_jobs.outcome_of(job)
     if outcome is None or outcome.metrics is None:
         raise RuntimeError(f"{job.parent.name} failed: {outcome and outcome.error}")
     dev = held_out(data, model, task_type, columns).take(np.arange(outcome.metrics.dev_examples))

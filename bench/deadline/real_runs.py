@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench.harness import tiny_jobs as tiny
+from bench.harness import tiny_jobs
 from shared.files import folder_digest
 from shared.messages import OutcomeStatus, Phase, decode_progress, decode_worker_job
 from trainer_node.job.monitor import must_stop
@@ -39,16 +39,16 @@ def runs(count: int, seed: int, folder: Path, data: Path) -> dict[str, float]:
 def live(folder: Path, data: Path, seed: int) -> float | None:
     """One run with one stall and up to two kills; when its export was whole, in seconds after `ready_by`."""
     luck, began = random.Random(seed), time.time()
-    job = tiny.write_job(
+    job = tiny_jobs.write_job(
         folder, data, profile="lora_r16", clock="wall", start_at=began, ready_by=began + BUDGET_S
     )
     kills = sorted(began + luck.uniform(0.0, BUDGET_S) for _ in range(luck.randint(0, 2)))
     stall = (began + luck.uniform(0.2, 1.0) * BUDGET_S, luck.uniform(1.0, LONGEST_STALL_S))
-    worker, started, stalled = tiny.start(job), time.time(), False
+    worker, started, stalled = tiny_jobs.start(job), time.time(), False
     while (now := time.time()) < began + BUDGET_S + RESERVE_S + LAST_CALL_S:
-        outcome = tiny.outcome_of(job)
+        outcome = tiny_jobs.outcome_of(job)
         if outcome is not None and outcome.status is not OutcomeStatus.STOPPED:
-            tiny.kill(worker)
+            tiny_jobs.kill(worker)
             return _end(job, began + BUDGET_S)
         if not stalled and now >= stall[0]:
             stalled = True
@@ -60,10 +60,10 @@ def live(folder: Path, data: Path, seed: int) -> float | None:
             or _late(job, started, now)
             or worker.poll() is not None
         ):
-            tiny.kill(worker)
-            worker, started = tiny.start(job), time.time()
+            tiny_jobs.kill(worker)
+            worker, started = tiny_jobs.start(job), time.time()
         time.sleep(LOOK_S)
-    tiny.kill(worker)
+    tiny_jobs.kill(worker)
     return None
 
 
@@ -89,7 +89,7 @@ def _late(job: Path, started: float, now: float) -> bool:
 
 
 def _end(job: Path, ready_by: float) -> float | None:
-    outcome = tiny.outcome_of(job)
+    outcome = tiny_jobs.outcome_of(job)
     assert outcome is not None
     export = job.parent / "export"
     if outcome.status is OutcomeStatus.READY and folder_digest(export) == outcome.digest:

@@ -28,12 +28,10 @@ from typing import Any
 
 import torch
 
-from bench.deadline import real_runs as deadline_real
-from bench.deadline import simulated_machine as world
-from bench.deadline import simulated_pipeline as stage
+from bench.deadline import real_runs, simulated_machine, simulated_pipeline
 from bench.deadline.simulated_machine import Faults, Killed, Seconds, World
 from bench.deadline.simulated_pipeline import Ear
-from bench.harness import tiny_jobs as tiny
+from bench.harness import tiny_jobs
 from shared.errors import EngineError
 from shared.files import folder_digest
 from shared.messages import OutcomeStatus, decode_worker_job
@@ -83,13 +81,13 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
         folder = Path(name)
-        data = tiny.write_rows(folder / "rows.json", ROWS)
+        data = tiny_jobs.write_rows(folder / "rows.json", ROWS)
         report = simulate(args.runs, args.seed, folder, data)
-        hour = tiny.write_rows(folder / "hour.json", HOUR_ROWS)
+        hour = tiny_jobs.write_rows(folder / "hour.json", HOUR_ROWS)
         report["training_share"] = training_share(FREE, folder / "free", hour)
         report["training_share_loaded"] = training_share(LOADED, folder / "loaded", hour)
-        many = tiny.write_rows(folder / "many.json", REAL_ROWS)
-        real = deadline_real.runs(args.real, args.seed, folder / "real", many)
+        many = tiny_jobs.write_rows(folder / "many.json", REAL_ROWS)
+        real = real_runs.runs(args.real, args.seed, folder / "real", many)
     report["without_submission"] += real["without_submission"]
     report["real"] = real
     print(json.dumps(report))
@@ -105,7 +103,7 @@ def simulate(runs: int, seed: int, folder: Path, data: Path) -> dict[str, Any]:
         budget_s = hours * HOUR - MARGIN_S
         reserve_s = min(RESERVE_S, RESERVE_SHARE * budget_s)
         ready_by = budget_s - reserve_s
-        seconds, faults = world.draw(luck, ready_by, tokens=luck.uniform(25_000, 75_000))
+        seconds, faults = simulated_machine.draw(luck, ready_by, tokens=luck.uniform(25_000, 75_000))
         machine = World(seconds, faults, luck, ready_by, budget_s)
         ended = live(machine, folder / f"run-{index}", data, computes=index % COMPUTES == 0)
         late = ended.at > budget_s + MARGIN_S - STORE_S
@@ -128,7 +126,7 @@ def simulate(runs: int, seed: int, folder: Path, data: Path) -> dict[str, Any]:
 def live(machine: World, folder: Path, data: Path, *, computes: bool) -> Ended:
     """One run, started again whenever it is killed, as the node does it."""
     profile = "lora_r16" if computes else "maximum_accuracy"  # PEFT takes its time at every start
-    path = tiny.write_job(
+    path = tiny_jobs.write_job(
         folder, data, profile=profile, clock="wall", start_at=0.0, ready_by=machine.ready_by
     )
     job = decode_worker_job(path.read_bytes())
@@ -137,12 +135,12 @@ def live(machine: World, folder: Path, data: Path, *, computes: bool) -> Ended:
         reporter.world = machine
         reporter.__init__(folder / "progress.jsonl", job.task, job.slot)  # type: ignore[misc]
         try:
-            with stage.costs(machine, computes=computes):
+            with simulated_pipeline.costs(machine, computes=computes):
                 machine.begin()
                 outcome = unverified.at_once(folder, job, machine.now, reporter)
                 if outcome is None:
                     machine.imports()
-                    imports = (1 - world.PYTHON_SHARE) * machine.seconds.start
+                    imports = (1 - simulated_machine.PYTHON_SHARE) * machine.seconds.start
                     outcome = pipeline(RunContext(job, folder, machine, reporter, Stop(), import_s=imports))
         except Killed:
             continue

@@ -23,11 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.harness import tiny_jobs as tiny
+from bench.harness import tiny_jobs
 from shared.messages import DatasetType, Hardware, decode_worker_job
 
 SMOLLM2 = Path("~/.cache/podium/smollm2-135m-instruct").expanduser()
-WORDNET = tiny.ROOT / "examples" / "wordnet" / "nouns_train.json"
+WORDNET = tiny_jobs.ROOT / "examples" / "wordnet" / "nouns_train.json"
 
 
 class Spent(NamedTuple):
@@ -56,7 +56,7 @@ def main() -> None:
 def smollm2(folder: Path, budget_s: float) -> Path:
     """A dense run of SmolLM2-135M on the wall clock, from now."""
     now, memory = time.time(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return tiny.write_job(
+    return tiny_jobs.write_job(
         folder,
         WORDNET,
         profile="maximum_accuracy",
@@ -98,7 +98,7 @@ def measure(job: Path) -> dict[str, Any]:
     finally:
         for place, name, real in before:
             setattr(place, name, real)
-    outcome, given = tiny.outcome_of(job), decode_worker_job(job.read_bytes())
+    outcome, given = tiny_jobs.outcome_of(job), decode_worker_job(job.read_bytes())
     assert status == 0, outcome
     assert outcome is not None
     assert outcome.metrics is not None

@@ -29,7 +29,7 @@ import torch
 from msgspec.structs import replace
 
 from bench.conformance.compat import KINDS, WORDNET
-from bench.harness import tiny_jobs as tiny
+from bench.harness import tiny_jobs
 from bench.performance.throughput_podium import our_plan
 from podium.demo.model import HOME
 from shared.messages import Metrics, WorkerJob, decode_worker_job
@@ -117,15 +117,15 @@ def rows_of(model: Path, kind: str, count: int) -> tuple[Examples, Examples]:
 
 def tiny_loss(method: str, factor: float, seed: int, rows: tuple[Examples, Examples]) -> float:
     """Held-out loss of one run in fp32."""
-    plan = plan_of(tiny.MODEL, method, "float32", TINY_CAPACITY, factor)
-    deltas = add_deltas(load_model(str(tiny.MODEL), "float32"), plan, seed)
+    plan = plan_of(tiny_jobs.MODEL, method, "float32", TINY_CAPACITY, factor)
+    deltas = add_deltas(load_model(str(tiny_jobs.MODEL), "float32"), plan, seed)
     train(deltas, plan, rows[0], TINY_STEPS, seed)
     return score(deltas.model, rows[1]).loss
 
 
 def tiny_part(seeds: int) -> dict[str, Any]:
     """Both methods' losses over seeds, at the best rate of each."""
-    rows = rows_of(tiny.MODEL, "instruct", 1500)
+    rows = rows_of(tiny_jobs.MODEL, "instruct", 1500)
     losses: dict[str, list[float]] = {}
     for method in METHODS:
         tried = {factor: tiny_loss(method, factor, 1000, rows) for factor in FACTORS[method]}
@@ -198,7 +198,7 @@ def exports(deltas: Deltas, plan: Plan, dev: Examples) -> dict[str, float]:
 
 def job_in(folder: Path) -> WorkerJob:
     """A job that names SmolLM2 as its base."""
-    path = tiny.write_job(folder / "job", folder, model_path=str(HOME))
+    path = tiny_jobs.write_job(folder / "job", folder, model_path=str(HOME))
     return decode_worker_job(path.read_bytes())
 
 

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from bench.performance import throughput_podium as common
+from bench.performance import throughput_podium
 from podium.demo.model import HOME
 from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.model.loading import load_model, load_tokenizer
@@ -46,19 +46,19 @@ class Rounds(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """After the warm steps: answer when the round's time is over, then wait for the next."""
         self._steps += 1
-        if self._steps < common.WARM_STEPS:
+        if self._steps < throughput_podium.WARM_STEPS:
             return control
-        spent = common.now() - self._began
+        spent = throughput_podium.now() - self._began
         if self._requests is None:
-            self._requests = common.requests()
+            self._requests = throughput_podium.requests()
         elif spent < self._until:
             return control
         else:
-            common.say(rate=self.tokens / (spent + self.extra_s_per_token * self.tokens))
+            throughput_podium.say(rate=self.tokens / (spent + self.extra_s_per_token * self.tokens))
         wish = next(self._requests, None)
         if wish is None:
             sys.exit(0)
-        self._until, self.tokens, self._began = wish, 0, common.now()
+        self._until, self.tokens, self._began = wish, 0, throughput_podium.now()
         return control
 
 
@@ -75,26 +75,26 @@ def _options(dtype: str) -> dict[str, Any]:
         "use_cpu": True,
         "gradient_checkpointing": False,
         "optim": "adamw_torch_fused",
-        "learning_rate": common.LEARNING_RATE,
+        "learning_rate": throughput_podium.LEARNING_RATE,
         "max_steps": ENDLESS,
         "logging_strategy": "no",
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
         "dataset_num_proc": None,
-        "seed": common.SEED,
+        "seed": throughput_podium.SEED,
         "max_grad_norm": 1.0,
     }
 
 
 def _parts(dtype: str) -> dict[str, Any]:
     return {
-        "model": load_model(str(HOME), common.TORCH_DTYPES[dtype]),
+        "model": load_model(str(HOME), throughput_podium.TORCH_DTYPES[dtype]),
         "processing_class": load_tokenizer(str(HOME)),
         "peft_config": LoraConfig(
             task_type="CAUSAL_LM",
-            r=common.RANK,
-            lora_alpha=int(common.ALPHA),
+            r=throughput_podium.RANK,
+            lora_alpha=int(throughput_podium.ALPHA),
             lora_dropout=0.0,
             target_modules=MODULES,
         ),
@@ -136,9 +136,9 @@ def train_dpo(examples: Examples, dtype: str, pairs: int, reference: str = "in e
 
         def _precompute_ref_logps(self, *arguments: Any) -> Any:
             nonlocal spent
-            began = common.now()
+            began = throughput_podium.now()
             found = super()._precompute_ref_logps(*arguments)
-            spent = common.now() - began
+            spent = throughput_podium.now() - began
             return found
 
         def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
@@ -167,5 +167,5 @@ def train_dpo(examples: Examples, dtype: str, pairs: int, reference: str = "in e
 
 def serve(task: str, dtype: str, **setting: Any) -> None:
     """Train until the driver has had enough."""
-    examples = common.examples_of(task)
+    examples = throughput_podium.examples_of(task)
     (train_sft if task == "sft" else train_dpo)(examples, dtype, **setting)

@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from bench.harness.checker import Report
-from bench.reliability import lost_work as waste
+from bench.reliability import lost_work
 from bench.reliability.chaos_rounds import disturbed, rounds
 from bench.reliability.chaos_storm import Goal, Outcome, Storm, say
 from shared.logs import set_up_logs
@@ -90,7 +90,7 @@ def storm(folder: Path, args: argparse.Namespace) -> tuple[dict[str, Any], list[
     set_up_logs("console", "error", service="chaos")  # the bench's own connection dies with the broker
     say(f"{worker} workers, seed {args.seed}: {goal.jobs} jobs, {goal.faults} faults, in {folder}")
     outcome = asyncio.run(Storm(folder, worker, goal, args.seed).run())
-    summary = counts(outcome.report) | _of(outcome) | waste.summary(folder)
+    summary = counts(outcome.report) | _of(outcome) | lost_work.summary(folder)
     return summary, outcome.report.findings + outcome.findings
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from typing import Any
 
-from bench.harness import tiny_jobs as tiny
+from bench.harness import tiny_jobs
 from shared.messages import OutcomeStatus, TaskType, WorkerJob
 
 MODES: dict[str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
     "DPO": {
         "profile": "lora_dropout",
         "task_type": TaskType.DPO,
-        "dataset_type": tiny.PREFERENCES,
+        "dataset_type": tiny_jobs.PREFERENCES,
     },
     "DDP, 2 processes": {"profile": "lora_dropout", "processes": 2},
 }
@@ -72,7 +72,7 @@ def main() -> None:
     report, moments = Report(), random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = tiny.write_rows(folder / "rows.json")
+        data = tiny_jobs.write_rows(folder / "rows.json")
         for index, mode in enumerate(names):
             share = kills * (index + 1) // len(names) - kills * index // len(names)
             disturb(mode, share, folder / f"mode-{index}", data, moments, report)
@@ -84,32 +84,32 @@ def main() -> None:
 def disturb(mode: str, kills: int, folder: Path, data: Path, moments: random.Random, report: Report) -> None:
     """`kills` kills of as many runs as they need, each compared with an undisturbed one."""
     changes = {"ready_by": 100.0, "checkpoint_interval_s": 8.0, **MODES[mode]}
-    calm = tiny.write_job(folder / "calm", data, **changes)
+    calm = tiny_jobs.write_job(folder / "calm", data, **changes)
     began = time.monotonic()
     finish(calm)
     whole_s = time.monotonic() - began
-    wanted = dict(tiny.weights_of(calm))
+    wanted = dict(tiny_jobs.weights_of(calm))
     print(f"{mode}: undisturbed in {whole_s:.1f} s, {len(wanted)} files of weights", flush=True)
     report.modes[mode] = 0
     while report.modes[mode] < kills:
         report.runs += 1
-        job = tiny.write_job(folder / f"rough-{report.runs}", data, **changes)
+        job = tiny_jobs.write_job(folder / f"rough-{report.runs}", data, **changes)
         for _ in range(min(PER_RUN, kills - report.modes[mode])):
             moment = at_a_moment(moments.uniform(0.0, whole_s))
             if report.kills % 2:
                 moment = in_a_save(job, moments)
             checkpoints = job.parent / "checkpoints"
             before = set(checkpoints.glob(".tmp-*"))
-            worker = tiny.start(job)
+            worker = tiny_jobs.start(job)
             moment(worker)
             if worker.poll() is not None:  # it was faster than the kill
                 break
-            tiny.kill(worker)
+            tiny_jobs.kill(worker)
             report.kills += 1
             report.modes[mode] += 1
             report.inside_a_save += bool(set(checkpoints.glob(".tmp-*")) - before)
         finish(job)
-        equal = dict(tiny.weights_of(job)) == wanted
+        equal = dict(tiny_jobs.weights_of(job)) == wanted
         report.not_bit_equal += not equal
         print(f"{mode}: {resumes(job)} resumes, {'bit-equal' if equal else 'NOT EQUAL'}", flush=True)
 
@@ -144,12 +144,12 @@ def in_a_save(job: Path, moments: random.Random) -> Callable[[Popen[bytes]], Non
 
 def finish(job: Path) -> None:
     """Run a job to its end; AssertionError if that isn't READY."""
-    worker = tiny.start(job)
+    worker = tiny_jobs.start(job)
     try:
         worker.wait(RUN_S)
     finally:
-        tiny.kill(worker)
-    outcome = tiny.outcome_of(job)
+        tiny_jobs.kill(worker)
+    outcome = tiny_jobs.outcome_of(job)
     log = (job.parent / "worker.log").read_text()[-2000:]
     assert outcome is not None, log
     assert outcome.status is OutcomeStatus.READY, f"{outcome.error}\n{log}"
@@ -157,7 +157,7 @@ def finish(job: Path) -> None:
 
 def resumes(job: Path) -> int:
     """Return how often a finished run was resumed from a checkpoint."""
-    outcome = tiny.outcome_of(job)
+    outcome = tiny_jobs.outcome_of(job)
     return outcome.metrics.resumes if outcome and outcome.metrics else 0
 
 
@@ -171,7 +171,7 @@ def cost(folder: Path, data: Path, *, quick: bool) -> float:
 
     if quick or not costs.SMOLLM2.exists():
         now = time.time()
-        job = tiny.write_job(
+        job = tiny_jobs.write_job(
             folder, data, profile="maximum_accuracy", clock="wall", start_at=now, ready_by=now + 15.0
         )
     else:

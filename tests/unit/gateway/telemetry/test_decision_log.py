@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.telemetry import decision_log as decisions
+from gateway.telemetry import decision_log
 from gateway.telemetry.decision_log import DecisionLog
 from shared.messages import BareOffer, Decision, Offer, TaskType
 
@@ -58,7 +58,7 @@ async def test_a_file_that_can_not_be_written_is_counted_not_raised(tmp_path: Pa
 
 
 async def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "MOST_WAITING", 2)
+    monkeypatch.setattr(decision_log, "MOST_WAITING", 2)
     log = DecisionLog(tmp_path / "decisions.jsonl")
     for number in range(5):
         log.add(decision(str(number)), OFFER)
