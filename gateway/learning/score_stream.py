@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 from gateway.learning.learner import Learner
 from gateway.learning.score_form import same
 from shared import subjects
+from shared.aio import pause
 from shared.broker.bus import Bus, Record
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
 from shared.logs import TroubleLog, get_logger
@@ -62,11 +63,7 @@ class ScoreLog:
                 if trouble.is_new(error):
                     log.warning("can't read SCORES, retrying; rates stay unchanged", error=str(error))
             self.read_once.set()
-            try:
-                async with asyncio.timeout(RETRY_S if trouble.lasts else self._poll_s):
-                    await self._hint.wait()
-            except TimeoutError:
-                continue
+            await pause(RETRY_S if trouble.lasts else self._poll_s, self._hint)
 
     async def catch_up(self) -> None:
         """Read everything that was stored before this call. Raises BusError."""

@@ -10,6 +10,7 @@ from nats.aio.msg import Msg
 
 from gateway.state.ledger import Ledger
 from shared import subjects
+from shared.aio import pause
 from shared.broker.bus import Bus, Record
 from shared.errors import BusError, BusUnavailableError
 from shared.logs import TroubleLog, get_logger
@@ -72,11 +73,7 @@ class LogReader:
             except BusError as error:
                 if trouble.is_new(error):
                     log.warning("can't read JOBS and STATE, retrying", error=str(error))
-            try:
-                async with asyncio.timeout(self._poll_s if self.current else RETRY_S):
-                    await self._hint.wait()
-            except TimeoutError:
-                continue
+            await pause(self._poll_s if self.current else RETRY_S, self._hint)
 
     @property
     def fresh(self) -> bool:

@@ -21,6 +21,7 @@ from gateway.telemetry.counters import Measures
 from gateway.telemetry.event_log import EventLog, EventType
 from gateway.views.build import task_view
 from shared import subjects
+from shared.aio import pause
 from shared.broker.bus import Bus
 from shared.logs import get_logger
 from shared.messages import Heartbeat, Progress
@@ -86,11 +87,7 @@ class EventSources:
         """Prepare for a reader: return once decisions are subscribed to."""
         self._wanted.set()
         self._events.left_at = time.monotonic()  # until it reads, it counts as just left
-        try:
-            async with asyncio.timeout(LISTEN_S):
-                await self._subscribed.wait()
-        except TimeoutError:
-            return  # the broker is away: it happens after the reconnect
+        await pause(LISTEN_S, self._subscribed)  # with the broker away it happens after the reconnect
 
     def on_task(self, token: str) -> None:
         """Note a task whose state may have changed; count it if it has ended."""

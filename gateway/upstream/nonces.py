@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from shared import subjects
+from shared.aio import pause
 from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import get_logger
@@ -160,13 +161,8 @@ class Nonces:
 
     async def _asked(self) -> None:
         """Wait for a claim or a reconnect, for at most LOOK_S."""
-        try:
-            async with asyncio.timeout(LOOK_S):
-                await self._some.wait()
-        except TimeoutError:
-            return
-        finally:
-            self._some.clear()
+        await pause(LOOK_S, self._some)
+        self._some.clear()
 
     async def _share(self) -> None:
         """Store the waiting claims and resolve each. Claims that can't be stored stay."""
