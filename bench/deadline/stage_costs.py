@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from bench.harness import tiny_jobs
 from shared.messages import DatasetType, Hardware, decode_worker_job
+from shared.planning.hardware import machine_memory
 
 SMOLLM2 = Path("~/.cache/podium/smollm2-135m-instruct").expanduser()
 WORDNET = tiny_jobs.ROOT / "examples" / "wordnet" / "nouns_train.json"
@@ -55,7 +56,7 @@ def main() -> None:
 
 def smollm2(folder: Path, budget_s: float) -> Path:
     """A dense run of SmolLM2-135M on the wall clock, from now."""
-    now, memory = time.time(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    now, memory = time.time(), machine_memory()[0]
     return tiny_jobs.write_job(
         folder,
         WORDNET,

@@ -145,6 +145,6 @@ async def last_sequences(bus: Bus) -> tuple[int, int]:
 
 async def end_of(bus: Bus, stream: str, after: int = 0) -> int:
     """The sequence of a stream's last record."""
-    while batch := await bus.read(stream, after):
+    async for batch in bus.read_all(stream, after):
         after = batch[-1].sequence
     return after

@@ -203,7 +203,7 @@ class Storm:
             await asyncio.sleep(0.25)
 
     async def _read_results(self, bus: Bus) -> None:
-        while batch := await bus.read(subjects.STATE_STREAM, self._read_to):
+        async for batch in bus.read_all(subjects.STATE_STREAM, self._read_to):
             self._read_to = batch[-1].sequence
             ended = {state.task for r in batch if isinstance(state := decode_state_record(r.data), Result)}
             if ended - self.results:
