@@ -88,12 +88,12 @@ class Admission:
         can be decided now. Then it may still have been stored: the same offer sent again answers accepted
         if it was.
         """
-        token = subjects.task_key(offer.task_id)
-        decision = self._at_once(offer, token, received_at)
+        key = subjects.task_key(offer.task_id)
+        decision = self._at_once(offer, key, received_at)
         if decision is None or (decision.accepted and before is not None):
-            decision = await _within(within_s, self._decide(offer, token, received_at, before))
+            decision = await _within(within_s, self._decide(offer, key, received_at, before))
         if decision.accepted:
-            log.info("offer accepted", task=token, slot=decision.slot, reason=decision.reason)
+            log.info("offer accepted", task=key, slot=decision.slot, reason=decision.reason)
         self._decisions.add(decision, offer)
         return decision
 
@@ -112,18 +112,18 @@ class Admission:
         """
         return await _within(within_s, self._start(task_id, request, received_at))
 
-    def _at_once(self, offer: BareOffer, token: str, received_at: float) -> Decision | None:
+    def _at_once(self, offer: BareOffer, key: str, received_at: float) -> Decision | None:
         """Answer without reading the logs, which were read a moment ago; most offers are answered so.
 
         Accepted tasks stay accepted, and a refusal changes nothing; only accepting needs the logs' very end.
         """
         if not self._follower.fresh:
             return None
-        if self._ledger.task(token) is not None:
-            known = self._known(offer, token, received_at)
-            return None if isinstance(offer, Offer) and self._is_reserved(token) else known
+        if self._ledger.task(key) is not None:
+            known = self._known(offer, key, received_at)
+            return None if isinstance(offer, Offer) and self._is_reserved(key) else known
         verdict = self._policy(offer, self._recent_view())
-        return None if verdict.accepted else self._rejected(offer, token, verdict, received_at)
+        return None if verdict.accepted else self._rejected(offer, key, verdict, received_at)
 
     def _recent_view(self) -> PolicyView:
         """Return the last view unless a log has grown since; good enough to refuse on."""
@@ -132,18 +132,18 @@ class Admission:
             self._recent, self._viewed, self._viewed_at = self.view(), known, now
         return self._recent
 
-    def _rejected(self, offer: BareOffer, token: str, verdict: Verdict, received_at: float) -> Decision:
-        decision = self._records.decision(offer, token, verdict, received_at)
+    def _rejected(self, offer: BareOffer, key: str, verdict: Verdict, received_at: float) -> Decision:
+        decision = self._records.decision(offer, key, verdict, received_at)
         if verdict.warning:
-            self._log.warning(verdict.warning, task=token, kind=verdict.kind, reason=verdict.reason)
+            self._log.warning(verdict.warning, task=key, kind=verdict.kind, reason=verdict.reason)
         else:
-            self._log.info("offer rejected", task=token, kind=verdict.kind, reason=verdict.reason)
+            self._log.info("offer rejected", task=key, kind=verdict.kind, reason=verdict.reason)
         return decision
 
     async def _decide(
         self,
         offer: BareOffer,
-        token: str,
+        key: str,
         received_at: float,
         before: Callable[[], Awaitable[None]] | None,
     ) -> Decision:
@@ -151,17 +151,17 @@ class Admission:
         if before is not None:
             await before()
         while True:
-            if known := self._known(offer, token, received_at):
-                if not (known.accepted and isinstance(offer, Offer) and self._is_reserved(token)):
+            if known := self._known(offer, key, received_at):
+                if not (known.accepted and isinstance(offer, Offer) and self._is_reserved(key)):
                     return known
                 with suppress(NoSlotError):  # its reservation lapsed meanwhile: judge it as a new offer
                     return (await self._start(offer.task_id, lambda _: offer, received_at)).decision
             verdict = self._policy(offer, self._recent_view())
             if not verdict.accepted:
-                return self._rejected(offer, token, verdict, received_at)
+                return self._rejected(offer, key, verdict, received_at)
             if self._storing is None:
                 async with self._alone():
-                    return await self._admit(offer, token, received_at)
+                    return await self._admit(offer, key, received_at)
             # All waiters check again as soon as a record is stored: of hundreds that arrive together, all but
             # two are refused then. In a lock's queue each would wait for all those before it.
             await asyncio.shield(self._storing)
@@ -176,16 +176,16 @@ class Admission:
             self._storing = None
             done.set_result(None)
 
-    async def _admit(self, offer: BareOffer, token: str, received_at: float) -> Decision:
+    async def _admit(self, offer: BareOffer, key: str, received_at: float) -> Decision:
         """Judge on the newest state, and store an accepted offer."""
 
         def make() -> tuple[Job | Reservation | None, Decision]:
-            if known := self._known(offer, token, received_at):
+            if known := self._known(offer, key, received_at):
                 return None, known
             verdict = self._policy(offer, self.view())
             if not verdict.accepted:
-                return None, self._rejected(offer, token, verdict, received_at)
-            decision = self._records.decision(offer, token, verdict, received_at)
+                return None, self._rejected(offer, key, verdict, received_at)
+            decision = self._records.decision(offer, key, verdict, received_at)
             return self._records.accepted(offer, decision, received_at), decision
 
         return await self._store(make)
@@ -193,11 +193,11 @@ class Admission:
     async def _start(
         self, task_id: str, request: Callable[[BareOffer | None], Offer], received_at: float
     ) -> Job:
-        token = subjects.task_key(task_id)
+        key = subjects.task_key(task_id)
         await self._follower.catch_up()
 
         def make() -> tuple[Job | None, Job]:
-            task = self._ledger.task(token)
+            task = self._ledger.task(key)
             if task is None or task.record.task_id != task_id:
                 raise NotAcceptedError(f"task {task_id[:100]!r} was not accepted: offer it first")
             if task.job is not None:
@@ -209,7 +209,7 @@ class Admission:
             await asyncio.shield(self._storing)
         async with self._alone():
             job = await self._store(make)
-        log.info("job started", task=token, slot=job.slot, deadline_at=job.deadline_at)
+        log.info("job started", task=key, slot=job.slot, deadline_at=job.deadline_at)
         return job
 
     def _begin(
@@ -270,17 +270,15 @@ class Admission:
             f"the record could not be stored in {STORE_TRIES} tries: {cause}"
         ) from cause
 
-    def _is_reserved(self, token: str) -> bool:
-        task = self._ledger.task(token)
+    def _is_reserved(self, key: str) -> bool:
+        task = self._ledger.task(key)
         return task is not None and task.job is None
 
-    def _known(self, offer: BareOffer, token: str, received_at: float) -> Decision | None:
-        known = self._ledger.accepted(token, time.time())
+    def _known(self, offer: BareOffer, key: str, received_at: float) -> Decision | None:
+        known = self._ledger.accepted(key, time.time())
         if known is None or known.task_id == offer.task_id:
             return known
-        reason = (
-            f"Task id is the token of another accepted task, {known.task_id!r}; offer it under another id"
-        )
+        reason = f"Task id is the key of another accepted task, {known.task_id!r}; offer it under another id"
         judged = self._policy(offer, self.view())
         verdict = Verdict(
             reason=reason,
@@ -289,7 +287,7 @@ class Admission:
             terms=judged.terms,
             policy=judged.policy,
         )
-        return self._rejected(offer, token, verdict, received_at)
+        return self._rejected(offer, key, verdict, received_at)
 
     async def _append(self, record: Job | Reservation, expected: int) -> None:
         """Store one record if JOBS still ends at `expected`; a job also only as the task's first one."""

@@ -31,12 +31,12 @@ class Records:
         self._reservation_s = settings.reservation_s
         self._margin_s = settings.deadline_margin_s
 
-    def decision(self, offer: BareOffer, token: str, verdict: Verdict, received_at: float) -> Decision:
+    def decision(self, offer: BareOffer, key: str, verdict: Verdict, received_at: float) -> Decision:
         """Return the answer to an offer. A bare offer has no deadline yet: its time runs from the start."""
         begun = verdict.accepted and isinstance(offer, Offer)
         return Decision(
             task_id=offer.task_id,
-            task=token,
+            task=key,
             accepted=verdict.accepted,
             reason=verdict.reason,
             kind=verdict.kind,

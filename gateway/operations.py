@@ -45,7 +45,7 @@ class Operations:
         self._follower = follower
         self._gateway = gateway
 
-    async def cancel(self, token: str, reason: str) -> Task:
+    async def cancel(self, key: str, reason: str) -> Task:
         """End a task as `cancelled`, for good.
 
         Raises UnknownTaskError, NotPossibleError, and BusError: then it may or may not be cancelled.
@@ -53,11 +53,11 @@ class Operations:
         mine = None
         for _ in range(CANCEL_TRIES):
             await self._follower.catch_up()
-            task = self._find(token)
+            task = self._find(key)
             if mine is not None and task.job is not None:
                 result = self._ledger.chain_of(task.job).result
                 if result is not None and result.record_id == mine.record_id:
-                    log.warning("task cancelled", task=token, slot=task.job.slot, reason=mine.reason)
+                    log.warning("task cancelled", task=key, slot=task.job.slot, reason=mine.reason)
                     await self._wake(task.job)
                     return task
             job = self._open_job(task)
@@ -65,17 +65,17 @@ class Operations:
             try:
                 await append_result(self._bus, mine, self._ledger.chain_of(job).sequence)
             except (ConflictError, BusTimeoutError) as error:
-                log.info("cancel not confirmed, retrying", task=token, slot=job.slot, error=str(error))
-        raise BusUnavailableError(f"cancelling {token} was not confirmed in {CANCEL_TRIES} tries")
+                log.info("cancel not confirmed, retrying", task=key, slot=job.slot, error=str(error))
+        raise BusUnavailableError(f"cancelling {key} was not confirmed in {CANCEL_TRIES} tries")
 
-    async def requeue(self, token: str, reason: str) -> Task:
+    async def requeue(self, key: str, reason: str) -> Task:
         """Have the slot's node end the worker and restart the job, with attempts counted from 1.
 
         Returns once the node's claim is in the chain. Raises UnknownTaskError, NotPossibleError (the node
         refuses), NodeSilentError (it may still do it), and BusError.
         """
         await self._follower.catch_up()
-        job = self._open_job(self._find(token))
+        job = self._open_job(self._find(key))
         request = self._request(ControlKind.REQUEUE, job, reason)
         try:
             reply = await self._bus.request(subjects.control(job.slot), request, timeout_s=ANSWER_S)
@@ -91,14 +91,14 @@ class Operations:
             ) from error
         if not answer.done:
             raise NotPossibleError(f"not requeued: {answer.reason}")
-        log.warning("task requeued", task=token, slot=job.slot, reason=reason)
+        log.warning("task requeued", task=key, slot=job.slot, reason=reason)
         await self._follower.catch_up()
-        return self._find(token)
+        return self._find(key)
 
-    def _find(self, token: str) -> Task:
-        task = self._ledger.task(token)
+    def _find(self, key: str) -> Task:
+        task = self._ledger.task(key)
         if task is None:
-            raise UnknownTaskError(f"no task {token!r} was accepted; rejected offers are not kept")
+            raise UnknownTaskError(f"unknown task {key!r}; rejected offers are not stored")
         return task
 
     def _open_job(self, task: Task) -> Job:

@@ -33,11 +33,10 @@ from msgspec import Struct
 from bench.fake_validator.player import Played, Player
 from bench.fake_validator.simulator import outcome
 from bench.fake_validator.trace import HOUR_S, Event, World, generate
-from bench.harness import fleet as chaos_fleet
 from bench.harness.checker import Report, check, read_logs
 from bench.harness.fake_hub import FakeHub
 from bench.harness.fault_injector import Injector
-from bench.harness.fleet import GATEWAYS, Fleet
+from bench.harness.fleet import GATEWAYS, NODES, Fleet
 from bench.harness.signed_fleet import MINER, VALIDATOR, hub_settings, make_fleet, scripted_data, started
 from bench.reliability.soak_learning import Learned, learn
 from shared import subjects
@@ -172,7 +171,7 @@ def main() -> int:
     hub = FakeHub()
     fleet = make_fleet(
         folder,
-        nodes=chaos_fleet.NODES,
+        nodes=NODES,
         reservation_s=max(LEAST_RESERVATION_S, 900.0 * scale),
         **hub_settings(folder, hub.url, hub.token),
     )

@@ -129,15 +129,15 @@ async def get_story(request: web.Request) -> web.Response:
 
 async def post_cancel(request: web.Request) -> web.Response:
     """Cancel a task; 409 once it has a result or its submission is being stored."""
-    service, token, wish = await _wish(request)
-    task = await service.operations().cancel(token, wish.reason)
+    service, key, wish = await _wish(request)
+    task = await service.operations().cancel(key, wish.reason)
     return json_response(task_view(task, service.ledger, service.presence, time.time()))
 
 
 async def post_requeue(request: web.Request) -> web.Response:
     """Restart a job on its slot's node; 409 as for cancel, 503 if no node confirms."""
-    service, token, wish = await _wish(request)
-    task = await service.operations().requeue(token, wish.reason)
+    service, key, wish = await _wish(request)
+    task = await service.operations().requeue(key, wish.reason)
     return json_response(task_view(task, service.ledger, service.presence, time.time()))
 
 

@@ -130,7 +130,7 @@ class Evidence:
         self._half_life_s = half_life_s
         self._family = family
         self._house = Tables()
-        self._cases: dict[str, Case] = {}  # by token
+        self._cases: dict[str, Case] = {}  # by key
         self._counted: dict[str, list[Observation]] = {}
         self._tallies: dict[tuple[str, str], Tally] = {}
 

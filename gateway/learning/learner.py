@@ -47,15 +47,15 @@ class Learner:
             self._tables, self._made = self.evidence.tables(now), (self.evidence.version, now)
         return self._tables
 
-    def _count(self, slot: str, token: str) -> None:
-        task = self._ledger.task(token)
+    def _count(self, slot: str, key: str) -> None:
+        task = self._ledger.task(key)
         job = task.job if task is not None else None
         if job is None or job.slot != slot:  # STATE is read after JOBS and may be ahead
-            self._early.append((slot, token))
+            self._early.append((slot, key))
             return
         result = self._ledger.chain_of(job).result
         if result is not None:
             # A clock that is ahead must not age all other evidence.
             at = min(result.at, self._clock())
             offer = job.offer
-            self.evidence.note_result(token, offer.task_type, offer.model, result.status, at)
+            self.evidence.note_result(key, offer.task_type, offer.model, result.status, at)

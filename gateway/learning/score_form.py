@@ -86,12 +86,12 @@ def score_of(form: ScoreForm, ledger: Ledger, now: float) -> Score:
 
     Raises UnknownScoredTaskError.
     """
-    token = subjects.task_key(form.task_id)
-    task_type, model = _subject_of(form, accepted_offer(ledger, token))
+    key = subjects.task_key(form.task_id)
+    task_type, model = _subject_of(form, accepted_offer(ledger, key))
     return Score(
         record_id=uuid.uuid4().hex,
         task_id=form.task_id,
-        task=token,
+        task=key,
         task_type=task_type,
         model=model,
         quality_score=form.quality_score,
@@ -103,9 +103,9 @@ def score_of(form: ScoreForm, ledger: Ledger, now: float) -> Score:
     )
 
 
-def accepted_offer(ledger: Ledger, token: str) -> BareOffer | None:
-    """Return the offer that was accepted under a token, if the log has it."""
-    task = ledger.task(token)
+def accepted_offer(ledger: Ledger, key: str) -> BareOffer | None:
+    """Return the offer that was accepted under a key, if the log has it."""
+    task = ledger.task(key)
     return task.record.offer if task is not None else None
 
 

@@ -88,11 +88,11 @@ class Ledger:
         self.folded = {subjects.JOBS_STREAM: 0, subjects.STATE_STREAM: 0}
         self.newest: dict[str, Record] = {}  # by stream, the last one folded
         self.malformed = 0
-        self.ended: list[tuple[str, str]] = []  # slot and token of every result, as they were folded
-        self.on_task: Callable[[str], None] = lambda token: None  # after each record of a task that counts
-        self._tasks: dict[str, Task] = {}  # by token, in order of acceptance
-        self._chains: dict[tuple[str, str], TaskHistory] = {}  # by slot and token
-        self._newest_job: dict[str, str] = {}  # slot -> token
+        self.ended: list[tuple[str, str]] = []  # slot and key of every result, as they were folded
+        self.on_task: Callable[[str], None] = lambda key: None  # after each record of a task that counts
+        self._tasks: dict[str, Task] = {}  # by key, in order of acceptance
+        self._chains: dict[tuple[str, str], TaskHistory] = {}  # by slot and key
+        self._newest_job: dict[str, str] = {}  # slot -> key
         self._newest_reservation: dict[str, Reservation] = {}  # by slot
 
     def apply(self, stream: str, record: Record) -> None:
@@ -118,9 +118,9 @@ class Ledger:
         else:
             self.on_task(record.subject.rpartition(".")[2])
 
-    def task(self, token: str) -> Task | None:
-        """Return the task of this token, if one was accepted."""
-        return self._tasks.get(token)
+    def task(self, key: str) -> Task | None:
+        """Return the task of this key, if one was accepted."""
+        return self._tasks.get(key)
 
     def tasks(self) -> Iterator[Task]:
         """Return all tasks, newest first."""
@@ -130,18 +130,18 @@ class Ledger:
         """Return the state chain of a job; an empty one if no node wrote yet."""
         return self._chains.get((record.slot, record.task)) or TaskHistory()
 
-    def accepted(self, token: str, now: float) -> Decision | None:
+    def accepted(self, key: str, now: float) -> Decision | None:
         """Return the stored decision of an accepted task; a lapsed reservation doesn't count."""
-        task = self._tasks.get(token)
+        task = self._tasks.get(key)
         if task is None or self.state(task, now) is TaskState.LAPSED:
             return None
         return task.record.decision
 
     def holder(self, slot: str, now: float) -> Task | None:
         """Return the task that occupies a slot: its newest job without result, or an active reservation."""
-        token = self._newest_job.get(slot)
-        if token is not None and self._open(slot, token):
-            return self._tasks[token]
+        key = self._newest_job.get(slot)
+        if key is not None and self._open(slot, key):
+            return self._tasks[key]
         reservation = self._newest_reservation.get(slot)
         if reservation is None or reservation.expires_at <= now:
             return None
@@ -165,8 +165,8 @@ class Ledger:
             return TaskState.SUBMITTING
         return TaskState.QUEUED if chain.claimed is None else TaskState.RUNNING
 
-    def _open(self, slot: str, token: str) -> bool:
-        chain = self._chains.get((slot, token))
+    def _open(self, slot: str, key: str) -> bool:
+        chain = self._chains.get((slot, key))
         return chain is None or chain.result is None
 
     def _apply_job(self, record: Record) -> None:
@@ -186,8 +186,8 @@ class Ledger:
         self._newest_job[message.slot] = message.task
 
     def _apply_state(self, record: Record) -> None:
-        slot, token = _slot_and_token(record)
-        chain = self._chains.setdefault((slot, token), TaskHistory())
+        slot, key = _slot_and_key(record)
+        chain = self._chains.setdefault((slot, key), TaskHistory())
         chain.sequence = record.sequence  # also of a malformed record: the next write must expect it
         message = decode_state_record(record.data)
         _must_match(record, subjects.state(message.slot, message.task))
@@ -200,10 +200,10 @@ class Ledger:
             chain.submitting = message
         else:
             chain.result = message
-            self.ended.append((slot, token))
+            self.ended.append((slot, key))
 
 
-def _slot_and_token(record: Record) -> tuple[str, str]:
+def _slot_and_key(record: Record) -> tuple[str, str]:
     parts = record.subject.split(".")
     if len(parts) != 4:
         raise MalformedRecordError("a state subject has four parts")

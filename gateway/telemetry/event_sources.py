@@ -89,9 +89,9 @@ class EventSources:
         self._events.left_at = time.monotonic()  # until it reads, it counts as just left
         await pause(LISTEN_S, self._subscribed)  # with the broker away it happens after the reconnect
 
-    def on_task(self, token: str) -> None:
+    def on_task(self, key: str) -> None:
         """Note a task whose state may have changed; count it if it has ended."""
-        task = self._ledger.task(token)
+        task = self._ledger.task(key)
         if task is None:  # its chain was read before its job
             return
         result = self._ledger.chain_of(task.record).result
@@ -99,7 +99,7 @@ class EventSources:
             self._measures.ended(result)
         if self._folded.is_set():
             view = task_view(task, self._ledger, self._presence, time.time())
-            self._events.add(EventType.TASK, _encode(view), task=token, slot=view.slot)
+            self._events.add(EventType.TASK, _encode(view), task=key, slot=view.slot)
 
     def on_run_message(self, message: Heartbeat | Progress, data: bytes) -> None:
         """Note a heartbeat or progress."""

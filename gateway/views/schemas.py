@@ -35,7 +35,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     """One accepted task."""
 
     task_id: str
-    task: str  # its token
+    task: str  # its key
     slot: str
     state: TaskState
     decision: Decision
@@ -76,7 +76,7 @@ class SlotView(Struct, frozen=True, kw_only=True):
     hardware: Hardware | None
     node: str | None
     epoch: int | None
-    task: str | None  # the token of the job or reservation that keeps it busy
+    task: str | None  # the key of the job or reservation that keeps it busy
     phase: Phase | None
     step: int | None
     last_heartbeat_age_s: float | None

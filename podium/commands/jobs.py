@@ -105,7 +105,7 @@ def show(console: Console, story: TaskStory) -> None:
 def _facts(story: TaskStory) -> Table:
     now, job = story.now, story.job
     table = Table(box=None, show_header=False)
-    rows = [("task", f"{now.task_id} (token {now.task})"), ("slot", now.slot), ("state", now.state)]
+    rows = [("task", f"{now.task_id} (key {now.task})"), ("slot", now.slot), ("state", now.state)]
     if job is not None:
         offer = job.offer
         rows += [
