@@ -27,7 +27,7 @@ def deviations(
     memory = f"{plan.memory_bytes / 2**30:.1f} of {usable_memory(hardware) / 2**30:.1f} GB"
     return [
         *_of_modules(recipe, plan),
-        *_of_rates(plan, family, pairs),
+        *([] if recipe.rate else _of_rates(plan, family, pairs)),
         *_of_batch(recipe, plan, step),
         *_of_layout(recipe, plan, hardware, memory),
         *_of_kernels(recipe, plan, hardware),

@@ -100,7 +100,8 @@ def _step(task: _Task, layout: Layout, speed: Pace) -> Step:
     """Halve the batch until MIN_STEPS steps fit, or MIN_BATCH examples are reached."""
     rows, devices = task.rows, layout.devices
     wanted = batch = task.recipe.device_batch * task.recipe.accumulation * devices
-    seen = epoch_limit(rows.count, pairs=rows.pairs) * rows.count * rows.mean_length
+    epochs = task.recipe.epochs or epoch_limit(rows.count, pairs=rows.pairs)
+    seen = epochs * rows.count * rows.mean_length
     tokens = min(speed.train_s * speed.tokens_per_s, seen)
     while True:
         capacity, packs = step_size(batch, rows.mean_length, task.longest, layout.capacity, devices)
@@ -135,12 +136,12 @@ def _assemble(task: _Task, found: Fit, speed: Pace, step: Step, max_length: int)
         profile=recipe.profile,
         modules=found.modules,
         dropout=recipe.dropout,
-        lr_lora=share * lora_rate(family, hidden, alphas[0] if alphas else recipe.alpha),
-        lr_dense=share * dense_rate(family, hidden),
+        lr_lora=recipe.rate or share * lora_rate(family, hidden, alphas[0] if alphas else recipe.alpha),
+        lr_dense=recipe.rate or share * dense_rate(family, hidden),
         max_length=max_length,
         capacity=step.capacity,
         packs_per_step=step.packs,
-        max_epochs=epoch_limit(task.rows.count, pairs=pairs),
+        max_epochs=recipe.epochs or epoch_limit(task.rows.count, pairs=pairs),
         dtype=found.layout.dtype,
         parallel=found.layout.parallel,
         devices=found.layout.devices,

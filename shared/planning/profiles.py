@@ -24,7 +24,7 @@ LEAST_PAIR_SHARE = 0.1
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
-    """Every hyper-parameter that a profile names; no learning rate: see `lora_rate` and `dense_rate`."""
+    """Every hyper-parameter that a profile names."""
 
     profile: str
     rank: int
@@ -40,6 +40,8 @@ class Recipe(Struct, frozen=True, kw_only=True):
     activation_checkpointing: bool = False
     compile: bool = False
     ddp_bucket_mb: int = 200
+    rate: float | None = None  # peak learning rate; None: see `lora_rate` and `dense_rate`
+    epochs: float | None = None  # None: see `planner.epoch_limit`
     arms: tuple[str, ...] = ()  # profiles to try besides this one; with any, the engine searches
 
     @property
@@ -71,6 +73,28 @@ PROFILES = {
             activation_checkpointing=True,
             compile=True,
             arms=("lora_r128",),
+        ),
+        # What others run without tuning (their documents' defaults), to be compared with. The loss is ours:
+        # the mean over examples, where theirs is over tokens.
+        Recipe(
+            profile="trl_default",
+            rank=8192,
+            alpha=2048.0,
+            dropout=0.0,
+            device_batch=8,
+            max_length=1024,
+            rate=2e-5,
+            epochs=3.0,
+        ),
+        Recipe(
+            profile="autotrain_like",
+            rank=16,
+            alpha=32.0,
+            dropout=0.05,
+            device_batch=8,
+            max_length=2048,
+            rate=2e-4,
+            epochs=3.0,
         ),
         Recipe(profile="lora_r16", rank=16, alpha=32.0, dropout=0.0, device_batch=32),
         Recipe(profile="lora_r128", rank=128, alpha=32.0, dropout=0.0, device_batch=32, compile=True),
