@@ -1,6 +1,6 @@
 """The data sets of the accuracy arena: rows, completion lengths, languages and licences.
 
-python -m bench arena_data [SOURCE ...]
+python -m bench arena_data [SOURCE ...] [--write FOLDER]
 
 Fetches what the cache lacks ($PODIUM_ARENA_CACHE or ~/.cache/podium/arena). The last line is one JSON object:
 `{"sources": {name: {"rows", "train", "test", "median_bytes", "p90_bytes", "sha256", ...}}}`.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.arena.packages import cache_folder
-from bench.arena.rows import Row, split
+from bench.arena.rows import Row, split, write_json
 from bench.arena.sources import SOURCES, load
 
 
@@ -53,10 +53,20 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench arena_data", description=__doc__)
     parser.add_argument("sources", nargs="*", help=f"of {', '.join(SOURCES)}; all by default")
-    chosen = parser.parse_args().sources or list(SOURCES)
+    parser.add_argument(
+        "--write", type=Path, metavar="FOLDER", help="write NAME_train.json and NAME_test.json"
+    )
+    options = parser.parse_args()
+    chosen = options.sources or list(SOURCES)
     if unknown := set(chosen) - set(SOURCES):
         parser.error(f"no such source: {', '.join(sorted(unknown))}")
-    print(json.dumps({"sources": table(chosen, cache_folder())}))
+    facts = table(chosen, cache_folder())
+    for name in chosen if options.write else ():
+        options.write.mkdir(parents=True, exist_ok=True)
+        parts = split(load(name, cache_folder()))
+        write_json(parts.train, options.write / f"{name}_train.json")
+        write_json(parts.test, options.write / f"{name}_test.json")
+    print(json.dumps({"sources": facts}))
 
 
 if __name__ == "__main__":

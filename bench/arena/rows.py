@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 
@@ -29,6 +30,15 @@ class Split(msgspec.Struct, frozen=True):
 
     train: list[Row]
     test: list[Row]
+
+
+# The dataset type of an offer for the files of `write_json`.
+DATASET_TYPE = {"field_instruction": "prompt", "field_output": "completion"}
+
+
+def write_json(rows: list[Row], path: Path) -> None:
+    """Write the rows as a JSON data file of an InstructTextTask; DATASET_TYPE names its columns."""
+    path.write_bytes(msgspec.json.encode(rows))
 
 
 def digest(*parts: str) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
-from bench.arena.rows import Row, shingles, split, unique
+from bench.arena.rows import DATASET_TYPE, Row, shingles, split, unique, write_json
 
 WORDS = [
     first + last for first in ("ba", "ke", "li", "mo", "su") for last in ("dor", "fin", "gat", "rel", "zon")
@@ -48,3 +50,11 @@ def test_a_completion_that_many_rows_share_stays_on_one_side() -> None:
     parts = split(rows, test_share=0.5)
     sides = [sum(row.completion == "yes" for row in side) for side in (parts.train, parts.test)]
     assert sorted(sides) == [0, 4]
+
+
+def test_a_data_file_has_the_columns_of_the_dataset_type(tmp_path: Path) -> None:
+    write_json([Row("a", "\u00e9")], tmp_path / "rows.json")
+    assert json.loads((tmp_path / "rows.json").read_text("utf-8")) == [
+        {"prompt": "a", "completion": "\u00e9"}
+    ]
+    assert set(DATASET_TYPE.values()) == {"prompt", "completion"}
