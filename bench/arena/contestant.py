@@ -1,0 +1,52 @@
+"""One run of the arena in a process of its own: the engine's worker, then its submission's test losses.
+
+python -m bench.arena.contestant FOLDER/job.json
+
+FOLDER has train.json and test.json; test_losses.json is written next to them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from shared.messages import FileFormat, decode_worker_job
+from trainer_node.engine import pipeline
+from trainer_node.engine.data.examples import read_rows, scored_length, tokenize
+from trainer_node.engine.evaluate import metric
+from trainer_node.engine.model.adapters import load_adapter
+from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer
+from trainer_node.engine.signals import Stop
+
+
+def test_losses(job_path: Path) -> list[float]:
+    """The submission's loss on every test row, as the scorer takes it, in fp32."""
+    job, folder = decode_worker_job(job_path.read_bytes()), job_path.parent
+    export = folder / "export"
+    adapter = (export / "adapter_config.json").is_file()
+    network: torch.nn.Module = load_model(job.model_path if adapter else str(export), torch.float32)
+    if adapter:
+        network = load_adapter(network, str(export))
+    rows = read_rows(str(folder / "test.json"), FileFormat.JSON, allow_private_urls=False)
+    length = scored_length(load_config(job.model_path))
+    tokenizer = load_tokenizer(job.model_path)
+    examples, _ = tokenize(rows, job.task_type, job.dataset_type, tokenizer, length)
+    losses: list[float] = metric.score(network, examples).per_example.tolist()
+    return losses
+
+
+def main() -> int:
+    """Run the job, score what it submits; the worker's exit status."""
+    job_path = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    status = pipeline.main(job_path, Stop())
+    if status == 0:
+        (job_path.parent / "test_losses.json").write_text(json.dumps(test_losses(job_path)))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
