@@ -139,3 +139,31 @@ def test_a_budget_leaves_room_for_a_late_trial() -> None:
     assert budget.fits(Trial(arm="dense", epochs=2.0))
     assert not budget.fits(Trial(arm="dense", epochs=2.6))
     assert SAFETY * budget.cost_s(Trial(arm="dense", epochs=2.0)) < 100.0
+
+
+def test_a_batch_below_the_smallest_pack_is_not_tried() -> None:
+    budget = Budget(
+        left_s=1e6,
+        tokens_per_s=SPEED,
+        epoch_tokens=10_000,
+        examples=500,
+        trial_s=1.0,
+        all_s=1e6,
+        least_batch=20.0,
+    )
+    done: list[TrialResult] = []
+    surface = bowl(1.0, 2.0, 4)
+    while trial := next_trial(START, done, budget):
+        done.append(TrialResult(trial=trial, loss=surface(trial), tokens=1, train_s=1.0))
+    assert min(result.trial.batch for result in done) == 16
+
+
+def test_after_a_turn_a_shorter_run_is_tried_and_no_longer_one() -> None:
+    budget = Budget(left_s=1e6, tokens_per_s=SPEED, epoch_tokens=10_000, examples=500, trial_s=1.0, all_s=1e6)
+    done = [TrialResult(trial=START[0], loss=2.0, tokens=1, train_s=1.0, turned=True)]
+    first = next_trial(START, done, budget)
+    assert first
+    assert first.epochs == START[0].epochs / 2
+    while trial := next_trial(START, done, budget):
+        assert trial.epochs <= START[0].epochs
+        done.append(TrialResult(trial=trial, loss=3.0, tokens=1, train_s=1.0))

@@ -153,6 +153,7 @@ class TrialRunner:
             tokens=state.tokens,
             train_s=0.0,
             weights=best.name,
+            turned=state.schedule.pulse.cooldown is not None,
             losses=best.score.per_example.tolist() if best.score else [],
             step=best.reached.step,
             step_tokens=best.reached.tokens,

@@ -16,6 +16,7 @@ import torch
 
 from shared.errors import EngineError, PlanError
 from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase
+from shared.planning.memory_fit import round_up
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
 from trainer_node.engine import prepare
@@ -64,15 +65,18 @@ def search(
     dev = data.dev.take(np.arange(len(record.base_losses)))
     runner = TrialRunner(run, record, data, dev, known, make_saver(run, record), model)
     run.reporter.phase(Phase.TRAIN)
-    while trial := runner.known.trial or next_trial(
-        _first_trials(runner.known.plans, record), runner.known.done, _budget(run, record, runner.known)
-    ):
+    longest = int(data.train.lengths.max())
+    start = _first_trials(runner.known.plans, record)
+    while True:
+        budget = _budget(run, record, runner.known, longest)
+        trial = runner.known.trial or next_trial(start, runner.known.done, budget)
+        if trial is None:
+            return submit_best(runner)
         if runner.known.trial is None:
             runner.note(runner.known.started(trial, run.clock.time(), clock_tokens(run)))
         if not runner.run_trial(trial, found):
             return Outcome(status=OutcomeStatus.STOPPED, step=runner.known.steps_before)
         found = None
-    return submit_best(runner)
 
 
 def submittable(
@@ -126,7 +130,7 @@ def _first_trials(plans: dict[str, Plan], record: RunRecord) -> list[Trial]:
     return trials
 
 
-def _budget(run: RunContext, record: RunRecord, known: SearchRecord) -> Budget:
+def _budget(run: RunContext, record: RunRecord, known: SearchRecord, longest: int) -> Budget:
     """What is left, at the speed of the trials so far."""
     trained_s = sum(one.train_s for one in known.done)
     tokens = sum(one.tokens for one in known.done)
@@ -142,6 +146,7 @@ def _budget(run: RunContext, record: RunRecord, known: SearchRecord) -> Budget:
         examples=record.train_examples,
         trial_s=0.0 if run.simulated else sum(other) / len(other),
         all_s=known.all_s,
+        least_batch=first.devices * round_up(longest) * record.train_examples / record.train_tokens,
     )
 
 

@@ -32,6 +32,9 @@ SAFETY = 1.15  # a trial may take this much longer than those before it
 SEEDS = 3  # other data orders of the best trial, for averaging
 
 
+Move = Callable[[Trial], Trial]
+
+
 class Budget(Struct, frozen=True, kw_only=True):
     """What the next trial may cost."""
 
@@ -41,6 +44,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     examples: int
     trial_s: float  # what a trial costs besides its steps: resetting, scoring
     all_s: float  # `left_s` before the first trial
+    least_batch: float = 1.0  # examples that the smallest pack holds, one on every device
 
     def cost_s(self, trial: Trial) -> float:
         """Seconds that a trial takes."""
@@ -69,8 +73,9 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
         return _probe_or_main(start, done, budget)
     best = best_of(done)
     tried = {_key(result.trial) for result in done}
-    for trial in _neighbours(best.trial if best else first, done, start):
-        if _key(trial) not in tried and budget.fits(trial):
+    for trial in _neighbours(best.trial if best else first, start, turned=bool(best and best.turned)):
+        # Below the smallest pack a smaller batch would be the same one.
+        if _key(trial) not in tried and budget.fits(trial) and 2 * trial.batch > budget.least_batch:
             return trial
     return None
 
@@ -93,30 +98,36 @@ def best_of(done: Sequence[TrialResult]) -> TrialResult | None:
 # --- full length
 
 
-def _neighbours(best: Trial, done: Sequence[TrialResult], start: Sequence[Trial]) -> Iterator[Trial]:
-    """The trials next to the best one: coarse steps, then fine ones, then other orders of the rows."""
-    moves: list[Callable[[Trial], Trial]] = [
-        lambda t: replace(t, rate=t.rate * RATE_STEP),
-        lambda t: replace(t, epochs=t.epochs * 2),
-        lambda t: replace(t, batch=t.batch // BATCH_STEP),
-        lambda t: replace(t, rate=t.rate / RATE_STEP),
-        lambda t: replace(t, epochs=t.epochs / 2),
-        lambda t: replace(t, batch=t.batch * BATCH_STEP),
-    ]
+def _neighbours(best: Trial, start: Sequence[Trial], *, turned: bool) -> Iterator[Trial]:
+    """The trials next to the best one: coarse steps, then fine ones, then other orders of the rows.
+
+    If the best one's loss has turned, a longer run would turn as well, and a shorter one is tried first.
+    """
+    higher, lower = _by(rate=RATE_STEP), _by(rate=1 / RATE_STEP)
+    longer, shorter = _by(epochs=2.0), _by(epochs=0.5)
+    larger, smaller = _by(batch=BATCH_STEP), _by(batch=1 / BATCH_STEP)
+    if turned:
+        moves = [shorter, smaller, lower, higher, larger]
+    else:
+        moves = [higher, longer, smaller, lower, shorter, larger]
     for move in moves:
         if _in_range(trial := move(best)):
             yield trial
     yield from (replace(best, arm=arm.arm, rate=arm.rate) for arm in start[1:] if arm.arm != best.arm)
-    fine: list[Callable[[Trial], Trial]] = [
-        lambda t: replace(t, rate=t.rate * FINE_STEP),
-        lambda t: replace(t, rate=t.rate / FINE_STEP),
-        lambda t: replace(t, epochs=t.epochs * 1.5),
-        lambda t: replace(t, epochs=t.epochs / 1.5),
-    ]
+    fine = [_by(rate=FINE_STEP), _by(rate=1 / FINE_STEP), _by(epochs=1 / 1.5)]
+    if not turned:
+        fine.append(_by(epochs=1.5))
     for move in fine:
         if _in_range(trial := move(best)):
             yield trial
     yield from (replace(best, seed=seed) for seed in range(1, SEEDS + 1))
+
+
+def _by(*, rate: float = 1.0, epochs: float = 1.0, batch: float = 1.0) -> Move:
+    """A step in the space of trials, by factors."""
+    return lambda trial: replace(
+        trial, rate=trial.rate * rate, epochs=trial.epochs * epochs, batch=int(trial.batch * batch)
+    )
 
 
 def _in_range(trial: Trial) -> bool:

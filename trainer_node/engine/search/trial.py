@@ -38,6 +38,7 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     train_s: float  # inside the trial's training, by the run's clock
     other_s: float = 0.0  # for setting up and scoring
     weights: str = "weights"  # the best group of tensors in its checkpoint: weights, average or best
+    turned: bool = False  # its held-out loss rose, so that it ended early
     losses: list[float] = []  # row by row
     step: int = 0  # of those weights
     step_tokens: int = 0  # trained up to there
