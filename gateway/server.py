@@ -16,9 +16,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.api.access import guard_of
 from gateway.api.routing import RUNNING
+from gateway.api.throttle import LoopThrottle
 from gateway.api.v1 import make_app
+from gateway.parts import Background
 from gateway.service import Service
-from gateway.upstream.auth import remarks
+from gateway.upstream.auth import gate_of, remarks
+from gateway.upstream.endpoints import Entrance, add_endpoints
+from gateway.upstream.nonces import Nonces
+from gateway.upstream.validators import validators_of
 from shared.aio import cancel_all
 from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger
@@ -66,10 +71,13 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
     On exit: no new connections, running requests finish, then the service disconnects from NATS.
     """
     service = Service(settings)
+    validators, nonces = validators_of(settings), Nonces(settings.gateway_name)
+    entrance = Entrance(gate_of(settings, validators, nonces), LoopThrottle().take)
     guard = await asyncio.to_thread(guard_of, settings, listening)
     if settings.upstream_auth == "off" and not is_loopback(str(listening.getsockname()[0])):
         raise SettingsError("upstream_auth = off is for loopback only, but the socket that was passed is not")
     app = make_app(service, guard)
+    add_endpoints(app, service, entrance)
     logging.getLogger("aiohttp.server").addFilter(_is_about_us)
     runner = web.AppRunner(
         app,
@@ -79,10 +87,11 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
         auto_decompress=False,  # signatures cover the raw bytes; and a small body stays small
     )
     await runner.setup()
-    await service.prepare()
+    await validators.look()  # before the first request is read: upstream asks once
     site = web.SockSite(runner, listening, backlog=BACKLOG)
     await site.start()
-    work = asyncio.create_task(service.run(), name="gateway service")
+    background: Background = {"nonces": nonces.run, "validators": lambda _: validators.follow()}
+    work = asyncio.create_task(service.run(background), name="gateway service")
     tokens = asyncio.create_task(guard.follow(), name="API tokens")
     try:
         yield service, work

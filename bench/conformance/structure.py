@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "policy views expiry",
         "telemetry offers",
         "admission nats_offers",
+        "parts",
         "service",
         "upstream",
         "api",

@@ -46,7 +46,6 @@ from gateway.learning.score_form import ScoreForm, parse_scores
 from gateway.offers import parse_offer
 from gateway.service import Service
 from gateway.state.ledger import Task, TaskState
-from gateway.upstream.endpoints import add_endpoints
 from gateway.views.build import TaskFilter, slot_view, task_page, task_story, task_view
 from gateway.views.schemas import (
     LONGEST_PAGE,
@@ -92,7 +91,6 @@ def make_app(service: Service, guard: Guard) -> web.Application:
     app[GUARD] = guard
     app[RUNNING] = set()
     add_routes(app.router, ROUTES, guard)
-    add_endpoints(app, service)
     return app
 
 

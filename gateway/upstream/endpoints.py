@@ -8,7 +8,7 @@ read logs.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from gateway.errors import NoSlotError, NoSubmissionError, NotAcceptedError
 from gateway.http_request import read_body
 from gateway.service import Service
 from gateway.state.ledger import Ledger
-from gateway.upstream.auth import AuthRefusal, Caller
+from gateway.upstream.auth import AuthRefusal, Caller, Gate
 from gateway.upstream.contract import (
     MinerSubmission,
     MinerTaskOffer,
@@ -45,6 +45,19 @@ HUB: Final = "hf://"
 JSON: Final = {"Content-Type": "application/json"}
 
 
+class Entrance(Struct, frozen=True):
+    """Admit requests, a few per event-loop iteration."""
+
+    gate: Gate
+    throttle: Callable[[], Awaitable[None]]  # waits for an iteration that has room
+
+    async def admit(self, headers: Mapping[str, str], body: bytes | None) -> Caller:
+        """Return the caller; `body` is None for a GET. Raises AuthRefusal."""
+        await self.throttle()
+        # authenticate after the body has arrived: a replay could delay it until its nonce is forgotten
+        return self.gate.admit(headers, body, time.time())
+
+
 class Asked(Struct, frozen=True):
     """One admitted request."""
 
@@ -61,7 +74,7 @@ log = get_logger()
 _encode = msgspec.json.Encoder().encode
 
 
-def add_endpoints(app: web.Application, service: Service) -> None:
+def add_endpoints(app: web.Application, service: Service, entrance: Entrance) -> None:
     """Add upstream's endpoints to the gateway's HTTP application."""
     posts: tuple[tuple[str, Endpoint], ...] = (
         ("/task_offer", offer),
@@ -71,14 +84,14 @@ def add_endpoints(app: web.Application, service: Service) -> None:
         ("/start_training_image", start_image),
     )
     for path, endpoint in posts:
-        handler = partial(_post, service, endpoint)
+        handler = partial(_post, service, entrance, endpoint)
         app.router.add_route("POST", path + "/", handler)
         app.router.add_route("POST", path, handler)
     for path, endpoint in (
         ("/get_latest_model_submission/{task_id:[^/]+}", submission),
         ("/training_repo/{kind:[^/]+}", training_repo),
     ):
-        handler = partial(_get, service, endpoint)
+        handler = partial(_get, service, entrance, endpoint)
         app.router.add_route("GET", path, handler)
         app.router.add_route("GET", path + "/", handler)
 
@@ -148,7 +161,9 @@ async def training_repo(service: Service, asked: Asked) -> TrainingRepo:
     return TrainingRepo(settings.training_repo, settings.training_commit)
 
 
-async def _post(service: Service, endpoint: Endpoint, request: web.Request) -> web.Response:
+async def _post(
+    service: Service, entrance: Entrance, endpoint: Endpoint, request: web.Request
+) -> web.Response:
     received_at, limit = time.time(), service.settings.max_body_bytes
     try:
         body = await read_body(request, limit)
@@ -156,27 +171,27 @@ async def _post(service: Service, endpoint: Endpoint, request: web.Request) -> w
         return _unread(413, f"the body is larger than {limit} bytes")
     except (web.HTTPRequestTimeout, web.HTTPBadRequest) as error:
         return _unread(error.status, str(error.text))
-    return await _answer(service, endpoint, request, body, body, received_at)
+    return await _answer(service, entrance, endpoint, request, body, received_at)
 
 
-async def _get(service: Service, endpoint: Endpoint, request: web.Request) -> web.Response:
-    return await _answer(service, endpoint, request, b"", None, time.time())
+async def _get(
+    service: Service, entrance: Entrance, endpoint: Endpoint, request: web.Request
+) -> web.Response:
+    return await _answer(service, entrance, endpoint, request, None, time.time())
 
 
 async def _answer(
     service: Service,
+    entrance: Entrance,
     endpoint: Endpoint,
     request: web.Request,
-    body: bytes,
-    signed: bytes | None,
+    body: bytes | None,
     received_at: float,
 ) -> web.Response:
     """Authenticate the request, run its endpoint, and convert errors into upstream's form."""
-    await service.throttle.take()
     try:
-        # authenticate after the body has arrived: a replay could delay it until its nonce is forgotten
-        caller = service.gate.admit(request.headers, signed, time.time())
-        return _json(await endpoint(service, Asked(request, body, received_at, caller)))
+        caller = await entrance.admit(request.headers, body)
+        return _json(await endpoint(service, Asked(request, body or b"", received_at, caller)))
     except AuthRefusal as refusal:
         return _detail(refusal.status, refusal.detail)
     except (NoSubmissionError, NotAcceptedError) as error:

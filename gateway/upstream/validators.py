@@ -14,6 +14,7 @@ from gateway.upstream.hotkeys import AddressError, public_key
 from gateway.watched_file import WatchedFile
 from shared.errors import SettingsError
 from shared.logs import TroubleLog, get_logger
+from shared.settings import Settings
 
 LOOK_S: Final = 5.0  # poll interval for changes of the file
 LARGEST_FILE: Final = 64 << 20
@@ -77,6 +78,14 @@ class Validators:
         if found is not None:
             self._stakes = found
             log.info("stakes read", file=str(self._file.path), nodes=len(self._stakes))
+
+
+def validators_of(settings: Settings) -> Validators:
+    """Return the validators that the settings name. Raises SettingsError."""
+    file = settings.upstream_nodes_file
+    return Validators(
+        settings.upstream_validators, Path(file).expanduser() if file else None, settings.upstream_min_stake
+    )
 
 
 def _read(path: Path, status: os.stat_result) -> dict[str, float]:

@@ -319,8 +319,7 @@ async def test_a_connection_that_is_closed_for_good_ends_the_service(
         async with running(settings, listening_socket(settings, {})) as (service, work):
             while service.why_not_ready():
                 await asyncio.sleep(0.01)
-            assert service._bus is not None
-            await service._bus.client.close()
+            await (await service.started()).bus.client.close()
             await asyncio.wait({work}, timeout=5)
 
     with pytest.raises(BusUnavailableError, match="closed for good"):
