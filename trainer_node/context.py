@@ -1,4 +1,4 @@
-"""What all the parts of one node share."""
+"""The dependencies that all parts of one node share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer_node.worker.supervisor import Supervisor, Worker
 DISMISS_GRACE_S: Final = 10.0  # for a worker that hangs, is late, or is no longer wanted
 
 
-class Post(Struct, frozen=True):
+class NodeContext(Struct, frozen=True):
     """A node's parts: `wake` ends its waiting, `draining` its work."""
 
     settings: Settings

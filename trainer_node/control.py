@@ -1,4 +1,4 @@
-"""Where a node hears what operators ask of its slot; only the node that holds the slot answers."""
+"""Handle operators' requests for a slot. Only the node that holds the slot answers."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from shared import subjects
 from shared.errors import BusError
 from shared.logs import get_logger
 from shared.messages import Control, ControlAnswer, ControlKind, decode_control, encode
-from trainer_node.context import Post
-from trainer_node.job.reconciler import Assignment
+from trainer_node.context import NodeContext
+from trainer_node.job.reconciler import JobReconciler
 
 log = get_logger()
 
 
-class Desk:
-    """Takes requests from `open` to `close`; `tended` is asked for the job the node is at."""
+class ControlHandler:
+    """Handles requests between `open` and `close`; `tended` returns the job the node works on."""
 
-    def __init__(self, post: Post, tended: Callable[[], Assignment | None]) -> None:
-        self.post = post
+    def __init__(self, context: NodeContext, tended: Callable[[], JobReconciler | None]) -> None:
+        self.context = context
         self.tended = tended
         self._running: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Listen from now on."""
-        await self.post.bus.subscribe(subjects.control(self.post.settings.slot), self._heard)
+        await self.context.bus.subscribe(subjects.control(self.context.settings.slot), self._heard)
 
     async def close(self) -> None:
         """Drop unanswered requests: the logs hold the truth."""
@@ -48,21 +48,23 @@ class Desk:
         except msgspec.DecodeError as error:
             log.warning("a request can't be read", subject=message.subject, error=str(error))
             return
-        self.post.wake.set()
-        if not self.post.lease.may_write():  # the node that holds the slot will answer
+        self.context.wake.set()
+        if not self.context.lease.may_write():  # the node that holds the slot will answer
             return
         refusal = await self._requeue(control) if control.kind is ControlKind.REQUEUE else None
         if not message.reply:
             return
         try:
-            await self.post.bus.publish(message.reply, encode(ControlAnswer(refusal is None, refusal or "")))
+            await self.context.bus.publish(
+                message.reply, encode(ControlAnswer(refusal is None, refusal or ""))
+            )
         except BusError as error:  # it is done all the same, as the chain shows
             log.warning("a request is not answered", task=control.task, error=str(error))
 
     async def _requeue(self, control: Control) -> str | None:
         """None once it is done, else why not."""
-        assignment = self.tended()
-        if assignment is None or assignment.job.task != control.task:
-            return f"the node of slot {self.post.settings.slot} is not at this task now"
+        reconciler = self.tended()
+        if reconciler is None or reconciler.job.task != control.task:
+            return f"the node of slot {self.context.settings.slot} is not at this task now"
         log.info("asked to requeue", task=control.task, gateway=control.gateway, reason=control.reason)
-        return await assignment.requeue()
+        return await reconciler.requeue()

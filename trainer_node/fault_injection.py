@@ -15,7 +15,7 @@ from typing import Final
 VARIABLE: Final = "TRAINER_NODE_KILL_AT"
 
 
-class KillPoint(StrEnum):
+class FaultPoint(StrEnum):
     """Row F2 of the fault matrix, in the order of a job's life."""
 
     FOUND = "F2.1"  # a job was found; nothing is written
@@ -31,7 +31,7 @@ class KillPoint(StrEnum):
 _WANTED: Final = os.environ.get(VARIABLE)
 
 
-def kill_point(here: KillPoint) -> None:
+def fault_point(here: FaultPoint) -> None:
     """End this process as kill -9 does if it was started to end here; else nothing happens."""
     if here == _WANTED:
         os.kill(os.getpid(), signal.SIGKILL)

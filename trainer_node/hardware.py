@@ -1,4 +1,4 @@
-"""What this half has to train with, found without torch: nvidia-smi and /proc."""
+"""Detect this slot's hardware without torch, from nvidia-smi and /proc."""
 
 from __future__ import annotations
 

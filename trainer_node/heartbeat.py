@@ -25,7 +25,7 @@ log = get_logger()
 
 
 class Activity(Struct, frozen=True, kw_only=True):
-    """What the node does at this moment."""
+    """The node's current activity."""
 
     epoch: int
     task: str | None = None

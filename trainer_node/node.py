@@ -24,12 +24,12 @@ from shared.files import write_atomically
 from shared.logs import TroubleLog, get_logger, log_context
 from shared.messages import Hardware, Job, Result, decode_job_record
 from shared.settings import Settings
-from trainer_node.context import Post
-from trainer_node.control import Desk
-from trainer_node.fault_injection import KillPoint, kill_point
+from trainer_node.context import NodeContext
+from trainer_node.control import ControlHandler
+from trainer_node.fault_injection import FaultPoint, fault_point
 from trainer_node.hardware import detect, threads_of_half
 from trainer_node.heartbeat import Activity, HeartbeatPublisher
-from trainer_node.job.reconciler import Assignment
+from trainer_node.job.reconciler import JobReconciler
 from trainer_node.job.state_chain import Chain
 from trainer_node.lease import RETRY_S, SlotLease
 from trainer_node.worker.supervisor import ENGINE, Supervisor
@@ -60,12 +60,12 @@ class Node:
             worker_command=settings.worker_command or ENGINE,
             on_end=self.wake.set,
         )
-        self.post = Post(
+        self.context = NodeContext(
             settings, bus, self.lease, self.supervisor, node, hardware, wake=self.wake, draining=self.draining
         )
         self.pulse = HeartbeatPublisher(bus, settings, node, hardware, self._activity)
-        self.assignment: Assignment | None = None
-        self.desk = Desk(self.post, lambda: self.assignment)
+        self.reconciler: JobReconciler | None = None
+        self.control = ControlHandler(self.context, lambda: self.reconciler)
         self._trouble = TroubleLog()
         self._alerted_at = float("-inf")
 
@@ -82,7 +82,7 @@ class Node:
         self.bus.on_reconnect(self.pulse.wake.set)
         await self.supervisor.adopt()
         await self.bus.subscribe(subjects.jobs_of_slot(self.settings.slot), self._heard)
-        await self.desk.open()
+        await self.control.open()
         work = asyncio.create_task(self._work(), name="work")
         closed = asyncio.create_task(self.bus.closed.wait(), name="bus")
         background = [
@@ -96,7 +96,7 @@ class Node:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self.desk.close()
+            await self.control.close()
             self.supervisor.close()
         for task in done:
             task.result()
@@ -133,13 +133,13 @@ class Node:
         worker = self.supervisor.worker
         if worker is not None and worker.file.task != job.task:
             await self.supervisor.stop("another task has the slot")
-        kill_point(KillPoint.FOUND)  # the next life finds it in the same place
+        fault_point(FaultPoint.FOUND)  # the next life finds it in the same place
         try:
             with log_context(task=job.task):
-                self.assignment = Assignment(self.post, job)
-                await self.assignment.tend()
+                self.reconciler = JobReconciler(self.context, job)
+                await self.reconciler.tend()
         finally:
-            self.assignment = None
+            self.reconciler = None
         return self.lease.holder is None
 
     async def _newest_job(self) -> Job | None:
@@ -171,13 +171,13 @@ class Node:
         self.wake.set()
 
     def _activity(self) -> Activity:
-        assignment, alive = self.assignment, self.supervisor.alive
-        if assignment is None:
+        reconciler, alive = self.reconciler, self.supervisor.alive
+        if reconciler is None:
             return Activity(epoch=self.lease.epoch, worker_alive=alive)
-        latest = assignment.follower.latest
+        latest = reconciler.follower.latest
         return Activity(
             epoch=self.lease.epoch,
-            task=assignment.job.task,
+            task=reconciler.job.task,
             phase=latest.phase if latest else None,
             step=latest.step if latest else 0,
             worker_alive=alive,
@@ -198,12 +198,12 @@ def job_of(record: Record) -> Job | None:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         log.error("a stored job can't be read", subject=record.subject, error=str(error), **named)
         return None
-    # The token becomes a folder's name: nothing but a token may.
+    # The task key becomes a folder's name, so nothing else may pass.
     if not isinstance(job, Job) or subjects.task_key(job.task) != job.task:
-        log.error("a stored job is none", subject=record.subject, **named)
+        log.error("a stored record is not a job", subject=record.subject, **named)
         return None
     if record.subject != subjects.job(job.slot, job.task):
-        log.error("a stored job is not of its subject's task or slot", subject=record.subject, **named)
+        log.error("a stored job does not match its subject", subject=record.subject, **named)
         return None
     return job
 
@@ -221,7 +221,7 @@ async def serve(settings: Settings) -> None:
             node = Node(settings, bus, node_id(folder), hardware)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, node.drain)
-            log.info("node is up", node=node.post.node, hardware=hardware.name, folder=str(folder))
+            log.info("node is up", node=node.context.node, hardware=hardware.name, folder=str(folder))
             await node.run()
         finally:
             await bus.close()
@@ -230,7 +230,7 @@ async def serve(settings: Settings) -> None:
 
 
 def _needed(settings: Settings) -> list[tuple[str, str]]:
-    """What this node reads of the streams."""
+    """The subjects that this node reads."""
     slot = settings.slot
     needed = [
         (subjects.JOBS_STREAM, subjects.jobs_of_slot(slot)),

@@ -25,7 +25,7 @@ from shared.settings import Settings
 from trainer_node.artifacts.interface import NotTakenError, Stored, StoreError
 from trainer_node.artifacts.object_store import CHUNK_BYTES, ObjectStore
 from trainer_node.artifacts.publisher import Export, Submissions
-from trainer_node.context import Post
+from trainer_node.context import NodeContext
 from trainer_node.lease import LeaseLostError, SlotLease
 from trainer_node.worker.supervisor import Supervisor
 
@@ -195,8 +195,10 @@ async def test_what_the_store_does_not_take_stays_on_disk(
         await put(ObjectStore(settings, bus), export)
     lease = SlotLease(bus, settings, "one", CPU)
     await lease.turn()
-    post = Post(settings, bus, lease, Supervisor(settings, 1), "one", CPU, asyncio.Event(), asyncio.Event())
-    submissions = Submissions(post)
+    context = NodeContext(
+        settings, bus, lease, Supervisor(settings, 1), "one", CPU, asyncio.Event(), asyncio.Event()
+    )
+    submissions = Submissions(context)
     stored = await submissions.put(job(), Export(export, folder_digest(export)))
     assert says in stored.remark
     assert folder_digest(Path(stored.artifact)) == stored.digest

@@ -25,7 +25,7 @@ GO: Final = b"go\n"
 
 
 class Request(Struct, kw_only=True):
-    """What to look for, and if there is a folder what to put there otherwise."""
+    """Look for this commit; if there is a folder, upload it when there is none."""
 
     url: str
     token: str

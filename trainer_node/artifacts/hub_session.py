@@ -102,7 +102,7 @@ class Session:
                 raise
 
     def explain(self, error: Exception) -> str:
-        """What went wrong, in a sentence that says what to do."""
+        """Return a sentence that says what went wrong and what to do."""
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
         if isinstance(cause, HfHubHTTPError) and cause.response.request.method == "PUT":

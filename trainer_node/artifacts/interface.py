@@ -1,4 +1,4 @@
-"""What every kind of artifact store answers, and how it fails."""
+"""The interface of every artifact store, and its errors."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Options(Struct):
 
 
 class Object(Struct, omit_defaults=True):
-    """What NATS's clients keep of an object; the field names are theirs."""
+    """The record that NATS clients keep of an object; the field names are theirs."""
 
     name: str
     bucket: str

@@ -23,7 +23,7 @@ from trainer_node.artifacts.hub import Hub
 from trainer_node.artifacts.interface import NotTakenError, Remote, Stored, StoreError
 from trainer_node.artifacts.model_hash import model_hash
 from trainer_node.artifacts.object_store import ObjectStore
-from trainer_node.context import Post
+from trainer_node.context import NodeContext
 from trainer_node.worker.crash import Death
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ LONGEST_PAUSE_S: Final = 60.0  # between two tries of a store that is of no use
 
 
 class Export(Struct, frozen=True):
-    """What a worker made, and the digest it said it has."""
+    """A worker's export and the digest that it reported."""
 
     folder: Path
     digest: str
@@ -40,13 +40,13 @@ class Export(Struct, frozen=True):
 class Submissions:
     """One slot's submissions, as the node that holds the slot sees and stores them."""
 
-    def __init__(self, post: Post) -> None:
-        self.settings = post.settings
-        self.folder = post.settings.artifacts
-        self.node = post.node
-        self.must_hold = post.lease.must_hold
-        self.draining = post.draining
-        self.remote = _remote(post.settings, post.bus)
+    def __init__(self, context: NodeContext) -> None:
+        self.settings = context.settings
+        self.folder = context.settings.artifacts
+        self.node = context.node
+        self.must_hold = context.lease.must_hold
+        self.draining = context.draining
+        self.remote = _remote(context.settings, context.bus)
         self._refused = 0  # how often in a row the store was of no use
 
     def check(self, job: Job) -> None:
@@ -121,7 +121,7 @@ class Submissions:
         return Death(f"the submission could not be stored: {error}{kept}") if found is None else None
 
     async def _unless_draining(self, work: Coroutine[Any, Any, T]) -> T:
-        """What the store answers; it may take long, and if the node drains, its next life asks again."""
+        """Return the store's answer. It may take long; if the node drains, the next process asks again."""
         asked, drain = asyncio.create_task(work), asyncio.create_task(self.draining.wait())
         try:
             await asyncio.wait([asked, drain], return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""What a node does next about a job: a pure function of the chain's last record and what the node sees."""
+"""Decide a node's next action for a job, from the chain's last record and an observation. Pure."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ FINAL_CODES: Final = frozenset(
 )
 
 
-class View(Struct, frozen=True, kw_only=True):
-    """What a node sees of a job on its own side."""
+class JobObservation(Struct, frozen=True, kw_only=True):
+    """A node's own view of a job."""
 
     node: str
     epoch: int
@@ -95,10 +95,10 @@ class Finish(Struct, frozen=True):
     code: ErrorCode | None = None
 
 
-Step = Done | Watch | Claim | Start | StartOver | Submit | Look | Deliver | Finish
+Action = Done | Watch | Claim | Start | StartOver | Submit | Look | Deliver | Finish
 
 
-def next_step(job: Job, last: StateRecord | None, view: View, max_attempts: int) -> Step:
+def next_action(job: Job, last: StateRecord | None, observation: JobObservation, max_attempts: int) -> Action:
     """The one thing to do now, given the chain's last record.
 
     A result ends everything. After `submitting` the store is read first, no matter which node wrote it.
@@ -107,45 +107,47 @@ def next_step(job: Job, last: StateRecord | None, view: View, max_attempts: int)
     """
     if isinstance(last, Result):
         return Done(last)
-    step = _wanted(job, last, view, max_attempts)
+    step = _wanted(job, last, observation, max_attempts)
     if isinstance(last, Submitting) and not isinstance(step, Deliver):
-        if view.stored is None:
+        if observation.stored is None:
             return Look()
-        if view.stored:
+        if observation.stored:
             return Deliver()
     if isinstance(step, Look):
         return step
-    if view.requeue and isinstance(step, Watch | Start) and not isinstance(last, Submitting):
+    if observation.requeue and isinstance(step, Watch | Start) and not isinstance(last, Submitting):
         return StartOver()
-    if _is_mine(last, view) or isinstance(step, Start):
+    if _is_mine(last, observation) or isinstance(step, Start):
         return step
     if isinstance(last, Submitting) and isinstance(step, Submit):
         return step
-    return Claim(_attempt(last, view))
+    return Claim(_attempt(last, observation))
 
 
-def _wanted(job: Job, last: StateRecord | None, view: View, max_attempts: int) -> Step:
-    outcome = view.outcome
+def _wanted(job: Job, last: StateRecord | None, observation: JobObservation, max_attempts: int) -> Action:
+    outcome = observation.outcome
     if outcome is not None and outcome.status is OutcomeStatus.READY and outcome.digest is not None:
-        announced = isinstance(last, Submitting) and last.digest == outcome.digest and _is_mine(last, view)
+        announced = (
+            isinstance(last, Submitting) and last.digest == outcome.digest and _is_mine(last, observation)
+        )
         return Deliver() if announced else Submit(outcome.digest)
     if outcome is not None and outcome.status is OutcomeStatus.FAILED and outcome.code in FINAL_CODES:
         late = outcome.code is ErrorCode.TOO_LATE
         status = ResultStatus.EXPIRED if late else ResultStatus.FAILED
         return Finish(status, outcome.error or "the worker gave no reason", outcome.code)
-    if view.worker_alive:
+    if observation.worker_alive:
         return Watch()
-    attempt = _attempt(last, view)
-    if view.death is not None:
+    attempt = _attempt(last, observation)
+    if observation.death is not None:
         attempt += 1
         if attempt > max_attempts:
-            code = (outcome.code if outcome is not None else None) or view.death_code
-            return Finish(ResultStatus.FAILED, view.death, code or ErrorCode.INTERNAL)
-    if view.now >= job.deadline_at:
-        if view.stored:
+            code = (outcome.code if outcome is not None else None) or observation.death_code
+            return Finish(ResultStatus.FAILED, observation.death, code or ErrorCode.INTERNAL)
+    if observation.now >= job.deadline_at:
+        if observation.stored:
             return Deliver()
-        if not view.has_checkpoint:
-            if view.stored is None:
+        if not observation.has_checkpoint:
+            if observation.stored is None:
                 return Look()
             return Finish(
                 ResultStatus.EXPIRED,
@@ -155,10 +157,10 @@ def _wanted(job: Job, last: StateRecord | None, view: View, max_attempts: int) -
     return Start(attempt)
 
 
-def _is_mine(last: StateRecord | None, view: View) -> bool:
-    return last is not None and last.node == view.node and last.epoch == view.epoch
+def _is_mine(last: StateRecord | None, observation: JobObservation) -> bool:
+    return last is not None and last.node == observation.node and last.epoch == observation.epoch
 
 
-def _attempt(last: StateRecord | None, view: View) -> int:
+def _attempt(last: StateRecord | None, observation: JobObservation) -> int:
     """As the chain says: every start was claimed before, and only there a requeue counts from 1 again."""
-    return last.attempt if isinstance(last, Claimed) else max(1, view.attempt)
+    return last.attempt if isinstance(last, Claimed) else max(1, observation.attempt)

@@ -10,8 +10,8 @@ from shared import subjects
 from shared.errors import BusError
 from shared.logs import get_logger
 from shared.messages import Job, Phase, Progress, encode
-from trainer_node.context import Post
-from trainer_node.fault_injection import KillPoint, kill_point
+from trainer_node.context import NodeContext
+from trainer_node.fault_injection import FaultPoint, fault_point
 from trainer_node.progress import ProgressTail, worth_telling
 from trainer_node.worker.run_folder import RunFolder
 from trainer_node.worker.supervisor import Worker
@@ -51,8 +51,8 @@ def must_stop(
 class WorkerMonitor:
     """Watches the worker's side of a run; needs no broker."""
 
-    def __init__(self, post: Post, job: Job, run: RunFolder, ready_by: float) -> None:
-        self.post = post
+    def __init__(self, context: NodeContext, job: Job, run: RunFolder, ready_by: float) -> None:
+        self.context = context
         self.job = job
         self.run = run
         self.ready_by = ready_by
@@ -65,13 +65,13 @@ class WorkerMonitor:
         seen: Worker | None = None
         heard_at = time.monotonic()
         while True:
-            worker = self.post.worker_of(self.job.task)
+            worker = self.context.worker_of(self.job.task)
             if await self.publish() or worker is not seen:
                 seen, heard_at = worker, time.monotonic()
             if worker is not None and worker.alive:
                 spoken = await asyncio.to_thread(self.run.outcome_file.exists)
                 if spoken:
-                    self.post.wake.set()
+                    self.context.wake.set()
                 await self._judge(worker, time.monotonic() - heard_at, spoken)
             await asyncio.sleep(FOLLOW_S)
 
@@ -80,7 +80,7 @@ class WorkerMonitor:
         why = must_stop(
             now=time.time(),
             silent_s=silent_s,
-            hang_s=self.post.settings.hang_s,
+            hang_s=self.context.settings.hang_s,
             started_at=started_at,
             ready_by=self.ready_by,
             deadline_at=self.job.deadline_at,
@@ -88,7 +88,7 @@ class WorkerMonitor:
         )
         if why is None:
             return
-        await self.post.dismiss(why)
+        await self.context.dismiss(why)
         if started_at >= self.ready_by:
             self.condemned = why
 
@@ -101,11 +101,11 @@ class WorkerMonitor:
             return False
         self.latest = lines[-1]
         if any(line.phase is Phase.TRAIN for line in lines):
-            kill_point(KillPoint.TRAINING)  # the worker trains on, and the next life adopts it
+            fault_point(FaultPoint.TRAINING)  # the worker trains on, and the next life adopts it
         subject = subjects.progress(self.job.slot, self.job.task)
         try:
             for line in worth_telling(lines):
-                await self.post.bus.publish(subject, encode(line))
+                await self.context.bus.publish(subject, encode(line))
         except BusError as error:  # only watchers miss it
             log.debug("progress not published", task=self.job.task, error=str(error))
         return True

@@ -30,21 +30,21 @@ from shared.messages import (
 from trainer_node.artifacts.disk import DamagedExportError
 from trainer_node.artifacts.interface import StoreError
 from trainer_node.artifacts.publisher import Export, Submissions
-from trainer_node.context import Post
-from trainer_node.fault_injection import KillPoint, kill_point
+from trainer_node.context import NodeContext
+from trainer_node.fault_injection import FaultPoint, fault_point
 from trainer_node.job.actions import (
+    Action,
     Claim,
     Deliver,
     Done,
     Finish,
+    JobObservation,
     Look,
     Start,
     StartOver,
-    Step,
     Submit,
-    View,
     Watch,
-    next_step,
+    next_action,
 )
 from trainer_node.job.inputs import worker_job
 from trainer_node.job.monitor import WorkerMonitor
@@ -61,15 +61,15 @@ OVER: Final = "the task ended, or its node stopped"
 log = get_logger()
 
 
-class Assignment:
+class JobReconciler:
     """A job while this node tends it."""
 
-    def __init__(self, post: Post, job: Job) -> None:
-        self.post = post
+    def __init__(self, context: NodeContext, job: Job) -> None:
+        self.context = context
         self.job = job
-        self.run = RunFolder(post.settings.node, job.task)
-        self.chain = Chain(post.bus, post.lease, job.task)
-        self.submissions = Submissions(post)
+        self.run = RunFolder(context.settings.node, job.task)
+        self.chain = Chain(context.bus, context.lease, job.task)
+        self.submissions = Submissions(context)
         self.log = log.bind(task=job.task)
         self._death: Death | None = None  # why the newest worker's end counts against the limit
         self._counted = False  # that end is in the chain already, as a claim of the next attempt
@@ -79,7 +79,7 @@ class Assignment:
         self._over = False
         self._worker_job, self._refusal = self._prepare()
         ready_by = self._worker_job.ready_by if self._worker_job else job.deadline_at
-        self.follower = WorkerMonitor(post, job, self.run, ready_by)
+        self.follower = WorkerMonitor(context, job, self.run, ready_by)
 
     async def tend(self) -> None:
         """Work until the task has a result, another node holds the slot, or the node drains."""
@@ -87,7 +87,7 @@ class Assignment:
             await self._make_room()
         except OSError as error:
             self._say(error)
-            return await pause(self.post.settings.poll_s, self.post.wake)
+            return await pause(self.context.settings.poll_s, self.context.wake)
         follower = asyncio.create_task(self.follower.follow())
         turns = asyncio.create_task(self._turns())
         try:
@@ -109,50 +109,50 @@ class Assignment:
             return OVER
         if self._requeue is None:
             self._requeue = asyncio.get_running_loop().create_future()
-            self.post.wake.set()
+            self.context.wake.set()
         return await asyncio.shield(self._requeue)
 
     async def _make_room(self) -> None:
         """Nothing of an older job of the same name may be taken for this one's."""
         if await asyncio.to_thread(self.run.begun, self.job) is not None:
             return
-        if self.post.worker_of(self.job.task) is not None:
-            await self.post.dismiss("its job is another one now")
+        if self.context.worker_of(self.job.task) is not None:
+            await self.context.dismiss("its job is another one now")
         await asyncio.to_thread(self.run.remove)
 
     async def _turns(self) -> None:
-        post = self.post
-        while not post.draining.is_set():
-            post.wake.clear()
-            if post.lease.holder is not None:
+        context = self.context
+        while not context.draining.is_set():
+            context.wake.clear()
+            if context.lease.holder is not None:
                 return
-            seconds, wake = RETRY_S, post.wake
+            seconds, wake = RETRY_S, context.wake
             try:
-                if post.lease.may_write():
+                if context.lease.may_write():
                     step = await self._turn()
                     self._trouble.over()
                     if isinstance(step, Done):
                         return
                     if not isinstance(step, Watch):
                         continue
-                    seconds = post.settings.poll_s
+                    seconds = context.settings.poll_s
             except (BusError, LeaseLostError, FencedError) as error:
                 self._say(error)
             except StoreError as error:
                 await self._give_up(error)
-                seconds, wake = self.submissions.pause_s(), post.draining  # whatever else happens here
+                seconds, wake = self.submissions.pause_s(), context.draining  # whatever else happens here
             except OSError as error:
                 await self._give_up(error)
-                seconds = post.settings.poll_s
+                seconds = context.settings.poll_s
             await pause(seconds, wake)
 
-    async def _turn(self) -> Step:
+    async def _turn(self) -> Action:
         last = await self.chain.read()
-        view = await asyncio.to_thread(self._look)
-        step = next_step(self.job, last, view, self.post.settings.max_attempts)
+        observation = await asyncio.to_thread(self._look)
+        step = next_action(self.job, last, observation, self.context.settings.max_attempts)
         if isinstance(step, Look):
-            view = replace(view, stored=await self.submissions.is_there(self.job))
-            step = next_step(self.job, last, view, self.post.settings.max_attempts)
+            observation = replace(observation, stored=await self.submissions.is_there(self.job))
+            step = next_action(self.job, last, observation, self.context.settings.max_attempts)
         match step:
             case Done(result):
                 await self._clean_up(result)
@@ -165,27 +165,27 @@ class Assignment:
             case Submit(digest):
                 await self._submit(digest)
             case Deliver():
-                await self._deliver(view)
+                await self._deliver(observation)
             case Finish(status, reason, code):
                 await self._end(status, reason, code=code)
-        if view.requeue and not isinstance(step, StartOver):
+        if observation.requeue and not isinstance(step, StartOver):
             self._answer("it has a result, or is about to get one")
         return step
 
-    def _look(self) -> View:
-        worker, outcome = self.post.worker_of(self.job.task), self.run.outcome()
+    def _look(self) -> JobObservation:
+        worker, outcome = self.context.worker_of(self.job.task), self.run.outcome()
         alive = worker is not None and worker.alive
         if self._refusal is not None and not alive and not _is_ready(outcome):
             outcome = self._refusal
         newest = self.run.newest_step()
-        last = self.post.supervisor.last_file()
+        last = self.context.supervisor.last_file()
         known = last if last is not None and last.task == self.job.task else None
         progressed = (newest or 0) > (known.step if known else 0)
         if not (alive or progressed or self._counted) and self._death is None:
             self._death = self._error(worker, outcome)
-        return View(
-            node=self.post.node,
-            epoch=self.post.lease.epoch,
+        return JobObservation(
+            node=self.context.node,
+            epoch=self.context.lease.epoch,
             now=time.time(),
             attempt=known.attempt if known else 0,
             worker_alive=alive,
@@ -197,7 +197,7 @@ class Assignment:
         )
 
     def _error(self, worker: Worker | None, outcome: Outcome | None) -> Death | None:
-        """What a worker died of by itself; None if the node stopped it, or wasn't there to see it."""
+        """Return why a worker died by itself; None if the node stopped it or did not see it end."""
         if outcome is not None:
             if outcome.status is not OutcomeStatus.FAILED:
                 return None
@@ -216,7 +216,7 @@ class Assignment:
         await self.chain.append(
             Claimed(**self._stamp(), task=self.job.task, slot=self.job.slot, attempt=attempt, step=step or 0)
         )
-        self.log.info("claimed", attempt=attempt, epoch=self.post.lease.epoch, step=step or 0)
+        self.log.info("claimed", attempt=attempt, epoch=self.context.lease.epoch, step=step or 0)
 
     async def _start(self, attempt: int) -> None:
         assert self._worker_job is not None  # else the refusal had ended the task
@@ -226,16 +226,16 @@ class Assignment:
         await self._claim(attempt)
         self._death = self.follower.condemned = None
         self._counted = True  # should no worker come of it, the next try is of the same attempt
-        kill_point(KillPoint.CLAIMED)  # the next life's lease is a new epoch, so it claims again
+        fault_point(FaultPoint.CLAIMED)  # the next life's lease is a new epoch, so it claims again
         await asyncio.to_thread(self.run.remove_outcome)
         step = await asyncio.to_thread(self.run.newest_step)
         self._started = time.monotonic()
-        must_hold = self.post.lease.must_hold
-        await self.post.supervisor.start(self.run, attempt, step or 0, must_hold=must_hold)
+        must_hold = self.context.lease.must_hold
+        await self.context.supervisor.start(self.run, attempt, step or 0, must_hold=must_hold)
         self._counted = False
 
     async def _start_over(self) -> None:
-        await self.post.dismiss("an operator requeued its job")
+        await self.context.dismiss("an operator requeued its job")
         if _is_ready(await asyncio.to_thread(self.run.outcome)):  # meanwhile: better than a restart
             return
         await self._start(1)
@@ -247,15 +247,15 @@ class Assignment:
             self._requeue = None
 
     async def _submit(self, digest: str) -> None:
-        kill_point(KillPoint.READY)  # the next life finds the export and announces it
+        fault_point(FaultPoint.READY)  # the next life finds the export and announces it
         await self.chain.append(
             Submitting(**self._stamp(), task=self.job.task, slot=self.job.slot, digest=digest)
         )
         self.log.info("submitting", digest=digest)
-        kill_point(KillPoint.ANNOUNCED)  # the next holder finds the name free and announces its own
+        fault_point(FaultPoint.ANNOUNCED)  # the next holder finds the name free and announces its own
 
-    async def _deliver(self, view: View) -> None:
-        outcome, export = view.outcome, None
+    async def _deliver(self, observation: JobObservation) -> None:
+        outcome, export = observation.outcome, None
         if outcome is not None and outcome.digest and _is_ready(outcome):
             export = Export(self.run.export(outcome), outcome.digest)
         try:
@@ -264,7 +264,7 @@ class Assignment:
             self._death = Death(str(error))
             await asyncio.to_thread(self.run.remove_outcome)
             return
-        kill_point(KillPoint.STORED)  # the next holder finds the name taken and names what is there
+        fault_point(FaultPoint.STORED)  # the next holder finds the name taken and names what is there
         margin = self.job.deadline_at - time.time()
         ours = outcome is not None and outcome.digest == stored.digest
         how = "submitted" if margin >= 0 else f"submitted {-margin:.0f} s after the deadline"
@@ -295,7 +295,7 @@ class Assignment:
     async def _give_up(self, error: OSError | StoreError) -> None:
         """A disk or store that is of no use must not hold the slot for ever."""
         self._say(error)
-        if isinstance(self.chain.last, Result) or not self.post.lease.may_write():
+        if isinstance(self.chain.last, Result) or not self.context.lease.may_write():
             return  # in the first case only the cleaning up is left, and that may fail
         try:
             if lost := await self.submissions.lost(self.job, error):
@@ -304,25 +304,25 @@ class Assignment:
             self._say(refused)
 
     async def _clean_up(self, result: Result) -> None:
-        kill_point(KillPoint.ENDED)  # the next life finds no work and stops what still runs
+        fault_point(FaultPoint.ENDED)  # the next life finds no work and stops what still runs
         self.log.info(
             "task ended", status=result.status, reason=result.reason, margin_s=result.deadline_margin_s
         )
-        worker = self.post.worker_of(self.job.task)
+        worker = self.context.worker_of(self.job.task)
         if worker is not None:
             if result.status is ResultStatus.SUBMITTED:  # it has written its outcome and is about to exit
                 await pause(EXIT_S, worker.ended)
-            await self.post.dismiss("its task has a result")
+            await self.context.dismiss("its task has a result")
         try:
             await asyncio.to_thread(self.run.clean)
         except OSError as error:  # the result stands, and the next job must not wait for this folder
             self.log.warning("run folder not cleaned", error=str(error))
 
     def _prepare(self) -> tuple[WorkerJob | None, Outcome | None]:
-        post = self.post
+        context = self.context
         try:
             self.submissions.check(self.job)
-            return worker_job(post.settings, self.job, post.hardware, post.supervisor.threads), None
+            return worker_job(context.settings, self.job, context.hardware, context.supervisor.threads), None
         except EngineError as error:
             if begun := self.run.begun(self.job):  # what has begun goes on, if only to submit what it has
                 return begun, None
@@ -332,13 +332,13 @@ class Assignment:
             return None, _refusal(ErrorCode.UNSUPPORTED, f"this node can't prepare the job: {error!r}")
 
     def _stamp(self) -> dict[str, Any]:
-        node, epoch = self.post.node, self.post.lease.epoch
+        node, epoch = self.context.node, self.context.lease.epoch
         return {"record_id": uuid.uuid4().hex, "node": node, "epoch": epoch, "at": time.time()}
 
     def _say(self, error: Exception) -> None:
         """Log trouble once, not at every retry."""
         if self._trouble.is_new(error):
-            self.log.warning("not done, will try again", error=str(error))
+            self.log.warning("job action failed, will retry", error=str(error))
 
 
 def _refusal(code: ErrorCode, error: str) -> Outcome:

@@ -48,7 +48,7 @@ class RunFolder:
         write_atomically(self.job_file, encode(job))
 
     def begun(self, job: Job) -> WorkerJob | None:
-        """What a worker of this job was given; None if none was, or only one of an older job of its name."""
+        """Return what this job's worker was given; None without one, or for an older job of this name."""
         try:
             given = decode_worker_job(self.job_file.read_bytes())
         except (FileNotFoundError, msgspec.DecodeError):

@@ -18,7 +18,7 @@ from msgspec import Struct
 from shared.files import write_atomically
 from shared.logs import get_logger
 from shared.settings import PREFIX, Settings
-from trainer_node.fault_injection import KillPoint, kill_point
+from trainer_node.fault_injection import FaultPoint, fault_point
 from trainer_node.machine_slot import MachineSlot
 from trainer_node.worker.crash import KILLED, out_of_memory_kills
 from trainer_node.worker.run_folder import RunFolder
@@ -184,7 +184,7 @@ class Supervisor:
         finally:
             for lock in locks:
                 os.close(lock)
-        kill_point(KillPoint.SPAWNED)  # the next life's `_find` knows the worker by the open lock
+        fault_point(FaultPoint.SPAWNED)  # the next life's `_find` knows the worker by the open lock
         file = WorkerFile(
             pid=process.pid,
             start_time=start_time(process.pid) or 0,

@@ -18,7 +18,7 @@ from shared.broker.streams import bootstrap
 from shared.files import digest_of, file_digest, folder_digest
 from shared.messages import Claimed, ResultStatus
 from tests.integration.node.conftest import NodeProcess, World
-from trainer_node.fault_injection import VARIABLE, KillPoint
+from trainer_node.fault_injection import VARIABLE, FaultPoint
 
 REPO = "me/podium-job1"
 
@@ -30,7 +30,7 @@ async def test_a_node_killed_between_store_and_result_leaves_a_submission_that_a
     await bootstrap(world.bus, world.make_settings(artifacts_kind="object"))
     values = {"artifacts_kind": "object"}
     first = world.node("one", **values, artifacts_dir=world.folder / "disk1")
-    first.environment[VARIABLE] = KillPoint.STORED
+    first.environment[VARIABLE] = FaultPoint.STORED
     first.start()
     await world.give(steps=3, step_s=0.01)
     assert await first.wait() == -signal.SIGKILL
@@ -48,7 +48,7 @@ async def test_a_node_killed_between_store_and_result_leaves_a_submission_that_a
 async def test_a_node_killed_before_it_stored_stores_once(world: World) -> None:
     await bootstrap(world.bus, world.make_settings(artifacts_kind="object"))
     node = world.node(artifacts_kind="object")
-    node.environment[VARIABLE] = KillPoint.ANNOUNCED
+    node.environment[VARIABLE] = FaultPoint.ANNOUNCED
     node.start()
     await world.give(steps=3, step_s=0.01)
     assert await node.wait() == -signal.SIGKILL
@@ -119,7 +119,7 @@ async def test_a_node_killed_at_every_step_of_an_upload_commits_once(world: Worl
         )
         hold.forget()
         assert committed(hub)[1:] == (["podium: job1"] if (kind, after) == ("commit", True) else [])
-    node.environment[VARIABLE] = KillPoint.STORED  # it finds the commit, reads it back, and dies once more
+    node.environment[VARIABLE] = FaultPoint.STORED  # it finds the commit, reads it back, and dies once more
     node.start()
     assert await node.wait() == -signal.SIGKILL
     del node.environment[VARIABLE]
@@ -164,7 +164,7 @@ async def test_a_hub_that_comes_back_in_time_gets_the_submission(world: World, h
     result = await world.result(timeout_s=90)
     assert result.status is ResultStatus.SUBMITTED
     assert [type(record).__name__ for record in await world.chain()] == ["Claimed", "Submitting", "Result"]
-    assert "will try again" in node.log
+    assert "will retry" in node.log
 
 
 async def test_a_drain_does_not_wait_for_an_upload_and_the_next_life_ends_it(

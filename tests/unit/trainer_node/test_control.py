@@ -13,13 +13,13 @@ from nats.aio.msg import Msg
 
 from shared.errors import BusError
 from shared.messages import Control, ControlAnswer, ControlKind, encode
-from trainer_node.control import Desk
+from trainer_node.control import ControlHandler
 
 REQUEUE = Control(kind=ControlKind.REQUEUE, task="t1", reason="wrong data", gateway="g")
 LOOK = Control(kind=ControlKind.LOOK, task="t1")
 
 
-class FakePost:
+class FakeContext:
     """A node's parts without a broker."""
 
     def __init__(self, holds_slot: bool = True, broken: bool = False) -> None:
@@ -41,7 +41,7 @@ class FakePost:
         self.answers.append(msgspec.json.decode(data, type=ControlAnswer))
 
 
-class FakeAssignment:
+class FakeReconciler:
     """The job at hand; `refusal` is what a requeue of it ends in."""
 
     def __init__(self, refusal: str | None = None, wait: asyncio.Event | None = None) -> None:
@@ -57,84 +57,86 @@ class FakeAssignment:
         return self.refusal
 
 
-def desk_of(post: Any, assignment: Any = None) -> Desk:
-    return Desk(post, lambda: assignment)
+def handler_of(context: Any, reconciler: Any = None) -> ControlHandler:
+    return ControlHandler(context, lambda: reconciler)
 
 
-async def ask(post: FakePost, assignment: FakeAssignment | None, data: bytes, reply: str = "inbox") -> Desk:
-    """Send one request through a desk; the desk once it is served."""
-    desk = desk_of(post, assignment)
-    await desk._heard(Msg(Client(), subject="control", reply=reply, data=data))
-    await asyncio.gather(*desk._running)
-    return desk
+async def ask(
+    context: FakeContext, reconciler: FakeReconciler | None, data: bytes, reply: str = "inbox"
+) -> ControlHandler:
+    """Send one request through a handler; the handler once it is served."""
+    handler = handler_of(context, reconciler)
+    await handler._heard(Msg(Client(), subject="control", reply=reply, data=data))
+    await asyncio.gather(*handler._running)
+    return handler
 
 
 async def test_it_listens_for_its_own_slot() -> None:
-    post = FakePost()
-    await desk_of(post).open()
-    assert len(post.subscribed) == 1
-    assert post.subscribed[0].endswith(".a")
+    context = FakeContext()
+    await handler_of(context).open()
+    assert len(context.subscribed) == 1
+    assert context.subscribed[0].endswith(".a")
 
 
 @pytest.mark.parametrize("refusal", [None, "it is too late"])
 async def test_a_requeue_of_the_job_at_hand_is_done_or_refused_with_why(refusal: str | None) -> None:
-    post, assignment = FakePost(), FakeAssignment(refusal)
-    await ask(post, assignment, encode(REQUEUE))
-    assert assignment.requeued == 1
-    assert post.answers == [ControlAnswer(refusal is None, refusal or "")]
-    assert post.wake.is_set()
+    context, reconciler = FakeContext(), FakeReconciler(refusal)
+    await ask(context, reconciler, encode(REQUEUE))
+    assert reconciler.requeued == 1
+    assert context.answers == [ControlAnswer(refusal is None, refusal or "")]
+    assert context.wake.is_set()
 
 
 @pytest.mark.parametrize("task", [None, "other"])
 async def test_a_requeue_of_any_other_task_is_refused(task: str | None) -> None:
-    post, assignment = FakePost(), FakeAssignment()
+    context, reconciler = FakeContext(), FakeReconciler()
     asked = msgspec.structs.replace(REQUEUE, task=task or "t1")
-    await ask(post, assignment if task else None, encode(asked))
-    assert assignment.requeued == 0
-    assert post.answers == [ControlAnswer(False, "the node of slot a is not at this task now")]
+    await ask(context, reconciler if task else None, encode(asked))
+    assert reconciler.requeued == 0
+    assert context.answers == [ControlAnswer(False, "the node of slot a is not at this task now")]
 
 
 async def test_a_request_to_look_only_wakes_the_node() -> None:
-    post, assignment = FakePost(), FakeAssignment()
-    await ask(post, assignment, encode(LOOK))
-    assert post.wake.is_set()
-    assert assignment.requeued == 0
-    assert post.answers == [ControlAnswer(True)]
+    context, reconciler = FakeContext(), FakeReconciler()
+    await ask(context, reconciler, encode(LOOK))
+    assert context.wake.is_set()
+    assert reconciler.requeued == 0
+    assert context.answers == [ControlAnswer(True)]
 
 
 async def test_who_wants_no_answer_gets_none() -> None:
-    post = FakePost()
-    await ask(post, None, encode(LOOK), reply="")
-    assert post.wake.is_set()
-    assert post.answers == []
+    context = FakeContext()
+    await ask(context, None, encode(LOOK), reply="")
+    assert context.wake.is_set()
+    assert context.answers == []
 
 
 async def test_a_node_without_the_slot_leaves_the_answer_to_the_one_that_holds_it() -> None:
-    post, assignment = FakePost(holds_slot=False), FakeAssignment()
-    await ask(post, assignment, encode(REQUEUE))
-    assert post.wake.is_set()
-    assert (assignment.requeued, post.answers) == (0, [])
+    context, reconciler = FakeContext(holds_slot=False), FakeReconciler()
+    await ask(context, reconciler, encode(REQUEUE))
+    assert context.wake.is_set()
+    assert (reconciler.requeued, context.answers) == (0, [])
 
 
 async def test_a_request_that_cannot_be_read_is_dropped() -> None:
-    post = FakePost()
-    await ask(post, FakeAssignment(), b"{")
-    assert not post.wake.is_set()
-    assert post.answers == []
+    context = FakeContext()
+    await ask(context, FakeReconciler(), b"{")
+    assert not context.wake.is_set()
+    assert context.answers == []
 
 
 async def test_what_is_done_stays_done_without_a_broker_to_answer_through() -> None:
-    post, assignment = FakePost(broken=True), FakeAssignment()
-    desk = await ask(post, assignment, encode(REQUEUE))
-    assert assignment.requeued == 1
-    assert not desk._running
+    context, reconciler = FakeContext(broken=True), FakeReconciler()
+    handler = await ask(context, reconciler, encode(REQUEUE))
+    assert reconciler.requeued == 1
+    assert not handler._running
 
 
 async def test_a_close_drops_what_is_not_answered_yet() -> None:
-    post, assignment = FakePost(), FakeAssignment(wait=asyncio.Event())
-    desk = desk_of(post, assignment)
-    await desk._heard(Msg(Client(), subject="control", reply="inbox", data=encode(REQUEUE)))
+    context, reconciler = FakeContext(), FakeReconciler(wait=asyncio.Event())
+    handler = handler_of(context, reconciler)
+    await handler._heard(Msg(Client(), subject="control", reply="inbox", data=encode(REQUEUE)))
     await asyncio.sleep(0)
-    assert assignment.requeued == 1
-    await asyncio.wait_for(desk.close(), 5)
-    assert post.answers == []
+    assert reconciler.requeued == 1
+    await asyncio.wait_for(handler.close(), 5)
+    assert context.answers == []

@@ -21,18 +21,18 @@ from shared.messages import (
     TaskType,
 )
 from trainer_node.job.actions import (
+    Action,
     Claim,
     Deliver,
     Done,
     Finish,
+    JobObservation,
     Look,
     Start,
     StartOver,
-    Step,
     Submit,
-    View,
     Watch,
-    next_step,
+    next_action,
 )
 
 ME, EPOCH, DEADLINE = "me", 7, 100.0
@@ -66,9 +66,9 @@ def failed(code: ErrorCode) -> Outcome:
     return Outcome(status=OutcomeStatus.FAILED, code=code, error="why")
 
 
-def decide(last: StateRecord | None, **seen: Any) -> Step:
+def decide(last: StateRecord | None, **seen: Any) -> Action:
     usual: dict[str, Any] = {"node": ME, "epoch": EPOCH, "now": 50.0, "stored": False}
-    return next_step(JOB, last, View(**(usual | seen)), max_attempts=3)
+    return next_action(JOB, last, JobObservation(**(usual | seen)), max_attempts=3)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def decide(last: StateRecord | None, **seen: Any) -> Step:
         (DONE, {"outcome": READY, "worker_alive": True, "stored": True}, Done(DONE)),
     ],
 )
-def test_what_the_chain_allows(last: StateRecord | None, seen: dict[str, object], step: Step) -> None:
+def test_what_the_chain_allows(last: StateRecord | None, seen: dict[str, object], step: Action) -> None:
     assert decide(last, **seen) == step
 
 
 @pytest.mark.parametrize(("attempt", "step"), [(1, Start(2)), (2, Start(3))])
-def test_a_death_without_progress_is_counted(attempt: int, step: Step) -> None:
+def test_a_death_without_progress_is_counted(attempt: int, step: Action) -> None:
     assert decide(claimed(attempt=attempt), death="boom") == step
 
 
@@ -178,7 +178,7 @@ def test_after_the_deadline_only_what_can_still_be_submitted_counts() -> None:
     ],
 )
 def test_an_operator_may_have_it_begin_anew_before_it_ends(
-    last: StateRecord | None, seen: dict[str, object], step: Step
+    last: StateRecord | None, seen: dict[str, object], step: Action
 ) -> None:
     assert decide(last, requeue=True, **seen) == step
 
@@ -206,6 +206,6 @@ def test_after_a_requeue_attempts_count_from_1_although_the_folder_remembers_mor
     ],
 )
 def test_what_nobody_looked_at_is_not_taken_for_empty(
-    last: StateRecord | None, seen: dict[str, object], step: Step
+    last: StateRecord | None, seen: dict[str, object], step: Action
 ) -> None:
     assert decide(last, **(seen | {"stored": None})) == step

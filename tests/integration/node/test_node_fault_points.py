@@ -17,10 +17,10 @@ from shared.broker.bus import Bus
 from shared.messages import Claimed, Hardware, Job, ResultStatus, StateRecord
 from shared.settings import Settings
 from tests.integration.node.conftest import World
-from trainer_node.context import Post
-from trainer_node.fault_injection import VARIABLE, KillPoint
+from trainer_node.context import NodeContext
+from trainer_node.fault_injection import VARIABLE, FaultPoint
 from trainer_node.job.actions import Done, Submit
-from trainer_node.job.reconciler import Assignment
+from trainer_node.job.reconciler import JobReconciler
 from trainer_node.lease import SlotLease
 from trainer_node.worker.supervisor import Supervisor
 
@@ -33,22 +33,22 @@ LONG_LEASE: dict[str, Any] = {"lease_ttl_s": 30, "lease_trust_s": 25}
 
 # What the chain must hold in the end: (claims, submittings).
 CHAINS = {
-    KillPoint.FOUND: (1, 1),
-    KillPoint.CLAIMED: (2, 1),
-    KillPoint.SPAWNED: (2, 1),
-    KillPoint.TRAINING: (2, 1),
-    KillPoint.READY: (2, 1),
-    KillPoint.ANNOUNCED: (1, 2),
-    KillPoint.STORED: (1, 1),
-    KillPoint.ENDED: (1, 1),
+    FaultPoint.FOUND: (1, 1),
+    FaultPoint.CLAIMED: (2, 1),
+    FaultPoint.SPAWNED: (2, 1),
+    FaultPoint.TRAINING: (2, 1),
+    FaultPoint.READY: (2, 1),
+    FaultPoint.ANNOUNCED: (1, 2),
+    FaultPoint.STORED: (1, 1),
+    FaultPoint.ENDED: (1, 1),
 }
 
 
 @pytest.mark.fault("F2")
-@pytest.mark.parametrize("point", KillPoint, ids=lambda point: f"{point}-{point.name.lower()}")
-async def test_killed_at(world: World, point: KillPoint) -> None:
+@pytest.mark.parametrize("point", FaultPoint, ids=lambda point: f"{point}-{point.name.lower()}")
+async def test_killed_at(world: World, point: FaultPoint) -> None:
     # In the middle of training means: at a look at progress that shows a step, twice a second.
-    job = await world.give(steps=STEPS, step_s=0.4 if point is KillPoint.TRAINING else 0.05)
+    job = await world.give(steps=STEPS, step_s=0.4 if point is FaultPoint.TRAINING else 0.05)
     node = world.node(**LONG_LEASE)
     node.environment[VARIABLE] = point
     node.start()
@@ -70,29 +70,33 @@ async def test_killed_at(world: World, point: KillPoint) -> None:
 
 def test_each_moment_is_labelled_once_where_it_is() -> None:
     text = "".join(path.read_text() for path in sorted(SOURCES.rglob("*.py")))
-    assert [text.count(f"kill_point(KillPoint.{point.name})") for point in KillPoint] == [1] * len(KillPoint)
-    assert [point.value for point in KillPoint] == [f"F2.{number}" for number in range(1, 9)]
+    assert [text.count(f"fault_point(FaultPoint.{point.name})") for point in FaultPoint] == [1] * len(
+        FaultPoint
+    )
+    assert [point.value for point in FaultPoint] == [f"F2.{number}" for number in range(1, 9)]
 
 
 class KilledError(Exception):
     """Stands for kill -9: nothing after it runs."""
 
 
-async def new_life(bus: Bus, settings: Settings, job: Job, node: str = "one") -> Assignment:
+async def new_life(bus: Bus, settings: Settings, job: Job, node: str = "one") -> JobReconciler:
     """A node that has just come up: new lease, adopted worker, empty memory."""
     lease = SlotLease(bus, settings, node, CPU)
     await lease.turn()
     supervisor = Supervisor(settings, 1, worker_command=(sys.executable, str(WORKER)))
     await supervisor.adopt()
-    post = Post(settings, bus, lease, supervisor, node, CPU, wake=asyncio.Event(), draining=asyncio.Event())
-    return Assignment(post, job)
+    context = NodeContext(
+        settings, bus, lease, supervisor, node, CPU, wake=asyncio.Event(), draining=asyncio.Event()
+    )
+    return JobReconciler(context, job)
 
 
-async def live_until(assignment: Assignment, last: type[Any]) -> None:
+async def live_until(reconciler: JobReconciler, last: type[Any]) -> None:
     """Take turns until one of the wanted kind is done."""
     async with asyncio.timeout(60):
-        while not isinstance(await assignment._turn(), last):
-            await assignment.post.lease.turn()
+        while not isinstance(await reconciler._turn(), last):
+            await reconciler.context.lease.turn()
             await asyncio.sleep(0.02)
 
 
@@ -146,7 +150,7 @@ async def test_another_node_after_the_store_names_what_is_there(
     await live_until(heir, Done)
     result = await world.result()
     assert (result.node, result.digest, result.metrics) == ("two", stored, None)
-    assert heir.post.supervisor.worker is None
+    assert heir.context.supervisor.worker is None
 
 
 async def test_an_export_damaged_before_the_store_is_made_again(world: World) -> None:
