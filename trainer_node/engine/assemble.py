@@ -67,14 +67,19 @@ def load_base(run: RunContext, plan: Plan) -> torch.nn.Module:
     return model if plan.parallel == "fsdp2" else model.to(run.process_group.device)
 
 
-def adapt(run: RunContext, plan: Plan, model: torch.nn.Module) -> Adapted:
-    """Add what the plan trains; the model must be on its device."""
+def adapt(run: RunContext, plan: Plan, model: torch.nn.Module, *, fixed_steps: bool = True) -> Adapted:
+    """Add what the plan trains; the model must be on its device.
+
+    Without `fixed_steps` later plans may have other numbers of packs in a step.
+    """
     if plan.compile and (missing := missing_compiler(run.process_group.device)):
         plan = replace(plan, compile=False)
         run.reporter.message(f"layers are not compiled: that needs {missing}, which is not installed here")
     heads = model.config.num_attention_heads
     head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
-    deltas, forward = spread(add_deltas(model, plan, run.job.seed), plan, run.process_group)
+    deltas, forward = spread(
+        add_deltas(model, plan, run.job.seed), plan, run.process_group, fixed_steps=fixed_steps
+    )
     return Adapted(plan, deltas, forward, heads, head_dim)
 
 
@@ -114,6 +119,9 @@ def make_state(
     pulse = ScheduleState(begun_at=begun_at, saved_at=begun_at if place.trial else None)
     if found:
         pulse = found.manifest.position.pulse
+    # After a search the best trial's weights are read again.
+    reading_s = 0.0 if place.search_at is None else record.costs.load_s
+    ending = replace(job, ready_by=job.ready_by - reading_s)
     dev = curve_rows(record, data)
     state = TrainState(
         plan=plan,
@@ -123,7 +131,7 @@ def make_state(
         objective=loss_for(job.task_type),
         examples=data.train,
         packs=Packs(data.train.lengths.tolist(), plan.capacity, job.seed + place.seed, limit),
-        schedule=schedule_for(job, plan, pulse, record.costs, record.train_tokens),
+        schedule=schedule_for(ending, plan, pulse, record.costs, record.train_tokens),
         clock=run.own_clock,
         average=TailAverage(deltas.parameters) if keeps_average else None,
         saver=saver,

@@ -123,7 +123,7 @@ def lowest_point(training: TrainState, last: Score | None) -> Candidate | None:
     best, rows = training.curve.best, len(training.curve.best_losses)
     if best is None or not training.best or best.step == training.step:
         return None
-    if last and len(last.per_example) >= rows and float(last.per_example[:rows].mean()) <= best.loss:
+    if last and len(last.per_example) >= rows and last.per_example[:rows].mean() <= (best.loss or 0.0):
         return None
     train_s = training.train_s * best.tokens / training.tokens
     progress = TrainProgress(best.step, best.tokens, train_s)

@@ -35,6 +35,7 @@ from trainer_node.engine.finish import close, submit_as_is
 from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.reporter import Reporter, write_outcome
+from trainer_node.engine.search.runner import write_known
 from trainer_node.engine.search.search import begin_search, read, search, submittable
 from trainer_node.engine.search.trial import SearchRecord
 from trainer_node.engine.signals import Stop
@@ -42,7 +43,7 @@ from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.oom import is_out_of_memory, release
-from trainer_node.engine.train.oom_fallback import SmallerPlan, descend, was_too_large
+from trainer_node.engine.train.oom_fallback import SmallerPlan, descend, smaller_by, was_too_large
 
 
 def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
@@ -123,7 +124,7 @@ def pipeline(run: RunContext) -> Outcome:
         raise EngineError(ErrorCode.TOO_LATE, "no time is left and there is no checkpoint to submit")
     prepare.set_threads(run.job, run.process_group)
     if known and searched:
-        return resume_search(run, known[0], searched, found)
+        return resume_search(run, *known, searched, found)
     if known and (found or was_too_large(known[1])):
         return resume(run, *known, found)
     return begin(run)
@@ -160,16 +161,15 @@ def begin(run: RunContext) -> Outcome:
     )
     context.write_record(run, record, plan)
     announce(run, plan)
-    kept: torch.nn.Module | None = None
-    if "fsdp2" in (draft.parallel, plan.parallel):
-        del model  # both would be there at once, and memory is what it is sharded for
+    sharded = "fsdp2" in (draft.parallel, plan.parallel)
+    models = [] if sharded else [model]
+    del model  # a search frees it, and sharded weights would be there twice
+    if sharded:
         release()
-    else:
-        kept = model
     if searched := begin_search(run, record, plan, data):
-        return search(run, record, searched, kept, data, None)
+        return search(run, record, searched, models, data, None)
     # Sharded again: what is trained has other dtypes.
-    return train(run, record, plan, kept or load_base(run, plan), data, None)
+    return train(run, record, plan, models.pop() if models else load_base(run, plan), data, None)
 
 
 def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | None) -> Outcome:
@@ -198,9 +198,18 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
 
 
 def resume_search(
-    run: RunContext, record: RunRecord, searched: SearchRecord, found: Checkpoint | None
+    run: RunContext, record: RunRecord, plan: Plan, searched: SearchRecord, found: Checkpoint | None
 ) -> Outcome:
-    """Go on with a search: with the trial that was under way, from its checkpoint if it has one."""
+    """Go on with a search: with the trial that was under way, from its checkpoint if it has one.
+
+    `plan` is the newest one on disk: if memory ran out, the arm under way needs less from now on.
+    """
+    plans = {arm: fitted(one, run.process_group) for arm, one in searched.plans.items()}
+    if was_too_large(plan) and searched.trial:
+        smaller = smaller_by(plans[searched.trial.arm], fitted(plan, run.process_group))
+        plans[searched.trial.arm] = replace(smaller, parallel=plans[searched.trial.arm].parallel)
+    searched = replace(searched, plans=plans)
+    write_known(run, searched)
     record = replace(record, resumes=record.resumes + 1)
     context.write_record(run, record, next(iter(searched.plans.values())))
     run.reporter.resumed(searched.steps_before, searched.tokens_before, record.base_loss)
@@ -211,13 +220,13 @@ def resume_search(
     if isinstance(data, str):
         kept, plan, group = submittable(run, searched, found)
         return submit_as_is(run, record, plan, load_base(run, plan), kept, data, group)
-    model = None
-    if data.train.group == 2:  # pairs may need the base model's word again
-        model = load_base(run, next(iter(searched.plans.values())))
-        data = reference_logprobs.again(run, model, data, record)
+    models: list[torch.nn.Module] = []
+    if data.train.group == 2:  # pairs may need the base model's answers again
+        models = [load_base(run, next(iter(searched.plans.values())))]
+        data = reference_logprobs.again(run, models[0], data, record)
     if found and found.manifest.position.trial != searched.number:
         found = None  # of a trial that is done
-    return search(run, record, searched, model, data, found)
+    return search(run, record, searched, models, data, found)
 
 
 def announce(run: RunContext, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,12 @@ from tests.engine.worker_run import (
     weights_of,
     write_rows,
 )
+from trainer_node.engine.context import RunContext
+from trainer_node.engine.search import runner
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, read_search
+from trainer_node.engine.train import oom_fallback
+from trainer_node.engine.train.state import TrainState
 
 # PEFT asks transformers a question under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -35,7 +40,7 @@ def record_of(job: Path) -> SearchRecord:
 
 def without_seconds(results: list[TrialResult]) -> list[TrialResult]:
     """What must be equal when a job is repeated: all but the real time that steps took."""
-    return [replace(result, step_s=0.0) for result in results]
+    return [replace(result, step_s=0.0, train_s=0.0) for result in results]
 
 
 def killed_after(job: Path, trials: int) -> Path:
@@ -173,3 +178,63 @@ def test_more_rows_than_there_is_time_for_get_one_long_run(
     done = record_of(job).done
     assert done[-1].trial.main
     assert sum(result.tokens for result in done[:-1]) < 0.3 * done[-1].tokens
+
+
+def test_a_trial_that_fails_does_not_fail_a_job_that_has_a_better_one(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = oom_fallback.descend, list[int]()
+
+    def fails_later(run: RunContext, state: TrainState) -> None:
+        calls.append(state.trial)
+        if len(calls) == 2:
+            raise RuntimeError("the device is gone")
+        real(run, state)
+
+    monkeypatch.setattr(runner, "descend", fails_later)
+    job = make_job(profile="auto", ready_by=60.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    done = record_of(job).done
+    assert [result.loss is None for result in done] == [False, True]
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss == pytest.approx(done[0].loss)
+
+
+def test_a_trial_whose_weights_are_no_numbers_is_left_behind(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = oom_fallback.descend
+
+    def spoils_the_second(run: RunContext, state: TrainState) -> None:
+        if state.trial == 1:
+            for weight in state.deltas.parameters.values():
+                weight.data.fill_(math.nan)
+        real(run, state)
+
+    monkeypatch.setattr(runner, "descend", spoils_the_second)
+    job = make_job(profile="auto", ready_by=60.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    done = record_of(job).done  # it can be read
+    assert done[1].loss is None
+    assert len(done) > 2
+    assert not (job.parent / "trials" / "001").exists()
+
+
+def test_without_a_number_from_any_trial_the_base_model_is_submitted(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = oom_fallback.descend
+
+    def spoils(run: RunContext, state: TrainState) -> None:
+        for weight in state.deltas.parameters.values():
+            weight.data.fill_(math.nan)
+        real(run, state)
+
+    monkeypatch.setattr(runner, "descend", spoils)
+    job = make_job(profile="auto", ready_by=20.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss == outcome.metrics.base_loss

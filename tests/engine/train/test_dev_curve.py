@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 
 from trainer_node.engine.train.dev_curve import MOST_POINTS, DevCurve, Point, cooldown_tokens
@@ -84,3 +85,9 @@ def test_measuring_keeps_within_its_share_of_the_time() -> None:
 def test_the_cool_down_takes_half_as_long_as_the_way_to_the_lowest_point() -> None:
     assert cooldown_tokens(Point(10, 1000, 2.0)) == 500
     assert cooldown_tokens(Point(1, 1, 2.0)) == 1
+
+
+def test_a_point_that_is_no_number_survives_a_checkpoint() -> None:
+    curve = measured(2.0, math.nan)
+    assert [point.loss for point in curve.points] == [2.0, None]
+    assert msgspec.json.decode(msgspec.json.encode(curve), type=DevCurve) == curve

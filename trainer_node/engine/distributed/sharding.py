@@ -33,7 +33,9 @@ def fitted(plan: Plan, process_group: ProcessGroup) -> Plan:
 # --- the model
 
 
-def spread(deltas: Deltas, plan: Plan, process_group: ProcessGroup) -> tuple[Deltas, nn.Module]:
+def spread(
+    deltas: Deltas, plan: Plan, process_group: ProcessGroup, *, fixed_steps: bool = True
+) -> tuple[Deltas, nn.Module]:
     """All: the deltas as this process holds them, and what the loop calls for gradients.
 
     Single: the model itself. DDP: a replica in every process. FSDP2: every parameter is cut over the
@@ -52,7 +54,7 @@ def spread(deltas: Deltas, plan: Plan, process_group: ProcessGroup) -> tuple[Del
             forward_sync_buffers=False,
             init_sync=False,  # the same file and the same seed: nothing to send
             # Not with several packs to a step: the first backward pass, which it learns from, would not sync.
-            static_graph=plan.packs_per_step <= process_group.world,
+            static_graph=fixed_steps and plan.packs_per_step <= process_group.world,
         )
     return deltas, deltas.model
 

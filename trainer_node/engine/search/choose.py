@@ -10,8 +10,7 @@ import msgspec
 import numpy as np
 import torch
 
-from shared.errors import EngineError
-from shared.messages import ErrorCode, Outcome, Phase
+from shared.messages import Outcome, Phase
 from shared.planning.plan import Deviation, Plan
 from trainer_node.engine import context
 from trainer_node.engine.evaluate.candidates import (
@@ -39,18 +38,18 @@ def submit_best(runner: TrialRunner) -> Outcome:
     """Submit the best trial, or an average of the best ones that is better."""
     run, record, done = runner.run, runner.record, runner.known.done
     best = best_of(done)
-    if best is None:
-        raise EngineError(ErrorCode.TOO_LATE, "no trial gave a loss that is a number")
     run.reporter.phase(Phase.CHOOSE)
-    state = runner.prepared(best.trial, None)
-    state.plan = explained(state.plan, done, best)
+    state = runner.prepared(best.trial if best else done[0].trial, None)
+    parts = affordable(run.left_s, record.costs)
+    candidates: list[Candidate] = []
+    if best:
+        state.plan = explained(state.plan, done, best)
+        candidates = [candidate(runner, state, one) for one in kept(runner, best)]
     if run.process_group.is_main:
         context.write_plan(run.folder, state.plan)
-    parts = affordable(run.left_s, record.costs)
-    candidates = [candidate(runner, state, one) for one in kept(runner, best)]
-    if Part.AVERAGE in parts:
+    if candidates and Part.AVERAGE in parts:
         candidates = with_average(runner, state, candidates)
-    if loss_over_base(candidates[0], record.base_losses) >= 0.0 and Part.VERIFY in parts:
+    if not candidates or (loss_over_base(candidates[0], record.base_losses) >= 0.0 and Part.VERIFY in parts):
         candidates = ranked([*candidates, untrained(run, record, state)], record.base_losses)
         run.reporter.message("the trained weights are worse than the base model's")
     return submit(run, record, state, runner.dev, candidates, parts)

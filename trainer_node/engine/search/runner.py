@@ -54,7 +54,7 @@ class TrialRunner:
     dev: Examples
     known: SearchRecord
     saver: Saver
-    model: torch.nn.Module | None = None  # the base model, until an arm is added to it
+    models: list[torch.nn.Module]  # the base model, until an arm is added to it: then nobody else keeps it
     arm: str = ""
     adapted: Adapted | None = None
     start: dict[str, torch.Tensor] | None = None  # the trained weights before the first step
@@ -83,11 +83,11 @@ class TrialRunner:
         trained_at = run.clock.time()
         free_optimizer(state)
         result = self.scored(trial, state)
-        train_s = trained_at - self.known.trial_at
-        result = msgspec.structs.replace(result, train_s=train_s, other_s=run.clock.time() - trained_at)
-        self.keep(result, state)
+        result = msgspec.structs.replace(result, other_s=run.clock.time() - trained_at)
+        result = self.keep(result, state)
         self.plan_again(trial.arm, state.plan)
         self.note(self.known.finished(result, state.step, clock_tokens(run)))
+        self.prune(4 * sum(value.numel() for value in state.deltas.parameters.values()))
         loss = "no number" if result.loss is None else f"{result.loss:.4f}"
         best = best_of(self.known.done)
         leads = f"; best so far: {best.loss:.4f}" if best and best is not result else ""
@@ -97,7 +97,8 @@ class TrialRunner:
     def prepared(self, trial: Trial, found: Checkpoint | None) -> TrainState:
         """The state of a trial, fresh or as a checkpoint left it."""
         adapted = self.with_arm(trial.arm)
-        plan = plan_of(trial, adapted.plan, self.record, int(self.data.train.lengths.max()))
+        arm = msgspec.structs.replace(self.known.plans[trial.arm], compile=adapted.plan.compile)
+        plan = plan_of(trial, arm, self.record, int(self.data.train.lengths.max()))
         place = Place(
             trial=self.known.number,
             steps_before=self.known.steps_before,
@@ -116,15 +117,20 @@ class TrialRunner:
             self.adapted.deltas.load_state(self.start)
             return self.adapted
         if self.arm:
-            self.adapted = self.start = self.model = None  # two models would be there at once
-            release()
-        model = self.model or load_base(self.run, plan)
-        self.adapted, self.arm, self.model = adapt(self.run, plan, model), arm, None
+            self.forget()
+        model = self.models.pop() if self.models else load_base(self.run, plan)
+        self.adapted, self.arm = adapt(self.run, plan, model, fixed_steps=False), arm
         state = self.adapted.deltas.state()
         size = sum(value.numel() * value.element_size() for value in state.values())
         if size <= COPY_SHARE * prepare.main_memory(self.run.job.hardware) / self.run.process_group.world:
             self.start = {name: value.to("cpu", copy=True) for name, value in state.items()}
         return self.adapted
+
+    def forget(self) -> None:
+        """Free the model: the next one would be in memory at the same time."""
+        self.models.clear()
+        self.adapted = self.start = None
+        release()
 
     def scored(self, trial: Trial, state: TrainState) -> TrialResult:
         """The result of a trial: the best of its last weights, their average and the curve's lowest point."""
@@ -139,7 +145,7 @@ class TrialRunner:
         candidates = [last]
         with run.patience():
             self.saver.wait()  # from here on the weights change
-        trained_s = run.clock.time() - self.known.trial_at
+        (trained_s,) = run.process_group.broadcast_floats(state.train_s)
         if state.average and state.average.count > 1 and costs.score_s <= AVERAGE_SHARE * trained_s:
             average = replace(last, name="average", score=None, weights_applied=state.average.applied)
             candidates.append(average.measured(score))
@@ -147,32 +153,42 @@ class TrialRunner:
             candidates.append(replace(lowest, name="best").measured(score))
         best = ranked(candidates, self.record.base_losses)[0]
         over = loss_over_base(best, self.record.base_losses)
+        rows = best.score.per_example.tolist() if best.score else []
+        # A score that time cut short is not compared with whole ones.
+        whole = len(rows) == len(self.dev) or best_of(self.known.done) is None
+        valid = math.isfinite(over) and state.step > 0 and whole
         return TrialResult(
             trial=trial,
-            loss=self.record.base_loss + over if math.isfinite(over) and state.step else None,
+            loss=self.record.base_loss + over if valid else None,
             tokens=state.tokens,
-            train_s=0.0,
+            train_s=state.train_s,
             weights=best.name,
             turned=state.schedule.pulse.cooldown is not None,
-            losses=best.score.per_example.tolist() if best.score else [],
+            losses=rows if valid else [],  # JSON has no word for what isn't a number
             step=best.reached.step,
             step_tokens=best.reached.tokens,
             step_s=best.reached.train_s,
         )
 
-    def keep(self, result: TrialResult, state: TrainState) -> None:
-        """Keep the weights of the best trials; free the others'."""
-        done = [*self.known.done, result]
-        size = 4 * sum(value.numel() for value in state.deltas.parameters.values())
+    def keep(self, result: TrialResult, state: TrainState) -> TrialResult:
+        """Keep the trial's weights under a name of their own; without a checkpoint it has no loss."""
+        group, saved = self.run.process_group, False
+        if group.is_main:
+            written = self.saver.folder / f"step-{state.steps_before + state.step:08d}"
+            saved = written.is_dir()
+            if saved:
+                checkpoint.link(written, trial_folder(self.run, self.known.number))
+        if group.broadcast_object(saved):
+            return result
+        return msgspec.structs.replace(result, loss=None, losses=[])
+
+    def prune(self, size: int) -> None:
+        """Free the weights, of `size` bytes each, of all but the best trials."""
+        done = self.known.done
         best = sorted((one for one in done if one.loss is not None), key=lambda one: one.loss or 0.0)
         kept = best[: KEPT if size <= KEPT_BYTES else 1]
-        if not self.run.process_group.is_main:
-            return
-        if result in kept:
-            step = state.steps_before + state.step
-            checkpoint.link(self.saver.folder / f"step-{step:08d}", trial_folder(self.run, len(done) - 1))
         for number, one in enumerate(done):
-            if one not in kept:
+            if one not in kept and self.run.process_group.is_main:
                 shutil.rmtree(trial_folder(self.run, number), ignore_errors=True)
 
     def plan_again(self, arm: str, carried_out: Plan) -> None:
@@ -201,7 +217,8 @@ def plan_of(trial: Trial, plan: Plan, record: RunRecord, longest: int) -> Plan:
 def end_at(run: RunContext, record: RunRecord) -> float:
     """When the last trial must be over: the closing reads the best one's weights again."""
     costs = record.costs
-    return run.job.ready_by - costs.closing_s - costs.load_s - 2 * SLACK_S
+    end = run.job.ready_by - costs.closing_s - costs.load_s - 2 * SLACK_S
+    return run.process_group.broadcast_floats(end)[0]  # only rank 0 learns what a save costs
 
 
 def trial_folder(run: RunContext, number: int) -> Path:

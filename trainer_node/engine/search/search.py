@@ -8,6 +8,7 @@ Rank 0's record decides, so all processes and a resumed job make the same choice
 from __future__ import annotations
 
 import math
+import traceback
 from contextlib import suppress
 
 import msgspec
@@ -32,7 +33,7 @@ from trainer_node.engine.search.runner import (
     write_known,
 )
 from trainer_node.engine.search.strategy import Budget, best_of, next_trial
-from trainer_node.engine.search.trial import SearchRecord, Trial, read_search
+from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, read_search
 from trainer_node.engine.time_budget import SLACK_S
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
@@ -57,24 +58,42 @@ def search(
     run: RunContext,
     record: RunRecord,
     known: SearchRecord,
-    model: torch.nn.Module | None,
+    models: list[torch.nn.Module],
     data: JobData,
     found: Checkpoint | None,
 ) -> Outcome:
-    """Try, choose and submit. `model` is the base model, `found` a checkpoint of the trial under way."""
+    """Try, choose and submit.
+
+    `models` holds the base model, if it is loaded; it is taken out. `found` is a checkpoint of the trial
+    under way. Once a trial has a loss, one that fails does not fail the job.
+    """
     dev = data.dev.take(np.arange(len(record.base_losses)))
-    runner = TrialRunner(run, record, data, dev, known, make_saver(run, record), model)
+    runner = TrialRunner(run, record, data, dev, known, make_saver(run, record), models)
     run.reporter.phase(Phase.TRAIN)
     longest = int(data.train.lengths.max())
     start = _first_trials(runner.known.plans, record)
     while True:
         budget = _budget(run, record, runner.known, longest)
-        trial = runner.known.trial or next_trial(start, runner.known.done, budget)
+        trial = runner.known.trial or run.process_group.broadcast_object(
+            next_trial(start, runner.known.done, budget)
+        )
         if trial is None:
             return submit_best(runner)
         if runner.known.trial is None:
             runner.note(runner.known.started(trial, run.clock.time(), clock_tokens(run)))
-        if not runner.run_trial(trial, found):
+        try:
+            went_on = runner.run_trial(trial, found)
+        except Exception as error:
+            # Of several processes the others may wait for this one in vain: all must start again.
+            if best_of(runner.known.done) is None or not run.process_group.is_single:
+                raise
+            traceback.print_exc()
+            run.reporter.message(f"trial {runner.known.number + 1} failed, the search ends: {error}")
+            failed = TrialResult(trial=trial, loss=None, tokens=0, train_s=0.0)
+            runner.note(runner.known.finished(failed, 0, clock_tokens(run)))
+            runner.forget()
+            return submit_best(runner)
+        if not went_on:
             return Outcome(status=OutcomeStatus.STOPPED, step=runner.known.steps_before)
         found = None
 

@@ -120,7 +120,8 @@ class Saver:
     def _copied(self, group: str, tensors: Tensors) -> dict[str, torch.Tensor]:
         """The tensors as they are now, in memory that is kept: its first use costs ten times as much."""
         for name, tensor in tensors.items():
-            if (group, name) not in self._copies:
+            kept = self._copies.get((group, name))
+            if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
                 self._copies[group, name] = torch.empty_like(tensor, device="cpu")
             self._copies[group, name].copy_(tensor)
         return {name: self._copies[group, name] for name in tensors}

@@ -28,7 +28,7 @@ class Point(Struct, frozen=True):
 
     step: int
     tokens: int
-    loss: float
+    loss: float | None  # None: it was no number (JSON has none for it)
 
 
 class DevCurve(Struct, frozen=True, kw_only=True):
@@ -42,34 +42,36 @@ class DevCurve(Struct, frozen=True, kw_only=True):
     @property
     def best(self) -> Point | None:
         """The lowest point; the earliest of equals."""
-        return min(self.points, key=lambda point: point.loss, default=None)
+        measured = [point for point in self.points if point.loss is not None]
+        return min(measured, key=lambda point: point.loss or 0.0, default=None)
 
     def extended(self, step: int, tokens: int, losses: Sequence[float], seconds: float) -> DevCurve:
-        """Return the curve with one more point; its loss is infinite if that is no number."""
+        """Return the curve with one more point."""
         mean, best = float(np.mean(losses)), self.best
-        point = Point(step, tokens, mean if math.isfinite(mean) else math.inf)
-        lowest = best is None or point.loss < best.loss
+        finite = math.isfinite(mean)
+        point = Point(step, tokens, mean if finite else None)
+        lowest = finite and (best is None or mean < (best.loss or 0.0))
         return DevCurve(
             points=[*self.points, point],
             best_losses=list(losses) if lowest else self.best_losses,
-            last_losses=list(losses),
+            last_losses=list(losses) if finite else [],
             spent_s=self.spent_s + seconds,
         )
 
     @property
     def is_at_best(self) -> bool:
         """Whether the newest point is the lowest."""
-        return bool(self.points) and self.best is self.points[-1] and math.isfinite(self.points[-1].loss)
+        return bool(self.points) and self.best is self.points[-1]
 
     def turned(self) -> bool:
         """Whether the newest points lie above the lowest one by more than chance."""
         best = self.best
-        if best is None or not math.isfinite(best.loss):
+        if best is None:
             return False
         after = [point for point in self.points if point.tokens > best.tokens]
         if len(after) < RISES:
             return False
-        if not math.isfinite(after[-1].loss):
+        if after[-1].loss is None:
             return True
         difference = np.array(self.last_losses) - np.array(self.best_losses)
         error = float(difference.std(ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0

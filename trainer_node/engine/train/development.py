@@ -25,7 +25,8 @@ def measure_due(state: TrainState) -> bool:
 def measure_dev(state: TrainState, reporter: Reporter) -> None:
     """Add a point to the development curve; keep the best weights, or go back to them if it has turned."""
     assert state.dev is not None
-    group, until = state.process_group, state.schedule.end_at
+    group = state.process_group
+    (until,) = group.broadcast_floats(state.schedule.end_at)
     clock = common_clock(state.clock, group)
     began = clock.time()
     result, _ = measure(state.deltas.model, state.dev, clock, until, group, alive=state.alive)
@@ -56,11 +57,14 @@ def cool_down(state: TrainState, reporter: Reporter) -> None:
     if state.best:
         parameters = state.deltas.parameters
         state.deltas.load_state({name: placed(value, parameters[name]) for name, value in state.best.items()})
+    if last.loss is None:  # so are the optimiser's moments
+        state.optimizer.state.clear()
     if state.average is not None:
         state.average.reset()
     state.schedule.cool_down(state.tokens, cooldown_tokens(best))
+    risen = "no number" if last.loss is None else f"{last.loss:.4f}"
     where = f"back to the weights of step {best.step}" if state.best else "on from here"
     reporter.message(
-        f"the held-out loss rose from {best.loss:.4f} at step {best.step} to {last.loss:.4f} at step "
+        f"the held-out loss rose from {best.loss:.4f} at step {best.step} to {risen} at step "
         f"{last.step}: {where}, and the rate falls to zero early"
     )
