@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--real", type=int, default=20)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--profile", default="maximum_accuracy", help="of the simulated runs")
     args = parser.parse_args()
     if args.quick:
         args.runs, args.real = min(args.runs, 40), min(args.real, 2)
@@ -82,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
         folder = Path(name)
         data = tiny_jobs.write_rows(folder / "rows.json", ROWS)
-        report = simulate(args.runs, args.seed, folder, data)
+        report = simulate(args.runs, args.seed, folder, data, args.profile)
         hour = tiny_jobs.write_rows(folder / "hour.json", HOUR_ROWS)
         report["training_share"] = training_share(FREE, folder / "free", hour)
         report["training_share_loaded"] = training_share(LOADED, folder / "loaded", hour)
@@ -93,7 +94,7 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def simulate(runs: int, seed: int, folder: Path, data: Path) -> dict[str, Any]:
+def simulate(runs: int, seed: int, folder: Path, data: Path, profile: str) -> dict[str, Any]:
     """So many simulated runs; the figures."""
     counts: Counter[str] = Counter(runs=runs, without_submission=0, after_ready_by=0, after_our_deadline=0)
     began = time.monotonic()
@@ -105,7 +106,7 @@ def simulate(runs: int, seed: int, folder: Path, data: Path) -> dict[str, Any]:
         ready_by = budget_s - reserve_s
         seconds, faults = simulated_machine.draw(luck, ready_by, tokens=luck.uniform(25_000, 75_000))
         machine = World(seconds, faults, luck, ready_by, budget_s)
-        ended = live(machine, folder / f"run-{index}", data, computes=index % COMPUTES == 0)
+        ended = live(machine, folder / f"run-{index}", data, computes=index % COMPUTES == 0, profile=profile)
         late = ended.at > budget_s + MARGIN_S - STORE_S
         counts["without_submission"] += late
         counts["trained_to_the_end"] += ended.at > 0.8 * ready_by
@@ -123,9 +124,11 @@ def simulate(runs: int, seed: int, folder: Path, data: Path) -> dict[str, Any]:
     return dict(counts)
 
 
-def live(machine: World, folder: Path, data: Path, *, computes: bool) -> Ended:
+def live(
+    machine: World, folder: Path, data: Path, *, computes: bool, profile: str = "maximum_accuracy"
+) -> Ended:
     """One run, started again whenever it is killed, as the node does it."""
-    profile = "lora_r16" if computes else "maximum_accuracy"  # PEFT takes its time at every start
+    profile = "lora_r16" if computes else profile  # PEFT takes its time at every start
     path = tiny_jobs.write_job(
         folder, data, profile=profile, clock="wall", start_at=0.0, ready_by=machine.ready_by
     )
