@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -28,8 +29,7 @@ from shared.planning.model_shape import ModelShape, shape_from_config, shape_fro
 from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, family_of, resolve
-from trainer_node.engine.search.strategy import LEAST_EPOCHS, Budget, first_trial
-from trainer_node.engine.search.trial import Trial
+from trainer_node.engine.search.strategy import LEAST_EPOCHS, Budget, arm_name, first_trial, trial_of
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmb]?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
@@ -64,19 +64,31 @@ def run(args: argparse.Namespace) -> int:
         hardware = parse_hardware(args.hardware)
         stats = _data_stats(args.data_stats)
         shape = _shape(args)
-        plan = make_plan(resolve(args.profile), shape, stats, hardware, args.hours * 3600, family=args.family)
+        recipe, budget_s = resolve(args.profile), args.hours * 3600
+        plan = make_plan(recipe, shape, stats, hardware, budget_s, family=args.family)
+        arms = [plan] * recipe.searches
+        for name in recipe.arms:
+            with suppress(PlanError):  # this one doesn't fit
+                arms.append(make_plan(resolve(name), shape, stats, hardware, budget_s, family=args.family))
     except PodiumError as error:
         print(f"podium plan: {error}", file=sys.stderr)
         return 1
     if args.json:
         print(msgspec.json.encode(plan).decode())
     else:
-        show(plan, shape, stats, hardware, make_console())
+        show(plan, shape, stats, hardware, make_console(), arms)
     return 0
 
 
-def show(plan: Plan, shape: ModelShape, stats: DataStats, hardware: Hardware, console: Console) -> None:
-    """Print a plan and its deviations."""
+def show(
+    plan: Plan,
+    shape: ModelShape,
+    stats: DataStats,
+    hardware: Hardware,
+    console: Console,
+    arms: Sequence[Plan] = (),
+) -> None:
+    """Print a plan, what a search would try among `arms`, and the deviations."""
     console.print(
         f"[bold]{plan.profile}[/bold] on {hardware.name}: {shape.parameters / 1e9:.2f} B parameters, ", end=""
     )
@@ -85,20 +97,22 @@ def show(plan: Plan, shape: ModelShape, stats: DataStats, hardware: Hardware, co
     for name, value in facts_of(plan, hardware):
         facts.add_row(name, value)
     console.print(facts)
-    if resolve(plan.profile).searches:
-        console.print(f"\n[bold]Search[/bold]\n{search_of(plan, stats)}", markup=True)
+    if arms:
+        console.print("\n[bold]Search[/bold]")
+        console.print(search_of(arms, stats), markup=False)
     console.print("\n[bold]Deviations from the profile[/bold]")
     for deviation in plan.deviations:
         console.print(f"- {deviation.what}: {deviation.wanted} -> {deviation.got}", markup=False)
         console.print(Padding(Text(deviation.reason), (0, 0, 0, 4)))
 
 
-def search_of(plan: Plan, stats: DataStats) -> str:
-    """What a searching profile would try first, and how often."""
-    if plan.parallel == "fsdp2":
-        return "This method is not searched: its weights do not fit one device whole. LoRA is, if it fits."
+def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
+    """Return what a search would try first, and how often; `arms` has the most promising plan first."""
+    whole = [plan for plan in arms if plan.parallel != "fsdp2"]
+    if not whole:
+        return "One training run: with no method do the weights fit one device whole."
+    plan, methods = whole[0], ", or ".join(map(arm_name, whole))
     mean_length = stats.tokens / stats.examples
-    batch = max(4, 2 ** round(math.log2(max(1.0, plan.packs_per_step * plan.capacity / mean_length))))
     budget = Budget(
         left_s=plan.train_s,
         tokens_per_s=plan.expected_tokens_per_s,
@@ -107,17 +121,17 @@ def search_of(plan: Plan, stats: DataStats) -> str:
         trial_s=0.0,
         all_s=plan.train_s,
     )
-    first = first_trial([Trial(arm="the plan", batch=batch)], budget)
+    first = first_trial([trial_of(arm_name(plan), plan, mean_length)], budget)
     runs = plan.train_s / budget.cost_s(first)
     if first.main:
-        return f"One training run of {first.epochs:.1f} epochs: there is no time to compare."
+        return f"One training run ({arm_name(plan)}, {first.epochs:.1f} epochs): no time to compare."
     if first.epochs < LEAST_EPOCHS:
         return (
             f"Short runs of {first.epochs:.2f} epochs compare rates; one long run takes the rest of the time."
         )
     return (
-        f"{first}; then its neighbours in rate, epochs, batch and method, as long as they fit: about "
-        f"{runs:.0f} runs of this length. The best one on the development rows is submitted."
+        f"First: {first}. Then its neighbours in rate, epochs and batch, by {methods}: there is time for "
+        f"about {runs:.0f} runs of this length. The best one on the development rows is submitted."
     )
 
 

@@ -32,9 +32,8 @@ from tests.engine.worker_run import (
     weights_of,
     write_rows,
 )
-from trainer_node.engine import pipeline
 from trainer_node.engine.context import RunContext
-from trainer_node.engine.train import checkpoint, loop
+from trainer_node.engine.train import checkpoint, loop, oom_fallback
 from trainer_node.engine.train.oom_fallback import descend
 from trainer_node.engine.train.state import TrainState
 
@@ -173,7 +172,7 @@ def test_a_run_that_fails_keeps_the_checkpoint_that_is_being_written(
         write(*args)
 
     save, write = loop.save, checkpoint.save
-    monkeypatch.setattr(pipeline, "descend", fails)
+    monkeypatch.setattr(oom_fallback, "descend", fails)
     monkeypatch.setattr(checkpoint, "save", slowly)
     job = make_job()
     assert finish(job).status is OutcomeStatus.FAILED
@@ -196,7 +195,7 @@ def test_weights_worse_than_the_base_model_are_not_submitted(
             for old in (run.folder / "checkpoints").glob("step-*"):
                 shutil.rmtree(old)
 
-    monkeypatch.setattr(pipeline, "descend", spoil)
+    monkeypatch.setattr(oom_fallback, "descend", spoil)
     job = make_job(profile="lora_r16", ready_by=15.0)
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error

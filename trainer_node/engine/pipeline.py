@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +34,14 @@ from trainer_node.engine.finish import close, submit_as_is
 from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.reporter import Reporter, write_outcome
-from trainer_node.engine.search.runner import write_known
-from trainer_node.engine.search.search import begin_search, read, search, submittable
+from trainer_node.engine.search.search import begin_search, read, search, submittable, take_up
 from trainer_node.engine.search.trial import SearchRecord
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.oom import is_out_of_memory, release
-from trainer_node.engine.train.oom_fallback import SmallerPlan, descend, smaller_by, was_too_large
+from trainer_node.engine.train.oom_fallback import SmallerPlan, train_or_stop, was_too_large
 
 
 def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
@@ -200,16 +198,8 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
 def resume_search(
     run: RunContext, record: RunRecord, plan: Plan, searched: SearchRecord, found: Checkpoint | None
 ) -> Outcome:
-    """Go on with a search: with the trial that was under way, from its checkpoint if it has one.
-
-    `plan` is the newest one on disk: if memory ran out, the arm under way needs less from now on.
-    """
-    plans = {arm: fitted(one, run.process_group) for arm, one in searched.plans.items()}
-    if was_too_large(plan) and searched.trial:
-        smaller = smaller_by(plans[searched.trial.arm], fitted(plan, run.process_group))
-        plans[searched.trial.arm] = replace(smaller, parallel=plans[searched.trial.arm].parallel)
-    searched = replace(searched, plans=plans)
-    write_known(run, searched)
+    """Go on with a search: with the trial that was under way, from its checkpoint if it has one."""
+    searched, current = take_up(run, searched, plan, found)
     record = replace(record, resumes=record.resumes + 1)
     context.write_record(run, record, next(iter(searched.plans.values())))
     run.reporter.resumed(searched.steps_before, searched.tokens_before, record.base_loss)
@@ -224,9 +214,7 @@ def resume_search(
     if data.train.group == 2:  # pairs may need the base model's answers again
         models = [load_base(run, next(iter(searched.plans.values())))]
         data = reference_logprobs.again(run, models[0], data, record)
-    if found and found.manifest.position.trial != searched.number:
-        found = None  # of a trial that is done
-    return search(run, record, searched, models, data, found)
+    return search(run, record, searched, models, data, current)
 
 
 def announce(run: RunContext, plan: Plan) -> None:
@@ -249,15 +237,8 @@ def train(
     """Train until the clock says stop, then choose and submit."""
     training = assemble(run, record, plan, model, data, found)
     run.reporter.phase(Phase.TRAIN)
-    with run.stop.deferred():
-        try:
-            descend(run, training)
-        except BaseException:
-            with suppress(OSError):  # the process ends without waiting for threads
-                training.saver.wait()
-            raise
-        if run.process_group.broadcast_object(run.stop.asked):
-            return Outcome(status=OutcomeStatus.STOPPED, step=training.step)
+    if not train_or_stop(run, training):
+        return Outcome(status=OutcomeStatus.STOPPED, step=training.step)
     if training.step == 0:
         raise EngineError(ErrorCode.TOO_LATE, "not one step could be trained in the time that was left")
     dev = data.dev.take(np.arange(len(record.base_losses)))

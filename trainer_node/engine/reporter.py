@@ -55,6 +55,11 @@ class Reporter:
         with self._lock:
             self.last = replace(self.last, step=step, tokens=tokens, base_loss=base_loss)
 
+    def restarted(self) -> None:
+        """Training starts again from the base model: the smoothed loss starts again, too."""
+        with self._lock:
+            self.last = replace(self.last, loss=None)
+
     def losses(self, *, base: float | None = None, dev: float | None = None) -> None:
         """The development metric was measured."""
         update = {

@@ -12,22 +12,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from shared.errors import EngineError
 from shared.messages import ErrorCode
 from shared.planning.plan import Plan
+from tests.engine.conftest import SMALL
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import score_sft
 from trainer_node.engine.model.adapters import add_deltas, load_adapter
 from trainer_node.engine.model.loading import load_model
-
-SMALL = {
-    "vocab_size": 1000,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-}
 
 
 @pytest.mark.parametrize("method", ["lora", "dense", "mixed"])

@@ -12,21 +12,11 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from shared.errors import EngineError
 from shared.messages import ErrorCode
+from tests.engine.conftest import SMALL
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import score_sft
 from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer, model_shape
-
-SMALL = {
-    "vocab_size": 1000,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-}
 
 
 def test_config_tokenizer_and_shape(tiny_model: Path) -> None:

@@ -21,7 +21,6 @@ from tests.engine.worker_run import (
     write_rows,
 )
 from trainer_node.engine.context import RunContext
-from trainer_node.engine.search import runner
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, read_search
 from trainer_node.engine.train import oom_fallback
@@ -191,7 +190,7 @@ def test_a_trial_that_fails_does_not_fail_a_job_that_has_a_better_one(
             raise RuntimeError("the device is gone")
         real(run, state)
 
-    monkeypatch.setattr(runner, "descend", fails_later)
+    monkeypatch.setattr(oom_fallback, "descend", fails_later)
     job = make_job(profile="auto", ready_by=60.0)
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
@@ -201,18 +200,23 @@ def test_a_trial_that_fails_does_not_fail_a_job_that_has_a_better_one(
     assert outcome.metrics.final_loss == pytest.approx(done[0].loss)
 
 
-def test_a_trial_whose_weights_are_no_numbers_is_left_behind(
-    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def spoil(monkeypatch: pytest.MonkeyPatch, is_spoilt: Callable[[int], bool]) -> None:
+    """Give trials of these numbers weights that are no numbers."""
     real = oom_fallback.descend
 
-    def spoils_the_second(run: RunContext, state: TrainState) -> None:
-        if state.trial == 1:
+    def descend(run: RunContext, state: TrainState) -> None:
+        if is_spoilt(state.trial):
             for weight in state.deltas.parameters.values():
                 weight.data.fill_(math.nan)
         real(run, state)
 
-    monkeypatch.setattr(runner, "descend", spoils_the_second)
+    monkeypatch.setattr(oom_fallback, "descend", descend)
+
+
+def test_a_trial_whose_weights_are_no_numbers_is_left_behind(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, lambda trial: trial == 1)
     job = make_job(profile="auto", ready_by=60.0)
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
@@ -225,16 +229,33 @@ def test_a_trial_whose_weights_are_no_numbers_is_left_behind(
 def test_without_a_number_from_any_trial_the_base_model_is_submitted(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = oom_fallback.descend
-
-    def spoils(run: RunContext, state: TrainState) -> None:
-        for weight in state.deltas.parameters.values():
-            weight.data.fill_(math.nan)
-        real(run, state)
-
-    monkeypatch.setattr(runner, "descend", spoils)
+    spoil(monkeypatch, lambda trial: True)
     job = make_job(profile="auto", ready_by=20.0)
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
     assert outcome.metrics is not None
     assert outcome.metrics.final_loss == outcome.metrics.base_loss
+    assert any("the base model is submitted" in (line.message or "") for line in progress_of(job))
+
+
+def test_a_trial_that_keeps_ending_its_worker_is_given_up(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = oom_fallback.descend
+
+    def dies(run: RunContext, state: TrainState) -> None:
+        if state.trial == 1:
+            raise KeyboardInterrupt  # passes through the pipeline, as a kill would
+        real(run, state)
+
+    monkeypatch.setattr(oom_fallback, "descend", dies)
+    job = make_job(profile="auto", ready_by=60.0)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            finish(job)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    done = record_of(job).done
+    assert done[1].loss is None
+    assert len(done) > 2  # the search goes on with others
+    assert any("is given up" in (line.message or "") for line in progress_of(job))

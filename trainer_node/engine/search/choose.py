@@ -50,8 +50,12 @@ def submit_best(runner: TrialRunner) -> Outcome:
     if candidates and Part.AVERAGE in parts:
         candidates = with_average(runner, state, candidates)
     if not candidates or (loss_over_base(candidates[0], record.base_losses) >= 0.0 and Part.VERIFY in parts):
+        run.reporter.message(
+            "the trained weights are worse than the base model's"
+            if candidates
+            else "no trial gave usable weights: the base model is submitted"
+        )
         candidates = ranked([*candidates, untrained(run, record, state)], record.base_losses)
-        run.reporter.message("the trained weights are worse than the base model's")
     return submit(run, record, state, runner.dev, candidates, parts)
 
 

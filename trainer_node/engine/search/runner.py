@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from shared.messages import ErrorCode
 from shared.planning.plan import Plan
 from shared.planning.planner import step_size
 from trainer_node.engine import prepare
-from trainer_node.engine.assemble import Adapted, Place, adapt, load_base, make_state
+from trainer_node.engine.assemble import COPY_SHARE, Adapted, Place, adapt, load_base, make_state
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.candidates import (
@@ -35,13 +34,12 @@ from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.oom import release
-from trainer_node.engine.train.oom_fallback import descend, smaller_by
+from trainer_node.engine.train.oom_fallback import smaller_by, train_or_stop
 from trainer_node.engine.train.state import TrainState
 
 KEPT = 3  # trials whose weights stay on disk: the best ones, to be averaged
 KEPT_BYTES = 4e9  # of trained weights: above it only the best one's stay
-AVERAGE_SHARE = 0.1  # scoring the averaged weights may cost so much of a trial's time
-COPY_SHARE = 0.1  # of main memory: the weights that every trial starts from are kept there
+AVERAGE_TIME_SHARE = 0.1  # scoring the averaged weights may cost so much of a trial's time
 
 
 @dataclass
@@ -60,25 +58,19 @@ class TrialRunner:
     start: dict[str, torch.Tensor] | None = None  # the trained weights before the first step
 
     def note(self, known: SearchRecord) -> None:
-        """The search stands here now."""
+        """Record the state of the search, in memory and on disk."""
         self.known = known
         write_known(self.run, known)
 
     def run_trial(self, trial: Trial, found: Checkpoint | None) -> bool:
         """Train and score one trial; False if the job was asked to stop."""
         run, number = self.run, self.known.number
+        run.reporter.restarted()
         run.reporter.message(f"trial {number + 1}: {trial}")
         state = self.prepared(trial, found)
-        with run.stop.deferred():
-            try:
-                descend(run, state)
-            except BaseException:
-                with suppress(OSError):  # the process ends without waiting for threads
-                    self.saver.wait()
-                raise
-            if run.process_group.broadcast_object(run.stop.asked):
-                return False
-        if state.step == 0 and best_of(self.known.done) is None:
+        if not train_or_stop(run, state):
+            return False
+        if state.step == 0 and not self.known.done:
             raise EngineError(ErrorCode.TOO_LATE, "not one step could be trained in the time that was left")
         trained_at = run.clock.time()
         free_optimizer(state)
@@ -146,7 +138,7 @@ class TrialRunner:
         with run.patience():
             self.saver.wait()  # from here on the weights change
         (trained_s,) = run.process_group.broadcast_floats(state.train_s)
-        if state.average and state.average.count > 1 and costs.score_s <= AVERAGE_SHARE * trained_s:
+        if state.average and state.average.count > 1 and costs.score_s <= AVERAGE_TIME_SHARE * trained_s:
             average = replace(last, name="average", score=None, weights_applied=state.average.applied)
             candidates.append(average.measured(score))
         if lowest := lowest_point(state, last.score):

@@ -7,7 +7,6 @@ Rank 0's record decides, so all processes and a resumed job make the same choice
 
 from __future__ import annotations
 
-import math
 import traceback
 from contextlib import suppress
 
@@ -23,6 +22,7 @@ from shared.planning.profiles import resolve
 from trainer_node.engine import prepare
 from trainer_node.engine.assemble import make_saver
 from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.runner import (
@@ -32,11 +32,14 @@ from trainer_node.engine.search.runner import (
     trial_folder,
     write_known,
 )
-from trainer_node.engine.search.strategy import Budget, best_of, next_trial
-from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, read_search
+from trainer_node.engine.search.strategy import Budget, arm_name, best_of, next_trial, trial_of
+from trainer_node.engine.search.trial import SearchRecord, read_search
 from trainer_node.engine.time_budget import SLACK_S
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
+from trainer_node.engine.train.oom_fallback import smaller_by, was_too_large
+
+MOST_STARTS = 2  # of a worker in one trial without a checkpoint; the node gives up a job after 3
 
 
 def begin_search(run: RunContext, record: RunRecord, plan: Plan, data: JobData) -> SearchRecord | None:
@@ -52,6 +55,34 @@ def begin_search(run: RunContext, record: RunRecord, plan: Plan, data: JobData) 
     found = SearchRecord(began_at=now, all_s=end_at(run, record) - now, plans=plans)
     write_known(run, found)
     return found
+
+
+def take_up(
+    run: RunContext, known: SearchRecord, plan: Plan, found: Checkpoint | None
+) -> tuple[SearchRecord, Checkpoint | None]:
+    """Return the record to go on with after a restart, and the checkpoint of the trial under way, if any.
+
+    `plan` is the newest on disk: if memory ran out, the arm under way needs less from now on. A trial that
+    ends its worker MOST_STARTS times, without a checkpoint, is given up if another one has a loss: the node
+    would give up the whole job.
+    """
+    plans = {arm: fitted(one, run.process_group) for arm, one in known.plans.items()}
+    if was_too_large(plan) and known.trial:
+        arm = known.trial.arm
+        smaller = smaller_by(plans[arm], fitted(plan, run.process_group))
+        plans[arm] = msgspec.structs.replace(smaller, parallel=plans[arm].parallel)
+    known = msgspec.structs.replace(known, plans=plans)
+    if found and found.manifest.position.trial != known.number:
+        found = None  # of a trial that is done
+    if known.trial and found is None:
+        known = msgspec.structs.replace(known, starts=known.starts + 1)
+        if known.starts > MOST_STARTS and best_of(known.done):
+            run.reporter.message(
+                f"trial {known.number + 1} is given up: its worker ended {MOST_STARTS} times"
+            )
+            known = known.failed()
+    write_known(run, known)
+    return known, found
 
 
 def search(
@@ -71,7 +102,8 @@ def search(
     runner = TrialRunner(run, record, data, dev, known, make_saver(run, record), models)
     run.reporter.phase(Phase.TRAIN)
     longest = int(data.train.lengths.max())
-    start = _first_trials(runner.known.plans, record)
+    mean_length = record.train_tokens / record.train_examples
+    start = [trial_of(arm, plan, mean_length) for arm, plan in known.plans.items()]
     while True:
         budget = _budget(run, record, runner.known, longest)
         trial = runner.known.trial or run.process_group.broadcast_object(
@@ -80,7 +112,7 @@ def search(
         if trial is None:
             return submit_best(runner)
         if runner.known.trial is None:
-            runner.note(runner.known.started(trial, run.clock.time(), clock_tokens(run)))
+            runner.note(runner.known.started(trial, clock_tokens(run)))
         try:
             went_on = runner.run_trial(trial, found)
         except Exception as error:
@@ -89,8 +121,7 @@ def search(
                 raise
             traceback.print_exc()
             run.reporter.message(f"trial {runner.known.number + 1} failed, the search ends: {error}")
-            failed = TrialResult(trial=trial, loss=None, tokens=0, train_s=0.0)
-            runner.note(runner.known.finished(failed, 0, clock_tokens(run)))
+            runner.note(runner.known.failed())
             runner.forget()
             return submit_best(runner)
         if not went_on:
@@ -118,7 +149,7 @@ def submittable(
 
 def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
     """The plans to search among, by name: the job's own, and its profile's other ones that fit."""
-    plans = {_name(plan): plan} if plan.parallel != "fsdp2" else {}
+    plans = {arm_name(plan): plan} if plan.parallel != "fsdp2" else {}
     config, job = load_config(run.job.model_path), run.job
     for profile in resolve(job.profile).arms:
         try:
@@ -129,24 +160,10 @@ def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
             run.reporter.message(f"{profile} is not tried: {error}")
             continue
         if other.parallel != "fsdp2":
-            plans.setdefault(_name(other), msgspec.structs.replace(other, profile=job.profile, deviations=[]))
+            plans.setdefault(
+                arm_name(other), msgspec.structs.replace(other, profile=job.profile, deviations=[])
+            )
     return plans
-
-
-def _name(plan: Plan) -> str:
-    ranks = sorted({module.rank for module in plan.modules if module.method == "lora"})
-    dense = any(module.method == "dense" for module in plan.modules)
-    return " and ".join(["dense"] * dense + [f"LoRA r{rank}" for rank in ranks[-1:]])
-
-
-def _first_trials(plans: dict[str, Plan], record: RunRecord) -> list[Trial]:
-    """Each arm's first trial: the plan's rates, and its batch as a power of two."""
-    mean_length = record.train_tokens / record.train_examples
-    trials = []
-    for arm, plan in plans.items():
-        batch = plan.packs_per_step * plan.capacity / mean_length
-        trials.append(Trial(arm=arm, batch=max(4, 2 ** round(math.log2(max(1.0, batch))))))
-    return trials
 
 
 def _budget(run: RunContext, record: RunRecord, known: SearchRecord, longest: int) -> Budget:

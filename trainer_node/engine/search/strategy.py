@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
+from shared.planning.plan import Plan
 from trainer_node.engine.search.trial import Trial, TrialResult
 
 START_EPOCHS = 2.0  # winners end between 2 and 4; on 500 rows 2 epochs beat 4 by .84 nat
@@ -78,6 +79,19 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
         if _key(trial) not in tried and budget.fits(trial) and 2 * trial.batch > budget.least_batch:
             return trial
     return None
+
+
+def arm_name(plan: Plan) -> str:
+    """What a plan trains, in two or three words."""
+    ranks = sorted({module.rank for module in plan.modules if module.method == "lora"})
+    dense = any(module.method == "dense" for module in plan.modules)
+    return " and ".join(["dense"] * dense + [f"LoRA r{rank}" for rank in ranks[-1:]])
+
+
+def trial_of(arm: str, plan: Plan, mean_length: float) -> Trial:
+    """An arm's first trial: the plan's rates, and its batch as a power of two; `mean_length` in tokens."""
+    batch = plan.packs_per_step * plan.capacity / mean_length
+    return Trial(arm=arm, batch=max(LEAST_BATCH, 2 ** round(math.log2(max(1.0, batch)))))
 
 
 def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:

@@ -53,7 +53,7 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
     plans: dict[str, Plan]  # by arm, the most promising one first
     done: list[TrialResult] = []
     trial: Trial | None = None  # that runs now
-    trial_at: float = 0.0  # when it began, by the run's clock
+    starts: int = 0  # of a worker in this trial, without a checkpoint of it
     clock_tokens: int = 0  # of the token clock when this was written
     steps_before: int = 0  # of the trials that are done
     tokens_before: int = 0
@@ -63,9 +63,15 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
         """The number of the trial that runs now, from 0."""
         return len(self.done)
 
-    def started(self, trial: Trial, at: float, clock_tokens: int) -> SearchRecord:
+    def started(self, trial: Trial, clock_tokens: int) -> SearchRecord:
         """Return the record with a trial under way."""
-        return replace(self, trial=trial, trial_at=at, clock_tokens=clock_tokens)
+        return replace(self, trial=trial, starts=1, clock_tokens=clock_tokens)
+
+    def failed(self) -> SearchRecord:
+        """Return the record with the trial under way given up."""
+        assert self.trial is not None
+        result = TrialResult(trial=self.trial, loss=None, tokens=0, train_s=0.0)
+        return self.finished(result, 0, self.clock_tokens)
 
     def finished(self, result: TrialResult, steps: int, clock_tokens: int) -> SearchRecord:
         """Return the record with the trial's result."""

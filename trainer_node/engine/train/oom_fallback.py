@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from msgspec.structs import replace
 
 from shared.planning.plan import Deviation, Plan
@@ -19,6 +21,18 @@ class SmallerPlan(Exception):
 
     The others may be inside a collective that this one will never join: none of them can go on.
     """
+
+
+def train_or_stop(run: RunContext, state: TrainState) -> bool:
+    """Train to the end; False if the job was asked to stop. Both leave a checkpoint."""
+    with run.stop.deferred():
+        try:
+            descend(run, state)
+        except BaseException:
+            with suppress(OSError):  # the process ends without waiting for threads
+                state.saver.wait()
+            raise
+        return not run.process_group.broadcast_object(run.stop.asked)
 
 
 def descend(run: RunContext, training: TrainState) -> None:

@@ -78,3 +78,25 @@ def test_bad_numbers_are_usage_errors(arguments: list[str], capsys: pytest.Captu
 def test_planning_loads_no_torch() -> None:
     check = "import sys, podium.commands.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("params", "hours", "says"),
+    [
+        ("0.5B", "2", "First: dense, rate x 1, 2 epochs"),
+        ("8B", "2", "First: LoRA r128, rate x 1, 2 epochs"),  # dense weights are sharded: never set back
+        ("70B", "2", "One training run: with no method do the weights fit one device whole."),
+        ("7B", "1", "Short runs of"),  # 90 M tokens
+    ],
+)
+def test_a_searching_profile_says_what_it_would_try(
+    params: str, hours: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = '{"examples": 150000, "tokens": 90000000, "label_tokens": 40000000, "max_length": 3000}'
+    few = '{"examples": 20000, "tokens": 6000000, "label_tokens": 3000000, "max_length": 1000}'
+    stats = many if params == "7B" else few
+    arguments = ["--params", params, "--hardware", "4xH100-80GB", "--hours", hours, "--data-stats", stats]
+    assert command("--profile", "auto", *arguments) == 0
+    assert says in " ".join(capsys.readouterr().out.split())
+    assert command(*arguments) == 0
+    assert "Search" not in capsys.readouterr().out
