@@ -73,14 +73,14 @@ def smollm2(folder: Path, budget_s: float) -> Path:
 
 def measure(job: Path) -> dict[str, Any]:
     """Run a job to its end; seconds by part, the share of its time that checkpoints took, and in steps."""
-    from trainer_node.engine import pipeline, prepare
+    from trainer_node.engine import assemble, pipeline, prepare
     from trainer_node.engine.evaluate import metric
     from trainer_node.engine.export import writer
     from trainer_node.engine.signals import Stop
     from trainer_node.engine.train import async_saver, checkpoint, loop
 
     parts: tuple[tuple[Any, str], ...] = (
-        (pipeline, "load_model"),
+        (assemble, "load_model"),
         (prepare, "ingest"),
         (metric, "score_sft"),
         (checkpoint, "save"),
@@ -122,7 +122,13 @@ def _median(calls: list[Spent]) -> dict[str, float]:
     """Of a part's calls, per row where it has rows."""
     walls = [call.wall_s / max(1, call.rows) for call in calls]
     cpus = [call.cpu_s / max(1, call.rows) for call in calls]
-    return {"wall": round(statistics.median(walls), 3), "cpu": round(statistics.median(cpus), 3)}
+    if not calls:
+        return {"calls": 0}
+    return {
+        "calls": len(calls),
+        "wall": round(statistics.median(walls), 3),
+        "cpu": round(statistics.median(cpus), 3),
+    }
 
 
 def _clocked(real: Callable[..., Any], calls: list[Spent]) -> Callable[..., Any]:
