@@ -1,23 +1,27 @@
-"""Follow a job's worker: tell others where it stands, and see when it hangs or is too late."""
+"""Monitor a job's worker: publish its progress, and stop it when it hangs or is too late."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from shared import subjects
 from shared.errors import BusError
 from shared.logs import get_logger
-from shared.messages import Job, Phase, Progress, encode
+from shared.messages import Job, Phase, Progress, decode_progress, encode
 from trainer_node.context import NodeContext
 from trainer_node.fault_injection import FaultPoint, fault_point
-from trainer_node.progress import ProgressTail, worth_telling
 from trainer_node.worker.run_folder import RunFolder
 from trainer_node.worker.supervisor import Worker
 
-FOLLOW_S: Final = 0.5  # between two looks at the worker: progress reaches watchers twice a second
+FOLLOW_S: Final = 0.5  # between two reads of the worker's progress: watchers see it twice a second
 LATE_HANG_S: Final = 20.0  # silence of a worker that should have been ready: an export of 6 GB is no stall
+READ_BYTES: Final = 256 << 10  # read at once, so that a flood of lines can't hold the node up
+CATCH_UP_BYTES: Final = 8 << 10  # of an adopted run: enough for its newest line
 FINISHING: Final = frozenset({Phase.CHOOSE, Phase.EXPORT, Phase.VERIFY, Phase.DONE})
 
 log = get_logger()
@@ -33,12 +37,12 @@ def must_stop(
     deadline_at: float,
     phase: Phase | None,
 ) -> str | None:
-    """Why a running worker has to be killed and started again, or None.
+    """Return why a running worker must be killed and restarted, or None.
 
-    A worker that should have been ready, but is stalled, or at the deadline is not even about to finish, is
-    replaced by one that submits what is on disk at once: the finished export or the newest checkpoint. The
-    margin before upstream's own deadline is there for that. One that was started when the time was already
-    over is doing just that.
+    A worker that should have been ready is replaced when it stalls, or when it isn't finishing at the
+    deadline. Its successor submits at once what is on disk: the finished export or the newest checkpoint. The
+    margin before upstream's own deadline is there for that. A worker that started after the time was over is
+    such a successor, and goes on.
     """
     late = started_at < ready_by <= now
     if silent_s >= (min(hang_s, LATE_HANG_S) if late else hang_s):
@@ -46,6 +50,58 @@ def must_stop(
     if now >= deadline_at and late and phase not in FINISHING:
         return "the deadline passed"
     return None
+
+
+class ProgressTail:
+    """Reads the whole lines that were appended to a worker's `progress.jsonl` since the last read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Of an adopted run only the newest line is new: an earlier node published the others.
+        self._offset = max(0, _size(path) - CATCH_UP_BYTES)
+        self._catching_up = self._offset > 0 or _size(path) > 0
+
+    def read(self) -> list[Progress]:
+        """Return the new lines, oldest first; a half-written line waits for the next read. Blocks briefly."""
+        size = _size(self.path)
+        if size < self._offset:  # a new file
+            self._offset = 0
+        if size == self._offset:
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read(READ_BYTES)
+        end = data.rfind(b"\n") + 1
+        if end == 0 and len(data) < READ_BYTES:
+            return []
+        end = end or len(data)  # a line longer than a whole read is no progress line: skip it
+        self._offset += end
+        lines = data[:end].splitlines()
+        if self._catching_up:
+            lines, self._catching_up = lines[-1:], False
+        return [progress for line in lines if (progress := _decode(line)) is not None]
+
+
+def worth_publishing(lines: list[Progress]) -> list[Progress]:
+    """Return the newest of the lines, and every other one that carries a message."""
+    return [line for number, line in enumerate(lines, 1) if line.message or number == len(lines)]
+
+
+def _decode(line: bytes) -> Progress | None:
+    if not line.strip():
+        return None
+    try:
+        return decode_progress(line)
+    except msgspec.DecodeError as error:
+        log.warning("a progress line can't be read", error=str(error))
+        return None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 class WorkerMonitor:
@@ -61,21 +117,21 @@ class WorkerMonitor:
         self._tail: ProgressTail | None = None
 
     async def follow(self) -> None:
-        """Publish the worker's progress, kill it if it must be, and wake the loop for its outcome."""
+        """Publish the worker's progress, kill it when it must stop, and wake the loop for its outcome."""
         seen: Worker | None = None
-        heard_at = time.monotonic()
+        active_at = time.monotonic()
         while True:
             worker = self.context.worker_of(self.job.task)
             if await self.publish() or worker is not seen:
-                seen, heard_at = worker, time.monotonic()
+                seen, active_at = worker, time.monotonic()
             if worker is not None and worker.alive:
-                spoken = await asyncio.to_thread(self.run.outcome_file.exists)
-                if spoken:
+                has_outcome = await asyncio.to_thread(self.run.outcome_file.exists)
+                if has_outcome:
                     self.context.wake.set()
-                await self._judge(worker, time.monotonic() - heard_at, spoken)
+                await self._judge(worker, time.monotonic() - active_at, has_outcome)
             await asyncio.sleep(FOLLOW_S)
 
-    async def _judge(self, worker: Worker, silent_s: float, spoken: bool) -> None:
+    async def _judge(self, worker: Worker, silent_s: float, has_outcome: bool) -> None:
         started_at = worker.file.started_at
         why = must_stop(
             now=time.time(),
@@ -84,7 +140,7 @@ class WorkerMonitor:
             started_at=started_at,
             ready_by=self.ready_by,
             deadline_at=self.job.deadline_at,
-            phase=Phase.DONE if spoken else self.latest.phase if self.latest else None,
+            phase=Phase.DONE if has_outcome else self.latest.phase if self.latest else None,
         )
         if why is None:
             return
@@ -93,7 +149,7 @@ class WorkerMonitor:
             self.condemned = why
 
     async def publish(self) -> bool:
-        """Pass on what the worker wrote since the last look; whether it wrote anything."""
+        """Publish what the worker wrote since the last call; return whether it wrote anything."""
         if self._tail is None:
             self._tail = ProgressTail(self.run.progress_file)
         lines = await asyncio.to_thread(self._tail.read)
@@ -101,10 +157,10 @@ class WorkerMonitor:
             return False
         self.latest = lines[-1]
         if any(line.phase is Phase.TRAIN for line in lines):
-            fault_point(FaultPoint.TRAINING)  # the worker trains on, and the next life adopts it
+            fault_point(FaultPoint.TRAINING)  # the worker trains on, and the next node adopts it
         subject = subjects.progress(self.job.slot, self.job.task)
         try:
-            for line in worth_telling(lines):
+            for line in worth_publishing(lines):
                 await self.context.bus.publish(subject, encode(line))
         except BusError as error:  # only watchers miss it
             log.debug("progress not published", task=self.job.task, error=str(error))

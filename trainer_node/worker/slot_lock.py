@@ -1,16 +1,27 @@
-"""The slot's lock: an flock that a worker inherits, so that it lasts exactly as long as the worker does."""
+"""The slot's locks: an flock that a worker inherits lasts exactly as long as the worker does.
+
+Each node has its own (`SlotLock`). All nodes that serve a slot on one machine share a second (`MachineSlot`).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
+import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from msgspec import Struct
 
 from shared.logs import get_logger
+from shared.settings import Settings
+
+POLL_S: Final = 0.05  # between two looks at a lock that another node's worker holds
 
 log = get_logger()
 
@@ -26,14 +37,14 @@ class LockEvent(Struct, frozen=True, kw_only=True):
 
 
 class SlotLock:
-    """`slot.lock` in a node's folder, and `slot.log`, which tells afterwards who held it when."""
+    """`slot.lock` in a node's folder, and `slot.log`, the record of who held it when."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "slot.lock"
         self.log_path = folder / "slot.log"
 
     def take(self) -> int:
-        """A descriptor that holds the lock, to be inherited and closed. Raises BlockingIOError if held."""
+        """Return a descriptor that holds the lock, to be inherited and closed; BlockingIOError if held."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,7 +54,7 @@ class SlotLock:
         return descriptor
 
     def is_held(self) -> bool:
-        """Whether a worker, or a child it left behind, holds the lock."""
+        """Return whether a worker, or a child it left behind, holds the lock."""
         try:
             os.close(self.take())
         except BlockingIOError:
@@ -51,7 +62,7 @@ class SlotLock:
         return False
 
     def holders(self) -> list[int]:
-        """Ids of the processes that hold the lock open, as far as this user may see them."""
+        """Return the ids of the processes that have the lock open, as far as this user may see them."""
         path = str(self.path.resolve())
         return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _has_open(pid, path)]
 
@@ -65,7 +76,7 @@ class SlotLock:
             log.error("slot.log not written", event_name=event, pid=pid, error=str(error))
 
     def record_missed_release(self) -> None:
-        """Log that the lock is free, if the log last said that somebody holds it."""
+        """Record that the lock is free, if the last line says that a process holds it."""
         try:
             lines = self.log_path.read_bytes().splitlines()
             last = msgspec.json.decode(lines[-1], type=LockEvent) if lines else None
@@ -73,6 +84,45 @@ class SlotLock:
             return
         if last is not None and last.event != "released":
             self.record("released", last.pid, last.task, last.attempt)
+
+
+class MachineSlot:
+    """A second lock that every worker inherits, in the data folder: the slot's nodes on one machine share it.
+
+    A node's own lock isn't enough: a standby node has its own folder, and so its own lock.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.lock = SlotLock(settings.data / "slots" / settings.slot)
+
+    async def clear(self, must_hold: Callable[[], None], grace_s: float) -> None:
+        """Return when no worker is on the slot's devices; end the worker of a node that lost the lease.
+
+        `must_hold` raises if this node doesn't hold the lease: then it has no right to end a process.
+        """
+        await asyncio.to_thread(self.lock.path.parent.mkdir, parents=True, exist_ok=True)
+        asked: dict[int, float] = {}
+        while await asyncio.to_thread(self.lock.is_held):
+            must_hold()
+            for pid in await asyncio.to_thread(lambda: list(self._foreign_workers())):
+                if pid not in asked:
+                    log.warning("another node's worker is on this slot's devices; ending it", pid=pid)
+                    asked[pid] = time.monotonic()
+                    _send(pid, signal.SIGTERM)
+                elif time.monotonic() - asked[pid] > grace_s:
+                    _send(pid, signal.SIGKILL)
+            await asyncio.sleep(POLL_S)
+
+    def _foreign_workers(self) -> Iterator[int]:
+        """Yield the holders of the lock, except nodes: they open it for a moment to test it."""
+        for pid in self.lock.holders():
+            if pid != os.getpid() and command_line(pid)[-1:] != ["trainer_node"]:
+                yield pid
+
+
+def _send(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _has_open(pid: int, path: str) -> bool:
@@ -84,7 +134,7 @@ def _has_open(pid: int, path: str) -> bool:
 
 
 def start_time(pid: int) -> int | None:
-    """Clock ticks since boot when a process was started: with its id, unique. None = not alive."""
+    """Return when a process started, in clock ticks since boot: unique with its id. None if not alive."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -93,7 +143,7 @@ def start_time(pid: int) -> int | None:
 
 
 def command_line(pid: int) -> list[str]:
-    """A process's arguments; empty if it is gone."""
+    """Return a process's arguments; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except (FileNotFoundError, ProcessLookupError):

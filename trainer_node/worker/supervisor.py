@@ -19,10 +19,9 @@ from shared.files import write_atomically
 from shared.logs import get_logger
 from shared.settings import PREFIX, Settings
 from trainer_node.fault_injection import FaultPoint, fault_point
-from trainer_node.machine_slot import MachineSlot
 from trainer_node.worker.crash import KILLED, out_of_memory_kills
 from trainer_node.worker.run_folder import RunFolder
-from trainer_node.worker.slot_lock import SlotLock, command_line, start_time
+from trainer_node.worker.slot_lock import MachineSlot, SlotLock, command_line, start_time
 
 ENGINE = (sys.executable, "-m", "trainer_node.engine")
 POLL_S = 0.05  # between looks at something that has no event
