@@ -1,9 +1,11 @@
-"""Print the house policy's verdicts on fifteen offers, with nothing learned yet: terms, priority, reason.
+"""Print the house policy's verdicts: on fifteen offers with nothing learned yet, and after histories.
 
 python -m bench offers [--write docs/deciding.md]
 
 The last line is one JSON object: `{"offers", "accepted", "rejected", "threshold", "lowest_accepted",
-"highest_rejected", "slowest_us"}`. With `--write` the table in that page is replaced.
+"highest_rejected", "slowest_us", "histories", "refused_by_history", "failed_100_of_100",
+"failed_100_of_100_accepted_after_days"}`.
+With `--write` both tables in that page are replaced.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from bench.conformance.histories import ALL_FAILED, HISTORIES, days_until_accepted, lines, verdict_after
 from gateway.learning.rates import Tables
 from gateway.policy.house import THRESHOLD, maximum_accuracy
 from gateway.policy.interface import PolicyView, SlotFacts, Verdict
@@ -23,6 +26,8 @@ from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware
 
 BEGIN, END = "<!-- offers: made by bench/conformance/offers.py -->", "<!-- end of offers -->"
+BEGIN_HISTORIES = "<!-- histories: made by bench/conformance/histories.py -->"
+END_HISTORIES = "<!-- end of histories -->"
 H100, CPU = parse_hardware("4xH100-80GB"), parse_hardware("cpu-8x32GB")
 INSTRUCT, DPO, CHAT, GRPO, IMAGE = (
     TaskType.INSTRUCT,
@@ -140,12 +145,22 @@ def table() -> list[str]:
 
 
 def page_with(text: str) -> str:
-    """Return a page with its table replaced by a new one."""
-    before, _, rest = text.partition(BEGIN)
-    _, mark, after = rest.partition(END)
+    """Return a page with both tables replaced by new ones."""
+    with_offers = _replaced(text, BEGIN, END, table())
+    return _replaced(with_offers, BEGIN_HISTORIES, END_HISTORIES, history_table())
+
+
+def history_table() -> list[str]:
+    """Return all histories as the lines of one Markdown table."""
+    return [_row(cells) for cells in lines()]
+
+
+def _replaced(text: str, begin: str, end: str, made: list[str]) -> str:
+    before, _, rest = text.partition(begin)
+    _, mark, after = rest.partition(end)
     if not mark:
-        raise ValueError(f"the page lacks {BEGIN} or {END}")
-    return "\n".join([before + BEGIN, "", *table(), "", END + after])
+        raise ValueError(f"the page lacks {begin} or {end}")
+    return "\n".join([before + begin, "", *made, "", end + after])
 
 
 def summary() -> dict[str, object]:
@@ -162,6 +177,10 @@ def summary() -> dict[str, object]:
         "lowest_accepted": min(priority for priority in accepted if priority is not None),
         "highest_rejected": round(max(priority for priority in scored if priority is not None), 4),
         "slowest_us": round(max(_microseconds(example) for example in EXAMPLES), 1),
+        "histories": len(HISTORIES),
+        "refused_by_history": sum(not verdict_after(history).accepted for history in HISTORIES),
+        "failed_100_of_100": "accepted" if verdict_after(ALL_FAILED).accepted else "rejected",
+        "failed_100_of_100_accepted_after_days": days_until_accepted(ALL_FAILED),
     }
 
 
@@ -170,11 +189,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the table in this page")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the tables in this page")
     write: Path | None = parser.parse_args().write
     if write is not None:
         write.write_text(page_with(write.read_text()))
-    print("\n".join(table()))
+    print("\n".join([*table(), "", *history_table()]))
     print(json.dumps(summary()))
 
 

@@ -12,6 +12,7 @@ from math import isfinite
 import msgspec
 from msgspec import Struct
 
+from gateway.learning.delivery import Counts, Pair, delivery_table
 from gateway.learning.rates import MEANINGS, Rate, Table, Tables
 from shared.messages import ResultStatus, Score, TaskType
 
@@ -133,6 +134,7 @@ class Evidence:
         self._cases: dict[str, Case] = {}  # by key
         self._counted: dict[str, list[Observation]] = {}
         self._tallies: dict[tuple[str, str], Tally] = {}
+        self._pairs: dict[Pair, Tally] = {}  # deliveries by task type and family
 
     def note_result(
         self, task: str, task_type: TaskType, model: str, status: ResultStatus, at: float
@@ -164,7 +166,14 @@ class Evidence:
             if trials >= FADED:
                 house = getattr(self._house, name).house
                 learned[name][key] = self._rate(name, house, successes, trials)
-        return Tables(**{name: Table(getattr(self._house, name).house, learned[name]) for name in MEANINGS})
+        made = {name: Table(getattr(self._house, name).house, learned[name]) for name in MEANINGS}
+        return Tables(**made, delivery=self._delivery(now))
+
+    def _delivery(self, now: float) -> Table:
+        """Return the delivery rates of pairs of task type and family."""
+        counts = {pair: Counts(*tally.counts(now)) for pair, tally in self._pairs.items()}
+        known = {pair: found for pair, found in counts.items() if found.trials >= FADED}
+        return delivery_table(known, self._house.delivery.house, self._strength)
 
     def _rate(self, name: str, house: float, successes: float, trials: float) -> Rate:
         cause = (
@@ -180,14 +189,17 @@ class Evidence:
         self.results += (case.status is not None) - (known is not None and known.status is not None)
         self.scores += (case.score is not None) - (known is not None and known.score is not None)
         self._cases[task] = case
-        self._count(self._counted.get(task, []), -1)
+        if known is not None:
+            self._count(known, self._counted[task], -1)
         self._counted[task] = observations(case, self._family(case.model))
-        self._count(self._counted[task], 1)
+        self._count(case, self._counted[task], 1)
         self.version += 1
 
-    def _count(self, found: list[Observation], sign: int) -> None:
+    def _count(self, case: Case, found: list[Observation], sign: int) -> None:
         for each in found:
-            key = (each.table, each.key)
-            if key not in self._tallies:
-                self._tallies[key] = Tally(self._half_life_s)
-            self._tallies[key].add(each, sign)
+            tallies = [self._tallies.setdefault((each.table, each.key), Tally(self._half_life_s))]
+            if each.table == "task_success":
+                pair = (str(case.task_type), self._family(case.model))
+                tallies.append(self._pairs.setdefault(pair, Tally(self._half_life_s)))
+            for tally in tallies:
+                tally.add(each, sign)

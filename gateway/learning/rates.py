@@ -1,4 +1,4 @@
-"""The three learned rates of the house policy, at house values until there is evidence."""
+"""The learned rates of the house policy, at house values until there is evidence."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ MEANINGS = {
     "model_performance": "among the first four",
     "task_success": "delivered",
 }
+ANY_OTHER = "any other family"  # in a pair: one without any evidence
+DELIVERED = "delivered, by task type and model family"  # what `delivery` is the rate of
 
 
 class Rate(Struct, frozen=True):
@@ -19,6 +21,7 @@ class Rate(Struct, frozen=True):
     cause: str
     successes: float = 0.0
     trials: float = 0.0
+    spread: float = 0.0  # one standard deviation of the posterior; only of `delivery`
 
 
 class Table(Struct, frozen=True):
@@ -32,9 +35,20 @@ class Table(Struct, frozen=True):
         return self.learned.get(key) or Rate(self.house, f"house value for {key}")
 
 
+def pair_key(task_type: str, family: str) -> str:
+    """Return the key of a task type with a model family."""
+    return f"{task_type}, {family}"
+
+
 class Tables(Struct, frozen=True, kw_only=True):
     """Everything the house policy learns."""
 
     task_weight: Table = field(default_factory=lambda: Table(0.25))  # by task type
     model_performance: Table = field(default_factory=lambda: Table(0.75))  # by model family
     task_success: Table = field(default_factory=lambda: Table(0.90))  # by task type
+    delivery: Table = field(default_factory=lambda: Table(0.90))  # by both, for what a bonus is earned by
+
+    def delivery_of(self, task_type: str, family: str) -> Rate:
+        """Return how often tasks of a type are delivered with a family."""
+        known = self.delivery.learned.get(pair_key(task_type, family))
+        return known or self.delivery.rate(pair_key(task_type, ANY_OTHER))

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from gateway.learning.rates import MEANINGS, Table, Tables
+from gateway.learning.rates import DELIVERED, MEANINGS, Table, Tables
 from gateway.state.ledger import Ledger, Task, TaskState
 from gateway.state.presence import Presence
 from gateway.views.schemas import SlotView, TableView, TaskPage, TaskStory, TaskView
@@ -127,4 +127,8 @@ def table_views(tables: Tables) -> dict[str, TableView]:
         table: Table = getattr(tables, name)
         keys = set(table.learned) | (set() if name == "model_performance" else set(map(str, TaskType)))
         views[name] = TableView(rate_of, table.house, {key: table.rate(key) for key in sorted(keys)})
+    pairs = {
+        key: rate for key, rate in tables.delivery.learned.items() if rate.trials
+    }  # with trials of their own
+    views["delivery"] = TableView(DELIVERED, tables.delivery.house, pairs)
     return views

@@ -26,6 +26,7 @@ from shared.settings import load_settings
 
 BATCH = 100  # scores of one request
 LONGEST_REASON = 500
+KEYS = {"model_performance": "model family", "delivery": "task type, model family"}  # else a task type
 
 
 class Read(Struct, frozen=True):
@@ -91,7 +92,7 @@ def rates_tables(view: TablesView) -> list[Table]:
     """Return one table per learned rate."""
     made = []
     for name, each in view.tables.items():
-        key = "model family" if name == "model_performance" else "task type"
+        key = KEYS.get(name, "task type")
         title = f"{name} ({each.rate_of}), house value {each.house:g}"
         table = Table(key, "rate", "yes", "of", "because", title=title, title_justify="left", box=None)
         for label, rate in each.rates.items():

@@ -115,6 +115,7 @@ def test_counts_and_prior_are_in_the_cause() -> None:
         "2.0 of 3.0 delivered (evidence halves every 30 days), prior 9 of 10",
         pytest.approx(2.0),
         pytest.approx(3.0),
+        0.0,
     )
     assert learned.tables(NOW).task_success.rate("DpoTask").value == 0.90
     half = learned.tables(NOW + HALF_LIFE_S).task_success.rate(INSTRUCT)

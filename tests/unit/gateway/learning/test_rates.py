@@ -22,7 +22,7 @@ def test_what_was_learned_replaces_the_house_value_of_its_key_only() -> None:
 def test_the_api_shows_every_task_type_and_the_families_with_evidence() -> None:
     tables = Tables(model_performance=Table(0.75, {"llama": Rate(0.6, "12 results", 7.2, 12.0)}))
     views = table_views(tables)
-    assert list(views) == ["task_weight", "model_performance", "task_success"]
+    assert list(views) == ["task_weight", "model_performance", "task_success", "delivery"]
     assert views["task_success"].rates["GrpoTask"].value == 0.90
     assert len(views["task_weight"].rates) == 5
     assert views["model_performance"].rates == {"llama": Rate(0.6, "12 results", 7.2, 12.0)}
