@@ -145,18 +145,18 @@ def _collate(
     return real(examples, indices, *rest)
 
 
-def _zero(world: World, training: TrainState, packs: list[list[int]], stop: Stop) -> tuple[torch.Tensor, int]:
-    tokens = [int(training.examples.lengths[pack].sum()) for pack in packs]
+def _zero(world: World, state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[torch.Tensor, int]:
+    tokens = [int(state.examples.lengths[pack].sum()) for pack in packs]
     for count in tokens:
-        training.alive()
+        state.alive()
         world.trained(count)
     return torch.zeros(()), sum(tokens)
 
 
-def _scores(world: World, model: torch.nn.Module, examples: Examples, **_: object) -> metric.Score:
+def _scores(world: World, model: torch.nn.Module, examples: Examples, **_: object) -> metric.Evaluation:
     """The base model 1; trained weights less, but where the run is spoilt."""
     loss = 1.0 if world.phase is Phase.BASELINE else 1.5 if world.faults.spoilt else 0.5
-    return metric.Score(loss, np.full(len(examples), loss))
+    return metric.Evaluation(loss, np.full(len(examples), loss))
 
 
 def _right(*_: object) -> None:

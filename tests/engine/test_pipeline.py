@@ -162,9 +162,9 @@ def test_real_time_ends_before_the_deadline(make_job: Callable[..., Path], tmp_p
 def test_a_run_that_fails_keeps_the_checkpoint_that_is_being_written(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(run: RunContext, training: TrainState) -> None:
-        training.step = 1
-        save(training, run.reporter)
+    def fails(run: RunContext, state: TrainState) -> None:
+        state.step = 1
+        save(state, run.reporter)
         raise RuntimeError("the device is gone")
 
     def slowly(*args: Any) -> None:
@@ -184,11 +184,11 @@ def test_a_run_that_fails_keeps_the_checkpoint_that_is_being_written(
 def test_weights_worse_than_the_base_model_are_not_submitted(
     spoilt: float, earlier: bool, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoil(run: RunContext, training: TrainState) -> None:
-        descend(run, training)
-        training.saver.wait()
-        training.average, training.best = None, {}
-        for name, weight in training.deltas.parameters.items():
+    def spoil(run: RunContext, state: TrainState) -> None:
+        descend(run, state)
+        state.saver.wait()
+        state.average, state.best = None, {}
+        for name, weight in state.deltas.parameters.items():
             if ".lora_B." in name:  # the opposite of what was learned, or no number
                 weight.data.mul_(spoilt)
         if not earlier:

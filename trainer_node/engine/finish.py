@@ -1,4 +1,4 @@
-"""After the last step: choose the best weights, export them, prove that the files are what was trained."""
+"""After the last step: choose the best weights, export them, verify that the files are what was trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import gathered
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loaded, loss_over_base, ranked
-from trainer_node.engine.evaluate.metric import Score, measure
+from trainer_node.engine.evaluate.metric import Evaluation, measure
 from trainer_node.engine.export import unverified, writer
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
@@ -31,19 +31,19 @@ from trainer_node.engine.train.loop import is_finite
 from trainer_node.engine.train.state import TrainState
 
 
-def close(run: RunContext, record: RunRecord, training: TrainState, dev: Examples) -> Outcome:
-    """The outcome of a run that has trained; parts are skipped if time is short (time_budget.affordable)."""
-    free_optimizer(training)
+def close(run: RunContext, record: RunRecord, state: TrainState, dev: Examples) -> Outcome:
+    """Return the outcome of a trained run; without time for a part, skip it (time_budget.affordable)."""
+    free_optimizer(state)
     run.reporter.phase(Phase.CHOOSE)
-    parts = affordable(run.left_s, training.schedule.costs)
+    parts = affordable(run.left_s, state.schedule.costs)
     if skipped := [part.value for part in Part if part not in parts]:
         run.reporter.message(f"short of time, skipped: {', '.join(skipped)}")
-    return submit(run, record, training, dev, choose(run, record, training, dev, parts), parts)
+    return submit(run, record, state, dev, choose(run, record, state, dev, parts), parts)
 
 
-def free_optimizer(training: TrainState) -> None:
-    """Free the memory that only training needs: scoring and the verified copy want it."""
-    training.optimizer.state.clear()
+def free_optimizer(state: TrainState) -> None:
+    """Free the memory that only training needs: scoring and the verified copy need it."""
+    state.optimizer.state.clear()
     gc.unfreeze()
     gc.collect()
 
@@ -51,19 +51,19 @@ def free_optimizer(training: TrainState) -> None:
 def submit(
     run: RunContext,
     record: RunRecord,
-    training: TrainState,
+    state: TrainState,
     dev: Examples,
     candidates: Sequence[Candidate],
     parts: frozenset[Part],
 ) -> Outcome:
-    """Export the first candidate whose files prove to be what was trained."""
+    """Export the first candidate whose files verify as what was trained."""
     wrong: list[str] = []
     for candidate in candidates:
-        metrics, outcome, error = _export(run, record, training, candidate), None, None
-        if metrics:  # from here on the others wait for rank 0's word
+        metrics, outcome, error = _export(run, record, state, candidate), None, None
+        if metrics:  # until rank 0 broadcasts the outcome, the other ranks wait
             outcome = _ready(run, metrics)
             unverified.note(run.folder, outcome)
-            error = _verify(run, training, dev, candidate) if Part.VERIFY in parts else None
+            error = _verify(run, state, dev, candidate) if Part.VERIFY in parts else None
         outcome, error = run.process_group.broadcast_object((outcome, error))
         if outcome and error is None:
             run.reporter.phase(Phase.DONE)
@@ -75,42 +75,42 @@ def submit(
 
 
 def choose(
-    run: RunContext, record: RunRecord, training: TrainState, dev: Examples, parts: frozenset[Part]
+    run: RunContext, record: RunRecord, state: TrainState, dev: Examples, parts: frozenset[Part]
 ) -> list[Candidate]:
-    """What could be submitted, best first. Leaves the last checkpoint on disk.
+    """Return what could be submitted, best first. Leaves the last checkpoint on disk.
 
-    Worse weights than the base model's, or such that are no numbers, are not submitted if there is something
-    better: an earlier checkpoint, or in the end the base model itself. Looking for it takes as many rows as
-    there is time for, and at least a few.
+    Weights that are worse than the base model's, or not finite, are submitted only if nothing better exists:
+    an earlier checkpoint, or finally the base model itself. Each candidate is scored on as many rows as there
+    is time for, and on a few at least.
     """
-    costs = training.schedule.costs
+    costs = state.schedule.costs
     until = run.job.ready_by - SAFETY * (costs.export_s + costs.load_s) - costs.verify_s - SLACK_S
 
-    def score() -> Score:
-        model, alive = training.deltas.model, run.reporter.alive
+    def score() -> Evaluation:
+        model, alive = state.deltas.model, run.reporter.alive
         return measure(model, dev, run.clock, until, run.process_group, alive=alive)[0]
 
-    last = Candidate("last", TrainProgress(training.step, training.tokens, training.train_s))
+    last = Candidate("last", TrainProgress(state.step, state.tokens, state.train_s))
     candidates = [last.measured(score) if Part.SCORE in parts else last]
     with run.patience():
-        training.saver.wait()  # from here on the weights change
-    average = training.average
+        state.saver.wait()  # from here on the weights change
+    average = state.average
     if Part.AVERAGE in parts and average and average.count > 1:
         candidates.append(replace(last, name="average", weights_applied=average.applied).measured(score))
-    if Part.SCORE in parts and (lowest := lowest_point(training, candidates[0].score)):
+    if Part.SCORE in parts and (lowest := lowest_point(state, candidates[0].score)):
         candidates.append(lowest.measured(score))
     base = record.base_losses
     candidates = ranked(candidates, base)
-    finite = is_finite(training)
+    finite = is_finite(state)
     if (loss_over_base(candidates[0], base) >= 0.0 and Part.SCORE in parts) or not finite:
         others: list[Candidate] = []
-        for other in earlier(run, training):
+        for other in earlier(run, state):
             if (finite or others) and run.clock.time() + SAFETY * costs.load_s > until:
                 break
             with run.patience():  # its weights are read first
                 others.append(other.measured(score))
         if Part.VERIFY in parts:  # there is time to load the base model once more
-            others.append(untrained(run, record, training))
+            others.append(untrained(run, record, state))
         candidates = ranked([*candidates, *others], base)
         candidates = [c for c in candidates if loss_over_base(c, base) < math.inf] or [last]
         run.reporter.message("the trained weights are worse than the base model's")
@@ -118,21 +118,21 @@ def choose(
     return candidates
 
 
-def lowest_point(training: TrainState, last: Score | None) -> Candidate | None:
-    """The weights of the development curve's lowest point, if on its rows they are better than the last."""
-    best, rows = training.curve.best, len(training.curve.best_losses)
-    if best is None or not training.best or best.step == training.step:
+def lowest_point(state: TrainState, last: Evaluation | None) -> Candidate | None:
+    """Return the weights at the development curve's minimum, if on its rows they beat the last weights."""
+    best, rows = state.curve.best, len(state.curve.best_losses)
+    if best is None or not state.best or best.step == state.step:
         return None
     if last and len(last.per_example) >= rows and last.per_example[:rows].mean() <= (best.loss or 0.0):
         return None
-    train_s = training.train_s * best.tokens / training.tokens
+    train_s = state.train_s * best.tokens / state.tokens
     progress = TrainProgress(best.step, best.tokens, train_s)
-    applied = partial(loaded, training.deltas, lambda: training.best)
+    applied = partial(loaded, state.deltas, lambda: state.best)
     return Candidate(f"step {best.step}", progress, weights_applied=applied)
 
 
-def earlier(run: RunContext, training: TrainState) -> Iterator[Candidate]:
-    """The checkpoints on disk of earlier steps than the last one, newest first; looked at one by one."""
+def earlier(run: RunContext, state: TrainState) -> Iterator[Candidate]:
+    """Yield the checkpoints on disk from before the last step, newest first, read one at a time."""
     folder, process_group = run.folder / "checkpoints", run.process_group
     found = (
         checkpoint.whole(folder, run.reporter.message, only="weights") if process_group.is_main else iter(())
@@ -143,23 +143,23 @@ def earlier(run: RunContext, training: TrainState) -> Iterator[Candidate]:
         if one is None:
             return
         position = one.manifest.position
-        if position.step < training.step:
+        if position.step < state.step:
             reached = TrainProgress(position.step, position.tokens, position.train_s)
-            weights_applied = partial(loaded, training.deltas, partial(one.tensors, "weights"))
+            weights_applied = partial(loaded, state.deltas, partial(one.tensors, "weights"))
             yield Candidate(f"step {position.step}", reached, weights_applied=weights_applied)
 
 
-def untrained(run: RunContext, record: RunRecord, training: TrainState) -> Candidate:
-    """The base model itself: what the plan trains, as it was before the first step."""
-    plan, losses = training.plan, np.array(record.base_losses)
+def untrained(run: RunContext, record: RunRecord, state: TrainState) -> Candidate:
+    """Return the base model as a candidate: the plan's weights as they were before the first step."""
+    plan, losses = state.plan, np.array(record.base_losses)
 
     def weights() -> dict[str, torch.Tensor]:
         with run.patience():
             model = load_model(run.job.model_path, getattr(torch, plan.dtype))
         return add_deltas(model, plan, run.job.seed).state()
 
-    weights_applied = partial(loaded, training.deltas, weights)
-    return Candidate("base", TrainProgress(0, 0, 0.0), Score(record.base_loss, losses), weights_applied)
+    weights_applied = partial(loaded, state.deltas, weights)
+    return Candidate("base", TrainProgress(0, 0, 0.0), Evaluation(record.base_loss, losses), weights_applied)
 
 
 def submit_as_is(
@@ -173,7 +173,7 @@ def submit_as_is(
 ) -> Outcome:
     """Export a checkpoint's `group` of tensors without data or scoring: its loss is not measured.
 
-    Rank 0 needs no help with it.
+    Rank 0 does it alone.
     """
     if not run.process_group.is_main:
         return Outcome(status=OutcomeStatus.READY)
@@ -189,43 +189,42 @@ def submit_as_is(
     return outcome
 
 
-def _export(run: RunContext, record: RunRecord, training: TrainState, candidate: Candidate) -> Metrics | None:
-    """Rank 0 writes the export; the others, who may hold parts of the weights, hand them over: None."""
+def _export(run: RunContext, record: RunRecord, state: TrainState, candidate: Candidate) -> Metrics | None:
+    """Write the export on rank 0; the other ranks send the weights they hold, and return None."""
     metrics = _metrics(record, candidate.score, candidate.reached)
     run.reporter.losses(dev=metrics.final_loss)
     run.reporter.phase(Phase.EXPORT)
     target = run.folder / "export"
     with candidate.weights_applied(), run.patience():
-        deltas = _whole(run, training)
-        return writer.write(deltas, training.plan, run.job, metrics, target) if deltas else None
+        deltas = _whole(run, state)
+        return writer.write(deltas, state.plan, run.job, metrics, target) if deltas else None
 
 
-def _whole(run: RunContext, training: TrainState) -> Deltas | None:
-    """What rank 0 exports: sharded weights are put together in main memory, in a freshly loaded base
-    model."""
-    state = gathered(training.deltas.state(), run.process_group)
+def _whole(run: RunContext, state: TrainState) -> Deltas | None:
+    """Return what rank 0 exports: sharded weights are gathered in main memory, in a new copy of the base."""
+    weights = gathered(state.deltas.state(), run.process_group)
     if not run.process_group.is_main:
         return None
-    if training.plan.parallel != "fsdp2":
-        return training.deltas
-    model = load_model(run.job.model_path, getattr(torch, training.plan.dtype))
-    whole = add_deltas(model, training.plan, run.job.seed)
-    whole.load_state(state)
+    if state.plan.parallel != "fsdp2":
+        return state.deltas
+    model = load_model(run.job.model_path, getattr(torch, state.plan.dtype))
+    whole = add_deltas(model, state.plan, run.job.seed)
+    whole.load_state(weights)
     return whole
 
 
-def _verify(run: RunContext, training: TrainState, dev: Examples, candidate: Candidate) -> str | None:
-    """What is wrong with the exported files, or None; without time to load them, nothing is known."""
+def _verify(run: RunContext, state: TrainState, dev: Examples, candidate: Candidate) -> str | None:
+    """Return what is wrong with the exported files, or None; also None without time to load them."""
     run.reporter.phase(Phase.VERIFY)
-    left_s = run.job.ready_by - run.own_clock.time()  # not rank 0's: the others don't ask
-    if left_s < training.schedule.costs.load_s + SLACK_S:
+    left_s = run.job.ready_by - run.own_clock.time()  # not the group's clock: the other ranks don't ask
+    if left_s < state.schedule.costs.load_s + SLACK_S:
         run.reporter.message("short of time, skipped: verify")
         return None
     limit_s = min(verify_limit_s(run.job), left_s / 4)
-    folder, dtype = run.folder / "export", getattr(torch, training.plan.dtype)
+    folder, dtype = run.folder / "export", getattr(torch, state.plan.dtype)
     try:
         with run.patience():
-            return writer.verify(folder, run.job, dev, candidate.score, limit_s, training.device, dtype)
+            return writer.verify(folder, run.job, dev, candidate.score, limit_s, state.device, dtype)
     except writer.UnverifiedError as why:
         run.reporter.message(f"the export is submitted without being loaded again: {why}")
         return None
@@ -235,8 +234,8 @@ def _loss(candidate: Candidate) -> float:
     return candidate.score.loss if candidate.score else math.inf
 
 
-def _metrics(record: RunRecord, score: Score | None, reached: TrainProgress) -> Metrics:
-    """What a finished run measured; both losses are over the same rows."""
+def _metrics(record: RunRecord, score: Evaluation | None, reached: TrainProgress) -> Metrics:
+    """Return what a finished run measured; both losses are over the same rows."""
     rows = len(score.per_example) if score else len(record.base_losses)
     base_loss = float(np.mean(record.base_losses[:rows]))
     return Metrics(

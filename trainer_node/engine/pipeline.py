@@ -235,11 +235,11 @@ def train(
     found: Checkpoint | None,
 ) -> Outcome:
     """Train until the clock says stop, then choose and submit."""
-    training = assemble(run, record, plan, model, data, found)
+    state = assemble(run, record, plan, model, data, found)
     run.reporter.phase(Phase.TRAIN)
-    if not train_or_stop(run, training):
-        return Outcome(status=OutcomeStatus.STOPPED, step=training.step)
-    if training.step == 0:
+    if not train_or_stop(run, state):
+        return Outcome(status=OutcomeStatus.STOPPED, step=state.step)
+    if state.step == 0:
         raise EngineError(ErrorCode.TOO_LATE, "not one step could be trained in the time that was left")
     dev = data.dev.take(np.arange(len(record.base_losses)))
-    return close(run, record, training, dev)
+    return close(run, record, state, dev)

@@ -23,7 +23,7 @@ from trainer_node.engine.data.examples import Examples, hold_out, scored_length
 from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
 from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.distributed.sharding import fitted
-from trainer_node.engine.evaluate.metric import Score, measure, reference_logprobs, score
+from trainer_node.engine.evaluate.metric import Evaluation, measure, reference_logprobs, score
 from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import load_tokenizer, model_shape
 from trainer_node.engine.time_budget import Costs
@@ -85,7 +85,7 @@ def reload_data(run: RunContext, config: Any, fingerprint: str) -> JobData | str
 
 def baseline(
     run: RunContext, model: torch.nn.Module, data: JobData, draft: Plan
-) -> tuple[JobData, Score, float]:
+) -> tuple[JobData, Evaluation, float]:
     """The base model's metric and the seconds per row, and the data with the development rows that it covers.
 
     Preference pairs leave with their references. A model that is its own reference scores ln 2 on any pair.
@@ -93,9 +93,9 @@ def baseline(
     job, references = run.job, list[NDArray[np.float32]]()
     run.reporter.phase(Phase.BASELINE)
 
-    def untrained(model: torch.nn.Module, piece: Examples, *, process_group: ProcessGroup) -> Score:
+    def untrained(model: torch.nn.Module, piece: Examples, *, process_group: ProcessGroup) -> Evaluation:
         references.append(reference_logprobs(model, piece, process_group=process_group))
-        return Score(math.log(2), np.full(len(piece), math.log(2)))
+        return Evaluation(math.log(2), np.full(len(piece), math.log(2)))
 
     most = len(data.dev) if run.simulated else min(len(data.dev), draft.dev_examples)
     until = run.clock.time() + SCORE_SHARE * (job.ready_by - job.start_at)

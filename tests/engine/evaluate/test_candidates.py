@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loss_over_base, ranked
-from trainer_node.engine.evaluate.metric import Score
+from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.train.weight_average import TailAverage
 
 
-def _score(*losses: float) -> Score:
-    return Score(float(np.mean(losses)), np.array(losses))
+def _score(*losses: float) -> Evaluation:
+    return Evaluation(float(np.mean(losses)), np.array(losses))
 
 
 def _average(*values: float) -> tuple[torch.nn.Parameter, TailAverage]:

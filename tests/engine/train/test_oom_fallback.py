@@ -25,8 +25,8 @@ HALF_PACKS = Deviation("pack capacity", "128", "64", OUT_OF_MEMORY)
 class FakeRun:
     """A run whose training ends as `ends` says, one for each call: None is success."""
 
-    def __init__(self, training: Any, ends: list[Exception | None], single: bool = True) -> None:
-        self.training = training
+    def __init__(self, state: Any, ends: list[Exception | None], single: bool = True) -> None:
+        self.state = state
         self.ends = ends
         self.folder = Path("run")
         self.reporter = self
@@ -43,8 +43,8 @@ class FakeRun:
         if end := self.ends.pop(0):
             raise end
 
-    def shrink(self, training: Any) -> None:
-        assert training is self.training
+    def shrink(self, state: Any) -> None:
+        assert state is self.state
         self.shrunk += 1
 
 
@@ -56,8 +56,8 @@ def start(
 
     def start(*ends: Exception | None, known: bool = True, single: bool = True, **changes: Any) -> FakeRun:
         plan = make_plan("lora", capacity=128, **changes)
-        training = SimpleNamespace(plan=plan, examples=make_examples([9, 60, 20]))
-        run = FakeRun(training, list(ends), single)
+        state = SimpleNamespace(plan=plan, examples=make_examples([9, 60, 20]))
+        run = FakeRun(state, list(ends), single)
         monkeypatch.setattr(loop, "train", run.train)
         monkeypatch.setattr(loop, "shrink", run.shrink)
         monkeypatch.setattr(context, "read_record", lambda folder: ("record", plan) if known else None)
@@ -68,14 +68,14 @@ def start(
 
 
 def go(run: Any) -> None:
-    descend(run, run.training)
+    descend(run, run.state)
 
 
 def test_a_run_that_fits_keeps_its_plan(start: Callable[..., FakeRun]) -> None:
     run = start(None)
-    before = run.training.plan
+    before = run.state.plan
     go(run)
-    assert run.training.plan is before
+    assert run.state.plan is before
     assert (run.shrunk, run.written, run.messages) == (0, [], [])
     assert not was_too_large(before)
 
@@ -85,7 +85,7 @@ def test_each_time_memory_runs_out_is_one_rung_written_down_before_it_goes_on(
 ) -> None:
     run = start(FULL, MemoryError(), None)
     go(run)
-    plan = run.training.plan
+    plan = run.state.plan
     assert plan.activation_checkpointing
     assert (plan.capacity, plan.packs_per_step) == (64, 2)
     assert plan.deviations == [CHECKPOINTING, HALF_PACKS]
@@ -101,7 +101,7 @@ def test_each_time_memory_runs_out_is_one_rung_written_down_before_it_goes_on(
 def test_before_the_run_is_known_nothing_is_written(start: Callable[..., FakeRun]) -> None:
     run = start(FULL, None, known=False)
     go(run)
-    assert run.training.plan.deviations == [CHECKPOINTING]
+    assert run.state.plan.deviations == [CHECKPOINTING]
     assert (run.shrunk, run.written) == (1, [])
 
 
@@ -116,20 +116,20 @@ def test_one_of_several_processes_writes_the_smaller_plan_and_ends(start: Callab
 def test_sharded_weights_are_the_last_rung(start: Callable[..., FakeRun]) -> None:
     run = start(FULL, FULL, FULL, None, known=False, parallel="ddp", devices=2)
     go(run)
-    assert run.training.plan.parallel == "fsdp2"
-    assert run.training.plan.deviations[-1] == Deviation("parallel", "ddp", "fsdp2", OUT_OF_MEMORY)
+    assert run.state.plan.parallel == "fsdp2"
+    assert run.state.plan.deviations[-1] == Deviation("parallel", "ddp", "fsdp2", OUT_OF_MEMORY)
 
 
 def test_below_the_last_rung_the_error_ends_the_run(start: Callable[..., FakeRun]) -> None:
     run = start(FULL, FULL, FULL)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         go(run)
-    assert run.training.plan.deviations == [CHECKPOINTING, HALF_PACKS]
+    assert run.state.plan.deviations == [CHECKPOINTING, HALF_PACKS]
 
 
 def test_any_other_error_changes_no_plan(start: Callable[..., FakeRun]) -> None:
     run = start(RuntimeError("shape mismatch"))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         go(run)
-    assert run.training.plan.deviations == []
-    assert not was_too_large(replace(run.training.plan, deviations=[Deviation("dtype", "a", "b", "no bf16")]))
+    assert run.state.plan.deviations == []
+    assert not was_too_large(replace(run.state.plan, deviations=[Deviation("dtype", "a", "b", "no bf16")]))

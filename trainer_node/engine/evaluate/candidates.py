@@ -16,7 +16,7 @@ import torch
 from msgspec import Struct
 
 from trainer_node.engine.distributed.sharding import placed
-from trainer_node.engine.evaluate.metric import Score
+from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.model.adapters import Deltas
 
 ENOUGH_ROWS = 32  # to compare candidates on the same rows
@@ -47,10 +47,10 @@ class Candidate:
 
     name: str
     reached: TrainProgress
-    score: Score | None = None  # None = there was no time to measure it
+    score: Evaluation | None = None  # None = there was no time to measure it
     weights_applied: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def measured(self, measure: Callable[[], Score]) -> Candidate:
+    def measured(self, measure: Callable[[], Evaluation]) -> Candidate:
         """With its score."""
         with self.weights_applied():
             return replace(self, score=measure())

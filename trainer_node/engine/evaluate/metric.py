@@ -24,8 +24,8 @@ PIECE_S = 5.0  # that they should take
 
 
 @dataclass(frozen=True)
-class Score:
-    """`loss` is the mean of `per_example`, float64[N], in the order of the examples; lower is better."""
+class Evaluation:
+    """The metric on some examples: `loss` is the mean of `per_example`, float64[N]; lower is better."""
 
     loss: float
     per_example: NDArray[np.float64]
@@ -37,7 +37,7 @@ def score(
     *,
     batch_tokens: int = BATCH_TOKENS,
     process_group: ProcessGroup = SINGLE_PROCESS,
-) -> Score:
+) -> Evaluation:
     """The metric for the examples' kind: preference pairs, or anything else.
 
     Every process of the group must call it. Each scores its share of the batches, all get the whole result.
@@ -52,15 +52,15 @@ def measure(
     clock: Clock,
     until: float,
     process_group: ProcessGroup = SINGLE_PROCESS,
-    scored: Callable[..., Score] | None = None,
+    scored: Callable[..., Evaluation] | None = None,
     alive: Callable[[], None] = lambda: None,
-) -> tuple[Score, float]:
+) -> tuple[Evaluation, float]:
     """Score the first development rows, as many as there is time for `until` then; and the seconds per row.
 
     A piece takes PIECE_S, by the speed of the one before. The first is the slowest, as kernels and memory are
     used for the first time: it doesn't count for the speed if there are more.
     """
-    scored, parts = scored or score, list[Score]()
+    scored, parts = scored or score, list[Evaluation]()
     rows, times = [0], [clock.time()]
     while rows[-1] < len(dev) and (not parts or times[-1] < until):
         if len(rows) == 1:
@@ -75,7 +75,7 @@ def measure(
         alive()
     losses = np.concatenate([part.per_example for part in parts])
     skip = 1 if len(parts) > 1 else 0
-    return Score(float(losses.mean()), losses), (times[-1] - times[skip]) / (rows[-1] - rows[skip])
+    return Evaluation(float(losses.mean()), losses), (times[-1] - times[skip]) / (rows[-1] - rows[skip])
 
 
 def next_piece(last: int, row_s: float, left_s: float, world: int) -> int:
@@ -96,7 +96,7 @@ def score_sft(
     *,
     batch_tokens: int = BATCH_TOKENS,
     process_group: ProcessGroup = SINGLE_PROCESS,
-) -> Score:
+) -> Evaluation:
     """Mean over examples of the mean negative log-likelihood of their label tokens.
 
     Examples come several to a batch; the result is that of one by one. `model` may be a plain Hugging Face or
@@ -115,7 +115,7 @@ def score_dpo(
     *,
     batch_tokens: int = BATCH_TOKENS,
     process_group: ProcessGroup = SINGLE_PROCESS,
-) -> Score:
+) -> Evaluation:
     """Mean over pairs of the sigmoid loss; the examples carry the reference model's log-probabilities."""
 
     def losses(logp_N: Tensor, batch: Batch) -> Tensor:
@@ -147,12 +147,12 @@ def _score(
     batch_tokens: int,
     process_group: ProcessGroup,
     losses: Callable[[Tensor, Batch], Tensor],
-) -> Score:
+) -> Evaluation:
     per_example = np.zeros(len(examples), dtype=np.float64)
     for indices, batch, logp_N in _batches(label_model(model), examples, batch_tokens, process_group):
         per_example[indices] = losses(logp_N, batch).double().cpu().numpy()
     per_example = process_group.merged(per_example)
-    return Score(float(per_example.mean()), per_example)
+    return Evaluation(float(per_example.mean()), per_example)
 
 
 def _batches(

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from shared.messages import WorkerJob
 from shared.planning.hardware import machine_memory
 from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.evaluate.metric import Score
+from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.model.adapters import load_adapter
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.objectives import dpo
@@ -44,7 +44,7 @@ def verify(
     folder: Path,
     job: WorkerJob,
     dev: Examples,
-    trained: Score | None,
+    trained: Evaluation | None,
     limit_s: float,
     device: torch.device,
     dtype: torch.dtype = torch.float32,

@@ -20,7 +20,7 @@ from trainer_node.engine.evaluate.candidates import (
     loss_over_base,
     ranked,
 )
-from trainer_node.engine.evaluate.metric import Score, measure
+from trainer_node.engine.evaluate.metric import Evaluation, measure
 from trainer_node.engine.finish import submit, untrained
 from trainer_node.engine.search.runner import (
     TrialRunner,
@@ -84,7 +84,7 @@ def candidate(runner: TrialRunner, state: TrainState, result: TrialResult) -> Ca
     return Candidate(
         f"trial {runner.known.done.index(result) + 1}",
         TrainProgress(result.step, result.step_tokens, result.step_s),
-        Score(float(losses.mean()), losses),
+        Evaluation(float(losses.mean()), losses),
         partial(loaded, state.deltas, partial(weights, runner, result)),
     )
 
@@ -123,7 +123,7 @@ def mean_weights(runner: TrialRunner, results: list[TrialResult]) -> dict[str, t
     return mean
 
 
-def score_all(runner: TrialRunner, state: TrainState) -> Score:
+def score_all(runner: TrialRunner, state: TrainState) -> Evaluation:
     """The development metric of the weights in the model."""
     run, until = runner.run, end_at(runner.run, runner.record)
     group, alive = run.process_group, run.reporter.alive

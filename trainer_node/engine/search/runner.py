@@ -25,7 +25,7 @@ from trainer_node.engine.evaluate.candidates import (
     loss_over_base,
     ranked,
 )
-from trainer_node.engine.evaluate.metric import Score, measure
+from trainer_node.engine.evaluate.metric import Evaluation, measure
 from trainer_node.engine.finish import free_optimizer, lowest_point
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, write_search
@@ -129,7 +129,7 @@ class TrialRunner:
         run, costs = self.run, self.record.costs
         until = run.job.ready_by - SAFETY * (costs.export_s + costs.load_s) - costs.verify_s - SLACK_S
 
-        def score() -> Score:
+        def score() -> Evaluation:
             group = run.process_group
             return measure(state.deltas.model, self.dev, run.clock, until, group, alive=run.reporter.alive)[0]
 

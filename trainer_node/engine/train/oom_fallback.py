@@ -35,26 +35,24 @@ def train_or_stop(run: RunContext, state: TrainState) -> bool:
         return not run.process_group.broadcast_object(run.stop.asked)
 
 
-def descend(run: RunContext, training: TrainState) -> None:
+def descend(run: RunContext, state: TrainState) -> None:
     """Train; whenever memory runs out, step down by one rung."""
     while True:
         try:
-            loop.train(training, run.reporter, run.stop)
+            loop.train(state, run.reporter, run.stop)
             return
         except (RuntimeError, MemoryError) as error:
-            smaller = step_down(training.plan, int(training.examples.lengths.max()))
+            smaller = step_down(state.plan, int(state.examples.lengths.max()))
             if not is_out_of_memory(error) or smaller is None:
                 raise
             text = str(error).strip().partition("\n")[0][:500] or "out of memory"
-        training.plan = replace(
-            smaller, deviations=[*training.plan.deviations, _because(training.plan, smaller)]
-        )
+        state.plan = replace(smaller, deviations=[*state.plan.deviations, _because(state.plan, smaller)])
         run.reporter.message(f"out of memory, going on with a smaller step: {text}")
         if known := context.read_record(run.folder):
-            context.write_plan(run.folder, smaller_by(known[1], training.plan))
+            context.write_plan(run.folder, smaller_by(known[1], state.plan))
         if known and not run.process_group.is_single:
             raise SmallerPlan
-        loop.shrink(training)
+        loop.shrink(state)
 
 
 def smaller_by(plan: Plan, other: Plan) -> Plan:
