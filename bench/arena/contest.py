@@ -48,7 +48,15 @@ from shared.messages import (
 
 SMOLLM2 = Path.home() / ".cache" / "podium" / "smollm2-135m-instruct"
 ROOT = Path(__file__).parents[2]
-PROFILES = ("auto", "maximum_accuracy", "lora_r128", "lora_r16", "autotrain_like", "trl_default")
+PROFILES = (
+    "auto",
+    "maximum_accuracy",
+    "lora_r128",
+    "lora_r16",
+    "autotrain_like",
+    "trl_default",
+    "reference_miner",
+)
 COLUMNS = DatasetType(field_instruction="prompt", field_output="completion")
 CLOCK_RATE = 1000.0  # tokens per simulated second; only ratios matter
 MOST_TEST = 300

@@ -26,7 +26,8 @@ from shared.messages import (
     decode_outcome,
     encode,
 )
-from shared.planning.profiles import PROFILES, Recipe
+from shared.planning.profiles import PROFILES
+from shared.planning.recipe import Recipe
 from trainer_node.engine.__main__ import leave, main
 from trainer_node.engine.distributed import launch
 

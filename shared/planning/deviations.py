@@ -14,9 +14,9 @@ from shared.planning.profiles import (
     OTHER_EXPONENT,
     RATE_ALPHA,
     RATE_EXPONENT,
-    Recipe,
     pair_share,
 )
+from shared.planning.recipe import Recipe
 from shared.planning.throughput import MIN_STEPS
 
 
@@ -35,14 +35,14 @@ def deviations(
 
 
 def _of_modules(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
-    wanted = f"LoRA rank {recipe.rank}, alpha {recipe.alpha:g}"
+    wanted = "trained whole" if recipe.full else f"LoRA rank {recipe.rank}, alpha {recipe.alpha:g}"
     groups: dict[tuple[str, int, int], list[ModulePlan]] = {}
     for module in plan.modules:
         even = _break_even(module) if module.method == "dense" else 0
         groups.setdefault((module.method, module.rank, even), []).append(module)
     for (method, rank, even), modules in groups.items():
         names = ", ".join(module.name for module in modules)
-        if method == "dense" and not recipe.searches:
+        if method == "dense" and not recipe.full and not recipe.searches:
             times = recipe.rank / even
             yield Deviation(
                 names,
@@ -51,13 +51,16 @@ def _of_modules(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
                 f"above rank {even} = in*out/(in+out) the two factors cost more than the matrix: at rank "
                 f"{recipe.rank} they hold {times:.1f} times its weights and give no more freedom",
             )
-        elif method == "lora" and rank != recipe.rank:
+        elif method == "lora" and (recipe.full or rank != recipe.rank):
             yield Deviation(
                 names,
                 wanted,
                 f"LoRA rank {rank}, alpha {modules[0].alpha:g}",
                 "the highest rank whose weights, gradients and optimiser fit in memory; alpha/rank is kept",
             )
+    if recipe.full:
+        reason = "they hold few weights of a large model, and the engine trains linear layers only"
+        yield Deviation("embeddings, norms and output matrix", "trained", "frozen", reason)
     if recipe.dropout > 0 and any(module.method == "dense" for module in plan.modules):
         yield Deviation(
             "dropout",
@@ -122,7 +125,7 @@ def _of_batch(recipe: Recipe, plan: Plan, step: Step) -> Iterator[Deviation]:
             f"{in_turn} packs in turn on each device",
             "one pack is what a device computes at a time; the gradient is that of the whole batch",
         )
-    if plan.expected_steps < MIN_STEPS:
+    if plan.expected_steps < min(MIN_STEPS, recipe.most_steps or MIN_STEPS):
         reason = "the deadline, or the rows times the epoch limit, leaves no more at the smallest batch"
         yield Deviation("steps", f"at least {MIN_STEPS}", f"about {plan.expected_steps}", reason)
     yield Deviation(
@@ -148,6 +151,9 @@ def _of_layout(recipe: Recipe, plan: Plan, hardware: Hardware, memory: str) -> I
 
 
 def _of_kernels(recipe: Recipe, plan: Plan, hardware: Hardware) -> Iterator[Deviation]:
+    if recipe.optimizer != "AdamW":
+        reason = "its fp32 moments are more exact, and were counted when the plan was made to fit in memory"
+        yield Deviation("optimiser", recipe.optimizer, "AdamW", reason)
     if recipe.bf16 and plan.dtype != "bfloat16":
         yield Deviation("precision", "bfloat16", plan.dtype, "this device has no fast bfloat16 products")
     if recipe.flash_attention and is_cpu(hardware):

@@ -12,7 +12,7 @@ from shared.errors import PlanError
 from shared.messages import Hardware
 from shared.planning.hardware import device_count, is_cpu, usable_memory
 from shared.planning.model_shape import ModelShape, ModulePlan
-from shared.planning.profiles import Recipe
+from shared.planning.recipe import Recipe
 
 LOGIT_ROWS = 256  # label positions whose logits exist at a time
 LOGIT_BYTES = 8  # per logit: its 16-bit product, its fp32 value, its 16-bit probability
@@ -23,6 +23,7 @@ GRAIN = 64  # tokens; capacities are multiples of it
 CPU_CAPACITIES = (1024, 512, 256, 128, 64)
 GPU_CAPACITIES = (16384, 8192, 4096, 2048, 1024)
 LARGE_CAPACITIES = (65536, 32768)  # taken if they fit on the same rung: fewer, larger kernels
+WHOLE = 2**31  # a rank above any break-even: every matrix is dense
 LOWER_RANKS = (1024, 512, 256, 128, 64, 32, 16, 8)
 
 
@@ -148,7 +149,8 @@ def fit(recipe: Recipe, shape: ModelShape, hardware: Hardware, dtype: str, longe
     limit = usable_memory(hardware)
     floor = round_up(longest)
     least = None
-    for rank in (recipe.rank, *(rank for rank in LOWER_RANKS if rank < recipe.rank)):
+    lower = (rank for rank in LOWER_RANKS if rank < recipe.rank)
+    for rank in (*[WHOLE] * recipe.full, recipe.rank, *lower):
         modules = split(shape, recipe, rank)
         for layout in _layouts(hardware, recipe, dtype, floor, max(floor, round_up(most))):
             memory = estimate(shape, modules, layout, recipe.dropout)

@@ -33,10 +33,13 @@ class Plan(Struct, frozen=True, kw_only=True):
     weight_decay: float = 0.0
     clip: float = 1.0
     warmup: float = 0.03  # share of the training budget
+    decay: str = "linear"  # from the peak to `rate_floor`: linear or cosine; or constant
+    rate_floor: float = 0.0  # share of the peak that the rate falls to
     max_length: int  # longer rows are dropped, as the scorer drops them
     capacity: int  # tokens of one pack; every pack is padded to it
     packs_per_step: int  # packs of one optimiser step, over all devices and accumulation steps
     max_epochs: float
+    most_steps: int | None = None  # optimiser steps after which training ends, if there are so many
     dtype: str  # "bfloat16" or "float32": what matrix products run in
     parallel: str  # "single", "ddp" or "fsdp2"
     devices: int

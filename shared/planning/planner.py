@@ -5,6 +5,8 @@ Pure and instant, without torch: the gateway asks the same function about an off
 
 from __future__ import annotations
 
+import math
+
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -16,7 +18,8 @@ from shared.planning.model_shape import (
     ModelShape,
 )
 from shared.planning.plan import DataStats, Plan, Step
-from shared.planning.profiles import Recipe, dense_rate, family_of, lora_rate, pair_share
+from shared.planning.profiles import dense_rate, family_of, lora_rate, pair_share
+from shared.planning.recipe import Recipe
 from shared.planning.throughput import FILL, MIN_STEPS, Pace, Rows, pace
 
 MIN_BATCH = 8  # examples
@@ -97,19 +100,23 @@ def _attempt(task: _Task, most: float) -> tuple[Fit, Pace, Step]:
 
 
 def _step(task: _Task, layout: Layout, speed: Pace) -> Step:
-    """Halve the batch until MIN_STEPS steps fit, or MIN_BATCH examples are reached."""
+    """Halve the batch until enough steps fit, or MIN_BATCH examples are reached."""
     rows, devices = task.rows, layout.devices
     wanted = batch = task.recipe.device_batch * task.recipe.accumulation * devices
-    epochs = task.recipe.epochs or epoch_limit(rows.count, pairs=rows.pairs)
-    seen = epochs * rows.count * rows.mean_length
+    seen = _epochs(task) * rows.count * rows.mean_length
     tokens = min(speed.train_s * speed.tokens_per_s, seen)
+    most = task.recipe.most_steps or math.inf
     while True:
         capacity, packs = step_size(batch, rows.mean_length, task.longest, layout.capacity, devices)
         examples = min(packs * capacity * FILL / rows.mean_length, float(rows.count))
-        steps = int(tokens / (examples * rows.mean_length))
-        if steps >= MIN_STEPS or batch <= MIN_BATCH:
+        steps = int(min(most, tokens / (examples * rows.mean_length)))
+        if steps >= min(MIN_STEPS, most) or batch <= MIN_BATCH:
             return Step(batch, capacity, packs, examples, steps, int(tokens / (wanted * rows.mean_length)))
         batch = max(MIN_BATCH, batch // 2)
+
+
+def _epochs(task: _Task) -> float:
+    return task.recipe.epochs or epoch_limit(task.rows.count, pairs=task.rows.pairs)
 
 
 def step_size(
@@ -132,6 +139,7 @@ def _assemble(task: _Task, found: Fit, speed: Pace, step: Step, max_length: int)
     recipe, family, hidden, pairs = task.recipe, task.shape.family, task.shape.hidden, task.rows.pairs
     share = pair_share(step.steps) if pairs else 1.0
     alphas = [module.alpha for module in found.modules if module.method == "lora"]
+    warmup = min(1.0, recipe.warmup_steps / step.steps) if recipe.warmup_steps else recipe.warmup
     return Plan(
         profile=recipe.profile,
         modules=found.modules,
@@ -141,7 +149,10 @@ def _assemble(task: _Task, found: Fit, speed: Pace, step: Step, max_length: int)
         max_length=max_length,
         capacity=step.capacity,
         packs_per_step=step.packs,
-        max_epochs=recipe.epochs or epoch_limit(task.rows.count, pairs=pairs),
+        decay=recipe.decay,
+        warmup=warmup,
+        max_epochs=_epochs(task),
+        most_steps=recipe.most_steps,
         dtype=found.layout.dtype,
         parallel=found.layout.parallel,
         devices=found.layout.devices,

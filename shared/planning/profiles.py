@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
-
 from shared.errors import SettingsError
 from shared.planning.model_family import FAMILIES
-
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from shared.planning.recipe import Recipe
+from shared.planning.rivals import RIVALS
 
 # LoRA at alpha 32: 5e-4 * (2000 / hidden) ** p costs < 0.5% in loss against the tuned rate
 # (Tinker cookbook, sweeps over 24 models).
@@ -21,33 +19,6 @@ RATE_ALPHA = 32.0  # the alpha that LORA_RATE was measured at
 # rate (docs/experiments.md), published recipes of about a thousand steps use 1.35e-5 where text has 1e-4.
 PAIR_STEPS = 40
 LEAST_PAIR_SHARE = 0.1
-
-
-class Recipe(Struct, frozen=True, kw_only=True):
-    """Every hyper-parameter that a profile names."""
-
-    profile: str
-    rank: int
-    alpha: float
-    dropout: float
-    targets: tuple[str, ...] = ALL_LINEAR
-    device_batch: int  # examples of one step on one device
-    accumulation: int = 1
-    eval_batch: int = 64
-    max_length: int = 8192  # tokens
-    bf16: bool = True
-    flash_attention: bool = True
-    activation_checkpointing: bool = False
-    compile: bool = False
-    ddp_bucket_mb: int = 200
-    rate: float | None = None  # peak learning rate; None: see `lora_rate` and `dense_rate`
-    epochs: float | None = None  # None: see `planner.epoch_limit`
-    arms: tuple[str, ...] = ()  # profiles to try besides this one; with any, the engine searches
-
-    @property
-    def searches(self) -> bool:
-        """Whether rate, epochs, batch and method are found by trying, not given."""
-        return bool(self.arms)
 
 
 PROFILES = {
@@ -74,30 +45,9 @@ PROFILES = {
             compile=True,
             arms=("lora_r128",),
         ),
-        # What others run without tuning (their documents' defaults), to be compared with. The loss is ours:
-        # the mean over examples, where theirs is over tokens.
-        Recipe(
-            profile="trl_default",
-            rank=8192,
-            alpha=2048.0,
-            dropout=0.0,
-            device_batch=8,
-            max_length=1024,
-            rate=2e-5,
-            epochs=3.0,
-        ),
-        Recipe(
-            profile="autotrain_like",
-            rank=16,
-            alpha=32.0,
-            dropout=0.05,
-            device_batch=8,
-            max_length=2048,
-            rate=2e-4,
-            epochs=3.0,
-        ),
         Recipe(profile="lora_r16", rank=16, alpha=32.0, dropout=0.0, device_batch=32),
         Recipe(profile="lora_r128", rank=128, alpha=32.0, dropout=0.0, device_batch=32, compile=True),
+        *RIVALS,
     )
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from shared.files import folder_digest
 from shared.messages import (
@@ -14,6 +15,7 @@ from shared.messages import (
     OutcomeStatus,
     TaskType,
 )
+from shared.planning.profiles import PROFILES, resolve
 from tests.engine.worker_run import (
     finish,
     progress_of,
@@ -58,3 +60,49 @@ def test_a_kind_of_task_without_objective_is_unsupported(make_job: Callable[...,
     outcome = finish(make_job(task_type=TaskType.GRPO))
     assert (outcome.status, outcome.code) == (OutcomeStatus.FAILED, ErrorCode.UNSUPPORTED)
     assert "GrpoTask" in (outcome.error or "")
+
+
+def mixed_rows(folder: Path) -> Path:
+    """Rows of which each fifth is three times as long as the others."""
+    texts = [f"It comes after {i % 37 - 1}." for i in range(200)]
+    rows = [
+        {"q": f"Define {i % 37}, {i}.", "a": " ".join([text] * (3 if i % 5 == 0 else 1))}
+        for i, text in enumerate(texts)
+    ]
+    data = folder / "mixed.json"
+    data.write_text(json.dumps(rows))
+    return data
+
+
+def with_longest_row(monkeypatch: pytest.MonkeyPatch, tokens: int) -> str:
+    """A profile that trains on no longer rows."""
+    recipe = replace(resolve("lora_r16"), profile="short_rows", max_length=tokens)
+    monkeypatch.setitem(PROFILES, "short_rows", recipe)
+    return "short_rows"
+
+
+def test_rows_longer_than_the_profile_trains_on_are_dropped_and_counted(
+    make_job: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = with_longest_row(monkeypatch, 40)
+    outcome = finish(make_job(profile=profile, dataset=str(mixed_rows(tmp_path)), ready_by=5.0))
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.metrics is not None
+    dropped = outcome.metrics.dropped_rows["longer than the profile's 40 tokens"]
+    assert 0 < dropped <= 40
+    assert outcome.metrics.train_examples + dropped + outcome.metrics.dev_examples == 200
+
+
+def test_a_profile_that_no_row_is_short_enough_for_is_refused(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = finish(make_job(profile=with_longest_row(monkeypatch, 3)))
+    assert (outcome.status, outcome.code) == (OutcomeStatus.FAILED, ErrorCode.BAD_DATA)
+    assert "take another profile" in (outcome.error or "")
+
+
+def test_the_reference_miner_ends_after_ten_steps(make_job: Callable[..., Path]) -> None:
+    outcome = finish(make_job(profile="reference_miner"))
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.metrics is not None
+    assert outcome.metrics.steps == 10

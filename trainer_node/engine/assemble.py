@@ -26,7 +26,7 @@ from trainer_node.engine.train import dev_curve, loop
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.cpu_threads import cpu_threads_for
-from trainer_node.engine.train.schedule import Schedule, ScheduleState
+from trainer_node.engine.train.schedule import Schedule, ScheduleState, Shape
 from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.weight_average import TailAverage
 
@@ -186,7 +186,8 @@ def schedule_for(
         start_at=job.start_at,
         ready_by=job.ready_by,
         max_tokens=plan.max_epochs * train_tokens,
-        warmup=plan.warmup,
+        shape=Shape(plan.warmup, plan.decay, plan.rate_floor),
         expected_steps=plan.expected_steps,
         interval_s=job.checkpoint_interval_s,
+        most_steps=plan.most_steps,
     )

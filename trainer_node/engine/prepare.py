@@ -16,7 +16,7 @@ from shared.messages import ErrorCode, Hardware, Phase, WorkerJob
 from shared.planning.hardware import computes_bf16, machine_memory
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
-from shared.planning.profiles import resolve
+from shared.planning.profiles import PROFILES, resolve
 from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.examples import Examples, hold_out, scored_length
@@ -45,15 +45,31 @@ def ingest(run: RunContext, config: Any) -> JobData:
         run.reporter.message(f"chat template {template!r:.80}: the model's own is used")
     length = scored_length(config)
     tokens = tokens_of(job, run.folder, tokenizer, length, run.reporter)
-    for reason, count in sorted(tokens.dropped.items()):
+    data = divided(job, tokens, length)
+    for reason, count in sorted(data.dropped.items()):
         run.reporter.message(f"{count} of {tokens.rows} rows dropped: {reason}")
-    return divided(job, tokens, length)
+    return data
 
 
 def divided(job: WorkerJob, tokens: TokenCache, length: int) -> JobData:
-    """A job's tokens with the development rows held out."""
+    """A job's tokens with the development rows held out; these are all that the scorer would score.
+
+    Of the others those are dropped that are longer than the profile trains on. Raises DataError if none is
+    left.
+    """
     train, dev = hold_out(tokens.examples, job.seed)
-    return JobData(train, dev, tokens.dropped, length)
+    most = PROFILES[job.profile].max_length if job.profile in PROFILES else length
+    kept = np.flatnonzero(train.lengths <= most * train.group)
+    if not len(kept):
+        raise DataError(
+            f"every training row is longer than the {most} tokens that the profile {job.profile} trains on: "
+            "take another profile"
+        )
+    dropped = tokens.dropped
+    if count := len(train) - len(kept):
+        dropped = {**dropped, f"longer than the profile's {most} tokens": count}
+        train = train.take(kept)
+    return JobData(train, dev, dropped, length)
 
 
 def load_data(run: RunContext, config: Any) -> JobData:

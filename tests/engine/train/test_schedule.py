@@ -7,10 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer_node.engine.time_budget import Costs, Part, affordable
-from trainer_node.engine.train.schedule import FIRST_SAVE, SAVE_SHARE, Schedule, ScheduleState, multiplier
+from trainer_node.engine.train.schedule import FIRST_SAVE, SAVE_SHARE, Schedule, ScheduleState, Shape
 
 
-def _schedule(costs: Costs | None = None, **changes: float) -> Schedule:
+def _schedule(
+    costs: Costs | None = None,
+    shape: Shape = Shape(0.03),  # noqa: B008
+    most_steps: int | None = None,
+    **changes: float,
+) -> Schedule:
     given_ = {"start_at": 0.0, "ready_by": 1000.0, "max_tokens": 1e9, "interval_s": 60.0, **changes}
     return Schedule(
         ScheduleState(begun_at=20.0),
@@ -18,24 +23,49 @@ def _schedule(costs: Costs | None = None, **changes: float) -> Schedule:
         start_at=given_["start_at"],
         ready_by=given_["ready_by"],
         max_tokens=given_["max_tokens"],
-        warmup=0.03,
+        shape=shape,
+        most_steps=most_steps,
         expected_steps=100,
         interval_s=given_["interval_s"],
     )
 
 
 def test_rate_warms_up_and_ends_at_exactly_zero() -> None:
-    assert multiplier(0.0, 0.03) == 0.0
-    assert multiplier(0.03, 0.03) == 1.0
-    assert multiplier(0.515, 0.03) == pytest.approx(0.5)
-    assert multiplier(1.0, 0.03) == 0.0
-    assert multiplier(1.2, 0.03) == 0.0
-    assert multiplier(0.0, 0.0) == 1.0
+    linear = Shape(0.03)
+    assert [linear.at(progress) for progress in (0.0, 0.03, 1.0, 1.2)] == [0.0, 1.0, 0.0, 0.0]
+    assert linear.at(0.515) == pytest.approx(0.5)
+    assert Shape(0.0).at(0.0) == 1.0
 
 
-@given(st.floats(0, 1), st.floats(0, 0.5))
-def test_rate_stays_within_bounds(progress: float, warmup: float) -> None:
-    assert 0.0 <= multiplier(progress, warmup) <= 1.0
+def test_a_cosine_falls_to_its_floor() -> None:
+    cosine = Shape(0.1, "cosine", 0.25)
+    assert [cosine.at(progress) for progress in (0.0, 0.1, 1.0, 1.2)] == [0.0, 1.0, 0.25, 0.25]
+    assert cosine.at(0.55) == pytest.approx(0.625)
+    assert cosine.at(0.2) > Shape(0.1, "linear", 0.25).at(0.2)
+
+
+def test_a_constant_rate_stays_at_its_peak() -> None:
+    constant = Shape(0.2, "constant")
+    assert [constant.at(progress) for progress in (0.1, 0.2, 0.9, 1.0)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_a_run_that_only_warms_up_reaches_its_peak_at_the_end() -> None:
+    assert [Shape(1.0, "cosine").at(progress) for progress in (0.5, 0.99)] == [0.5, 0.99]
+
+
+@given(st.floats(0, 1), st.floats(0, 0.5), st.sampled_from(["linear", "cosine", "constant"]), st.floats(0, 1))
+def test_rate_stays_within_bounds(progress: float, warmup: float, decay: str, floor: float) -> None:
+    assert 0.0 <= Shape(warmup, decay, floor).at(progress) <= 1.0
+
+
+def test_a_limit_of_steps_ends_a_run_and_shapes_its_rate() -> None:
+    schedule = _schedule(shape=Shape(1.0), most_steps=10)
+    rates = []
+    for step in range(10):
+        assert schedule.update(20.0, 5 * step, step) < 1.0
+        rates.append(schedule.rate())
+    assert rates == pytest.approx([(step + 0.5) / 10 for step in range(10)])
+    assert schedule.update(20.0, 50, 10) == 1.0
 
 
 @given(

@@ -89,7 +89,7 @@ def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) ->
     if state.process_group.is_main:
         now = state.clock.time()
         # First of all: whether a save is the last one must not depend on when somebody last looked.
-        order = order._replace(progress=schedule.update(now, state.tokens))
+        order = order._replace(progress=schedule.update(now, state.tokens, state.step))
         if unsaved and schedule.save_due(now):
             order = order._replace(save=1)
         elif order.progress >= 1.0 or stop.asked:

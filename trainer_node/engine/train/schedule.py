@@ -5,6 +5,7 @@ Nothing here reads a clock or a file; times come in as numbers, so that every ru
 
 from __future__ import annotations
 
+import math
 import statistics
 
 from msgspec import Struct
@@ -16,11 +17,23 @@ SAVE_SHARE = 0.02  # of the run time may be spent saving
 RECENT = 50  # steps that the 95th percentile is taken over
 
 
-def multiplier(progress: float, warmup: float) -> float:
-    """Learning rate as a share of its peak: linear up to 1 at `warmup`, then linear to exactly 0 at 1."""
-    if progress < warmup:
-        return progress / warmup
-    return max(0.0, (1.0 - progress) / (1.0 - warmup)) if progress < 1.0 else 0.0
+class Shape(Struct, frozen=True):
+    """How the learning rate rises and falls, as shares of its peak."""
+
+    warmup: float
+    decay: str = "linear"  # linear, cosine or constant
+    floor: float = 0.0
+
+    def at(self, progress: float) -> float:
+        """The rate at `progress`: linear up to 1 at `warmup`, then down to exactly `floor` at 1."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        if self.decay == "constant":
+            return 1.0
+        left = (1.0 - progress) / (1.0 - self.warmup) if progress < 1.0 else 0.0
+        if self.decay == "cosine":
+            left = 0.5 * (1.0 - math.cos(math.pi * left))
+        return self.floor + (1.0 - self.floor) * left
 
 
 class Cooldown(Struct, frozen=True):
@@ -53,18 +66,20 @@ class Schedule:
         start_at: float,
         ready_by: float,
         max_tokens: float,
-        warmup: float,
+        shape: Shape,
         expected_steps: int,
         interval_s: float,
+        most_steps: int | None = None,
     ) -> None:
         self.pulse = pulse
         self.costs = costs
         self.start_at = start_at
         self.ready_by = ready_by
         self.max_tokens = max_tokens
-        self.warmup = warmup
+        self.shape = shape
         self.expected_steps = expected_steps
         self.interval_s = interval_s
+        self.most_steps = most_steps
         self._save_costs_s = costs.save_s  # what one save keeps from training
 
     @property
@@ -86,14 +101,14 @@ class Schedule:
         """
         return self.ready_by - SAFETY * self.step_s - self.costs.closing_s - 2 * SLACK_S
 
-    def update(self, now: float, tokens: int) -> float:
-        """Progress at `now` after so many `tokens`: the larger share, of the time or of the most tokens.
+    def update(self, now: float, tokens: int, steps: int = 0) -> float:
+        """Progress at `now`: the largest share, of the time, of the most tokens or of the most steps.
 
         In a cool-down the share of the tokens is that of what was left when it began.
         """
         begun, cooldown = self.pulse.begun_at, self.pulse.cooldown
         elapsed = (now - begun) / (self.end_at - begun) if self.end_at > begun else 1.0
-        share = tokens / self.max_tokens
+        share = max(tokens / self.max_tokens, steps / self.most_steps if self.most_steps else 0.0)
         if cooldown:
             done = (tokens - cooldown.tokens) / cooldown.length
             share = cooldown.progress + (1.0 - cooldown.progress) * done
@@ -116,7 +131,9 @@ class Schedule:
             share = statistics.median(self.pulse.step_s) / (self.end_at - self.pulse.begun_at)
         else:
             share = 1.0 / max(1, self.expected_steps)
-        return multiplier(self.pulse.progress + share / 2, self.warmup)
+        if self.most_steps:
+            share = max(share, 1.0 / self.most_steps)
+        return self.shape.at(self.pulse.progress + share / 2)
 
     def stepped(self, seconds: float) -> None:
         """One step took so long."""

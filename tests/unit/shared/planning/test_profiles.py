@@ -2,7 +2,6 @@ import pytest
 
 from shared.errors import SettingsError
 from shared.planning.profiles import (
-    ALL_LINEAR,
     PROFILES,
     dense_rate,
     family_of,
@@ -10,6 +9,7 @@ from shared.planning.profiles import (
     pair_share,
     resolve,
 )
+from shared.planning.recipe import ALL_LINEAR
 
 
 def test_maximum_accuracy_is_the_house_profile_to_the_letter() -> None:
