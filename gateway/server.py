@@ -87,7 +87,7 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
         auto_decompress=False,  # signatures cover the raw bytes; and a small body stays small
     )
     await runner.setup()
-    await validators.look()  # before the first request is read: upstream asks once
+    await validators.refresh()  # before the first request is read: upstream asks once
     site = web.SockSite(runner, listening, backlog=BACKLOG)
     await site.start()
     background: Background = {"nonces": nonces.run, "validators": lambda _: validators.follow()}

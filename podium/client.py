@@ -22,8 +22,8 @@ from gateway.views.schemas import (
     SlotView,
     TablesView,
     TaskPage,
+    TaskRecords,
     TaskState,
-    TaskStory,
     TaskView,
 )
 from shared.errors import PodiumError
@@ -88,10 +88,10 @@ class Client:
             query["after"] = page.next
         return found
 
-    def story(self, task_id: str) -> TaskStory:
+    def records(self, task_id: str) -> TaskRecords:
         """Return everything that is stored about one task."""
-        story: TaskStory = self._get(f"{_path(task_id)}/story", TaskStory)
-        return story
+        records: TaskRecords = self._get(f"{_path(task_id)}/story", TaskRecords)
+        return records
 
     def cancel(self, task_id: str, reason: str) -> TaskView:
         """End a task as cancelled. Raises PodiumError with the reason if that is refused."""

@@ -32,11 +32,11 @@ from typing import Any
 from bench.conformance import fuzz_bytes
 from bench.conformance.fuzz_messages import Mutator, Request
 from bench.harness.fleet import GATEWAYS, Fleet
-from bench.harness.http_load_client import Lane
+from bench.harness.http_load_client import Connection
 from bench.harness.signed_fleet import make_fleet, scripted_data, started
 from shared.logs import set_up_logs
 
-LANES = 8
+CONNECTIONS = 8
 RAW_EVERY = 50
 RAW_AT_ONCE = 8
 PATIENCE_S = 10.0
@@ -62,22 +62,22 @@ class Fuzz:
         self.memory: list[float] = []
         self.sent = 0
         self._poll = select.epoll()
-        self._lanes: dict[int, Lane] = {}
-        self._flying: dict[int, Request] = {}
+        self._connections: dict[int, Connection] = {}
+        self._pending: dict[int, Request] = {}
         self._before: dict[int, Request] = {}  # on the same connection
-        self._told = time.monotonic()
+        self._reported_at = time.monotonic()
 
     def run(self) -> None:
         """All requests over a few connections, each used again and again."""
-        for _ in range(LANES):
+        for _ in range(CONNECTIONS):
             self._next(self._open())
-        while self._flying:
+        while self._pending:
             ready = self._poll.poll(PATIENCE_S)
             if not ready:
-                self.failures += [f"no answer: {request.data[:300]!r}" for request in self._flying.values()]
+                self.failures += [f"no answer: {request.data[:300]!r}" for request in self._pending.values()]
                 return
             for descriptor, _ in ready:
-                if descriptor in self._lanes:
+                if descriptor in self._connections:
                     self._receive(descriptor)
         self._poll.close()
 
@@ -91,16 +91,16 @@ class Fuzz:
                 self.failures.append(f"{case.name}: {len(statuses)} of {case.answers} answers")
 
     def _open(self) -> int:
-        lane = Lane(self.port)
-        descriptor = lane.socket.fileno()
-        self._lanes[descriptor] = lane
+        connection = Connection(self.port)
+        descriptor = connection.socket.fileno()
+        self._connections[descriptor] = connection
         self._poll.register(descriptor, select.EPOLLIN)
         return descriptor
 
     def _close(self, descriptor: int) -> None:
         self._poll.unregister(descriptor)
         self._before.pop(descriptor, None)
-        self._lanes.pop(descriptor).socket.close()
+        self._connections.pop(descriptor).socket.close()
 
     def _next(self, descriptor: int) -> None:
         if self.sent >= self.count:
@@ -109,21 +109,21 @@ class Fuzz:
         request = self.mutator.next()
         self.sent += 1
         self._sample()
-        self._flying[descriptor] = request
+        self._pending[descriptor] = request
         try:
-            self._lanes[descriptor].send(request.data)
+            self._connections[descriptor].send(request.data)
         except OSError as error:
             self._broken(descriptor, error)
 
     def _receive(self, descriptor: int) -> None:
         try:
-            answer = self._lanes[descriptor].receive()
+            answer = self._connections[descriptor].receive()
         except OSError as error:
             self._broken(descriptor, error)
             return
         if answer is None:
             return
-        request = self._before[descriptor] = self._flying.pop(descriptor)
+        request = self._before[descriptor] = self._pending.pop(descriptor)
         head = answer.partition(b"\r\n\r\n")[0]
         self._note([int(answer[9:12])], request.data[:300].decode("latin-1"), answer)
         if b"connection: close" in head.lower() or head.startswith(b"HTTP/1.0"):
@@ -132,7 +132,7 @@ class Fuzz:
         self._next(descriptor)
 
     def _broken(self, descriptor: int, error: OSError) -> None:
-        request = self._flying.pop(descriptor)
+        request = self._pending.pop(descriptor)
         before = self._before.pop(descriptor, None)
         after = before.data[:500] if before else b"nothing"
         self.failures.append(f"{error!r} instead of an answer to {request.data[:300]!r}, after {after!r}")
@@ -148,8 +148,8 @@ class Fuzz:
         if self.sent % max(1, self.count // SAMPLES) == 0:
             pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
             self.memory.append(pages * PAGE_MB)
-        if time.monotonic() - self._told > TELL_S:
-            self._told = time.monotonic()
+        if time.monotonic() - self._reported_at > TELL_S:
+            self._reported_at = time.monotonic()
             print(f"{self.sent} sent, {len(self.failures)} failures, {self.memory[-1]:.0f} MB", flush=True)
 
     def quarters_mb(self) -> list[float]:

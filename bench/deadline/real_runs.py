@@ -21,7 +21,7 @@ LAST_CALL_S = 54.0  # after the deadline: a tenth of upstream's margin would be 
 HANG_S = 900.0
 AT_ONCE = 2
 LONGEST_STALL_S = 15.0
-LOOK_S = 0.1
+POLL_S = 0.1
 
 
 def runs(count: int, seed: int, folder: Path, data: Path) -> dict[str, float]:
@@ -62,7 +62,7 @@ def live(folder: Path, data: Path, seed: int) -> float | None:
         ):
             tiny_jobs.kill(worker)
             worker, started = tiny_jobs.start(job), time.time()
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     tiny_jobs.kill(worker)
     return None
 

@@ -28,16 +28,14 @@ MODELS = (
     ("google/gemma-2-2b", None),
 )
 TEXT_TYPES = ("InstructTextTask", "ChatTask", "DpoTask")
-TOO_LONG, REPEATED = (
-    0.03,
-    0.02,
-)  # shares of offers of more than 96 hours, and of tasks that are accepted already
+TOO_LONG = 0.03  # share of offers of more than 96 hours
+REPEATED = 0.02  # share of offers of tasks that are accepted already
 PATIENCE_S = 30.0
 READ = 1 << 16
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """One round: so many offers over so many connections."""
+    """One round: `count` offers over `connections` connections."""
 
     port: int
     count: int
@@ -60,12 +58,12 @@ class Measured(Struct, frozen=True, kw_only=True):
 
     @property
     def per_second(self) -> float:
-        """Answers per second."""
+        """Return the responses per second."""
         return len(self.latencies) / self.seconds
 
 
-class Lane:
-    """One connection with one request under way."""
+class Connection:
+    """One connection with at most one request under way."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
@@ -80,10 +78,10 @@ class Lane:
         self.socket.sendall(request)
 
     def receive(self) -> bytes | None:
-        """The whole response, or None if there is more to come."""
+        """Return the whole response, or None if more of it is to come."""
         data = self.socket.recv(READ)
         if not data:
-            raise ConnectionError("the server closed a connection that is to be kept")
+            raise ConnectionError("the server closed a keep-alive connection")
         if self.kept:
             data = self.kept + data
         end = data.find(b"\r\n\r\n")
@@ -95,7 +93,7 @@ class Lane:
 
 
 def _content_length(data: bytes, end: int) -> int:
-    """Of a response whose headers end at `end`; servers write the name in either case."""
+    """Return the body length of a response whose headers end at `end`; names come in either case."""
     at = data.find(b"ontent-", 0, end)
     while at >= 0:
         if data[at + 7 : at + 14].lower() == b"length:":
@@ -106,7 +104,7 @@ def _content_length(data: bytes, end: int) -> int:
 
 
 def offers(plan: Plan) -> list[bytes]:
-    """Bodies: valid text offers of all types, a few too long ones, a few of tasks that were accepted."""
+    """Return bodies of offers: text tasks of all types, a few too long, a few of accepted tasks."""
     chance = random.Random(plan.seed)
     bodies = []
     for _ in range(plan.count):
@@ -127,7 +125,7 @@ def offers(plan: Plan) -> list[bytes]:
 
 
 def requests(plan: Plan) -> list[bytes]:
-    """The bytes of every request of a round, signed now if the plan asks for it."""
+    """Return the bytes of every request of a round, signed if the plan has a validator."""
     keys = keys_from_seed(plan.validator) if plan.validator else None
     plain = {"Content-Type": "application/json"}
     return [
@@ -140,39 +138,40 @@ def run(plan: Plan) -> Measured:
     """Send all requests of a plan, one at a time on each connection, and measure."""
     waiting = deque(requests(plan))
     poll = select.epoll()
-    lanes = {lane.socket.fileno(): lane for lane in (Lane(plan.port) for _ in range(plan.connections))}
-    for descriptor in lanes:
+    opened = [Connection(plan.port) for _ in range(plan.connections)]
+    connections = {each.socket.fileno(): each for each in opened}
+    for descriptor in connections:
         poll.register(descriptor, select.EPOLLIN)
     latencies: list[float] = []
     statuses: Counter[bytes] = Counter()
     taken = 0
     cpu, began = time.process_time(), time.perf_counter()
-    for lane in lanes.values():
-        lane.send(waiting.popleft())
+    for connection in connections.values():
+        connection.send(waiting.popleft())
     while len(latencies) < plan.count:
         ready = poll.poll(PATIENCE_S)
         if not ready:
-            raise TimeoutError(f"no answer for {PATIENCE_S:g} s")
+            raise TimeoutError(f"no response for {PATIENCE_S:g} s")
         for descriptor, _ in ready:
-            lane = lanes[descriptor]
-            answer = lane.receive()
+            connection = connections[descriptor]
+            answer = connection.receive()
             if answer is None:
                 continue
-            latencies.append(time.perf_counter() - lane.sent_at)
+            latencies.append(time.perf_counter() - connection.sent_at)
             if waiting:
-                lane.send(waiting.popleft())
+                connection.send(waiting.popleft())
             statuses[answer[9:12]] += 1
             taken += answer.find(b'"accepted":true') >= 0
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     poll.close()
-    for lane in lanes.values():
-        lane.socket.close()
+    for connection in connections.values():
+        connection.socket.close()
     by_status = {status.decode(): count for status, count in statuses.items()}
     return Measured(seconds=seconds, cpu_s=cpu, latencies=latencies, statuses=by_status, accepted=taken)
 
 
 class Generator:
-    """The process that makes the load, on one core."""
+    """The process that sends the load, on one core."""
 
     def __init__(self, core: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -181,7 +180,7 @@ class Generator:
         )
 
     def measure(self, plan: Plan) -> Measured:
-        """One round."""
+        """Run one round."""
         return self._pool.submit(run, plan).result()
 
     def close(self) -> None:

@@ -35,27 +35,27 @@ from msgspec import Struct
 
 from bench.fake_validator import requests
 from bench.fake_validator.validator import OFFER, Validator, request_bytes, signed_headers
+from bench.harness.burst_client import BurstClient, BurstRequest, Response
 from bench.harness.fleet import GATEWAYS, Fleet
 from bench.harness.signed_fleet import MINER, VALIDATOR, make_fleet, scripted_data, started, until
-from bench.harness.volley import Answer, Shot, Volley
 from shared.broker.bus import Bus
 from shared.logs import set_up_logs
 
 CONNECTIONS = 500
 GOAL_S = 1.0
-DECIDED_S = 40.0  # until every offer of a volley is decided, whatever the broker does
+DECIDED_S = 40.0  # until every offer of a burst is decided, whatever the broker does
 BACK_S = 40.0
 PAUSE_S = 0.3
 KILL_AFTER_S = 0.2
 
 
 class Scene(Struct, frozen=True, kw_only=True):
-    """One volley."""
+    """One burst of offers."""
 
     name: str
     offers: int
     gateways: tuple[str, ...] = GATEWAYS[:1]
-    kills: int = 0  # of the broker, while it flies
+    kills: int = 0  # of the broker, during the burst
 
 
 SCENES = (
@@ -73,45 +73,45 @@ class Outcome(Struct, kw_only=True):
     scene: Scene
     accepted: int
     statuses: Counter[int]
-    slowest_s: float  # from a request's own sending to its answer
-    last_s: float  # from the volley's beginning
-    decided_s: float  # when every offer was decided, those that had to be sent again too
+    slowest_s: float  # from a request's own sending to its response
+    last_s: float  # from the beginning of the burst
+    decided_s: float  # when every offer was decided, also those that were sent again
     findings: list[str]
 
 
 class Burst:
-    """Volleys at one fleet."""
+    """Sends bursts to one fleet."""
 
     def __init__(self, fleet: Fleet, bus: Bus) -> None:
         self.fleet = fleet
         self.bus = bus
 
-    def shots(self, scene: Scene, tasks: list[str]) -> list[Shot]:
-        """Signed offers of these tasks, to the scene's gateways in turn."""
-        shots = []
+    def signed_requests(self, scene: Scene, tasks: list[str]) -> list[BurstRequest]:
+        """Return signed offers of these tasks, to the scene's gateways in turn."""
+        signed_requests = []
         for number, task in enumerate(tasks):
             kind = requests.TEXT_KINDS[number % len(requests.TEXT_KINDS)]
             body = json.dumps(requests.offer(kind, task)).encode()
             request = request_bytes("POST", OFFER, signed_headers(VALIDATOR, MINER.address, body), body)
             gateway = scene.gateways[number % len(scene.gateways)]
             port = int(self.fleet.url(gateway).rpartition(":")[2])
-            shots.append(Shot(task, port, request))
-        return shots
+            signed_requests.append(BurstRequest(task, port, request))
+        return signed_requests
 
     async def one(self, scene: Scene) -> Outcome:
-        """One volley, sent again as far as it was not decided; then its tasks are done."""
+        """Send one burst, and again what was not decided; then complete the accepted tasks."""
         tasks = [str(uuid.uuid4()) for _ in range(scene.offers)]
-        volley = await self._ready(scene, tasks)
+        client = await self._ready(scene, tasks)
         killing = asyncio.create_task(self._kill(scene.kills))
         began = time.monotonic()
-        answers = await asyncio.to_thread(volley.fire)
+        answers = await asyncio.to_thread(client.send)
         decided = {answer.task: answer for answer in answers if answer.status == 200}
         findings = [finding for answer in answers for finding in unclear(answer, faults=scene.kills > 0)]
         if scene.kills:
             while len(decided) < len(tasks) and time.monotonic() - began < DECIDED_S:
                 await asyncio.sleep(PAUSE_S)
                 left = [task for task in tasks if task not in decided]
-                again = await asyncio.to_thread((await self._ready(scene, left)).fire)
+                again = await asyncio.to_thread((await self._ready(scene, left)).send)
                 findings += [finding for answer in again for finding in unclear(answer, faults=True)]
                 decided |= {answer.task: answer for answer in again if answer.status == 200}
         await killing
@@ -131,19 +131,19 @@ class Burst:
         await self.finish([answer.task for answer in decided.values() if answer.accepted], outcome)
         return outcome
 
-    async def _ready(self, scene: Scene, tasks: list[str]) -> Volley:
-        """Everything signed, all connections open."""
-        shots = await asyncio.to_thread(self.shots, scene, tasks)
-        return await asyncio.to_thread(Volley, shots, min(CONNECTIONS, len(shots)))
+    async def _ready(self, scene: Scene, tasks: list[str]) -> BurstClient:
+        """Sign everything and open all connections."""
+        signed_requests = await asyncio.to_thread(self.signed_requests, scene, tasks)
+        return await asyncio.to_thread(BurstClient, signed_requests, min(CONNECTIONS, len(signed_requests)))
 
     async def _kill(self, kills: int) -> None:
-        """Kill the broker so many times; the fleet starts it again."""
+        """Kill the broker `kills` times; the fleet restarts it."""
         for _ in range(kills):
             await asyncio.sleep(KILL_AFTER_S)
             self.fleet.members["broker"].signal(signal.SIGKILL)
 
     async def finish(self, tasks: list[str], outcome: Outcome) -> None:
-        """Start what was accepted; all of it must end, so that both slots are free again."""
+        """Start the accepted tasks; all must end, so that both slots are free again."""
         async with aiohttp.ClientSession(self.fleet.url(GATEWAYS[0])) as session:
             upstream = Validator(session, VALIDATOR, MINER.address)
             data = scripted_data(self.fleet.folder, "short.json", steps=1, step_s=0.01)
@@ -171,7 +171,7 @@ class Burst:
                     outcome.findings.append(f"{task} was accepted and is {state}")
 
 
-def unclear(answer: Answer, *, faults: bool) -> list[str]:
+def unclear(answer: Response, *, faults: bool) -> list[str]:
     """Return findings about a response that is not a proper decision or 503."""
     if answer.status == 200:
         good = isinstance(answer.body, dict) and isinstance(answer.body.get("message"), str)
@@ -183,7 +183,7 @@ def unclear(answer: Answer, *, faults: bool) -> list[str]:
 
 
 async def measure(folder: Path) -> list[Outcome]:
-    """All volleys at one fleet."""
+    """Send every burst to one fleet."""
     fleet = make_fleet(folder)
     async with started(fleet) as bus:
         burst = Burst(fleet, bus)
@@ -195,9 +195,9 @@ async def measure(folder: Path) -> list[Outcome]:
 
 
 def report(outcome: Outcome) -> None:
-    """One volley for people."""
+    """Print one burst."""
     print(
-        f"{outcome.scene.name:46} accepted {outcome.accepted}  answers {dict(outcome.statuses)}"
+        f"{outcome.scene.name:46} accepted {outcome.accepted}  responses {dict(outcome.statuses)}"
         f"  slowest {outcome.slowest_s:.3f} s, last {outcome.last_s:.3f} s, all {outcome.decided_s:.2f} s",
         flush=True,
     )

@@ -51,7 +51,7 @@ from shared.messages import (
 
 JSON = {"Content-Type": "application/json"}
 LIMIT_S = 2.0
-LOOK_S = 0.01
+POLL_S = 0.01
 PATIENCE_S = 60.0
 NODE, SLOT = "node-a", "a"
 
@@ -127,7 +127,7 @@ class Patient:
         return decode_state_record(record.data) if record else None
 
     async def until(self, what: str, look: Callable[[], Awaitable[Any]]) -> Any:
-        """Poll `look` every LOOK_S until it returns a true value, and return that."""
+        """Poll `look` every POLL_S until it returns a true value, and return that."""
         give_up_at = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -137,7 +137,7 @@ class Patient:
                 pass  # on the way back
             if time.monotonic() > give_up_at:
                 raise PodiumError(f"waited {PATIENCE_S:g} s for {what}; logs are in {self.folder}")
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
 
     async def killed(self, name: str) -> None:
         """kill -9 a member, and wait until it was started again."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
-from gateway.api.tokens import LOOK_S, Tokens, token_file
+from gateway.api.tokens import POLL_S, Tokens, token_file
 from gateway.errors import ForeignRequestError, UnauthorizedError
 from gateway.http_request import why_foreign
 from shared.errors import SettingsError
@@ -45,9 +45,9 @@ class Guard:
     async def follow(self) -> None:
         """Reload the tokens when their file changes; runs until cancelled, also without tokens."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
             if self.tokens is not None:
-                await self.tokens.look()
+                await self.tokens.refresh()
 
     def admit(self, access: Access, headers: Mapping[str, str]) -> str:
         """Return the name of the token, if it has one. Raises UnauthorizedError or ForeignRequestError."""

@@ -20,7 +20,7 @@ from shared.aio import pause
 from shared.errors import PodiumError
 from shared.subjects import task_key
 
-LOOK_S: Final = 1.0  # interval of checks whether a reader's token is still valid
+POLL_S: Final = 1.0  # interval of checks whether a reader's token is still valid
 ALIVE_S: Final = 15.0  # interval of keep-alive comments on a stream without events
 STUCK_S: Final = 30.0  # a reader that accepts no data for this long is disconnected
 LEAVE_S: Final = 0.5  # time limit for the last write when the gateway stops
@@ -59,7 +59,7 @@ class Stream:
         self._log = log
         self._choice = choice
         self._response = response
-        self._written_at = self._looked_at = time.monotonic()
+        self._written_at = self._checked_at = time.monotonic()
 
     async def send(self, guard: Guard, after: int, first: bytes) -> None:
         """Send events after number `after` until the reader leaves, is stuck or unauthorized, or we stop."""
@@ -85,9 +85,9 @@ class Stream:
 
     def _may_ask(self, guard: Guard) -> bool:
         """Return whether the reader's token is still valid."""
-        if time.monotonic() - self._looked_at < LOOK_S:
+        if time.monotonic() - self._checked_at < POLL_S:
             return True
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         try:
             guard.admit(Access.TOKEN, self._request.headers)
         except PodiumError:

@@ -27,7 +27,7 @@ from shared.settings import Settings
 FILE: Final = "api.token"  # the name that `podium keys` uses, in the gateway's folder
 SHORTEST: Final = 16  # characters; shorter ones could be guessed
 LARGEST_FILE: Final = 1 << 20
-LOOK_S: Final = 1.0  # poll interval for changes of the file
+POLL_S: Final = 1.0  # poll interval for changes of the file
 _LINE = re.compile(rf"(?:([A-Za-z0-9_.@-]{{1,64}}):[ \t]*)?([A-Za-z0-9._~+/=-]{{{SHORTEST},512}})")
 
 log = get_logger()
@@ -62,7 +62,7 @@ class Tokens:
                 found = name
         return found
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Reload the file if it has changed. If the new one is invalid, keep the previous tokens."""
         try:
             found = await asyncio.to_thread(_load, self._file)

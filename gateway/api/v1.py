@@ -46,7 +46,7 @@ from gateway.learning.score_form import ScoreForm, parse_scores
 from gateway.offers import parse_offer
 from gateway.service import Service
 from gateway.state.ledger import Task, TaskState
-from gateway.views.build import TaskFilter, slot_view, task_page, task_story, task_view
+from gateway.views.build import TaskFilter, slot_view, task_page, task_records, task_view
 from gateway.views.schemas import (
     LONGEST_PAGE,
     GatewayInfo,
@@ -55,7 +55,7 @@ from gateway.views.schemas import (
     Status,
     TablesView,
     TaskPage,
-    TaskStory,
+    TaskRecords,
     TaskView,
 )
 from shared import subjects
@@ -66,7 +66,7 @@ PAGE: Final = 50
 LARGEST_CURSOR: Final = (1 << 63) - 1
 
 
-class Wish(Struct, frozen=True):
+class OperationRequest(Struct, frozen=True):
     """The optional body of a request to cancel or requeue."""
 
     reason: Annotated[str, Meta(max_length=500)] = "requested by an operator"
@@ -119,23 +119,23 @@ async def get_task(request: web.Request) -> web.Response:
     return json_response(task_view(task, service.ledger, service.presence, time.time()))
 
 
-async def get_story(request: web.Request) -> web.Response:
+async def get_records(request: web.Request) -> web.Response:
     """Get everything that is stored about one task."""
     service, task = await _task(request)
-    return json_response(task_story(task, service.ledger, service.presence, time.time()))
+    return json_response(task_records(task, service.ledger, service.presence, time.time()))
 
 
 async def post_cancel(request: web.Request) -> web.Response:
     """Cancel a task; 409 once it has a result or its submission is being stored."""
-    service, key, wish = await _wish(request)
-    task = await service.operations().cancel(key, wish.reason)
+    service, key, operation = await _operation(request)
+    task = await service.operations().cancel(key, operation.reason)
     return json_response(task_view(task, service.ledger, service.presence, time.time()))
 
 
 async def post_requeue(request: web.Request) -> web.Response:
     """Restart a job on its slot's node; 409 as for cancel, 503 if no node confirms."""
-    service, key, wish = await _wish(request)
-    task = await service.operations().requeue(key, wish.reason)
+    service, key, operation = await _operation(request)
+    task = await service.operations().requeue(key, operation.reason)
     return json_response(task_view(task, service.ledger, service.presence, time.time()))
 
 
@@ -235,12 +235,12 @@ async def _task(request: web.Request) -> tuple[Service, Task]:
     return service, task
 
 
-async def _wish(request: web.Request) -> tuple[Service, str, Wish]:
+async def _operation(request: web.Request) -> tuple[Service, str, OperationRequest]:
     """Read a request to cancel or requeue."""
     service = await _started(request)
     limit = service.settings.max_body_bytes
-    wish = await read_message(request, Wish, limit, '{"reason": "..."}')
-    return service, subjects.task_key(request.match_info["task_id"]), wish
+    operation = await read_message(request, OperationRequest, limit, '{"reason": "..."}')
+    return service, subjects.task_key(request.match_info["task_id"]), operation
 
 
 def _states(text: str) -> frozenset[TaskState] | None:
@@ -256,18 +256,18 @@ def _states(text: str) -> frozenset[TaskState] | None:
 
 _OPEN: Final = Access.OPEN
 _DECIDING: Final = (MALFORMED_OFFER, NOT_READY)
-_ENDING: Final = (UNKNOWN_TASK, NOT_POSSIBLE, NOT_READY)
+_CANCEL: Final = (UNKNOWN_TASK, NOT_POSSIBLE, NOT_READY)
 _SCORING: Final = (MALFORMED_SCORE, UNKNOWN_TASK, NOT_READY)
-_REQUEUEING: Final = (*_ENDING, NODE_SILENT)
+_REQUEUE: Final = (*_CANCEL, NODE_SILENT)
 
 # fmt: off
 ROUTES: Final = [
     Route("POST", "/v1/offers", post_offer, Decision, Offer, faults=_DECIDING, tag="offers"),
     Route("GET", "/v1/tasks", get_tasks, TaskPage, query=TaskQuery, faults=(NOT_READY,)),
     Route("GET", "/v1/tasks/{task_id}", get_task, TaskView, faults=(UNKNOWN_TASK, NOT_READY)),
-    Route("GET", "/v1/tasks/{task_id}/story", get_story, TaskStory, faults=(UNKNOWN_TASK, NOT_READY)),
-    Route("POST", "/v1/tasks/{task_id}/cancel", post_cancel, TaskView, Wish, faults=_ENDING),
-    Route("POST", "/v1/tasks/{task_id}/requeue", post_requeue, TaskView, Wish, faults=_REQUEUEING),
+    Route("GET", "/v1/tasks/{task_id}/story", get_records, TaskRecords, faults=(UNKNOWN_TASK, NOT_READY)),
+    Route("POST", "/v1/tasks/{task_id}/cancel", post_cancel, TaskView, OperationRequest, faults=_CANCEL),
+    Route("POST", "/v1/tasks/{task_id}/requeue", post_requeue, TaskView, OperationRequest, faults=_REQUEUE),
     Route(
         "POST",
         "/v1/scores",

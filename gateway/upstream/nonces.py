@@ -1,6 +1,6 @@
 """The replay check: a bounded nonce store shared by all gateways, kept as long as a replay could be accepted.
 
-A gateway knows its own nonces at once, and those of the others within LOOK_S. The stream NONCES decides
+A gateway knows its own nonces at once, and those of the others within POLL_S. The stream NONCES decides
 between gateways: each appends its claims, and of two equal ones the one stored first wins. Concurrent claims
 share one append, after which only the records of others in between are read. A request that changes state
 waits for this; a rejection doesn't, because rejecting the same offer twice changes nothing. Claims that can't
@@ -30,7 +30,7 @@ WINDOW_S: Final = 120.0  # largest difference between a nonce's time and ours, i
 BUCKET_S: Final = 60  # nonces are grouped by the minute of their time
 MOST_SEEN: Final = 1_000_000  # about 70 MB; 3,300 signed requests a second for five minutes
 LARGEST_BATCH: Final = 4096  # claims in one message, about 20 bytes each
-LOOK_S: Final = 1.0  # poll interval for other gateways' nonces, while no request arrives
+POLL_S: Final = 1.0  # poll interval for other gateways' nonces, while no request arrives
 APPEND_TIMEOUT_S: Final = 1.0  # upstream waits 3 s for an offer
 
 log = get_logger()
@@ -160,8 +160,8 @@ class Nonces:
         self._lost &= {key for key, _ in self._waiting}
 
     async def _asked(self) -> None:
-        """Wait for a claim or a reconnect, for at most LOOK_S."""
-        await pause(LOOK_S, self._some)
+        """Wait for a claim or a reconnect, for at most POLL_S."""
+        await pause(POLL_S, self._some)
         self._some.clear()
 
     async def _share(self) -> None:

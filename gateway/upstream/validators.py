@@ -16,7 +16,7 @@ from shared.errors import SettingsError
 from shared.logs import TroubleLog, get_logger
 from shared.settings import Settings
 
-LOOK_S: Final = 5.0  # poll interval for changes of the file
+POLL_S: Final = 5.0  # poll interval for changes of the file
 LARGEST_FILE: Final = 64 << 20
 
 log = get_logger()
@@ -61,10 +61,10 @@ class Validators:
     async def follow(self) -> None:
         """Reload the file whenever it changes; runs until cancelled, also without a file."""
         while True:
-            await self.look()
-            await asyncio.sleep(LOOK_S)
+            await self.refresh()
+            await asyncio.sleep(POLL_S)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Reload the file if it has changed."""
         if self._file is None:
             return

@@ -11,7 +11,7 @@ from msgspec import Struct
 from gateway.learning.rates import DELIVERED, MEANINGS, Table, Tables
 from gateway.state.ledger import Ledger, Task, TaskState
 from gateway.state.presence import Presence
-from gateway.views.schemas import SlotView, TableView, TaskPage, TaskStory, TaskView
+from gateway.views.schemas import SlotView, TableView, TaskPage, TaskRecords, TaskView
 from shared.messages import Job, TaskType
 from shared.settings import Settings
 
@@ -55,9 +55,9 @@ def task_view(task: Task, ledger: Ledger, presence: Presence, now: float) -> Tas
     )
 
 
-def task_story(task: Task, ledger: Ledger, presence: Presence, now: float) -> TaskStory:
+def task_records(task: Task, ledger: Ledger, presence: Presence, now: float) -> TaskRecords:
     """Return all that is stored of one task."""
-    return TaskStory(
+    return TaskRecords(
         now=task_view(task, ledger, presence, now),
         reservation=task.reservation,
         job=task.job,

@@ -23,8 +23,8 @@ __all__ = [
     "TableView",
     "TablesView",
     "TaskPage",
+    "TaskRecords",
     "TaskState",
-    "TaskStory",
     "TaskView",
 ]
 
@@ -51,7 +51,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     result: Result | None
 
 
-class TaskStory(Struct, frozen=True, kw_only=True):
+class TaskRecords(Struct, frozen=True, kw_only=True):
     """All that is stored of one task, and its current state."""
 
     now: TaskView

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.views.schemas import ChainRecord, TaskState, TaskStory
+from gateway.views.schemas import ChainRecord, TaskRecords, TaskState
 from podium.client import Client, find_gateway
 from podium.commands.offer import terms_table
 from podium.commands.status import tasks_table
@@ -63,11 +63,11 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_inspect(args: argparse.Namespace) -> int:
     """Print one task's history; exit code 1 if there is no such task."""
-    story = _client(args).story(args.task)
+    records = _client(args).records(args.task)
     if args.json:
-        print(msgspec.json.encode(story).decode())
+        print(msgspec.json.encode(records).decode())
     else:
-        show(make_console(), story)
+        show(make_console(), records)
     return 0
 
 
@@ -85,16 +85,16 @@ def run_operation(args: argparse.Namespace) -> int:
     return 0
 
 
-def show(console: Console, story: TaskStory) -> None:
+def show(console: Console, records: TaskRecords) -> None:
     """Print the history of one task: its state, why it was accepted, and what happened when."""
-    now, job = story.now, story.job
+    now, job = records.now, records.job
     console.print(line(now), markup=False, highlight=False, soft_wrap=True)
-    console.print(_facts(story))
+    console.print(_facts(records))
     console.print(f"\ndecision: {escape(now.decision.reason)}", soft_wrap=True)
     if now.decision.terms is not None:
         console.print(terms_table(now.decision.terms))
     console.print()
-    console.print(_history(story))
+    console.print(_history(records))
     result = now.result
     if result is not None and result.metrics is not None:
         console.print(f"\nmeasured: {_measured(result.metrics)}", soft_wrap=True)
@@ -102,8 +102,8 @@ def show(console: Console, story: TaskStory) -> None:
         console.print(f"\n{deadline(now)}; the model is {escape(job.offer.model)}", soft_wrap=True)
 
 
-def _facts(story: TaskStory) -> Table:
-    now, job = story.now, story.job
+def _facts(records: TaskRecords) -> Table:
+    now, job = records.now, records.job
     table = Table(box=None, show_header=False)
     rows = [("task", f"{now.task_id} (key {now.task})"), ("slot", now.slot), ("state", now.state)]
     if job is not None:
@@ -114,8 +114,8 @@ def _facts(story: TaskStory) -> Table:
             ("accepted", f"{_moment(job.received_at)} by gateway {job.gateway} (record {job.record_id})"),
             ("deadline", _moment(job.deadline_at)),
         ]
-    if story.reservation is not None:
-        rows.append(("reserved", f"until {_moment(story.reservation.expires_at)}"))
+    if records.reservation is not None:
+        rows.append(("reserved", f"until {_moment(records.reservation.expires_at)}"))
     if now.node is not None:
         rows.append(("node", f"{now.node}, epoch {now.epoch}, attempt {now.attempts}"))
     if now.progress is not None:
@@ -126,12 +126,12 @@ def _facts(story: TaskStory) -> Table:
     return table
 
 
-def _history(story: TaskStory) -> Table:
+def _history(records: TaskRecords) -> Table:
     """Return the stored records, oldest first, with the broker's time."""
     table = Table("stored", "sequence", "record", "node", "epoch", "what", box=None)
-    if story.job is not None:
-        table.add_row(_moment(story.job.decision.decided_at), "", "job", "", "", f"slot {story.job.slot}")
-    for each in story.chain:
+    if records.job is not None:
+        table.add_row(_moment(records.job.decision.decided_at), "", "job", "", "", f"slot {records.job.slot}")
+    for each in records.chain:
         record = each.record
         table.add_row(
             _stored(each),

@@ -85,24 +85,27 @@ def _say(reply: Reply) -> None:
 
 
 def answer(request: Request, go: queue.SimpleQueue[bytes]) -> Reply:
-    """Look, and put the folder there if there is one and nothing else; `go` says when to commit."""
+    """Return what the repository holds; store the folder, if one is given and it holds nothing yet.
+
+    `go` says when to commit.
+    """
     # Here, not above: the node imports this file for its messages, and must not pay for the library.
     from trainer_node.artifacts.hub_session import Session
 
     session = Session(request.url, request.token, request.repository, request.silence_s)
     title = f"podium: {request.task}"
     try:
-        state = session.look(title)
+        state = session.find(title)
         if state is None and request.folder is not None:
             session.create(private=request.private)
-            state = session.look(title)
+            state = session.find(title)
         if isinstance(state, str) and request.folder is not None:
             additions = session.upload(Path(request.folder))
             _say(Ready())
             if go.get() != GO:
                 return Trouble("stopped before the commit")
             session.commit(title, additions, parent=state)
-            state = session.look(title)
+            state = session.find(title)
         if isinstance(state, tuple):
             return Found(*state)
         if request.folder is None:

@@ -56,15 +56,15 @@ class Session:
         self.repository = repository
         set_client_factory(lambda: HubClient(timeout=silence_s, follow_redirects=True))
 
-    def look(self, title: str) -> tuple[str, str] | str | None:
-        """The commit with this title and its digest; else the commit that holds nothing yet, to build on.
+    def find(self, title: str) -> tuple[str, str] | str | None:
+        """Return the commit with this title and its digest; else the newest commit, if it holds nothing yet.
 
         None = no such repository. Raises HubError if the repository holds something that is not the task's.
         """
         try:
             commits = self.api.list_repo_commits(self.repository)
         except RepositoryNotFoundError as error:
-            if error.response.status_code != 404:  # 401 is said of a token that is not valid, too
+            if error.response.status_code != 404:  # 401 is also the answer to an invalid token
                 raise
             return None
         ours = [commit.commit_id for commit in commits if commit.title == title]

@@ -161,7 +161,7 @@ async def test_the_command_lists_inspects_and_is_refused_in_one_line(
             assert main(["jobs", *command.split(), "--url", client.url]) == code
         console = make_console()
         with console.capture() as captured:
-            show(console, client.story("one"))
+            show(console, client.records("one"))
         text = captured.get()
         for said in (
             "h100_maximum_bonus",

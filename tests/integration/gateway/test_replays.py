@@ -42,7 +42,7 @@ async def test_a_replay_is_refused_by_every_gateway_and_after_a_restart(
             await api.until_ready()
         assert await send(first) == 200
         assert await send(first) == 401
-        await asyncio.sleep(nonces.LOOK_S + 0.5)  # until then another gateway may refuse the offer once more
+        await asyncio.sleep(nonces.POLL_S + 0.5)  # until then another gateway may refuse the offer once more
         assert await send(second) == 401
         fresh = [VALIDATOR.headers(None) for _ in range(20)]
         path = "/get_latest_model_submission/t1"
@@ -57,7 +57,7 @@ async def test_a_replay_is_refused_by_every_gateway_and_after_a_restart(
 async def test_a_replay_that_another_gateway_has_not_heard_of_accepts_nothing(
     bus: Bus, start_gateway: Start, heartbeats: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nonces, "LOOK_S", 60.0)
+    monkeypatch.setattr(nonces, "POLL_S", 60.0)
     body = json.dumps(offer("t1")).encode()
     headers = VALIDATOR.headers(body)
 

@@ -56,15 +56,15 @@ async def test_a_changed_file_counts_and_a_broken_one_changes_nothing(tmp_path: 
     path = write(tmp_path / "t", ONE)
     tokens = Tokens(path)
     write(path, f"{TWO}\n")
-    await tokens.look()
+    await tokens.refresh()
     assert (tokens.owner(ONE), tokens.owner(TWO)) == (None, "")
     write(path, "broken\n")
-    await tokens.look()
+    await tokens.refresh()
     path.unlink()
-    await tokens.look()
+    await tokens.refresh()
     assert tokens.owner(TWO) == ""
     write(path, "# nobody any more\n")
-    await tokens.look()
+    await tokens.refresh()
     assert tokens.owner(TWO) is None
 
 

@@ -32,24 +32,24 @@ def node(hotkey: str, stake: float) -> dict[str, object]:
 async def test_stakes_are_read_again_when_the_file_changes(tmp_path: Path) -> None:
     path = tmp_path / "nodes.json"
     validators = Validators((), path, 1000.0)
-    await validators.look()
+    await validators.refresh()
     assert validators.why_not(ALICE) == "Hotkey not found in metagraph"
     path.write_text(json.dumps({ALICE: node(ALICE, 1000.0), BOB: node(BOB, 999.9)}))
-    await validators.look()
+    await validators.refresh()
     assert validators.why_not(ALICE) is None
     assert validators.why_not(BOB) == "Insufficient stake of 999.9"
     path.write_text("{ half")
-    await validators.look()
+    await validators.refresh()
     assert validators.why_not(ALICE) is None  # those who were in the last good one
     path.write_text(json.dumps({BOB: node(BOB, 2000.0)}))
-    await validators.look()
+    await validators.refresh()
     assert validators.why_not(ALICE) == "Hotkey not found in metagraph"
     assert validators.why_not(BOB) is None
 
 
 async def test_an_allowed_address_needs_no_stake(tmp_path: Path) -> None:
     validators = Validators((ALICE,), None, 1000.0)
-    await validators.look()
+    await validators.refresh()
     assert validators.why_not(ALICE) is None
     assert validators.why_not(BOB) is not None
 
