@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gateway.errors import NoSlotError, NotAcceptedError
+from gateway.errors import MismatchedStartError, NoSlotError, NotAcceptedError
 from gateway.learning.rates import Tables
-from gateway.offers import Records
+from gateway.offers import AskedOffer, Records
+from gateway.policy.askers import Askers
 from gateway.policy.house import maximum_accuracy
-from gateway.policy.interface import Policy, PolicyView, SlotFacts, Verdict
+from gateway.policy.interface import Policy, PolicyView, Verdict
 from gateway.policy.model_family import model_family
+from gateway.policy.start_check import difference, is_foreign
+from gateway.policy.view import PolicyViews
 from gateway.state.ledger import Ledger
 from gateway.state.log_reader import LogReader
 from gateway.state.presence import Presence
@@ -25,13 +28,11 @@ from shared.broker.bus import Bus, Record
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
 from shared.logs import get_logger
 from shared.messages import BareOffer, Decision, DecisionKind, Hardware, Job, Offer, Reservation, encode
-from shared.planning.feasibility import Feasibility, check_offer
 from shared.settings import Settings
 
 JOBS = subjects.JOBS_STREAM
 ANSWER_S = 2.5  # upstream waits 3 s
 APPEND_TIMEOUT_S = 0.9
-VIEW_S = 0.05  # the oldest view that an offer may be refused on
 STORE_TRIES = 8  # each lost to another gateway's job, of which a fleet stores one per free slot
 
 T = TypeVar("T")
@@ -61,16 +62,12 @@ class Admission:
         self._bus = bus
         self._ledger = ledger
         self._follower = follower
-        self._presence = presence
         self._decisions = decisions
-        self._tables = tables
-        self._family = family
         self._policy = policy
-        self._expected = expected
+        self._views = PolicyViews(settings, ledger, presence, expected, tables, family)
+        self._askers = Askers(settings.reservation_s)
         self._storing: asyncio.Future[None] | None = None  # done when the record being stored is stored
         self._log = log.bind()  # made once: the module's makes a logger for every line
-        self._viewed: tuple[int, ...] = ()
-        self._viewed_at, self._recent = 0.0, self.view()
 
     async def decide(
         self,
@@ -79,8 +76,9 @@ class Admission:
         *,
         within_s: float = ANSWER_S,
         before: Callable[[], Awaitable[None]] | None = None,
+        validator: str = "",
     ) -> Decision:
-        """Answer one offer; `received_at` is when its first byte arrived.
+        """Answer one offer; `received_at` is when its first byte arrived, `validator` who sent it.
 
         `before` is awaited before anything is stored or answered as accepted; its errors are raised.
 
@@ -88,12 +86,13 @@ class Admission:
         can be decided now. Then it may still have been stored: the same offer sent again answers accepted
         if it was.
         """
-        key = subjects.task_key(offer.task_id)
-        decision = self._at_once(offer, key, received_at)
+        asked = AskedOffer(offer, subjects.task_key(offer.task_id), received_at, validator)
+        self._askers.note(validator)
+        decision = self._at_once(asked)
         if decision is None or (decision.accepted and before is not None):
-            decision = await _within(within_s, self._decide(offer, key, received_at, before))
+            decision = await _within(within_s, self._decide(asked, before))
         if decision.accepted:
-            log.info("offer accepted", task=key, slot=decision.slot, reason=decision.reason)
+            log.info("offer accepted", task=asked.key, slot=decision.slot, reason=decision.reason)
         self._decisions.add(decision, offer)
         return decision
 
@@ -104,64 +103,66 @@ class Admission:
         received_at: float,
         *,
         within_s: float = ANSWER_S,
+        validator: str = "",
     ) -> Job:
         """Return the job of an accepted offer whose data has arrived; the same job if it was started before.
 
-        `request` makes the job's offer from the one that was accepted. Raises NotAcceptedError and
-        NoSlotError (nothing is stored), and BusError: then it may be stored, and asking again is safe.
+        `request` makes the job's offer from the one that was accepted. Raises NotAcceptedError,
+        MismatchedStartError and NoSlotError (nothing is stored), and BusError: then it may be stored, and
+        asking again is safe.
         """
-        return await _within(within_s, self._start(task_id, request, received_at))
+        return await _within(within_s, self._start(task_id, request, received_at, validator))
 
-    def _at_once(self, offer: BareOffer, key: str, received_at: float) -> Decision | None:
+    def _at_once(self, asked: AskedOffer) -> Decision | None:
         """Answer without reading the logs, which were read a moment ago; most offers are answered so.
 
         Accepted tasks stay accepted, and a refusal changes nothing; only accepting needs the logs' very end.
         """
         if not self._follower.fresh:
             return None
-        if self._ledger.task(key) is not None:
-            known = self._known(offer, key, received_at)
-            return None if isinstance(offer, Offer) and self._is_reserved(key) else known
-        verdict = self._policy(offer, self._recent_view())
-        return None if verdict.accepted else self._rejected(offer, key, verdict, received_at)
+        if self._ledger.task(asked.key) is not None:
+            known = self._known(asked)
+            return None if isinstance(asked.offer, Offer) and self._is_reserved(asked.key) else known
+        verdict = self._judge(asked, self._views.recent())
+        return None if verdict.accepted else self._rejected(asked, verdict)
 
-    def _recent_view(self) -> PolicyView:
-        """Return the last view unless a log has grown since; good enough to refuse on."""
-        known, now = tuple(self._ledger.folded.values()), time.monotonic()
-        if known != self._viewed or now - self._viewed_at > VIEW_S:
-            self._recent, self._viewed, self._viewed_at = self.view(), known, now
-        return self._recent
+    def _judge(self, asked: AskedOffer, view: PolicyView) -> Verdict:
+        """Return the policy's verdict, unless the validator has its share already."""
+        verdict = self._policy(asked.offer, view)
+        if not (verdict.accepted and asked.validator):
+            return verdict
+        held = self._ledger.reserved_for(asked.validator, time.time())
+        if held is None or not self._askers.others_than(asked.validator):
+            return verdict
+        reason = f"This validator holds a reservation already (task {held.task_id[:100]!r}), and others ask"
+        return msgspec.structs.replace(verdict, slot=None, kind=DecisionKind.RESERVED, reason=reason)
 
-    def _rejected(self, offer: BareOffer, key: str, verdict: Verdict, received_at: float) -> Decision:
-        decision = self._records.decision(offer, key, verdict, received_at)
+    def _rejected(self, asked: AskedOffer, verdict: Verdict) -> Decision:
+        decision, key = self._records.decision(asked, verdict), asked.key
         if verdict.warning:
             self._log.warning(verdict.warning, task=key, kind=verdict.kind, reason=verdict.reason)
         else:
             self._log.info("offer rejected", task=key, kind=verdict.kind, reason=verdict.reason)
         return decision
 
-    async def _decide(
-        self,
-        offer: BareOffer,
-        key: str,
-        received_at: float,
-        before: Callable[[], Awaitable[None]] | None,
-    ) -> Decision:
+    async def _decide(self, asked: AskedOffer, before: Callable[[], Awaitable[None]] | None) -> Decision:
         await self._follower.catch_up()
         if before is not None:
             await before()
+        offer = asked.offer
         while True:
-            if known := self._known(offer, key, received_at):
-                if not (known.accepted and isinstance(offer, Offer) and self._is_reserved(key)):
+            if known := self._known(asked):
+                if not (known.accepted and isinstance(offer, Offer) and self._is_reserved(asked.key)):
                     return known
                 with suppress(NoSlotError):  # its reservation lapsed meanwhile: judge it as a new offer
-                    return (await self._start(offer.task_id, lambda _: offer, received_at)).decision
-            verdict = self._policy(offer, self._recent_view())
+                    started = self._start(offer.task_id, lambda _: offer, asked.received_at, asked.validator)
+                    return (await started).decision
+            verdict = self._judge(asked, self._views.recent())
             if not verdict.accepted:
-                return self._rejected(offer, key, verdict, received_at)
+                return self._rejected(asked, verdict)
             if self._storing is None:
                 async with self._alone():
-                    return await self._admit(offer, key, received_at)
+                    return await self._admit(asked)
             # All waiters check again as soon as a record is stored: of hundreds that arrive together, all but
             # two are refused then. In a lock's queue each would wait for all those before it.
             await asyncio.shield(self._storing)
@@ -176,22 +177,26 @@ class Admission:
             self._storing = None
             done.set_result(None)
 
-    async def _admit(self, offer: BareOffer, key: str, received_at: float) -> Decision:
+    async def _admit(self, asked: AskedOffer) -> Decision:
         """Judge on the newest state, and store an accepted offer."""
 
         def make() -> tuple[Job | Reservation | None, Decision]:
-            if known := self._known(offer, key, received_at):
+            if known := self._known(asked):
                 return None, known
-            verdict = self._policy(offer, self.view())
+            verdict = self._judge(asked, self._views.now())
             if not verdict.accepted:
-                return None, self._rejected(offer, key, verdict, received_at)
-            decision = self._records.decision(offer, key, verdict, received_at)
-            return self._records.accepted(offer, decision, received_at), decision
+                return None, self._rejected(asked, verdict)
+            decision = self._records.decision(asked, verdict)
+            return self._records.accepted(asked, decision), decision
 
         return await self._store(make)
 
     async def _start(
-        self, task_id: str, request: Callable[[BareOffer | None], Offer], received_at: float
+        self,
+        task_id: str,
+        request: Callable[[BareOffer | None], Offer],
+        received_at: float,
+        validator: str,
     ) -> Job:
         key = subjects.task_key(task_id)
         await self._follower.catch_up()
@@ -200,6 +205,8 @@ class Admission:
             task = self._ledger.task(key)
             if task is None or task.record.task_id != task_id:
                 raise NotAcceptedError(f"task {task_id[:100]!r} was not accepted: offer it first")
+            if is_foreign(task.record.decision.validator, validator):
+                raise MismatchedStartError(f"task {task_id[:100]!r} was offered by another validator")
             if task.job is not None:
                 return None, task.job
             started = self._begin(task.record, request, received_at)
@@ -215,12 +222,14 @@ class Admission:
     def _begin(
         self, reserved: Job | Reservation, request: Callable[[BareOffer | None], Offer], received_at: float
     ) -> Job:
-        """Return the job that a reservation becomes."""
+        """Return the job that a reservation becomes. Raises MismatchedStartError and NoSlotError."""
         assert isinstance(reserved, Reservation)  # a task without a job
+        offer = request(reserved.offer)
+        if differs := difference(reserved.offer, offer, self._settings.max_hours):
+            raise MismatchedStartError(f"the start of {reserved.task} is not what was accepted: {differs}")
         slot, late_s = self._slot_for(reserved)
         if late_s is not None:
             log.warning("late start", task=reserved.task, slot=slot, late_s=round(late_s))
-        offer = request(reserved.offer)
         decision = msgspec.structs.replace(
             reserved.decision, slot=slot, deadline_at=self._records.deadline(offer, received_at)
         )
@@ -234,7 +243,7 @@ class Admission:
             return reservation.slot, None
         # Lapsed by this gateway's clock, or by another's, which gave the slot away.
         late_s = max(0.0, now - reservation.expires_at)
-        free = [facts for facts in self.view().slots if not facts.busy]
+        free = [facts for facts in self._views.now().slots if not facts.busy]
         if not free:
             raise NoSlotError(
                 f"the reservation of {reservation.task} lapsed {late_s:.0f} s ago, and no slot is free"
@@ -274,20 +283,26 @@ class Admission:
         task = self._ledger.task(key)
         return task is not None and task.job is None
 
-    def _known(self, offer: BareOffer, key: str, received_at: float) -> Decision | None:
-        known = self._ledger.accepted(key, time.time())
-        if known is None or known.task_id == offer.task_id:
+    def _known(self, asked: AskedOffer) -> Decision | None:
+        """Return the decision on a task that was accepted before: its own, or that its key is taken."""
+        known, offer = self._ledger.accepted(asked.key, time.time()), asked.offer
+        if known is None:
+            return None
+        if known.task_id != offer.task_id:
+            reason = f"Task id is the key of another accepted task, {known.task_id!r}"
+        elif is_foreign(known.validator, asked.validator):
+            reason = "Task id is that of a task accepted from another validator"
+        else:
             return known
-        reason = f"Task id is the key of another accepted task, {known.task_id!r}; offer it under another id"
-        judged = self._policy(offer, self.view())
+        judged = self._policy(offer, self._views.now())
         verdict = Verdict(
-            reason=reason,
+            reason=f"{reason}; offer it under another id",
             kind=DecisionKind.TOKEN_TAKEN,
             priority=judged.priority,
             terms=judged.terms,
             policy=judged.policy,
         )
-        return self._rejected(offer, key, verdict, received_at)
+        return self._rejected(asked, verdict)
 
     async def _append(self, record: Job | Reservation, expected: int) -> None:
         """Store one record if JOBS still ends at `expected`; a job also only as the task's first one."""
@@ -304,34 +319,6 @@ class Admission:
             timeout_s=APPEND_TIMEOUT_S,
         )
         self._ledger.apply(JOBS, Record(sequence, subject, data))
-
-    def view(self) -> PolicyView:
-        """Return the policy's current view."""
-        now = time.time()
-        return PolicyView(
-            slots=tuple(self._facts(slot, now) for slot in self._settings.slots),
-            tables=self._tables(),
-            family=self._family,
-            min_points_per_hour=self._settings.min_points_per_hour,
-            expected=self._expected,
-            max_hours=self._settings.max_hours,
-            deadline_margin_s=self._settings.deadline_margin_s,
-            feasible=self._feasible,
-        )
-
-    def _facts(self, slot: str, now: float) -> SlotFacts:
-        sign = self._presence.sign(slot)
-        return SlotFacts(
-            slot=slot,
-            busy=self._ledger.holder(slot, now) is not None,
-            live=self._presence.live(slot),
-            hardware=sign.hardware if sign is not None else None,
-        )
-
-    def _feasible(self, offer: BareOffer, hours: float, hardware: Hardware) -> Feasibility:
-        return check_offer(
-            offer.model, offer.model_params_count, offer.task_type, hours, hardware, self._settings.profile
-        )
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, T]) -> T:

@@ -9,6 +9,10 @@ class NotAcceptedError(PodiumError):
     """A start of a task that was never accepted; nothing was stored."""
 
 
+class MismatchedStartError(PodiumError):
+    """A start is not for the task that was accepted, or not from its validator; nothing was stored."""
+
+
 class NoSlotError(PodiumError):
     """A start came after its reservation had lapsed, and every slot is taken; nothing was stored."""
 

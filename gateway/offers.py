@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 
+from msgspec import Struct
+
 from gateway.errors import MalformedOfferError
 from gateway.policy.interface import Verdict
 from shared.messages import BareOffer, Decision, Job, Offer, Reservation, decode_offer
@@ -23,6 +25,15 @@ def parse_offer(body: bytes) -> Offer:
         raise MalformedOfferError(f"{error}; {NEEDED}") from error
 
 
+class AskedOffer(Struct, frozen=True):
+    """An offer as it arrived."""
+
+    offer: BareOffer
+    key: str  # of its task
+    received_at: float
+    validator: str = ""  # ss58 address; empty if an operator sent it, or NATS brought it
+
+
 class Records:
     """Make the records of one gateway."""
 
@@ -31,12 +42,13 @@ class Records:
         self._reservation_s = settings.reservation_s
         self._margin_s = settings.deadline_margin_s
 
-    def decision(self, offer: BareOffer, key: str, verdict: Verdict, received_at: float) -> Decision:
+    def decision(self, asked: AskedOffer, verdict: Verdict) -> Decision:
         """Return the answer to an offer. A bare offer has no deadline yet: its time runs from the start."""
+        offer = asked.offer
         begun = verdict.accepted and isinstance(offer, Offer)
         return Decision(
             task_id=offer.task_id,
-            task=key,
+            task=asked.key,
             accepted=verdict.accepted,
             reason=verdict.reason,
             kind=verdict.kind,
@@ -44,13 +56,15 @@ class Records:
             priority=verdict.priority,
             terms=verdict.terms,
             policy=verdict.policy,
-            deadline_at=self.deadline(offer, received_at) if begun else None,
+            deadline_at=self.deadline(offer, asked.received_at) if begun else None,
             decided_at=time.time(),
             gateway=self._gateway,
+            validator=asked.validator,
         )
 
-    def accepted(self, offer: BareOffer, decision: Decision, received_at: float) -> Reservation | Job:
+    def accepted(self, asked: AskedOffer, decision: Decision) -> Reservation | Job:
         """Return a job for an accepted offer with data, a reservation for one without."""
+        offer, received_at = asked.offer, asked.received_at
         if isinstance(offer, Offer):
             return self.job(offer, decision, received_at)
         return Reservation(

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from gateway.admission import ANSWER_S
 from gateway.broker_link import reach
-from gateway.errors import NoSlotError, NotAcceptedError
+from gateway.errors import MismatchedStartError, NoSlotError, NotAcceptedError
 from gateway.learning.score_form import ScoreForm
 from gateway.nats_offers import OfferResponder
 from gateway.operations import Operations
@@ -65,19 +65,30 @@ class Service:
         return self._connected
 
     async def decide(
-        self, offer: BareOffer, received_at: float, *, before: Callable[[], Awaitable[None]] | None = None
+        self,
+        offer: BareOffer,
+        received_at: float,
+        *,
+        before: Callable[[], Awaitable[None]] | None = None,
+        validator: str = "",
     ) -> Decision:
-        """Answer one offer; BusError if nothing can be decided now. `before` as in `Admission.decide`."""
+        """Answer one offer; BusError if nothing can be decided now. The rest is as in `Admission.decide`."""
         clock = asyncio.get_running_loop()
         answer_by = clock.time() + ANSWER_S
         connected = await self.started()
         within_s = answer_by - clock.time()
-        decision = await connected.admission.decide(offer, received_at, within_s=within_s, before=before)
+        decision = await connected.admission.decide(
+            offer, received_at, within_s=within_s, before=before, validator=validator
+        )
         self.measures.decided(decision, received_at)
         return decision
 
     async def start(
-        self, task_id: str, request: Callable[[BareOffer | None], Offer], received_at: float
+        self,
+        task_id: str,
+        request: Callable[[BareOffer | None], Offer],
+        received_at: float,
+        validator: str = "",
     ) -> Job:
         """Start an accepted task whose data has arrived; see `Admission.start`.
 
@@ -90,7 +101,13 @@ class Service:
             try:
                 connected = await self.started()
                 within_s = min(ANSWER_S, give_up_at - clock.time())
-                job = await connected.admission.start(task_id, request, received_at, within_s=within_s)
+                job = await connected.admission.start(
+                    task_id, request, received_at, within_s=within_s, validator=validator
+                )
+            except MismatchedStartError as error:
+                self.measures.starts.mismatched += 1
+                log.warning("start refused", task=subjects.task_key(task_id), error=str(error))
+                raise
             except (NotAcceptedError, NoSlotError):
                 self.measures.starts.refused += 1
                 raise

@@ -163,6 +163,7 @@ class DecisionKind(StrEnum):
     CAPACITY = "capacity"  # all slots are busy or reserved
     TOO_LONG = "too_long"  # more hours than `max_hours`
     TOKEN_TAKEN = "token_taken"  # another accepted task has the same token
+    RESERVED = "reserved"  # its validator holds a reservation already, while other validators ask
     PLAN = "plan"  # unsupported, too short, or too large for memory or deadline
     HARDWARE = "hardware"  # no slot is free, live and shows the expected hardware
     PRIORITY = "priority"  # the learned rates: below the threshold, or too few points per hour
@@ -188,6 +189,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     deadline_at: float | None = None  # set if accepted
     decided_at: float = 0.0
     gateway: str = ""
+    validator: str = ""  # ss58 address of the sender; empty if it came from an operator or over NATS
     offer: BareOffer | None = None  # in the gateway's file and on `podium.decisions.*`; a job has its own
 
 

@@ -4,7 +4,8 @@
 
 A real broker, two gateways that require signatures, two nodes with scripted workers, and a stand-in of the
 hub. First one task of each text type runs completely: offer, start, polls, until GET
-/get_latest_model_submission names a repository that is on the hub under the name upstream assigned. Then,
+/get_latest_model_submission names a repository that is on the hub under the name upstream assigned. Of a
+reserved task every start but its own is refused: another model, type, more hours, another validator. Then,
 with one slot busy and one free, the bench sends every case of bench/conformance/contract_cases.py and
 compares its status with the protocol. After each it reads the ends of the logs JOBS and STATE, which have
 every acceptance, reservation and step. Replays are also sent to the other gateway. Finally a good offer must
@@ -28,7 +29,7 @@ import aiohttp
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bench.conformance.contract_cases import Case, all_cases, of_running, replayed
+from bench.conformance.contract_cases import Case, all_cases, of_reserved, of_running, replayed
 from bench.fake_validator import requests
 from bench.fake_validator.validator import Reply, Validator, accepted
 from bench.harness.fake_hub import FakeHub
@@ -126,6 +127,25 @@ class Trial:
             self.findings.append(f"{kind}: the hub has {titles} under me/{repo}")
         print(f"{kind:12} accepted, started, submitted as {last.body['repo']}", flush=True)
 
+    async def reserved_task(self) -> None:
+        """Refuse every start of a reserved task but its own, then let that one run to its end."""
+        task = str(uuid.uuid4())
+        data = scripted_data(self.fleet.folder, "reserved.json", steps=4, step_s=0.05)
+        begin = requests.start(requests.INSTRUCT, task, str(uuid.uuid4()), data)
+        if not accepted(offered := await self.upstream().offer(requests.offer(requests.INSTRUCT, task))):
+            self.findings.append(f"the task to reserve was not accepted: {offered}")
+        await self.settled()
+        for case in of_reserved(task, begin):
+            await self.send(case)
+        begun = await self.upstream().start(requests.START_PATHS[requests.INSTRUCT], begin)
+        if begun.status != 200:
+            self.findings.append(f"after the refused starts its own was refused too: {begun}")
+
+        async def submitted() -> bool:
+            return (await self.upstream().submission(task)).status == 200
+
+        await until("the submission of the reserved task", submitted, RESULT_S)
+
     async def running_task(self) -> tuple[str, dict[str, Any]]:
         """A task that runs for the rest of the bench: its id and its start."""
         task = str(uuid.uuid4())
@@ -158,6 +178,7 @@ class Trial:
         """Everything."""
         for kind in requests.TEXT_KINDS:
             await self.whole_task(kind)
+        await self.reserved_task()
         task, begin = await self.running_task()
         await self.settled()
         for case in [*all_cases(), *of_running(task, begin)]:

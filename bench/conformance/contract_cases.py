@@ -27,11 +27,12 @@ from bench.fake_validator.validator import (
     START_GRPO,
     START_IMAGE,
     SUBMISSION,
+    Keys,
     new_nonce,
     signed_headers,
 )
 from bench.fake_validator.validator import VALIDATOR as VALIDATOR_HEADER
-from bench.harness.signed_fleet import MINER, POOR, UNKNOWN, VALIDATOR
+from bench.harness.signed_fleet import MINER, POOR, SECOND, UNKNOWN, VALIDATOR
 
 ID = "5b8c0c5e-0000-4000-8000-%012d"
 NEVER = ID % 404  # never offered
@@ -192,13 +193,14 @@ def signed(
     *,
     method: str | None = None,
     accepted: bool | None = None,
+    by: Keys = VALIDATOR,
 ) -> Case:
     """A case whose headers are right."""
     return Case(
         name=name,
         method=method or ("GET" if body is None else "POST"),
         path=path,
-        headers=signed_headers(VALIDATOR, MINER.address, body),
+        headers=signed_headers(by, MINER.address, body),
         body=body,
         expected=expected,
         accepted=accepted,
@@ -237,6 +239,27 @@ def of_running(task_id: str, start: dict[str, Any]) -> Iterator[Case]:
     yield signed("start twice", START, json.dumps(start).encode(), (200,))
     yield signed("submission before the result", SUBMISSION + task_id, None, (404,))
     yield signed("a path without its slash", OFFER.rstrip("/"), offer, (200, 307))
+
+
+def of_reserved(task_id: str, start: dict[str, Any]) -> Iterator[Case]:
+    """About a reserved task, while another validator asks: nothing but its own start may begin it."""
+
+    def begin(name: str, by: Keys = VALIDATOR, **fields: Any) -> Case:
+        return signed(name, START, json.dumps(start | fields).encode(), (409,), by=by)
+
+    def ask(name: str, task: str, by: Keys = VALIDATOR, **fields: Any) -> Case:
+        body = json.dumps(requests.offer(requests.INSTRUCT, task, **fields)).encode()
+        return signed(name, OFFER, body, (200,), accepted=False, by=by)
+
+    yield begin("start of another model than was offered", model="org/another")
+    yield begin("start of another type", dataset_type=requests.DATASET_TYPES[requests.DPO])
+    yield begin("start of another type, chat", dataset_type=requests.DATASET_TYPES[requests.CHAT])
+    yield begin("start of more hours than were offered", hours_to_complete=start["hours_to_complete"] + 1)
+    yield begin("start above the limit of hours", hours_to_complete=97)
+    yield begin("start by another validator", SECOND)
+    yield ask("the same task offered by another validator", task_id, SECOND)
+    yield ask("another validator asks for too much", ID % 500, SECOND, hours_to_complete=97)
+    yield ask("a second reservation while another asks", ID % 501)
 
 
 def replayed() -> Iterator[tuple[Case, Callable[[], Case]]]:

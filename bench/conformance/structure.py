@@ -27,7 +27,7 @@ LONG_FUNCTION_LINES = 40
 LAYERS: dict[str, tuple[str, ...]] = {
     "shared": ("version clock messages subjects logs aio", "errors files net", "settings planning", "broker"),
     "gateway": (
-        "errors http_request watched_file",
+        "errors http_request problem_details watched_file",
         "state",
         "learning operations broker_link",
         "policy views expiry",

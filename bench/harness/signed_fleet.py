@@ -1,6 +1,6 @@
 """A fleet as upstream sees it: signed requests, a broker, two gateways, nodes, scripted workers, a hub.
 
-Validators are listed in a nodes.json of the subnet, as fiber writes it: one with stake, one with too little.
+Validators are listed in a nodes.json of the subnet, as fiber writes it: two with stake, one with too little.
 Submissions go to the tests' stand-in of the hub's HTTP interface, over real sockets.
 """
 
@@ -24,7 +24,7 @@ from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import PodiumError
 
-MINER, VALIDATOR = keys_from_seed("miner"), keys_from_seed("validator")
+MINER, VALIDATOR, SECOND = keys_from_seed("miner"), keys_from_seed("validator"), keys_from_seed("second")
 POOR, UNKNOWN = keys_from_seed("a validator with too little stake"), keys_from_seed("nobody")
 NODES = {"node-a": "a", "node-b": "b"}
 READY_S = 60.0
@@ -70,7 +70,7 @@ def signed_settings(folder: Path, **more: Any) -> dict[str, Any]:
     """Settings of a miner that asks for signatures, with its file of nodes in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     nodes = folder / "nodes.json"
-    known = [subnet_node(VALIDATOR, 0, 50_000.0), subnet_node(POOR, 1, 999.0)]
+    known = [subnet_node(VALIDATOR, 0, 50_000.0), subnet_node(POOR, 1, 999.0), subnet_node(SECOND, 2, 2000.0)]
     nodes.write_text(json.dumps({node["hotkey"]: node for node in known}))
     own = {"hotkey": MINER.address, "upstream_auth": "signed", "upstream_nodes_file": str(nodes)}
     return own | REPOSITORY | more

@@ -85,12 +85,13 @@ def _offers(service: Service) -> Iterator[Metric]:
     yield malformed
     starts = CounterMetricFamily(
         "podium_starts",
-        "Starts of accepted offers: in time, after the reservation had lapsed, or refused.",
+        "Starts: in time, after the reservation had lapsed, refused, or not what was offered.",
         labels=("outcome",),
     )
     starts.add_metric(("in_time",), measures.starts.in_time)
     starts.add_metric(("late",), measures.starts.late)
     starts.add_metric(("refused",), measures.starts.refused)
+    starts.add_metric(("mismatch",), measures.starts.mismatched)
     yield starts
     results = CounterMetricFamily(
         "podium_results", "Results in the logs, by status; the same on every gateway.", labels=("status",)

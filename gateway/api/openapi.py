@@ -10,8 +10,9 @@ from typing import Any, Final
 import msgspec
 
 from gateway.api.access import Access
-from gateway.api.problems import MEDIA_TYPE, Fault, Problem
+from gateway.api.problems import Fault
 from gateway.api.routing import JSON, Route
+from gateway.problem_details import MEDIA_TYPE, Problem
 from gateway.telemetry.event_log import EventType, Hello, Lost, Reset
 from gateway.views.schemas import TaskView
 from shared.messages import Decision, Heartbeat, Progress

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from http import HTTPStatus
 from typing import Final
 
-import msgspec
 from aiohttp import web
 from msgspec import Struct
 
@@ -15,32 +13,21 @@ from gateway.errors import (
     ForeignRequestError,
     MalformedOfferError,
     MalformedScoreError,
+    MismatchedStartError,
     NodeSilentError,
     NotPossibleError,
     UnauthorizedError,
     UnknownTaskError,
 )
+from gateway.problem_details import problem
 from shared.errors import BusError, PodiumError
 from shared.logs import get_logger
 from shared.subjects import task_key
 
-MEDIA_TYPE: Final = "application/problem+json"
-PREFIX: Final = "urn:podium:problem:"
 RETRY_AFTER_S: Final = 1
 _FIELD = re.compile(r"- at `(?:key in )?\$\.?([^`]*)`|(?:required|unknown) field `([^`]+)`")
 
 log = get_logger()
-_encode = msgspec.json.Encoder().encode
-
-
-class Problem(Struct, frozen=True, omit_defaults=True):
-    """An error response: RFC 9457 problem details."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    field: str | None = None  # the invalid field of the body, or the invalid parameter
 
 
 class Fault(Struct, frozen=True):
@@ -76,6 +63,9 @@ UNKNOWN_TASK: Final = Fault(404, "unknown-task", "no such task was accepted")
 NOT_POSSIBLE: Final = Fault(
     409, "not-possible", "the task is past the point where this is possible; nothing was changed"
 )
+MISMATCHED: Final = Fault(
+    409, "start-differs", "the data is not for the task that was accepted; nothing was stored"
+)
 TOO_LARGE: Final = Fault(413, "body-too-large", "the body is larger than `max_body_bytes`")
 SLOW_BODY: Final = Fault(408, "slow-body", "the body took longer than ten seconds")
 WRONG_MEDIA_TYPE: Final = Fault(415, "wrong-media-type", "the body must be sent as application/json")
@@ -83,19 +73,6 @@ INTERNAL: Final = Fault(500, "internal", "the gateway failed; its log has the de
 NOT_READY: Final = Fault(503, "not-ready", "the broker is unavailable; retry")
 NODE_SILENT: Final = Fault(503, "node-silent", "the slot's node did not confirm")
 BUSY: Final = Fault(503, "busy", "too many concurrent requests")
-
-
-def problem(
-    status: int,
-    slug: str,
-    detail: str,
-    headers: dict[str, str] | None = None,
-    *,
-    field: str | None = None,
-) -> web.Response:
-    """Make an error response. `slug` names the kind of problem for programs, `detail` says what to do."""
-    message = Problem(PREFIX + slug, HTTPStatus(status).phrase, status, detail, field)
-    return web.Response(body=_encode(message), status=status, headers=headers, content_type=MEDIA_TYPE)
 
 
 def unavailable(why: str) -> web.Response:
@@ -121,6 +98,8 @@ def problem_of(request: web.Request, error: Exception, max_body_bytes: int) -> w
             return _problem(UNKNOWN_TASK, error)
         case NotPossibleError():
             return _problem(NOT_POSSIBLE, error)
+        case MismatchedStartError():
+            return _problem(MISMATCHED, error)
         case NodeSilentError():
             return problem(503, NODE_SILENT.slug, str(error), {"Retry-After": str(RETRY_AFTER_S)})
         case BusyError():

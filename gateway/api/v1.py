@@ -19,6 +19,7 @@ from gateway.api.problems import (
     MALFORMED_OFFER,
     MALFORMED_QUERY,
     MALFORMED_SCORE,
+    MISMATCHED,
     NODE_SILENT,
     NOT_POSSIBLE,
     NOT_READY,
@@ -255,7 +256,7 @@ def _states(text: str) -> frozenset[TaskState] | None:
 
 
 _OPEN: Final = Access.OPEN
-_DECIDING: Final = (MALFORMED_OFFER, NOT_READY)
+_DECIDING: Final = (MALFORMED_OFFER, MISMATCHED, NOT_READY)
 _CANCEL: Final = (UNKNOWN_TASK, NOT_POSSIBLE, NOT_READY)
 _SCORING: Final = (MALFORMED_SCORE, UNKNOWN_TASK, NOT_READY)
 _REQUEUE: Final = (*_CANCEL, NODE_SILENT)

@@ -148,6 +148,15 @@ class Ledger:
         task = self._tasks[reservation.task]
         return task if task.job is None and task.reservation is reservation else None
 
+    def reserved_for(self, validator: str, now: float) -> Reservation | None:
+        """Return a validator's active reservation, if it holds one."""
+        for slot in self._newest_reservation:
+            holder = self.holder(slot, now)
+            reservation = holder.reservation if holder is not None and holder.job is None else None
+            if reservation is not None and reservation.decision.validator == validator:
+                return reservation
+        return None
+
     def open_jobs(self) -> list[Job]:
         """Return the jobs without a result."""
         jobs = (task.job for task in self._tasks.values() if task.job is not None)

@@ -34,6 +34,7 @@ class Starts(Struct):
     in_time: int = 0
     late: int = 0  # the reservation had lapsed, a slot was free
     refused: int = 0  # no slot was free, or the task was not accepted
+    mismatched: int = 0  # refused: not what was offered, or not by its validator
 
 
 class Measures:

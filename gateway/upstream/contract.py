@@ -78,8 +78,9 @@ class TrainRequestText(Struct, frozen=True, kw_only=True):
     expected_repo_name: str | None = None
 
     def offer(self, accepted: BareOffer | None) -> Offer:
-        """Return the job's offer. The task type of the accepted offer is authoritative."""
-        task_type = accepted.task_type if accepted is not None else task_type_of(self.dataset_type)
+        """Return the job's offer. If the columns name no task type, it is the accepted offer's."""
+        known = accepted.task_type if accepted is not None else TaskType.INSTRUCT
+        task_type = task_type_of(self.dataset_type) or known
         return Offer(
             task_id=self.task_id,
             task_type=task_type,
@@ -134,16 +135,17 @@ _CHAT: Final = (
     "chat_user_reference",
     "chat_assistant_reference",
 )
+_INSTRUCT: Final = ("field_instruction", "field_input", "field_output", "field")
 _DPO: Final = ("field_prompt", "field_chosen", "field_rejected")
 
 
-def task_type_of(columns: DatasetType) -> TaskType:
-    """Derive the task type from the named columns, as upstream's own union type does."""
+def task_type_of(columns: DatasetType) -> TaskType | None:
+    """Derive the task type from the named columns, as upstream's own union type does; None if none is."""
     if any(getattr(columns, name) for name in _DPO):
         return TaskType.DPO
     if any(getattr(columns, name) for name in _CHAT) and not columns.field_instruction:
         return TaskType.CHAT
-    return TaskType.INSTRUCT
+    return TaskType.INSTRUCT if any(getattr(columns, name) for name in _INSTRUCT) else None
 
 
 def parse(body: bytes, decode: msgspec.json.Decoder[T]) -> T:

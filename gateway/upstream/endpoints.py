@@ -16,8 +16,9 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from gateway.errors import NoSlotError, NoSubmissionError, NotAcceptedError
+from gateway.errors import MismatchedStartError, NoSlotError, NoSubmissionError, NotAcceptedError
 from gateway.http_request import read_body
+from gateway.problem_details import problem
 from gateway.service import Service
 from gateway.state.ledger import Ledger
 from gateway.upstream.auth import AuthRefusal, Caller, Gate
@@ -41,6 +42,8 @@ START_TEXT: Final = msgspec.json.Decoder(TrainRequestText)
 START_IMAGE: Final = msgspec.json.Decoder(TrainRequestImage)
 SETTLE_S: Final = 1.0  # how long an idempotent request waits for the shared replay check
 REPOSITORIES: Final = ("text", "image")
+NO_SLOT: Final = "no-slot"  # slugs of problems
+START_DIFFERS: Final = "start-differs"
 HUB: Final = "hf://"
 JSON: Final = {"Content-Type": "application/json"}
 
@@ -99,7 +102,8 @@ def add_endpoints(app: web.Application, service: Service, entrance: Entrance) ->
 async def offer(service: Service, asked: Asked) -> MinerTaskResponse:
     """Decide on an offer. An accepted one reserves a slot until upstream sends its data."""
     bare = parse(asked.body, OFFER).offer()
-    decision = await service.decide(bare, asked.received_at, before=asked.caller.settle)
+    caller = asked.caller
+    decision = await service.decide(bare, asked.received_at, before=caller.settle, validator=caller.validator)
     return MinerTaskResponse(decision.reason, decision.accepted)
 
 
@@ -107,7 +111,7 @@ async def start(service: Service, asked: Asked) -> TrainResponse:
     """Start an accepted text task; a repeated request gets the same response."""
     request = parse(asked.body, START_TEXT)
     await asked.caller.settle(SETTLE_S)  # a repeated start is idempotent
-    job = await service.start(request.task_id, request.offer, asked.received_at)
+    job = await service.start(request.task_id, request.offer, asked.received_at, asked.caller.validator)
     return TrainResponse(f"Training on slot {job.slot}", job.task_id)
 
 
@@ -197,7 +201,9 @@ async def _answer(
     except (NoSubmissionError, NotAcceptedError) as error:
         return _detail(404, str(error))
     except NoSlotError as error:
-        return _detail(409, str(error))
+        return problem(409, NO_SLOT, str(error))
+    except MismatchedStartError as error:
+        return problem(409, START_DIFFERS, str(error))
     except BusError as error:
         return _detail(503, f"{error}; no outcome is confirmed: retry")
 

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.learning.rates import Rate, Table, Tables
-from gateway.offers import Records
+from gateway.offers import AskedOffer, Records
 from gateway.policy.builtin import BUILT_IN
 from gateway.policy.interface import PolicyView, SlotFacts, Verdict
 from gateway.telemetry.counters import AGAIN, DECISIONS, Measures
@@ -43,7 +43,7 @@ def counted(verdict: Verdict) -> str:
     """The reason that a verdict is counted under, through the decision that a gateway makes of it."""
     offer = BareOffer(task_id="t", task_type=TaskType.INSTRUCT, model="org/m", hours_to_complete=2.0)
     measures = Measures()
-    decision = Records(Settings()).decision(offer, "t", verdict, 9.0)
+    decision = Records(Settings()).decision(AskedOffer(offer, "t", 9.0), verdict)
     assert decision.kind is verdict.kind
     measures.decided(decision, 9.0)
     (found,) = measures.decisions

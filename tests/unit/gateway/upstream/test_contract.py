@@ -95,11 +95,21 @@ def test_what_is_no_json_object_is_422(body: bytes) -> None:
 
 def test_a_start_keeps_what_the_offer_said() -> None:
     start = parse(msgspec.json.encode(START), DECODE_START)
-    job = start.offer(offer(task_type="DpoTask", model_params_count=7))
-    assert (job.task_type, job.model_params_count, job.ds_size) == (TaskType.DPO, 7, 100000)
+    job = start.offer(offer(model_params_count=7))
+    assert (job.task_type, job.model_params_count, job.ds_size) == (TaskType.INSTRUCT, 7, 100000)
     assert (job.hours_to_complete, job.expected_repo_name) == (5.5, "a-uuid")
     assert job.file_format is FileFormat.S3
     assert job.dataset_type.field_output == "output"
+
+
+def test_a_starts_type_is_what_its_columns_name_else_what_was_offered() -> None:
+    def started(**columns: str) -> TaskType:
+        start = parse(msgspec.json.encode(START | {"dataset_type": columns}), DECODE_START)
+        return start.offer(offer(task_type="DpoTask")).task_type
+
+    assert started(field_instruction="q") is TaskType.INSTRUCT
+    assert started(field_chosen="c") is TaskType.DPO
+    assert started(field_system="s") is TaskType.DPO
 
 
 @pytest.mark.parametrize(
@@ -109,10 +119,11 @@ def test_a_start_keeps_what_the_offer_said() -> None:
         ({"field_instruction": "text"}, TaskType.INSTRUCT),
         ({"field_prompt": "p", "field_chosen": "c", "field_rejected": "r"}, TaskType.DPO),
         ({"chat_template": "chatml", "chat_column": "conversations"}, TaskType.CHAT),
-        ({}, TaskType.INSTRUCT),
+        ({}, None),
+        ({"field_system": "s"}, None),
     ],
 )
-def test_the_columns_tell_the_kind_of_task(columns: dict[str, str], task_type: TaskType) -> None:
+def test_the_columns_tell_the_kind_of_task(columns: dict[str, str], task_type: TaskType | None) -> None:
     assert task_type_of(msgspec.convert(columns, DatasetType)) is task_type
 
 

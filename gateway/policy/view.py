@@ -1,0 +1,73 @@
+"""What the policy may know now: slots, learned rates, and whether an offer's plan fits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from gateway.learning.rates import Tables
+from gateway.policy.interface import PolicyView, SlotFacts
+from gateway.state.ledger import Ledger
+from gateway.state.presence import Presence
+from shared.messages import BareOffer, Hardware
+from shared.planning.feasibility import Feasibility, check_offer
+from shared.settings import Settings
+
+VIEW_S = 0.05  # the oldest view that an offer may be refused on
+
+
+class PolicyViews:
+    """Makes the views that the policy decides on."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        presence: Presence,
+        expected: Hardware,
+        tables: Callable[[], Tables],
+        family: Callable[[str], str],
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._presence = presence
+        self._expected = expected
+        self._tables = tables
+        self._family = family
+        self._viewed: tuple[int, ...] = ()
+        self._viewed_at, self._recent = 0.0, self.now()
+
+    def now(self) -> PolicyView:
+        """Return the current view."""
+        now = time.time()
+        return PolicyView(
+            slots=tuple(self._facts(slot, now) for slot in self._settings.slots),
+            tables=self._tables(),
+            family=self._family,
+            min_points_per_hour=self._settings.min_points_per_hour,
+            expected=self._expected,
+            max_hours=self._settings.max_hours,
+            deadline_margin_s=self._settings.deadline_margin_s,
+            feasible=self._feasible,
+        )
+
+    def recent(self) -> PolicyView:
+        """Return the last view unless a log has grown since; good enough to refuse on."""
+        known, now = tuple(self._ledger.folded.values()), time.monotonic()
+        if known != self._viewed or now - self._viewed_at > VIEW_S:
+            self._recent, self._viewed, self._viewed_at = self.now(), known, now
+        return self._recent
+
+    def _facts(self, slot: str, now: float) -> SlotFacts:
+        sign = self._presence.sign(slot)
+        return SlotFacts(
+            slot=slot,
+            busy=self._ledger.holder(slot, now) is not None,
+            live=self._presence.live(slot),
+            hardware=sign.hardware if sign is not None else None,
+        )
+
+    def _feasible(self, offer: BareOffer, hours: float, hardware: Hardware) -> Feasibility:
+        return check_offer(
+            offer.model, offer.model_params_count, offer.task_type, hours, hardware, self._settings.profile
+        )
