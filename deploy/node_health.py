@@ -13,7 +13,8 @@ from shared.broker.connection import connect
 from shared.broker.credentials import trainer
 from shared.errors import PodiumError
 from shared.messages import decode_heartbeat
-from shared.settings import Settings, load_settings
+from shared.settings import Settings
+from shared.settings_sources import load_settings
 
 PATIENCE_S = 4.0  # shorter than the health check's own timeout
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from gateway.server import serve
 from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger, set_up_logs
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 
 def main() -> int:

@@ -29,7 +29,7 @@ from gateway.views.schemas import (
 from shared.errors import PodiumError
 from shared.messages import Decision
 from shared.net import LOOPBACK
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 TIMEOUT_S = 10.0
 OPERATION_S = ANSWER_S + TIMEOUT_S  # a node may first have to end its worker

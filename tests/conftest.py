@@ -12,7 +12,8 @@ from podium.local.nats_server import Broker
 from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
-from shared.settings import Settings, load_settings
+from shared.settings import Settings
+from shared.settings_sources import load_settings
 
 DATA = Path(__file__).parent / "data"
 

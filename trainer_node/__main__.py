@@ -7,7 +7,7 @@ import sys
 
 from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger, set_up_logs
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 from trainer_node.node import serve
 
 

@@ -37,7 +37,8 @@ from shared.broker.connection import connect
 from shared.broker.credentials import ADMIN, seed_path, seed_text
 from shared.errors import BusError, DeniedError, PodiumError, RefusedError
 from shared.logs import set_up_logs
-from shared.settings import Settings, load_settings
+from shared.settings import Settings
+from shared.settings_sources import load_settings
 
 STREAMS = (
     "JOBS",

@@ -25,7 +25,13 @@ LONG_FUNCTION_LINES = 40
 # Lower layers stand first. A module imports from its own name or from layers above its line, never from a
 # name on the same line or below. Names are files or folders directly inside the package.
 LAYERS: dict[str, tuple[str, ...]] = {
-    "shared": ("version clock messages subjects logs aio", "errors files net", "settings planning", "broker"),
+    "shared": (
+        "version clock messages subjects logs aio",
+        "errors files net",
+        "settings planning",
+        "settings_sources",
+        "broker",
+    ),
     "gateway": (
         "errors http_request problem_details watched_file",
         "state",

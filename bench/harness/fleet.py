@@ -27,7 +27,8 @@ from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
 from shared.errors import BusUnavailableError, PodiumError
 from shared.net import free_port
-from shared.settings import PREFIX, Settings, load_settings
+from shared.settings import Settings
+from shared.settings_sources import PREFIX, load_settings
 from trainer_node.worker.slot_lock import start_time
 from trainer_node.worker.supervisor import WorkerFile
 

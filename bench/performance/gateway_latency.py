@@ -29,7 +29,7 @@ from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
 from shared.messages import Hardware, Heartbeat, Result, ResultStatus, encode
 from shared.net import free_port
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 CPU = Hardware(device="cpu", count=8, memory_bytes=64 << 30)
 AT_ONCE = 500

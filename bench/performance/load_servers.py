@@ -25,7 +25,7 @@ from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
 from shared.errors import PodiumError
 from shared.net import free_port
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 START_S = 30.0
 TAKEN = ("11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222")

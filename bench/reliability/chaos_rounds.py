@@ -19,7 +19,7 @@ from podium.local.stack import Stack
 from shared.broker.connection import connect
 from shared.errors import PodiumError
 from shared.messages import DatasetType, FileFormat, Offer, TaskType, encode
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 from trainer_node.worker.supervisor import WorkerFile
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 
 from podium.local.nats_server import bootstrap
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

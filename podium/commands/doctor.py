@@ -17,7 +17,7 @@ from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Finding, Severity
 from podium.diagnostics.probe import gather
 from podium.local.discovery import with_own_keys
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 from shared.version import version
 
 COLOURS = {Severity.OK: "green", Severity.NOTE: "cyan", Severity.WARNING: "yellow", Severity.ERROR: "red"}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from podium.security.key_files import API, BROKER, CA, make_api_token, make_certificates, make_users
 from podium.security.permissions import users
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

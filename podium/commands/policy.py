@@ -18,7 +18,8 @@ from podium.console import make_console
 from podium.simulation.replay import Report, Rules, replay
 from podium.simulation.trace import Trace, read_trace
 from shared.planning.hardware import parse_hardware
-from shared.settings import Settings, load_settings
+from shared.settings import Settings
+from shared.settings_sources import load_settings
 
 MOST_SLOTS = 1000
 

@@ -33,7 +33,8 @@ from shared.broker.streams import bootstrap, find_stream, stream_specs, when_usa
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError, PodiumError
 from shared.messages import decode_lease, decode_state_record
 from shared.net import LOOPBACK
-from shared.settings import Settings, load_settings
+from shared.settings import Settings
+from shared.settings_sources import load_settings
 
 EPOCH_MARGIN = 1_000_000  # lease renewals since the newest claim, which the file doesn't have: weeks of them
 LISTEN_S = 1.0

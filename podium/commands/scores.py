@@ -22,7 +22,7 @@ from gateway.views.schemas import TablesView
 from podium.client import Client, default_url
 from podium.console import make_console
 from shared.errors import PodiumError
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 BATCH = 100  # scores of one request
 LONGEST_REASON = 500

@@ -7,7 +7,7 @@ import argparse
 from rich.table import Table
 
 from podium.console import make_console
-from shared.settings import CONFIG_VARIABLE, describe_settings
+from shared.settings_sources import CONFIG_VARIABLE, describe_settings
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

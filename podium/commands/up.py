@@ -17,7 +17,7 @@ from gateway.policy.loader import load_policy
 from podium.local.gpu_split import SlotShare, split
 from podium.local.stack import Stack
 from shared.net import LOOPBACK
-from shared.settings import CONFIG_VARIABLE, PREFIX, load_settings
+from shared.settings_sources import CONFIG_VARIABLE, PREFIX, load_settings
 from trainer_node.hardware import gpu_status
 
 READY_S = 60.0

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.errors import PodiumError
-from shared.settings import PREFIX
+from shared.settings_sources import PREFIX
 from trainer_node.worker.slot_lock import start_time
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0  # before a restart; doubles each time

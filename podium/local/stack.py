@@ -27,7 +27,8 @@ from podium.local.watchdog import until_broken
 from podium.security.key_files import make_users
 from shared.errors import PodiumError
 from shared.net import BACKLOG, LOOPBACK, LOOPBACK_HOSTS, free_port
-from shared.settings import PREFIX, Settings
+from shared.settings import Settings
+from shared.settings_sources import PREFIX
 from trainer_node.worker.slot_lock import SlotLock
 
 KEYS = "keys"

@@ -14,7 +14,7 @@ from bench.harness.fake_hub import FakeHub
 from shared.errors import EngineError
 from shared.files import folder_digest
 from shared.messages import Decision, Job, Offer, TaskType
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 from trainer_node.artifacts.hub import Hub
 from trainer_node.artifacts.interface import Stored, StoreError
 from trainer_node.lease import LeaseLostError

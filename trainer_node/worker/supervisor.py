@@ -17,7 +17,8 @@ from msgspec import Struct
 
 from shared.files import write_atomically
 from shared.logs import get_logger
-from shared.settings import PREFIX, Settings
+from shared.settings import Settings
+from shared.settings_sources import PREFIX
 from trainer_node.fault_injection import FaultPoint, fault_point
 from trainer_node.worker.crash import KILLED, out_of_memory_kills
 from trainer_node.worker.run_folder import RunFolder

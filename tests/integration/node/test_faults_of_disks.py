@@ -24,7 +24,7 @@ from shared.broker.streams import bootstrap
 from shared.errors import BusError, BusTimeoutError
 from shared.messages import ErrorCode, ResultStatus
 from shared.net import free_port
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 from tests.integration.node.conftest import World
 
 WATCH_SCRIPT = Path(__file__).parents[3] / "deploy" / "nats-watch.sh"

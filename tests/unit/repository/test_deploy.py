@@ -9,7 +9,7 @@ import pytest
 
 from podium.local.nats_server import nats_server_path
 from podium.security.key_files import make_certificates, make_users
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 

@@ -13,7 +13,7 @@ import pytest
 from shared import subjects
 from shared.errors import BusError
 from shared.messages import GpuStatus, Hardware, Heartbeat, Phase, decode_heartbeat
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 from trainer_node import heartbeat
 from trainer_node.heartbeat import Activity, HeartbeatPublisher
 

@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from shared.broker.bus import Bus
 from shared.messages import Hardware, Job
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 from trainer_node.node import Node
 
 

@@ -11,7 +11,7 @@ from gateway.api.access import Access, Guard, guard_of
 from gateway.api.tokens import Tokens
 from gateway.errors import ForeignRequestError, UnauthorizedError
 from shared.errors import SettingsError
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 TOKEN = "0123456789abcdef"
 LOCAL = {"Host": "127.0.0.1:7999"}

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.api.tokens import Tokens, own_token, parse_tokens
 from shared.errors import SettingsError
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 ONE, TWO = "a" * 16, "B-._~+/=" * 4
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.policy.model_family import Families, config_family, family_of_copy, model_family, read_families
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 
 @pytest.mark.parametrize(

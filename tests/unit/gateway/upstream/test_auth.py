@@ -11,7 +11,7 @@ from gateway.upstream.auth import ClosedGate, OpenGate, SignedGate, gate_of, rem
 from gateway.upstream.nonces import Nonces
 from gateway.upstream.validators import Validators
 from shared.errors import SettingsError
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 MINER, VALIDATOR = keys_from_seed("miner").address, keys_from_seed("validator").address
 

@@ -12,7 +12,7 @@ from podium.security.certificates import names_in
 from podium.security.permissions import common, users
 from shared.broker.credentials import identify, read_seed, seed_path
 from shared.errors import SettingsError
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 
 def content(folder: Path) -> dict[str, bytes]:

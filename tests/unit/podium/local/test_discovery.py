@@ -7,7 +7,8 @@ from typing import Any
 
 from podium.local.discovery import is_own, monitor_url, with_own_keys
 from podium.local.nats_server import write_config
-from shared.settings import Settings, load_settings
+from shared.settings import Settings
+from shared.settings_sources import load_settings
 
 
 def settings(tmp_path: Path, **values: Any) -> Settings:

@@ -4,7 +4,7 @@ import pytest
 
 from podium.local.gpu_split import SlotShare, split
 from shared.messages import GpuStatus
-from shared.settings import load_settings
+from shared.settings_sources import load_settings
 
 GB = 2**30
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from shared.errors import SettingsError
-from shared.settings import Settings, describe_settings, load_settings
+from shared.settings import Settings
+from shared.settings_sources import describe_settings, load_settings
 
 
 def test_defaults_hold_without_anything() -> None:

@@ -1,0 +1,128 @@
+"""Read the settings: PODIUM_* environment variables over one TOML file; unknown keys are refused."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from shared.errors import SettingsError
+from shared.net import LOOPBACK_HOSTS
+from shared.settings import Settings
+
+PREFIX = "PODIUM_"
+CONFIG_VARIABLE = "PODIUM_CONFIG"  # path of the TOML file
+
+
+def load_settings(
+    environ: Mapping[str, str] | None = None, *, file: Path | None = None, **overrides: Any
+) -> Settings:
+    """Read the TOML file (`file`, else $PODIUM_CONFIG), then PODIUM_*, then `overrides`; later wins.
+
+    Raises SettingsError naming the key, its place, and the valid values.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    path = file or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
+    if path is not None:
+        values |= _from_toml(path)
+    values |= _from_environment(environ)
+    values |= overrides
+    return _checked(values)
+
+
+def describe_settings() -> list[tuple[str, str, str, str]]:
+    """Return (environment variable, type, default, meaning) of every setting, for `podium settings`."""
+    rows = []
+    for field in msgspec.structs.fields(Settings):
+        annotated = _hints()[field.name]
+        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+        kind = _plain(annotated)
+        name = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+        rows.append((PREFIX + field.name.upper(), name, _shown(default), _description(annotated)))
+    return rows
+
+
+def _from_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.expanduser().read_text())
+    except OSError as error:
+        raise SettingsError(f"settings file {path} can't be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"settings file {path} is not TOML: {error}") from error
+    for key in values:
+        _must_be_known(key, f"{path}: {key}")
+    return values
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        key = variable.removeprefix(PREFIX).lower()
+        _must_be_known(key, variable)
+        values[key] = _parse(key, text)
+    return values
+
+
+def _parse(key: str, text: str) -> Any:
+    """Parse an environment value: JSON for tables, JSON or a comma list for lists, plain text otherwise."""
+    kind = get_origin(_plain(_hints()[key]))
+    if kind is tuple and not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if kind in (tuple, dict):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise SettingsError(f"{PREFIX}{key.upper()} is not JSON: {error}") from error
+    return text
+
+
+def _checked(values: dict[str, Any]) -> Settings:
+    for key in values:
+        _must_be_known(key, key)
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"a setting has a value that can't be used: {error}") from error
+    if settings.slot not in settings.slots:
+        raise SettingsError(f"slot {settings.slot!r} is not one of slots {', '.join(settings.slots)}")
+    if not settings.lease_renew_s < settings.lease_trust_s < settings.lease_ttl_s:
+        raise SettingsError("lease_renew_s < lease_trust_s < lease_ttl_s must hold")
+    if settings.upstream_auth == "off" and settings.gateway_host not in LOOPBACK_HOSTS:
+        raise SettingsError(
+            f"upstream_auth = off is for loopback only, and gateway_host is {settings.gateway_host}: "
+            "set hotkey and upstream_auth = signed"
+        )
+    if settings.artifacts_kind == "hub" and not settings.hub_namespace:
+        raise SettingsError("artifacts_kind = hub needs hub_namespace: the user that submissions go to")
+    return settings
+
+
+def _must_be_known(key: str, where: str) -> None:
+    if key not in _hints():
+        raise SettingsError(f"unknown setting {where}; `podium settings` lists the known ones")
+
+
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Settings, include_extras=True)
+
+
+def _plain(annotated: Any) -> Any:
+    return get_args(annotated)[0] if get_origin(annotated) is Annotated else annotated
+
+
+def _description(annotated: Any) -> str:
+    metas = get_args(annotated)[1:] if get_origin(annotated) is Annotated else ()
+    return next((meta.description for meta in metas if meta.description), "")
+
+
+def _shown(value: Any) -> str:
+    return (
+        "none" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    )
