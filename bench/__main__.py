@@ -25,6 +25,7 @@ BENCHES: dict[str, Bench] = {
     "permissions": Bench("conformance.permissions", 1, "each broker user can do only its own work"),
     "offers": Bench("conformance.offers", 1, "offers that can't be finished are refused"),
     "plans": Bench("conformance.plans", 1, "the plans of the profile; writes docs/plans.md"),
+    "rows": Bench("rows.table", 0.2, "data files of every kind are read right or refused clearly"),
     "structure": Bench("conformance.structure", 0.1, "folders, circles, layers, long functions, words"),
     "deadline": Bench("deadline.runs", 45, "a submission is on disk at the deadline"),
     "stage_costs": Bench("deadline.stage_costs", 6, "seconds of each stage of a real run"),

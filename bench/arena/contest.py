@@ -157,7 +157,7 @@ def tokens_of(path: Path, model: Path) -> int:
     from trainer_node.engine.data.examples import read_rows, scored_length, tokenize
     from trainer_node.engine.model.loading import load_config, load_tokenizer
 
-    rows = read_rows(str(path), FileFormat.JSON, allow_private_urls=False)
+    rows = read_rows(str(path), FileFormat.JSON, allow_private_urls=False).rows
     length = scored_length(load_config(str(model)))
     examples, _ = tokenize(rows, TaskType.INSTRUCT, COLUMNS, load_tokenizer(str(model)), length)
     return int(examples.lengths.sum())

@@ -30,7 +30,7 @@ def test_losses(job_path: Path) -> list[float]:
     network: torch.nn.Module = load_model(job.model_path if adapter else str(export), torch.float32)
     if adapter:
         network = load_adapter(network, str(export))
-    rows = read_rows(str(folder / "test.json"), FileFormat.JSON, allow_private_urls=False)
+    rows = read_rows(str(folder / "test.json"), FileFormat.JSON, allow_private_urls=False).rows
     length = scored_length(load_config(job.model_path))
     tokenizer = load_tokenizer(job.model_path)
     examples, _ = tokenize(rows, job.task_type, job.dataset_type, tokenizer, length)

@@ -136,7 +136,7 @@ def train(case: tuple[str, str, str], model: Path, folder: Path) -> Trained:
 
 def held_out(data: Path, model: Path, task_type: TaskType, columns: DatasetType) -> Examples:
     """The development rows, as the worker's own seed draws them."""
-    rows = read_rows(str(data), FileFormat.JSON, allow_private_urls=False)
+    rows = read_rows(str(data), FileFormat.JSON, allow_private_urls=False).rows
     length = scored_length(load_config(str(model)))
     examples, _ = tokenize(rows, task_type, columns, load_tokenizer(str(model)), length)
     return hold_out(examples, 0)[1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from trainer_node.engine.data.examples import Examples
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-FORMATS = {
-    ".json": FileFormat.JSON,
-    ".jsonl": FileFormat.JSONL,
-    ".csv": FileFormat.CSV,
-    ".parquet": FileFormat.PARQUET,
-}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -108,16 +102,21 @@ def score(
     """
     import torch
 
+    from trainer_node.engine.data.columns import asked_columns
     from trainer_node.engine.data.examples import read_rows, scored_length, tokenize
+    from trainer_node.engine.data.splits import format_of
     from trainer_node.engine.evaluate import metric
     from trainer_node.engine.model.adapters import load_adapter
     from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer
 
-    rows = read_rows(data, FORMATS.get(Path(data).suffix.lower(), FileFormat.JSON), allow_private_urls=False)
+    file_format = format_of(urlsplit(data).path) or FileFormat.JSON
+    found = read_rows(data, file_format, allow_private_urls=False, asked=asked_columns(task_type, columns))
+    for text in found.notices:
+        print(text, file=sys.stderr)
     length = scored_length(load_config(model))
     examples: Examples
-    examples, dropped = tokenize(
-        rows, task_type, columns, load_tokenizer(tokenizer or model), length, source=data
+    examples, unusable = tokenize(
+        found.rows, task_type, columns, load_tokenizer(tokenizer or model), length, source=data
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network: torch.nn.Module = load_model(model, dtype).to(device)
@@ -125,4 +124,4 @@ def score(
         examples = examples.with_reference(metric.reference_logprobs(network, examples))
     if adapter is not None:
         network = load_adapter(network, adapter)
-    return metric.score(network, examples).loss, len(examples), dropped
+    return metric.score(network, examples).loss, len(examples), found.dropped | unusable

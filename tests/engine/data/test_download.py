@@ -15,7 +15,7 @@ from shared.errors import DataError
 from shared.messages import FileFormat
 from trainer_node.engine.data import download
 from trainer_node.engine.data.download import fetch, is_public, public_name
-from trainer_node.engine.data.readers import read_rows
+from trainer_node.engine.data.sources import read_rows
 
 BODY = b'[{"text": "one"}, {"text": "two"}]'
 
@@ -104,14 +104,14 @@ def test_shown_names_hold_no_secret() -> None:
 
 
 def test_rows_from_a_url(server: str) -> None:
-    rows = read_rows(f"{server}/moved", FileFormat.S3, allow_private_urls=True)
+    rows = read_rows(f"{server}/moved", FileFormat.S3, allow_private_urls=True).rows
     assert rows == [{"text": "one"}, {"text": "two"}]
 
 
 def test_a_resumed_run_needs_the_host_no_more(server: str, tmp_path: Path) -> None:
     keep = tmp_path / "data"
-    rows = read_rows(f"{server}/data.json", FileFormat.JSON, allow_private_urls=True, keep=keep)
-    again = read_rows(f"{server}/gone.json", FileFormat.JSON, allow_private_urls=True, keep=keep)
+    rows = read_rows(f"{server}/data.json", FileFormat.JSON, allow_private_urls=True, keep=keep).rows
+    again = read_rows(f"{server}/gone.json", FileFormat.JSON, allow_private_urls=True, keep=keep).rows
     assert again == rows == [{"text": "one"}, {"text": "two"}]
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from shared.errors import DataError, EngineError
 from shared.messages import FileFormat
 from trainer_node.engine.data import hf_datasets
-from trainer_node.engine.data.readers import read_rows
+from trainer_node.engine.data.sources import read_rows
 from trainer_node.engine.model.loading import load_config
 
 REVISION = "5f2c" * 10
@@ -102,7 +102,7 @@ def _parquet(rows: list[dict[str, str]], path: Path) -> bytes:
 
 
 def _read(repo: str, keep: Path | None = None) -> list[dict[str, Any]]:
-    return read_rows(repo, FileFormat.HF, allow_private_urls=False, keep=keep)
+    return read_rows(repo, FileFormat.HF, allow_private_urls=False, keep=keep).rows
 
 
 def test_the_rows_of_all_training_files_in_order(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 from shared.errors import DataError
 from shared.messages import DatasetType, TaskType
+from trainer_node.engine.data.columns import asked_columns, text_of
+from trainer_node.engine.data.row_set import AskedColumns, Row
 
 IGNORED = -100
 COMPLETION_CHUNKS = 64  # a completion text is cut after so many times the scored length
@@ -22,7 +24,6 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a chat template; anything else 
 EOS_REACH = 3  # an end token so near after a turn belongs to it
 DPO_LENGTH, DPO_PROMPT_LENGTH = 1024, 512
 
-Row = dict[str, Any]
 Document = tuple[list[int], list[int]]
 Example = tuple[Document, ...]  # one document, or chosen and rejected
 # rows -> for each row its examples, or why it can't be used
@@ -33,42 +34,35 @@ class _Unusable(Exception):
     """One row can't be used; the text is the reason under which it is counted."""
 
 
-def encoder(
-    task_type: TaskType, columns: DatasetType, tokenizer: Any, length: int
-) -> tuple[Encoder, list[str]]:
-    """The function that encodes rows, and the columns without which no row can be used.
+def encoder(task_type: TaskType, columns: DatasetType, tokenizer: Any, length: int) -> Encoder:
+    """The function that encodes rows.
 
     Raises DataError if a column isn't named, a format is malformed or the kind of task has no encoder.
     """
+    asked = asked_columns(task_type, columns)
     if task_type is TaskType.INSTRUCT:
         if not columns.field_output:
-            name = _named(columns.field_instruction or columns.field, "field_instruction")
-            return _completion(name, tokenizer, length), [name]
-        return _instruct(columns, tokenizer, length)
+            return _completion(asked.needed[0], tokenizer, length)
+        return _instruct(asked, columns, tokenizer, length)
     if task_type is TaskType.CHAT:
-        return _chat(columns, tokenizer)
+        return _chat(asked.needed[0], columns, tokenizer)
     if task_type is TaskType.DPO:
-        return _dpo(columns, tokenizer, length)
+        return _dpo(asked.needed, tokenizer, length)
     raise DataError(f"there is no way to read data of a {task_type.value}")
 
 
-def _named(column: str | None, field: str) -> str:
-    if not column:
-        raise DataError(f"the dataset type names no column: {field} is missing")
-    return column
+def _optional(row: Row, column: str) -> str | None:
+    try:
+        return text_of(row.get(column))
+    except TypeError as error:
+        raise _Unusable(f"column {column!r} is not text") from error
 
 
 def _text(row: Row, column: str) -> str:
-    value = row.get(column)
-    if value is None:
+    text = _optional(row, column)
+    if text is None:
         raise _Unusable(f"column {column!r} is missing")
-    if not isinstance(value, str):
-        raise _Unusable(f"column {column!r} is not text")
-    return value
-
-
-def _optional(row: Row, column: str) -> str:
-    return "" if row.get(column) is None else _text(row, column)
+    return text
 
 
 def _each(rows: Sequence[Row], read: Callable[[Row], Any]) -> tuple[list[Any], list[list[Any] | str]]:
@@ -97,17 +91,14 @@ def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
 # --- instruct and completion
 
 
-def _instruct(columns: DatasetType, tokenizer: Any, length: int) -> tuple[Encoder, list[str]]:
-    instruction = _named(columns.field_instruction, "field_instruction")
-    output = _named(columns.field_output, "field_output")
+def _instruct(asked: AskedColumns, columns: DatasetType, tokenizer: Any, length: int) -> Encoder:
+    (instruction, output), (system_column, input_column) = asked
     with_input = columns.format or ("{instruction} {input}" if columns.field_input else "{instruction}")
     without_input = columns.no_input_format or "{instruction}"
     system_format = columns.system_format or "{system}"
     _check_format(with_input, {"instruction", "input"})
     _check_format(without_input, {"instruction"})
     _check_format(system_format, {"system"})
-    # An unnamed system or input column goes by its default name in the scorer: a column called so counts.
-    system_column, input_column = columns.field_system or "system", columns.field_input or "input"
 
     def read(row: Row) -> tuple[str, str]:
         text, response = _text(row, instruction), _text(row, output)
@@ -135,7 +126,7 @@ def _instruct(columns: DatasetType, tokenizer: Any, length: int) -> tuple[Encode
         response = response[1:] if response and response[0] == start else response
         return prompt + response, [IGNORED] * len(prompt) + response
 
-    return encode, [instruction, output]
+    return encode
 
 
 def _check_format(text: str, fields: set[str]) -> None:
@@ -178,8 +169,7 @@ def _completion(column: str, tokenizer: Any, length: int) -> Encoder:
 # --- chat
 
 
-def _chat(columns: DatasetType, tokenizer: Any) -> tuple[Encoder, list[str]]:
-    column = columns.chat_column or "conversations"
+def _chat(column: str, columns: DatasetType, tokenizer: Any) -> Encoder:
     role_field, content_field = columns.chat_role_field or "from", columns.chat_content_field or "value"
     roles = {
         columns.chat_user_reference or "user": "user",
@@ -217,7 +207,7 @@ def _chat(columns: DatasetType, tokenizer: Any) -> tuple[Encoder, list[str]]:
         found = iter(_ids(tokenizer, texts, add_special_tokens=False))
         return _fill(answers, ([(_mark(turns, found, end),)] for turns in conversations))
 
-    return encode, [column]
+    return encode
 
 
 def _renderer(template: str, tokenizer: Any) -> Callable[[list[tuple[str, str]]], str]:
@@ -263,12 +253,7 @@ def _borders(full: list[int], dummy: list[int]) -> tuple[int, int]:
 # --- preference pairs
 
 
-def _dpo(columns: DatasetType, tokenizer: Any, length: int) -> tuple[Encoder, list[str]]:
-    names = [
-        _named(columns.field_prompt, "field_prompt"),
-        _named(columns.field_chosen, "field_chosen"),
-        _named(columns.field_rejected, "field_rejected"),
-    ]
+def _dpo(names: Sequence[str], tokenizer: Any, length: int) -> Encoder:
     longest, end = min(length, DPO_LENGTH), tokenizer.eos_token_id
 
     def read(row: Row) -> list[str]:
@@ -287,4 +272,4 @@ def _dpo(columns: DatasetType, tokenizer: Any, length: int) -> tuple[Encoder, li
         ids, labels = prompt + completion, [IGNORED] * len(prompt) + completion
         return ids[-longest:], labels[-longest:]
 
-    return encode, names
+    return encode

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from shared.errors import DataError
 from shared.messages import DatasetType, TaskType
 from shared.planning.throughput import development_rows
+from trainer_node.engine.data.columns import asked_columns, refuse_missing
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.encode import IGNORED, Document, Example, encoder
-from trainer_node.engine.data.readers import Row, read_rows
+from trainer_node.engine.data.row_set import Row
+from trainer_node.engine.data.sources import read_rows
 
 __all__ = ["IGNORED", "Examples", "hold_out", "read_rows", "scored_length", "tokenize"]
 
@@ -105,11 +107,8 @@ def tokenize(
     the named columns or none is left.
     """
     source = public_name(source)
-    encode, needed = encoder(task_type, columns, tokenizer, max_length)
-    for column in needed:
-        if not any(column in row for row in rows):
-            present = ", ".join(repr(name) for name in list(rows[0])[:12]) if rows else "none"
-            raise DataError(f"{source}: no row has the column {column!r}; the columns of row 1 are {present}")
+    encode = encoder(task_type, columns, tokenizer, max_length)
+    refuse_missing(asked_columns(task_type, columns), rows, rows[0] if rows else (), source)
     group = 2 if task_type is TaskType.DPO else 1
     parts: list[Examples] = []
     dropped: dict[str, int] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,7 +26,7 @@ from msgspec import Struct
 from shared.errors import DataError
 from shared.files import write_atomically
 from trainer_node.engine.data.download import MAX_BYTES, fetch
-from trainer_node.engine.data.splits import training_files
+from trainer_node.engine.data.splits import suffix_of, training_files
 
 TIMEOUT_S = 10.0
 PAUSES = (1.0, 3.0)  # before each further try
@@ -90,7 +90,7 @@ def _download(repo: str, folder: Path, allow_private: bool, tick: Callable[[str]
     folder.mkdir(parents=True, exist_ok=True)
     for number, path in enumerate(paths):
         url = hf_hub_url(repo, path, repo_type="dataset", revision=info.sha)
-        names.append(f"{number:05d}{PurePosixPath(path).suffix}")
+        names.append(f"{number:05d}{suffix_of(path)}")
         target = folder / names[-1]
         fetch(url, target, allow_private=allow_private, max_bytes=left, headers=headers, tick=tick)
         left -= target.stat().st_size

@@ -1,23 +1,31 @@
-"""Read the rows of data files (JSON, JSON lines, CSV, Parquet): local, from an https server or the hub."""
+"""Read the rows of data files on this machine: JSON, CSV or Parquet, by their content, not their name."""
 
 from __future__ import annotations
 
-import csv
-import sys
-import tempfile
+import re
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import BinaryIO, NamedTuple
 
 from shared.errors import DataError
 from shared.messages import FileFormat
-from trainer_node.engine.data.download import fetch, is_url, public_name
-from trainer_node.engine.data.hf_datasets import download
-from trainer_node.engine.data.splits import FORMATS
+from trainer_node.engine.data.columns import refuse_missing
+from trainer_node.engine.data.content import (
+    HEAD,
+    PARQUET,
+    as_utf8,
+    from_other_encoding,
+    head_of,
+    refuse_foreign,
+    unpacked,
+)
+from trainer_node.engine.data.csv_rows import has_header, read_csv
+from trainer_node.engine.data.json_rows import read_json
+from trainer_node.engine.data.parquet_rows import read_parquet
+from trainer_node.engine.data.row_set import AskedColumns, RowSet
 
-Row = dict[str, Any]
+JSON = re.compile(rb'\s*(\[\s*[{\]]|\{\s*["}])')
 
 
 class DataFile(NamedTuple):
@@ -28,127 +36,76 @@ class DataFile(NamedTuple):
     name: str  # as people know it
 
 
-def read_rows(
-    source: str,
-    file_format: FileFormat,
-    *,
-    allow_private_urls: bool,
-    keep: Path | None = None,
-    tick: Callable[[str], None] = lambda text: None,
-) -> list[Row]:
-    """All rows of a local file, an https URL or a hub data set, as dictionaries: `located`, then `read`."""
-    with tempfile.TemporaryDirectory(prefix="podium-data-") as folder:
-        place = keep or Path(folder) / "data"
-        return read(located(source, file_format, place, allow_private_urls=allow_private_urls, tick=tick))
+def read(files: Sequence[DataFile], asked: AskedColumns | None = None) -> RowSet:
+    """All rows of the files, one after the other, with the columns that are asked for; None asks for all.
 
-
-def located(
-    source: str,
-    file_format: FileFormat,
-    keep: Path,
-    *,
-    allow_private_urls: bool,
-    tick: Callable[[str], None] = lambda text: None,
-) -> list[DataFile]:
-    """The files of a data reference, downloaded if need be; `tick` is called for each piece.
-
-    `keep` is where a download stays, and where it is looked for first: a run that resumes needs the same
-    rows, also when their host is down or the URL's signature has expired.
-    Raises DataError if they can't be had.
+    Raises DataError naming the file if one can't be read or holds no row, if most of its rows are damaged, or
+    if no row has a column that is needed.
     """
-    name = public_name(source)
-    if file_format is FileFormat.HF:
-        paths = download(source, keep, allow_private=allow_private_urls, tick=tick)
-        return [DataFile(path, FORMATS[path.suffix], f"{name}/{path.name}") for path in paths]
-    if not is_url(source):
-        return [DataFile(Path(source).expanduser(), file_format, name)]
-    if not keep.exists():
-        part = keep.with_name(f"{keep.name}.part")
-        fetch(source, part, allow_private=allow_private_urls, tick=tick)
-        part.replace(keep)
-    return [DataFile(keep, file_format, name)]
-
-
-def read(files: Sequence[DataFile]) -> list[Row]:
-    """All rows of the files, one after the other.
-
-    Raises DataError naming the file, and the row where one is at fault, if it can't be read or holds no row.
-    """
-    rows: list[Row] = []
+    total = RowSet()
     for file in files:
-        found = _read(file.path, file.name, file.format)
-        if not found:
-            raise DataError(f"{file.name} holds no rows")
-        rows += found
-    return rows
+        found = _read(file, asked)
+        reasons = "; ".join(f"{count} rows: {reason}" for reason, count in found.dropped.items())
+        if not found.rows:
+            told = f" that can be read ({reasons}). {found.notices[-1]}" if reasons else ""
+            raise DataError(f"{file.name} holds no rows{told}")
+        if sum(found.dropped.values()) > len(found.rows):
+            raise DataError(
+                f"{file.name}: most of its {len(found)} rows can't be read ({reasons}). {found.notices[-1]}"
+            )
+        total.add(found)
+    if asked is not None:
+        names = ", ".join(file.name for file in files[:3])
+        refuse_missing(asked, total.rows, total.columns, names)
+    return total
 
 
-def _read(path: Path, name: str, file_format: FileFormat) -> list[Row]:
+def _read(file: DataFile, asked: AskedColumns | None) -> RowSet:
     try:
-        if file_format is FileFormat.CSV:
-            return _read_csv(path, name)
-        if file_format is FileFormat.PARQUET:
-            return _read_parquet(path, name)
-        return _read_json(path, name)
+        with ExitStack() as opened:
+            return _read_opened(opened, file, asked)
     except FileNotFoundError as error:
-        raise DataError(f"no such data file: {name}") from error
+        raise DataError(f"no such data file: {file.name}") from error
     except RecursionError as error:
-        raise DataError(f"{name} is not usable: it is nested too deeply") from error
+        raise DataError(f"{file.name} is not usable: it is nested too deeply") from error
     except OSError as error:
-        raise DataError(f"can't read {name}: {error.strerror or error}") from error
+        raise DataError(f"can't read {file.name}: {error.strerror or error}") from error
 
 
-def _read_json(path: Path, name: str) -> list[Row]:
-    """An array of objects or, whatever the format is called, one per line: upstream's loader takes both."""
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf").strip()
-    if not content:
-        return []
-    if content[:1] == b"[":
-        try:
-            values = msgspec.json.decode(content, type=list[Any])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{name} is not valid JSON: {error}") from error
-        return [_row(value, name, number) for number, value in enumerate(values, 1)]
-    rows = []
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_row(msgspec.json.decode(line), name, number))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{name}, line {number}: not valid JSON: {error}") from error
-    return rows
-
-
-def _row(value: Any, name: str, number: int) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{name}, row {number}: a row must be a JSON object with named columns, not {value!r:.40}"
-        )
-    return value
-
-
-def _read_csv(path: Path, name: str) -> list[Row]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default, 128 KiB, is less than one long document
-    number = 1
+def _read_opened(opened: ExitStack, file: DataFile, asked: AskedColumns | None) -> RowSet:
+    found = RowSet()
+    packed = opened.enter_context(file.path.open("rb"))
+    plain = opened.enter_context(unpacked(packed, file.name, found))
+    head = head_of(plain)
+    if head.startswith(PARQUET):
+        read_parquet(file.path if plain is packed else plain, file.name, asked, found)
+        return found
+    refuse_foreign(head, file.name)
+    text = opened.enter_context(as_utf8(plain, head, file.name, found))
+    read = _reader_of(text, file, asked, found)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = []
-            for row in csv.DictReader(file, strict=True):
-                number += 1
-                row.pop(None, None)  # fields beyond the header have no name
-                rows.append(dict(row))
-            return rows
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{name}, after row {number - 1}: not valid CSV in UTF-8: {error}") from error
+        read(text, file.name, asked, found)
+    except UnicodeDecodeError:
+        found = RowSet(notices=found.notices)
+        text = opened.enter_context(from_other_encoding(plain, file.name, found))
+        read(text, file.name, asked, found)
+    return found
 
 
-def _read_parquet(path: Path, name: str) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{name} is not a readable Parquet file: {error}") from error
-    return rows
+def _reader_of(
+    text: BinaryIO, file: DataFile, asked: AskedColumns | None, found: RowSet
+) -> Callable[[BinaryIO, str, AskedColumns | None, RowSet], None]:
+    """The reader of a text: JSON is known by its begin, CSV by a header with the columns that are needed."""
+    start = text.tell()
+    begin = text.read(HEAD)
+    text.seek(start)
+    if JSON.match(begin):
+        return read_json
+    if file.format is FileFormat.CSV:
+        return read_csv
+    if asked is not None and has_header(begin.decode("utf-8", "replace"), asked):
+        found.notice(f"{file.name} is CSV, though its format is called {file.format}")
+        return read_csv
+    if file.format is FileFormat.PARQUET:
+        raise DataError(f"{file.name} is not a readable Parquet file: it begins with {begin[:16]!r}")
+    return read_json

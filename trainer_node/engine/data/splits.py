@@ -22,7 +22,9 @@ FORMATS = {
     ".ndjson": FileFormat.JSONL,
     ".json": FileFormat.JSON,
     ".csv": FileFormat.CSV,
+    ".tsv": FileFormat.CSV,
 }
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 NOT_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json"}
 TRAINING = ("train", "training")
 SPLITS = (*TRAINING, "validation", "valid", "dev", "val", "test", "testing", "eval", "evaluation")
@@ -49,10 +51,21 @@ def training_files(paths: Iterable[str], configs: Sequence[Config] | None) -> li
     return _of_one_format(found)
 
 
+def suffix_of(path: str) -> str:
+    """The suffix that names a file's format, without that of a compression: `.jsonl` of `a.jsonl.gz`."""
+    place = PurePosixPath(path)
+    return PurePosixPath(place.stem).suffix if place.suffix in COMPRESSED else place.suffix
+
+
+def format_of(path: str) -> FileFormat | None:
+    """The format that a file's name promises; None if it promises none."""
+    return FORMATS.get(suffix_of(path).lower())
+
+
 def _is_data(path: str) -> bool:
     place = PurePosixPath(path)
     hidden = any(part.startswith((".", "_")) for part in place.parts)
-    return place.suffix in FORMATS and place.name not in NOT_DATA and not hidden
+    return suffix_of(path) in FORMATS and place.name not in NOT_DATA and not hidden
 
 
 def _default(configs: Sequence[Config]) -> Config | None:
@@ -99,6 +112,6 @@ def _by_name(paths: Sequence[str]) -> list[str]:
 def _of_one_format(paths: Sequence[str]) -> list[str]:
     """The files of the format that most have: the same rows are often there twice."""
     order = list(FORMATS)
-    counts = Counter(PurePosixPath(path).suffix for path in paths)
+    counts = Counter(suffix_of(path) for path in paths)
     best = min(counts, key=lambda suffix: (-counts[suffix], order.index(suffix)))
-    return [path for path in paths if path.endswith(best)]
+    return [path for path in paths if suffix_of(path) == best]

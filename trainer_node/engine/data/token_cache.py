@@ -18,12 +18,16 @@ from safetensors.numpy import save
 
 from shared.files import file_digest, write_atomically
 from shared.messages import WorkerJob
+from trainer_node.engine.data.columns import asked_columns
 from trainer_node.engine.data.examples import Examples, tokenize
-from trainer_node.engine.data.readers import DataFile, located, read
+from trainer_node.engine.data.readers import DataFile, read
+from trainer_node.engine.data.sources import located
 from trainer_node.engine.reporter import Reporter
 
 FILE = "tokens.safetensors"
 DATA = "data"  # where a download stays
+MOST_NOTICES = 20  # about the data; a hub's data set may have 2,000 files
+READ_S = 900.0  # of reading 2.2 GB that only Python's own decoder can read, several times over
 
 
 class TokenCache(Struct, frozen=True):
@@ -49,11 +53,22 @@ def tokens_of(job: WorkerJob, folder: Path, tokenizer: Any, length: int, reporte
     key = _key(job, files, tokenizer, length)
     if known := kept(folder, key):
         return known
-    rows = read(files)
-    examples, dropped = tokenize(
-        rows, job.task_type, job.dataset_type, tokenizer, length, source=job.dataset, tick=reporter.alive
+    with reporter.patience(READ_S):
+        found = read(files, asked_columns(job.task_type, job.dataset_type))
+    for text in found.notices[:MOST_NOTICES]:
+        reporter.message(text)
+    if more := found.notices[MOST_NOTICES:]:
+        reporter.message(f"and {len(more)} more notices about the data")
+    examples, unusable = tokenize(
+        found.rows,
+        job.task_type,
+        job.dataset_type,
+        tokenizer,
+        length,
+        source=job.dataset,
+        tick=reporter.alive,
     )
-    tokens = TokenCache(examples, dropped, len(rows))
+    tokens = TokenCache(examples, found.dropped | unusable, len(found))
     _write(folder / FILE, tokens, key)
     return tokens
 

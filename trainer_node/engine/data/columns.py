@@ -1,0 +1,82 @@
+"""Which columns of the data a job asks for, what is said if they aren't there, and values as text; pure."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from shared.errors import DataError
+from shared.messages import DatasetType, TaskType
+from trainer_node.engine.data.row_set import AskedColumns, Row
+
+MOST_NAMED = 12  # columns that an error lists
+CONVERSATIONS = ("messages", "conversations", "conversation")
+
+
+def asked_columns(task_type: TaskType, settings: DatasetType) -> AskedColumns:
+    """The columns that the settings name, or the scorer's defaults where it has some.
+
+    Raises DataError if one that must be named isn't.
+    """
+    if task_type is TaskType.CHAT:
+        # A column called `system` opens a conversation that has no system turn of its own.
+        return AskedColumns((settings.chat_column or "conversations",), ("system",))
+    if task_type is TaskType.DPO:
+        fields = ("field_prompt", "field_chosen", "field_rejected")
+        return AskedColumns(tuple(_named(getattr(settings, field), field) for field in fields))
+    if not settings.field_output:
+        return AskedColumns((_named(settings.field_instruction or settings.field, "field_instruction"),))
+    needed = (_named(settings.field_instruction, "field_instruction"), settings.field_output)
+    # An unnamed system or input column goes by its default name in the scorer: a column called so counts.
+    return AskedColumns(needed, (settings.field_system or "system", settings.field_input or "input"))
+
+
+def _named(column: str | None, field: str) -> str:
+    if not column:
+        raise DataError(f"the dataset type names no column: {field} is missing")
+    return column
+
+
+def refuse_missing(asked: AskedColumns, rows: Sequence[Row], present: Iterable[str], name: str) -> None:
+    """Raise DataError if no row has a column that is needed; it names those that there are."""
+    for column in asked.needed:
+        if not any(column in row for row in rows):
+            raise DataError(
+                f"{name}: no row has the column {column!r}; {present_columns(column, list(present))}"
+            )
+
+
+def present_columns(missing: str, present: Sequence[str]) -> str:
+    """The columns that there are instead of the missing one, and which may be meant."""
+    text = f"the columns of row 1 are {', '.join(map(repr, present[:MOST_NAMED])) or 'none'}"
+    if len(present) > MOST_NAMED:
+        text += f" and {len(present) - MOST_NAMED} more"
+    near = difflib.get_close_matches(missing, present, n=1) or [
+        path for path in present if path.endswith(f".{missing}")
+    ]
+    if near:
+        text += f"; is {near[0]!r} meant?"
+    elif missing in CONVERSATIONS and (others := [name for name in CONVERSATIONS if name in present]):
+        other = others[0]
+        text += (
+            f"; for conversations in {other!r} set chat_column to {other!r}, and chat_role_field and "
+            "chat_content_field to the names in their messages, such as 'role' and 'content'"
+        )
+    return text
+
+
+def text_of(value: Any) -> str | None:
+    """A value as text where text is asked for; None if it is missing.
+
+    Numbers and booleans are as Python formats them, as in the scorer's prompts; NaN and the infinities are
+    missing. Raises TypeError for lists and objects.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, bool | int | float):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not text")
