@@ -24,6 +24,7 @@ from shared.broker.streams import bootstrap
 from shared.errors import BusError
 from shared.files import folder_digest
 from shared.messages import (
+    Claimed,
     Decision,
     FileFormat,
     Job,
@@ -41,6 +42,11 @@ from trainer_node.worker.supervisor import WorkerFile
 
 SCRIPTED_WORKER = Path(__file__).parents[3] / "bench" / "harness" / "scripted_worker.py"
 QUICK = {"lease_ttl_s": 2, "lease_renew_s": 0.3, "lease_trust_s": 1.2, "poll_s": 0.5, "stop_grace_s": 5}
+
+
+def claims(chain: list[StateRecord]) -> list[Claimed]:
+    """Return the claims of a state chain, oldest first."""
+    return [record for record in chain if isinstance(record, Claimed)]
 
 
 class NodeProcess:

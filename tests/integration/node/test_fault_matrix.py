@@ -14,8 +14,8 @@ import pytest
 
 from podium.local.nats_server import Broker
 from shared import subjects
-from shared.messages import Claimed, ErrorCode, ResultStatus, StateRecord, encode
-from tests.integration.node.conftest import World
+from shared.messages import ErrorCode, ResultStatus, encode
+from tests.integration.node.conftest import World, claims
 
 # Run by every Python that has its folder in PYTHONPATH: the wall clock jumps as a file says.
 JUMPING_CLOCK = """
@@ -29,10 +29,6 @@ def _jumped():
         return _real()
 time.time = _jumped
 """
-
-
-def claims(chain: list[StateRecord]) -> list[Claimed]:
-    return [record for record in chain if isinstance(record, Claimed)]
 
 
 class Link:
