@@ -14,7 +14,7 @@ from gateway.errors import MismatchedStartError, NoSlotError, NotAcceptedError
 from gateway.learning.rates import Tables
 from gateway.offers import AskedOffer, Records
 from gateway.policy.askers import Askers
-from gateway.policy.house import maximum_accuracy
+from gateway.policy.house import free_slot, maximum_accuracy
 from gateway.policy.interface import Policy, PolicyView, Verdict
 from gateway.policy.model_family import model_family
 from gateway.policy.start_check import difference, is_foreign
@@ -64,7 +64,7 @@ class Admission:
         self._follower = follower
         self._decisions = decisions
         self._policy = policy
-        self._views = PolicyViews(settings, ledger, presence, expected, tables, family)
+        self.views = PolicyViews(settings, ledger, presence, expected, tables, family)
         self._askers = Askers(settings.reservation_s)
         self._storing: asyncio.Future[None] | None = None  # done when the record being stored is stored
         self._log = log.bind()  # made once: the module's makes a logger for every line
@@ -113,6 +113,23 @@ class Admission:
         """
         return await _within(within_s, self._start(task_id, request, received_at, validator))
 
+    async def move(self, key: str) -> Job | None:
+        """Store a job that was taken off its slot for a free and live one; None if there is none now."""
+        await self._follower.catch_up()
+
+        def make() -> tuple[Job | None, Job | None]:
+            task = self._ledger.task(key)
+            slot = free_slot(self.views.now())
+            if task is None or task.job is None or slot is None or task.job not in self._ledger.unclaimed():
+                return None, None
+            moved = self._records.moved(task.job, slot.slot)
+            return moved, moved
+
+        while self._storing is not None:
+            await asyncio.shield(self._storing)
+        async with self._alone():
+            return await self._store(make)
+
     def _at_once(self, asked: AskedOffer) -> Decision | None:
         """Answer without reading the logs, which were read a moment ago; most offers are answered so.
 
@@ -123,7 +140,7 @@ class Admission:
         if self._ledger.task(asked.key) is not None:
             known = self._known(asked)
             return None if isinstance(asked.offer, Offer) and self._is_reserved(asked.key) else known
-        verdict = self._judge(asked, self._views.recent())
+        verdict = self._judge(asked, self.views.recent())
         return None if verdict.accepted else self._rejected(asked, verdict)
 
     def _judge(self, asked: AskedOffer, view: PolicyView) -> Verdict:
@@ -157,7 +174,7 @@ class Admission:
                 with suppress(NoSlotError):  # its reservation lapsed meanwhile: judge it as a new offer
                     started = self._start(offer.task_id, lambda _: offer, asked.received_at, asked.validator)
                     return (await started).decision
-            verdict = self._judge(asked, self._views.recent())
+            verdict = self._judge(asked, self.views.recent())
             if not verdict.accepted:
                 return self._rejected(asked, verdict)
             if self._storing is None:
@@ -183,7 +200,7 @@ class Admission:
         def make() -> tuple[Job | Reservation | None, Decision]:
             if known := self._known(asked):
                 return None, known
-            verdict = self._judge(asked, self._views.now())
+            verdict = self._judge(asked, self.views.now())
             if not verdict.accepted:
                 return None, self._rejected(asked, verdict)
             decision = self._records.decision(asked, verdict)
@@ -236,14 +253,21 @@ class Admission:
         return self._records.job(offer, decision, received_at)
 
     def _slot_for(self, reservation: Reservation) -> tuple[str, float | None]:
-        """Return a start's slot and how late it is; a late one gets any free slot. Raises NoSlotError."""
-        now = time.time()
+        """Return a start's slot and how late it is; a late one gets any free slot. Raises NoSlotError.
+
+        A slot whose node is down gets no job while another is free and live.
+        """
+        now, view = time.time(), self.views.now()
+        better = free_slot(view)
         holder = self._ledger.holder(reservation.slot, now)
         if holder is not None and holder.reservation is reservation:
-            return reservation.slot, None
+            live = any(facts.live for facts in view.slots if facts.slot == reservation.slot)
+            return (reservation.slot if live or better is None else better.slot), None
         # Lapsed by this gateway's clock, or by another's, which gave the slot away.
         late_s = max(0.0, now - reservation.expires_at)
-        free = [facts for facts in self._views.now().slots if not facts.busy]
+        if better is not None:
+            return better.slot, late_s
+        free = [facts for facts in view.slots if not facts.busy]
         if not free:
             raise NoSlotError(
                 f"the reservation of {reservation.task} lapsed {late_s:.0f} s ago, and no slot is free"
@@ -294,7 +318,7 @@ class Admission:
             reason = "Task id is that of a task accepted from another validator"
         else:
             return known
-        judged = self._policy(offer, self._views.now())
+        judged = self._policy(offer, self.views.now())
         verdict = Verdict(
             reason=f"{reason}; offer it under another id",
             kind=DecisionKind.TOKEN_TAKEN,
@@ -305,7 +329,8 @@ class Admission:
         return self._rejected(asked, verdict)
 
     async def _append(self, record: Job | Reservation, expected: int) -> None:
-        """Store one record if JOBS still ends at `expected`; a job also only as the task's first one."""
+        """Store one record if JOBS still ends at `expected`; a job also only as the task's next one."""
+        known = self._ledger.task(record.task)
         subject, pattern, data = subjects.reservation(record.slot, record.task), None, encode(record)
         if isinstance(record, Job):
             subject, pattern = subjects.job(record.slot, record.task), subjects.job_on_any_slot(record.task)
@@ -314,7 +339,7 @@ class Admission:
             subject,
             data,
             last=expected,
-            last_on_subject=None if pattern is None else 0,
+            last_on_subject=None if pattern is None else known.job_sequence if known is not None else 0,
             pattern=pattern,
             timeout_s=APPEND_TIMEOUT_S,
         )

@@ -6,6 +6,7 @@ import time
 import uuid
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.errors import MalformedOfferError
 from gateway.policy.interface import Verdict
@@ -91,6 +92,18 @@ class Records:
             decision=decision,
             received_at=received_at,
             deadline_at=self.deadline(offer, received_at),
+        )
+
+    def moved(self, job: Job, slot: str) -> Job:
+        """Return an unclaimed job for another slot; its deadline stays."""
+        return replace(
+            job,
+            record_id=uuid.uuid4().hex,
+            slot=slot,
+            gateway=self._gateway,
+            decision=replace(job.decision, slot=slot),
+            moved_from=job.slot,
+            moved_at=time.time(),
         )
 
     def deadline(self, offer: BareOffer, received_at: float) -> float:

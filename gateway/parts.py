@@ -19,6 +19,7 @@ from gateway.nats_offers import OfferResponder
 from gateway.operations import Operations
 from gateway.policy.loader import load_policy
 from gateway.policy.model_family import Families
+from gateway.relocation import Relocation
 from gateway.state.ledger import Ledger
 from gateway.state.log_reader import LogReader
 from gateway.state.mirror import Mirror
@@ -97,6 +98,7 @@ class Connected:
             policy=local.policy,
         )
         self.operations = Operations(bus, ledger, self.log_reader, settings.gateway_name)
+        self.relocation = Relocation(settings, bus, ledger, self.log_reader, self.admission, local.measures)
         self._local = local
 
     async def run(self, responder: OfferResponder, background: Background) -> None:
@@ -125,8 +127,13 @@ class Connected:
             "decisions": local.decisions.run(bus),
             "event sources": local.event_sources.run(bus),
             "mirror": local.mirror.run(bus, ledger.folded),
+            "relocation": self._relocate(),
             "expiry": expire_for_ever(bus, ledger, self.log_reader, local.settings.expire_after_s),
         }
+
+    async def _relocate(self) -> None:
+        await self._local.leases_seen.wait()  # before that no slot is known to be live
+        await self.relocation.run()
 
     def denied(self) -> list[str]:
         """Return what the broker has denied this gateway, each with its cause."""

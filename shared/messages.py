@@ -219,6 +219,8 @@ class Job(Struct, frozen=True, kw_only=True, tag_field="kind", tag="job"):
     decision: Decision
     received_at: float
     deadline_at: float
+    moved_from: str | None = None  # the slot whose nodes left it unclaimed; a job moves at most once
+    moved_at: float | None = None
 
 
 class Metrics(Struct, frozen=True, kw_only=True):
@@ -264,6 +266,19 @@ class Submitting(Struct, frozen=True, kw_only=True, tag_field="kind", tag="submi
     at: float = 0.0
 
 
+class Moved(Struct, frozen=True, kw_only=True, tag_field="kind", tag="moved"):
+    """A gateway takes a job that no node has claimed off its slot; only as the chain's first record."""
+
+    record_id: str
+    task: str
+    slot: str  # the one that it leaves
+    gateway: str
+    reason: str = ""
+    node: str = ""  # none: gateways hold no lease
+    epoch: int = 0
+    at: float = 0.0
+
+
 class Result(Struct, frozen=True, kw_only=True, tag_field="kind", tag="result"):
     """The one terminal record of a task."""
 
@@ -301,7 +316,7 @@ class Score(Struct, frozen=True, kw_only=True):
 
 
 JobRecord = Reservation | Job
-StateRecord = Claimed | Submitting | Result
+StateRecord = Claimed | Moved | Submitting | Result
 
 
 class Hardware(Struct, frozen=True, kw_only=True):

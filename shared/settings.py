@@ -134,6 +134,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     training_commit: Annotated[
         str | None, Meta(description="commit of training_repo, for GET /training_repo")
     ] = None
+    unclaimed_s: Annotated[
+        Seconds, Meta(description="a job that no node has claimed for this long moves to a free, live slot")
+    ] = 60.0
     expire_after_s: Annotated[
         Seconds, Meta(description="a gateway expires a job without a result this long after its deadline")
     ] = 900.0

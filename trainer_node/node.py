@@ -22,7 +22,7 @@ from shared.broker.streams import ready, when_usable
 from shared.errors import BusError, PodiumError
 from shared.files import write_atomically
 from shared.logs import TroubleLog, get_logger, log_context
-from shared.messages import Hardware, Job, Result, decode_job_record
+from shared.messages import Hardware, Job, Moved, Result, decode_job_record
 from shared.settings import Settings
 from trainer_node.context import NodeContext
 from trainer_node.control import ControlHandler
@@ -156,7 +156,7 @@ class Node:
         if job is None:
             return None
         last = await Chain(self.bus, self.lease, job.task).read()
-        return None if isinstance(last, Result) else job
+        return None if isinstance(last, Result | Moved) else job
 
     def _lease_changed(self) -> None:
         self.wake.set()

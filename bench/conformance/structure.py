@@ -39,6 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "policy views expiry",
         "telemetry offers",
         "admission nats_offers",
+        "relocation",
         "parts",
         "service",
         "upstream",

@@ -19,6 +19,7 @@ from shared.files import folder_digest
 from shared.messages import (
     Claimed,
     Job,
+    Moved,
     Result,
     ResultStatus,
     StateRecord,
@@ -79,7 +80,7 @@ async def read_logs(bus: Bus) -> Logs:
 async def check(bus: Bus, *, acknowledged: set[str], artifacts: Path, lock_logs: dict[str, Path]) -> Report:
     """Judge a settled fleet; `acknowledged` are the keys of tasks whose acceptance a client received."""
     logs = await read_logs(bus)
-    counts = Counter(job.task for job in logs.jobs)
+    counts = Counter(job.task for job in logs.jobs if job.moved_from is None)
     twice = [f"{task}: stored {count} times" for task, count in counts.items() if count > 1]
     lost = [f"{task}: acknowledged but not stored" for task in sorted(acknowledged - set(counts))]
     results: Counter[str] = Counter()
@@ -87,7 +88,7 @@ async def check(bus: Bus, *, acknowledged: set[str], artifacts: Path, lock_logs:
     double: list[str] = []
     late: list[str] = []
     wrong: list[str] = []
-    for job in logs.jobs:
+    for job in {job.task: job for job in logs.jobs}.values():  # the newest record: a job may have moved once
         chain = logs.chains.get(job.task, [])
         ends = [record for record in chain if isinstance(record, Result)]
         if len(ends) != 1:
@@ -106,7 +107,7 @@ async def check(bus: Bus, *, acknowledged: set[str], artifacts: Path, lock_logs:
     stale = [*_after_results(logs), *_stale_epochs(logs)]
     claims = [[record for record in chain if isinstance(record, Claimed)] for chain in logs.chains.values()]
     return Report(
-        jobs=len(logs.jobs),
+        jobs=len(counts),
         results=dict(results),
         lost=len(lost),
         stored_twice=len(twice),
@@ -173,10 +174,15 @@ def _two_jobs_at_once(logs: Logs) -> Iterator[str]:
     for job in logs.jobs:
         before = newest.get(job.slot)
         newest[job.slot] = job
+        begun = max(job.decision.decided_at, job.moved_at or 0.0)
         if before is None or before.task == job.task:
             continue
-        ends = [record.at for record in logs.chains.get(before.task, []) if isinstance(record, Result)]
-        if not ends or min(ends) > job.decision.decided_at:
+        ends = [
+            record.at
+            for record in logs.chains.get(before.task, [])
+            if isinstance(record, Result) or (isinstance(record, Moved) and record.slot == job.slot)
+        ]
+        if not ends or min(ends) > begun:
             yield f"slot {job.slot}: {job.task} was accepted before {before.task} had a result"
 
 

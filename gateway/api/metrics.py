@@ -93,6 +93,11 @@ def _offers(service: Service) -> Iterator[Metric]:
     starts.add_metric(("refused",), measures.starts.refused)
     starts.add_metric(("mismatch",), measures.starts.mismatched)
     yield starts
+    yield _counter(
+        "podium_moved_jobs",
+        "Unclaimed jobs that this gateway moved to another slot.",
+        measures.moved_jobs,
+    )
     results = CounterMetricFamily(
         "podium_results", "Results in the logs, by status; the same on every gateway.", labels=("status",)
     )

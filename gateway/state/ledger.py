@@ -18,6 +18,7 @@ from shared.messages import (
     Claimed,
     Decision,
     Job,
+    Moved,
     Reservation,
     Result,
     StateRecord,
@@ -56,6 +57,7 @@ class TaskHistory(Struct):
 
     sequence: int = 0  # of the newest record on the chain's subject
     records: list[ChainRecord] = []  # every one, oldest first
+    moved: Moved | None = None  # then no node of this slot may claim the task
     claimed: Claimed | None = None  # the newest
     submitting: Submitting | None = None  # the newest; once there was one, a gateway may write no result
     result: Result | None = None  # the first: nothing after it counts
@@ -67,6 +69,7 @@ class Task(Struct):
     first: int  # sequence of its first record in JOBS: the order of acceptance
     reservation: Reservation | None = None
     job: Job | None = None
+    job_sequence: int = 0  # of the job's record in JOBS
 
     @property
     def record(self) -> Job | Reservation:
@@ -157,6 +160,12 @@ class Ledger:
                 return reservation
         return None
 
+    def unclaimed(self) -> list[Job]:
+        """Return the open jobs that no node has claimed and that may move to another slot."""
+        return [
+            job for job in self.open_jobs() if job.moved_from is None and self.chain_of(job).claimed is None
+        ]
+
     def open_jobs(self) -> list[Job]:
         """Return the jobs without a result."""
         jobs = (task.job for task in self._tasks.values() if task.job is not None)
@@ -175,6 +184,9 @@ class Ledger:
         return TaskState.QUEUED if chain.claimed is None else TaskState.RUNNING
 
     def _open(self, slot: str, key: str) -> bool:
+        job = self._tasks[key].job
+        if job is None or job.slot != slot:  # moved to another slot
+            return False
         chain = self._chains.get((slot, key))
         return chain is None or chain.result is None
 
@@ -188,10 +200,10 @@ class Ledger:
             self._newest_reservation[message.slot] = message
             return
         known = self._tasks.get(message.task)
-        if known is not None and known.job is not None:
+        if known is not None and known.job is not None and not _moves(known.job, message):
             raise MalformedRecordError("a second job for one task")
         task = self._tasks.setdefault(message.task, Task(first=record.sequence))
-        task.job = message
+        task.job, task.job_sequence = message, record.sequence
         self._newest_job[message.slot] = message.task
 
     def _apply_state(self, record: Record) -> None:
@@ -205,11 +217,18 @@ class Ledger:
         chain.records.append(ChainRecord(record.sequence, record.stored, message))
         if isinstance(message, Claimed):
             chain.claimed = message
+        elif isinstance(message, Moved):
+            chain.moved = message
         elif isinstance(message, Submitting):
             chain.submitting = message
         else:
             chain.result = message
             self.ended.append((slot, key))
+
+
+def _moves(known: Job, message: Job) -> bool:
+    """Return whether a second job record of a task is the one that moves it."""
+    return known.moved_from is None and message.moved_from == known.slot != message.slot
 
 
 def _slot_and_key(record: Record) -> tuple[str, str]:

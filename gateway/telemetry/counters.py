@@ -47,6 +47,7 @@ class Measures:
         self.results: Counter[str] = Counter()  # by status
         self.late_submissions = 0
         self.malformed_offers = 0
+        self.moved_jobs = 0  # that no node had claimed, by this gateway
         self.latencies: dict[tuple[str, int], Latencies] = {}  # by route and status
         self._by_route: dict[tuple[web.AbstractRoute, int], Latencies] = {}
 

@@ -17,7 +17,7 @@ from podium.commands.offer import terms_table
 from podium.commands.status import tasks_table
 from podium.commands.watch import deadline, line
 from podium.console import make_console
-from shared.messages import Claimed, Metrics, StateRecord, Submitting
+from shared.messages import Claimed, Metrics, Moved, StateRecord, Submitting
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -149,6 +149,8 @@ def _details(record: StateRecord) -> str:
         return f"attempt {record.attempt} from step {record.step}"
     if isinstance(record, Submitting):
         return record.digest
+    if isinstance(record, Moved):
+        return f"off slot {record.slot}: {record.reason}"
     parts = [f"{record.status} ({record.code})" if record.code else str(record.status), record.reason]
     if record.artifact is not None:
         parts.append(record.artifact)

@@ -10,6 +10,7 @@ from shared.messages import (
     Claimed,
     ErrorCode,
     Job,
+    Moved,
     Outcome,
     OutcomeStatus,
     Result,
@@ -51,6 +52,10 @@ class Done(Struct, frozen=True):
     """The task has its result: clean up."""
 
     result: Result
+
+
+class Leave(Struct, frozen=True):
+    """A gateway moved the job to another slot: it is none of this node's."""
 
 
 class Watch(Struct, frozen=True):
@@ -95,7 +100,7 @@ class Finish(Struct, frozen=True):
     code: ErrorCode | None = None
 
 
-Action = Done | Watch | Claim | Start | StartOver | Submit | Look | Deliver | Finish
+Action = Done | Leave | Watch | Claim | Start | StartOver | Submit | Look | Deliver | Finish
 
 
 def next_action(job: Job, last: StateRecord | None, observation: JobObservation, max_attempts: int) -> Action:
@@ -107,6 +112,8 @@ def next_action(job: Job, last: StateRecord | None, observation: JobObservation,
     """
     if isinstance(last, Result):
         return Done(last)
+    if isinstance(last, Moved):
+        return Leave()
     step = _wanted(job, last, observation, max_attempts)
     if isinstance(last, Submitting) and not isinstance(step, Deliver):
         if observation.stored is None:

@@ -39,6 +39,7 @@ from trainer_node.job.actions import (
     Done,
     Finish,
     JobObservation,
+    Leave,
     Look,
     Start,
     StartOver,
@@ -131,7 +132,7 @@ class JobReconciler:
                 if context.lease.may_write():
                     step = await self._turn()
                     self._trouble.over()
-                    if isinstance(step, Done):
+                    if isinstance(step, Done | Leave):
                         return
                     if not isinstance(step, Watch):
                         continue
@@ -156,6 +157,8 @@ class JobReconciler:
         match step:
             case Done(result):
                 await self._clean_up(result)
+            case Leave():
+                await self._leave()
             case Claim(attempt):
                 await self._claim(attempt)
             case Start(attempt):
@@ -317,6 +320,13 @@ class JobReconciler:
             await asyncio.to_thread(self.run.clean)
         except OSError as error:  # the result stands, and the next job must not wait for this folder
             self.log.warning("run folder not cleaned", error=str(error))
+
+    async def _leave(self) -> None:
+        """Forget a job that was moved before this node claimed it."""
+        self.log.warning("the job was moved to another slot")
+        if self.context.worker_of(self.job.task) is not None:
+            await self.context.dismiss("its job was moved to another slot")
+        await asyncio.to_thread(self.run.remove)
 
     def _prepare(self) -> tuple[WorkerJob | None, Outcome | None]:
         context = self.context

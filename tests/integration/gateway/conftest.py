@@ -103,6 +103,16 @@ def start_gateway(
 
 
 @pytest.fixture
+def one_heartbeat() -> Callable[[str], bytes]:
+    """Return the heartbeat of a slot's live node, to be published once."""
+
+    def make(slot: str) -> bytes:
+        return encode(Heartbeat(slot=slot, node=f"node-{slot}", epoch=1, hardware=CPU, at=time.time()))
+
+    return make
+
+
+@pytest.fixture
 async def heartbeats(bus: Bus) -> AsyncIterator[Callable[..., None]]:
     """`heartbeats("a", "b")`: from now on these slots show a heartbeat ten times a second."""
     alive: dict[str, Hardware] = {}

@@ -14,6 +14,7 @@ from shared.messages import (
     Claimed,
     ErrorCode,
     Heartbeat,
+    Moved,
     Progress,
     Result,
     ResultStatus,
@@ -169,3 +170,16 @@ async def test_a_cancelled_job_stops_its_worker_and_frees_the_slot(world: World)
     assert (await world.result("job2")).status is ResultStatus.SUBMITTED
     assert (await world.result("job1")).status is ResultStatus.CANCELLED
     assert not (world.settings.artifacts / "job1").exists()
+
+
+async def test_a_node_leaves_a_job_that_was_moved_before_it_came(world: World) -> None:
+    await world.give("gone")
+    fence = Moved(record_id="m", task="gone", slot="a", gateway="g")
+    subject = subjects.state("a", "gone")
+    await world.bus.append(subjects.STATE_STREAM, subject, encode(fence), last_on_subject=0)
+    node = world.node().start()
+    await world.until(world.lease, 60, "no lease")
+    await world.give("next", steps=3, step_s=0.01)
+    assert (await world.result("next")).status is ResultStatus.SUBMITTED
+    assert await world.chain("gone") == [fence]
+    assert not (node.folder / "runs" / "gone").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from shared.messages import (
     Claimed,
     Decision,
     Job,
+    Moved,
     Offer,
     Reservation,
     Result,
@@ -257,3 +259,73 @@ def test_how_the_two_logs_are_interleaved_does_not_matter(
         ):  # read once, or twice after a lost answer
             mixed.apply(stream, record)
     assert everything(mixed) == everything(one_after_the_other)
+
+
+def moved_job(task: str, slot: str, source: str) -> Job:
+    return msgspec.structs.replace(job(task, slot), moved_from=source, moved_at=NOW + 60)
+
+
+FENCE = Moved(record_id="m", task="t", slot="a", gateway="g")
+
+
+@pytest.mark.parametrize("order", [(JOBS, STATE), (STATE, JOBS)])
+def test_a_moved_job_holds_its_new_slot_only(order: tuple[str, str]) -> None:
+    ledger = Ledger()
+    stored: dict[str, list[Any]] = {JOBS: [job("t", "a"), moved_job("t", "b", "a")], STATE: [FENCE]}
+    for stream in order:
+        for record in records(stored[stream]):
+            ledger.apply(stream, record)
+    assert ledger.holder("a", NOW) is None
+    assert ledger.holder("b", NOW) is ledger.task("t")
+    assert state_of(ledger, "t") is TaskState.QUEUED
+    assert ledger.unclaimed() == []  # it moves once
+    assert [each.slot for each in ledger.open_jobs()] == ["b"]
+    assert ledger.malformed == 0
+    task = ledger.task("t")
+    assert task is not None
+    assert task.job_sequence == 2
+
+
+def test_a_fenced_job_keeps_its_slot_until_it_is_stored_for_another() -> None:
+    ledger = ledger_of([job("t", "a")], [FENCE])
+    assert ledger.holder("a", NOW) is ledger.task("t")
+    assert [each.slot for each in ledger.unclaimed()] == ["a"]
+    assert ledger.chain_of(job("t", "a")).moved == FENCE
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        job("t", "b"),
+        moved_job("t", "b", "c"),  # from a slot where it is not
+        moved_job("t", "a", "a"),
+    ],
+)
+def test_a_second_job_that_is_no_move_is_skipped(second: Job) -> None:
+    ledger = ledger_of([job("t", "a"), second])
+    assert ledger.malformed == 1
+    assert ledger.holder("b", NOW) is None
+
+
+def test_a_job_moves_once() -> None:
+    ledger = ledger_of([job("t", "a"), moved_job("t", "b", "a"), moved_job("t", "c", "b")])
+    assert (ledger.malformed, ledger.holder("c", NOW)) == (1, None)
+
+
+def test_a_claimed_job_does_not_move() -> None:
+    assert ledger_of([job("t", "a")], [claimed("t", "a")]).unclaimed() == []
+
+
+def test_a_validators_active_reservation_is_found() -> None:
+    def reserved(task: str, slot: str, validator: str, expires_at: float) -> Reservation:
+        made = reservation(task, slot, expires_at)
+        return msgspec.structs.replace(
+            made, decision=msgspec.structs.replace(made.decision, validator=validator)
+        )
+
+    ledger = ledger_of([reserved("t", "a", "v", NOW + 10), reserved("u", "b", "w", NOW + 10)])
+    held = ledger.reserved_for("v", NOW)
+    assert held is not None
+    assert held.task == "t"
+    assert ledger.reserved_for("v", NOW + 11) is None  # lapsed
+    assert ledger.reserved_for("x", NOW) is None

@@ -11,6 +11,7 @@ from shared.messages import (
     Decision,
     ErrorCode,
     Job,
+    Moved,
     Offer,
     Outcome,
     OutcomeStatus,
@@ -27,6 +28,7 @@ from trainer_node.job.actions import (
     Done,
     Finish,
     JobObservation,
+    Leave,
     Look,
     Start,
     StartOver,
@@ -209,3 +211,8 @@ def test_what_nobody_looked_at_is_not_taken_for_empty(
     last: StateRecord | None, seen: dict[str, object], step: Action
 ) -> None:
     assert decide(last, **(seen | {"stored": None})) == step
+
+
+@pytest.mark.parametrize("seen", [{}, {"worker_alive": True}, {"outcome": READY}, {"requeue": True}])
+def test_a_job_that_was_moved_to_another_slot_is_left_alone(seen: dict[str, Any]) -> None:
+    assert decide(Moved(record_id="m", task="t", slot="a", gateway="g"), **seen) == Leave()
