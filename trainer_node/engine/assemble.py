@@ -9,6 +9,7 @@ import torch
 from msgspec.structs import replace
 
 from shared.messages import Hardware, Phase, WorkerJob
+from shared.planning.architectures import Batching
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
 from trainer_node.engine import context, prepare
@@ -77,9 +78,11 @@ def adapt(run: RunContext, plan: Plan, model: torch.nn.Module, *, fixed_steps: b
         run.reporter.message(f"layers are not compiled: that needs {missing}, which is not installed here")
     heads = model.config.num_attention_heads
     head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
-    deltas, forward = spread(
-        add_deltas(model, plan, run.job.seed), plan, run.process_group, fixed_steps=fixed_steps
-    )
+    deltas = add_deltas(model, plan, run.job.seed)
+    if deltas.model.batching is Batching.PADDED:
+        run.reporter.message("this model's documents can't share a row: each has one of its own, padded")
+        plan = replace(plan, compile=False)  # each batch has another shape, and each would be compiled
+    deltas, forward = spread(deltas, plan, run.process_group, fixed_steps=fixed_steps)
     return Adapted(plan, deltas, forward, heads, head_dim)
 
 

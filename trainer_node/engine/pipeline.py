@@ -31,7 +31,7 @@ from trainer_node.engine.distributed.sharding import fitted, shard_frozen
 from trainer_node.engine.evaluate import reference_logprobs
 from trainer_node.engine.export import unverified
 from trainer_node.engine.finish import close, submit_as_is
-from trainer_node.engine.model.label_model import label_model
+from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.search.search import begin_search, read, search, submittable, take_up

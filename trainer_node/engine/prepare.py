@@ -24,7 +24,7 @@ from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
 from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.evaluate.metric import Evaluation, measure, reference_logprobs, score
-from trainer_node.engine.model.label_model import label_model
+from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_tokenizer, model_shape
 from trainer_node.engine.time_budget import Costs
 

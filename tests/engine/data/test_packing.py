@@ -54,7 +54,7 @@ def test_a_batch_knows_its_documents_and_labels() -> None:
     )
     batch = collate(examples, [2, 0], 8)
     assert batch.ids_T.tolist() == [10, 11, 5, 6, 7, 0, 0, 0]
-    assert batch.positions_T.tolist() == [0, 1, 0, 1, 2, 0, 1, 2]
+    assert batch.positions_T.tolist() == [0, 1, 0, 1, 2, 0, 0, 0]
     assert batch.document_lengths == [2, 3, 3]
     assert batch.cu_seqlens.tolist() == [0, 2, 5, 8]
     assert (batch.documents, batch.examples, batch.tokens, batch.max_seqlen) == (2, 2, 5, 8)

@@ -17,7 +17,7 @@ from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.distributed.process_group import destroy, join
 from trainer_node.engine.distributed.sharding import fitted, gathered, shard_frozen
 from trainer_node.engine.evaluate.metric import score
-from trainer_node.engine.model.label_model import label_model
+from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop

@@ -100,8 +100,6 @@ def test_a_sliding_window_hides_what_is_further_back() -> None:
 def test_what_no_kernel_does_is_refused() -> None:
     tensors = [torch.randn(1, 2, 4, 16)] * 3
     with pytest.raises(EngineError, match="doesn't support"):
-        packed_attention(torch.nn.Module(), *tensors, None, softcap=50.0)
-    with pytest.raises(EngineError, match="doesn't support"):
         packed_attention(torch.nn.Module(), *tensors, torch.ones(4, 4))
 
 

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from shared.errors import EngineError
 from shared.messages import ErrorCode
-from tests.engine.conftest import SMALL
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import score_sft
-from trainer_node.engine.model.label_model import label_model
 from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer, model_shape
 
 
@@ -80,23 +77,6 @@ def test_remote_code_is_not_run(tiny_model: Path, tmp_path: Path) -> None:
         load_model(str(folder), "float32")
     assert caught.value.code is ErrorCode.UNSUPPORTED
     assert not (tmp_path / "ran").exists()
-
-
-def test_soft_capped_logits_are_refused() -> None:
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        **SMALL, final_logit_softcapping=2.0, attn_logit_softcapping=None, initializer_range=0.5
-    )
-    with pytest.raises(EngineError, match="final_logit_softcapping") as caught:
-        label_model(Gemma2ForCausalLM(config))
-    assert caught.value.code is ErrorCode.UNSUPPORTED
-
-
-def test_soft_capped_attention_is_refused() -> None:
-    config = Gemma2Config(**SMALL, final_logit_softcapping=None, attn_logit_softcapping=50.0)
-    with pytest.raises(EngineError) as caught:
-        label_model(Gemma2ForCausalLM(config))
-    assert caught.value.code is ErrorCode.UNSUPPORTED
 
 
 @pytest.mark.real_model

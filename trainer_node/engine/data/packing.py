@@ -69,7 +69,7 @@ class Batch:
     """One pack on its device: T tokens of D documents, then padding that is a document of its own."""
 
     ids_T: Tensor  # int64
-    positions_T: Tensor  # int64, from 0 in every document
+    positions_T: Tensor  # int64, from 0 in every document; the padding has only 0
     cu_seqlens: Tensor  # int32[D + 1, or D + 2 with padding]: the documents' borders
     document_lengths: list[int]  # with the padding, on the host: no step may wait for the device to tell
     max_seqlen: (
@@ -98,7 +98,9 @@ def collate(
         raise ValueError(f"{tokens} tokens don't fit a pack of {capacity}")
     borders = np.append(chosen.offsets, capacity) if padding else chosen.offsets
     all_lengths = np.diff(borders)
+    # The padding has only the first position: it may be longer than a model has positions.
     positions = np.arange(capacity) - np.repeat(borders[:-1], all_lengths)
+    positions[tokens:] = 0
     where = np.flatnonzero(chosen.labels != IGNORED)
     owners = np.searchsorted(chosen.offsets, where, side="right") - 1
     counts = np.bincount(owners, minlength=len(lengths))

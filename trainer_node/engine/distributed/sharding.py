@@ -14,6 +14,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from shared.errors import EngineError
+from shared.messages import ErrorCode
+from shared.planning.architectures import Batching
 from shared.planning.plan import Plan
 from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.model.adapters import Deltas
@@ -67,6 +70,7 @@ def decoder_layers(model: LabelModel) -> list[nn.Module]:
 
 def shard_frozen(model: LabelModel, process_group: ProcessGroup) -> LabelModel:
     """All: cut a frozen model over the processes, so that one that fits no single device can be scored."""
+    _refuse_padded(model)
     model.requires_grad_(False)
     mesh = init_device_mesh(process_group.device.type, (process_group.world,))
     for layer in decoder_layers(model):
@@ -80,6 +84,7 @@ def _shard(deltas: Deltas, layers: list[nn.Module], plan: Plan, process_group: P
     What is frozen is bf16 and what is trained fp32: a group may hold both, as long as those that have
     gradients agree. Inputs aren't cast: autocast does what it does without sharding.
     """
+    _refuse_padded(deltas.model)
     mesh = init_device_mesh(process_group.device.type, (process_group.world,))
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if plan.dtype == "bfloat16" else None,
@@ -93,6 +98,16 @@ def _shard(deltas: Deltas, layers: list[nn.Module], plan: Plan, process_group: P
     fully_shard(deltas.model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     sharded = dict(deltas.model.named_parameters())
     return replace(deltas, parameters={name: sharded[path] for path, name in paths.items()})
+
+
+def _refuse_padded(model: LabelModel) -> None:
+    """Padded documents make as many passes as they need, and each pass gathers shards in all processes."""
+    if model.batching is Batching.PADDED:
+        raise EngineError(
+            ErrorCode.UNSUPPORTED,
+            f"{type(model.base).__name__} is too large for one device, and documents that can't share a row "
+            "can't be trained over several",
+        )
 
 
 def between(forward: nn.Module, *, last: bool) -> AbstractContextManager[None]:

@@ -15,7 +15,8 @@ from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Batch, collate
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer_node.engine.model.compile import eager
-from trainer_node.engine.model.label_model import LabelModel, label_model
+from trainer_node.engine.model.exactness import label_model
+from trainer_node.engine.model.label_model import LabelModel
 from trainer_node.engine.objectives import dpo
 
 BATCH_TOKENS = 4096

@@ -24,8 +24,9 @@ from transformers import (
 from shared.errors import EngineError
 from shared.messages import ErrorCode
 from shared.planning.plan import Plan
+from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.fused_lora import fuse_lora
-from trainer_node.engine.model.label_model import LabelModel, label_model
+from trainer_node.engine.model.label_model import LabelModel
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import structlog
@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from shared.errors import EngineError
 from shared.messages import ErrorCode
 from trainer_node.engine.data.packing import Batch
+from trainer_node.engine.model.plain_attention import plain_attention
 
 NAME = "podium_packed"
 TOLERANCE = 2e-2  # of a healthy bf16 kernel against fp32 math, inputs of size 1
@@ -32,7 +33,6 @@ TOLERANCE = 2e-2  # of a healthy bf16 kernel against fp32 math, inputs of size 1
 # 0.26 ms instead of 0.75 at 32 tokens, 2.6 instead of 8.5 at 128, the same from 256 on (9 heads, one core).
 # Scoring stays in bf16: the scorer's rounding is part of its numbers (2e-4 on the tiny oracle).
 FP32_UP_TO = 256
-FOREIGN = ("softcap", "s_aux")  # changes to the softmax that some models ask for and no kernel here does
 
 
 class Form(NamedTuple):
@@ -45,6 +45,8 @@ class Form(NamedTuple):
 
 # (q_THD, k_TKD, v_TKD, cu_seqlens, max_seqlen, scale, window) -> out_THD
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, int | None], Tensor]
+# (q_BHTD, k_BKTD, v_BKTD, scale, window) -> out_BHTD, causal
+Attend = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
 log = structlog.get_logger(__name__)
 
 
@@ -103,24 +105,35 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     layout: AttentionLayout | None = None,
-    **rest: Any,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within documents: query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D]."""
-    if attention_mask is not None or dropout or any(rest.get(name) is not None for name in FOREIGN):
+    """Causal attention within documents: query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D].
+
+    What only some models ask for, soft-capped scores and sinks (`s_aux`), no fused kernel computes here.
+    """
+    if attention_mask is not None or dropout:
         raise EngineError(
             ErrorCode.UNSUPPORTED, f"{type(module).__name__} asks for attention that packing doesn't support"
         )
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary factors may have widened them
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    attend: Attend = _causal
+    if softcap is not None or s_aux is not None:
+        attend = partial(plain_attention, softcap=softcap, sinks_H=s_aux)
     if layout is None or len(layout.document_lengths) == 1:
-        return _causal(query, key, value, scale, sliding_window).transpose(1, 2), None
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return attend(query, key, value, scale, sliding_window).transpose(1, 2), None
+    if attend is _causal and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        size = value.shape[3]
+        # Latent attention's values are narrower than its keys, which no kernel takes.
+        value = F.pad(value, (0, query.shape[3] - size))
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         form = Form(query.shape[1] // key.shape[1], query.shape[3], sliding_window is not None)
         kernel = _kernel(query.device, form)
         out = kernel(q, k, v, layout.cu_seqlens, layout.max_seqlen, scale, sliding_window)
-        return out.unsqueeze(0), None
-    return _per_document(query, key, value, layout.document_lengths, scale, sliding_window), None
+        return out[..., :size].unsqueeze(0), None
+    return _per_document(query, key, value, layout.document_lengths, scale, sliding_window, attend), None
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
@@ -134,7 +147,13 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
 
 
 def _per_document(
-    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None,
+    attend: Attend = _causal,
 ) -> Tensor:
     """One causal attention per document, [1, H, T, D] -> [1, T, H, D]."""
     given = [tensor.split(lengths, 2) for tensor in (query, key, value)]
@@ -145,7 +164,7 @@ def _per_document(
     with torch.autocast(query.device.type, enabled=False):  # it would turn fp32 back into bf16
         for index, length in enumerate(lengths):
             q, k, v = (pieces[index] for pieces in (exact if length <= FP32_UP_TO else given))
-            outputs.append(_causal(q, k, v, scale, window).transpose(1, 2))
+            outputs.append(attend(q, k, v, scale, window).transpose(1, 2))
     return torch.cat(outputs, 1).to(query.dtype)
 
 
