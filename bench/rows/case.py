@@ -10,10 +10,10 @@ from msgspec import Struct
 
 from shared.errors import DataError
 from shared.messages import DatasetType, FileFormat, TaskType
-from trainer_node.engine.data.columns import asked_columns
 from trainer_node.engine.data.encode import IGNORED
 from trainer_node.engine.data.examples import tokenize
-from trainer_node.engine.data.readers import DataFile, read
+from trainer_node.engine.data.formats.readers import DataFile
+from trainer_node.engine.data.job_rows import read_job_rows
 from trainer_node.engine.data.splits import format_of
 
 LONGEST = 4096
@@ -61,7 +61,7 @@ def answer_of(case: Case) -> Answer:
         path.write_bytes(case.content)
         file = DataFile(path, format_of(case.name) or FileFormat.JSON, case.name)
         try:
-            found = read([file], asked_columns(case.task_type, case.settings))
+            found = read_job_rows([file], case.task_type, case.settings)
             examples, unusable = tokenize(
                 found.rows, case.task_type, case.settings, CharacterTokenizer(), LONGEST, source=case.name
             )

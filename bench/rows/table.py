@@ -18,10 +18,10 @@ from typing import Any
 
 import msgspec
 
-from bench.rows import csv_cases, foreign_cases, json_cases, parquet_cases
+from bench.rows import chat_cases, csv_cases, foreign_cases, json_cases, parquet_cases
 from bench.rows.case import Answer, Case, answer_of, fault_of
 from shared.messages import FileFormat
-from trainer_node.engine.data.readers import DataFile, read
+from trainer_node.engine.data.formats.readers import DataFile, read
 from trainer_node.engine.data.row_set import AskedColumns
 
 CASES: tuple[Case, ...] = (
@@ -29,6 +29,7 @@ CASES: tuple[Case, ...] = (
     *csv_cases.CASES,
     *parquet_cases.CASES,
     *foreign_cases.CASES,
+    *chat_cases.CASES,
 )
 SPEED_ROWS = 50_000
 REPEATS = 3

@@ -104,6 +104,7 @@ def score(
 
     from trainer_node.engine.data.columns import asked_columns
     from trainer_node.engine.data.examples import read_rows, scored_length, tokenize
+    from trainer_node.engine.data.job_rows import unmet
     from trainer_node.engine.data.splits import format_of
     from trainer_node.engine.evaluate import metric
     from trainer_node.engine.model.adapters import load_adapter
@@ -111,7 +112,7 @@ def score(
 
     file_format = format_of(urlsplit(data).path) or FileFormat.JSON
     found = read_rows(data, file_format, allow_private_urls=False, asked=asked_columns(task_type, columns))
-    for text in found.notices:
+    for text in (*found.notices, *unmet(task_type, columns, found)):
         print(text, file=sys.stderr)
     length = scored_length(load_config(model))
     examples: Examples

@@ -176,7 +176,7 @@ def test_the_end_of_a_turn_is_scored_where_it_is_the_tokenizers_own(smollm2: Pat
         ({"talk": "hello"}, "column 'talk' is not a list of messages"),
         ({"talk": []}, "column 'talk' is empty"),
         ({"talk": [{"from": "gpt"}]}, "a message without text in 'from' or 'value'"),
-        ({"talk": [turn("human", "alone")]}, "nothing to score"),
+        ({"talk": [turn("human", "alone")]}, "no message of the role 'gpt'"),
     ],
 )
 def test_bad_conversations(tokenizer: Any, row: dict[str, Any], reason: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from shared.errors import DataError
 from shared.messages import DatasetType, TaskType
@@ -65,18 +63,3 @@ def present_columns(missing: str, present: Sequence[str]) -> str:
             "chat_content_field to the names in their messages, such as 'role' and 'content'"
         )
     return text
-
-
-def text_of(value: Any) -> str | None:
-    """A value as text where text is asked for; None if it is missing.
-
-    Numbers and booleans are as Python formats them, as in the scorer's prompts; NaN and the infinities are
-    missing. Raises TypeError for lists and objects.
-    """
-    if isinstance(value, str):
-        return value
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    if isinstance(value, bool | int | float):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} is not text")

@@ -14,8 +14,9 @@ from typing import Any
 
 from shared.errors import DataError
 from shared.messages import DatasetType, TaskType
-from trainer_node.engine.data.columns import asked_columns, text_of
-from trainer_node.engine.data.row_set import AskedColumns, Row
+from trainer_node.engine.data.columns import asked_columns
+from trainer_node.engine.data.conversations import Turn, UnusableError, form_of, turns_of
+from trainer_node.engine.data.row_set import AskedColumns, Row, text_of
 
 IGNORED = -100
 COMPLETION_CHUNKS = 64  # a completion text is cut after so many times the scored length
@@ -30,10 +31,6 @@ Example = tuple[Document, ...]  # one document, or chosen and rejected
 Encoder = Callable[[Sequence[Row]], list[list[Example] | str]]
 
 
-class _Unusable(Exception):
-    """One row can't be used; the text is the reason under which it is counted."""
-
-
 def encoder(task_type: TaskType, columns: DatasetType, tokenizer: Any, length: int) -> Encoder:
     """The function that encodes rows.
 
@@ -45,7 +42,7 @@ def encoder(task_type: TaskType, columns: DatasetType, tokenizer: Any, length: i
             return _completion(asked.needed[0], tokenizer, length)
         return _instruct(asked, columns, tokenizer, length)
     if task_type is TaskType.CHAT:
-        return _chat(asked.needed[0], columns, tokenizer)
+        return _chat(columns, tokenizer)
     if task_type is TaskType.DPO:
         return _dpo(asked.needed, tokenizer, length)
     raise DataError(f"there is no way to read data of a {task_type.value}")
@@ -55,13 +52,13 @@ def _optional(row: Row, column: str) -> str | None:
     try:
         return text_of(row.get(column))
     except TypeError as error:
-        raise _Unusable(f"column {column!r} is not text") from error
+        raise UnusableError(f"column {column!r} is not text") from error
 
 
 def _text(row: Row, column: str) -> str:
     text = _optional(row, column)
     if text is None:
-        raise _Unusable(f"column {column!r} is missing")
+        raise UnusableError(f"column {column!r} is missing")
     return text
 
 
@@ -73,7 +70,7 @@ def _each(rows: Sequence[Row], read: Callable[[Row], Any]) -> tuple[list[Any], l
         try:
             parts.append(read(row))
             answers.append([])
-        except _Unusable as reason:
+        except UnusableError as reason:
             answers.append(str(reason))
     return parts, answers
 
@@ -107,7 +104,7 @@ def _instruct(asked: AskedColumns, columns: DatasetType, tokenizer: Any, length:
         prompt = system_format.format(system=system) if system else ""
         prompt += (with_input if extra else without_input).format(instruction=text, input=extra)
         if not response:
-            raise _Unusable(f"column {output!r} is empty")
+            raise UnusableError(f"column {output!r} is empty")
         return prompt, response
 
     # Asked once: a tokenizer takes 40 us to say it, as long as to encode a short row.
@@ -151,7 +148,7 @@ def _completion(column: str, tokenizer: Any, length: int) -> Encoder:
 
     def read(row: Row) -> str:
         if not (text := _text(row, column)):
-            raise _Unusable(f"column {column!r} is empty")
+            raise UnusableError(f"column {column!r} is empty")
         return text
 
     def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
@@ -169,36 +166,13 @@ def _completion(column: str, tokenizer: Any, length: int) -> Encoder:
 # --- chat
 
 
-def _chat(column: str, columns: DatasetType, tokenizer: Any) -> Encoder:
-    role_field, content_field = columns.chat_role_field or "from", columns.chat_content_field or "value"
-    roles = {
-        columns.chat_user_reference or "user": "user",
-        columns.chat_assistant_reference or "assistant": "assistant",
-    }
+def _chat(columns: DatasetType, tokenizer: Any) -> Encoder:
+    form = form_of(columns)
     render = _renderer(columns.chat_template or "chatml", tokenizer)
     end = tokenizer.eos_token_id
 
-    def read(row: Row) -> list[tuple[str, str]]:
-        messages = row.get(column)
-        if messages is None:
-            raise _Unusable(f"column {column!r} is missing")
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise _Unusable(f"column {column!r} is not a list of messages")
-        if not messages:
-            raise _Unusable(f"column {column!r} is empty")
-        turns = [(message.get(role_field), message.get(content_field)) for message in messages]
-        if not all(isinstance(role, str) and isinstance(content, str) for role, content in turns):
-            raise _Unusable(f"a message without text in {role_field!r} or {content_field!r}")
-        turns = [(roles.get(role, role), content) for role, content in turns]
-        system = row.get(
-            "system"
-        )  # a column called so opens a conversation that has no system turn of its own
-        return (
-            turns if turns[0][0] == "system" or not isinstance(system, str) else [("system", system), *turns]
-        )
-
     def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
-        conversations, answers = _each(rows, read)
+        conversations, answers = _each(rows, lambda row: turns_of(row, form))
         texts: list[str] = []
         for turns in conversations:
             texts.append(render(turns))
@@ -210,7 +184,7 @@ def _chat(column: str, columns: DatasetType, tokenizer: Any) -> Encoder:
     return encode
 
 
-def _renderer(template: str, tokenizer: Any) -> Callable[[list[tuple[str, str]]], str]:
+def _renderer(template: str, tokenizer: Any) -> Callable[[list[Turn]], str]:
     if template == "chatml":
         return lambda turns: "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
     # A template's name, such as `llama3`, goes by the model's own: the scorer's copy of it says the same.
@@ -224,11 +198,11 @@ def _renderer(template: str, tokenizer: Any) -> Callable[[list[tuple[str, str]]]
     )
 
 
-def _assistant_turns(turns: list[tuple[str, str]]) -> list[int]:
+def _assistant_turns(turns: list[Turn]) -> list[int]:
     return [index for index, (role, _) in enumerate(turns) if role == "assistant"]
 
 
-def _mark(turns: list[tuple[str, str]], found: Iterator[list[int]], end_id: int) -> Document:
+def _mark(turns: list[Turn], found: Iterator[list[int]], end_id: int) -> Document:
     """Label the content of assistant turns, and the end token that follows within reach."""
     ids = next(found)
     labels = [IGNORED] * len(ids)

@@ -21,6 +21,7 @@ from shared.errors import DataError
 from shared.messages import DatasetType, TaskType
 from shared.planning.throughput import development_rows
 from trainer_node.engine.data.columns import asked_columns, refuse_missing
+from trainer_node.engine.data.conversations import advice, form_of
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.encode import IGNORED, Document, Example, encoder
 from trainer_node.engine.data.row_set import Row
@@ -126,7 +127,9 @@ def tokenize(
     examples = _joined(parts, group)
     if not len(examples):
         reasons = [f"{reason} ({count}, first row {first[reason]})" for reason, count in dropped.items()]
-        raise DataError(f"{source}: no usable row among {len(rows)}: {'; '.join(reasons) or 'it is empty'}")
+        hint = advice(rows, form_of(columns)) if task_type is TaskType.CHAT else ""
+        told = "; ".join(reasons) or "it is empty"
+        raise DataError(f"{source}: no usable row among {len(rows)}: {told}{hint}")
     return examples, dropped
 
 

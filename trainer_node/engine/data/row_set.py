@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -116,3 +117,18 @@ def _at_path(row: Any, path: str) -> Any:
             return _ABSENT
         row = row[key]
     return row
+
+
+def text_of(value: Any) -> str | None:
+    """A value as text where text is asked for; None if it is missing.
+
+    Numbers and booleans are as Python formats them, as in the scorer's prompts; NaN and the infinities are
+    missing. Raises TypeError for lists and objects.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, bool | int | float):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not text")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from shared.messages import FileFormat
 from trainer_node.engine.data.download import fetch, is_url, public_name
+from trainer_node.engine.data.formats.readers import DataFile, read
 from trainer_node.engine.data.hf_datasets import download
-from trainer_node.engine.data.readers import DataFile, read
 from trainer_node.engine.data.row_set import AskedColumns, RowSet
 from trainer_node.engine.data.splits import format_of
 

@@ -18,9 +18,9 @@ from safetensors.numpy import save
 
 from shared.files import file_digest, write_atomically
 from shared.messages import WorkerJob
-from trainer_node.engine.data.columns import asked_columns
 from trainer_node.engine.data.examples import Examples, tokenize
-from trainer_node.engine.data.readers import DataFile, read
+from trainer_node.engine.data.formats.readers import DataFile
+from trainer_node.engine.data.job_rows import read_job_rows
 from trainer_node.engine.data.sources import located
 from trainer_node.engine.reporter import Reporter
 
@@ -54,7 +54,7 @@ def tokens_of(job: WorkerJob, folder: Path, tokenizer: Any, length: int, reporte
     if known := kept(folder, key):
         return known
     with reporter.patience(READ_S):
-        found = read(files, asked_columns(job.task_type, job.dataset_type))
+        found = read_job_rows(files, job.task_type, job.dataset_type)
     for text in found.notices[:MOST_NOTICES]:
         reporter.message(text)
     if more := found.notices[MOST_NOTICES:]:

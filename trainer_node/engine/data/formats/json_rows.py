@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypedDict
 import msgspec
 
 from shared.errors import DataError
-from trainer_node.engine.data.json_tables import rows_of_object
+from trainer_node.engine.data.formats.json_tables import rows_of_object
 from trainer_node.engine.data.row_set import AskedColumns, Projection, Row, RowSet, column_names
 
 HEAD = 1 << 20  # bytes in which the first row is looked for, to know the columns

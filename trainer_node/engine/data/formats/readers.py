@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 from shared.errors import DataError
 from shared.messages import FileFormat
 from trainer_node.engine.data.columns import refuse_missing
-from trainer_node.engine.data.content import (
+from trainer_node.engine.data.formats.content import (
     HEAD,
     PARQUET,
     as_utf8,
@@ -20,9 +20,9 @@ from trainer_node.engine.data.content import (
     refuse_foreign,
     unpacked,
 )
-from trainer_node.engine.data.csv_rows import has_header, read_csv
-from trainer_node.engine.data.json_rows import read_json
-from trainer_node.engine.data.parquet_rows import read_parquet
+from trainer_node.engine.data.formats.csv_rows import has_header, read_csv
+from trainer_node.engine.data.formats.json_rows import read_json
+from trainer_node.engine.data.formats.parquet_rows import read_parquet
 from trainer_node.engine.data.row_set import AskedColumns, RowSet
 
 JSON = re.compile(rb'\s*(\[\s*[{\]]|\{\s*["}])')

@@ -20,6 +20,7 @@ from trainer_node.engine.data.row_set import RowSet
 PIECE = 1 << 20
 HEAD = 4096  # bytes by which a file is known
 DEEPEST = 2  # compressions in each other
+DAMAGES = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)  # what decompressors raise
 FOREIGN_SHARE = 0.3  # of the letters: with more bytes beyond ASCII the text isn't in a western alphabet
 HIGH = re.compile(rb"[\x80-\xff]")
 LETTER = re.compile(rb"[A-Za-z]")
@@ -80,8 +81,10 @@ def _unpacked(file: BinaryIO, kind: str, name: str) -> BinaryIO:
                 raise DataError(
                     f"{name} unpacks to more than {MAX_BYTES / 1e9:.1f} GB, the most that data may have"
                 )
-    except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+    except BaseException as error:
         target.close()
+        if not isinstance(error, DAMAGES):
+            raise
         if getattr(error, "errno", None):  # the disk's, not the content's
             raise
         raise DataError(f"{name} is a damaged {kind} file: {error}") from error
