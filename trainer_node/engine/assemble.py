@@ -55,6 +55,7 @@ class Place:
     tokens_before: int = 0
     seed: int = 0  # added to the job's
     search_at: float | None = None  # when the search began
+    curve: bool = True  # the development rows are measured during training: they are not trained on
 
 
 ONLY = Place()
@@ -125,7 +126,7 @@ def make_state(
     # After a search the best trial's weights are read again.
     reading_s = 0.0 if place.search_at is None else record.costs.load_s
     ending = replace(job, ready_by=job.ready_by - reading_s)
-    dev = curve_rows(record, data)
+    dev = curve_rows(record, data) if place.curve else None
     state = TrainState(
         plan=plan,
         seed=job.seed + place.seed,
@@ -144,7 +145,7 @@ def make_state(
         cpu_threads=cpu_threads_for(plan, deltas, torch.get_num_threads()),
         alive=run.reporter.alive,
         dev=dev,
-        dev_s=record.costs.score_s * len(dev) / len(record.base_losses),
+        dev_s=record.costs.score_s * len(dev or ()) / len(record.base_losses),
         most_best_bytes=COPY_SHARE * prepare.main_memory(job.hardware) / group.world,
         cores=0 if run.simulated or group.device.type != "cpu" else torch.get_num_threads(),
         trial=place.trial,

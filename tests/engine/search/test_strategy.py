@@ -7,7 +7,9 @@ import pytest
 from msgspec.structs import replace
 
 from trainer_node.engine.search.strategy import (
+    AFTER_LOWEST,
     LEAST_EPOCHS,
+    MOST_REFITS,
     PROBE_SHARE,
     SAFETY,
     Budget,
@@ -158,12 +160,43 @@ def test_a_batch_below_the_smallest_pack_is_not_tried() -> None:
     assert min(result.trial.batch for result in done) == 16
 
 
-def test_after_a_turn_a_shorter_run_is_tried_and_no_longer_one() -> None:
+def test_after_a_turn_the_next_run_ends_there_and_none_is_longer() -> None:
     budget = Budget(left_s=1e6, tokens_per_s=SPEED, epoch_tokens=10_000, examples=500, trial_s=1.0, all_s=1e6)
-    done = [TrialResult(trial=START[0], loss=2.0, tokens=1, train_s=1.0, turned=True)]
+    done = [TrialResult(trial=START[0], loss=2.0, tokens=1, train_s=1.0, lowest_epochs=0.8)]
     first = next_trial(START, done, budget)
-    assert first
-    assert first.epochs == START[0].epochs / 2
+    assert first == replace(START[0], epochs=AFTER_LOWEST * 0.8)
     while trial := next_trial(START, done, budget):
         assert trial.epochs <= START[0].epochs
         done.append(TrialResult(trial=trial, loss=3.0, tokens=1, train_s=1.0))
+
+
+def test_the_best_trial_is_run_again_on_all_rows_in_other_orders() -> None:
+    done, _ = searched(bowl(1.0, 2.0, 32), 3000.0)
+    best = best_of(done)
+    assert best
+    refits = [result.trial for result in done if result.trial.refit]
+    assert [result.trial for result in done[-MOST_REFITS:]] == refits
+    assert [trial.seed for trial in refits] == list(range(MOST_REFITS))
+    assert {replace(trial, refit=False, seed=0) for trial in refits} == {best.trial}
+
+
+def test_every_search_with_time_for_two_runs_ends_with_a_run_on_all_rows() -> None:
+    for seconds in range(30, 400, 7):
+        done, left = searched(bowl(1.0, 2.0, 32), float(seconds))
+        assert left >= 0.0
+        main = any(result.trial.main for result in done)
+        assert main or done[-1].trial.refit
+
+
+def test_a_main_run_that_turned_early_leaves_time_for_a_better_one() -> None:
+    budget = Budget(
+        left_s=20.0, tokens_per_s=SPEED, epoch_tokens=10_000, examples=500, trial_s=1.0, all_s=40.0
+    )
+    main = replace(START[0], epochs=4.0, main=True)
+    done = [TrialResult(trial=main, loss=2.0, tokens=1, train_s=1.0, lowest_epochs=1.0)]
+    again = next_trial(START, done, budget)
+    assert again
+    assert again.refit
+    assert again.epochs == AFTER_LOWEST
+    done.append(TrialResult(trial=again, loss=1.0, tokens=1, train_s=1.0))
+    assert best_of(done) == done[0]

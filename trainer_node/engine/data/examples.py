@@ -124,7 +124,7 @@ def tokenize(
                 first.setdefault(reason, number)
         parts.append(_flat(documents, group))
         tick(f"{min(start + CHUNK, len(rows))} of {len(rows)} rows tokenised")
-    examples = _joined(parts, group)
+    examples = joined(parts, group)
     if not len(examples):
         reasons = [f"{reason} ({count}, first row {first[reason]})" for reason, count in dropped.items()]
         hint = advice(rows, form_of(columns)) if task_type is TaskType.CHAT else ""
@@ -167,14 +167,17 @@ def _flat(documents: list[Document], group: int) -> Examples:
     return Examples(ids, labels, offsets, group)
 
 
-def _joined(parts: list[Examples], group: int) -> Examples:
+def joined(parts: list[Examples], group: int) -> Examples:
+    """The examples of all parts, one after the other."""
     starts = np.cumsum([0] + [len(part.ids) for part in parts])
+    references = [part.reference for part in parts if part.reference is not None]
     offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
     return Examples(
         np.concatenate([part.ids for part in parts] or [np.empty(0, np.int32)]),
         np.concatenate([part.labels for part in parts] or [np.empty(0, np.int32)]),
         np.concatenate([np.zeros(1, np.int64), *offsets]),
         group,
+        np.concatenate(references) if references and len(references) == len(parts) else None,
     )
 
 

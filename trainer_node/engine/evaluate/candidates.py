@@ -49,6 +49,7 @@ class Candidate:
     reached: TrainProgress
     score: Evaluation | None = None  # None = there was no time to measure it
     weights_applied: Callable[[], AbstractContextManager[None]] = nullcontext
+    held_out: Evaluation | None = None  # to be reported instead, if these weights were trained on its rows
 
     def measured(self, measure: Callable[[], Evaluation]) -> Candidate:
         """With its score."""

@@ -18,7 +18,7 @@ from shared.planning.planner import step_size
 from trainer_node.engine import prepare
 from trainer_node.engine.assemble import COPY_SHARE, Adapted, Place, adapt, load_base, make_state
 from trainer_node.engine.context import JobData, RunContext, RunRecord
-from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.examples import Examples, joined
 from trainer_node.engine.evaluate.candidates import (
     Candidate,
     TrainProgress,
@@ -81,9 +81,10 @@ class TrialRunner:
         self.note(self.known.finished(result, state.step, clock_tokens(run)))
         self.prune(4 * sum(value.numel() for value in state.deltas.parameters.values()))
         loss = "no number" if result.loss is None else f"{result.loss:.4f}"
+        kind = "loss on rows that it was trained on" if trial.refit else "held-out loss"
         best = best_of(self.known.done)
         leads = f"; best so far: {best.loss:.4f}" if best and best is not result else ""
-        run.reporter.message(f"trial {number + 1}: held-out loss {loss}{leads}")
+        run.reporter.message(f"trial {number + 1}: {kind} {loss}{leads}")
         return True
 
     def prepared(self, trial: Trial, found: Checkpoint | None) -> TrainState:
@@ -97,10 +98,12 @@ class TrialRunner:
             tokens_before=self.known.tokens_before,
             seed=trial.seed,
             search_at=self.known.began_at,
+            curve=not trial.refit,
         )
-        return make_state(
-            self.run, self.record, replace(adapted, plan=plan), self.data, found, self.saver, place
-        )
+        record, data = self.record, self.data
+        if trial.refit:
+            record, data = with_all_rows(record, data)
+        return make_state(self.run, record, replace(adapted, plan=plan), data, found, self.saver, place)
 
     def with_arm(self, arm: str) -> Adapted:
         """The model with the arm's weights as they are before the first step."""
@@ -155,7 +158,7 @@ class TrialRunner:
             tokens=state.tokens,
             train_s=state.train_s,
             weights=best.name,
-            turned=state.schedule.pulse.cooldown is not None,
+            lowest_epochs=lowest_epochs(state),
             losses=rows if valid else [],  # JSON has no word for what isn't a number
             step=best.reached.step,
             step_tokens=best.reached.tokens,
@@ -177,8 +180,11 @@ class TrialRunner:
     def prune(self, size: int) -> None:
         """Free the weights, of `size` bytes each, of all but the best trials."""
         done = self.known.done
-        best = sorted((one for one in done if one.loss is not None), key=lambda one: one.loss or 0.0)
+        measured = (one for one in done if one.loss is not None and not one.trial.refit)
+        best = sorted(measured, key=lambda one: one.loss or 0.0)
         kept = best[: KEPT if size <= KEPT_BYTES else 1]
+        refits = [one for one in done if one.trial.refit and one.loss is not None]
+        kept += refits if size <= KEPT_BYTES else refits[:1]
         for number, one in enumerate(done):
             if one not in kept and self.run.process_group.is_main:
                 shutil.rmtree(trial_folder(self.run, number), ignore_errors=True)
@@ -189,6 +195,21 @@ class TrialRunner:
         if len(carried_out.deviations) > len(plan.deviations):  # memory ran out
             plans = {**self.known.plans, arm: smaller_by(plan, carried_out)}
             self.known = msgspec.structs.replace(self.known, plans=plans)
+
+
+def lowest_epochs(state: TrainState) -> float | None:
+    """Where the development curve was lowest, in epochs, if it has turned."""
+    best = state.curve.best
+    if best is None or state.schedule.pulse.cooldown is None:
+        return None
+    return best.tokens / int(state.examples.lengths.sum())
+
+
+def with_all_rows(record: RunRecord, data: JobData) -> tuple[RunRecord, JobData]:
+    """The record and the rows of a run that trains on the development rows as well."""
+    train = joined([data.train, data.dev], data.train.group)
+    record = msgspec.structs.replace(record, train_examples=len(train), train_tokens=int(train.lengths.sum()))
+    return record, msgspec.structs.replace(data, train=train)
 
 
 def plan_of(trial: Trial, plan: Plan, record: RunRecord, longest: int) -> Plan:

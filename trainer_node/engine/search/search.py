@@ -101,11 +101,10 @@ def search(
     dev = data.dev.take(np.arange(len(record.base_losses)))
     runner = TrialRunner(run, record, data, dev, known, make_saver(run, record), models)
     run.reporter.phase(Phase.TRAIN)
-    longest = int(data.train.lengths.max())
     mean_length = record.train_tokens / record.train_examples
     start = [trial_of(arm, plan, mean_length) for arm, plan in known.plans.items()]
     while True:
-        budget = _budget(run, record, runner.known, longest)
+        budget = _budget(run, record, runner.known, data)
         trial = runner.known.trial or run.process_group.broadcast_object(
             next_trial(start, runner.known.done, budget)
         )
@@ -166,8 +165,9 @@ def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
     return plans
 
 
-def _budget(run: RunContext, record: RunRecord, known: SearchRecord, longest: int) -> Budget:
+def _budget(run: RunContext, record: RunRecord, known: SearchRecord, data: JobData) -> Budget:
     """What is left, at the speed of the trials so far."""
+    longest = int(data.train.lengths.max())
     trained_s = sum(one.train_s for one in known.done)
     tokens = sum(one.tokens for one in known.done)
     first = next(iter(known.plans.values()))
@@ -182,6 +182,7 @@ def _budget(run: RunContext, record: RunRecord, known: SearchRecord, longest: in
         examples=record.train_examples,
         trial_s=0.0 if run.simulated else sum(other) / len(other),
         all_s=known.all_s,
+        all_rows=1.0 + int(data.dev.lengths.sum()) / record.train_tokens,
         least_batch=first.devices * round_up(longest) * record.train_examples / record.train_tokens,
     )
 

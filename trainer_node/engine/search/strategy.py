@@ -2,8 +2,9 @@
 
 A trial is a whole training run whose rate falls to zero within it, scored on the development rows. There are
 two regimes. If the time is enough for several runs of full length, each trial is one: the best of them is
-submitted, and the search walks from it to its neighbours, coarse steps first. Otherwise short trials compare
-rates, and one long run takes the time that is left.
+the centre from which the search goes on to its neighbours, coarse steps first. Otherwise short trials compare
+rates, and one long run takes the time that is left, or a part of it if its loss turns. In the end the best
+trial is run again on all rows, in several orders, to be averaged.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ PROBE_TRIALS = 4
 PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
 HORIZON = 0.2  # the best rate falls with the length of a run to this power
 SAFETY = 1.15  # a trial may take this much longer than those before it
-SEEDS = 3  # other data orders of the best trial, for averaging
+SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for all refits
+MOST_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
+AFTER_LOWEST = 1.25  # a run this much longer than to the lowest point of the one before ends at its own
 
 
 Move = Callable[[Trial], Trial]
@@ -46,10 +49,12 @@ class Budget(Struct, frozen=True, kw_only=True):
     trial_s: float  # what a trial costs besides its steps: resetting, scoring
     all_s: float  # `left_s` before the first trial
     least_batch: float = 1.0  # examples that the smallest pack holds, one on every device
+    all_rows: float = 1.0  # training and development rows' tokens, as a multiple of the training rows'
 
     def cost_s(self, trial: Trial) -> float:
         """Seconds that a trial takes."""
-        return self.trial_s + trial.epochs * self.epoch_tokens / self.tokens_per_s
+        tokens = trial.epochs * self.epoch_tokens * (self.all_rows if trial.refit else 1.0)
+        return self.trial_s + tokens / self.tokens_per_s
 
     def fits(self, trial: Trial) -> bool:
         """Whether a trial would be over in time."""
@@ -65,20 +70,17 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
 
     `start` has the arms' first trials, the most promising one first. The first trial is always given.
     """
-    if any(result.trial.main for result in done):
-        return None
-    first = done[0].trial if done else first_trial(start, budget)
     if not done:
-        return first
-    if first.epochs < LEAST_EPOCHS:
-        return _probe_or_main(start, done, budget)
+        return first_trial(start, budget)
+    refits = [result for result in done if result.trial.refit]
     best = best_of(done)
-    tried = {_key(result.trial) for result in done}
-    for trial in _neighbours(best.trial if best else first, start, turned=bool(best and best.turned)):
-        # Below the smallest pack a smaller batch would be the same one.
-        if _key(trial) not in tried and budget.fits(trial) and 2 * trial.batch > budget.least_batch:
+    if not refits:
+        main = any(result.trial.main for result in done)
+        if done[0].trial.epochs < LEAST_EPOCHS and not main:
+            return _probe_or_main(start, done, budget)
+        if trial := _search(best.trial if best else done[0].trial, best, start, done, budget):
             return trial
-    return None
+    return _refit(settled(best), len(refits), budget) if best else None
 
 
 def arm_name(plan: Plan) -> str:
@@ -104,24 +106,62 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
 
 
 def best_of(done: Sequence[TrialResult]) -> TrialResult | None:
-    """The trial with the lowest loss; the earliest of equals."""
-    measured = [result for result in done if result.loss is not None]
+    """The trial with the lowest loss; the earliest of equals. A refit's loss is no held-out one."""
+    measured = [result for result in done if result.loss is not None and not result.trial.refit]
     return min(measured, key=lambda result: result.loss or 0.0, default=None)
+
+
+def settled(result: TrialResult) -> Trial:
+    """A trial that ends where this one's loss was lowest, with some more for the rate to fall to zero."""
+    trial = replace(result.trial, main=False)
+    if result.lowest_epochs is None:
+        return trial
+    return replace(trial, epochs=max(LEAST_EPOCHS, min(trial.epochs, AFTER_LOWEST * result.lowest_epochs)))
 
 
 # --- full length
 
 
-def _neighbours(best: Trial, start: Sequence[Trial], *, turned: bool) -> Iterator[Trial]:
-    """The trials next to the best one: coarse steps, then fine ones, then other orders of the rows.
+def _search(
+    best: Trial,
+    result: TrialResult | None,
+    start: Sequence[Trial],
+    done: Sequence[TrialResult],
+    budget: Budget,
+) -> Trial | None:
+    """The first neighbour of the best trial that is new and leaves time for a refit."""
+    centre = settled(result) if result else best
+    tried = {_key(one.trial) for one in done}
+    for trial in _neighbours(centre, start, turned=bool(result and result.lowest_epochs)):
+        # Below the smallest pack a smaller batch would be the same one.
+        if _key(trial) in tried or 2 * trial.batch <= budget.least_batch:
+            continue
+        refit = replace(trial, refit=True)
+        spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
+        reserve_s = budget.cost_s(refit) * (1 if spent_s <= SEARCH_SHARE * budget.all_s else MOST_REFITS)
+        if SAFETY * (budget.cost_s(trial) + reserve_s) <= budget.left_s:
+            return trial
+    return None
 
-    If the best one's loss has turned, a longer run would turn as well, and a shorter one is tried first.
+
+def _refit(best: Trial, count: int, budget: Budget) -> Trial | None:
+    """The best trial once more, on all rows and in another order."""
+    refit = replace(best, refit=True, seed=best.seed + count)
+    return refit if count < MOST_REFITS and budget.fits(refit) else None
+
+
+def _neighbours(best: Trial, start: Sequence[Trial], *, turned: bool) -> Iterator[Trial]:
+    """The trials next to the best one: coarse steps, then fine ones.
+
+    If the best one's loss has turned, a longer run would turn as well: it is first run as long as it should
+    have been.
     """
     higher, lower = _by(rate=RATE_STEP), _by(rate=1 / RATE_STEP)
     longer, shorter = _by(epochs=2.0), _by(epochs=0.5)
     larger, smaller = _by(batch=BATCH_STEP), _by(batch=1 / BATCH_STEP)
     if turned:
-        moves = [shorter, smaller, lower, higher, larger]
+        yield best
+        moves = [smaller, lower, higher, shorter, larger]
     else:
         moves = [higher, longer, smaller, lower, shorter, larger]
     for move in moves:
@@ -134,7 +174,6 @@ def _neighbours(best: Trial, start: Sequence[Trial], *, turned: bool) -> Iterato
     for move in fine:
         if _in_range(trial := move(best)):
             yield trial
-    yield from (replace(best, seed=seed) for seed in range(1, SEEDS + 1))
 
 
 def _by(*, rate: float = 1.0, epochs: float = 1.0, batch: float = 1.0) -> Move:
@@ -152,8 +191,8 @@ def _in_range(trial: Trial) -> bool:
     )
 
 
-def _key(trial: Trial) -> tuple[str, float, float, int, int]:
-    return (trial.arm, round(math.log(trial.rate), 3), round(trial.epochs, 3), trial.batch, trial.seed)
+def _key(trial: Trial) -> tuple[str, float, float, int]:
+    return (trial.arm, round(math.log(trial.rate), 3), round(trial.epochs, 3), trial.batch)
 
 
 # --- short trials, then one long run

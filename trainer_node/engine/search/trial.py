@@ -22,11 +22,15 @@ class Trial(Struct, frozen=True, kw_only=True):
     epochs: float = 2.0
     batch: int = 32  # examples of one optimiser step
     seed: int = 0  # added to the job's: another order of the rows
-    main: bool = False  # the last run, which takes all the time that is left
+    main: bool = False  # the run that takes all the time that is left
+    refit: bool = False  # a run like the best one, on the development rows as well
 
     def __str__(self) -> str:
         order = f", order {self.seed + 1}" if self.seed else ""
-        return f"{self.arm}, rate x {self.rate:.2g}, {self.epochs:.2g} epochs, batch {self.batch}{order}"
+        rows = ", all rows" if self.refit else ""
+        return (
+            f"{self.arm}, rate x {self.rate:.2g}, {self.epochs:.2g} epochs, batch {self.batch}{order}{rows}"
+        )
 
 
 class TrialResult(Struct, frozen=True, kw_only=True):
@@ -38,7 +42,7 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     train_s: float  # inside the trial's training, by the run's clock
     other_s: float = 0.0  # for setting up and scoring
     weights: str = "weights"  # the best group of tensors in its checkpoint: weights, average or best
-    turned: bool = False  # its held-out loss rose, so that it ended early
+    lowest_epochs: float | None = None  # where its held-out loss was lowest, if it rose after that
     losses: list[float] = []  # row by row
     step: int = 0  # of those weights
     step_tokens: int = 0  # trained up to there
