@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time
-from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from rich.markup import escape
@@ -17,8 +15,12 @@ from rich.table import Table
 from podium.client import Refusal, find_gateway
 from podium.commands.up import EXAMPLES
 from podium.console import make_console
+from podium.dataset_type import refuse_unknown
 from shared.errors import PodiumError
-from shared.messages import DatasetType, Decision, FileFormat, Offer, TaskType, Terms
+from shared.messages import Decision, FileFormat, Offer, Terms
+from trainer_node.engine.data.columns import asked_columns
+from trainer_node.engine.data.formats.readers import DataFile
+from trainer_node.engine.data.job_rows import read_job_rows
 
 REFUSED = 3  # exit code: the offer is valid and was rejected
 
@@ -68,48 +70,31 @@ def read_offer(path: Path) -> Offer:
         known = ", ".join(Offer.__struct_fields__)
         raise PodiumError(f"{path}: unknown field {', '.join(unknown)}; an offer has {known}")
     try:
-        return msgspec.convert(fields, Offer)
+        offer = msgspec.convert(fields, Offer)
     except msgspec.ValidationError as error:
         raise PodiumError(f"{path} is not an offer: {error}") from error
+    refuse_unknown(fields.get("dataset_type"), f"{path}: dataset_type")
+    return offer
 
 
 def check_data(offer: Offer) -> str:
-    """Check the offer's data if it is on this machine; return what was checked.
+    """Read the offer's data as the trainer does if it is on this machine; return what was found.
 
-    Raises PodiumError if columns that the task type needs are not named, or are not in the first row.
+    Raises PodiumError if columns that the task type needs are not named, or the data can't be used.
     """
-    columns = named_columns(offer.task_type, offer.dataset_type)
+    asked = asked_columns(offer.task_type, offer.dataset_type)
     path = local_file(offer.dataset)
     if offer.file_format is FileFormat.HF or "://" in offer.dataset:
         return f"data not checked, the trainer fetches it: {offer.dataset}"
     if path is None:
         return f"data not checked, it is not on this machine: {offer.dataset}"
-    if offer.file_format is FileFormat.PARQUET:
-        return f"data not checked, only the trainer reads Parquet: {path}"
-    row = first_row(path, offer.file_format)
-    if missing := [column for column in columns if column not in row]:
-        raise PodiumError(
-            f"{path}: the first row has no column {', '.join(missing)}; it has {', '.join(row)}"
-        )
-    return f"data {path} has the columns {', '.join(columns)}" if columns else f"data {path} is readable"
-
-
-def named_columns(task_type: TaskType, names: DatasetType) -> list[str]:
-    """Return the data columns an offer names. Raises PodiumError if a required one is missing."""
-    needed: dict[TaskType, tuple[str, ...]] = {
-        TaskType.INSTRUCT: ("field_instruction",),
-        TaskType.DPO: ("field_prompt", "field_chosen", "field_rejected"),
-    }
-    if task_type is TaskType.INSTRUCT and names.field:
-        return [names.field]
-    for field in needed.get(task_type, ()):
-        if not getattr(names, field):
-            raise PodiumError(f"an offer of type {task_type} must name {field} in dataset_type")
-    fields = (
-        *("field_system", "field_instruction", "field_input", "field_output"),
-        *("field_prompt", "field_chosen", "field_rejected", "chat_column"),
-    )
-    return [column for field in fields if (column := getattr(names, field))]
+    if offer.file_format is FileFormat.PARQUET and find_spec("pyarrow") is None:
+        return f"data not checked, only the trainer's installation reads Parquet: {path}"
+    files = [DataFile(path, offer.file_format, str(path))]
+    found = read_job_rows(files, offer.task_type, offer.dataset_type)
+    count = f"{len(found.rows)} rows" + (f" of {len(found)}" if found.dropped else "")
+    columns = f"data {path} has the columns {', '.join(asked.needed)} in {count}"
+    return "; ".join([columns, *found.notices])
 
 
 def local_file(dataset: str) -> Path | None:
@@ -118,31 +103,6 @@ def local_file(dataset: str) -> Path | None:
         return None
     candidates = (Path(dataset).expanduser(), EXAMPLES / dataset)
     return next((path for path in candidates if path.is_file()), None)
-
-
-def first_row(path: Path, file_format: FileFormat) -> dict[str, Any]:
-    """Return the first row of a JSON, JSONL or CSV file. Raises PodiumError if there is none."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows: Iterable[Any]
-            if file_format is FileFormat.CSV:
-                rows = csv.DictReader(file)
-            elif file_format is FileFormat.JSONL:
-                rows = (json.loads(line) for line in file if line.strip())
-            else:
-                rows = json.load(file)
-            if not isinstance(rows, Iterable) or isinstance(rows, (dict, str)):
-                raise PodiumError(f"{path} is not a JSON array of objects")
-            row = next(iter(rows), None)
-    except OSError as error:
-        raise PodiumError(f"{path} can't be read: {error.strerror}") from error
-    except ValueError as error:
-        raise PodiumError(f"{path} is not {file_format}: {error}") from error
-    if row is None:
-        raise PodiumError(f"{path} has no rows")
-    if not isinstance(row, dict):
-        raise PodiumError(f"{path}: the first row is not an object")
-    return row
 
 
 def show(decision: Decision) -> None:

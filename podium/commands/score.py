@@ -5,17 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import msgspec
-
-from shared.errors import EngineError
-from shared.messages import DatasetType, FileFormat, TaskType
+from podium.dataset_type import dataset_type
+from shared.errors import EngineError, SettingsError
+from shared.messages import DatasetType, ErrorCode, FileFormat, TaskType
 
 if TYPE_CHECKING:
     from trainer_node.engine.data.examples import Examples
 
+# One of them is in every folder with a tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -30,11 +39,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--adapter", help="PEFT adapter folder to put on the model")
     parser.add_argument(
         "--tokenizer",
-        help="the original model's folder, if --model is a full-model submission without a tokenizer",
+        help="folder or hub id (default: that of --model; of the base model that a submission names if it "
+        "has none of its own)",
     )
     parser.add_argument("--data", required=True, help="JSON, JSONL, CSV or Parquet file, or an https URL")
     parser.add_argument(
-        "--dataset-type", required=True, metavar="JSON", help="the meaning of the columns, as in an offer"
+        "--dataset-type",
+        required=True,
+        metavar="JSON",
+        help="the meaning of the columns, as in an offer; JSON or a JSON file",
     )
     parser.add_argument(
         "--task-type",
@@ -54,9 +67,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; exit code 2 if the dataset type is invalid, 1 if the model or data can't be used."""
     try:
-        columns = msgspec.json.decode(args.dataset_type, type=DatasetType)
-    except msgspec.DecodeError as error:
-        print(f"podium score: --dataset-type is invalid: {error}", file=sys.stderr)
+        columns = dataset_type(args.dataset_type)
+    except SettingsError as error:
+        print(f"podium score: {error}", file=sys.stderr)
         return 2
     task_type = TaskType(args.task_type) if args.task_type else task_type_of(columns)
     try:
@@ -83,6 +96,25 @@ def task_type_of(columns: DatasetType) -> TaskType:
     if columns.field_chosen:
         return TaskType.DPO
     return TaskType.CHAT if columns.chat_column or columns.chat_template else TaskType.INSTRUCT
+
+
+def tokenizer_of(model: str) -> str:
+    """Return the place of a model's tokenizer: its own, or the base model's that its configuration names.
+
+    A submission of whole weights has no tokenizer: the scorer uses the original one. Raises EngineError if
+    neither is known.
+    """
+    folder = Path(model)
+    if not (folder / "config.json").is_file() or any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return model
+    base = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+    if not base or base == model:
+        raise EngineError(
+            ErrorCode.MODEL_UNAVAILABLE,
+            f"{model} has no tokenizer: name the original model's folder or hub id with --tokenizer",
+        )
+    print(f"{model} has no tokenizer: that of {base} is used (--tokenizer names another)", file=sys.stderr)
+    return str(base)
 
 
 def score(
@@ -114,10 +146,15 @@ def score(
     found = read_rows(data, file_format, allow_private_urls=False, asked=asked_columns(task_type, columns))
     for text in (*found.notices, *unmet(task_type, columns, found)):
         print(text, file=sys.stderr)
-    length = scored_length(load_config(model))
+    config = load_config(model)
     examples: Examples
     examples, unusable = tokenize(
-        found.rows, task_type, columns, load_tokenizer(tokenizer or model), length, source=data
+        found.rows,
+        task_type,
+        columns,
+        load_tokenizer(tokenizer or tokenizer_of(model)),
+        scored_length(config),
+        source=data,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network: torch.nn.Module = load_model(model, dtype).to(device)

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from podium.dataset_type import dataset_type
 from shared.errors import PodiumError, SettingsError
 from shared.messages import (
-    DatasetType,
     FileFormat,
     Outcome,
     OutcomeStatus,
@@ -118,24 +118,6 @@ def job_from(args: argparse.Namespace) -> WorkerJob:
     args.out.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode(job))
     return job
-
-
-def dataset_type(text: str) -> DatasetType:
-    """Parse the columns from JSON, or from a JSON file. Raises SettingsError if it is neither."""
-    content = text if text.lstrip().startswith("{") else _read(Path(text))
-    try:
-        return msgspec.json.decode(content, type=DatasetType)
-    except msgspec.MsgspecError as error:
-        raise SettingsError(f"--dataset-type: {error}") from error
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise SettingsError(
-            f"--dataset-type is neither a JSON object nor a readable file: {error}"
-        ) from error
 
 
 def finished(folder: Path) -> Outcome | None:

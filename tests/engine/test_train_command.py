@@ -11,7 +11,7 @@ import pytest
 from podium.__main__ import main, parser
 from podium.commands import train
 from shared.errors import SettingsError
-from shared.messages import DatasetType, decode_outcome
+from shared.messages import decode_outcome
 
 COLUMNS = '{"field_instruction": "q", "field_output": "a"}'
 
@@ -65,14 +65,3 @@ def test_a_folder_of_another_run_is_refused(tiny_model: Path, data: Path, tmp_pa
 def test_minutes_must_be_positive(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="minutes"):
         train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--minutes", "0"))
-
-
-def test_dataset_type_is_json_or_a_file(tmp_path: Path) -> None:
-    wanted = DatasetType(field_instruction="q", field_output="a")
-    assert train.dataset_type(COLUMNS) == wanted
-    (tmp_path / "columns.json").write_text(COLUMNS)
-    assert train.dataset_type(str(tmp_path / "columns.json")) == wanted
-    with pytest.raises(SettingsError, match="neither"):
-        train.dataset_type(str(tmp_path / "no.json"))
-    with pytest.raises(SettingsError, match="dataset-type"):
-        train.dataset_type('{"field_instruction": 3}')

@@ -95,9 +95,28 @@ def test_command_takes_the_tokenizer_from_elsewhere(
     words = ("--model", str(tmp_path), "--data", str(DATA / "completion.json"))
     columns = ("--dataset-type", json.dumps({"field_instruction": "text"}))
     assert (args := parsed(*words, *columns)).run(args) == 1
+    assert "has no tokenizer: name the original model's folder or hub id with --tokenizer" in (
+        capsys.readouterr().err
+    )
     assert (args := parsed(*words, *columns, "--tokenizer", str(DATA / "base"))).run(args) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["loss"] == pytest.approx(oracle["completion"]["base"], abs=EXACT)
+
+
+def test_command_finds_the_base_models_tokenizer(
+    capsys: pytest.CaptureFixture[str], oracle: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "model.safetensors").symlink_to((DATA / "base" / "model.safetensors").resolve())
+    config = json.loads((DATA / "base" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "_name_or_path": str(DATA / "base")}))
+    columns = json.dumps({"field_instruction": "text"})
+    words = ("--model", str(tmp_path), "--data", str(DATA / "completion.json"), "--dataset-type", columns)
+    assert (args := parsed(*words)).run(args) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out.splitlines()[-1])["loss"] == pytest.approx(
+        oracle["completion"]["base"], abs=EXACT
+    )
+    assert f"that of {DATA / 'base'} is used" in told.err
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from podium.commands.offer import check_data, first_row, local_file, read_offer
+from podium.commands.offer import check_data, local_file, read_offer
 from podium.commands.up import EXAMPLES
 from shared.errors import PodiumError
-from shared.messages import FileFormat
 
 GOOD: dict[str, Any] = {
     "task_id": "t",
@@ -43,6 +42,10 @@ def test_the_example_is_good() -> None:
         (GOOD | {"hours_to_complete": "soon"}, "hours_to_complete"),
         (GOOD | {"task_type": "Poem"}, "task_type"),
         (GOOD | {"hours": 1}, "unknown field hours"),
+        (
+            GOOD | {"dataset_type": {"field_instruction": "q", "field_outptu": "a"}},
+            "dataset_type: unknown 'field_outptu'; is 'field_output' meant",
+        ),
         ({key: GOOD[key] for key in GOOD if key != "model"}, "model"),
     ],
 )
@@ -59,10 +62,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "has no rows"),
-        ([{"q": "x"}], "no column a; it has q"),
-        ({"q": "x"}, "not a JSON array"),
-        ([1], "not an object"),
+        ([], "holds no rows"),
+        ([{"q": "x"}], "no row has the column 'a'; the columns of row 1 are 'q'"),
+        ([1], "must be a JSON object"),
     ],
 )
 def test_data_that_can_not_be_used_is_named(
@@ -74,7 +76,7 @@ def test_data_that_can_not_be_used_is_named(
 
 
 def test_a_column_the_task_type_needs_must_be_named(tmp_path: Path) -> None:
-    with pytest.raises(PodiumError, match="must name field_instruction"):
+    with pytest.raises(PodiumError, match="field_instruction is missing"):
         check_data(read_offer(written(tmp_path, GOOD | {"dataset_type": {}})))
 
 
@@ -84,16 +86,24 @@ def test_data_elsewhere_is_not_checked_and_that_is_said(tmp_path: Path, dataset:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "note"),
     [
-        ("rows.csv", "q,a\nx,y\n"),
-        ("rows.jsonl", '\n{"q": "x", "a": "y"}\n'),
-        ("rows.json", '[{"q": "x", "a": "y"}]'),
+        ("rows.csv", "q;a\nx;y\n", "has the columns q, a in 1 rows; rows.csv is read as CSV with fields"),
+        (
+            "rows.jsonl",
+            '\n{"q": "x", "a": "y"}\n{"q": 1, "a": 2}\n{"q"\n',
+            "in 2 rows of 3; rows.jsonl, line 4",
+        ),
+        ("rows.json", '{"q": "x", "a": NaN}', "in 1 rows"),
     ],
 )
-def test_first_row_of_each_format(tmp_path: Path, name: str, text: str) -> None:
+def test_data_is_read_as_the_trainer_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, note: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text(text)
-    assert first_row(tmp_path / name, FileFormat(name.partition(".")[2])) == {"q": "x", "a": "y"}
+    fields = GOOD | {"dataset": name, "file_format": name.partition(".")[2]}
+    assert note in check_data(read_offer(written(tmp_path, fields)))
 
 
 def test_examples_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
