@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from gateway.learning.delivery import Counts, Pair, delivery_table
 from gateway.learning.rates import MEANINGS, Rate, Table, Tables
-from shared.messages import ResultStatus, Score, TaskType
+from shared.messages import ErrorCode, ResultStatus, Score, TaskType
 
 FIRST_PLACE = 3.0  # upstream's quality scores
 PENALTY = -1.0
@@ -38,6 +38,7 @@ class Case(Struct, frozen=True, kw_only=True):
     task_type: TaskType
     model: str
     status: ResultStatus | None = None  # how it ended, once it did
+    code: ErrorCode | None = None  # why it failed
     ended_at: float = 0.0
     score: Score | None = None  # upstream's, once received
 
@@ -69,7 +70,9 @@ def observations(case: Case, family: str) -> list[Observation]:
 
     Its evidence dates from the task's end, whenever upstream scored it: a rate measures how well runs of that
     time did. A cancelled task is no evidence. Without a score a task is no evidence of ranks, even if it
-    failed: counting failures only would sink every family of a fleet that never imports scores.
+    failed: counting failures only would sink every family of a fleet that never imports scores. Nor is it
+    evidence of delivery if it failed for its data, which nobody could have used: upstream scores a task
+    only if others delivered it, and then the failure was ours.
     """
     if case.status is ResultStatus.CANCELLED:
         return []
@@ -80,7 +83,7 @@ def observations(case: Case, family: str) -> list[Observation]:
             Observation("task_weight", case.task_type, first_place(score), at),
             Observation("model_performance", family, among_first_four(score), at),
         ]
-    if score is not None or case.status is not None:
+    if score is not None or (case.status is not None and case.code is not ErrorCode.BAD_DATA):
         found.append(Observation("task_success", case.task_type, delivered(case), at))
     return found
 
@@ -137,12 +140,18 @@ class Evidence:
         self._pairs: dict[Pair, Tally] = {}  # deliveries by task type and family
 
     def note_result(
-        self, task: str, task_type: TaskType, model: str, status: ResultStatus, at: float
+        self,
+        task: str,
+        task_type: TaskType,
+        model: str,
+        status: ResultStatus,
+        at: float,
+        code: ErrorCode | None = None,
     ) -> None:
-        """Apply how a task ended."""
+        """Apply how a task ended, and why if it failed."""
         known = self._cases.get(task)
-        score = known.score if known is not None else None
-        self._note(task, Case(task_type=task_type, model=model, status=status, ended_at=at, score=score))
+        ended = Case(task_type=task_type, model=model, status=status, code=code, ended_at=at)
+        self._note(task, msgspec.structs.replace(ended, score=known.score) if known is not None else ended)
 
     def note_score(self, score: Score) -> None:
         """Apply upstream's score of a task; a later one replaces it."""

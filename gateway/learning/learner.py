@@ -58,4 +58,4 @@ class Learner:
             # A clock that is ahead must not age all other evidence.
             at = min(result.at, self._clock())
             offer = job.offer
-            self.evidence.note_result(key, offer.task_type, offer.model, result.status, at)
+            self.evidence.note_result(key, offer.task_type, offer.model, result.status, at, result.code)

@@ -20,7 +20,7 @@ from gateway.learning.evidence import (
     posterior,
 )
 from gateway.policy.model_family import model_family
-from shared.messages import ResultStatus, Score, TaskType
+from shared.messages import ErrorCode, ResultStatus, Score, TaskType
 
 NOW = 1_800_000_000.0
 HALF_LIFE_S = 30 * DAY_S
@@ -86,6 +86,29 @@ def test_what_a_task_says_of_the_three_rates(
     status: ResultStatus | None, scored: Score | None, expected: dict[str, bool]
 ) -> None:
     assert outcomes(Case(task_type=INSTRUCT, model="m", status=status, score=scored)) == expected
+
+
+@pytest.mark.parametrize("code", [None, *ErrorCode])
+def test_only_a_failure_for_its_data_says_nothing_of_delivery(code: ErrorCode | None) -> None:
+    """Whatever else a job fails for, a missing model included, may be our own fault."""
+    failed = Case(task_type=INSTRUCT, model="m", status=FAILED, code=code)
+    assert outcomes(failed) == ({} if code is ErrorCode.BAD_DATA else {"task_success": False})
+    others_could = msgspec.structs.replace(failed, score=score(-1))
+    assert outcomes(others_could)["task_success"] is False
+
+
+def test_jobs_with_unusable_data_do_not_touch_the_rates_until_upstream_scores_them() -> None:
+    learned = evidence()
+    for number in range(20):
+        learned.note_result(f"t{number}", INSTRUCT, "org/llama", FAILED, NOW, ErrorCode.BAD_DATA)
+    tables = learned.tables(NOW)
+    assert tables.task_success.rate(INSTRUCT).value == tables.delivery_of(INSTRUCT, "llama").value == 0.90
+    learned.note_score(score(-1, task="t3"))
+    tables = learned.tables(NOW)
+    assert tables.task_success.rate(INSTRUCT).value == pytest.approx(9 / 11)
+    assert tables.delivery_of(INSTRUCT, "llama").value == pytest.approx(9 / 11)
+    learned.forget_scores()
+    assert learned.tables(NOW).delivery_of(INSTRUCT, "llama").value == 0.90
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from gateway.policy.model_family import model_family
 from gateway.state.ledger import Ledger
 from shared import subjects
 from shared.broker.bus import Record
-from shared.messages import Decision, Job, Offer, Result, ResultStatus, Score, TaskType, encode
+from shared.messages import Decision, ErrorCode, Job, Offer, Result, ResultStatus, Score, TaskType, encode
 
 NOW = 1_800_000_000.0
 JOBS, STATE = subjects.JOBS_STREAM, subjects.STATE_STREAM
@@ -47,8 +47,16 @@ class World:
         job = Job(**values, offer=offer, decision=decision, received_at=NOW, deadline_at=NOW)
         self.apply(JOBS, subjects.job(slot, task), job)
 
-    def result(self, task: str, slot: str = "a", at: float = NOW, status: str = "failed") -> None:
+    def result(
+        self,
+        task: str,
+        slot: str = "a",
+        at: float = NOW,
+        status: str = "failed",
+        code: ErrorCode | None = None,
+    ) -> None:
         values: dict[str, Any] = {"record_id": "r", "task_id": task, "task": task, "slot": slot, "at": at}
+        values["code"] = code
         self.apply(STATE, subjects.state(slot, task), Result(**values, status=ResultStatus(status)))
 
     def success(self) -> float:
@@ -71,6 +79,12 @@ def test_a_result_changes_the_rate_of_its_type(world: World) -> None:
     world.job("three")
     world.result("three", status="cancelled")
     assert world.success() == pytest.approx(10 / 12)
+    world.job("four")
+    world.result("four", code=ErrorCode.BAD_DATA)
+    assert world.success() == pytest.approx(10 / 12)
+    world.job("five")
+    world.result("five", code=ErrorCode.MODEL_UNAVAILABLE)
+    assert world.success() == pytest.approx(10 / 13)
 
 
 def test_a_result_that_is_read_before_its_job_waits_for_it(world: World) -> None:
