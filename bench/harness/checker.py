@@ -35,7 +35,7 @@ class Report(Struct, frozen=True, kw_only=True):
     jobs: int
     results: dict[str, int]
     lost: int  # acknowledged to the client, absent from JOBS
-    stored_twice: int
+    stored_twice: int  # this and what follows count tasks, however often one is stored
     double_submissions: int
     without_result: int
     late: int
@@ -105,6 +105,7 @@ async def check(bus: Bus, *, acknowledged: set[str], artifacts: Path, lock_logs:
     overlaps = [line for slot, path in lock_logs.items() for line in _overlaps(slot, path)]
     overlaps += _two_jobs_at_once(logs)
     stale = [*_after_results(logs), *_stale_epochs(logs)]
+    wrong += _unfenced_moves(logs)
     claims = [[record for record in chain if isinstance(record, Claimed)] for chain in logs.chains.values()]
     return Report(
         jobs=len(counts),
@@ -144,6 +145,24 @@ def _artifact_findings(result: Result, stored: list[Path], chain: list[StateReco
     announced = {record.digest for record in chain if isinstance(record, Submitting)}
     if result.digest not in announced:
         yield f"{task}: submitted {result.digest}, which nobody had announced"
+
+
+def _unfenced_moves(logs: Logs) -> Iterator[str]:
+    """A job moves once, off the slot it was stored for, and no node of that slot writes anything after it."""
+    first: dict[str, Job] = {}
+    for job in logs.jobs:
+        before = first.setdefault(job.task, job)
+        if job.moved_from is None:
+            continue
+        if before is job or before.slot != job.moved_from or before.moved_from is not None:
+            yield f"{job.task}: moved off slot {job.moved_from}, for which it was not stored"
+        chain = [record for record in logs.chains.get(job.task, []) if record.slot == job.moved_from]
+        if not any(isinstance(record, Moved) for record in chain):
+            yield f"{job.task}: stored for slot {job.slot} while slot {job.moved_from} could still claim it"
+        if any(not isinstance(record, Moved) for record in chain):
+            yield f"{job.task}: slot {job.moved_from} wrote about it, though it had moved"
+    moves = Counter(job.task for job in logs.jobs if job.moved_from is not None)
+    yield from (f"{task}: moved {count} times" for task, count in moves.items() if count > 1)
 
 
 def _after_results(logs: Logs) -> Iterator[str]:

@@ -14,6 +14,7 @@ from shared.messages import (
     DatasetType,
     Decision,
     Job,
+    Moved,
     Offer,
     Result,
     ResultStatus,
@@ -24,7 +25,13 @@ from shared.messages import (
 
 
 async def store_job(
-    bus: Bus, task: str, slot: str = "a", *, deadline_at: float = 100.0, decided_at: float = 60.0
+    bus: Bus,
+    task: str,
+    slot: str = "a",
+    *,
+    deadline_at: float = 100.0,
+    decided_at: float = 60.0,
+    moved_from: str | None = None,
 ) -> None:
     offer = Offer(
         task_id=task,
@@ -47,6 +54,7 @@ async def store_job(
         decision=decision,
         received_at=0.0,
         deadline_at=deadline_at,
+        moved_from=moved_from,
     )
     await bus.append(subjects.JOBS_STREAM, subjects.job(slot, task), encode(job))
 
@@ -75,6 +83,11 @@ async def store_result(
 async def store_claim(bus: Bus, task: str, *, node: str = "n", epoch: int = 1) -> None:
     claim = Claimed(record_id="c", task=task, slot="a", node=node, epoch=epoch, attempt=1)
     await bus.append(subjects.STATE_STREAM, subjects.state("a", task), encode(claim))
+
+
+async def store_move(bus: Bus, task: str, slot: str = "a") -> None:
+    moved = Moved(record_id="m", task=task, slot=slot, gateway="g")
+    await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(moved))
 
 
 def store_artifact(artifacts: Path, task: str, name: str = "submission") -> str:
@@ -123,7 +136,7 @@ async def test_every_violation_is_seen(bus: Bus, tmp_path: Path) -> None:
     report = await judge(bus, tmp_path, {"gone", "double"})
 
     assert (report.lost, report.stored_twice, report.late) == (1, 1, 1)
-    assert report.without_result == 3  # `unfinished`, and `twice` once for each time it is stored
+    assert report.without_result == 2  # `unfinished` and `twice`: a task counts once
     assert report.double_submissions == 2
     text = "\n".join(report.findings)
     for sentence in (
@@ -135,6 +148,37 @@ async def test_every_violation_is_seen(bus: Bus, tmp_path: Path) -> None:
         "forged: stored",
         "after: something was written after the result",
         "two-names: 2 submissions are stored",
+    ):
+        assert sentence in text
+
+
+async def test_a_job_moves_once_and_only_behind_a_fence(bus: Bus, tmp_path: Path) -> None:
+    async def moved(task: str, *, fence: bool = True, claimed: bool = False, times: int = 1) -> None:
+        await store_job(bus, task)
+        if fence:
+            await store_move(bus, task)
+        if claimed:
+            await store_claim(bus, task)
+        for _ in range(times):
+            await store_job(bus, task, "b", moved_from="a")
+        digest = store_artifact(tmp_path / "artifacts", task)
+        await store_result(bus, task, digest=digest, slot="b")
+
+    await moved("good")
+    assert (await judge(bus, tmp_path, {"good"})).clean
+    await moved("unfenced", fence=False)
+    await moved("claimed", claimed=True)
+    await moved("again", times=2)
+    await store_job(bus, "never-there", "b", moved_from="a")
+    report = await judge(bus, tmp_path, {"good", "unfenced", "claimed", "again", "never-there"})
+    assert report.lost == 1
+    text = "\n".join(report.findings)
+    for sentence in (
+        "never-there: acknowledged but not stored",
+        "unfenced: stored for slot b while slot a could still claim it",
+        "claimed: slot a wrote about it, though it had moved",
+        "again: moved 2 times",
+        "never-there: moved off slot a, for which it was not stored",
     ):
         assert sentence in text
 
