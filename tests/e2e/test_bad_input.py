@@ -31,17 +31,22 @@ def machine(machine_with: Callable[..., Any], tmp_path_factory: pytest.TempPathF
     root = folder / "rows"
     (root / "folder").mkdir(parents=True)
     (root / "instruct.json").write_text(json.dumps(rows))
-    (root / "not.json").write_text("<html>503</html>\n")
+    (root / "page.json").write_text("<html>503</html>\n")
+    (root / "not.json").write_text("[instruct, output]\n")
     (root / "cut.json").write_text(json.dumps(rows)[:-100])
     (root / "deep.json").write_text("[" * 100_000)
     (root / "empty.json").write_text("")
     (root / "none.json").write_text("[]")
-    (root / "numbers.json").write_text(json.dumps([*rows[:3], 4]))
+    (root / "numbers.json").write_text(json.dumps([rows[0], 2, 3, 4]))
     (root / "loop.json").symlink_to("loop.json")
     (root / "out.json").symlink_to(folder / "secret.json")
     (folder / "secret.json").write_text(json.dumps(rows))
-    bad = [{"instruct": "no output"}, {"instruct": 3, "output": "a number"}, {"instruct": "x", "output": ""}]
-    (root / "some_bad.json").write_text(json.dumps([*rows, *bad, bad[0]]))
+    bad = [
+        {"instruct": "no output"},
+        {"instruct": ["a"], "output": "a list"},
+        {"instruct": "x", "output": ""},
+    ]
+    (root / "some_bad.json").write_text(json.dumps([*rows, *bad, bad[0], 4]))
     machine = machine_with(folder, PODIUM_DATASET_ROOTS=str(root), HF_HUB_OFFLINE="1")
     machine.up()
     before = {service: machine.pid(service) for service in SERVICES}
@@ -124,6 +129,7 @@ BAD_JOBS: dict[str, tuple[dict[str, Any], ErrorCode, tuple[str, ...]]] = {
     "*": ({"model": "../../etc-1M"}, ErrorCode.MODEL_UNAVAILABLE, ("'../../etc-1M'", "PODIUM_MODELS")),
     ">": ({"model": "/etc-1M"}, ErrorCode.MODEL_UNAVAILABLE, ("'/etc-1M'", "PODIUM_MODELS")),
     "x" * 300: ({"dataset": "not.json"}, ErrorCode.BAD_DATA, ("not.json", "line 1", "not valid JSON")),
+    "page": ({"dataset": "page.json"}, ErrorCode.BAD_DATA, ("page.json", "an HTML page (503)")),
     "\u00e4 \u20ac/#?": ({"dataset": "cut.json"}, ErrorCode.BAD_DATA, ("cut.json", "not valid JSON")),
     "deep": ({"dataset": "deep.json"}, ErrorCode.BAD_DATA, ("deep.json", "nested too deeply")),
     "hub": ({"dataset": "org/no-such-set", "file_format": "hf"}, ErrorCode.BAD_DATA, ("org/no-such-set",)),
@@ -136,7 +142,7 @@ BAD_JOBS: dict[str, tuple[dict[str, Any], ErrorCode, tuple[str, ...]]] = {
     "long name": ({"dataset": "n" * 5000}, ErrorCode.BAD_DATA, ("not the name of a file",)),
     "empty": ({"dataset": "empty.json"}, ErrorCode.BAD_DATA, ("empty.json holds no rows",)),
     "none": ({"dataset": "none.json"}, ErrorCode.BAD_DATA, ("none.json holds no rows",)),
-    "row": ({"dataset": "numbers.json"}, ErrorCode.BAD_DATA, ("numbers.json, row 4",)),
+    "row": ({"dataset": "numbers.json"}, ErrorCode.BAD_DATA, ("most of its 4 rows", "numbers.json, row 2")),
     "column": (
         {"dataset_type": {"field_instruction": "question", "field_output": "output"}},
         ErrorCode.BAD_DATA,
@@ -185,6 +191,7 @@ def test_jobs_after_all_that_are_submitted_and_bad_rows_are_counted(machine: Any
         "column 'output' is missing": 2,
         "column 'instruct' is not text": 1,
         "column 'output' is empty": 1,
+        "not a JSON object": 1,
     }
     used = [result.metrics.train_examples + result.metrics.dev_examples for result in (good, counted)]
     assert used[0] == used[1] > 0
