@@ -1,14 +1,15 @@
 """Read a table of small files, each with its right value, as a job would read them.
 
-    python -m bench rows
+    python -m bench rows [--write docs/data.md]
 
 One line per file: what is made of it, and whether that is right. Then one JSON object: files, right, wrong,
 how many are read and refused, and the speed of plain JSON lines against a bare msgspec loop over all columns.
-Exit code 1 if a file is read wrong.
+Exit code 1 if a file is read wrong. With `--write` the table in that page is replaced.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -31,19 +32,46 @@ CASES: tuple[Case, ...] = (
     *foreign_cases.CASES,
     *chat_cases.CASES,
 )
+BEGIN, END = "<!-- files: made by bench/rows/table.py -->", "<!-- end of files -->"
 SPEED_ROWS = 50_000
 REPEATS = 3
 
 
+def outcome(answer: Answer) -> str:
+    """Return in words what is made of a file."""
+    if answer.refusal:
+        return f"refused: {answer.refusal}"
+    count = len(answer.documents)
+    parts = [f"{count} document{'s' * (count != 1)}"]
+    parts += [f"{count} dropped: {reason}" for reason, count in answer.dropped.items()]
+    return "; ".join([*parts, *answer.notices])
+
+
 def line_of(case: Case, answer: Answer, fault: str) -> str:
     """Return a file's line."""
-    if answer.refusal:
-        made = f"refused: {answer.refusal}"
-    else:
-        parts = [f"{len(answer.documents)} documents"]
-        parts += [f"{count} dropped: {reason}" for reason, count in answer.dropped.items()]
-        made = "; ".join([*parts, *answer.notices])
-    return f"{'WRONG' if fault else 'right'}  {case.name:28} {made:.150}"
+    return f"{'WRONG' if fault else 'right'}  {case.name:28} {outcome(answer):.150}"
+
+
+def right_of(case: Case) -> Answer:
+    """Return what must be made of a file; notices and refusals are parts of the texts."""
+    return Answer(documents=case.right, dropped=case.dropped, notices=case.notices, refusal=case.refusal)
+
+
+def page_with(text: str) -> str:
+    """Return a page with its table replaced. Raises ValueError if it has no place for one."""
+    before, _, rest = text.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError(f"the page lacks {BEGIN} or {END}")
+    # The right values, not the answers: an answer may quote a library's words, which change with its version.
+    rows = [f"| {case.name} | {_cell(outcome(right_of(case)))} |" for case in CASES]
+    return "\n".join(
+        [before + BEGIN, "", "| file | what is made of it |", "| --- | --- |", *rows, "", END + after]
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def speed() -> dict[str, float]:
@@ -71,6 +99,13 @@ def _bare_loop(path: Path) -> list[Any]:
 
 def main() -> int:
     """Print the table and the counts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the table in this page")
+    write: Path | None = parser.parse_args().write
+    if write is not None:
+        write.write_text(page_with(write.read_text()))
     wrong = refused = 0
     for case in CASES:
         answer = answer_of(case)

@@ -159,7 +159,8 @@ class _Records:
         if self._unclosed > MOST_UNCLOSED:
             raise DataError(f"{self._name} is not usable CSV: more than {MOST_UNCLOSED} quotes never close")
         self._into.drop(
-            UNCLOSED, f"{self._name}, row {self._number - 1}: a quote never closes: {self._taken[0]:.60}"
+            UNCLOSED,
+            f"{self._name}, row {self._number - 1}: a quote never closes: {self._taken[0].strip():.60}",
         )
         self._returned.extendleft(reversed(self._taken[1:]))
 
