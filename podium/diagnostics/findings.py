@@ -28,7 +28,8 @@ class Finding(Struct, frozen=True):
     do: str = ""
 
 
-Found = list[tuple[Severity, str, str]]  # severity, what is wrong, what to do
+Problem = tuple[Severity, str, str]  # severity, what is wrong, what to do
+Found = list[Problem]
 
 
 def newest(heartbeats: tuple[ReceivedHeartbeat, ...]) -> list[Heartbeat]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.state.ledger import TaskState
-from podium.diagnostics.findings import Found, Severity, live
+from podium.diagnostics.findings import Found, Problem, Severity, live
 from podium.diagnostics.probe import OpenJob, Vitals
 from shared.messages import Heartbeat, Submitting
 
@@ -25,57 +25,50 @@ def check_jobs(vitals: Vitals) -> Found:
     return found
 
 
-def _stuck(vitals: Vitals, job: OpenJob, node: Heartbeat | None) -> tuple[Severity, str, str] | None:
+def _stuck(vitals: Vitals, job: OpenJob, node: Heartbeat | None) -> Problem | None:
     """Return the worst finding about one open job."""
-    settings, task = vitals.settings, job.job.task
     over_s = vitals.now - job.job.deadline_at
-    inspect = f"`podium jobs inspect {task}`"
-    if over_s > settings.expire_after_s + EXPIRY_S and job.state is not TaskState.SUBMITTING:
-        return (
-            Severity.ERROR,
-            f"its deadline passed {over_s:.0f} s ago",
-            "no gateway has expired it: is one running?",
-        )
+    overdue = f"its deadline passed {over_s:.0f} s ago"
+    if over_s > vitals.settings.expire_after_s + EXPIRY_S and job.state is not TaskState.SUBMITTING:
+        return Severity.ERROR, overdue, "no gateway has expired it: is one running?"
     if node is None:
         do = f"start the node of slot {job.job.slot}: it resumes the job or adopts its worker"
         return Severity.ERROR, "no node of its slot sends heartbeats; a worker may still be training", do
     if over_s > 0:
-        return (
-            Severity.WARNING,
-            f"its deadline passed {over_s:.0f} s ago",
-            f"its node submits what it has: {inspect}",
-        )
+        do = f"its node submits what it has: `podium jobs inspect {job.job.task}`"
+        return Severity.WARNING, overdue, do
     if job.state is TaskState.SUBMITTING:
-        since = _since(
-            vitals.now, [each.record.at for each in job.chain.records if isinstance(each.record, Submitting)]
-        )
-        if since is not None and since > SUBMITTING_S:
-            return (
-                Severity.WARNING,
-                f"submitting for {since:.0f} s",
-                "see the node's log: is the store full?",
-            )
+        return _slow_submission(vitals, job)
+    waited_s = vitals.now - job.job.received_at
+    if job.state is TaskState.QUEUED and waited_s > QUEUED_S:
+        what = f"its node is live but has not claimed it for {waited_s:.0f} s"
+        return Severity.ERROR, what, "see the node's log"
+    if job.state is TaskState.RUNNING:
+        return _not_running(vitals, job, node)
+    return None
+
+
+def _slow_submission(vitals: Vitals, job: OpenJob) -> Problem | None:
+    moments = [each.record.at for each in job.chain.records if isinstance(each.record, Submitting)]
+    since = _since(vitals.now, moments)
+    if since is None or since <= SUBMITTING_S:
         return None
-    waited = vitals.now - job.job.received_at
-    if job.state is TaskState.QUEUED and waited > QUEUED_S:
-        return (
-            Severity.ERROR,
-            f"its node is live but has not claimed it for {waited:.0f} s",
-            "see the node's log",
-        )
-    if node.task != task and job.state is TaskState.RUNNING:
-        return (
-            Severity.WARNING,
-            f"its node works on {node.task or 'no task'}",
-            "if this persists, see the node's log",
-        )
+    return Severity.WARNING, f"submitting for {since:.0f} s", "see the node's log: is the store full?"
+
+
+def _not_running(vitals: Vitals, job: OpenJob, node: Heartbeat) -> Problem | None:
+    """Return why a job that is said to run makes no progress."""
+    task, hang_s = job.job.task, vitals.settings.hang_s
+    if node.task != task:
+        what = f"its node works on {node.task or 'no task'}"
+        return Severity.WARNING, what, "if this persists, see the node's log"
     reports = [each.record.at for each in job.chain.records] + [job.progress_at or 0.0]
     silent = _since(vitals.now, reports)
-    if job.state is TaskState.RUNNING and silent is not None and silent > settings.hang_s / 2:
-        severity = Severity.ERROR if silent > settings.hang_s else Severity.WARNING
-        do = f"its node kills it after {settings.hang_s:g} s; `podium jobs requeue {task}` does it now"
-        return severity, f"no progress for {silent:.0f} s", do
-    return None
+    if silent is None or silent <= hang_s / 2:
+        return None
+    severity = Severity.ERROR if silent > hang_s else Severity.WARNING
+    do = f"its node kills it after {hang_s:g} s; `podium jobs requeue {task}` does it now"
+    return severity, f"no progress for {silent:.0f} s", do
 
 
 def _since(now: float, moments: list[float]) -> float | None:

@@ -24,7 +24,7 @@ from shared.settings import Settings
 STREAM_EXISTS = 10058
 NOT_FOUND = 10059
 INFO_TIMEOUT_S = 5.0
-NONCES_KEPT_S: Final = 300.0  # a nonce from the future is good for twice upstream's window of 120 s
+NONCES_KEPT_S: Final = 300.0  # a nonce from the future is valid for twice upstream's window of 120 s
 RETRY_S: Final = 0.25
 
 T = TypeVar("T")
@@ -69,15 +69,25 @@ async def find_stream(bus: Bus, name: str, *, timeout_s: float = INFO_TIMEOUT_S)
 
 
 def stream_specs(settings: Settings) -> list[StreamSpec]:
-    """Return all streams of Podium.
+    """Return all streams of Podium."""
+    stores = [_artifacts(settings, slot) for slot in settings.slots if settings.artifacts_kind == "object"]
+    return [
+        _log(settings, subjects.JOBS_STREAM, [subjects.ANY_JOB, subjects.ANY_RESERVATION]),
+        _log(settings, subjects.STATE_STREAM, [subjects.ANY_STATE]),
+        _leases(settings),
+        _watched(subjects.PROGRESS_STREAM, subjects.ANY_PROGRESS, max_msgs_per_subject=1000),
+        _watched(subjects.DECISIONS_STREAM, subjects.ANY_DECISION, max_msgs=10_000),
+        _scores(settings),
+        _nonces(),
+        *stores,
+    ]
 
-    JOBS and STATE are append-only logs without an age limit: a full one refuses (`discard: new`), nothing is
-    ever dropped. Leases live in a key-value bucket with history 1, so that an expired lease can't
-    resurface an older one. SCORES keeps the newest score of each task. PROGRESS and DECISIONS are only for
-    watchers: memory, oldest dropped. NONCES is what the gateways have seen of signed requests that could
-    still be played again.
-    """
-    truth = {
+
+def _log(settings: Settings, name: str, bound: list[str]) -> StreamSpec:
+    """Return JOBS or STATE: append-only, without an age limit. A full one refuses, and drops no record."""
+    config = {
+        "name": name,
+        "subjects": bound,
         "storage": "file",
         "retention": "limits",
         "discard": "new",
@@ -90,17 +100,13 @@ def stream_specs(settings: Settings) -> list[StreamSpec]:
         "deny_purge": True,
         "num_replicas": settings.nats_replicas,
     }
-    bound = (
-        "subjects",
-        "storage",
-        "retention",
-        "discard",
-        "max_age",
-        "max_msgs",
-        "max_msgs_per_subject",
-        "allow_direct",
-    )
-    leases = {
+    limits = ("max_age", "max_msgs", "max_msgs_per_subject")
+    return StreamSpec(config, ("subjects", "storage", "retention", "discard", *limits, "allow_direct"))
+
+
+def _leases(settings: Settings) -> StreamSpec:
+    """Return the bucket of leases, with history 1: an expired lease can't bring back an older one."""
+    config = {
         "name": subjects.LEASES_STREAM,
         "subjects": [subjects.ANY_LEASE],
         "storage": "file",  # epochs are sequences: they must not restart with the broker
@@ -113,66 +119,59 @@ def stream_specs(settings: Settings) -> list[StreamSpec]:
         "deny_delete": True,
         "num_replicas": settings.nats_replicas,
     }
-    artifacts = [_artifacts(settings, slot) for slot in settings.slots if settings.artifacts_kind == "object"]
-    watched = {"storage": "memory", "retention": "limits", "discard": "old", "allow_direct": True}
-    return [
-        StreamSpec(
-            {"name": subjects.JOBS_STREAM, "subjects": [subjects.ANY_JOB, subjects.ANY_RESERVATION], **truth},
-            bound,
-        ),
-        StreamSpec({"name": subjects.STATE_STREAM, "subjects": [subjects.ANY_STATE], **truth}, bound),
-        StreamSpec(leases, ("subjects", "storage", "max_msgs_per_subject", "allow_direct", "allow_msg_ttl")),
-        StreamSpec(
-            {
-                "name": subjects.PROGRESS_STREAM,
-                "subjects": [subjects.ANY_PROGRESS],
-                "max_msgs_per_subject": 1000,
-                "max_bytes": 16 << 20,
-                **watched,
-            },
-            ("subjects",),
-        ),
-        StreamSpec(
-            {
-                "name": subjects.DECISIONS_STREAM,
-                "subjects": [subjects.ANY_DECISION],
-                "max_msgs": 10_000,
-                "max_bytes": 16 << 20,
-                **watched,
-            },
-            ("subjects",),
-        ),
-        StreamSpec(
-            {
-                "name": subjects.SCORES_STREAM,
-                "subjects": [subjects.ANY_SCORE],
-                "max_msgs_per_subject": 1,
-                "max_bytes": 64 << 20,
-                "storage": "file",
-                "retention": "limits",
-                "discard": "old",  # the oldest score counts least: its evidence has faded
-                "allow_direct": True,
-                "num_replicas": settings.nats_replicas,
-            },
-            ("subjects", "storage", "max_msgs_per_subject", "allow_direct"),
-        ),
-        StreamSpec(
-            {
-                "name": subjects.NONCES_STREAM,
-                "subjects": [subjects.NONCES],
-                "max_age": round(NONCES_KEPT_S * 1e9),
-                "max_bytes": 64 << 20,
-                **watched,
-                "storage": "file",  # in memory, a restarted broker would forget what could be played again
-            },
-            ("subjects", "storage", "allow_direct"),
-        ),
-        *artifacts,
-    ]
+    return StreamSpec(
+        config, ("subjects", "storage", "max_msgs_per_subject", "allow_direct", "allow_msg_ttl")
+    )
+
+
+def _watched(name: str, subject: str, **limits: int) -> StreamSpec:
+    """Return a stream for watchers only: in memory, the oldest messages are dropped."""
+    config = {
+        "name": name,
+        "subjects": [subject],
+        **limits,
+        "max_bytes": 16 << 20,
+        "storage": "memory",
+        "retention": "limits",
+        "discard": "old",
+        "allow_direct": True,
+    }
+    return StreamSpec(config, ("subjects",))
+
+
+def _scores(settings: Settings) -> StreamSpec:
+    """Return the stream with the newest score of each task."""
+    config = {
+        "name": subjects.SCORES_STREAM,
+        "subjects": [subjects.ANY_SCORE],
+        "max_msgs_per_subject": 1,
+        "max_bytes": 64 << 20,
+        "storage": "file",
+        "retention": "limits",
+        "discard": "old",  # the oldest score counts least: its evidence has faded
+        "allow_direct": True,
+        "num_replicas": settings.nats_replicas,
+    }
+    return StreamSpec(config, ("subjects", "storage", "max_msgs_per_subject", "allow_direct"))
+
+
+def _nonces() -> StreamSpec:
+    """Return the stream of signed requests that gateways have seen and that could still be replayed."""
+    config = {
+        "name": subjects.NONCES_STREAM,
+        "subjects": [subjects.NONCES],
+        "max_age": round(NONCES_KEPT_S * 1e9),
+        "max_bytes": 64 << 20,
+        "storage": "file",  # in memory, a restarted broker would forget what could be replayed
+        "retention": "limits",
+        "discard": "old",
+        "allow_direct": True,
+    }
+    return StreamSpec(config, ("subjects", "storage", "allow_direct"))
 
 
 def _artifacts(settings: Settings, slot: str) -> StreamSpec:
-    """A slot's object store; unlike the logs it forgets: a submission is fetched soon or never."""
+    """Return a slot's object store. Unlike a log it forgets: a submission is fetched soon or never."""
     config = {
         "name": subjects.artifacts_stream(slot),
         "subjects": [subjects.artifact_chunks(slot, ">"), subjects.artifacts_of_slot(slot)],
@@ -207,8 +206,8 @@ async def bootstrap(bus: Bus, settings: Settings) -> list[str]:
 async def ready(bus: Bus, settings: Settings, needed: Iterable[tuple[str, str]]) -> None:
     """Return once the streams are known to exist; create them if this user may.
 
-    A guest of the broker may not, and asks for the newest record of those (stream, subject) that it will
-    read anyway. Raises BusUnavailableError, with what to do, and IncompatibleStreamError.
+    A guest of the broker may not. It reads the newest record of each `needed` (stream, subject) instead.
+    Raises BusUnavailableError, with what to do, and IncompatibleStreamError.
     """
     if not bus.guest:
         await bootstrap(bus, settings)
@@ -218,17 +217,17 @@ async def ready(bus: Bus, settings: Settings, needed: Iterable[tuple[str, str]])
             await bus.last(stream, subject)
         except NobodyAnswersError as error:
             raise BusUnavailableError(
-                f"stream {stream} is not there (yet): if this stays, the broker is new or its store was "
+                f"stream {stream} does not exist (yet): if this stays, the broker is new or its store was "
                 "emptied; `podium bootstrap` makes the streams"
             ) from error
 
 
-async def when_usable(bus: Bus, settings: Settings, see_to_them: Callable[[], Awaitable[T]]) -> T:
-    """Try until JetStream answers, for at most `nats_connect_timeout_s`: the port is open before that."""
+async def when_usable(bus: Bus, settings: Settings, prepare: Callable[[], Awaitable[T]]) -> T:
+    """Call `prepare` until JetStream answers, for `nats_connect_timeout_s`: the port opens before that."""
     give_up_at = time.monotonic() + settings.nats_connect_timeout_s
     while True:
         try:
-            return await see_to_them()
+            return await prepare()
         except (BusUnavailableError, BusTimeoutError):
             if time.monotonic() > give_up_at or bus.closed.is_set():
                 raise
@@ -247,7 +246,7 @@ async def _create(bus: Bus, spec: StreamSpec) -> dict[str, Any]:
     if "error" not in reply:
         config: dict[str, Any] = reply["config"]
         return config
-    if reply["error"].get("err_code") == STREAM_EXISTS:  # someone else was faster, with other limits
+    if reply["error"].get("err_code") == STREAM_EXISTS:  # another service created it first, with other limits
         found = await _find(bus, name)
         if found is not None:
             return found

@@ -1,4 +1,4 @@
-"""All parts of a training run, put together: weights, optimiser, packs, schedule, saver."""
+"""Assemble a training run: weights, optimiser, packs, schedule, saver."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Adapted:
 
     plan: Plan  # as it is carried out here
     deltas: Deltas
-    forward: torch.nn.Module | None  # the model, or what is around it when several processes train
+    forward: torch.nn.Module | None  # the model, wrapped if several processes train
     heads: int
     head_dim: int
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training run stands among the trials of a job; a job without a search has one."""
+    """Position of a training run among the trials of a job; a job without a search has one."""
 
     trial: int = 0
     steps_before: int = 0
@@ -62,7 +62,7 @@ ONLY = Place()
 
 
 def load_base(run: RunContext, plan: Plan) -> torch.nn.Module:
-    """The base model with weights in the plan's dtype; on its device, unless it will be cut first."""
+    """Load the base model in the plan's dtype; on its device, unless its weights will be sharded first."""
     run.reporter.phase(Phase.LOADING)
     with run.patience():
         model = load_model(run.job.model_path, getattr(torch, plan.dtype))
@@ -70,9 +70,9 @@ def load_base(run: RunContext, plan: Plan) -> torch.nn.Module:
 
 
 def adapt(run: RunContext, plan: Plan, model: torch.nn.Module, *, fixed_steps: bool = True) -> Adapted:
-    """Add what the plan trains; the model must be on its device.
+    """Add what the plan trains to the model, which must be on its device.
 
-    Without `fixed_steps` later plans may have other numbers of packs in a step.
+    Without `fixed_steps`, later plans may have another number of packs per step.
     """
     if plan.compile and (missing := missing_compiler(run.process_group.device)):
         plan = replace(plan, compile=False)
@@ -95,7 +95,7 @@ def assemble(
     data: JobData,
     found: Checkpoint | None,
 ) -> TrainState:
-    """All the parts of training, fresh or as the checkpoint left them."""
+    """Return all parts of training, new or as in the checkpoint."""
     adapted = adapt(run, plan, model)
     return make_state(run, record, adapted, data, found, make_saver(run, record))
 
@@ -109,23 +109,9 @@ def make_state(
     saver: Saver,
     place: Place = ONLY,
 ) -> TrainState:
-    """The state of a training run whose weights are in the model, or in the checkpoint."""
+    """Return the state of a training run whose weights are in the model, or in the checkpoint."""
     plan, deltas, job, group = adapted.plan, adapted.deltas, run.job, run.process_group
-    trained = sum(value.numel() for value in deltas.parameters.values())
-    if plan.parallel == "fsdp2":
-        trained //= group.world
-    keeps_average = averages(plan, 4 * trained, job.hardware)
-    if not keeps_average:
-        run.reporter.message("no average of the weights is kept: it would take too much memory")
     limit = max(1, max_documents(plan.capacity, adapted.heads, adapted.head_dim) // data.train.group)
-    begun_at = run.clock.time()
-    # A later trial has the earlier ones on disk: its first save may wait for the usual interval.
-    pulse = ScheduleState(begun_at=begun_at, saved_at=begun_at if place.trial else None)
-    if found:
-        pulse = found.manifest.position.pulse
-    # After a search the best trial's weights are read again.
-    reading_s = 0.0 if place.search_at is None else record.costs.load_s
-    ending = replace(job, ready_by=job.ready_by - reading_s)
     dev = curve_rows(record, data) if place.curve else None
     state = TrainState(
         plan=plan,
@@ -135,9 +121,9 @@ def make_state(
         objective=loss_for(job.task_type),
         examples=data.train,
         packs=Packs(data.train.lengths.tolist(), plan.capacity, job.seed + place.seed, limit),
-        schedule=schedule_for(ending, plan, pulse, record.costs, record.train_tokens),
+        schedule=make_schedule(run, record, plan, found, place),
         clock=run.own_clock,
-        average=TailAverage(deltas.parameters) if keeps_average else None,
+        average=make_average(run, plan, deltas),
         saver=saver,
         device=group.device,
         process_group=group,
@@ -158,8 +144,34 @@ def make_state(
     return state
 
 
+def make_schedule(
+    run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | None, place: Place
+) -> Schedule:
+    """Make the schedule of a training run, new or as in the checkpoint."""
+    begun_at = run.clock.time()
+    # A later trial has the earlier ones on disk: its first save may wait for the usual interval.
+    pulse = ScheduleState(begun_at=begun_at, saved_at=begun_at if place.trial else None)
+    if found:
+        pulse = found.manifest.position.pulse
+    # After a search the best trial's weights are read again.
+    reading_s = 0.0 if place.search_at is None else record.costs.load_s
+    ending = replace(run.job, ready_by=run.job.ready_by - reading_s)
+    return schedule_for(ending, plan, pulse, record.costs, record.train_tokens)
+
+
+def make_average(run: RunContext, plan: Plan, deltas: Deltas) -> TailAverage | None:
+    """Make the running average of the weights; None, with a message, if it takes too much memory."""
+    trained = sum(value.numel() for value in deltas.parameters.values())
+    if plan.parallel == "fsdp2":
+        trained //= run.process_group.world
+    if averages(plan, 4 * trained, run.job.hardware):
+        return TailAverage(deltas.parameters)
+    run.reporter.message("no average of the weights is kept: it would take too much memory")
+    return None
+
+
 def make_saver(run: RunContext, record: RunRecord) -> Saver:
-    """What writes the run's checkpoints."""
+    """Make the writer of the run's checkpoints."""
     return Saver(
         run.folder / "checkpoints",
         record.fingerprint,
@@ -170,12 +182,12 @@ def make_saver(run: RunContext, record: RunRecord) -> Saver:
 
 
 def curve_rows(record: RunRecord, data: JobData) -> Examples:
-    """The development rows that are measured during training."""
+    """Return the development rows that are measured during training."""
     return data.dev.take(np.arange(min(dev_curve.ROWS, len(record.base_losses))))
 
 
 def averages(plan: Plan, size: int, hardware: Hardware) -> bool:
-    """Whether there is room for a running average of so many bytes, on top of all that was planned."""
+    """Return whether a running average of `size` bytes fits in memory next to all that was planned."""
     fits = plan.memory_bytes + size <= usable_memory(hardware)
     return fits and size <= AVERAGE_SHARE * hardware.memory_bytes
 
@@ -183,7 +195,7 @@ def averages(plan: Plan, size: int, hardware: Hardware) -> bool:
 def schedule_for(
     job: WorkerJob, plan: Plan, pulse: ScheduleState, costs: Costs, train_tokens: int
 ) -> Schedule:
-    """The job's clock."""
+    """Return the schedule of a job, which ends at its `ready_by`."""
     return Schedule(
         pulse,
         costs,
