@@ -137,7 +137,7 @@ class Node:
         try:
             with log_context(task=job.task):
                 self.reconciler = JobReconciler(self.context, job)
-                await self.reconciler.tend()
+                await self.reconciler.reconcile()
         finally:
             self.reconciler = None
         return self.lease.holder is None
@@ -174,7 +174,7 @@ class Node:
         reconciler, alive = self.reconciler, self.supervisor.alive
         if reconciler is None:
             return Activity(epoch=self.lease.epoch, worker_alive=alive)
-        latest = reconciler.follower.latest
+        latest = reconciler.monitor.latest
         return Activity(
             epoch=self.lease.epoch,
             task=reconciler.job.task,

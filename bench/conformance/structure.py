@@ -26,7 +26,7 @@ LONG_FUNCTION_LINES = 40
 # name on the same line or below. Names are files or folders directly inside the package.
 LAYERS: dict[str, tuple[str, ...]] = {
     "shared": (
-        "version clock messages subjects logs aio",
+        "version clock messages subjects logs aio processes",
         "errors files net",
         "settings planning",
         "settings_sources",

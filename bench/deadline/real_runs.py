@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.harness import tiny_jobs
 from shared.files import folder_digest
 from shared.messages import OutcomeStatus, Phase, decode_progress, decode_worker_job
-from trainer_node.job.monitor import must_stop
+from trainer_node.job.monitor import stop_reason
 
 BUDGET_S = 60.0  # until ready_by; imports alone take 5 CPU seconds of it, with every start
 RESERVE_S = 6.0  # ready_by is so long before the deadline
@@ -76,7 +76,7 @@ def _late(job: Path, started: float, now: float) -> bool:
         last = decode_progress(lines[-1]) if lines else None
         phase, reported_at = (last.phase, max(started, last.at)) if last else (None, started)
     ready_by = decode_worker_job(job.read_bytes()).ready_by
-    why = must_stop(
+    why = stop_reason(
         now=now,
         silent_s=now - reported_at,
         hang_s=HANG_S,

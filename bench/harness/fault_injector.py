@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from bench.harness.fleet import NODES, Fleet
-from trainer_node.worker.slot_lock import start_time
+from shared.processes import start_time
 
 STOPPED_AT_ONCE = 3  # more, and the fleet stands still instead of being disturbed
 STOP_S = (0.5, 12.0)  # a stopped process comes back beyond the lease's time to live, often enough

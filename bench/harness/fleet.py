@@ -27,9 +27,9 @@ from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
 from shared.errors import BusUnavailableError, PodiumError
 from shared.net import free_port
+from shared.processes import start_time
 from shared.settings import Settings
 from shared.settings_sources import PREFIX, load_settings
-from trainer_node.worker.slot_lock import start_time
 from trainer_node.worker.supervisor import WorkerFile
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Struct
 
 from shared.errors import PodiumError
+from shared.processes import start_time
 from shared.settings_sources import PREFIX
-from trainer_node.worker.slot_lock import start_time
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0  # before a restart; doubles each time
 SETTLED_S = 30.0  # a service that ran this long restarts after the first pause

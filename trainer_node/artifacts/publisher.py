@@ -24,7 +24,7 @@ from trainer_node.artifacts.interface import NotTakenError, Remote, Stored, Stor
 from trainer_node.artifacts.model_hash import model_hash
 from trainer_node.artifacts.object_store import ObjectStore
 from trainer_node.context import NodeContext
-from trainer_node.worker.crash import Death
+from trainer_node.worker.crash import Failure
 
 T = TypeVar("T")
 LONGEST_PAUSE_S: Final = 60.0  # between two tries of a store that is of no use
@@ -100,7 +100,7 @@ class Submissions:
         self._refused += 1
         return min(LONGEST_PAUSE_S, 0.25 * 2.0 ** min(self._refused, 10))
 
-    async def lost(self, job: Job, error: OSError | StoreError) -> Death | None:
+    async def lost(self, job: Job, error: OSError | StoreError) -> Failure | None:
         """Why the task fails now because it can't be stored; None = it doesn't, try again.
 
         It may fail past upstream's own deadline, and only if nothing is known to be there. While nobody
@@ -109,7 +109,7 @@ class Submissions:
         if self.draining.is_set() or time.time() < last_call(self.settings, job):
             return None
         if isinstance(error, OSError):
-            return Death(f"this node's disk: {error}", ErrorCode.DISK_FULL)
+            return Failure(f"this node's disk: {error}", ErrorCode.DISK_FULL)
         path = disk.submission(self.folder, job.task)
         kept = f"; kept at {path.absolute()}" if await asyncio.to_thread(path.is_dir) else ""
         try:
@@ -117,8 +117,8 @@ class Submissions:
         except (StoreError, BusError):
             if time.time() < job.deadline_at + self.settings.expire_after_s:
                 return None
-            return Death(f"nobody knows whether the submission was stored: {error}{kept}")
-        return Death(f"the submission could not be stored: {error}{kept}") if found is None else None
+            return Failure(f"nobody knows whether the submission was stored: {error}{kept}")
+        return Failure(f"the submission could not be stored: {error}{kept}") if found is None else None
 
     async def _unless_draining(self, work: Coroutine[Any, Any, T]) -> T:
         """Return the store's answer. It may take long; if the node drains, the next process asks again."""

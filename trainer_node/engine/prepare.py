@@ -131,6 +131,16 @@ def baseline(
     return replace(data, dev=dev), result, row_s
 
 
+def data_stats(train: Examples) -> DataStats:
+    """Return what the planner needs to know about the training rows."""
+    return DataStats(
+        examples=len(train),
+        tokens=int(train.lengths.sum()),
+        label_tokens=train.label_tokens,
+        max_length=int(train.lengths.max()),
+    )
+
+
 def draw_plan(
     run: RunContext,
     config: Any,
@@ -148,18 +158,11 @@ def draw_plan(
         recipe = resolve(profile or job.profile)
     except SettingsError as error:
         raise EngineError(ErrorCode.UNSUPPORTED, str(error)) from error
-    train = data.train
-    stats = DataStats(
-        examples=len(train),
-        tokens=int(train.lengths.sum()),
-        label_tokens=train.label_tokens,
-        max_length=int(train.lengths.max()),
-    )
     try:
         plan = make_plan(
             recipe,
             model_shape(config),
-            stats,
+            data_stats(data.train),
             usable(job.hardware, run.process_group),
             budget_s,
             scored_length=data.max_length,

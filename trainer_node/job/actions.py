@@ -40,8 +40,8 @@ class JobObservation(Struct, frozen=True, kw_only=True):
     now: float
     attempt: int = 0  # of the newest worker this node started for the job; 0 = none
     worker_alive: bool = False
-    death: str | None = None  # the last error of a worker whose end counts against the limit
-    death_code: ErrorCode | None = None
+    failure: str | None = None  # the last error of a worker whose end counts against the limit
+    failure_code: ErrorCode | None = None
     outcome: Outcome | None = None
     has_checkpoint: bool = False
     stored: bool | None = None  # something lies under the task's submission name; None = nobody looked yet
@@ -84,7 +84,7 @@ class Submit(Struct, frozen=True):
     digest: str
 
 
-class Look(Struct, frozen=True):
+class FindSubmission(Struct, frozen=True):
     """See whether something lies under the task's submission name, and decide again: it depends on that."""
 
 
@@ -100,7 +100,7 @@ class Finish(Struct, frozen=True):
     code: ErrorCode | None = None
 
 
-Action = Done | Leave | Watch | Claim | Start | StartOver | Submit | Look | Deliver | Finish
+Action = Done | Leave | Watch | Claim | Start | StartOver | Submit | FindSubmission | Deliver | Finish
 
 
 def next_action(job: Job, last: StateRecord | None, observation: JobObservation, max_attempts: int) -> Action:
@@ -117,10 +117,10 @@ def next_action(job: Job, last: StateRecord | None, observation: JobObservation,
     step = _wanted(job, last, observation, max_attempts)
     if isinstance(last, Submitting) and not isinstance(step, Deliver):
         if observation.stored is None:
-            return Look()
+            return FindSubmission()
         if observation.stored:
             return Deliver()
-    if isinstance(step, Look):
+    if isinstance(step, FindSubmission):
         return step
     if observation.requeue and isinstance(step, Watch | Start) and not isinstance(last, Submitting):
         return StartOver()
@@ -145,17 +145,17 @@ def _wanted(job: Job, last: StateRecord | None, observation: JobObservation, max
     if observation.worker_alive:
         return Watch()
     attempt = _attempt(last, observation)
-    if observation.death is not None:
+    if observation.failure is not None:
         attempt += 1
         if attempt > max_attempts:
-            code = (outcome.code if outcome is not None else None) or observation.death_code
-            return Finish(ResultStatus.FAILED, observation.death, code or ErrorCode.INTERNAL)
+            code = (outcome.code if outcome is not None else None) or observation.failure_code
+            return Finish(ResultStatus.FAILED, observation.failure, code or ErrorCode.INTERNAL)
     if observation.now >= job.deadline_at:
         if observation.stored:
             return Deliver()
         if not observation.has_checkpoint:
             if observation.stored is None:
-                return Look()
+                return FindSubmission()
             return Finish(
                 ResultStatus.EXPIRED,
                 "the deadline passed before there was anything to submit",

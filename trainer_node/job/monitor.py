@@ -27,7 +27,7 @@ FINISHING: Final = frozenset({Phase.CHOOSE, Phase.EXPORT, Phase.VERIFY, Phase.DO
 log = get_logger()
 
 
-def must_stop(
+def stop_reason(
     *,
     now: float,
     silent_s: float,
@@ -105,7 +105,7 @@ def _size(path: Path) -> int:
 
 
 class WorkerMonitor:
-    """Watches the worker's side of a run; needs no broker."""
+    """Watch a run's worker; a broker that is down stops nothing but the publishing."""
 
     def __init__(self, context: NodeContext, job: Job, run: RunFolder, ready_by: float) -> None:
         self.context = context
@@ -113,27 +113,27 @@ class WorkerMonitor:
         self.run = run
         self.ready_by = ready_by
         self.latest: Progress | None = None
-        self.condemned: str | None = None  # why a worker was killed when no time was left for free starts
+        self.late_kill: str | None = None  # why a worker that started after `ready_by` was killed
         self._tail: ProgressTail | None = None
 
     async def follow(self) -> None:
         """Publish the worker's progress, kill it when it must stop, and wake the loop for its outcome."""
         seen: Worker | None = None
-        active_at = time.monotonic()
+        last_active = time.monotonic()
         while True:
             worker = self.context.worker_of(self.job.task)
             if await self.publish() or worker is not seen:
-                seen, active_at = worker, time.monotonic()
+                seen, last_active = worker, time.monotonic()
             if worker is not None and worker.alive:
                 has_outcome = await asyncio.to_thread(self.run.outcome_file.exists)
                 if has_outcome:
                     self.context.wake.set()
-                await self._judge(worker, time.monotonic() - active_at, has_outcome)
+                await self._stop_if_due(worker, time.monotonic() - last_active, has_outcome)
             await asyncio.sleep(FOLLOW_S)
 
-    async def _judge(self, worker: Worker, silent_s: float, has_outcome: bool) -> None:
+    async def _stop_if_due(self, worker: Worker, silent_s: float, has_outcome: bool) -> None:
         started_at = worker.file.started_at
-        why = must_stop(
+        why = stop_reason(
             now=time.time(),
             silent_s=silent_s,
             hang_s=self.context.settings.hang_s,
@@ -146,7 +146,7 @@ class WorkerMonitor:
             return
         await self.context.dismiss(why)
         if started_at >= self.ready_by:
-            self.condemned = why
+            self.late_kill = why
 
     async def publish(self) -> bool:
         """Publish what the worker wrote since the last call; return whether it wrote anything."""

@@ -1,15 +1,14 @@
-"""One job on this node, from the first look to its result: look, decide, act, and again.
+"""Drive one job to its result on this node: observe, decide, act, and again.
 
-Every turn starts from what is stored (the chain, the run folder, the artifact store), so a kill between
-any two lines loses nothing: the next life's first turn sees the same and decides the same.
+Every round starts from what is stored (the chain, the run folder, the artifact store). So a kill between
+any two lines loses nothing: the restarted node observes the same and decides the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import uuid
-from typing import Any, Final
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -17,14 +16,12 @@ from shared.aio import pause
 from shared.errors import BusError, EngineError
 from shared.logs import TroubleLog, get_logger
 from shared.messages import (
-    Claimed,
     ErrorCode,
     Job,
     Outcome,
     OutcomeStatus,
     Result,
     ResultStatus,
-    Submitting,
     WorkerJob,
 )
 from trainer_node.artifacts.disk import DamagedExportError
@@ -37,10 +34,10 @@ from trainer_node.job.actions import (
     Claim,
     Deliver,
     Done,
+    FindSubmission,
     Finish,
     JobObservation,
     Leave,
-    Look,
     Start,
     StartOver,
     Submit,
@@ -51,7 +48,7 @@ from trainer_node.job.inputs import worker_job
 from trainer_node.job.monitor import WorkerMonitor
 from trainer_node.job.state_chain import Chain, FencedError
 from trainer_node.lease import RETRY_S, LeaseLostError
-from trainer_node.worker.crash import Death, explain
+from trainer_node.worker.crash import Failure, explain
 from trainer_node.worker.run_folder import RunFolder
 from trainer_node.worker.supervisor import Worker
 
@@ -63,7 +60,7 @@ log = get_logger()
 
 
 class JobReconciler:
-    """A job while this node tends it."""
+    """One job while this node works on it."""
 
     def __init__(self, context: NodeContext, job: Job) -> None:
         self.context = context
@@ -72,37 +69,36 @@ class JobReconciler:
         self.chain = Chain(context.bus, context.lease, job.task)
         self.submissions = Submissions(context)
         self.log = log.bind(task=job.task)
-        self._death: Death | None = None  # why the newest worker's end counts against the limit
-        self._counted = False  # that end is in the chain already, as a claim of the next attempt
+        self._failure: Failure | None = None  # of the newest worker, if it counts as an attempt
+        self._counted = False  # that failure is in the chain already, as a claim of the next attempt
         self._trouble = TroubleLog()
         self._started = float("-inf")
         self._requeue: asyncio.Future[str | None] | None = None  # an operator who waits for the answer
         self._over = False
         self._worker_job, self._refusal = self._prepare()
         ready_by = self._worker_job.ready_by if self._worker_job else job.deadline_at
-        self.follower = WorkerMonitor(context, job, self.run, ready_by)
+        self.monitor = WorkerMonitor(context, job, self.run, ready_by)
 
-    async def tend(self) -> None:
+    async def reconcile(self) -> None:
         """Work until the task has a result, another node holds the slot, or the node drains."""
         try:
-            await self._make_room()
+            await self._remove_older_run()
         except OSError as error:
             self._say(error)
             return await pause(self.context.settings.poll_s, self.context.wake)
-        follower = asyncio.create_task(self.follower.follow())
-        turns = asyncio.create_task(self._turns())
+        tasks = [asyncio.create_task(self.monitor.follow()), asyncio.create_task(self._rounds())]
         try:
-            await asyncio.wait([follower, turns], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (follower, turns):
+            for task in tasks:
                 task.cancel()
-            ends = await asyncio.gather(follower, turns, return_exceptions=True)
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
             self._over = True
             self._answer(OVER)
         for end in ends:
             if isinstance(end, Exception):
                 raise end
-        await self.follower.publish()
+        await self.monitor.publish()
 
     async def requeue(self) -> str | None:
         """Restart with the attempts counted from 1: None once that is in the chain, else why not."""
@@ -113,15 +109,15 @@ class JobReconciler:
             self.context.wake.set()
         return await asyncio.shield(self._requeue)
 
-    async def _make_room(self) -> None:
-        """Nothing of an older job of the same name may be taken for this one's."""
+    async def _remove_older_run(self) -> None:
+        """Remove the run folder of an older job with the same key."""
         if await asyncio.to_thread(self.run.begun, self.job) is not None:
             return
         if self.context.worker_of(self.job.task) is not None:
             await self.context.dismiss("its job is another one now")
         await asyncio.to_thread(self.run.remove)
 
-    async def _turns(self) -> None:
+    async def _rounds(self) -> None:
         context = self.context
         while not context.draining.is_set():
             context.wake.clear()
@@ -130,31 +126,32 @@ class JobReconciler:
             seconds, wake = RETRY_S, context.wake
             try:
                 if context.lease.may_write():
-                    step = await self._turn()
+                    action = await self.act()
                     self._trouble.over()
-                    if isinstance(step, Done | Leave):
+                    if isinstance(action, Done | Leave):
                         return
-                    if not isinstance(step, Watch):
+                    if not isinstance(action, Watch):
                         continue
                     seconds = context.settings.poll_s
             except (BusError, LeaseLostError, FencedError) as error:
                 self._say(error)
             except StoreError as error:
                 await self._give_up(error)
-                seconds, wake = self.submissions.pause_s(), context.draining  # whatever else happens here
+                seconds, wake = self.submissions.pause_s(), context.draining  # no wake shortens it
             except OSError as error:
                 await self._give_up(error)
                 seconds = context.settings.poll_s
             await pause(seconds, wake)
 
-    async def _turn(self) -> Action:
+    async def act(self) -> Action:
+        """Observe, decide and act once; return the action."""
         last = await self.chain.read()
-        observation = await asyncio.to_thread(self._look)
-        step = next_action(self.job, last, observation, self.context.settings.max_attempts)
-        if isinstance(step, Look):
+        observation = await asyncio.to_thread(self._observe)
+        action = next_action(self.job, last, observation, self.context.settings.max_attempts)
+        if isinstance(action, FindSubmission):
             observation = replace(observation, stored=await self.submissions.is_there(self.job))
-            step = next_action(self.job, last, observation, self.context.settings.max_attempts)
-        match step:
+            action = next_action(self.job, last, observation, self.context.settings.max_attempts)
+        match action:
             case Done(result):
                 await self._clean_up(result)
             case Leave():
@@ -170,12 +167,12 @@ class JobReconciler:
             case Deliver():
                 await self._deliver(observation)
             case Finish(status, reason, code):
-                await self._end(status, reason, code=code)
-        if observation.requeue and not isinstance(step, StartOver):
+                await self.chain.end(self.job, status, reason, code=code)
+        if observation.requeue and not isinstance(action, StartOver):
             self._answer("it has a result, or is about to get one")
-        return step
+        return action
 
-    def _look(self) -> JobObservation:
+    def _observe(self) -> JobObservation:
         worker, outcome = self.context.worker_of(self.job.task), self.run.outcome()
         alive = worker is not None and worker.alive
         if self._refusal is not None and not alive and not _is_ready(outcome):
@@ -184,27 +181,27 @@ class JobReconciler:
         last = self.context.supervisor.last_file()
         known = last if last is not None and last.task == self.job.task else None
         progressed = (newest or 0) > (known.step if known else 0)
-        if not (alive or progressed or self._counted) and self._death is None:
-            self._death = self._error(worker, outcome)
+        if not (alive or progressed or self._counted) and self._failure is None:
+            self._failure = self._failure_of(worker, outcome)
         return JobObservation(
             node=self.context.node,
             epoch=self.context.lease.epoch,
             now=time.time(),
             attempt=known.attempt if known else 0,
             worker_alive=alive,
-            death=self._death.text if self._death else self.follower.condemned,
-            death_code=self._death.code if self._death else None,
+            failure=self._failure.text if self._failure else self.monitor.late_kill,
+            failure_code=self._failure.code if self._failure else None,
             outcome=outcome,
             has_checkpoint=newest is not None,
             requeue=self._requeue is not None,
         )
 
-    def _error(self, worker: Worker | None, outcome: Outcome | None) -> Death | None:
+    def _failure_of(self, worker: Worker | None, outcome: Outcome | None) -> Failure | None:
         """Return why a worker died by itself; None if the node stopped it or did not see it end."""
         if outcome is not None:
             if outcome.status is not OutcomeStatus.FAILED:
                 return None
-            return Death(outcome.error or "the worker failed", outcome.code or ErrorCode.INTERNAL)
+            return Failure(outcome.error or "the worker failed", outcome.code or ErrorCode.INTERNAL)
         if worker is None or worker.stopped:
             return None
         return explain(
@@ -215,11 +212,9 @@ class JobReconciler:
         )
 
     async def _claim(self, attempt: int) -> None:
-        step = await asyncio.to_thread(self.run.newest_step)
-        await self.chain.append(
-            Claimed(**self._stamp(), task=self.job.task, slot=self.job.slot, attempt=attempt, step=step or 0)
-        )
-        self.log.info("claimed", attempt=attempt, epoch=self.context.lease.epoch, step=step or 0)
+        step = await asyncio.to_thread(self.run.newest_step) or 0
+        await self.chain.claim(attempt, step)
+        self.log.info("claimed", attempt=attempt, epoch=self.context.lease.epoch, step=step)
 
     async def _start(self, attempt: int) -> None:
         assert self._worker_job is not None  # else the refusal had ended the task
@@ -227,9 +222,9 @@ class JobReconciler:
         await asyncio.to_thread(self.run.remove_parts)
         await asyncio.to_thread(self.run.write_job, self._worker_job)  # a full disk must claim nothing
         await self._claim(attempt)
-        self._death = self.follower.condemned = None
-        self._counted = True  # should no worker come of it, the next try is of the same attempt
-        fault_point(FaultPoint.CLAIMED)  # the next life's lease is a new epoch, so it claims again
+        self._failure = self.monitor.late_kill = None
+        self._counted = True  # if no worker starts, the next try is of the same attempt
+        fault_point(FaultPoint.CLAIMED)  # a restarted node has a new epoch, so it claims again
         await asyncio.to_thread(self.run.remove_outcome)
         step = await asyncio.to_thread(self.run.newest_step)
         self._started = time.monotonic()
@@ -239,7 +234,7 @@ class JobReconciler:
 
     async def _start_over(self) -> None:
         await self.context.dismiss("an operator requeued its job")
-        if _is_ready(await asyncio.to_thread(self.run.outcome)):  # meanwhile: better than a restart
+        if _is_ready(await asyncio.to_thread(self.run.outcome)):  # it finished meanwhile
             return
         await self._start(1)
         self._answer(None)
@@ -250,10 +245,8 @@ class JobReconciler:
             self._requeue = None
 
     async def _submit(self, digest: str) -> None:
-        fault_point(FaultPoint.READY)  # the next life finds the export and announces it
-        await self.chain.append(
-            Submitting(**self._stamp(), task=self.job.task, slot=self.job.slot, digest=digest)
-        )
+        fault_point(FaultPoint.READY)  # a restarted node finds the export and announces it
+        await self.chain.announce(digest)
         self.log.info("submitting", digest=digest)
         fault_point(FaultPoint.ANNOUNCED)  # the next holder finds the name free and announces its own
 
@@ -264,14 +257,15 @@ class JobReconciler:
         try:
             stored = await self.submissions.put(self.job, export)
         except DamagedExportError as error:
-            self._death = Death(str(error))
+            self._failure = Failure(str(error))
             await asyncio.to_thread(self.run.remove_outcome)
             return
         fault_point(FaultPoint.STORED)  # the next holder finds the name taken and names what is there
         margin = self.job.deadline_at - time.time()
         ours = outcome is not None and outcome.digest == stored.digest
         how = "submitted" if margin >= 0 else f"submitted {-margin:.0f} s after the deadline"
-        await self._end(
+        await self.chain.end(
+            self.job,
             ResultStatus.SUBMITTED,
             f"{how}; {stored.remark}" if stored.remark else how,
             digest=stored.digest,
@@ -281,33 +275,19 @@ class JobReconciler:
             model_hash=await self.submissions.model_hash(self.job, stored.digest),
         )
 
-    async def _end(self, status: ResultStatus, reason: str, **fields: Any) -> None:
-        stamp, job = self._stamp(), self.job
-        await self.chain.append(
-            Result(
-                **stamp,
-                task=job.task,
-                task_id=job.task_id,
-                slot=job.slot,
-                status=status,
-                reason=reason,
-                **fields,
-            )
-        )
-
     async def _give_up(self, error: OSError | StoreError) -> None:
-        """A disk or store that is of no use must not hold the slot for ever."""
+        """End the job if its disk or store stays unusable: it must not hold the slot forever."""
         self._say(error)
         if isinstance(self.chain.last, Result) or not self.context.lease.may_write():
-            return  # in the first case only the cleaning up is left, and that may fail
+            return  # with a result only the cleanup is left, and that may fail
         try:
             if lost := await self.submissions.lost(self.job, error):
-                await self._end(ResultStatus.FAILED, lost.text, code=lost.code)
+                await self.chain.end(self.job, ResultStatus.FAILED, lost.text, code=lost.code)
         except (BusError, LeaseLostError, FencedError) as refused:
             self._say(refused)
 
     async def _clean_up(self, result: Result) -> None:
-        fault_point(FaultPoint.ENDED)  # the next life finds no work and stops what still runs
+        fault_point(FaultPoint.ENDED)  # a restarted node finds no work and stops what still runs
         self.log.info(
             "task ended", status=result.status, reason=result.reason, margin_s=result.deadline_margin_s
         )
@@ -334,16 +314,12 @@ class JobReconciler:
             self.submissions.check(self.job)
             return worker_job(context.settings, self.job, context.hardware, context.supervisor.threads), None
         except EngineError as error:
-            if begun := self.run.begun(self.job):  # what has begun goes on, if only to submit what it has
+            if begun := self.run.begun(self.job):  # continue what has begun, if only to submit what it has
                 return begun, None
             return None, _refusal(error.code, str(error))
-        except Exception as error:  # one odd job must not end the node, again and again, until it expires
+        except Exception as error:  # one odd job must not crash the node at every start until it expires
             self.log.exception("the job can't be prepared")
             return None, _refusal(ErrorCode.UNSUPPORTED, f"this node can't prepare the job: {error!r}")
-
-    def _stamp(self) -> dict[str, Any]:
-        node, epoch = self.context.node, self.context.lease.epoch
-        return {"record_id": uuid.uuid4().hex, "node": node, "epoch": epoch, "at": time.time()}
 
     def _say(self, error: Exception) -> None:
         """Log trouble once, not at every retry."""

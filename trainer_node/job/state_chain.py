@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import time
+import uuid
+from typing import Any
+
 import msgspec
 
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError, BusTimeoutError, ConflictError, PodiumError
-from shared.messages import StateRecord, decode_state_record, encode
+from shared.messages import (
+    Claimed,
+    Job,
+    Result,
+    ResultStatus,
+    StateRecord,
+    Submitting,
+    decode_state_record,
+    encode,
+)
 from trainer_node.lease import SlotLease
 
 
 class FencedError(PodiumError):
-    """Somebody else wrote to the chain: read it and decide again."""
+    """Another writer extended the chain: read it and decide again."""
 
 
 class Chain:
@@ -21,12 +34,14 @@ class Chain:
     def __init__(self, bus: Bus, lease: SlotLease, task: str) -> None:
         self.bus = bus
         self.lease = lease
-        self.subject = subjects.state(lease.settings.slot, task)
+        self.task = task
+        self.slot = lease.settings.slot
+        self.subject = subjects.state(self.slot, task)
         self.last: StateRecord | None = None
         self._sequence = 0
 
     async def read(self) -> StateRecord | None:
-        """The newest record, or None for a task nobody claimed yet. Raises BusError."""
+        """Return the newest record, or None for a task that nobody has claimed. Raises BusError."""
         record = await self.bus.last(subjects.STATE_STREAM, self.subject)
         self._sequence = record.sequence if record else 0
         try:
@@ -35,8 +50,26 @@ class Chain:
             raise BusError(f"{self.subject} ends with a record that can't be read: {error}") from error
         return self.last
 
+    async def claim(self, attempt: int, step: int) -> None:
+        """Store that this node takes the job on, from the checkpoint of `step`. Raises as `append` does."""
+        record = Claimed(**self._stamp(), task=self.task, slot=self.slot, attempt=attempt, step=step)
+        await self.append(record)
+
+    async def announce(self, digest: str) -> None:
+        """Store which submission is about to be stored. Raises as `append` does."""
+        await self.append(Submitting(**self._stamp(), task=self.task, slot=self.slot, digest=digest))
+
+    async def end(self, job: Job, status: ResultStatus, reason: str, **fields: Any) -> None:
+        """Store the job's result. Raises as `append` does."""
+        named: dict[str, Any] = {"task": self.task, "task_id": job.task_id, "slot": self.slot, **fields}
+        await self.append(Result(**self._stamp(), **named, status=status, reason=reason))
+
+    def _stamp(self) -> dict[str, Any]:
+        node, epoch = self.lease.node, self.lease.epoch
+        return {"record_id": uuid.uuid4().hex, "node": node, "epoch": epoch, "at": time.time()}
+
     async def append(self, record: StateRecord) -> None:
-        """Store the chain's next record, knowing its own again if only the answer was lost.
+        """Store the chain's next record; if only the answer was lost, recognise the record when read again.
 
         Raises LeaseLostError and BusUnavailableError (nothing was sent), FencedError (another record is
         there), and BusTimeoutError (not there when read; should it still land, the next read decides).

@@ -24,27 +24,27 @@ _WORDS: Final = (
 )
 
 
-class Death(Struct, frozen=True):
+class Failure(Struct, frozen=True):
     """Why a worker's end counts against the limit of attempts."""
 
     text: str
     code: ErrorCode = ErrorCode.INTERNAL
 
 
-def explain(manner: str, last_line: str | None, *, out_of_memory: bool, free_bytes: int) -> Death:
+def explain(manner: str, last_line: str | None, *, out_of_memory: bool, free_bytes: int) -> Failure:
     """Judge an end by what the kernel counted, then by the worker's last line, then by the disk."""
     if out_of_memory:
-        return Death(f"{manner}: the kernel's out-of-memory killer ended it", ErrorCode.OUT_OF_MEMORY)
+        return Failure(f"{manner}: the kernel's out-of-memory killer ended it", ErrorCode.OUT_OF_MEMORY)
     said = last_line or ""
     for words, code in _WORDS:
         if words.search(said):
-            return Death(f"{manner}: {said}", code)
+            return Failure(f"{manner}: {said}", code)
     if free_bytes < FULL_BYTES:
-        return Death(
+        return Failure(
             f"{manner}: {said or 'no word in its log'}; the disk is full (No space left on device)",
             ErrorCode.DISK_FULL,
         )
-    return Death(f"{manner}: {said or 'it left no word in its log'}")
+    return Failure(f"{manner}: {said or 'it left no word in its log'}")
 
 
 def out_of_memory_kills(root: Path = Path("/")) -> int:

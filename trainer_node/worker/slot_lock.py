@@ -1,6 +1,6 @@
 """The slot's locks: an flock that a worker inherits lasts exactly as long as the worker does.
 
-Each node has its own (`SlotLock`). All nodes that serve a slot on one machine share a second (`MachineSlot`).
+Each node has its own (`SlotLock`). All nodes that serve a slot on one machine share a second (`MachineLock`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.logs import get_logger
+from shared.processes import command_line
 from shared.settings import Settings
 
 POLL_S: Final = 0.05  # between two looks at a lock that another node's worker holds
@@ -86,7 +87,7 @@ class SlotLock:
             self.record("released", last.pid, last.task, last.attempt)
 
 
-class MachineSlot:
+class MachineLock:
     """A second lock that every worker inherits, in the data folder: the slot's nodes on one machine share it.
 
     A node's own lock isn't enough: a standby node has its own folder, and so its own lock.
@@ -131,20 +132,3 @@ def _has_open(pid: int, path: str) -> bool:
         return any(os.readlink(f"{folder}/{name}") == path for name in os.listdir(folder))
     except OSError:  # gone meanwhile, or another user's
         return False
-
-
-def start_time(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot: unique with its id. None if not alive."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def command_line(pid: int) -> list[str]:
-    """Return a process's arguments; empty if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-    except (FileNotFoundError, ProcessLookupError):
-        return []

@@ -17,12 +17,13 @@ from msgspec import Struct
 
 from shared.files import write_atomically
 from shared.logs import get_logger
+from shared.processes import command_line, start_time
 from shared.settings import Settings
 from shared.settings_sources import PREFIX
 from trainer_node.fault_injection import FaultPoint, fault_point
 from trainer_node.worker.crash import KILLED, out_of_memory_kills
 from trainer_node.worker.run_folder import RunFolder
-from trainer_node.worker.slot_lock import MachineSlot, SlotLock, command_line, start_time
+from trainer_node.worker.slot_lock import MachineLock, SlotLock
 
 ENGINE = (sys.executable, "-m", "trainer_node.engine")
 POLL_S = 0.05  # between looks at something that has no event
@@ -94,7 +95,7 @@ class Supervisor:
         self.command = worker_command
         self.worker: Worker | None = None
         self.lock = SlotLock(self.folder)
-        self.machine = MachineSlot(settings)
+        self.machine = MachineLock(settings)
         self._file = self.folder / "worker.json"
         self._on_end = on_end
         self._poller: asyncio.Task[None] | None = None

@@ -95,7 +95,7 @@ async def new_life(bus: Bus, settings: Settings, job: Job, node: str = "one") ->
 async def live_until(reconciler: JobReconciler, last: type[Any]) -> None:
     """Take turns until one of the wanted kind is done."""
     async with asyncio.timeout(60):
-        while not isinstance(await reconciler._turn(), last):
+        while not isinstance(await reconciler.act(), last):
             await reconciler.context.lease.turn()
             await asyncio.sleep(0.02)
 
@@ -139,9 +139,9 @@ async def test_another_node_after_the_store_names_what_is_there(
     async def killed(*_: object, **__: object) -> None:
         raise KilledError
 
-    monkeypatch.setattr(life, "_end", killed)
+    monkeypatch.setattr(life.chain, "end", killed)
     with pytest.raises(KilledError):
-        await life._turn()
+        await life.act()
     stored = world.submitted()
     other = node_settings(world, "two")
     other.node.mkdir()

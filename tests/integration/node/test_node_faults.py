@@ -11,8 +11,8 @@ import time
 import pytest
 
 from shared.messages import ResultStatus, Submitting
+from shared.processes import start_time
 from tests.integration.node.conftest import World, claims
-from trainer_node.worker.slot_lock import start_time
 
 
 @pytest.mark.fault("F3")

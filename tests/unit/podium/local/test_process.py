@@ -15,7 +15,7 @@ import pytest
 
 from podium.local.process import ManagedProcess, Spec
 from shared.errors import PodiumError
-from trainer_node.worker.slot_lock import start_time
+from shared.processes import start_time
 
 SLEEP = "import time; time.sleep(60)"
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"

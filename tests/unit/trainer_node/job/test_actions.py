@@ -26,10 +26,10 @@ from trainer_node.job.actions import (
     Claim,
     Deliver,
     Done,
+    FindSubmission,
     Finish,
     JobObservation,
     Leave,
-    Look,
     Start,
     StartOver,
     Submit,
@@ -117,19 +117,21 @@ def test_what_the_chain_allows(last: StateRecord | None, seen: dict[str, object]
 
 @pytest.mark.parametrize(("attempt", "step"), [(1, Start(2)), (2, Start(3))])
 def test_a_death_without_progress_is_counted(attempt: int, step: Action) -> None:
-    assert decide(claimed(attempt=attempt), death="boom") == step
+    assert decide(claimed(attempt=attempt), failure="boom") == step
 
 
 def test_the_last_death_fails_the_job_with_its_error() -> None:
-    assert decide(claimed(attempt=3), death="boom") == Finish(ResultStatus.FAILED, "boom", ErrorCode.INTERNAL)
+    assert decide(claimed(attempt=3), failure="boom") == Finish(
+        ResultStatus.FAILED, "boom", ErrorCode.INTERNAL
+    )
     out_of_memory = failed(ErrorCode.OUT_OF_MEMORY)
-    assert decide(claimed(attempt=3), death="why", outcome=out_of_memory) == Finish(
+    assert decide(claimed(attempt=3), failure="why", outcome=out_of_memory) == Finish(
         ResultStatus.FAILED, "why", ErrorCode.OUT_OF_MEMORY
     )
 
 
 def test_deaths_of_an_earlier_life_are_not_forgotten() -> None:
-    assert decide(claimed(epoch=6, attempt=3), death="boom") == Claim(3)
+    assert decide(claimed(epoch=6, attempt=3), failure="boom") == Claim(3)
     assert decide(claimed(node="other", attempt=3), attempt=1) == Start(3)
 
 
@@ -142,7 +144,7 @@ def test_a_failure_that_would_repeat_is_final(code: str) -> None:
 
 @pytest.mark.parametrize("code", ["out_of_memory", "device", "disk_full", "internal"])
 def test_a_failure_that_may_pass_is_tried_again(code: str) -> None:
-    assert decide(claimed(), outcome=failed(ErrorCode(code)), death="why") == Start(2)
+    assert decide(claimed(), outcome=failed(ErrorCode(code)), failure="why") == Start(2)
     assert decide(claimed(), outcome=failed(ErrorCode(code))) == Start(1)  # it had made progress
 
 
@@ -172,7 +174,7 @@ def test_after_the_deadline_only_what_can_still_be_submitted_counts() -> None:
         (None, {}, StartOver()),
         # what is about to end the task goes on: a finished task is never opened again
         (claimed(), {"outcome": READY}, Submit("d1")),
-        (claimed(attempt=3), {"death": "boom"}, Finish(ResultStatus.FAILED, "boom", ErrorCode.INTERNAL)),
+        (claimed(attempt=3), {"failure": "boom"}, Finish(ResultStatus.FAILED, "boom", ErrorCode.INTERNAL)),
         (submitting(), {"outcome": READY}, Deliver()),
         (submitting(), {"worker_alive": True}, Watch()),
         (submitting(node="other"), {}, Start(1)),
@@ -192,13 +194,13 @@ def test_after_a_requeue_attempts_count_from_1_although_the_folder_remembers_mor
 @pytest.mark.parametrize(
     ("last", "seen", "step"),
     [
-        (submitting(), {}, Look()),
-        (submitting(node="other", epoch=6), {}, Look()),
-        (submitting("d2"), {"outcome": READY}, Look()),
-        (submitting(epoch=6), {"worker_alive": True}, Look()),
-        (submitting(), {"outcome": failed(ErrorCode.BAD_DATA)}, Look()),
-        (claimed(), {"now": DEADLINE}, Look()),
-        (None, {"now": DEADLINE}, Look()),
+        (submitting(), {}, FindSubmission()),
+        (submitting(node="other", epoch=6), {}, FindSubmission()),
+        (submitting("d2"), {"outcome": READY}, FindSubmission()),
+        (submitting(epoch=6), {"worker_alive": True}, FindSubmission()),
+        (submitting(), {"outcome": failed(ErrorCode.BAD_DATA)}, FindSubmission()),
+        (claimed(), {"now": DEADLINE}, FindSubmission()),
+        (None, {"now": DEADLINE}, FindSubmission()),
         # it doesn't depend on that: what a store can't tell must not be in the way
         (submitting(), {"outcome": READY}, Deliver()),
         (claimed(), {"outcome": READY}, Submit("d1")),

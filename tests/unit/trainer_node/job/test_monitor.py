@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.messages import Phase, Progress, encode
-from trainer_node.job.monitor import CATCH_UP_BYTES, READ_BYTES, ProgressTail, must_stop, worth_publishing
+from trainer_node.job.monitor import CATCH_UP_BYTES, READ_BYTES, ProgressTail, stop_reason, worth_publishing
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_worker_is_killed_for_silence_and_at_the_deadline(seen: dict[str, Any]
         "deadline_at": 100.0,
         "phase": Phase.TRAIN,
     }
-    assert must_stop(**(usual | seen)) == why
+    assert stop_reason(**(usual | seen)) == why
 
 
 def line(step: int, message: str | None = None) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.messages import ErrorCode
-from trainer_node.worker.crash import Death, explain, out_of_memory_kills
+from trainer_node.worker.crash import Failure, explain, out_of_memory_kills
 
 ROOM = 1 << 30
 MANNER = "the worker ended with exit code 1"
@@ -27,19 +27,19 @@ MANNER = "the worker ended with exit code 1"
     ],
 )
 def test_its_last_line_tells(said: str | None, code: ErrorCode) -> None:
-    death = explain(MANNER, said, out_of_memory=False, free_bytes=ROOM)
-    assert death == Death(f"{MANNER}: {said or 'it left no word in its log'}", code)
+    failure = explain(MANNER, said, out_of_memory=False, free_bytes=ROOM)
+    assert failure == Failure(f"{MANNER}: {said or 'it left no word in its log'}", code)
 
 
 def test_what_the_kernel_counted_weighs_more_than_words() -> None:
-    death = explain("killed", "OSError: No space left on device", out_of_memory=True, free_bytes=0)
-    assert death.code is ErrorCode.OUT_OF_MEMORY
+    failure = explain("killed", "OSError: No space left on device", out_of_memory=True, free_bytes=0)
+    assert failure.code is ErrorCode.OUT_OF_MEMORY
 
 
 def test_on_a_full_disk_there_are_no_words() -> None:
-    death = explain(MANNER, None, out_of_memory=False, free_bytes=100)
-    assert death.code is ErrorCode.DISK_FULL
-    assert "No space left on device" in death.text
+    failure = explain(MANNER, None, out_of_memory=False, free_bytes=100)
+    assert failure.code is ErrorCode.DISK_FULL
+    assert "No space left on device" in failure.text
 
 
 def write(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from podium.local.nats_server import is_running
 from shared.settings import Settings
 from trainer_node.lease import LeaseLostError
 from trainer_node.worker.run_folder import RunFolder
-from trainer_node.worker.slot_lock import SlotLock, start_time
+from trainer_node.worker.slot_lock import SlotLock
 from trainer_node.worker.supervisor import Supervisor, WorkerFile, _kill_group
 
 SLEEPER = "import sys, time; print('up', flush=True); time.sleep(60)"
@@ -201,11 +201,6 @@ async def test_a_node_without_the_lease_ends_no_other_nodes_worker(tmp_path: Pat
     assert one.alive
     assert two.worker is None
     await one.stop("test")
-
-
-def test_start_times_tell_processes_apart() -> None:
-    assert start_time(os.getpid()) == start_time(os.getpid())
-    assert start_time(2**22 + 1) is None
 
 
 async def test_a_strangers_group_of_the_same_number_is_left_alone(tmp_path: Path) -> None:

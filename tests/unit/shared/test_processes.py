@@ -1,0 +1,47 @@
+"""A process is known by its id and start time: ids are used again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from shared.processes import command_line, start_time
+
+NO_PID = 2**22 + 1  # above the largest id that Linux gives
+SLEEP = (sys.executable, "-c", "import time; time.sleep(60)", "an argument, \u00e4")
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(SLEEP)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_later_process_has_a_later_start_time(sleeper: subprocess.Popen[bytes]) -> None:
+    started, own = start_time(sleeper.pid), start_time(os.getpid())
+    assert started is not None
+    assert own is not None
+    assert started > own
+    assert start_time(sleeper.pid) == started
+
+
+def test_the_arguments_of_a_process(sleeper: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 10
+    while command_line(sleeper.pid) != list(SLEEP) and time.monotonic() < until:
+        time.sleep(0.01)  # between fork and exec it has its parent's
+    assert command_line(sleeper.pid) == list(SLEEP)
+
+
+def test_a_process_that_ended_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
+    sleeper.kill()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # a zombie: its id is still taken
+    assert start_time(sleeper.pid) is None
+    assert start_time(NO_PID) is None
+    assert command_line(NO_PID) == []
