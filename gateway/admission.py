@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,21 +19,19 @@ from gateway.policy.interface import Policy, PolicyView, Verdict
 from gateway.policy.model_family import model_family
 from gateway.policy.start_check import difference, is_foreign
 from gateway.policy.view import PolicyViews
+from gateway.state.jobs_writer import JobsWriter
 from gateway.state.ledger import Ledger
 from gateway.state.log_reader import LogReader
 from gateway.state.presence import Presence
 from gateway.telemetry.decision_log import DecisionLog
 from shared import subjects
-from shared.broker.bus import Bus, Record
-from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
+from shared.broker.bus import Bus
+from shared.errors import BusTimeoutError
 from shared.logs import get_logger
-from shared.messages import BareOffer, Decision, DecisionKind, Hardware, Job, Offer, Reservation, encode
+from shared.messages import BareOffer, Decision, DecisionKind, Hardware, Job, Offer, Reservation
 from shared.settings import Settings
 
-JOBS = subjects.JOBS_STREAM
 ANSWER_S = 2.5  # upstream waits 3 s
-APPEND_TIMEOUT_S = 0.9
-STORE_TRIES = 8  # each lost to another gateway's job, of which a fleet stores one per free slot
 
 T = TypeVar("T")
 
@@ -59,14 +57,13 @@ class Admission:
     ) -> None:
         self._settings = settings
         self._records = Records(settings)
-        self._bus = bus
         self._ledger = ledger
+        self._writer = JobsWriter(bus, ledger, follower)
         self._follower = follower
         self._decisions = decisions
         self._policy = policy
         self.views = PolicyViews(settings, ledger, presence, expected, tables, family)
         self._askers = Askers(settings.reservation_s)
-        self._storing: asyncio.Future[None] | None = None  # done when the record being stored is stored
         self._log = log.bind()  # made once: the module's makes a logger for every line
 
     async def decide(
@@ -125,10 +122,8 @@ class Admission:
             moved = self._records.moved(task.job, slot.slot)
             return moved, moved
 
-        while self._storing is not None:
-            await asyncio.shield(self._storing)
-        async with self._alone():
-            return await self._store(make)
+        async with self._writer.exclusive():
+            return await self._writer.store(make)
 
     def _at_once(self, asked: AskedOffer) -> Decision | None:
         """Answer without reading the logs, which were read a moment ago; most offers are answered so.
@@ -177,22 +172,12 @@ class Admission:
             verdict = self._judge(asked, self.views.recent())
             if not verdict.accepted:
                 return self._rejected(asked, verdict)
-            if self._storing is None:
-                async with self._alone():
+            if self._writer.idle:
+                async with self._writer.exclusive():
                     return await self._admit(asked)
             # All waiters check again as soon as a record is stored: of hundreds that arrive together, all but
             # two are refused then. In a lock's queue each would wait for all those before it.
-            await asyncio.shield(self._storing)
-
-    @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        """Hold the right to store: one record at a time."""
-        done = self._storing = asyncio.get_running_loop().create_future()
-        try:
-            yield
-        finally:
-            self._storing = None
-            done.set_result(None)
+            await self._writer.wait()
 
     async def _admit(self, asked: AskedOffer) -> Decision:
         """Judge on the newest state, and store an accepted offer."""
@@ -206,7 +191,7 @@ class Admission:
             decision = self._records.decision(asked, verdict)
             return self._records.accepted(asked, decision), decision
 
-        return await self._store(make)
+        return await self._writer.store(make)
 
     async def _start(
         self,
@@ -229,10 +214,8 @@ class Admission:
             started = self._begin(task.record, request, received_at)
             return started, started
 
-        while self._storing is not None:
-            await asyncio.shield(self._storing)
-        async with self._alone():
-            job = await self._store(make)
+        async with self._writer.exclusive():
+            job = await self._writer.store(make)
         log.info("job started", task=key, slot=job.slot, deadline_at=job.deadline_at)
         return job
 
@@ -275,34 +258,6 @@ class Admission:
         # prefer a live node; one that is down may come back
         return min(free, key=lambda facts: not facts.live).slot, late_s
 
-    async def _store(self, make: Callable[[], tuple[Job | Reservation | None, T]]) -> T:
-        """Append the record that `make` returns, if any; return the answer that it returns with it.
-
-        Both are made again until the log's end is the one they were made on. Without a record nothing is
-        stored, for instance because the task is there already.
-        """
-        made: tuple[Job | Reservation | None, T] | None = None
-        expected = -1
-        cause: BusError | None = None
-        for _ in range(STORE_TRIES):
-            if made is None or expected != self._ledger.folded[JOBS]:
-                # A record sent for an older end of the log can't be stored any more: decide again. While the
-                # end is the same, a record whose answer was lost may still be stored: resend it unchanged.
-                made, expected = make(), self._ledger.folded[JOBS]
-            record, answer = made
-            if record is None:
-                return answer
-            try:
-                await self._append(record, expected)
-            except (ConflictError, BusTimeoutError) as error:
-                cause = error
-                await self._follower.catch_up()
-                continue
-            return answer
-        raise BusUnavailableError(
-            f"the record could not be stored in {STORE_TRIES} tries: {cause}"
-        ) from cause
-
     def _is_reserved(self, key: str) -> bool:
         task = self._ledger.task(key)
         return task is not None and task.job is None
@@ -327,23 +282,6 @@ class Admission:
             policy=judged.policy,
         )
         return self._rejected(asked, verdict)
-
-    async def _append(self, record: Job | Reservation, expected: int) -> None:
-        """Store one record if JOBS still ends at `expected`; a job also only as the task's next one."""
-        known = self._ledger.task(record.task)
-        subject, pattern, data = subjects.reservation(record.slot, record.task), None, encode(record)
-        if isinstance(record, Job):
-            subject, pattern = subjects.job(record.slot, record.task), subjects.job_on_any_slot(record.task)
-        sequence = await self._bus.append(
-            JOBS,
-            subject,
-            data,
-            last=expected,
-            last_on_subject=None if pattern is None else known.job_sequence if known is not None else 0,
-            pattern=pattern,
-            timeout_s=APPEND_TIMEOUT_S,
-        )
-        self._ledger.apply(JOBS, Record(sequence, subject, data))
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, T]) -> T:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from shared import subjects
 from shared.broker.bus import Bus, Record
@@ -77,50 +77,62 @@ async def read_logs(bus: Bus) -> Logs:
     return Logs([record for record in stored if isinstance(record, Job)], states, chains)
 
 
+class Ends(Struct):
+    """How the tasks ended, and what is wrong with that."""
+
+    results: Counter[str] = field(default_factory=Counter)
+    without: list[str] = []
+    double: list[str] = []
+    late: list[str] = []
+    wrong: list[str] = []
+
+
 async def check(bus: Bus, *, acknowledged: set[str], artifacts: Path, lock_logs: dict[str, Path]) -> Report:
     """Judge a settled fleet; `acknowledged` are the keys of tasks whose acceptance a client received."""
     logs = await read_logs(bus)
     counts = Counter(job.task for job in logs.jobs if job.moved_from is None)
     twice = [f"{task}: stored {count} times" for task, count in counts.items() if count > 1]
     lost = [f"{task}: acknowledged but not stored" for task in sorted(acknowledged - set(counts))]
-    results: Counter[str] = Counter()
-    without: list[str] = []
-    double: list[str] = []
-    late: list[str] = []
-    wrong: list[str] = []
-    for job in {job.task: job for job in logs.jobs}.values():  # the newest record: a job may have moved once
-        chain = logs.chains.get(job.task, [])
-        ends = [record for record in chain if isinstance(record, Result)]
-        if len(ends) != 1:
-            (double if ends else without).append(f"{job.task}: {len(ends)} results")
-            continue
-        result = ends[0]
-        results[result.status.value] += 1
-        stored = _submissions(artifacts, job.task)
-        if len(stored) > 1:
-            double.append(f"{job.task}: {len(stored)} submissions are stored")
-        wrong += _artifact_findings(result, stored, chain)
-        if result.status is ResultStatus.SUBMITTED and result.at > job.deadline_at:
-            late.append(f"{job.task}: submitted {result.at - job.deadline_at:.1f} s late")
+    ends = _ends(logs, artifacts)
     overlaps = [line for slot, path in lock_logs.items() for line in _overlaps(slot, path)]
     overlaps += _two_jobs_at_once(logs)
     stale = [*_after_results(logs), *_stale_epochs(logs)]
-    wrong += _unfenced_moves(logs)
+    wrong = [*ends.wrong, *_unfenced_moves(logs)]
     claims = [[record for record in chain if isinstance(record, Claimed)] for chain in logs.chains.values()]
     return Report(
         jobs=len(counts),
-        results=dict(results),
+        results=dict(ends.results),
         lost=len(lost),
         stored_twice=len(twice),
-        double_submissions=len(double),
-        without_result=len(without),
-        late=len(late),
+        double_submissions=len(ends.double),
+        without_result=len(ends.without),
+        late=len(ends.late),
         overlaps=len(overlaps),
         stale_writes=len(stale),
         resumes=sum(max(0, len(chain) - 1) for chain in claims),
         takeovers=sum(a.node != b.node for chain in claims for a, b in pairwise(chain)),
-        findings=[*twice, *lost, *without, *double, *late, *wrong, *overlaps, *stale],
+        findings=[*twice, *lost, *ends.without, *ends.double, *ends.late, *wrong, *overlaps, *stale],
     )
+
+
+def _ends(logs: Logs, artifacts: Path) -> Ends:
+    """Judge each task's result by its newest job record: a job may have moved once."""
+    found = Ends()
+    for job in {job.task: job for job in logs.jobs}.values():
+        chain = logs.chains.get(job.task, [])
+        ends = [record for record in chain if isinstance(record, Result)]
+        if len(ends) != 1:
+            (found.double if ends else found.without).append(f"{job.task}: {len(ends)} results")
+            continue
+        result = ends[0]
+        found.results[result.status.value] += 1
+        stored = _submissions(artifacts, job.task)
+        if len(stored) > 1:
+            found.double.append(f"{job.task}: {len(stored)} submissions are stored")
+        found.wrong += _artifact_findings(result, stored, chain)
+        if result.status is ResultStatus.SUBMITTED and result.at > job.deadline_at:
+            found.late.append(f"{job.task}: submitted {result.at - job.deadline_at:.1f} s late")
+    return found
 
 
 def _submissions(artifacts: Path, task: str) -> list[Path]:

@@ -28,6 +28,7 @@ def deviations(
     return [
         *_of_modules(recipe, plan),
         *([] if recipe.rate else _of_rates(plan, family, pairs)),
+        *_of_lengths(recipe, plan),
         *_of_batch(recipe, plan, step),
         *_of_layout(recipe, plan, hardware, memory),
         *_of_kernels(recipe, plan, hardware),
@@ -93,7 +94,7 @@ def _of_rates(plan: Plan, family: str, pairs: bool) -> Iterator[Deviation]:
         yield Deviation("learning rate of dense deltas", "not given", f"{plan.lr_dense:.2e}", reason)
 
 
-def _of_batch(recipe: Recipe, plan: Plan, step: Step) -> Iterator[Deviation]:
+def _of_lengths(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
     if plan.max_length < recipe.max_length:
         yield Deviation(
             "longest row",
@@ -101,6 +102,9 @@ def _of_batch(recipe: Recipe, plan: Plan, step: Step) -> Iterator[Deviation]:
             f"{plan.max_length} tokens",
             "longer rows are never scored, and the model has to be good at what is scored",
         )
+
+
+def _of_batch(recipe: Recipe, plan: Plan, step: Step) -> Iterator[Deviation]:
     wanted = recipe.device_batch * recipe.accumulation * plan.devices
     got = f"about {step.examples:.0f} examples: {plan.packs_per_step} x {plan.capacity} tokens"
     if step.batch < wanted:

@@ -20,20 +20,12 @@ from shared.planning.profiles import family_of, resolve
 from shared.planning.throughput import MODEL_BYTES_PER_S, export_bytes
 
 MIN_OFFER_STEPS = 3  # an offer states no data, and real rows may be ten times shorter than the assumed ones
-
-
 ASSUMED_PARAMETERS = 7_000_000_000
-
-
+BY_NAME = " by its name"
+ASSUMED = " assumed, as neither the offer nor the model's name states a size"
 MOST_PARAMETERS = 10**13
-
-
 LONGEST_HOURS = 24 * 366  # no job takes this long; far beyond it the arithmetic overflows
-
-
 ASSUMED_DATA = DataStats(examples=20_000, tokens=6_000_000, label_tokens=3_000_000, max_length=1024)
-
-
 ASSUMED_PAIRS = DataStats(examples=20_000, tokens=12_000_000, label_tokens=6_000_000, max_length=2048)
 
 
@@ -69,11 +61,7 @@ def check_offer(
     parameters = named or ASSUMED_PARAMETERS
     if not 0 < parameters <= MOST_PARAMETERS:
         return Feasibility(False, f"no model has {parameters} parameters")
-    size = f"{parameters / 1e9:.3g} billion parameters"
-    if not model_params:
-        size += (
-            " by its name" if named else " assumed, as neither the offer nor the model's name states a size"
-        )
+    size = _size(parameters, "" if model_params else BY_NAME if named else ASSUMED)
     try:
         shape = shape_from_params(parameters, family_of(model))
         data = ASSUMED_PAIRS if task_type is TaskType.DPO else ASSUMED_DATA
@@ -90,3 +78,7 @@ def check_offer(
         return Feasibility(False, f"{cause} ({size})")
     cause = f"fits {hardware.name} and leaves about {plan.expected_steps} steps ({size})"
     return Feasibility(True, cause, plan)
+
+
+def _size(parameters: int, source: str) -> str:
+    return f"{parameters / 1e9:.3g} billion parameters{source}"
