@@ -32,6 +32,24 @@ SMALL: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
+# What is random while a model trains: no architecture's own name for it is left out.
+RANDOM = {
+    name: 0.1
+    for name in (
+        *("dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "embedding_dropout"),
+        *(
+            "resid_dropout",
+            "embed_dropout",
+            "attn_dropout",
+            "attn_pdrop",
+            "resid_pdrop",
+            "embd_pdrop",
+            "emb_pdrop",
+        ),
+        *("attention_probs_dropout_prob", "hidden_dropout_prob", "layerdrop"),
+        *("input_jitter_noise", "router_jitter_noise"),
+    )
+}
 GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "n_ctx": 512}
 WINDOWED = {"sliding_window": WINDOW}
 MAMBA_HEADS = {
@@ -197,7 +215,7 @@ _DECODERS = (
     Sample("biogpt"),
     Sample("xglm", {"d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4}),
     Sample("nanochat"),
-    Sample("diffllama"),
+    Sample("diffllama", {"attention_dropout": 0.0}),
     Sample("cwm", WINDOWED),
 )
 _WRAPPERS = (
@@ -252,7 +270,7 @@ def config_of(sample: Sample) -> Any:
     """The tiny configuration; a wrapper around a text model has one inside."""
     fields = {name: value for name, value in SMALL.items() if name not in sample.leave_out}
     if sample.model_type == "gemma3":
-        text = CONFIG_MAPPING["gemma3_text"](**fields, **WINDOWED)
+        text = CONFIG_MAPPING["gemma3_text"](**fields, **RANDOM, **WINDOWED)
         vision = {
             "hidden_size": 32,
             "intermediate_size": 64,
@@ -269,7 +287,7 @@ def config_of(sample: Sample) -> Any:
             boi_token_index=998,
             eoi_token_index=997,
         )
-    return CONFIG_MAPPING[sample.model_type](**{**fields, **sample.changes})
+    return CONFIG_MAPPING[sample.model_type](**{**fields, **RANDOM, **sample.changes})
 
 
 def build(sample: Sample) -> PreTrainedModel:

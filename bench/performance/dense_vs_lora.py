@@ -42,7 +42,8 @@ from trainer_node.engine.data.packing import collate, pack
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.export import dense_as_lora, writer
 from trainer_node.engine.model.adapters import Deltas, add_deltas, load_adapter
-from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer, model_shape
+from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer
+from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.objectives import sft
 from trainer_node.engine.train.loop import make_optimizer
 

@@ -116,7 +116,7 @@ def split(shape: ModelShape, recipe: Recipe, rank: int) -> list[ModulePlan]:
     """
     modules = []
     for linear in shape.linears:
-        if linear.name not in recipe.targets:
+        if recipe.targets and linear.name not in recipe.targets:
             continue
         inner, outer = linear.in_features, linear.out_features
         dense = rank * (inner + outer) > inner * outer

@@ -55,7 +55,7 @@ class ModulePlan(Struct, frozen=True, kw_only=True):
 
 
 class ModelShape(Struct, frozen=True, kw_only=True):
-    """The sizes of a Llama-like decoder that memory and speed depend on."""
+    """The sizes of a decoder that memory and speed depend on; a Llama's where nothing else is known."""
 
     hidden: int
     layers: int
@@ -67,10 +67,15 @@ class ModelShape(Struct, frozen=True, kw_only=True):
     tied: bool  # the output matrix is the embedding matrix
     max_positions: int = 8192
     family: str = "other"  # "llama", "qwen" or "other": decides the learning rate
+    own_linears: tuple[Linear, ...] = ()  # the kinds that are trained, where the model itself was looked at
+    own_parameters: int = 0  # all weights, likewise
+    idle_parameters: int = 0  # weights of experts that a token doesn't meet
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """The seven kinds of linear modules of the decoder layers."""
+        """The kinds of linear modules of the decoder layers: the model's own, or a Llama's seven."""
+        if self.own_linears:
+            return self.own_linears
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return (
             Linear("q_proj", self.hidden, query, self.layers),
@@ -84,7 +89,9 @@ class ModelShape(Struct, frozen=True, kw_only=True):
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of all linear modules of the layers, without embeddings and head."""
+        """Weights of all layers, without embeddings and head."""
+        if self.own_parameters:
+            return max(1, self.own_parameters - self.embedding_parameters)
         return sum(linear.in_features * linear.out_features * linear.count for linear in self.linears)
 
     @property
@@ -94,7 +101,9 @@ class ModelShape(Struct, frozen=True, kw_only=True):
 
     @property
     def parameters(self) -> int:
-        """All weights (without the few biases some families have)."""
+        """All weights (where only the config is known, without the few biases some families have)."""
+        if self.own_parameters:
+            return self.own_parameters
         norms = (2 * self.layers + 1) * self.hidden
         return self.linear_parameters + self.embedding_parameters + norms
 

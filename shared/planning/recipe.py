@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 
 class Recipe(Struct, frozen=True, kw_only=True):
     """Every hyper-parameter that a profile names."""
@@ -15,7 +13,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     alpha: float
     dropout: float
     full: bool = False  # every weight is trained, without factors; `rank` is for models that are too large
-    targets: tuple[str, ...] = ALL_LINEAR
+    targets: tuple[str, ...] = ()  # kinds of linear modules, by the ends of their paths; none: all
     device_batch: int  # examples of one step on one device
     accumulation: int = 1
     eval_batch: int = 64

@@ -53,7 +53,7 @@ def flops_per_token(
     head = 2.0 * shape.hidden * shape.vocab * rows.label_share
     lora = 2.0 * sum(module.parameters for module in modules if module.method == "lora")
     dense = 2.0 * sum(module.parameters for module in modules if module.method == "dense")
-    layers = 2.0 * shape.linear_parameters
+    layers = 2.0 * (shape.linear_parameters - shape.idle_parameters)
     forward = layers + lora + attention
     backward = layers + dense + 2.0 * lora + 2.0 * attention
     return forward + backward + 2.0 * head + (forward if checkpointing else 0.0)

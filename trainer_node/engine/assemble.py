@@ -21,6 +21,7 @@ from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.attention import max_documents
 from trainer_node.engine.model.compile import missing_compiler
 from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.model.shape import heads_of
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import dev_curve, loop
@@ -77,8 +78,7 @@ def adapt(run: RunContext, plan: Plan, model: torch.nn.Module, *, fixed_steps: b
     if plan.compile and (missing := missing_compiler(run.process_group.device)):
         plan = replace(plan, compile=False)
         run.reporter.message(f"layers are not compiled: that needs {missing}, which is not installed here")
-    heads = model.config.num_attention_heads
-    head_dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
+    heads, head_dim = heads_of(model.config)
     deltas = add_deltas(model, plan, run.job.seed)
     if deltas.model.batching is Batching.PADDED:
         run.reporter.message("this model's documents can't share a row: each has one of its own, padded")

@@ -25,7 +25,8 @@ from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.evaluate.metric import Evaluation, measure, reference_logprobs, score
 from trainer_node.engine.model.exactness import label_model
-from trainer_node.engine.model.loading import load_tokenizer, model_shape
+from trainer_node.engine.model.loading import load_tokenizer
+from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.time_budget import Costs
 
 VERIFY_SHARE = 0.01  # of the budget: what scoring the reloaded export may cost

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from shared.errors import EngineError
 from shared.messages import ErrorCode
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import score_sft
-from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer, model_shape
+from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer
+from trainer_node.engine.model.shape import model_shape
 
 
 def test_config_tokenizer_and_shape(tiny_model: Path) -> None:
@@ -45,12 +47,52 @@ def test_an_id_that_no_hub_answers_for(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "PODIUM_MODELS" in str(caught.value)
 
 
-def test_pickled_weights_are_not_loaded(tiny_model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pickled"
+def _pickled(tiny_model: Path, folder: Path, content: object) -> str:
     shutil.copytree(tiny_model, folder)
-    torch.save(load_model(str(folder), "float32").state_dict(), folder / "pytorch_model.bin")
+    torch.save(content, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
+    return str(folder)
+
+
+def test_pickled_tensors_are_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    state = load_model(str(tiny_model), "float32").state_dict()
+    found = load_model(_pickled(tiny_model, tmp_path / "pickled", state), "float32").state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.marker), "w")
+
+
+def test_pickled_code_is_not_run(tiny_model: Path, tmp_path: Path) -> None:
+    state = load_model(str(tiny_model), "float32").state_dict()
+    path = _pickled(tiny_model, tmp_path / "pickled", {**state, "more": Evil(tmp_path / "ran")})
     with pytest.raises(EngineError) as caught:
+        load_model(path, "float32")
+    assert caught.value.code is ErrorCode.MODEL_UNAVAILABLE
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_that_are_missing_are_not_made_up(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    state = load_file(folder / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(EngineError, match=r"lack 1 .* such as model.layers.1.mlp.up_proj.weight") as caught:
+        load_model(str(folder), "float32")
+    assert caught.value.code is ErrorCode.MODEL_UNAVAILABLE
+
+
+def test_weights_of_another_size_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"intermediate_size": 128', '"intermediate_size": 96'))
+    with pytest.raises(EngineError, match=f"can't load {folder}") as caught:
         load_model(str(folder), "float32")
     assert caught.value.code is ErrorCode.MODEL_UNAVAILABLE
 

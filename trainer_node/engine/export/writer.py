@@ -16,6 +16,8 @@ from msgspec.structs import replace
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
 from shared.files import sync
@@ -23,7 +25,7 @@ from shared.messages import Metrics, WorkerJob
 from shared.planning.plan import Plan
 from trainer_node.engine.export.dense_as_lora import factors, fit_better, rank_of
 from trainer_node.engine.export.verify import UnverifiedError, verify
-from trainer_node.engine.model.adapters import Deltas
+from trainer_node.engine.model.adapters import Deltas, has_transposed
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.train.checkpoint import write_tensors
 
@@ -39,10 +41,10 @@ def write(deltas: Deltas, plan: Plan, job: WorkerJob, metrics: Metrics, folder: 
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    whole = deltas.dense and not fit_better(plan, base_of(deltas))
+    whole = (deltas.dense and not fit_better(plan, base_of(deltas))) or is_renamed(deltas)
     try:
         if whole:
-            _write_model(base_of(deltas), job, temporary)
+            write_model(base_of(deltas), job, temporary)
         else:
             _write_adapter(deltas, plan, job, temporary)
         size = sum(path.stat().st_size for path in temporary.iterdir())
@@ -120,14 +122,19 @@ def _dense_factors(deltas: Deltas, plan: Plan, job: WorkerJob) -> dict[str, Tens
     to be rounded, and score .026 worse without (docs/experiments.md).
     """
     computed = getattr(torch, plan.dtype)
-    names = {module.name for module in plan.modules if module.method == "dense"}
     before = load_model(job.model_path, torch.bfloat16).state_dict()
     state: dict[str, Tensor] = {}
-    for name, module in base_of(deltas).named_modules():
-        if name.rpartition(".")[2] in names:
-            a, b = factors(module.weight.to(computed), before[f"{name}.weight"])
-            state[f"base_model.model.{name}.lora_A.weight"] = a
-            state[f"base_model.model.{name}.lora_B.weight"] = b
+    for name in deltas.parameters:
+        if ".lora_" in name:
+            continue
+        path = name.removesuffix(".weight")
+        module = base_of(deltas).get_submodule(path)
+        trained, known = module.weight.to(computed), before[name]
+        if isinstance(module, Conv1D):  # the other way round; PEFT's factors never are
+            trained, known = trained.T, known.T
+        a, b = factors(trained, known)
+        state[f"base_model.model.{path}.lora_A.weight"] = a
+        state[f"base_model.model.{path}.lora_B.weight"] = b
     return state
 
 
@@ -137,8 +144,9 @@ def _adapter_config(deltas: Deltas, plan: Plan, job: WorkerJob) -> LoraConfig:
         config = copy.deepcopy(deltas.network.peft_config[ADAPTER])
     else:
         rank = next(iter(dense.values()))
-        config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=rank, target_modules=[], bias="none")
-    config.target_modules = sorted({*config.target_modules, *dense})
+        config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=rank, bias="none")
+        config.fan_in_fan_out = has_transposed(base_of(deltas))
+    config.target_modules = list(deltas.targets)
     config.rank_pattern = {**config.rank_pattern, **dense}
     config.alpha_pattern = {**config.alpha_pattern, **dense}  # equal to the rank: factors at their own size
     config.base_model_name_or_path = job.model  # never the local path: the scorer loads the base by this name
@@ -146,8 +154,9 @@ def _adapter_config(deltas: Deltas, plan: Plan, job: WorkerJob) -> LoraConfig:
     return config
 
 
-def _write_model(base: Any, job: WorkerJob, folder: Path) -> None:
-    state = dict(full_state(base))
+def write_model(base: Any, job: WorkerJob, folder: Path) -> None:
+    """Write a whole model: weights in bf16, as published, and the configuration; no tokenizer."""
+    state = as_published(base, dict(full_state(base)))
     split = split_torch_state_dict_into_shards(state, max_shard_size=SHARD)
     for name, keys in split.filename_to_tensors.items():
         write_tensors(folder / name, {key: state[key] for key in keys})
@@ -158,6 +167,31 @@ def _write_model(base: Any, job: WorkerJob, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     if base.generation_config is not None:
         base.generation_config.save_pretrained(folder)
+
+
+def as_published(base: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names and in the tensors that the model is published in.
+
+    transformers 5 renames some models' parts and joins experts while it loads. transformers 4 and other
+    readers know the published form only.
+    """
+    published: dict[str, Tensor] = revert_weight_conversion(base, state)
+    return {name: tensor.contiguous() for name, tensor in published.items()}
+
+
+def is_renamed(deltas: Deltas) -> bool:
+    """Whether a trained module is published under another name: an adapter would name it by what it is here.
+
+    Another version of transformers may not have that name, and PEFT would overlook the factors.
+    """
+    base = base_of(deltas)
+    trained = {f"{name.partition('.lora_')[0].removesuffix('.weight')}.weight" for name in deltas.parameters}
+    empty = {
+        name.replace(".base_layer.", "."): torch.empty(value.shape, device="meta")
+        for name, value in base.state_dict().items()
+        if ".lora_" not in name
+    }
+    return not trained <= as_published(base, empty).keys()
 
 
 def full_state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -7,6 +7,7 @@ Hugging Face or PEFT model inside it, for saving.
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,9 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from torch.nn.modules.dropout import _DropoutNd
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from shared.errors import EngineError
 from shared.messages import ErrorCode
@@ -27,6 +28,9 @@ from shared.planning.plan import Plan
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.fused_lora import fuse_lora
 from trainer_node.engine.model.label_model import LabelModel
+from trainer_node.engine.model.linears import trainable_linears
+
+_RANDOM = re.compile(r"drop|jitter_noise")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Deltas:
     parameters: dict[str, nn.Parameter]
     lora: bool  # some modules have LoRA factors
     dense: bool  # some modules train their own weight
+    targets: tuple[str, ...] = ()  # all trained modules in PEFT's words
 
     @property
     def network(self) -> nn.Module:
@@ -92,20 +97,24 @@ def add_deltas(model: PreTrainedModel, plan: Plan, seed: int) -> Deltas:
     Raises EngineError(UNSUPPORTED) if the model lacks a module of the plan.
     """
     model.requires_grad_(False)
-    targets: dict[str, list[nn.Linear]] = {module.name: [] for module in plan.modules}
-    for path, linear in model.named_modules():
-        name = path.rpartition(".")[2]
-        if name in targets and isinstance(linear, nn.Linear):
-            targets[name].append(linear)
-    if missing := [name for name, found in targets.items() if not found]:
+    no_dropout(model)
+    targets = {linear.name: paths for linear, paths in trainable_linears(model).items()}
+    if missing := [module.name for module in plan.modules if module.name not in targets]:
         raise EngineError(
             ErrorCode.UNSUPPORTED, f"{type(model).__name__} has no linear module {', '.join(missing)}"
         )
-    ranks = {module.name: module for module in plan.modules if module.method == "lora"}
-    dense = [linear for name, found in targets.items() if name not in ranks for linear in found]
+    dense = [
+        model.get_submodule(path)
+        for module in plan.modules
+        if module.method == "dense"
+        for path in targets[module.name]
+    ]
+    ranks = [module.name for module in plan.modules if module.method == "lora"]
+    words = target_modules(model, {module.name: targets[module.name] for module in plan.modules})
     network: nn.Module = model
     if ranks:
-        network = _with_lora(model, plan, seed)
+        named = target_modules(model, {name: targets[name] for name in ranks})
+        network = _with_lora(model, plan, named, seed)
     for linear in dense:
         linear.weight = nn.Parameter(linear.weight.detach().float())
     if plan.activation_checkpointing:
@@ -113,10 +122,38 @@ def add_deltas(model: PreTrainedModel, plan: Plan, seed: int) -> Deltas:
     parameters = {
         _stable(name): weight for name, weight in network.named_parameters() if weight.requires_grad
     }
-    return Deltas(label_model(network, bf16=plan.dtype == "bfloat16"), parameters, bool(ranks), bool(dense))
+    labels = label_model(network, bf16=plan.dtype == "bfloat16")
+    return Deltas(labels, parameters, bool(ranks), bool(dense), tuple(words))
 
 
-def _with_lora(model: PreTrainedModel, plan: Plan, seed: int) -> peft.PeftModel:
+def target_modules(model: PreTrainedModel, targets: dict[str, list[str]]) -> list[str]:
+    """PEFT's words for kinds of modules: their names, or whole paths where others bear the names, too."""
+    ends = tuple(f".{name}" for name in targets)
+    found = [path for path, _ in model.named_modules() if f".{path}".endswith(ends)]
+    paths = [path for those in targets.values() for path in those]
+    return sorted(targets) if len(found) == len(paths) else sorted(paths)
+
+
+def has_transposed(model: nn.Module) -> bool:
+    """Whether linear modules hold their weights as inputs x outputs, as GPT-2's do."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+def no_dropout(model: PreTrainedModel) -> None:
+    """Let a model train as it is scored: no dropout, no layer left out, no noise on a router's input.
+
+    Fine-tuning is a few passes over the rows; and what is random differs between a batch and a document.
+    """
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+    for holder in (*model.modules(), model.config, model.config.get_text_config()):
+        for name, value in list(vars(holder).items()):
+            if isinstance(value, float) and _RANDOM.search(name):
+                setattr(holder, name, 0.0)
+
+
+def _with_lora(model: PreTrainedModel, plan: Plan, targets: list[str], seed: int) -> peft.PeftModel:
     ranks = {module.name: module for module in plan.modules if module.method == "lora"}
     first = next(iter(ranks.values()))
     config = peft.LoraConfig(
@@ -125,7 +162,8 @@ def _with_lora(model: PreTrainedModel, plan: Plan, seed: int) -> peft.PeftModel:
         lora_alpha=first.alpha,
         rank_pattern={name: module.rank for name, module in ranks.items() if module.rank != first.rank},
         alpha_pattern={name: module.alpha for name, module in ranks.items() if module.alpha != first.alpha},
-        target_modules=sorted(ranks),
+        target_modules=targets,
+        fan_in_fan_out=has_transposed(model),
         lora_dropout=plan.dropout,
         bias="none",
     )

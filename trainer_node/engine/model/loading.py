@@ -1,10 +1,12 @@
-"""Load a model, its configuration and its tokenizer from safe files only."""
+"""Load a model, its configuration and its tokenizer, without running code from their files."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import structlog
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -17,11 +19,11 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from shared.errors import EngineError, PlanError
+from shared.errors import EngineError
 from shared.messages import ErrorCode
-from shared.planning.model_shape import ModelShape, shape_from_config
 from trainer_node.engine.data import hf_datasets
 
+log = structlog.get_logger(__name__)
 HINT = "name its folder in PODIUM_MODELS, put it below PODIUM_MODELS_DIR, or make the hub reachable"
 
 
@@ -36,28 +38,33 @@ def load_tokenizer(path: str) -> Any:
 
 
 def load_model(path: str, dtype: torch.dtype | str) -> PreTrainedModel:
-    """A causal language model on the CPU with weights in `dtype`, from safetensors or GGUF only.
+    """A causal language model on the CPU with weights in `dtype`: from safetensors, GGUF, or pickled tensors.
 
-    Raises EngineError: MODEL_UNAVAILABLE if there are no such weights, UNSUPPORTED if their kind is unknown.
+    Pickled files are read without running what is in them. Raises EngineError: MODEL_UNAVAILABLE if there are
+    no such weights or some are missing, UNSUPPORTED if their kind is unknown.
     """
     kind = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
     if _gguf(path) is None:
-        return _load(AutoModelForCausalLM, path, dtype=kind, use_safetensors=True).eval()
+        return _with_weights(path, dtype=kind).eval()
     # Without dequantize=True the weights stay packed 4-bit tensors, which can be neither trained nor saved.
-    model = _load(
-        AutoModelForCausalLM, path, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+    model = _with_weights(path, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
     for parameter in model.parameters():  # not model.to(): the rotary frequencies must stay fp32
         parameter.data = parameter.data.to(kind)
     return model.eval()
 
 
-def model_shape(config: PretrainedConfig) -> ModelShape:
-    """The sizes the planner needs; EngineError(UNSUPPORTED) for a model it doesn't know."""
-    try:
-        return shape_from_config(config.to_dict())
-    except PlanError as error:
-        raise EngineError(ErrorCode.UNSUPPORTED, f"model type {config.model_type!r}: {error}") from error
+def _with_weights(path: str, **options: Any) -> PreTrainedModel:
+    """The model with all its weights from its files: what they lack would be random numbers."""
+    model, info = _load(AutoModelForCausalLM, path, output_loading_info=True, weights_only=True, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise EngineError(
+            ErrorCode.MODEL_UNAVAILABLE,
+            f"the weights of {path} lack {len(missing)} of {type(model).__name__}'s tensors, such as "
+            f"{missing[0]}: they are another model's, or not all of them are there",
+        )
+    if unexpected := sorted(info["unexpected_keys"]):
+        log.warning("weights not used", model=path, tensors=len(unexpected), such_as=unexpected[0])
+    return model
 
 
 def _gguf(path: str) -> Path | None:
@@ -88,7 +95,9 @@ def _load(factory: Any, path: str, **options: Any) -> Any:
     disable_progress_bar()  # a worker's log is a file
     try:
         return factory.from_pretrained(path, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "memory" in str(error).lower():
+            raise  # as what it is
         text = " ".join(str(error).split())[:300].rstrip(".")
         if any(sign in str(error) for sign in ("trust_remote_code", "does not recognize this architecture")):
             raise EngineError(
@@ -98,5 +107,5 @@ def _load(factory: Any, path: str, **options: Any) -> Any:
             message = f"{path} is not on this machine, and the hub doesn't answer; {HINT}"
             raise EngineError(ErrorCode.MODEL_UNAVAILABLE, message) from error
         tried = "its folder" if place.is_dir() else "the local cache and the hub"
-        message = f"can't load {path} (tried {tried}; safetensors and GGUF only): {text}; {HINT}"
+        message = f"can't load {path} (tried {tried}): {text}; {HINT}"
         raise EngineError(ErrorCode.MODEL_UNAVAILABLE, message) from error

@@ -9,13 +9,12 @@ from shared.planning.profiles import (
     pair_share,
     resolve,
 )
-from shared.planning.recipe import ALL_LINEAR
 
 
 def test_maximum_accuracy_is_the_house_profile_to_the_letter() -> None:
     recipe = resolve("maximum_accuracy")
     assert (recipe.rank, recipe.alpha, recipe.dropout) == (8192, 2048, 0.05)
-    assert recipe.targets == ALL_LINEAR
+    assert recipe.targets == ()
     assert (recipe.device_batch, recipe.accumulation, recipe.eval_batch) == (128, 1, 64)
     assert recipe.max_length == 8192
     assert recipe.bf16
