@@ -48,7 +48,7 @@ class OfferResponder:
         await asyncio.gather(*self._running)
 
     async def _on_request(self, message: Msg) -> None:
-        """The client library awaits its callbacks one by one; offers must not wait for each other."""
+        """Start a task for one request: the client library awaits its callbacks one by one."""
         task = asyncio.create_task(self._respond(message, time.time()), name="offer over NATS")
         self._running.add(task)
         task.add_done_callback(self._running.discard)

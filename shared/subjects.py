@@ -45,27 +45,27 @@ def task_key(task_id: str) -> str:
 
 
 def job(slot: str, task: str) -> str:
-    """Where a job is stored."""
+    """Return the subject under which a job is stored."""
     return f"podium.jobs.{slot}.{task}"
 
 
 def jobs_of_slot(slot: str) -> str:
-    """Every job of one slot; its last message is the slot's newest job."""
+    """Return the pattern of every job of one slot; its last message is the slot's newest job."""
     return f"podium.jobs.{slot}.*"
 
 
 def job_on_any_slot(task: str) -> str:
-    """The pattern that makes a task unique across slots."""
+    """Return the pattern that makes a task unique across slots."""
     return f"podium.jobs.*.{task}"
 
 
 def reservation(slot: str, task: str) -> str:
-    """Where a reservation is stored."""
+    """Return the subject under which a reservation is stored."""
     return f"podium.reservations.{slot}.{task}"
 
 
 def state(slot: str, task: str) -> str:
-    """The chain of one task: claimed, submitting, result."""
+    """Return the subject of one task's chain: claimed, submitting, result."""
     return f"podium.state.{slot}.{task}"
 
 
@@ -75,7 +75,7 @@ def progress(slot: str, task: str) -> str:
 
 
 def heartbeat(slot: str) -> str:
-    """A node's heartbeat."""
+    """Return the subject of a node's heartbeats."""
     return f"podium.heartbeats.{slot}"
 
 
@@ -88,7 +88,7 @@ def task_in(subject: str) -> dict[str, str]:
 
 
 def stream_info(stream: str) -> str:
-    """Where guests ask about a stream: JetStream's own subjects lead to the guest's account."""
+    """Return where guests ask about a stream: JetStream's own subjects lead to the guest's account."""
     return f"podium.streams.{stream}"
 
 
@@ -108,30 +108,30 @@ def score(task: str) -> str:
 
 
 def lease(slot: str) -> str:
-    """The key of a slot's lease, as a subject."""
+    """Return the key of a slot's lease, as a subject."""
     return f"$KV.{LEASES_BUCKET}.{slot}"
 
 
 def artifacts_bucket(slot: str) -> str:
-    """The object store of one slot's submissions."""
+    """Return the name of a slot's object store."""
     return f"artifacts-{slot}"
 
 
 def artifacts_stream(slot: str) -> str:
-    """The stream below a slot's object store."""
+    """Return the stream below a slot's object store."""
     return f"OBJ_{artifacts_bucket(slot)}"
 
 
 def artifact_chunks(slot: str, upload: str) -> str:
-    """Where the pieces of one upload are stored."""
+    """Return the subject of the pieces of one upload."""
     return f"$O.{artifacts_bucket(slot)}.C.{upload}"
 
 
 def artifact(slot: str, name: str) -> str:
-    """An object's metadata in the object store; the object is complete once this is stored."""
+    """Return the subject of an object's metadata; the object is complete once this is stored."""
     return f"$O.{artifacts_bucket(slot)}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
 def artifacts_of_slot(slot: str) -> str:
-    """Every object of a slot's store."""
+    """Return the pattern of every object of a slot's store."""
     return f"$O.{artifacts_bucket(slot)}.M.>"

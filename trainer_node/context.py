@@ -29,7 +29,7 @@ class NodeContext(Struct, frozen=True):
     draining: asyncio.Event
 
     def worker_of(self, task: str) -> Worker | None:
-        """The newest worker, running or ended, if it is this task's."""
+        """Return the newest worker, running or ended, if it is this task's."""
         worker = self.supervisor.worker
         return worker if worker is not None and worker.file.task == task else None
 

@@ -37,7 +37,7 @@ class ControlHandler:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _heard(self, message: Msg) -> None:
-        """The client library awaits its callbacks one by one, and ending a worker takes seconds."""
+        """Start a task: the client library awaits callbacks one by one, and ending a worker takes seconds."""
         task = asyncio.create_task(self._serve(message), name="control")
         self._running.add(task)
         task.add_done_callback(self._running.discard)

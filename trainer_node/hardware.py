@@ -20,7 +20,7 @@ log = get_logger()
 
 
 async def detect(settings: Settings) -> Hardware:
-    """The half's hardware: as set, else its GPUs, else its share of the CPU.
+    """Return the slot's hardware: as set, else its GPUs, else its share of the CPU.
 
     Raises SettingsError if `gpus` names GPUs that nvidia-smi doesn't show, or if they differ.
     """
@@ -41,7 +41,7 @@ def threads_of_half(settings: Settings) -> int:
 
 
 async def gpu_status(gpus: str | None) -> list[GpuStatus]:
-    """The half's GPUs now; empty where there is none, or where nvidia-smi doesn't answer."""
+    """Return the slot's GPUs now; empty if there are none, or if nvidia-smi doesn't answer."""
     command = [
         "nvidia-smi",
         "--query-gpu=index,name,memory.total,memory.used,utilization.gpu,uuid",

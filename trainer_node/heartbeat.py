@@ -56,7 +56,7 @@ class HeartbeatPublisher:
                 tasks.create_task(self._look_at_gpus())
 
     def heartbeat(self) -> Heartbeat:
-        """The heartbeat of this moment."""
+        """Return the heartbeat of this moment."""
         activity = self.activity()
         total, available = machine_memory()
         return Heartbeat(

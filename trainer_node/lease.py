@@ -60,7 +60,7 @@ class SlotLease:
         self._confirmed_at = float("-inf")
 
     def may_write(self) -> bool:
-        """Whether a claim, submitting or result may be written now.
+        """Return whether a claim, submitting or result may be written now.
 
         The trust is shorter than the lease's time to live and counts from before the renewal was sent, so
         it ends before any other node can hold the slot.
@@ -89,7 +89,7 @@ class SlotLease:
             await pause(seconds, self.wake)
 
     async def turn(self) -> None:
-        """One renewal, or one try to acquire. Raises BusError if the broker doesn't answer."""
+        """Renew the lease once, or try once to acquire it. Raises BusError if the broker doesn't answer."""
         if self.epoch:
             await self._renew()
         else:

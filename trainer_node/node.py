@@ -143,7 +143,7 @@ class Node:
         return self.lease.holder is None
 
     async def _newest_job(self) -> Job | None:
-        """The slot's newest job if it has no result; gateways store no second one before that.
+        """Return the slot's newest job if it has no result; gateways store no second one before that.
 
         What can't be read as a job is passed over: the one that was begun before it goes on.
         """
@@ -166,7 +166,7 @@ class Node:
         self._alert()
 
     def _alert(self) -> None:
-        """There may be a job, now or in a moment."""
+        """Poll quickly for a while: a job may be stored now or in a moment."""
         self._alerted_at = time.monotonic()
         self.wake.set()
 
@@ -191,7 +191,7 @@ class Node:
 
 
 def job_of(record: Record) -> Job | None:
-    """The job that a record of JOBS holds; None, with a word in the log, if it can't be taken on."""
+    """Return the job that a record of JOBS holds; log why and return None if it can't be run."""
     named = subjects.task_in(record.subject)
     try:
         job = decode_job_record(record.data)
@@ -230,7 +230,7 @@ async def serve(settings: Settings) -> None:
 
 
 def _needed(settings: Settings) -> list[tuple[str, str]]:
-    """The subjects that this node reads."""
+    """Return the subjects that this node reads."""
     slot = settings.slot
     needed = [
         (subjects.JOBS_STREAM, subjects.jobs_of_slot(slot)),
@@ -256,7 +256,7 @@ def lock_folder(folder: Path) -> int:
 
 
 def node_id(folder: Path) -> str:
-    """This folder's node id: random, made once, kept."""
+    """Return this folder's node id: random, made once, kept."""
     path = folder / "node_id"
     if path.exists() and (known := path.read_text().strip()):
         return known

@@ -66,7 +66,7 @@ class Trial(Struct, frozen=True):
 
 
 def try_model(sample: Sample, folder: Path) -> Trial:
-    """Only the model, without training: its batching, and both differences."""
+    """Try only the model, without training: its batching, and both differences."""
     place = str(write(sample, folder / "base"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -93,7 +93,7 @@ def examples() -> Examples:
 
 
 def batch_of(rows: Examples) -> Batch:
-    """All rows in one batch, with some padding."""
+    """Return all rows in one batch, with some padding."""
     return collate(rows, list(range(len(rows))), sum(LENGTHS) + 47)
 
 
@@ -116,7 +116,7 @@ def stock_logprobs(stock: Any, row: Examples) -> torch.Tensor:
 
 
 def influence(model: LabelModel) -> float:
-    """How far the other documents move when the first one changes."""
+    """Return how far the other documents move when the first one changes."""
     rows = examples()
     ids = rows.ids.copy()
     ids[: LENGTHS[0]] = (ids[: LENGTHS[0]] + 17) % 900 + 3
@@ -163,12 +163,12 @@ def try_out(sample: Sample, folder: Path, methods: tuple[str, ...] = ("lora", "d
 
 
 def changed(trial: Trial, **fields: Any) -> Trial:
-    """A trial with other values in some fields."""
+    """Return a trial with other values in some fields."""
     return Trial(**{name: fields.get(name, getattr(trial, name)) for name in Trial.__struct_fields__})
 
 
 def run(job: Path) -> Outcome:
-    """The engine's own pipeline, in this process."""
+    """Run the engine's own pipeline in this process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline.main(job, Stop())
@@ -176,7 +176,7 @@ def run(job: Path) -> Outcome:
 
 
 def reloaded_loss(job: WorkerJob, folder: Path) -> float:
-    """The scorer's loss of an export on the held-out rows, by stock transformers and PEFT alone."""
+    """Return the scorer's loss of an export on the held-out rows, by stock transformers and PEFT alone."""
     export = folder / "export"
     adapter = (export / "adapter_config.json").exists()
     with warnings.catch_warnings():
@@ -193,7 +193,7 @@ def reloaded_loss(job: WorkerJob, folder: Path) -> float:
 
 
 def held_out(job: WorkerJob) -> Examples:
-    """The development rows, as the worker's own seed draws them."""
+    """Return the development rows, as the worker's own seed draws them."""
     rows = read_rows(job.dataset, FileFormat.JSON, allow_private_urls=False).rows
     length = scored_length(load_config(job.model_path))
     tokenizer = load_tokenizer(job.model_path)
@@ -202,7 +202,7 @@ def held_out(job: WorkerJob) -> Examples:
 
 
 def resumes_equal(calm: Path) -> bool:
-    """Whether a copy of a finished run that goes on from an earlier checkpoint ends with the same bytes."""
+    """Return whether a finished run, resumed from an earlier checkpoint, ends with the same bytes."""
     rough = Path(shutil.copytree(calm, calm.with_name("rough")))
     (rough / "outcome.json").unlink()
     (rough / "standby.json").unlink(missing_ok=True)

@@ -105,7 +105,7 @@ def report(trained: dict[str, Trained], losses: dict[str, float]) -> tuple[int, 
 
 
 def train(case: tuple[str, str, str], model: Path, folder: Path) -> Trained:
-    """A short run of the engine's own worker on the token clock."""
+    """Run the engine's own worker briefly on the token clock."""
     which, kind, profile = case
     task_type, columns, name = KINDS[kind]
     rows = json.loads((WORDNET / name).read_text())[: ROWS[which]]
@@ -135,7 +135,7 @@ def train(case: tuple[str, str, str], model: Path, folder: Path) -> Trained:
 
 
 def held_out(data: Path, model: Path, task_type: TaskType, columns: DatasetType) -> Examples:
-    """The development rows, as the worker's own seed draws them."""
+    """Return the development rows, as the worker's own seed draws them."""
     rows = read_rows(str(data), FileFormat.JSON, allow_private_urls=False).rows
     length = scored_length(load_config(str(model)))
     examples, _ = tokenize(rows, task_type, columns, load_tokenizer(str(model)), length)
@@ -143,7 +143,7 @@ def held_out(data: Path, model: Path, task_type: TaskType, columns: DatasetType)
 
 
 def old_style(model: Path, folder: Path) -> Path:
-    """A model as upstream's hub has it: its configuration in the words of transformers 4."""
+    """Return a model as upstream's hub has it: with a configuration of transformers 4."""
     shutil.copytree(model, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(stock_config(config, "upstream/model")))

@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def score(case: dict[str, Any]) -> float:
-    """The mean loss of a submission over the case's rows, one by one."""
+    """Return the mean loss of a submission over the case's rows, one by one."""
     rows = np.load(case["rows"])
     offsets, group = rows["offsets"], int(rows["group"])
     documents = [(rows["ids"][start:end], rows["labels"][start:end]) for start, end in pairwise(offsets)]
@@ -48,7 +48,7 @@ def score(case: dict[str, Any]) -> float:
 
 
 def load(case: dict[str, Any]) -> torch.nn.Module:
-    """A submission as the scorer loads it: bf16 weights, the adapter on its base or the model itself."""
+    """Load a submission as the scorer does: bf16 weights, the adapter on its base or the model itself."""
     folder = Path(case["folder"])
     if not (folder / "adapter_config.json").exists():
         return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.bfloat16).eval()

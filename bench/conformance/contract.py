@@ -61,7 +61,7 @@ class Row(Struct, frozen=True):
 
     @property
     def equal(self) -> bool:
-        """The status is one that the protocol gives, and an offer's answer is the expected one."""
+        """Return whether the status is one of the protocol's, and an offer's answer the expected one."""
         case = self.case
         if self.reply.status not in case.expected:
             return False
@@ -85,7 +85,7 @@ class Trial:
         self._ends = {subjects.JOBS_STREAM: 0, subjects.STATE_STREAM: 0}
 
     def upstream(self, gateway: str = GATEWAYS[0]) -> Validator:
-        """A validator that calls one gateway."""
+        """Return a validator that calls one gateway."""
         return Validator(self.sessions[gateway], VALIDATOR, MINER.address)
 
     async def moved(self) -> bool:
@@ -100,7 +100,7 @@ class Trial:
         self.rows.append(Row(case, gateway, reply, await self.moved()))
 
     async def whole_task(self, kind: str) -> None:
-        """One task from its offer to its submission."""
+        """Take one task from its offer to its submission."""
         task, repo = str(uuid.uuid4()), str(uuid.uuid4())
         upstream = self.upstream()
         data = scripted_data(self.fleet.folder, f"{kind}.json", steps=4, step_s=0.05)
@@ -147,7 +147,7 @@ class Trial:
         await until("the submission of the reserved task", submitted, RESULT_S)
 
     async def running_task(self) -> tuple[str, dict[str, Any]]:
-        """A task that runs for the rest of the bench: its id and its start."""
+        """Start a task that runs for the rest of the bench; return its id and its start."""
         task = str(uuid.uuid4())
         data = scripted_data(
             self.fleet.folder, "long.json", steps=100_000, step_s=0.1, checkpoint_every=100_000
@@ -195,7 +195,7 @@ class Trial:
 
 
 async def measure(folder: Path) -> Trial:
-    """A fleet, all cases, the verdict."""
+    """Start a fleet, send all cases, return the verdict."""
     hub = FakeHub()
     try:
         fleet = make_fleet(folder, **hub_settings(folder, hub.url, hub.token))
@@ -212,7 +212,7 @@ async def measure(folder: Path) -> Trial:
 
 
 def table(rows: list[Row], verbose: bool) -> None:
-    """All rows, or one line for those of one name and outcome."""
+    """Print all rows, or one line for those of one name and outcome."""
     shown: Counter[tuple[Any, ...]] = Counter()
     for row in rows:
         case = row.case

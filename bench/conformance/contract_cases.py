@@ -57,7 +57,7 @@ Endpoint = tuple[str, str, bytes | None]  # method, path, a body that would be v
 
 
 def endpoints() -> list[Endpoint]:
-    """All paths of the protocol with a request that would be good."""
+    """Return all paths of the protocol with a request that would be good."""
 
     def body(value: dict[str, Any]) -> bytes:
         return json.dumps(value).encode()
@@ -85,7 +85,7 @@ def changed(headers: Headers, **names: str | None) -> Headers:
 
 
 def unauthenticated() -> Iterator[Case]:
-    """Every way to fail the checks of the headers, on every path."""
+    """Yield every way to fail the checks of the headers, on every path."""
     for method, path, body in endpoints():
         for name, status, headers in broken_headers(body):
             yield Case(name=name, method=method, path=path, headers=headers, body=body, expected=(status,))
@@ -161,7 +161,7 @@ def malformed() -> Iterator[Case]:
 
 
 def wrong_fields(value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A message with one field missing, or of a wrong kind."""
+    """Yield a message with one field missing, or of a wrong kind."""
     optional = {"ds_size", "model_params_count", "expected_repo_name", "model_type"}
     for field in value:
         if field not in optional:
@@ -195,7 +195,7 @@ def signed(
     accepted: bool | None = None,
     by: Keys = VALIDATOR,
 ) -> Case:
-    """A case whose headers are right."""
+    """Return a case whose headers are right."""
     return Case(
         name=name,
         method=method or ("GET" if body is None else "POST"),
@@ -263,7 +263,7 @@ def of_reserved(task_id: str, start: dict[str, Any]) -> Iterator[Case]:
 
 
 def replayed() -> Iterator[tuple[Case, Callable[[], Case]]]:
-    """A request that is good, and one that uses its nonce again."""
+    """Yield a request that is good, and one that uses its nonce again."""
     path = SUBMISSION + NEVER
     first = signed("a nonce, used", path, None, (404,))
     yield (
@@ -300,5 +300,5 @@ def replayed() -> Iterator[tuple[Case, Callable[[], Case]]]:
 
 
 def all_cases() -> list[Case]:
-    """Everything that needs no task of its own, and no order."""
+    """Return everything that needs no task of its own, and no order."""
     return [*unauthenticated(), *malformed(), *misplaced()]

@@ -68,7 +68,7 @@ class Fuzz:
         self._reported_at = time.monotonic()
 
     def run(self) -> None:
-        """All requests over a few connections, each used again and again."""
+        """Send all requests over a few connections, each reused."""
         for _ in range(CONNECTIONS):
             self._next(self._open())
         while self._pending:
@@ -153,13 +153,13 @@ class Fuzz:
             print(f"{self.sent} sent, {len(self.failures)} failures, {self.memory[-1]:.0f} MB", flush=True)
 
     def quarters_mb(self) -> list[float]:
-        """The mean of memory in each quarter of the requests."""
+        """Return the mean of memory in each quarter of the requests."""
         size = max(1, len(self.memory) // 4)
         return [round(statistics.mean(self.memory[part * size :][:size]), 1) for part in range(4)]
 
 
 async def measure(folder: Path, count: int, seed: int) -> dict[str, Any]:
-    """A fleet, all requests, the figures."""
+    """Start a fleet, send all requests, return the figures."""
     fleet = make_fleet(folder)
     async with started(fleet):
         scripted_data(folder, "data.json", steps=2, step_s=0.02)

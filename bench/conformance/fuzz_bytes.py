@@ -37,7 +37,7 @@ def garbage(chance: random.Random) -> Case:
 
 
 def almost(chance: random.Random) -> Case:
-    """A request with some bytes replaced."""
+    """Return a request with some bytes replaced."""
     data = bytearray(OPEN + b"Content-Length: 2\r\n\r\n{}")
     for _ in range(chance.randint(1, 5)):
         data[chance.randrange(len(data))] = chance.randrange(256)
@@ -45,13 +45,13 @@ def almost(chance: random.Random) -> Case:
 
 
 def cut_off(chance: random.Random) -> Case:
-    """The client goes away in the middle."""
+    """Close the connection in the middle of a request."""
     data = OPEN + b"Content-Length: 500\r\n\r\n" + b"{" * 400
     return Case("cut off", [data[: chance.randrange(1, len(data))]], half_close=chance.random() < 0.5)
 
 
 def lying_length(chance: random.Random) -> Case:
-    """A Content-Length that is none, or not this body's."""
+    """Send a Content-Length that is malformed or not this body's."""
     length = chance.choice(
         (b"-1", b"1e3", b"99999999999999999999", b"0x10", b"", b"1, 1", b"\xd9\xa1", b"+5", b"1")
     )
@@ -83,7 +83,7 @@ def chunks(chance: random.Random) -> Case:
 
 
 def good_chunks(chance: random.Random) -> Case:
-    """A body in pieces, as HTTP has it; the answer is a refusal, as it is not signed."""
+    """Send a body in pieces, as HTTP allows; it is refused, as it is not signed."""
     pieces = [b"1\r\n" + bytes([byte]) + b"\r\n" for byte in b'{"a": 1}'] + [b"0\r\n\r\n"]
     return Case("good chunks", [OPEN + b"Transfer-Encoding: chunked\r\n\r\n", *pieces], answers=1)
 
@@ -99,7 +99,7 @@ def huge_headers(chance: random.Random) -> Case:
 
 
 def long_path(chance: random.Random) -> Case:
-    """A path that no server takes, or one with bytes that no path has."""
+    """Send a path that is too long, or has bytes that no path has."""
     path = chance.choice(
         (
             b"/" + b"a" * 70_000,
@@ -143,14 +143,14 @@ def pipeline(chance: random.Random) -> Case:
 
 
 def slow_body(chance: random.Random) -> Case:
-    """A body that comes byte by byte; it is whole at last."""
+    """Send a whole body byte by byte."""
     body = b'{"task_id": "x"}'
     head = OPEN + b"Content-Length: %d\r\n\r\n" % len(body)
     return Case("slow body", [head, *(bytes([byte]) for byte in body)], pause_s=0.005, answers=1)
 
 
 def events(chance: random.Random) -> Case:
-    """The stream of events, asked for oddly, and left at once."""
+    """Ask for the stream of events with odd parameters, and leave."""
     query = chance.choice(
         (b"", b"?after=0", b"?after=x", b"?types=,", b"?types=nonsense", b"?task=%00", b"?no=1")
     )
@@ -159,7 +159,7 @@ def events(chance: random.Random) -> Case:
 
 
 def never_whole(chance: random.Random) -> Case:
-    """A body that is promised and does not come."""
+    """Promise a body that never comes."""
     return Case("never whole", [OPEN + b"Content-Length: 5000\r\n\r\n", b"{"])
 
 

@@ -118,7 +118,7 @@ class Mutator:
         self.ids: list[str] = []
 
     def next(self) -> Request:
-        """Any request."""
+        """Return a request of any kind."""
         kind = self.chance.random()
         if kind < 0.70:
             return self.upstream()
@@ -127,7 +127,7 @@ class Mutator:
         return self.query_v1()
 
     def upstream(self) -> Request:
-        """One of upstream's own paths."""
+        """Return a request to one of upstream's own paths."""
         kind = self.chance.choice(tuple(requests.TASK_TYPES))
         task = self.task_id()
         place = self.chance.random()
@@ -144,7 +144,7 @@ class Mutator:
         return self.finished("GET", path, None)
 
     def offer_v1(self) -> Request:
-        """The interface of other upstreams: an offer with its data."""
+        """Return an offer with its data for `/v1/offers`."""
         kind = self.chance.choice(requests.TEXT_KINDS)
         task = self.task_id()
         message = requests.start(kind, task, "a-repo", "data.json") | requests.offer(kind, task)
@@ -192,7 +192,7 @@ class Mutator:
         return self.post("/v1/scores", score)
 
     def task_id(self) -> str:
-        """A new id, one that was used, or a strange one."""
+        """Return a new id, a used one, or a strange one."""
         kind = self.chance.random()
         if kind < 0.45 and self.ids:
             return self.chance.choice(self.ids)
@@ -204,13 +204,13 @@ class Mutator:
         return new
 
     def in_path(self, text: str) -> str:
-        """An id as it may stand in a path: mostly quoted as it should be."""
+        """Return an id for a path, in most cases quoted correctly."""
         if self.chance.random() < 0.8:
             return quote(text, safe="", errors="replace")
         return text.encode("ascii", "ignore").decode().translate({13: None, 10: None, 32: None}) or "-"
 
     def post(self, path: str, message: dict[str, Any]) -> Request:
-        """A message with some changes, as JSON that may be none."""
+        """Return a message with some changes, as JSON that may be malformed."""
         if self.chance.random() < UNTOUCHED:
             return self.finished("POST", path, json.dumps(message).encode())
         changed: Any = json.loads(json.dumps(message))
@@ -219,7 +219,7 @@ class Mutator:
         return self.finished("POST", path, self.spoilt(json.dumps(changed).encode()))
 
     def change(self, value: Any) -> Any:
-        """One thing wrong, somewhere in it."""
+        """Change one thing somewhere in a message."""
         chance = self.chance
         if isinstance(value, dict) and value and chance.random() < 0.9:
             key = chance.choice(list(value))
@@ -276,7 +276,7 @@ class Mutator:
         return Request(name, data)
 
     def broken(self, headers: dict[str, str]) -> dict[str, str]:
-        """One header gone, changed, or one more."""
+        """Return the headers with one removed, changed or added."""
         chance = self.chance
         name = chance.choice(list(headers))
         kind = chance.random()

@@ -58,7 +58,7 @@ Assumed: {ROWS}, half of the tokens scored, the longest row {ASSUMED_DATA.max_le
 
 
 def section(name: str, hardware: Hardware) -> tuple[str, bool, float]:
-    """One plan as Markdown, whether it fits, and the milliseconds it took."""
+    """Return one plan as Markdown, whether it fits, and the milliseconds it took."""
     start = time.perf_counter()
     try:
         shape = shape_from_config(MODELS[name])

@@ -25,7 +25,7 @@ POLL_S = 0.1
 
 
 def runs(count: int, seed: int, folder: Path, data: Path) -> dict[str, float]:
-    """So many runs, two at a time; the figures."""
+    """Make so many runs, two at a time; return the figures."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         ends = list(pool.map(lambda index: live(folder / str(index), data, seed + index), range(count)))
     return {
@@ -37,7 +37,7 @@ def runs(count: int, seed: int, folder: Path, data: Path) -> dict[str, float]:
 
 
 def live(folder: Path, data: Path, seed: int) -> float | None:
-    """One run with one stall and up to two kills; when its export was whole, in seconds after `ready_by`."""
+    """Make one run with a stall and up to two kills; return its export's seconds after `ready_by`."""
     luck, began = random.Random(seed), time.time()
     job = tiny_jobs.write_job(
         folder, data, profile="lora_r16", clock="wall", start_at=began, ready_by=began + BUDGET_S

@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def simulate(runs: int, seed: int, folder: Path, data: Path, profile: str) -> dict[str, Any]:
-    """So many simulated runs; the figures."""
+    """Make so many simulated runs; return the figures."""
     counts: Counter[str] = Counter(runs=runs, without_submission=0, after_ready_by=0, after_our_deadline=0)
     began = time.monotonic()
     for index in range(runs):
@@ -127,7 +127,7 @@ def simulate(runs: int, seed: int, folder: Path, data: Path, profile: str) -> di
 def live(
     machine: World, folder: Path, data: Path, *, computes: bool, profile: str = "maximum_accuracy"
 ) -> Ended:
-    """One run, started again whenever it is killed, as the node does it."""
+    """Make one run, restarted whenever it is killed, as the node does."""
     profile = "lora_r16" if computes else profile  # PEFT takes its time at every start
     path = tiny_jobs.write_job(
         folder, data, profile=profile, clock="wall", start_at=0.0, ready_by=machine.ready_by

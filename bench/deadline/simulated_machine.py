@@ -61,7 +61,7 @@ class Work(Protocol):
     done_at: float
 
     def carry_out(self) -> None:
-        """It is done now."""
+        """Do it now."""
         ...
 
 
@@ -91,20 +91,20 @@ class World:
         return self.now
 
     def advance(self, tokens: int) -> None:
-        """The loop trained so many tokens: their packs took the time already."""
+        """Count so many trained tokens; their packs took the time already."""
 
     def trained(self, tokens: int) -> None:
-        """One pack."""
+        """Count one pack."""
         self.spend("step", tokens / self.seconds.tokens_per_s)
 
     def begin(self) -> None:
-        """A new process starts."""
+        """Start a new process."""
         self.started_at = self.heard_at = self.now
         self.phase, self.patient_until, self.finished, self.background = None, -math.inf, False, None
         self.spend("start", PYTHON_SHARE * self.seconds.start)
 
     def imports(self) -> None:
-        """It imports torch and all that."""
+        """Spend the time that importing torch takes."""
         self.spend("start", (1 - PYTHON_SHARE) * self.seconds.start)
 
     def rough(self, seconds: float) -> float:
@@ -157,7 +157,7 @@ class World:
         return ", ".join(self.late)
 
     def end_of(self, work: float) -> float:
-        """When work that begins now is done, slow periods considered."""
+        """Return when work that begins now is done, slow periods included."""
         now = self.now
         for start, stop, factor in self.faults.slow:
             if stop <= now:
@@ -173,7 +173,7 @@ class World:
         return now + work
 
     def _noticed(self, end: float) -> float:
-        """When the node ends a worker that says nothing until `end`; infinity if it doesn't."""
+        """Return when the node ends a worker that is silent until `end`; infinity if it doesn't."""
         heard_at = max(self.heard_at, self.patient_until)
         looks = (max(self.ready_by, heard_at + LATE_HANG_S), self.deadline_at, heard_at + HANG_S)
         for at in sorted(looks):
@@ -192,7 +192,7 @@ class World:
 
 
 def draw(random_: random.Random, budget_s: float, tokens: float) -> tuple[Seconds, Faults]:
-    """A machine, a model and a run's bad luck. `tokens` is what an undisturbed run could train at most."""
+    """Draw a machine, a model and a run's bad luck. `tokens` is the most an undisturbed run could train."""
     size = math.exp(random_.uniform(math.log(0.2), math.log(min(30.0, budget_s / 300))))  # s for one save
     seconds = Seconds(
         start=random_.uniform(3.0, 12.0),

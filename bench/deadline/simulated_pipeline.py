@@ -77,7 +77,7 @@ class BackgroundSave:
         self.outcome: Any = None
 
     def submit(self, work: Callable[[], Any]) -> BackgroundSave:
-        """The copy is made now, the rest while other things happen. A kill until then leaves nothing."""
+        """Copy now and write later, while other things happen. A kill before the end leaves nothing."""
         world = self.world
         seconds = world.seconds.save / (2.0 if world.finished else 1.0)  # no optimiser any more
         world.spend("save", COPY_SHARE * seconds)
@@ -88,7 +88,7 @@ class BackgroundSave:
         return job
 
     def carry_out(self) -> None:
-        """It is on disk now."""
+        """Put it on disk now."""
         self.world.background, self.outcome = None, self.work()
 
     def done(self) -> bool:
@@ -154,7 +154,7 @@ def _zero(world: World, state: TrainState, packs: list[list[int]], stop: Stop) -
 
 
 def _scores(world: World, model: torch.nn.Module, examples: Examples, **_: object) -> metric.Evaluation:
-    """The base model 1; trained weights less, but where the run is spoilt."""
+    """Return 1 for the base model, and less for trained weights unless the run is spoilt."""
     loss = 1.0 if world.phase is Phase.BASELINE else 1.5 if world.faults.spoilt else 0.5
     return metric.Evaluation(loss, np.full(len(examples), loss))
 

@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def smollm2(folder: Path, budget_s: float) -> Path:
-    """A dense run of SmolLM2-135M on the wall clock, from now."""
+    """Return a dense run of SmolLM2-135M on the wall clock, from now."""
     now, memory = time.time(), machine_memory()[0]
     return tiny_jobs.write_job(
         folder,
@@ -119,7 +119,7 @@ def measure(job: Path) -> dict[str, Any]:
 
 
 def _median(calls: list[Spent]) -> dict[str, float]:
-    """Of a part's calls, per row where it has rows."""
+    """Return the median time of a part's calls, per row where it has rows."""
     walls = [call.wall_s / max(1, call.rows) for call in calls]
     cpus = [call.cpu_s / max(1, call.rows) for call in calls]
     if not calls:
@@ -143,7 +143,7 @@ def _clocked(real: Callable[..., Any], calls: list[Spent]) -> Callable[..., Any]
 
 
 def _cpu_s() -> float:
-    """Of this process; in a thread other than the main one, of that thread alone."""
+    """Return this process's CPU seconds; in a thread other than the main one, that thread's."""
     main_thread = threading.current_thread() is threading.main_thread()
     return time.process_time() if main_thread else time.thread_time()
 

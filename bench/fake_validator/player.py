@@ -45,7 +45,7 @@ class Played(Struct, kw_only=True):
 
     @property
     def task_id(self) -> str:
-        """The task's id."""
+        """Return the task's id."""
         task_id: str = self.event.offer["task_id"]
         return task_id
 
@@ -77,7 +77,7 @@ class Player:
         self._calls = 0
 
     async def play(self, events: list[Event]) -> list[Played]:
-        """All events at their times; returns when the last submission was asked for."""
+        """Play all events at their times; return when the last submission was asked for."""
         began = time.monotonic()
         timeout = aiohttp.ClientTimeout(total=10.0)
         connector = aiohttp.TCPConnector(limit=500)
@@ -134,7 +134,7 @@ class Player:
         *,
         fault: str | None = None,
     ) -> Reply:
-        """One request to one of the gateways; NO_REPLY if none came."""
+        """Send one request to one of the gateways; return NO_REPLY if no answer came."""
         body = None if payload is None else msgspec.json.encode(payload)
         self._calls += 1
         url = self.urls[self._calls % len(self.urls)]

@@ -62,7 +62,7 @@ DATASET_TYPES[COMPLETION] = DATASET_TYPES[INSTRUCT] | {"field_output": None}
 
 
 def offer(kind: str, task_id: str, **fields: Any) -> dict[str, Any]:
-    """An offer of a kind of task; it says nothing of the data but a constant."""
+    """Return an offer of a kind of task; all it says of the data is a constant."""
     return {
         "ds_size": 24 if kind == IMAGE else TEXT_ROWS,
         "model": "stabilityai/stable-diffusion-xl-base-1.0" if kind == IMAGE else MODEL,
@@ -74,7 +74,7 @@ def offer(kind: str, task_id: str, **fields: Any) -> dict[str, Any]:
 
 
 def start(kind: str, task_id: str, repo: str, dataset: str, **fields: Any) -> dict[str, Any]:
-    """The data of an accepted task; what is not set is sent as null."""
+    """Return the start of an accepted task with its data; what is not set is sent as null."""
     asked = offer(kind, task_id)
     common = {
         "model": asked["model"],

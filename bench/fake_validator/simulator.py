@@ -31,12 +31,12 @@ from bench.fake_validator.validator import keys_from_seed
 
 
 def write_trace(path: Path, events: list[Event]) -> None:
-    """One JSON line for each event."""
+    """Write one JSON line for each event."""
     path.write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in events))
 
 
 def read_trace(path: Path) -> list[Event]:
-    """A trace from its file."""
+    """Read a trace from its file."""
     return [msgspec.json.decode(line, type=Event) for line in path.read_bytes().splitlines()]
 
 

@@ -149,12 +149,12 @@ def draw_parameters(world: World, chance: random.Random) -> int:
 
 
 def draw_kind(constants: Constants, chance: random.Random) -> str:
-    """A kind of task by the date's mix."""
+    """Draw a kind of task by the date's mix."""
     return chance.choices(list(constants.mix), list(constants.mix.values()))[0]
 
 
 def scheduled(world: World, until_s: float, chance: random.Random) -> Iterator[Task]:
-    """The synthetic tasks: one at a tick, while fewer than the cap are under way."""
+    """Yield the synthetic tasks: one at a tick, while fewer than the cap are under way."""
     ends: list[float] = []
     now = 0.0
     while now < until_s:
@@ -171,7 +171,7 @@ def scheduled(world: World, until_s: float, chance: random.Random) -> Iterator[T
 
 
 def customers(world: World, until_s: float, chance: random.Random) -> Iterator[Task]:
-    """The organic tasks: by chance, of any length that the customer pays."""
+    """Yield the organic tasks: by chance, of any length that the customer pays."""
     now = 0.0
     while (now := now + chance.expovariate(ORGANIC_PER_DAY / DAY_S)) < until_s:
         kind = draw_kind(world.constants, chance)
@@ -186,7 +186,7 @@ def asked(world: World, kind: str, chance: random.Random) -> bool:
 
 
 def event_of(world: World, task: Task, chance: random.Random) -> Event:
-    """The offer of a task, and when it would be started."""
+    """Return the offer of a task, and when it would be started."""
     task_id = str(uuid.UUID(int=chance.getrandbits(128), version=4))
     image = task.kind == requests.IMAGE
     parameters = None if image else draw_parameters(world, chance)
@@ -211,7 +211,7 @@ def event_of(world: World, task: Task, chance: random.Random) -> Event:
 
 
 def offered_again(event: Event, chance: random.Random) -> Iterator[Event]:
-    """The same task, at least a quarter of an hour later each time, as long as nobody takes it."""
+    """Yield the same task, at least a quarter of an hour later each time, as long as nobody takes it."""
     at = event.at
     for attempt in range(2, 2 + MOST_AGAIN):
         if chance.random() >= AGAIN:
@@ -221,7 +221,7 @@ def offered_again(event: Event, chance: random.Random) -> Iterator[Event]:
 
 
 def clustered(events: list[Event], days: float, chance: random.Random) -> list[Event]:
-    """Some offers with the four that follow them, all within a second: five tasks are offered at once."""
+    """Return some offers and the four after each, within a second: five tasks are offered together."""
     events = list(events)
     for _ in range(round(BURSTS_PER_DAY * days)):
         if len(events) <= BURST:
@@ -233,13 +233,13 @@ def clustered(events: list[Event], days: float, chance: random.Random) -> list[E
 
 
 def faulty(event: Event, fault: str, chance: random.Random) -> Event:
-    """An offer of a task of its own that nobody signed rightly."""
+    """Return an offer of a task of its own with a wrong signature."""
     task_id = str(uuid.UUID(int=chance.getrandbits(128), version=4))
     return replace(event, offer=event.offer | {"task_id": task_id}, start_after_s=None, fault=fault)
 
 
 def generate(world: World, hours: float, seed: int) -> list[Event]:
-    """All offers of so many hours of a validator that has been running for days, in order."""
+    """Return all offers of so many hours of a validator that has been running for days, in order."""
     chance = random.Random(seed)
     until_s = WARM_UP_S + hours * HOUR_S
     tasks = [*scheduled(world, until_s, chance), *customers(world, until_s, chance)]

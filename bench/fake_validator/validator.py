@@ -36,7 +36,7 @@ class Keys(Struct, frozen=True):
     address: str
 
     def sign(self, message: str) -> str:
-        """A signature as it stands in the header."""
+        """Return a signature as it stands in the header."""
         signature: bytes = sr25519.sign((self.public, self.secret), message.encode())
         return "0x" + signature.hex()
 
@@ -50,26 +50,26 @@ class Reply(Struct, frozen=True):
 
 
 def keys_from_seed(seed: str) -> Keys:
-    """The key pair of a name; the same name gives the same keys."""
+    """Return the key pair of a name; the same name gives the same keys."""
     public, secret = sr25519.pair_from_seed(hashlib.sha256(seed.encode()).digest())
     return Keys(public, secret, ss58(public))
 
 
 def ss58(public: bytes, kind: int = SUBSTRATE) -> str:
-    """The address of a public key: base58 of type, key and two bytes of blake2b."""
+    """Return the address of a public key: base58 of type, key and two bytes of blake2b."""
     payload = bytes([kind]) + public
     checksum = hashlib.blake2b(b"SS58PRE" + payload).digest()[:2]
     return base58.b58encode(payload + checksum).decode()
 
 
 def new_nonce(at_ns: int | None = None) -> str:
-    """A nonce of now, or of another moment."""
+    """Return a nonce of now, or of another moment."""
     letters = "".join(random.choices(NONCE_LETTERS, k=10))
     return f"{time.time_ns() if at_ns is None else at_ns}_{letters}"
 
 
 def signed_headers(keys: Keys, miner: str, body: bytes | None, nonce: str | None = None) -> dict[str, str]:
-    """The headers of one request; without a body it is a GET, whose message names nonce and miner only."""
+    """Return the headers of one request; without a body it is a GET, which signs nonce and miner only."""
     nonce = nonce or new_nonce()
     message = f"{nonce}:{miner}"
     if body is not None:
@@ -84,7 +84,7 @@ def signed_headers(keys: Keys, miner: str, body: bytes | None, nonce: str | None
 
 
 def request_bytes(method: str, path: str, headers: dict[str, str], body: bytes = b"") -> bytes:
-    """One HTTP/1.1 request as it goes over the wire, for clients that write to sockets."""
+    """Return one HTTP/1.1 request as it goes over the wire, for clients that write to sockets."""
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if method == "POST":
@@ -114,13 +114,13 @@ class Validator:
         return await self.get(SUBMISSION + task_id)
 
     async def post(self, path: str, payload: Any, timeout_s: float = OTHER_TIMEOUT_S) -> Reply:
-        """A signed POST of one JSON value, as Python's json writes it."""
+        """Send a signed POST of one JSON value, as Python's json writes it."""
         body = json.dumps(payload).encode()
         headers = self._headers(body)
         return await self.send("POST", path, headers, body, timeout_s)
 
     async def get(self, path: str, timeout_s: float = OTHER_TIMEOUT_S) -> Reply:
-        """A signed GET."""
+        """Send a signed GET."""
         return await self.send("GET", path, self._headers(None), None, timeout_s)
 
     async def send(

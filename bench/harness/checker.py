@@ -47,7 +47,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
     @property
     def clean(self) -> bool:
-        """Nothing that must not happen did."""
+        """Return whether nothing happened that must not."""
         return not self.findings
 
 
@@ -60,7 +60,7 @@ class Logs(Struct):
 
 
 async def read_all(bus: Bus, stream: str) -> list[Record]:
-    """Every record of a stream, oldest first."""
+    """Return every record of a stream, oldest first."""
     records: list[Record] = []
     while batch := await bus.read(stream, records[-1].sequence if records else 0):
         records += batch
@@ -68,7 +68,7 @@ async def read_all(bus: Bus, stream: str) -> list[Record]:
 
 
 async def read_logs(bus: Bus) -> Logs:
-    """Both logs, whole."""
+    """Read both logs completely."""
     stored = [decode_job_record(record.data) for record in await read_all(bus, subjects.JOBS_STREAM)]
     states = [decode_state_record(record.data) for record in await read_all(bus, subjects.STATE_STREAM)]
     chains: dict[str, list[StateRecord]] = {}
@@ -136,7 +136,7 @@ def _ends(logs: Logs, artifacts: Path) -> Ends:
 
 
 def _submissions(artifacts: Path, task: str) -> list[Path]:
-    """All that lies under a task's name, but for copies that were being made when their node was killed."""
+    """Return all that lies under a task's name, except copies whose node was killed while it wrote them."""
     folder = artifacts / task
     if not folder.is_dir():
         return []
@@ -144,7 +144,7 @@ def _submissions(artifacts: Path, task: str) -> list[Path]:
 
 
 def _artifact_findings(result: Result, stored: list[Path], chain: list[StateRecord]) -> Iterator[str]:
-    """A submitted task has exactly one stored submission: the one that was announced and the result names."""
+    """Check that a submitted task has one stored submission: the announced one that the result names."""
     task = result.task
     if result.status is not ResultStatus.SUBMITTED:
         if stored:
@@ -160,7 +160,7 @@ def _artifact_findings(result: Result, stored: list[Path], chain: list[StateReco
 
 
 def _unfenced_moves(logs: Logs) -> Iterator[str]:
-    """A job moves once, off the slot it was stored for, and no node of that slot writes anything after it."""
+    """Check that a job moves once, off the slot it was stored for, which writes nothing after it."""
     first: dict[str, Job] = {}
     for job in logs.jobs:
         before = first.setdefault(job.task, job)
@@ -200,7 +200,7 @@ def _stale_epochs(logs: Logs) -> Iterator[str]:
 
 
 def _two_jobs_at_once(logs: Logs) -> Iterator[str]:
-    """A job may be accepted for a slot only when the one before has its result (one machine, one clock)."""
+    """Check that a slot gets its next job after the result of the one before (one clock)."""
     newest: dict[str, Job] = {}
     for job in logs.jobs:
         before = newest.get(job.slot)

@@ -52,7 +52,7 @@ class Hold:
         self.reached, self.released = threading.Event(), threading.Event()
 
     def forget(self) -> None:
-        """Its client is gone: it is not done, and not answered."""
+        """Drop a request whose client is gone: it is not carried out and not answered."""
         self.forgotten = True
         self.released.set()
 

@@ -75,7 +75,7 @@ class Injector:
         return dict(sorted(Counter(fault.kind for fault in self.done).items()))
 
     async def run(self, mean_gap_s: float, may: Callable[[], bool]) -> None:
-        """One fault after another, for ever, at random times; none while not `may()`."""
+        """Inject one fault after another at random times, forever; none while not `may()`."""
         while True:
             await asyncio.sleep(self.chance.expovariate(1 / mean_gap_s))
             if may():
@@ -89,7 +89,7 @@ class Injector:
         self.fleet.wake_all()
 
     def one(self) -> None:
-        """One fault; nothing happens if the victim that was drawn isn't there."""
+        """Inject one fault; nothing happens if the victim that was drawn isn't there."""
         what, kind = self.chance.choices(list(FAULTS), weights=list(FAULTS.values()))[0]
         if kind == "all":
             self.all_at_once += 1
@@ -147,7 +147,7 @@ class Injector:
 
 
 def read_faults(folder: Path) -> list[Fault]:
-    """The journal of a run."""
+    """Read the journal of a run."""
     lines = (folder / "faults.jsonl").read_bytes().splitlines()
     return [msgspec.json.decode(line, type=Fault) for line in lines]
 

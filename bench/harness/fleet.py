@@ -57,7 +57,7 @@ class Member:
 
     @property
     def pid(self) -> int | None:
-        """The running process, if there is one."""
+        """Return the process id if it runs."""
         running = self.process is not None and self.process.returncode is None
         return self.process.pid if running and self.process else None
 
@@ -168,7 +168,7 @@ class Fleet:
                 await port_open(self.port)
 
     async def bus(self) -> Bus:
-        """A connection of the bench's own, with the streams in place."""
+        """Return a connection of the bench's own; the streams exist."""
         bus = await connect(self.settings, name="chaos")
         while True:
             try:
@@ -185,7 +185,7 @@ class Fleet:
                 raise PodiumError(f"the supervisor of {task.get_name()} ended")
 
     def wake_all(self) -> None:
-        """Nothing stays stopped."""
+        """Wake every stopped process."""
         for member in self.members.values():
             member.signal(signal.SIGCONT)
         for worker in self.workers():
@@ -210,11 +210,11 @@ class Fleet:
         return f"http://127.0.0.1:{self.members[gateway].environment['PODIUM_GATEWAY_PORT']}"
 
     def node_folder(self, name: str) -> Path:
-        """A node's work folder."""
+        """Return a node's work folder."""
         return self.folder / "nodes" / name
 
     def worker(self, node: str) -> WorkerFile | None:
-        """The running worker of a node."""
+        """Return the running worker of a node."""
         try:
             file = msgspec.json.decode((self.node_folder(node) / "worker.json").read_bytes(), type=WorkerFile)
         except FileNotFoundError:
@@ -222,11 +222,11 @@ class Fleet:
         return file if start_time(file.pid) == file.start_time else None
 
     def workers(self) -> Iterator[WorkerFile]:
-        """All that run."""
+        """Return all running workers."""
         return (worker for node in self.nodes if (worker := self.worker(node)) is not None)
 
     def worker_starts(self, slot: str, task: str) -> list[float]:
-        """When the task's workers were started, by the witness."""
+        """Return when the task's workers were started, by the witness."""
         lines = map(json.loads, (self.witness / f"{slot}.log").read_bytes().splitlines())
         return [line["at"] for line in lines if line["task"] == task and line["event"] == "acquired"]
 
@@ -263,7 +263,7 @@ def _environment(config: Path) -> dict[str, str]:
 
 
 def _toml(settings: Settings) -> str:
-    """The settings that differ from the defaults; JSON's strings, numbers, lists are TOML's too."""
+    """Return the settings that differ from the defaults as TOML, whose values are JSON's."""
     lines = []
     for field in msgspec.structs.fields(Settings):
         value = getattr(settings, field.name)

@@ -46,7 +46,7 @@ FASTER: dict[str, Any] = {
 
 
 def subnet_node(keys: Keys, place: int, stake: float) -> dict[str, Any]:
-    """A node of the subnet as fiber's own file of nodes has it."""
+    """Return a node of the subnet as fiber's own file of nodes has it."""
     return {
         "hotkey": keys.address,
         "coldkey": keys.address,
@@ -91,7 +91,7 @@ def scripted_data(folder: Path, name: str, **knobs: Any) -> str:
 
 
 def make_fleet(folder: Path, **settings: Any) -> Fleet:
-    """A fleet whose scripted workers find their data in `folder`/datasets."""
+    """Return a fleet whose scripted workers find their data in `folder`/datasets."""
     gaps = random.Random(0)
     (folder / "datasets").mkdir(parents=True, exist_ok=True)
     roots = {"dataset_roots": (str(folder / "datasets"),)}
@@ -105,7 +105,7 @@ def make_fleet(folder: Path, **settings: Any) -> Fleet:
 
 @asynccontextmanager
 async def started(fleet: Fleet) -> AsyncIterator[Bus]:
-    """A fleet that is ready: every gateway decides, every slot is live. Gives a connection to its broker."""
+    """Start a fleet and wait until every gateway decides and every slot is live; yield a connection to it."""
     try:
         await fleet.start()
         bus = await fleet.bus()
@@ -139,12 +139,12 @@ async def until(what: str, look: Callable[[], Awaitable[Any]], patience_s: float
 
 
 async def last_sequences(bus: Bus) -> tuple[int, int]:
-    """The ends of JOBS and STATE: whatever was accepted, reserved or done moves one of them."""
+    """Return the ends of JOBS and STATE: every acceptance, reservation and step moves one of them."""
     return await end_of(bus, subjects.JOBS_STREAM), await end_of(bus, subjects.STATE_STREAM)
 
 
 async def end_of(bus: Bus, stream: str, after: int = 0) -> int:
-    """The sequence of a stream's last record."""
+    """Return the sequence of a stream's last record."""
     async for batch in bus.read_all(stream, after):
         after = batch[-1].sequence
     return after

@@ -54,7 +54,7 @@ def write_rows(path: Path, count: int = 300) -> Path:
 
 
 def write_job(folder: Path, data: Path, **changes: Any) -> Path:
-    """A job in a folder of its own, on the token clock unless `changes` say otherwise; its job.json."""
+    """Write a job in a folder of its own, by default on the token clock; return its job.json."""
     fields: dict[str, Any] = {
         "task_id": folder.name,
         "task": folder.name,
@@ -79,7 +79,7 @@ def write_job(folder: Path, data: Path, **changes: Any) -> Path:
 
 
 def start(job: Path) -> subprocess.Popen[bytes]:
-    """A worker process on a job, the leader of its own group; what it says goes to worker.log."""
+    """Start a worker process on a job as leader of its own group; its output goes to worker.log."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with (job.parent / "worker.log").open("ab") as log:
         return subprocess.Popen(
@@ -100,13 +100,13 @@ def kill(worker: subprocess.Popen[bytes]) -> None:
 
 
 def outcome_of(job: Path) -> Outcome | None:
-    """The worker's outcome, if it is written."""
+    """Return the worker's outcome, if it is written."""
     path = job.parent / "outcome.json"
     return decode_outcome(path.read_bytes()) if path.exists() else None
 
 
 def weights_of(job: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file of weights that a finished run left: its export and its newest checkpoint."""
+    """Yield every file of weights that a finished run left: its export and its newest checkpoint."""
     newest = max((job.parent / "checkpoints").glob("step-*"))
     for folder in (job.parent / "export", newest):
         for path in sorted(folder.glob("*.safetensors")):

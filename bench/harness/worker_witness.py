@@ -37,14 +37,14 @@ def witness(folder: str, job_file: str) -> None:
 
 
 def line_of(event: str, pid: int, task: str, job_file: str) -> str:
-    """One line of the log."""
+    """Return one line of the log."""
     return (
         json.dumps({"event": event, "pid": pid, "task": task, "job_file": job_file, "at": time.time()}) + "\n"
     )
 
 
 def last_line(path: str) -> dict[str, Any] | None:
-    """The newest line of the log."""
+    """Return the newest line of the log."""
     try:
         with open(path, "rb") as file:
             lines = file.read().splitlines()

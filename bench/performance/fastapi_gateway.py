@@ -88,7 +88,7 @@ class Miner:
         return len(self.running) + sum(lapses > now for lapses in self.reserved.values())
 
     def decide(self, offer: MinerTaskOffer) -> Decision:
-        """The house policy: capacity, hours, priority."""
+        """Decide by the house policy: capacity, hours, priority."""
         now = time.time()
         terms = self._terms(offer)
         priority = min(1.0, sum(term.value * term.weight for term in terms.values()))
@@ -129,7 +129,7 @@ class Miner:
 
 
 def family(model: str) -> str:
-    """The kind of model, by its name."""
+    """Return the kind of model, by its name."""
     found = re.search(r"llama|qwen|mistral|gemma|phi|smollm", model.lower())
     return found.group() if found else "other"
 
@@ -167,13 +167,13 @@ class Verifier:
 
 
 def get_miner(request: Request) -> Miner:
-    """The one miner of this process."""
+    """Return the one miner of this process."""
     miner: Miner = request.app.state.miner
     return miner
 
 
 def get_verifier(request: Request) -> Verifier:
-    """The one verifier of this process."""
+    """Return the one verifier of this process."""
     verifier: Verifier = request.app.state.verifier
     return verifier
 
@@ -215,7 +215,7 @@ async def verify_get_request(
     signature: SignatureHeader,
     verifier: OneVerifier,
 ) -> None:
-    """The same for a GET, which has no body."""
+    """Verify a GET, which has no body."""
     check(verifier, hotkey, miner, nonce, signature, f"{nonce}:{miner}")
 
 
@@ -236,12 +236,12 @@ async def task_offer(offer: MinerTaskOffer, miner: OneMiner) -> MinerTaskRespons
 
 
 async def start_text(request: TrainRequestText, miner: OneMiner) -> TrainResponse:
-    """The data of a text task, GRPO too."""
+    """Take the data of a text task, GRPO included."""
     return start(request, miner)
 
 
 async def start_image(request: TrainRequestImage, miner: OneMiner) -> TrainResponse:
-    """The data of an image task."""
+    """Take the data of an image task."""
     return start(request, miner)
 
 
@@ -268,7 +268,7 @@ async def training_repo(task_type: str) -> dict[str, Any]:
 
 
 def make_app(miner: Miner, verifier: Verifier | None) -> FastAPI:
-    """All routes; signed ones if there is a verifier."""
+    """Return the app with all routes; signed ones if there is a verifier."""
     app = FastAPI()
     app.state.miner, app.state.verifier = miner, verifier
     posts = [Depends(blacklist_low_stake), Depends(verify_request)] if verifier else []

@@ -38,7 +38,7 @@ Post = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 def offer(task: str, hours: float) -> dict[str, Any]:
-    """One offer of a model that any machine can train."""
+    """Return an offer of a model that any machine can train."""
     return {
         "task_id": task,
         "task_type": "InstructTextTask",

@@ -124,7 +124,7 @@ async def measure(folder: Path, rounds: int, seconds: float, broker_core: int) -
 
 
 def summary(figures: dict[str, Any]) -> dict[str, Any]:
-    """The ratios, and the goals they miss."""
+    """Return the ratios, and the goals they miss."""
 
     def ratio(what: str, label: str, upper: str = "ours", lower: str = "reference") -> float:
         kind, _, connections = label.rpartition("c")
@@ -132,7 +132,7 @@ def summary(figures: dict[str, Any]) -> dict[str, Any]:
         return round(float(one[what] / other[what]), 2)
 
     def paired(place: int, label: str) -> float:
-        """The median over the rounds of ours to the reference's that came next.
+        """Return the median over the rounds of our rate divided by that of the reference's next run.
 
         In between the core's own speed hardly changes; within minutes it does, by half.
         """

@@ -116,7 +116,7 @@ async def ours(
 
 @asynccontextmanager
 async def reference(folder: Path, core: int, miner: Keys, validator: Keys | None) -> AsyncIterator[Server]:
-    """The reference stack; signed if there is a validator."""
+    """Serve the reference stack; signed if there is a validator."""
     port = free_port()
     command = [
         sys.executable,
@@ -137,7 +137,7 @@ async def reference(folder: Path, core: int, miner: Keys, validator: Keys | None
 
 @asynccontextmanager
 async def canned(folder: Path, core: int) -> AsyncIterator[Server]:
-    """The cheapest server there can be here."""
+    """Serve canned responses: the cheapest server possible here."""
     port = free_port()
     command = [sys.executable, "-m", "bench.performance.load_servers", str(port)]
     async with process(command, core, folder / "canned.log", dict(os.environ)) as pid:

@@ -45,7 +45,7 @@ CASES = {
 
 
 def plan_of(model: str, case: str) -> Plan:
-    """The plan of one case, set to the case's rank, capacity and checkpointing."""
+    """Return the plan of one case, set to the case's rank, capacity and checkpointing."""
     profile, rank, capacity, checkpointing = CASES[case]
     shape, recipe = SHAPES[model], resolve(profile)
     rows = DataStats(examples=1000, tokens=100_000, label_tokens=50_000, max_length=capacity)

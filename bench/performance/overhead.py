@@ -148,7 +148,7 @@ def read(path: Path) -> list[Progress]:
 
 
 def first_step(lines: list[Progress]) -> Progress | None:
-    """The word that the first optimiser step is done."""
+    """Return whether the first optimiser step is done."""
     return next((line for line in lines if line.phase is Phase.TRAIN and line.step == 1), None)
 
 

@@ -83,13 +83,13 @@ class Side:
         self.rates.append(self._ask(str(seconds))["rate"])
 
     def end(self) -> None:
-        """Its last line is its peak memory."""
+        """Read its last line, its peak memory."""
         self.peak_mb = self._ask("end")["peak_mb"]
         self.process.wait(60)
 
 
 def compare(specs: list[dict[str, Any]], rounds: int, seconds: float) -> list[Side]:
-    """All sides' rates, in interleaved rounds."""
+    """Measure all sides' rates in interleaved rounds."""
     alone = specs[0]["task"] == "dpo"  # references that are computed beforehand are timed
     sides: list[Side] = []
     for spec in specs:
@@ -133,7 +133,7 @@ def against_trl(task: str, dtype: str, rounds: int, seconds: float) -> dict[str,
 
 
 def ablate(dtype: str, rounds: int, seconds: float) -> dict[str, float]:
-    """Each part of the step changed alone: share of the full step's tokens/s that is left."""
+    """Change each part of the step alone; return the share of the full step's tokens/s that is left."""
     specs = []
     for change in CHANGES:
         if change == "bf16" and dtype == "fp32":
@@ -214,7 +214,7 @@ def main() -> int:
 
 
 def headline(found: dict[str, float]) -> dict[str, float]:
-    """The plain names: the worse of both dtypes, and fp32 where a share of peak is meant."""
+    """Return the plain names: the worse of both dtypes, and fp32 where a share of peak is meant."""
     plain = {}
     for key, worse in (("sft_ratio", min), ("dpo_ratio", min), ("peak_memory_ratio", max)):
         values = [found[f"{key}_{dtype}"] for dtype in TORCH_DTYPES if f"{key}_{dtype}" in found]

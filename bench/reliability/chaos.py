@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def quick(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """One kill of each kind."""
+    """Run one kill of each kind."""
     seen, report = asyncio.run(rounds(folder))
     findings = report.findings + [finding for one in seen for finding in disturbed(one)]
     summary = counts(report) | {
@@ -95,7 +95,7 @@ def storm(folder: Path, args: argparse.Namespace) -> tuple[dict[str, Any], list[
 
 
 def counts(report: Report) -> dict[str, Any]:
-    """The checker's part of the summary."""
+    """Return the checker's part of the summary."""
     return {name: value for name, value in msgspec.structs.asdict(report).items() if name != "findings"}
 
 

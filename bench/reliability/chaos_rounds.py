@@ -61,22 +61,22 @@ class Machine:
 
     @property
     def client(self) -> Client:
-        """The gateway's HTTP interface."""
+        """Return the gateway's HTTP interface."""
         return Client(self.stack.url)
 
     def worker(self, slot: str) -> WorkerFile | None:
-        """The newest worker of a slot."""
+        """Return the newest worker of a slot."""
         try:
             return msgspec.json.decode((self.node_folder(slot) / "worker.json").read_bytes(), type=WorkerFile)
         except FileNotFoundError:
             return None
 
     def node_folder(self, slot: str) -> Path:
-        """A node's work folder."""
+        """Return a node's work folder."""
         return self.folder / "nodes" / slot
 
     def pid(self, victim: str) -> int:
-        """The process id of a victim; of a node or worker, slot a's."""
+        """Return the process id of a victim; of a node or worker, slot a's."""
         if victim == "worker":
             worker = self.worker("a")
             if worker is None:
@@ -90,7 +90,7 @@ class Machine:
 
 
 def say(text: str) -> None:
-    """One line for people, at once."""
+    """Print one line, flushed."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
@@ -123,7 +123,7 @@ async def send(machine: Machine, task_id: str, *, hours: float) -> str:
 
 
 async def one_round(machine: Machine, victim: str, acknowledged: set[str]) -> Seen:
-    """Two jobs, one kill in the middle, two results."""
+    """Start two jobs, kill one process in the middle, wait for two results."""
     tasks = [await send(machine, f"{victim}-{slot}", hours=ROUND_S / 3600) for slot in ("first", "second")]
     acknowledged.update(tasks)
 
@@ -180,7 +180,7 @@ async def _ended(machine: Machine, tasks: list[str]) -> bool:
 
 
 async def rounds(folder: Path) -> tuple[list[Seen], Report]:
-    """One round per victim, then the verdict."""
+    """Run one round per victim, then judge."""
     machine = Machine(folder)
     acknowledged: set[str] = set()
     try:

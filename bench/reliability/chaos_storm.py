@@ -110,7 +110,7 @@ class Storm:
         self._began = time.monotonic()
 
     async def run(self) -> Outcome:
-        """The whole storm; the fleet is gone when this returns. SIGINT and SIGTERM bring the calm at once."""
+        """Run the whole storm and end the fleet. SIGINT and SIGTERM end the faults early."""
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._ask)
         try:
@@ -212,12 +212,12 @@ class Storm:
 
 
 def say(text: str) -> None:
-    """One line for people, at once."""
+    """Print one line, flushed."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def _templates(worker: str, folder: Path, job_s: float) -> list[Offer]:
-    """The offers that all jobs are copies of, one chosen at random."""
+    """Return the offers that all jobs are copies of, one chosen at random."""
     folder.mkdir(parents=True, exist_ok=True)
     common = Offer(
         task_id="-",
@@ -239,7 +239,7 @@ def _templates(worker: str, folder: Path, job_s: float) -> list[Offer]:
 
 
 async def _dump(bus: Bus, folder: Path) -> None:
-    """Both logs as files, for the study of a violation."""
+    """Write both logs to files, to study a violation."""
     logs = await read_logs(bus)
     for name, records in (("jobs", logs.jobs), ("states", logs.states)):
         (folder / f"{name}.jsonl").write_bytes(b"".join(encode(record) + b"\n" for record in records))

@@ -81,7 +81,7 @@ class Project:
         self.client = Client(self.url)
 
     def run(self, *arguments: str, timeout_s: float = 600.0, may_die: bool = False) -> str:
-        """One Compose command; its output. PodiumError if it fails, unless it is killed and may be."""
+        """Run one Compose command; return its output. Raises PodiumError, unless it may be killed."""
         done = subprocess.run(
             [*self.command, *arguments],
             cwd=ROOT,
@@ -104,7 +104,7 @@ class Project:
         self.client = Client(self.url, parse_tokens(text, "api.token")[0])
 
     def started_at(self, service: str) -> str:
-        """When a service's container was started last."""
+        """Return when a service's container was last started."""
         container = self.run("ps", "-q", service).split()[0]
         inspect = ["docker", "inspect", "--format", "{{.State.StartedAt}}", container]
         return subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
@@ -117,7 +117,7 @@ class Project:
             return False
 
     def views(self, tasks: list[str]) -> list[TaskView]:
-        """The tasks as the gateway shows them; none while it is away."""
+        """Return the tasks as the gateway shows them; none while it is down."""
         try:
             found = {view.task: view for view in self.client.tasks()}
         except PodiumError:
@@ -132,7 +132,7 @@ class Project:
 
 
 def say(text: str) -> None:
-    """One line for people, at once."""
+    """Print one line, flushed."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
@@ -185,7 +185,7 @@ FAULTS: dict[str, tuple[list[str], Callable[[Project], object]]] = {
 
 
 def drive(project: Project) -> Verdict:
-    """Two jobs through every fault; what came of them."""
+    """Take two jobs through every fault; return what came of them."""
     verdict = Verdict()
     until("the services to be ready", project.ready, START_S)
     tasks = [offer(project, name) for name in ("compose-one", "compose-two")]

@@ -75,7 +75,7 @@ class Matrix:
 
 
 def table(matrix: Matrix) -> str:
-    """The rows for people."""
+    """Return the rows as a table."""
     lines = ["| row | N | violations | skipped |", "| --- | --- | --- | --- |"]
     for name, row in matrix.rows.items():
         lines.append(f"| {name} | {row.runs} | {row.violations} | {row.skipped} |")

@@ -115,12 +115,12 @@ def launch(folder: Path) -> tuple[subprocess.Popen[str], str]:
 
 
 def gateway_pid(folder: Path) -> int:
-    """The gateway's process now."""
+    """Return the gateway's process id."""
     return int(json.loads((folder / "data" / "run" / "gateway.json").read_text())["pid"])
 
 
 async def offer_two(url: str) -> list[str]:
-    """Two accepted tasks, not started yet."""
+    """Offer two tasks that are accepted; they are not started yet."""
     async with aiohttp.ClientSession(url) as session:
         validator = Validator(session, VALIDATOR, MINER.address)
         for task in ("one", "two"):
@@ -137,7 +137,7 @@ async def offer_two(url: str) -> list[str]:
 
 
 async def start(url: str, task: str, dataset: str) -> Start:
-    """One start, as upstream sends it: over a new connection, once."""
+    """Send one start as upstream does: once, over a new connection."""
     request = {
         "task_id": task,
         "model": MODEL,

@@ -49,7 +49,7 @@ class Loss(Struct, frozen=True, kw_only=True):
 
 
 def losses(folder: Path) -> list[Loss]:
-    """One per worker that had a successor on the same task."""
+    """Return one loss per worker that had a successor on the same task."""
     faults = read_faults(folder)
     claims = [record for record in read_states(folder) if isinstance(record, Claimed)]
     by_task: dict[str, list[Start]] = {}
@@ -83,7 +83,7 @@ def _loss(folder: Path, before: Start, after: Start, faults: list[Fault], claims
 
 
 def _cause(before: Start, after: Start, faults: list[Fault]) -> tuple[str, float]:
-    """Why a worker had a successor, and when it was hit."""
+    """Return why a worker had a successor, and when it was hit."""
     within = [fault for fault in faults if before.at <= fault.at <= after.at]
     if after.node != before.node:  # in a folder of its own, which has no checkpoint
         return "takeover", after.at
@@ -98,7 +98,7 @@ def _cause(before: Start, after: Start, faults: list[Fault]) -> tuple[str, float
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """The figures, for the last line of a bench."""
+    """Return the figures, for the last line of a bench."""
     found = losses(folder)
     faults = read_faults(folder)
     killed = [loss for loss in found if loss.cause == "worker kill"]
@@ -122,7 +122,7 @@ def _steps(found: list[Loss], cause: str) -> int:
 
 
 def read_states(folder: Path) -> list[StateRecord]:
-    """The state log, as the chaos run dumped it."""
+    """Read the state log, as the chaos run dumped it."""
     lines = (folder / "states.jsonl").read_bytes().splitlines()
     return [msgspec.json.decode(line, type=StateRecord) for line in lines]
 

@@ -68,7 +68,7 @@ class Patient:
         self._number = 0
 
     async def offer(self, steps: int) -> str:
-        """A new job, offered until it is accepted; its token."""
+        """Offer a new job until it is accepted; return its key."""
         self._number += 1
         task = f"job-{self._number:03d}"
         script = self.folder / f"{task}.json"
@@ -93,7 +93,7 @@ class Patient:
         return task
 
     async def claimed(self, task: str, after_epoch: int = 0) -> Claimed:
-        """The task's claim under a newer epoch."""
+        """Wait for the task's claim under a newer epoch."""
 
         async def there() -> Claimed | None:
             last = await self.last(task)
@@ -120,7 +120,7 @@ class Patient:
         await self.until(f"a checkpoint of {task}", there)
 
     async def last(self, task: str) -> StateRecord | None:
-        """The newest record of a task's chain."""
+        """Return the newest record of a task's chain."""
         if self.bus is None:
             self.bus = await connect(self.fleet.settings, name="recovery")
         record = await self.bus.last(subjects.STATE_STREAM, subjects.state(SLOT, task))
@@ -152,7 +152,7 @@ class Patient:
 
 
 async def broker(patient: Patient) -> float:
-    """One kill of the broker."""
+    """Kill the broker once."""
     if patient.bus is not None:
         await patient.bus.close()
         patient.bus = None
@@ -166,7 +166,7 @@ async def broker(patient: Patient) -> float:
 
 
 async def node(patient: Patient, *, worker_too: bool) -> float:
-    """One kill of the node, amid a job."""
+    """Kill the node once, during a job."""
     task = await patient.offer(steps=120)
     await patient.training(task)
     epoch = (await patient.claimed(task)).epoch
@@ -187,7 +187,7 @@ async def node(patient: Patient, *, worker_too: bool) -> float:
 
 
 async def measure(folder: Path, count: int, seed: int) -> dict[str, Any]:
-    """All rounds; medians and worst cases."""
+    """Run all rounds; return medians and worst cases."""
     patient = Patient(folder, random.Random(seed))
     kinds: dict[str, Callable[[], Awaitable[float]]] = {
         "broker": lambda: broker(patient),

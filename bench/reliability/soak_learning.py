@@ -137,7 +137,7 @@ async def _post(session: aiohttp.ClientSession, url: str, scores: list[dict[str,
 async def _tables(
     session: aiohttp.ClientSession, url: str, results: int, scores: int
 ) -> dict[str, Any] | None:
-    """A gateway's tables, once they rest on so many results and scores."""
+    """Return a gateway's tables once they rest on so many results and scores."""
     async with session.get(url + "/v1/tables") as reply:
         view: dict[str, Any] = await reply.json()
         return view if (view["results"], view["scores"]) == (results, scores) else None

@@ -19,7 +19,7 @@ BREAK_EVEN = 0.77
 
 
 def maximum_accuracy(offer: BareOffer, view: PolicyView) -> Verdict:
-    """The house policy: capacity, then hours, then priority; the two bonuses are earned, not given.
+    """Judge by capacity, then hours, then priority; the two bonuses are earned, not given.
 
     A task type that is not delivered with the model's family earns neither. Whatever decides, the verdict has
     every term of the score.

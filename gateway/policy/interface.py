@@ -69,7 +69,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
     @property
     def accepted(self) -> bool:
-        """Whether the offer is accepted."""
+        """Return whether the offer is accepted."""
         return self.slot is not None
 
 

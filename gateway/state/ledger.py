@@ -73,7 +73,7 @@ class Task(Struct):
 
     @property
     def record(self) -> Job | Reservation:
-        """The job, or the reservation while there is none."""
+        """Return the job, or the reservation while there is no job."""
         record = self.job or self.reservation
         if record is None:
             raise ValueError("a task without reservation and job")

@@ -77,7 +77,7 @@ class LogReader:
 
     @property
     def fresh(self) -> bool:
-        """Whether everything stored until a moment ago is folded, as far as hints show.
+        """Return whether everything stored until a moment ago is folded, as far as hints show.
 
         Good enough to refuse on: a gateway that misses another's newest job sees a slot as free, not as
         taken, so it would accept, and accepting reads and compares first. Reading this property keeps it

@@ -47,7 +47,7 @@ class Line(Struct, frozen=True, omit_defaults=True):
 
     @property
     def content(self) -> bytes:
-        """The record's data, byte for byte."""
+        """Return the record's data, byte for byte."""
         return bytes(self.data) if self.base64 is None else base64.b64decode(self.base64)
 
 

@@ -104,7 +104,7 @@ class EventLog:
 
     @property
     def first(self) -> int:
-        """The number of the oldest event that is kept; one above `last` if none is."""
+        """Return the number of the oldest event that is kept; one above `last` if none is."""
         return self.last - len(self._events) + 1
 
     def add(self, kind: EventType, data: bytes, *, task: str | None = None, slot: str | None = None) -> None:

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def slots_table(slots: list[SlotView]) -> Table:
-    """One row per slot."""
+    """Return a table with one row per slot."""
     table = Table(
         "slot", "state", "node", "hardware", "task", "phase", "step", "last seen", title="slots", box=None
     )
@@ -53,7 +53,7 @@ def slots_table(slots: list[SlotView]) -> Table:
 
 
 def tasks_table(tasks: list[TaskView]) -> Table:
-    """One row per task."""
+    """Return a table with one row per task."""
     table = Table(
         "task", "slot", "state", "attempts", "loss", "deadline", "artifact or reason", title="tasks", box=None
     )

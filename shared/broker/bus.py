@@ -67,7 +67,7 @@ class Bus:
 
     @property
     def guest(self) -> bool:
-        """Whether this user is in another account than the streams: all are but the admin."""
+        """Return whether this user has another account than the streams: all users but the admin do."""
         return self.user not in (NOBODY, ADMIN)
 
     def info_subject(self, stream: str) -> str:
@@ -76,7 +76,7 @@ class Bus:
 
     @property
     def connected(self) -> bool:
-        """Whether the link is up now."""
+        """Return whether the link is up now."""
         return bool(self.client.is_connected)
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
@@ -139,7 +139,7 @@ class Bus:
         return int(reply["seq"])
 
     async def last(self, stream: str, subject: str) -> Record | None:
-        """The newest stored message on `subject` (wildcards allowed), or None.
+        """Return the newest stored message on `subject` (wildcards allowed), or None.
 
         The subject is part of the request's own, so that the broker can allow some and deny others.
         """

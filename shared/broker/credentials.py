@@ -42,7 +42,7 @@ class Identity(Struct, frozen=True):
 
     @property
     def public_key(self) -> str:
-        """The key by which the broker knows the user."""
+        """Return the key by which the broker knows the user."""
         key: bytes = nkeys.from_seed(bytearray(self.seed.encode())).public_key
         return key.decode()
 

@@ -90,7 +90,7 @@ def flops_per_s(hardware: Hardware, dtype: str) -> float:
 
 
 def computes_bf16(hardware: Hardware) -> bool:
-    """Whether bf16 products are fast here: every supported GPU, and CPUs with instructions for it."""
+    """Return whether bf16 products are fast here: every supported GPU, and CPUs with instructions for it."""
     if not is_cpu(hardware):
         return True
     path = Path("/proc/cpuinfo")

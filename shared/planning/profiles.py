@@ -53,7 +53,7 @@ PROFILES = {
 
 
 def resolve(profile: str) -> Recipe:
-    """The recipe of a profile; SettingsError naming the known ones if there is no such profile."""
+    """Return the recipe of a profile. Raises SettingsError that names the known ones."""
     try:
         return PROFILES[profile]
     except KeyError:
@@ -62,7 +62,7 @@ def resolve(profile: str) -> Recipe:
 
 
 def family_of(name: str) -> str:
-    """The family that decides the learning rate, from a model's name or its config's `model_type`."""
+    """Return the family that decides the learning rate, from a model's name or its config's `model_type`."""
     lowered = name.lower()
     for family, named in _RATE_FAMILIES.items():
         if any(FAMILIES[each].search(lowered) for each in named):

@@ -17,12 +17,12 @@ class DamagedExportError(PodiumError):
 
 
 def submission(artifacts: Path, task: str) -> Path:
-    """Where a task's one submission is."""
+    """Return where a task's one submission is."""
     return artifacts / task / "submission"
 
 
 def is_stored(artifacts: Path, task: str) -> bool:
-    """Whether the task's submission is there. It came by one rename of a synced folder: there = complete."""
+    """Return whether the task's submission is there. It came by one rename of a synced folder: complete."""
     folder = submission(artifacts, task)
     return folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))
 

@@ -50,7 +50,7 @@ class Hub:
         self.settings = settings
 
     def repository(self, job: Job) -> str:
-        """Where the job's submission goes: upstream's name for it, else one made of the task's.
+        """Return where the job's submission goes: upstream's name for it, else one made of the task's.
 
         Raises EngineError for a name that no hub takes: the run would be for nothing.
         """
@@ -64,7 +64,7 @@ class Hub:
         return f"{self.settings.hub_namespace}/{name}"
 
     async def find(self, job: Job) -> Stored | None:
-        """The task's submission, its files' hashes asked for or fetched; see `Remote`."""
+        """Return the task's submission, its files' hashes asked for or fetched; see `Remote`."""
         request = self._request(job)
         return await self._ask(request, limit_s=STARTING_S + 5 * request.silence_s)
 

@@ -116,7 +116,7 @@ def answer(request: Request, go: queue.SimpleQueue[bytes]) -> Reply:
 
 
 def _clean(text: str, token: str) -> str:
-    """One line without the token: a server that echoes what it was sent must not get it into a log."""
+    """Return one line without the token: a server that echoes its input must not get it into a log."""
     return " ".join(text.replace(token, "***").split())
 
 

@@ -117,7 +117,7 @@ class Session:
         return str(cause) if isinstance(cause, HubError) else f"{type(cause).__name__}: {str(cause)[:500]}"
 
     def _files(self, commit: str) -> dict[str, str | None]:
-        """Every file of a commit, and its sha256 where the hub keeps it."""
+        """Return every file of a commit, and its sha256 where the hub keeps it."""
         entries = self.api.list_repo_tree(self.repository, recursive=True, revision=commit)
         files = [entry for entry in entries if isinstance(entry, RepoFile)]
         return {

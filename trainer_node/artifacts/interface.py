@@ -32,7 +32,7 @@ class Remote(Protocol):
     """A store beyond this machine. The first writer stores a task's submission, and only once."""
 
     async def find(self, job: Job) -> Stored | None:
-        """The task's submission, read back, or None: nothing is there. Raises StoreError and BusError."""
+        """Read the task's submission back; None if there is none. Raises StoreError and BusError."""
         ...
 
     async def store(

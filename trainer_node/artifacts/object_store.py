@@ -69,7 +69,7 @@ class ObjectStore:
         self.stream = subjects.artifacts_stream(self.slot)
 
     async def find(self, job: Job) -> Stored | None:
-        """The task's submission, fetched and hashed; see `Remote`."""
+        """Return the task's submission, fetched and hashed; see `Remote`."""
         found, _ = await self._look(job)
         return await self._read_back(found) if found is not None else None
 
@@ -92,7 +92,7 @@ class ObjectStore:
             ) from error
 
     async def _look(self, job: Job) -> tuple[Object | None, int]:
-        """The task's object if there is one, and the sequence of the newest of all; 0 = none is there."""
+        """Return the task's object, if any, and the sequence of the store's newest; 0 = there is none."""
         objects: dict[str, Object] = {}
         sequence = 0
         async for records in self.bus.read_all(self.stream, subject=subjects.artifacts_of_slot(self.slot)):
@@ -162,7 +162,7 @@ def _decode(record: Record) -> Object | None:
 
 
 def _pack(folder: Path, max_bytes: int) -> bytes:
-    """The folder as a tar: nothing in it but names and contents."""
+    """Return the folder as a tar: nothing in it but names and contents."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     if size > max_bytes:
@@ -181,7 +181,7 @@ def _pack(folder: Path, max_bytes: int) -> bytes:
 
 
 def _digest(packed: bytes, found: Object) -> str:
-    """The folder's digest, from the bytes that were fetched."""
+    """Return the folder's digest, from the bytes that were fetched."""
     if (len(packed), _sum(packed)) != (found.size, found.digest):
         raise StoreError(f"object {found.name} is damaged: not the bytes that were stored")
     files: dict[str, str] = {}

@@ -55,7 +55,7 @@ class Submissions:
             self.remote.repository(job)
 
     async def is_there(self, job: Job) -> bool:
-        """Whether the task has a submission, if only the copy on disk that was about to be sent on.
+        """Return whether the task has a submission, even if only the copy on disk that was about to be sent.
 
         Raises StoreError and BusError if nobody knows.
         """
@@ -96,12 +96,12 @@ class Submissions:
         return await asyncio.to_thread(model_hash, path)
 
     def pause_s(self) -> float:
-        """How long to wait after an error of the store: ever longer, until it is of use again."""
+        """Return how long to wait after an error of the store: longer each time, until it works again."""
         self._refused += 1
         return min(LONGEST_PAUSE_S, 0.25 * 2.0 ** min(self._refused, 10))
 
     async def lost(self, job: Job, error: OSError | StoreError) -> Failure | None:
-        """Why the task fails now because it can't be stored; None = it doesn't, try again.
+        """Return why the task fails now because it can't be stored; None = it doesn't, try again.
 
         It may fail past upstream's own deadline, and only if nothing is known to be there. While nobody
         knows, that is waited for a while longer.
@@ -147,7 +147,7 @@ class Submissions:
         return found
 
     def _limit_s(self, job: Job) -> float:
-        """How long one try may take: until upstream's own deadline, and never less than a fair chance.
+        """Return how long one try may take: until upstream's own deadline, and never less than a fair chance.
 
         What moves is not cut off at a deadline: a late submission may still count, none never does.
         """
@@ -155,7 +155,7 @@ class Submissions:
 
 
 def last_call(settings: Settings, job: Job) -> float:
-    """When upstream's own deadline is: past it no new try begins, and what can't be stored fails the task."""
+    """Return upstream's own deadline: after it no new try begins, and what can't be stored fails the task."""
     return job.deadline_at + min(settings.deadline_margin_s, settings.expire_after_s)
 
 

@@ -69,7 +69,7 @@ def _outlive_pipes(log: Path) -> None:
 
 
 def _write_stopped(folder: Path) -> None:
-    """The outcome of a worker that was stopped before it could even read its job."""
+    """Write the outcome of a worker that was stopped before it could read its job."""
     temporary = folder / ".outcome.json"
     temporary.write_text('{"status":"stopped"}')
     os.replace(temporary, folder / "outcome.json")

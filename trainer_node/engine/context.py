@@ -40,7 +40,7 @@ class RunContext:
 
     @property
     def clock(self) -> Clock:
-        """The clock of all the run's processes: rank 0's, so all ranks must read it together."""
+        """Return the clock of all the run's processes, rank 0's: all ranks must read it together."""
         return common_clock(self.own_clock, self.process_group)
 
     @property
@@ -55,7 +55,7 @@ class RunContext:
 
     @property
     def simulated(self) -> bool:
-        """Whether time is trained tokens: then nothing else takes any."""
+        """Return whether time is counted in trained tokens: then nothing else takes any."""
         return isinstance(self.own_clock, TokenClock)
 
 
@@ -72,7 +72,7 @@ class RunRecord(Struct, frozen=True, kw_only=True):
 
     @property
     def base_loss(self) -> float:
-        """The base model's development metric."""
+        """Return the base model's development metric."""
         return float(np.mean(self.base_losses))
 
 
@@ -86,7 +86,7 @@ class JobData(Struct, frozen=True):
 
 
 def read_record(folder: Path) -> tuple[RunRecord, Plan] | None:
-    """What an earlier start of this run wrote down, or None."""
+    """Return what an earlier start of this run recorded, or None."""
     try:
         record = msgspec.json.decode((folder / "run.json").read_bytes(), type=RunRecord)
         return record, msgspec.json.decode((folder / "plan.json").read_bytes(), type=Plan)
@@ -107,7 +107,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What a checkpoint was made with."""
+    """Return the versions that a checkpoint is made with."""
     import peft
     import transformers
 

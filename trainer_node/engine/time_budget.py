@@ -33,7 +33,7 @@ class Costs(Struct, kw_only=True):
 
     @property
     def closing_s(self) -> float:
-        """Everything that must come after the last step: save, score, export, reload, verify.
+        """Return the seconds of all that must follow the last step: save, score, export, reload, verify.
 
         What can't be cut short counts SAFETY times; scoring and verifying watch the clock. The last save goes
         on during scoring and is at most half of one with an optimiser. No time is kept for other candidates
@@ -45,7 +45,7 @@ class Costs(Struct, kw_only=True):
 
 
 def affordable(left_s: float, costs: Costs) -> frozenset[Part]:
-    """What to keep of the closing when `left_s` seconds are left.
+    """Return what to keep of the closing when `left_s` seconds are left.
 
     Scoring the last weights watches the clock, so half of its time is enough to begin: half of the rows tell
     more than none.

@@ -104,7 +104,7 @@ Action = Done | Leave | Watch | Claim | Start | StartOver | Submit | FindSubmiss
 
 
 def next_action(job: Job, last: StateRecord | None, observation: JobObservation, max_attempts: int) -> Action:
-    """The one thing to do now, given the chain's last record.
+    """Return the one thing to do now, given the chain's last record.
 
     A result ends everything. After `submitting` the store is read first, no matter which node wrote it.
     Anything
@@ -169,5 +169,5 @@ def _is_mine(last: StateRecord | None, observation: JobObservation) -> bool:
 
 
 def _attempt(last: StateRecord | None, observation: JobObservation) -> int:
-    """As the chain says: every start was claimed before, and only there a requeue counts from 1 again."""
+    """Return the chain's attempt: every start was claimed, and only there a requeue counts from 1."""
     return last.attempt if isinstance(last, Claimed) else max(1, observation.attempt)

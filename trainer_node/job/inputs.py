@@ -20,7 +20,7 @@ _HUB_ID = re.compile(rf"({_NAME}/)?{_NAME}")
 
 
 def model_path(settings: Settings, model: str) -> str:
-    """Where the weights are: as set by `models`, in `models_dir`, else the hub id itself.
+    """Return where the weights are: as set by `models`, in `models_dir`, else the hub id itself.
 
     Raises EngineError for an id that is no hub id: a path must not reach the worker as a model.
     """
@@ -41,7 +41,7 @@ def model_path(settings: Settings, model: str) -> str:
 
 
 def dataset_path(settings: Settings, dataset: str, file_format: FileFormat) -> str:
-    """The data reference as the worker may open it: a URL, a data set id, or a file in `dataset_roots`.
+    """Return the data reference as the worker may open it: a URL, a data set id, or an allowed local file.
 
     Raises DataError that names the setting.
     """
@@ -76,7 +76,7 @@ RESERVE_SHARE = 0.1  # of a short job's whole time that the submit reserve may t
 
 
 def worker_job(settings: Settings, job: Job, hardware: Hardware, threads: int) -> WorkerJob:
-    """All a worker needs to know about a job. Raises EngineError if model or data can't be given to one."""
+    """Return all that a worker needs to know about a job. Raises EngineError for a bad model or data."""
     offer = job.offer
     reserve = min(settings.submit_reserve_s, RESERVE_SHARE * max(0.0, job.deadline_at - job.received_at))
     return WorkerJob(

@@ -48,7 +48,7 @@ def explain(manner: str, last_line: str | None, *, out_of_memory: bool, free_byt
 
 
 def out_of_memory_kills(root: Path = Path("/")) -> int:
-    """How many processes the kernel killed because memory ran out: in this control group, else on this
+    """Return how many processes the kernel killed because memory ran out: in this control group, else on this
     machine.
 
     A container or unit of its own is a group of its own, so the other half's kills are not counted there.
@@ -64,7 +64,7 @@ def out_of_memory_kills(root: Path = Path("/")) -> int:
 
 
 def _counters(root: Path) -> list[Path]:
-    """Where the counter may be, the narrowest first; inside a container a group is its own root."""
+    """Return where the counter may be, narrowest first; inside a container a group is its own root."""
     groups = root / "sys/fs/cgroup"
     own = {"": "", "memory": ""}
     try:

@@ -61,7 +61,7 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def outcome(self) -> Outcome | None:
-        """The worker's outcome, if there is one; one that can't be read counts as a failure."""
+        """Return the worker's outcome, if there is one; one that can't be read counts as a failure."""
         try:
             outcome = decode_outcome(self.outcome_file.read_bytes())
         except FileNotFoundError:
@@ -83,7 +83,7 @@ class RunFolder:
         (self.path / "data.part").unlink(missing_ok=True)
 
     def export(self, outcome: Outcome) -> Path:
-        """The folder that a READY outcome names."""
+        """Return the folder that a READY outcome names."""
         return self.path / (outcome.export or "export")
 
     def newest_step(self) -> int | None:
@@ -94,7 +94,7 @@ class RunFolder:
         return max((int(match[1]) for match in names if match), default=None)
 
     def last_error(self) -> str | None:
-        """The last line a worker left in its log: for a Python worker, the exception."""
+        """Return the last line a worker left in its log: for a Python worker, the exception."""
         try:
             with self.log_file.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))

@@ -57,7 +57,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether its end was not seen yet."""
+        """Return whether its end was not seen yet."""
         return not self.ended.is_set()
 
     def note_end(self) -> None:
@@ -69,7 +69,7 @@ class Worker:
         self.ended.set()
 
     def manner(self) -> str:
-        """How it ended, for people."""
+        """Return how the worker ended, in words."""
         code = self.process.returncode if self.process else None
         if code is None:
             return "the worker ended"
@@ -102,11 +102,11 @@ class Supervisor:
 
     @property
     def alive(self) -> bool:
-        """Whether there is a running worker."""
+        """Return whether there is a running worker."""
         return self.worker is not None and self.worker.alive
 
     def last_file(self) -> WorkerFile | None:
-        """The newest worker this folder knows of, running or not."""
+        """Return the newest worker this folder knows of, running or not."""
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=WorkerFile)
         except (FileNotFoundError, msgspec.DecodeError):
@@ -198,7 +198,7 @@ class Supervisor:
         return Worker(file, process)
 
     def _find(self) -> WorkerFile | None:
-        """The worker that holds the lock: as worker.json says, else by its open files and arguments."""
+        """Return the worker that holds the lock, by worker.json, else by its open files and arguments."""
         last = self.last_file()
         if last is not None and start_time(last.pid) == last.start_time:
             return last

@@ -14,7 +14,7 @@ CONVERSATIONS = ("messages", "conversations", "conversation")
 
 
 def asked_columns(task_type: TaskType, settings: DatasetType) -> AskedColumns:
-    """The columns that the settings name, or the scorer's defaults where it has some.
+    """Return the columns that the settings name, or the scorer's defaults where it has some.
 
     Raises DataError if one that must be named isn't.
     """
@@ -47,7 +47,7 @@ def refuse_missing(asked: AskedColumns, rows: Sequence[Row], present: Iterable[s
 
 
 def present_columns(missing: str, present: Sequence[str]) -> str:
-    """The columns that there are instead of the missing one, and which may be meant."""
+    """Return the columns that there are instead of the missing one, and which may be meant."""
     text = f"the columns of row 1 are {', '.join(map(repr, present[:MOST_NAMED])) or 'none'}"
     if len(present) > MOST_NAMED:
         text += f" and {len(present) - MOST_NAMED} more"

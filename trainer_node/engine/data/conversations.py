@@ -35,12 +35,12 @@ class ConversationForm(Struct, frozen=True):
 
     @property
     def roles(self) -> Mapping[str, str]:
-        """The data's words for the roles that templates know."""
+        """Return the data's words for the roles that templates know."""
         return {self.user: "user", self.assistant: "assistant"}
 
 
 def form_of(settings: DatasetType) -> ConversationForm:
-    """The form, with the scorer's defaults."""
+    """Return the form, with the scorer's defaults."""
     return ConversationForm(
         column=settings.chat_column or "conversations",
         role_fields=(settings.chat_role_field,) if settings.chat_role_field else ROLE_FIELDS,
@@ -51,7 +51,7 @@ def form_of(settings: DatasetType) -> ConversationForm:
 
 
 def turns_of(row: Row, form: ConversationForm) -> list[Turn]:
-    """The turns of a row, with a system turn of the column `system` if it has none of its own.
+    """Return the turns of a row, with a system turn of the column `system` if it has none of its own.
 
     Raises UnusableError if a message is no text or none is the assistant's.
     """
@@ -71,7 +71,7 @@ def turns_of(row: Row, form: ConversationForm) -> list[Turn]:
 
 
 def messages_of(row: Row, form: ConversationForm) -> list[dict[str, Any]]:
-    """The messages of a row: a list of objects, the same as JSON text, or an object of lists.
+    """Return the messages of a row: a list of objects, the same as JSON text, or an object of lists.
 
     Raises UnusableError if the column holds something else.
     """
@@ -90,7 +90,7 @@ def messages_of(row: Row, form: ConversationForm) -> list[dict[str, Any]]:
 
 
 def roles_seen(rows: Iterable[Row], form: ConversationForm) -> tuple[list[str], list[str]]:
-    """The roles and the fields of the messages in some rows, those first that most have."""
+    """Return the roles and the fields of the messages in some rows, those first that most have."""
     roles: Counter[str] = Counter()
     fields: Counter[str] = Counter()
     for row in rows:
@@ -106,7 +106,7 @@ def roles_seen(rows: Iterable[Row], form: ConversationForm) -> tuple[list[str], 
 
 
 def advice(rows: list[Row], form: ConversationForm) -> str:
-    """What to set where no conversation could be used; nothing if the settings fit the messages."""
+    """Return what to set where no conversation could be used; nothing if the settings fit the messages."""
     roles, fields = roles_seen(rows[:MOST_SEEN], form)
     if not fields:
         return ""
@@ -128,7 +128,7 @@ def _first(message: dict[str, Any], fields: tuple[str, ...]) -> Any:
 
 
 def _content(value: Any) -> str | None:
-    """The text of a message: as it is, or its parts, one after the other."""
+    """Return the text of a message: as it is, or its parts, one after the other."""
     if not isinstance(value, list):
         try:
             return text_of(value)

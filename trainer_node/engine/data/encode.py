@@ -32,7 +32,7 @@ Encoder = Callable[[Sequence[Row]], list[list[Example] | str]]
 
 
 def encoder(task_type: TaskType, columns: DatasetType, tokenizer: Any, length: int) -> Encoder:
-    """The function that encodes rows.
+    """Return the function that encodes rows.
 
     Raises DataError if a column isn't named, a format is malformed or the kind of task has no encoder.
     """
@@ -63,7 +63,7 @@ def _text(row: Row, column: str) -> str:
 
 
 def _each(rows: Sequence[Row], read: Callable[[Row], Any]) -> tuple[list[Any], list[list[Any] | str]]:
-    """What `read` makes of every usable row, and the answer list with the other rows' reasons filled in."""
+    """Return what `read` makes of the usable rows, and the answers with the other rows' reasons."""
     parts: list[Any] = []
     answers: list[list[Any] | str] = []
     for row in rows:
@@ -76,7 +76,7 @@ def _each(rows: Sequence[Row], read: Callable[[Row], Any]) -> tuple[list[Any], l
 
 
 def _fill(answers: list[list[Any] | str], examples: Iterator[list[Any]]) -> list[list[Any] | str]:
-    """The answers with the usable rows' examples put in, in order."""
+    """Return the answers with the usable rows' examples put in, in order."""
     return [answer if isinstance(answer, str) else next(examples) for answer in answers]
 
 
@@ -217,7 +217,7 @@ def _mark(turns: list[Turn], found: Iterator[list[int]], end_id: int) -> Documen
 
 
 def _borders(full: list[int], dummy: list[int]) -> tuple[int, int]:
-    """Where the last turn's content starts and ends: first and last tokens that differ; (-1, -1) if empty."""
+    """Return the first and last tokens of the last turn's content; (-1, -1) if it is empty."""
     shorter = min(len(full), len(dummy))
     start = next((i for i in range(shorter) if full[i] != dummy[i]), None)
     end = next((len(full) - i for i in range(shorter) if full[-1 - i] != dummy[-1 - i]), None)

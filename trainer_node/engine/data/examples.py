@@ -65,7 +65,7 @@ class Examples:
         return int(np.count_nonzero(self.labels != IGNORED))
 
     def take(self, indices: Any) -> Examples:
-        """The examples at `indices`, in that order."""
+        """Return the examples at `indices`, in that order."""
         picked = np.asarray(indices, dtype=np.int64)
         documents = (picked[:, None] * self.group + np.arange(self.group)).ravel()
         starts, lengths = self.offsets[documents], np.diff(self.offsets)[documents]
@@ -75,7 +75,7 @@ class Examples:
         return Examples(self.ids[tokens], self.labels[tokens], offsets, self.group, reference)
 
     def with_reference(self, reference: NDArray[np.float32]) -> Examples:
-        """The same examples with the reference model's log-probabilities, float32[D]."""
+        """Return the same examples with the reference model's log-probabilities, float32[D]."""
         return replace(self, reference=reference)
 
     def fingerprint(self) -> str:
@@ -134,7 +134,7 @@ def tokenize(
 
 
 def _judge(answer: list[Example] | str, max_length: int) -> tuple[list[Document], list[str]]:
-    """The documents of one row that the scorer would score, and why others are dropped."""
+    """Return the documents of one row that the scorer would score, and why others are dropped."""
     if isinstance(answer, str):
         return [], [answer]
     documents: list[Document] = []
@@ -168,7 +168,7 @@ def _flat(documents: list[Document], group: int) -> Examples:
 
 
 def joined(parts: list[Examples], group: int) -> Examples:
-    """The examples of all parts, one after the other."""
+    """Return the examples of all parts, one after the other."""
     starts = np.cumsum([0] + [len(part.ids) for part in parts])
     references = [part.reference for part in parts if part.reference is not None]
     offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]

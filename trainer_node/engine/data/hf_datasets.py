@@ -45,7 +45,7 @@ class Index(Struct, frozen=True):
 
 @cache
 def is_reachable() -> bool:
-    """Whether the hub answers at all, asked thrice at the first call; a worker doesn't live long."""
+    """Return whether the hub answers at all, asked thrice at the first call; a worker doesn't live long."""
     for pause_s in (*PAUSES, None):
         try:
             get_session().head(constants.ENDPOINT, timeout=TIMEOUT_S / 2, follow_redirects=False)
@@ -61,7 +61,7 @@ def is_reachable() -> bool:
 def download(
     repo: str, folder: Path, *, allow_private: bool, tick: Callable[[str], None] = lambda text: None
 ) -> list[Path]:
-    """The training files of a data set in `folder`, from there if they are; all of one revision.
+    """Return the training files of a data set in `folder`, from there if they are; all of one revision.
 
     Raises DataError: no such data set, no access, no training rows in a known format, too large, unreachable.
     """
@@ -131,5 +131,5 @@ def _info(repo: str) -> DatasetInfo:
 
 
 def _operators_own() -> bool:
-    """Whether the operator named a hub: then it may have a private address, like a file server."""
+    """Return whether the operator named a hub: then it may have a private address, like a file server."""
     return urlsplit(constants.ENDPOINT).netloc != urlsplit(PUBLIC).netloc

@@ -12,7 +12,7 @@ from trainer_node.engine.data.row_set import RowSet
 
 
 def read_job_rows(files: Sequence[DataFile], task_type: TaskType, settings: DatasetType) -> RowSet:
-    """The rows of the files with the columns that the settings name. Raises DataError."""
+    """Return the rows of the files with the columns that the settings name. Raises DataError."""
     found = read(files, asked_columns(task_type, settings))
     for text in unmet(task_type, settings, found):
         found.notice(text)
@@ -20,7 +20,7 @@ def read_job_rows(files: Sequence[DataFile], task_type: TaskType, settings: Data
 
 
 def unmet(task_type: TaskType, settings: DatasetType, found: RowSet) -> Iterator[str]:
-    """What the settings name and the rows don't have, or the other way round: a misspelt name shows here."""
+    """Yield what the settings name and the rows lack, or the reverse: a misspelt name shows here."""
     if task_type is TaskType.INSTRUCT:
         yield from _unmet_columns(settings, found)
     elif task_type is TaskType.CHAT:

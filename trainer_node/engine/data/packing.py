@@ -89,7 +89,7 @@ class Batch:
 def collate(
     examples: Examples, indices: Sequence[int], capacity: int, device: torch.device | str = "cpu"
 ) -> Batch:
-    """The examples at `indices` as one pack of `capacity` tokens."""
+    """Return the examples at `indices` as one pack of `capacity` tokens."""
     chosen = examples.take(indices)
     lengths = np.diff(chosen.offsets)
     tokens = int(chosen.offsets[-1])
@@ -123,7 +123,7 @@ def collate(
 
 
 def _to(array: NDArray, device: torch.device | str) -> Tensor:
-    """One array on its device; from pinned memory, so that the copy overlaps with computing."""
+    """Move one array to its device, from pinned memory so that the copy overlaps with computing."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -143,7 +143,7 @@ class Packs:
     _plan: tuple[int, list[list[int]]] | None = field(default=None, repr=False)
 
     def take(self, count: int) -> list[list[int]]:
-        """The next `count` packs; moves on."""
+        """Return the next `count` packs and advance."""
         return [self._next() for _ in range(count)]
 
     def _next(self) -> list[int]:

@@ -18,7 +18,7 @@ class AskedColumns(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them, once each."""
+        """Return all asked columns, once each."""
         return tuple(dict.fromkeys((*self.needed, *self.optional)))
 
 
@@ -32,7 +32,7 @@ class RowSet:
     columns: list[str] = field(default_factory=list)  # of the first row, also those nobody asked for
 
     def __len__(self) -> int:
-        """All rows, also those that were dropped."""
+        """Return the number of rows, dropped ones included."""
         return len(self.rows) + sum(self.dropped.values())
 
     def drop(self, reason: str, detail: str) -> None:
@@ -57,7 +57,7 @@ class RowSet:
 
 
 def column_names(row: Row) -> list[str]:
-    """The columns of a row; those of a nested object by their dotted paths."""
+    """Return the columns of a row; those of a nested object by their dotted paths."""
     names: list[str] = []
     for name, value in row.items():
         names += [f"{name}.{inner}" for inner in value] if value and isinstance(value, dict) else [name]
@@ -83,7 +83,7 @@ class Projection:
 
     @property
     def roots(self) -> list[str] | None:
-        """The keys of a row that must be decoded."""
+        """Return the keys of a row that must be decoded."""
         if self._names is None:
             return None
         keys = [self._spaced.get(name, name) for name in self._names]
@@ -91,11 +91,11 @@ class Projection:
 
     @property
     def is_plain(self) -> bool:
-        """Whether a row that was decoded with the `roots` only is the result as it is."""
+        """Return whether a row decoded with the `roots` only is already the result."""
         return self._names is None or not (self._spaced or any("." in name for name in self._names))
 
     def __call__(self, row: Row) -> Row:
-        """The asked columns that the row has, under the names by which they are asked for."""
+        """Return the asked columns that the row has, under the names by which they are asked for."""
         if self._names is None:
             return row
         found: Row = {}
@@ -120,7 +120,7 @@ def _at_path(row: Any, path: str) -> Any:
 
 
 def text_of(value: Any) -> str | None:
-    """A value as text where text is asked for; None if it is missing.
+    """Return a value as text where text is asked for; None if it is missing.
 
     Numbers and booleans are as Python formats them, as in the scorer's prompts; NaN and the infinities are
     missing. Raises TypeError for lists and objects.

@@ -23,7 +23,7 @@ def read_rows(
     keep: Path | None = None,
     tick: Callable[[str], None] = lambda text: None,
 ) -> RowSet:
-    """All rows of a local file, an https URL or a hub data set: `located`, then `read`."""
+    """Read all rows of a local file, an https URL or a hub data set: `located`, then `read`."""
     with tempfile.TemporaryDirectory(prefix="podium-data-") as folder:
         place = keep or Path(folder) / "data"
         return read(
@@ -39,7 +39,7 @@ def located(
     allow_private_urls: bool,
     tick: Callable[[str], None] = lambda text: None,
 ) -> list[DataFile]:
-    """The files of a data reference, downloaded if need be; `tick` is called for each piece.
+    """Return the files of a data reference, downloaded if need be; `tick` is called for each piece.
 
     `keep` is where a download stays, and where it is looked for first: a run that resumes needs the same
     rows, also when their host is down or the URL's signature has expired.

@@ -32,7 +32,7 @@ Config = dict[str, Any]
 
 
 def training_files(paths: Iterable[str], configs: Sequence[Config] | None) -> list[str]:
-    """The paths with training rows, all of one format, in order.
+    """Return the paths with training rows, all of one format, in order.
 
     Raises DataError that says what there is instead.
     """
@@ -52,13 +52,13 @@ def training_files(paths: Iterable[str], configs: Sequence[Config] | None) -> li
 
 
 def suffix_of(path: str) -> str:
-    """The suffix that names a file's format, without that of a compression: `.jsonl` of `a.jsonl.gz`."""
+    """Return the suffix that names a file's format, not its compression: `.jsonl` of `a.jsonl.gz`."""
     place = PurePosixPath(path)
     return PurePosixPath(place.stem).suffix if place.suffix in COMPRESSED else place.suffix
 
 
 def format_of(path: str) -> FileFormat | None:
-    """The format that a file's name promises; None if it promises none."""
+    """Return the format that a file's name promises; None if it promises none."""
     return FORMATS.get(suffix_of(path).lower())
 
 
@@ -69,7 +69,7 @@ def _is_data(path: str) -> bool:
 
 
 def _default(configs: Sequence[Config]) -> Config | None:
-    """The configuration that is read when none is named."""
+    """Return the configuration that is read when none is named."""
     if len(configs) <= 1:
         return configs[0] if configs else None
     for config in configs:
@@ -80,7 +80,7 @@ def _default(configs: Sequence[Config]) -> Config | None:
 
 
 def _train_patterns(data_files: Any) -> list[str]:
-    """The card's patterns of the training split: `data_files` is a path, a list of them, or names splits."""
+    """Return the card's patterns of the training split; `data_files` is a path, a list, or names splits."""
     if isinstance(data_files, str):
         return [data_files]
     if isinstance(data_files, dict):
@@ -97,7 +97,7 @@ def _train_patterns(data_files: Any) -> list[str]:
 
 
 def _matching(paths: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The paths that match one of the patterns; `*` stands for anything and `**/` also for nothing."""
+    """Return the paths that match one of the patterns; `*` stands for anything and `**/` also for nothing."""
     every = [form for pattern in patterns for form in (pattern, pattern.replace("**/", ""))]
     return [path for path in paths if any(fnmatch.fnmatchcase(path, form) for form in every)]
 
@@ -110,7 +110,7 @@ def _by_name(paths: Sequence[str]) -> list[str]:
 
 
 def _of_one_format(paths: Sequence[str]) -> list[str]:
-    """The files of the format that most have: the same rows are often there twice."""
+    """Return the files of the most frequent format: the same rows are often there in two."""
     order = list(FORMATS)
     counts = Counter(suffix_of(path) for path in paths)
     best = min(counts, key=lambda suffix: (-counts[suffix], order.index(suffix)))

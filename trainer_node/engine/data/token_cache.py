@@ -39,7 +39,7 @@ class TokenCache(Struct, frozen=True):
 
 
 def tokens_of(job: WorkerJob, folder: Path, tokenizer: Any, length: int, reporter: Reporter) -> TokenCache:
-    """The job's rows as tokens, from the run's folder if they are there and of the same making.
+    """Return the job's rows as tokens, from the run's folder if they are there and made alike.
 
     Raises DataError if the data can't be had or used.
     """
@@ -74,7 +74,7 @@ def tokens_of(job: WorkerJob, folder: Path, tokenizer: Any, length: int, reporte
 
 
 def kept(folder: Path, key: str | None = None) -> TokenCache | None:
-    """What an earlier start left, if it is whole and, where a `key` is given, of that making."""
+    """Return what an earlier start left, if it is whole and, if a `key` is given, made with that key."""
     try:
         with safe_open(folder / FILE, "numpy") as file:
             about = file.metadata() or {}
@@ -102,7 +102,7 @@ def _key(job: WorkerJob, files: list[DataFile], tokenizer: Any, length: int) -> 
 
 
 def _model_of(tokenizer: Any) -> str:
-    """A fast tokenizer's rules and vocabulary; how the last call cut or padded is not part of them."""
+    """Return a fast tokenizer's rules and vocabulary, without the last call's truncation and padding."""
     about = msgspec.json.decode(tokenizer.backend_tokenizer.to_str(), type=dict[str, Any])
     return msgspec.json.encode({**about, "truncation": None, "padding": None}).decode()
 

@@ -33,7 +33,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def world_of(job_path: Path) -> int:
-    """How many processes a job is for; one for a job that can't be read: it will say what is wrong."""
+    """Return a job's number of processes; one for an unreadable job, whose worker says what is wrong."""
     try:
         return processes(decode_worker_job(job_path.read_bytes()))
     except msgspec.MsgspecError:
@@ -41,12 +41,12 @@ def world_of(job_path: Path) -> int:
 
 
 def processes(job: WorkerJob) -> int:
-    """How many processes train: one per GPU, on a CPU one, unless the job says otherwise."""
+    """Return how many processes train: one per GPU, one on a CPU, unless the job says otherwise."""
     return job.processes or (1 if job.hardware.device == "cpu" else job.hardware.count)
 
 
 def rank_of(environment: Mapping[str, str]) -> int | None:
-    """This process's rank if torchrun or our own parent started it, else None."""
+    """Return this process's rank if torchrun or our own parent started it, else None."""
     return int(environment["RANK"]) if "RANK" in environment and "WORLD_SIZE" in environment else None
 
 
@@ -146,7 +146,7 @@ def inherited() -> list[int]:
 
 
 def command(job_path: Path) -> list[str]:
-    """How a rank is started."""
+    """Return the command that starts a rank."""
     return [sys.executable, "-m", "trainer_node.engine", str(job_path)]
 
 

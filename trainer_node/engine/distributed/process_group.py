@@ -36,12 +36,12 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process decides, reports and writes files."""
+        """Return whether this process decides, reports and writes files."""
         return self.rank == 0
 
     @property
     def is_single(self) -> bool:
-        """Whether there are no others."""
+        """Return whether there are no other processes."""
         return self.world == 1
 
     def broadcast_object(self, value: T) -> T:
@@ -71,7 +71,7 @@ class ProcessGroup:
         return self.total(torch.from_numpy(values)).numpy()
 
     def share(self, items: Sequence[T]) -> list[tuple[int, T, bool]]:
-        """This process's items, with their numbers: i * world + rank.
+        """Return this process's items, with their numbers: i * world + rank.
 
         Every process gets as many, as they compute in step: where the items run out the last one is repeated,
         marked False, and must not count.
@@ -101,7 +101,7 @@ class ProcessGroupClock:
 
 
 def common_clock(clock: Clock, process_group: ProcessGroup) -> Clock:
-    """The clock of all processes: rank 0's, so all must read it together."""
+    """Return the clock of all processes, rank 0's: all must read it together."""
     if process_group.is_single or isinstance(clock, TokenClock):
         return clock
     return ProcessGroupClock(clock, process_group)
@@ -137,7 +137,7 @@ def destroy(process_group: ProcessGroup) -> None:
 
 
 def is_lost_peer(error: Exception) -> bool:
-    """Whether an error says that another process is gone, or too late for a collective."""
+    """Return whether an error says that another process is gone, or too late for a collective."""
     if not dist.is_initialized():
         return False
     text = str(error).lower()

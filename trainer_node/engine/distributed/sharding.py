@@ -63,7 +63,7 @@ def spread(
 
 
 def decoder_layers(model: LabelModel) -> list[nn.Module]:
-    """The transformer layers: what is sharded and compiled as a unit."""
+    """Return the transformer layers: what is sharded and compiled as a unit."""
     kinds = set(model.base._no_split_modules or ())
     return [module for module in model.base.modules() if type(module).__name__ in kinds]
 
@@ -137,7 +137,7 @@ def gathered(tensors: Mapping[str, Tensor], process_group: ProcessGroup) -> dict
 
 
 def placed(whole: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as `like` is held here: on its device, cut if that is."""
+    """Return a whole tensor as `like` is held here: on its device, sharded if that is."""
     on_device = whole.to(like.device, copy=True)
     if not isinstance(like, DTensor):
         return on_device
@@ -145,5 +145,5 @@ def placed(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What of a tensor lies in this process; shares its memory."""
+    """Return the part of a tensor that this process holds; shares its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -39,7 +39,7 @@ def score(
     batch_tokens: int = BATCH_TOKENS,
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Evaluation:
-    """The metric for the examples' kind: preference pairs, or anything else.
+    """Return the metric for the examples' kind: preference pairs, or anything else.
 
     Every process of the group must call it. Each scores its share of the batches, all get the whole result.
     """
@@ -80,7 +80,7 @@ def measure(
 
 
 def next_piece(last: int, row_s: float, left_s: float, world: int) -> int:
-    """How many rows to score at once after `last` rows that took `row_s` each: as many for every process.
+    """Return how many rows to score after `last` rows that took `row_s` each; the same for every process.
 
     At most twice as many, and no more than PIECE_S or the time that is left allow. Where rows take no time,
     as on the token clock, the answer is the same on any machine.
@@ -159,7 +159,7 @@ def _score(
 def _batches(
     model: LabelModel, examples: Examples, batch_tokens: int, process_group: ProcessGroup
 ) -> Iterator[tuple[list[int], Batch, Tensor]]:
-    """This process's examples' label log-probabilities, in batches of neighbours in length.
+    """Yield this process's examples' label log-probabilities, in batches of neighbours in length.
 
     The batches are the same, and so is every bit of a result, on any number of processes.
     """
@@ -180,7 +180,7 @@ def _batches(
 
 
 def _groups(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """All indices, shortest first, in groups of at most `batch_tokens` tokens (or one example)."""
+    """Yield all indices, shortest first, in groups of at most `batch_tokens` tokens (or one example)."""
     group: list[int] = []
     tokens = 0
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):

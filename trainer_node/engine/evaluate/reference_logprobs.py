@@ -30,7 +30,7 @@ MOST_SHARE = 0.5  # of the time left, if the machine turns out slower than measu
 
 
 def first(run: RunContext, model: torch.nn.Module, data: JobData, plan: Plan) -> JobData:
-    """The pairs to train on, with their references: no more than the plan will see, if time is short.
+    """Return the pairs to train on, with their references: no more than the plan will see, if time is short.
 
     The development pairs have theirs already, from the baseline. Data without pairs is returned as it is.
     """
@@ -51,7 +51,7 @@ def first(run: RunContext, model: torch.nn.Module, data: JobData, plan: Plan) ->
 
 
 def again(run: RunContext, model: torch.nn.Module, data: JobData, record: RunRecord) -> JobData:
-    """The same pairs with the same references, for a run that resumes."""
+    """Return the same pairs with the same references, for a resumed run."""
     if data.train.group == 1:
         return data
     train = _chosen(data.train, record.train_examples, run.job.seed)
@@ -71,12 +71,12 @@ def again(run: RunContext, model: torch.nn.Module, data: JobData, record: RunRec
 
 
 def _chosen(train: Examples, count: int, seed: int) -> Examples:
-    """Any `count` of the pairs: the first ones in an order that the seed decides."""
+    """Return `count` of the pairs: the first ones in an order that the seed decides."""
     return train.take(np.random.default_rng(seed).permutation(len(train))[:count])
 
 
 def _ask(run: RunContext, model: torch.nn.Module, train: Examples) -> Examples:
-    """As many of the pairs as there is time for, with their references."""
+    """Compute references for as many pairs as there is time for."""
     until = run.clock.time() + MOST_SHARE * run.left_s
     parts: list[NDArray[np.float32]] = []
     while len(parts) * PIECE < len(train) and (not parts or run.clock.time() < until):
@@ -101,7 +101,7 @@ def _write(folder: Path, train: Examples, dev: Examples) -> None:
 def _read(
     folder: Path, train: Examples, dev: Examples
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """Both sets' references if the file is whole and of these rows."""
+    """Return both sets' references if the file is whole and of these rows."""
     try:
         with safe_open(folder / FILE, "numpy") as file:
             if (file.metadata() or {}).get("fingerprint") != _fingerprint(train, dev):

@@ -26,14 +26,14 @@ WORTH = {"bfloat16": 0.9, "float32": math.inf}
 
 
 def fit_better(plan: Plan, base: nn.Module) -> bool:
-    """Whether an adapter with all deltas is the better form: smaller than the whole model, or more exact."""
+    """Return whether an adapter with all deltas is smaller than the whole model, or more exact."""
     adapter = sum(module.count * _bytes(module) for module in plan.modules)
     whole = MODEL_BYTES * sum(weight.numel() for weight in _untouched(base))
     return adapter <= WORTH[plan.dtype] * whole
 
 
 def rank_of(module: ModulePlan) -> int:
-    """The rank at which factors hold any delta of a matrix."""
+    """Return the rank at which factors hold any delta of a matrix."""
     return min(module.in_features, module.out_features)
 
 
@@ -54,5 +54,5 @@ def _bytes(module: ModulePlan) -> int:
 
 
 def _untouched(base: nn.Module) -> Iterator[Tensor]:
-    """All weights of the model itself, tied ones once."""
+    """Return all weights of the model itself, tied ones once."""
     return (weight for name, weight in base.named_parameters() if ".lora_" not in name)

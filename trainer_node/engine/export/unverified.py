@@ -27,17 +27,17 @@ class Known(Struct, frozen=True):
 
 
 def note(folder: Path, outcome: Outcome) -> None:
-    """The run's export is whole on disk."""
+    """Record that the run's export is complete on disk."""
     write_atomically(folder / FILE, encode(outcome))
 
 
 def drop(folder: Path) -> None:
-    """It is not to be submitted."""
+    """Forget the export: it must not be submitted."""
     (folder / FILE).unlink(missing_ok=True)
 
 
 def finished(folder: Path, reporter: Reporter) -> Outcome | None:
-    """What an earlier start exported but had no time to verify, if its files are still as it wrote them."""
+    """Return what an earlier start exported but had no time to verify, if its files are unchanged."""
     try:
         outcome = decode_outcome((folder / FILE).read_bytes())
         if folder_digest(folder / "export") != outcome.digest:
@@ -50,12 +50,12 @@ def finished(folder: Path, reporter: Reporter) -> Outcome | None:
 
 
 def is_late(left_s: float, costs: Costs) -> bool:
-    """Whether a start comes so late that not even the export could be verified."""
+    """Return whether a start comes so late that not even the export could be verified."""
     return Part.VERIFY not in affordable(left_s - costs.load_s - costs.ingest_s, costs)
 
 
 def at_once(folder: Path, job: WorkerJob, now: float, reporter: Reporter) -> Outcome | None:
-    """The same of a process that has its imports before it: the finished export, if time is over."""
+    """Return the finished export if time is over; called before the imports, which take seconds."""
     try:
         costs = msgspec.json.decode((folder / "run.json").read_bytes(), type=Known).costs
     except (FileNotFoundError, msgspec.MsgspecError):
@@ -66,7 +66,7 @@ def at_once(folder: Path, job: WorkerJob, now: float, reporter: Reporter) -> Out
 
 
 def submitted(job_path: Path, stop: Stop) -> bool:
-    """Whether this start had nothing to do but to submit a finished export, and did."""
+    """Return whether this start only had to submit a finished export, and did."""
     folder = job_path.parent
     if not (folder / FILE).exists():
         return False

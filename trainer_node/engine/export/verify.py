@@ -72,7 +72,7 @@ def verify(
 
 
 def tolerance(rows: Examples) -> float:
-    """How far the loss of an export may be from that of the trained model on these rows.
+    """Return how far the loss of an export may be from that of the trained model on these rows.
 
     A preference pair's loss follows the sum over its labels, times beta, at a slope of one half at most: a
     bf16 error of PER_LABEL in each of them may add up.
@@ -83,7 +83,7 @@ def tolerance(rows: Examples) -> float:
 
 
 def _reload(folder: Path, job: WorkerJob, dtype: torch.dtype) -> nn.Module:
-    """The submission on the CPU: an adapter on its base, or a model of its own."""
+    """Load the submission on the CPU: an adapter on its base, or a whole model."""
     adapter = (folder / "adapter_config.json").exists()
     needed = sum(_bytes(place, dtype) for place in ([Path(job.model_path), folder] if adapter else [folder]))
     if needed > (free := _free_main_memory()):
@@ -109,7 +109,7 @@ def _free_main_memory() -> float:
 
 
 def _placed(model: Any, device: torch.device) -> Any:
-    """The model where there is room for it: the GPU with most of it, or all of them and main memory."""
+    """Place the model where there is room: on the GPU with most of it, or on all of them and main memory."""
     if device.type != "cuda":
         return model.to(device)
     torch.cuda.empty_cache()
@@ -122,7 +122,7 @@ def _placed(model: Any, device: torch.device) -> Any:
 
 
 def spread(model: Any, room: dict[int | str, int]) -> Any:
-    """The model over several places, whole layers each; those in main memory visit a GPU when needed."""
+    """Place whole layers of the model on several devices; those in main memory visit a GPU when needed."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     places = infer_auto_device_map(
         model, max_memory=room, no_split_module_classes=list(base._no_split_modules or [])
@@ -133,7 +133,7 @@ def spread(model: Any, room: dict[int | str, int]) -> Any:
 def _losses(
     model: Any, dev: Examples, limit_s: float, device: torch.device, dtype: torch.dtype
 ) -> list[float]:
-    """The scorer's losses of the first rows."""
+    """Return the scorer's losses of the first rows."""
     losses: list[float] = []
     until = time.monotonic() + limit_s
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
@@ -146,7 +146,7 @@ def _losses(
 
 
 def _stock_loss(model: Any, example: Examples) -> float:
-    """The scorer's loss of one row, from plain logits."""
+    """Return the scorer's loss of one row, from plain logits."""
     if example.group == 1:
         return _nll(model, example.ids, example.labels, "mean")
     spans = [slice(start, end) for start, end in pairwise(example.offsets.tolist())]

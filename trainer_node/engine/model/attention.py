@@ -76,7 +76,7 @@ class AttentionLayout:
 
 
 def attention_kwargs(batch: Batch) -> dict[str, Any]:
-    """What a model must hand through to every layer's attention."""
+    """Return what a model must hand through to every layer's attention."""
     return {"layout": AttentionLayout(batch.document_lengths, batch.cu_seqlens, batch.max_seqlen)}
 
 
@@ -155,7 +155,7 @@ def _per_document(
     window: int | None,
     attend: Attend = _causal,
 ) -> Tensor:
-    """One causal attention per document, [1, H, T, D] -> [1, T, H, D]."""
+    """Compute one causal attention per document, [1, H, T, D] -> [1, T, H, D]."""
     given = [tensor.split(lengths, 2) for tensor in (query, key, value)]
     exact = (
         [tensor.float().split(lengths, 2) for tensor in (query, key, value)] if query.requires_grad else given
@@ -172,7 +172,7 @@ def _per_document(
 
 
 def _flash_attn() -> Kernel:
-    """The varlen kernel of the flash-attn package (2.x); ImportError where it isn't installed."""
+    """Return the varlen kernel of the flash-attn package (2.x); ImportError where it isn't installed."""
     from flash_attn import flash_attn_varlen_func
 
     def run(
@@ -196,7 +196,7 @@ def _flash_attn_4() -> Kernel:
 
 
 def _torch_varlen() -> Kernel:
-    """The varlen kernel in torch's own CUDA wheels; ImportError before torch 2.12."""
+    """Return the varlen kernel in torch's own CUDA wheels; ImportError before torch 2.12."""
     from torch.nn.attention.varlen import varlen_attn
 
     def run(
@@ -209,7 +209,7 @@ def _torch_varlen() -> Kernel:
 
 
 def _dense() -> Kernel:
-    """One SDPA per document, where no varlen kernel works; waits for the device in every call."""
+    """Compute one SDPA per document, where no varlen kernel works; waits for the device in every call."""
 
     def run(
         q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
@@ -230,7 +230,7 @@ _KERNELS = {
 
 @cache
 def _kernel(device: torch.device, form: Form) -> Kernel:
-    """The first kernel that is there and computes right; which one, and what was passed over, is logged."""
+    """Return the first kernel that is installed and computes right; log it and those passed over."""
     for name, load in _KERNELS.items():
         try:
             kernel = load()

@@ -31,7 +31,7 @@ def compile_layers(layers: Iterable[nn.Module], *, recomputed: bool) -> None:
 
 
 def missing_compiler(device: torch.device) -> str | None:
-    """The compiler that is needed when it runs, and isn't there; None if one is found."""
+    """Return the compiler that is needed and not installed; None if one is found."""
     variable, names = ("CXX", ("g++", "clang++")) if device.type == "cpu" else ("CC", ("gcc", "clang", "cc"))
     if any(shutil.which(name) for name in (os.environ.get(variable, ""), *names) if name):
         return None
@@ -39,6 +39,6 @@ def missing_compiler(device: torch.device) -> str | None:
 
 
 def eager() -> AbstractContextManager[None]:
-    """Nothing is compiled inside, and what was compiled before is not used."""
+    """Compile nothing inside, and use nothing that was compiled before."""
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance

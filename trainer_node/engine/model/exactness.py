@@ -30,7 +30,7 @@ EXPERTS_MOVE = 0.02
 
 
 def label_model(network: nn.Module, *, bf16: bool | None = None) -> LabelModel:
-    """A network ready to be asked, in the fastest exact batching; a LabelModel is returned as it is.
+    """Return a network ready to be asked, in the fastest exact batching; a LabelModel is returned as it is.
 
     `bf16`: run matrix products in bf16 (default: if the weights are bf16). Raises EngineError(UNSUPPORTED) if
     in no batching the network gives what it gives document by document.
@@ -85,7 +85,7 @@ def use_stock_attention(base: PreTrainedModel) -> None:
 
 
 def _fault(model: LabelModel, rows: Examples, wanted_N: Tensor) -> str | None:
-    """What is wrong with the model's present batching, or None."""
+    """Return what is wrong with the model's present batching, or None."""
     device = wanted_N.device
     found_N = model(_batch(rows, device))
     error = float((found_N - wanted_N).abs().max())
@@ -116,7 +116,7 @@ def _batch(rows: Examples, device: torch.device) -> Batch:
 
 
 def _stock(model: LabelModel, rows: Examples) -> tuple[Tensor, Tensor]:
-    """Each label's log-probability by the model's own forward pass, [N], and hidden states, [N, H]."""
+    """Return each label's log-probability by the model's own forward pass, [N], and hidden states, [N, H]."""
     base = model.base
     batch = _batch(rows, base.get_input_embeddings().weight.device)
     logits, hidden = [], []
@@ -134,7 +134,7 @@ def _autocast(model: LabelModel) -> torch.autocast:
 
 
 def _vocabulary(base: PreTrainedModel) -> int:
-    """How many token ids are ordinary text for sure: a wrapper's last ones may stand for images."""
+    """Return how many token ids are ordinary text for sure: a wrapper's last ones may stand for images."""
     return max(2, int(base.config.get_text_config().vocab_size * 0.9))
 
 
@@ -149,7 +149,7 @@ def _unsupported(name: str, lacks: dict[str, str]) -> EngineError:
 
 
 def _cause(error: Exception) -> str:
-    """An odd model's error in one line; memory that ran out is none of the model's."""
+    """Return an odd model's error in one line; memory that ran out is none of the model's."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower():
         raise error
     if isinstance(error, EngineError):

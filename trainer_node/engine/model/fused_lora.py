@@ -45,7 +45,7 @@ class FusedLinear(peft.tuners.lora.Linear):
     """
 
     def forward(self, x: Tensor, *rest: Any, **options: Any) -> Tensor:
-        """As PEFT's: [..., I] -> [..., O]."""
+        """Compute as PEFT does: [..., I] -> [..., O]."""
         if not torch.is_grad_enabled() or self.disable_adapters or self.merged or rest or options:
             stock: Tensor = super().forward(x, *rest, **options)
             return stock

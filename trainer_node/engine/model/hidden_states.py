@@ -17,7 +17,7 @@ from trainer_node.engine.model.attention import attention_kwargs
 
 
 def packed_states(decoder: Any, batch: Batch) -> Tensor:
-    """One pass over the pack as it is, [N, H]: the decoder's attention must keep documents apart."""
+    """Compute one pass over the pack as it is, [N, H]: the decoder's attention must keep documents apart."""
     takes = inspect.signature(decoder.forward).parameters
     positions = {"position_ids": batch.positions_T[None]} if "position_ids" in takes else {}
     hidden_1TH = decoder(

@@ -33,7 +33,7 @@ class LabelModel(nn.Module):
 
     @property
     def base(self) -> PreTrainedModel:
-        """The Hugging Face model, with LoRA layers inside where the network is a PEFT model."""
+        """Return the Hugging Face model, with LoRA layers inside where the network is a PEFT model."""
         return self.network.get_base_model() if hasattr(self.network, "get_base_model") else self.network
 
     def forward(self, batch: Batch) -> Tensor:

@@ -35,7 +35,7 @@ def own_logprobs(base: PreTrainedModel, hidden_NH: Tensor, labels_N: Tensor) -> 
 
 
 def has_plain_head(base: PreTrainedModel, hidden_NH: Tensor) -> bool:
-    """Whether a model's logits are the product of hidden states and its output matrix, and nothing else."""
+    """Return whether a model's logits are just the product of hidden states and its output matrix."""
     matrix = base.get_output_embeddings().weight
     own = _logits(_without_decoder(base), hidden_NH)
     plain = torch.nn.functional.linear(hidden_NH, matrix)
@@ -50,7 +50,7 @@ def _logits(head: Any, hidden_NH: Tensor) -> Tensor:
 
 
 def _without_decoder(base: PreTrainedModel) -> Any:
-    """The model with the same weights and without its decoder; a thread can have its own."""
+    """Return the model with the same weights and without its decoder; a thread can have its own."""
     head = copy.copy(base)
     replaced = _HandOver(base.base_model, base.get_decoder())
     head._modules = {**base._modules, base.base_model_prefix: replaced}

@@ -49,7 +49,7 @@ def _rows(
     softcap: float | None,
     sinks_H: Tensor | None,
 ) -> Tensor:
-    """The last rows' part; the last key belongs to the last query."""
+    """Return the last rows' part; the last key belongs to the last query."""
     scores = (query @ key.transpose(2, 3)) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)

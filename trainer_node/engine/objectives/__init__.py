@@ -15,7 +15,7 @@ Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
 
 
 def loss_for(task_type: TaskType) -> Loss:
-    """The loss that a kind of task is scored by; EngineError(UNSUPPORTED) if there is none."""
+    """Return the loss that a kind of task is scored by; EngineError(UNSUPPORTED) if there is none."""
     if task_type in (TaskType.INSTRUCT, TaskType.CHAT):
         return sft.loss
     if task_type is TaskType.DPO:

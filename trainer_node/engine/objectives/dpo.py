@@ -22,7 +22,7 @@ def loss(model: torch.nn.Module, batch: Batch, beta: float = BETA) -> Tensor:
 
 
 def pair_losses(logp_D: Tensor, reference_D: Tensor | None, beta: float = BETA) -> Tensor:
-    """The loss of every pair, fp32[D / 2]; documents alternate between chosen and rejected."""
+    """Return the loss of every pair, fp32[D / 2]; documents alternate between chosen and rejected."""
     if reference_D is None:
         raise ValueError(
             "preference pairs need the reference model's log-probabilities: see score.reference_logprobs"

@@ -11,7 +11,7 @@ SIGNS = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: CUDA's class, Python's, or a text of torch's."""
+    """Return whether an error says that memory ran out: CUDA's class, Python's, or a text of torch's."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()

@@ -25,7 +25,7 @@ class Shape(Struct, frozen=True):
     floor: float = 0.0
 
     def at(self, progress: float) -> float:
-        """The rate at `progress`: linear up to 1 at `warmup`, then down to exactly `floor` at 1."""
+        """Return the rate at `progress`: linear up to 1 at `warmup`, then down to exactly `floor` at 1."""
         if progress < self.warmup:
             return progress / self.warmup
         if self.decay == "constant":
@@ -95,7 +95,7 @@ class Schedule:
 
     @property
     def end_at(self) -> float:
-        """When training must be over: what is left until `ready_by` is for one late step and the closing.
+        """Return when training must end: the rest until `ready_by` is for one late step and the closing.
 
         One SLACK_S more than the closing asks for: freeing the optimiser's memory comes before it.
         """
@@ -122,7 +122,7 @@ class Schedule:
         state.cooldown = Cooldown(tokens, state.progress, max(1, min(length, left)))
 
     def rate(self) -> float:
-        """The multiplier for the step that begins now, taken at the step's middle.
+        """Return the multiplier for the step that begins now, taken at the step's middle.
 
         At the step's start the first step would be wasted at rate 0, at its end the last one: of a hundred
         steps two.
@@ -136,11 +136,11 @@ class Schedule:
         return self.shape.at(self.pulse.progress + share / 2)
 
     def stepped(self, seconds: float) -> None:
-        """One step took so long."""
+        """Count one step that took `seconds`."""
         self.pulse.step_s = [*self.pulse.step_s, seconds][-RECENT:]
 
     def save_due(self, now: float) -> bool:
-        """Whether to save before the next step.
+        """Return whether to save before the next step.
 
         Every `interval_s` since training began, as long as this one and the last, which is always made, keep
         within SAVE_SHARE of the time since the start. The first one is on disk by FIRST_SAVE of the budget,
@@ -159,13 +159,13 @@ class Schedule:
         return spent <= SAVE_SHARE * (now - self.start_at)
 
     def save_begun(self, at: float, waited_s: float) -> None:
-        """A checkpoint was begun, and training waited so long for it."""
+        """Note that a checkpoint was begun, for which training waited so long."""
         self.pulse.saved_at = at
         self.pulse.saving_s += waited_s
         self._save_costs_s = waited_s
 
     def saved(self, seconds: float, slowed_s: float) -> None:
-        """The checkpoint begun last is on disk after so long; and cost training `slowed_s`."""
+        """Note that the last checkpoint is on disk after so long, and cost training `slowed_s`."""
         self.costs.save_s = seconds
         self.pulse.saving_s += slowed_s
         self._save_costs_s += slowed_s

@@ -52,14 +52,14 @@ MARKUP = re.compile(r"<[^>]*>|\s+")
 
 
 def head_of(file: BinaryIO) -> bytes:
-    """The first bytes of a file, which stays at its start."""
+    """Return the first bytes of a file, which stays at its start."""
     head = file.read(HEAD)
     file.seek(0)
     return head
 
 
 def unpacked(file: BinaryIO, name: str, into: RowSet) -> BinaryIO:
-    """The same file, or what a compressed one holds. Raises DataError if that is damaged or too large."""
+    """Return the file, or a compressed one's content. Raises DataError if that is damaged or too large."""
     for _ in range(DEEPEST):
         head = head_of(file)
         kind = next((kind for magic, kind in COMPRESSED.items() if head.startswith(magic)), None)
@@ -93,7 +93,7 @@ def _unpacked(file: BinaryIO, kind: str, name: str) -> BinaryIO:
 
 
 def _temporary() -> BinaryIO:
-    """A file without a name, which the caller closes."""
+    """Return a file without a name, which the caller closes."""
     return cast(BinaryIO, tempfile.TemporaryFile())
 
 
@@ -127,7 +127,7 @@ def refuse_foreign(head: bytes, name: str) -> None:
 
 
 def as_utf8(file: BinaryIO, head: bytes, name: str, into: RowSet) -> BinaryIO:
-    """The file from behind its byte-order mark; one in UTF-16 or UTF-32 in UTF-8."""
+    """Return the file from behind its byte-order mark; one in UTF-16 or UTF-32 is converted to UTF-8."""
     encoding = json.detect_encoding(head) if head else "utf-8"
     if encoding.startswith("utf-8"):
         file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
@@ -137,7 +137,7 @@ def as_utf8(file: BinaryIO, head: bytes, name: str, into: RowSet) -> BinaryIO:
 
 
 def from_other_encoding(file: BinaryIO, name: str, into: RowSet) -> BinaryIO:
-    """A file that is not UTF-8, in UTF-8: either UTF-8 with damaged places or a western one-byte encoding.
+    """Return a file that is not UTF-8 as UTF-8: it has damaged places, or a western one-byte encoding.
 
     Raises DataError if it is neither.
     """

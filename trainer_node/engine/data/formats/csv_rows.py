@@ -43,7 +43,7 @@ class Dialect(NamedTuple):
         return " ".join(parts)
 
     def records(self, lines: Iterable[str], *, strict: bool) -> Iterator[list[str]]:
-        """The lines as lists of fields; after an error of a strict reading the next line begins a record."""
+        """Yield the lines as lists of fields; after an error of strict reading the next begins a record."""
         return csv.reader(
             lines,
             delimiter=self.separator,
@@ -75,7 +75,7 @@ def read_csv(file: BinaryIO, name: str, asked: AskedColumns | None, into: RowSet
 
 
 def dialect_of(sample: str, asked: AskedColumns | None) -> tuple[Dialect, int]:
-    """The dialect in which the sample has most of the asked columns and fewest faults, and its header's line.
+    """Return the dialect with most of the asked columns and fewest faults, and its header's line.
 
     In doubt the usual one. A first line such as `sep=;`, which Excel writes, is believed.
     """
@@ -88,7 +88,7 @@ def dialect_of(sample: str, asked: AskedColumns | None) -> tuple[Dialect, int]:
 
 
 def has_header(sample: str, asked: AskedColumns) -> bool:
-    """Whether the first line of a text names all columns that are needed, as CSV."""
+    """Return whether the first line of a text names all columns that are needed, as CSV."""
     dialect, skip = dialect_of(sample, asked)
     lines = sample.splitlines()[skip:]
     return bool(lines) and _faults(dialect, lines[0], asked)[0] == 0
@@ -191,7 +191,7 @@ def _read_records(records: _Records, name: str, asked: AskedColumns | None, into
 def _columns(
     header: Sequence[str], name: str, asked: AskedColumns | None, into: RowSet
 ) -> list[tuple[str, int]]:
-    """The asked columns and their places."""
+    """Return the asked columns and their places."""
     roots = Projection(asked, header).roots
     columns = []
     for column in dict.fromkeys(header):

@@ -97,7 +97,7 @@ class _Rows:
 
     @property
     def mostly_read(self) -> bool:
-        """Whether more rows could be read than not."""
+        """Return whether more rows could be read than not."""
         return len(self.into.rows) > sum(self.into.dropped.values())
 
 
@@ -112,7 +112,7 @@ def _read_array(file: BinaryIO, rows: _Rows) -> None:
 
 
 def _read_objects(file: BinaryIO, start: int, rows: _Rows) -> None:
-    """One object per line; else objects over several lines, or a single one, which may hold all rows."""
+    """Read one object per line; else objects over several lines, or a single one, which may hold all rows."""
     if _read_lines(file, rows, begun_well=False) and len(rows.into) > 1 and rows.mostly_read:
         return
     rows.reset()
@@ -184,7 +184,7 @@ def _read_only(value: Row, rows: _Rows) -> None:
 
 
 def _values(text: str) -> Iterator[Any]:
-    """The objects of a text and the elements of its arrays. Raises ValueError."""
+    """Yield the objects of a text and the elements of its arrays. Raises ValueError."""
     position = _after(BETWEEN, text, 0)
     while position < len(text):
         if text[position] == "[":
@@ -196,7 +196,7 @@ def _values(text: str) -> Iterator[Any]:
 
 
 def _elements(text: str, position: int) -> Generator[Any, None, int]:
-    """The elements of the array that begins there, one by one; returns where it ends."""
+    """Yield the elements of the array that begins there, one by one; returns where it ends."""
     position = _after(SPACE, text, position + 1)
     if text.startswith("]", position):
         return position + 1
@@ -225,7 +225,7 @@ def _explained(error: ValueError, text: str, row: int) -> str:
 
 
 def _first_columns(head: bytes) -> list[str]:
-    """The columns of the first object, if it is in the head."""
+    """Return the columns of the first object, if it is in the head."""
     begin = head.find(b"{")
     try:
         row, _ = _decode(head[begin:].decode("utf-8", "replace"))
@@ -235,7 +235,7 @@ def _first_columns(head: bytes) -> list[str]:
 
 
 def _without_halves(value: Any) -> Any:
-    """The same value without halves of characters, which neither a tokenizer nor a file can take."""
+    """Return the same value without halves of characters, which neither a tokenizer nor a file can take."""
     if isinstance(value, str):
         return value if value.isascii() else HALF.sub("\ufffd", value)
     if isinstance(value, list):

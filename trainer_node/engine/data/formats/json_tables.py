@@ -12,7 +12,7 @@ USUAL = (*TRAINING, "data", "rows", "examples", "instances", "items", "records")
 
 
 def rows_of_object(value: Row, asked: AskedColumns | None, name: str) -> tuple[list[Any], str | None]:
-    """The rows that a file's only object holds, and how they were found; the object itself without a word.
+    """Return the rows that a file's only object holds, and how they were found; else the object itself.
 
     Raises DataError if they could be in two places.
     """
@@ -32,12 +32,12 @@ def rows_of_object(value: Row, asked: AskedColumns | None, name: str) -> tuple[l
 
 
 def _has_asked(row: Row, asked: AskedColumns | None) -> bool:
-    """Whether an object has one of the columns that are needed."""
+    """Return whether an object has one of the columns that are needed."""
     return asked is None or bool(Projection(AskedColumns(asked.needed), column_names(row))(row))
 
 
 def _wrapped(value: Row, asked: AskedColumns | None, name: str) -> tuple[list[Any], str] | None:
-    """A list of rows under one key, such as `data`."""
+    """Return a list of rows under one key, such as `data`."""
     if asked is not None and _has_asked(value, asked):
         return None
     keys = [

@@ -48,7 +48,7 @@ def _read_table(table: Any, name: str, asked: AskedColumns | None, into: RowSet)
 
 
 def _paths(field: pyarrow.Field) -> list[str]:
-    """A column's name, or the dotted paths of the columns inside it."""
+    """Return a column's name, or the dotted paths of the columns inside it."""
     import pyarrow
 
     if pyarrow.types.is_struct(field.type):
@@ -57,7 +57,7 @@ def _paths(field: pyarrow.Field) -> list[str]:
 
 
 def _values(array: pyarrow.Array, column: str, name: str, into: RowSet) -> list[Any]:
-    """A column's values as JSON would have them: text, numbers, lists, objects."""
+    """Return a column's values as JSON would have them: text, numbers, lists, objects."""
     import pyarrow
 
     try:
@@ -84,7 +84,7 @@ def _is_text(kind: pyarrow.DataType) -> bool:
 
 
 def _as_json(kind: pyarrow.DataType) -> pyarrow.DataType:
-    """A type of the same shape whose values Python can hold: times and decimals become text."""
+    """Return a type of the same shape whose values Python can hold: times and decimals become text."""
     import pyarrow
     from pyarrow import types
 
@@ -106,7 +106,7 @@ def _without_zones(kind: pyarrow.DataType) -> pyarrow.DataType:
 
 
 def _mapped(kind: pyarrow.DataType, leaf: Callable[[pyarrow.DataType], pyarrow.DataType]) -> pyarrow.DataType:
-    """The same shape of lists and objects with other types in their leaves."""
+    """Return the same shape of lists and objects with other types in their leaves."""
     import pyarrow
     from pyarrow import types
 

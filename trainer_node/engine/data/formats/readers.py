@@ -37,7 +37,7 @@ class DataFile(NamedTuple):
 
 
 def read(files: Sequence[DataFile], asked: AskedColumns | None = None) -> RowSet:
-    """All rows of the files, one after the other, with the columns that are asked for; None asks for all.
+    """Read all rows of the files in order, with the columns that are asked for; None asks for all.
 
     Raises DataError naming the file if one can't be read or holds no row, if most of its rows are damaged, or
     if no row has a column that is needed.
@@ -95,7 +95,7 @@ def _read_opened(opened: ExitStack, file: DataFile, asked: AskedColumns | None) 
 def _reader_of(
     text: BinaryIO, file: DataFile, asked: AskedColumns | None, found: RowSet
 ) -> Callable[[BinaryIO, str, AskedColumns | None, RowSet], None]:
-    """The reader of a text: JSON is known by its begin, CSV by a header with the columns that are needed."""
+    """Return the reader of a text: JSON by its first character, CSV by a header with the needed columns."""
     start = text.tell()
     begin = text.read(HEAD)
     text.seek(start)
