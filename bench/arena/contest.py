@@ -50,6 +50,7 @@ SMOLLM2 = Path.home() / ".cache" / "podium" / "smollm2-135m-instruct"
 ROOT = Path(__file__).parents[2]
 PROFILES = (
     "auto",
+    "winner_2026_06",
     "maximum_accuracy",
     "lora_r128",
     "lora_r16",

@@ -29,8 +29,10 @@ from shared.planning.model_shape import ModelShape, shape_from_config, shape_fro
 from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, family_of, resolve
+from trainer_node.engine.search import rate_search
 from trainer_node.engine.search.strategy import LEAST_EPOCHS, Budget, arm_name, first_trial, trial_of
 
+SHARDED = "One training run: with no method do the weights fit one device whole."
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmb]?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
@@ -99,7 +101,8 @@ def show(
     console.print(facts)
     if arms:
         console.print("\n[bold]Search[/bold]")
-        console.print(search_of(arms, stats), markup=False)
+        search = probes_of if resolve(plan.profile).probes else search_of
+        console.print(search(arms, stats), markup=False)
     console.print("\n[bold]Deviations from the profile[/bold]")
     for deviation in plan.deviations:
         console.print(f"- {deviation.what}: {deviation.wanted} -> {deviation.got}", markup=False)
@@ -110,17 +113,9 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     """Return what a search would try first, and how often; `arms` has the most promising plan first."""
     whole = [plan for plan in arms if plan.parallel != "fsdp2"]
     if not whole:
-        return "One training run: with no method do the weights fit one device whole."
+        return SHARDED
     plan, methods = whole[0], ", or ".join(map(arm_name, whole))
-    mean_length = stats.tokens / stats.examples
-    budget = Budget(
-        left_s=plan.train_s,
-        tokens_per_s=plan.expected_tokens_per_s,
-        epoch_tokens=stats.tokens,
-        examples=stats.examples,
-        trial_s=0.0,
-        all_s=plan.train_s,
-    )
+    mean_length, budget = stats.tokens / stats.examples, _budget(plan, stats)
     first = first_trial([trial_of(arm_name(plan), plan, mean_length)], budget)
     runs = plan.train_s / budget.cost_s(first)
     if first.main:
@@ -132,6 +127,35 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     return (
         f"First: {first}. Then its neighbours in rate, epochs and batch, by {methods}: there is time for "
         f"about {runs:.0f} runs of this length. The best one on the development rows is submitted."
+    )
+
+
+def probes_of(arms: Sequence[Plan], stats: DataStats) -> str:
+    """Return how a search by probes would begin, and what comes after them."""
+    plan = arms[0]
+    if plan.parallel == "fsdp2":
+        return SHARDED
+    start = rate_search.trial_of(arm_name(plan), plan, stats.tokens / stats.examples)
+    first = rate_search.next_trial(start, [], _budget(plan, stats))
+    if first is None or first.main:
+        return "One training run at the plan's rate: there is no time to compare rates."
+    steps = first.epochs * stats.examples / first.batch
+    return (
+        f"Probes of about {steps:.0f} steps at constant rates take at most a fifth of the time. One run "
+        "takes the rest, at the highest rate whose probe is hardly worse than the best one. The rate that "
+        "they begin with comes from the size of the weights, once the model is loaded."
+    )
+
+
+def _budget(plan: Plan, stats: DataStats) -> Budget:
+    """What a search may cost, by the plan's estimates."""
+    return Budget(
+        left_s=plan.train_s,
+        tokens_per_s=plan.expected_tokens_per_s,
+        epoch_tokens=stats.tokens,
+        examples=stats.examples,
+        trial_s=0.0,
+        all_s=plan.train_s,
     )
 
 

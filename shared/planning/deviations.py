@@ -27,7 +27,7 @@ def deviations(
     memory = f"{plan.memory_bytes / 2**30:.1f} of {usable_memory(hardware) / 2**30:.1f} GB"
     return [
         *_of_modules(recipe, plan),
-        *([] if recipe.rate else _of_rates(plan, family, pairs)),
+        *(_of_given_rate(recipe, plan) if recipe.rate else _of_rates(plan, family, pairs)),
         *_of_lengths(recipe, plan),
         *_of_batch(recipe, plan, step),
         *_of_layout(recipe, plan, hardware, memory),
@@ -92,6 +92,12 @@ def _of_rates(plan: Plan, family: str, pairs: bool) -> Iterator[Deviation]:
     if any(module.method == "dense" for module in plan.modules):
         reason = f"{DENSE_SHARE:g} of {formula}"
         yield Deviation("learning rate of dense deltas", "not given", f"{plan.lr_dense:.2e}", reason)
+
+
+def _of_given_rate(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
+    if recipe.rate and plan.lr_dense < recipe.rate:
+        reason = "it goes with the square root of the batch, which is smaller here"
+        yield Deviation("learning rate", f"{recipe.rate:.2e}", f"{plan.lr_dense:.2e}", reason)
 
 
 def _of_lengths(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:

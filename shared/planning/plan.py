@@ -8,6 +8,7 @@ from shared.messages import TaskType
 from shared.planning.model_shape import (
     ModulePlan,
 )
+from shared.planning.recipe import CurveRule
 
 SUPPORTED_TASKS = frozenset({TaskType.INSTRUCT, TaskType.CHAT, TaskType.DPO})
 
@@ -35,6 +36,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     warmup: float = 0.03  # share of the training budget
     decay: str = "linear"  # from the peak to `rate_floor`: linear or cosine; or constant
     rate_floor: float = 0.0  # share of the peak that the rate falls to
+    curve: CurveRule = CurveRule()
     max_length: int  # longer rows are dropped, as the scorer drops them
     capacity: int  # tokens of one pack; every pack is padded to it
     packs_per_step: int  # packs of one optimiser step, over all devices and accumulation steps

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from shared.errors import PlanError
 from shared.messages import Hardware, TaskType
 from shared.planning.deviations import deviations
+from shared.planning.hardware import device_count
 from shared.planning.memory_fit import Fit, Layout, fit, round_up
 from shared.planning.model_shape import (
     ModelShape,
@@ -23,6 +24,7 @@ from shared.planning.recipe import Recipe
 from shared.planning.throughput import FILL, MIN_STEPS, Pace, Rows, pace
 
 MIN_BATCH = 8  # examples
+LEAST_BATCH_SHARE = 0.8  # of the batch that is wanted: above it is the same batch, rounded to packs
 
 
 def make_plan(
@@ -49,6 +51,7 @@ def make_plan(
     if stats.examples < 1 or stats.tokens < 1:
         raise PlanError("there are no rows to train on")
     pairs = task_type is TaskType.DPO
+    recipe = recipe.sized(shape.parameters, device_count(hardware), pairs=pairs)
     max_length = min(recipe.max_length, scored_length)
     task = _Task(
         recipe=recipe,
@@ -102,7 +105,7 @@ def _attempt(task: _Task, most: float) -> tuple[Fit, Pace, Step]:
 def _step(task: _Task, layout: Layout, speed: Pace) -> Step:
     """Halve the batch until enough steps fit, or MIN_BATCH examples are reached."""
     rows, devices = task.rows, layout.devices
-    wanted = batch = task.recipe.device_batch * task.recipe.accumulation * devices
+    wanted = batch = batch_of(task.recipe, devices)
     seen = _epochs(task) * rows.count * rows.mean_length
     tokens = min(speed.train_s * speed.tokens_per_s, seen)
     most = task.recipe.most_steps or math.inf
@@ -113,6 +116,11 @@ def _step(task: _Task, layout: Layout, speed: Pace) -> Step:
         if steps >= min(MIN_STEPS, most) or batch <= MIN_BATCH:
             return Step(batch, capacity, packs, examples, steps, int(tokens / (wanted * rows.mean_length)))
         batch = max(MIN_BATCH, batch // 2)
+
+
+def batch_of(recipe: Recipe, devices: int) -> int:
+    """Examples of one optimiser step, as the recipe wants it."""
+    return recipe.device_batch * recipe.accumulation * devices
 
 
 def _epochs(task: _Task) -> float:
@@ -139,17 +147,22 @@ def _assemble(task: _Task, found: Fit, speed: Pace, step: Step, max_length: int)
     recipe, family, hidden, pairs = task.recipe, task.shape.family, task.shape.hidden, task.rows.pairs
     share = pair_share(step.steps) if pairs else 1.0
     alphas = [module.alpha for module in found.modules if module.method == "lora"]
+    given, batch_share = recipe.rate, step.examples / batch_of(recipe, found.layout.devices)
+    if given and recipe.rate_by_batch and batch_share < LEAST_BATCH_SHARE:
+        given *= math.sqrt(batch_share)
     warmup = min(1.0, recipe.warmup_steps / step.steps) if recipe.warmup_steps else recipe.warmup
     return Plan(
         profile=recipe.profile,
         modules=found.modules,
         dropout=recipe.dropout,
-        lr_lora=recipe.rate or share * lora_rate(family, hidden, alphas[0] if alphas else recipe.alpha),
-        lr_dense=recipe.rate or share * dense_rate(family, hidden),
+        lr_lora=given or share * lora_rate(family, hidden, alphas[0] if alphas else recipe.alpha),
+        lr_dense=given or share * dense_rate(family, hidden),
         max_length=max_length,
         capacity=step.capacity,
         packs_per_step=step.packs,
         decay=recipe.decay,
+        rate_floor=recipe.rate_floor,
+        curve=recipe.curve,
         warmup=warmup,
         max_epochs=_epochs(task),
         most_steps=recipe.most_steps,

@@ -3,6 +3,31 @@
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import replace
+
+
+class CurveRule(Struct, frozen=True, kw_only=True):
+    """When the development rows are measured during training, and which rise of their loss ends a run."""
+
+    rows: int = 200  # of one point: enough to see a turn of .02 nat
+    first_epochs: float = 0.5  # no point before: at a high learning rate the first points mislead
+    every_epochs: float = 0.25
+    most_points: int = 16  # of a whole run; points lie further apart if it would have more
+    share: float = 0.05  # of the training time may be spent measuring
+    rises: int = 2  # points in a row that must lie above the lowest one
+    rise: float = 0.0  # by more than this share of its loss
+    errors: float = 2.0  # and the newest by so many standard errors of the paired difference
+    goes_back: bool = True  # to the weights of the lowest point, and the rate falls to its end early
+    snapshots: int = 1  # the weights of so many of the lowest points are kept
+
+
+class Size(Struct, frozen=True, kw_only=True):
+    """What a recipe says of models with fewer than `below` parameters."""
+
+    below: float
+    rate: float
+    device_batch: int
+    full: bool = False
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
@@ -30,9 +55,35 @@ class Recipe(Struct, frozen=True, kw_only=True):
     warmup_steps: int = 0  # instead of a share
     epochs: float | None = None  # None: see `planner.epoch_limit`
     most_steps: int | None = None  # optimiser steps after which training ends
+    rate_floor: float = 0.0  # share of the peak that the rate falls to
+    rate_by_batch: bool = False  # a smaller batch lowers the rate, by the square root
+    weight_rate: float = 0.0  # rate of text for dense weights of RMS 1 and 1e9 parameters; 0: `rate`
+    pair_weight_rate: float = 0.0
+    least_batch: int = 0  # examples that are accumulated where the devices hold fewer
+    sizes: tuple[Size, ...] = ()  # by size of the model, ascending; replaces rate, batch and method
+    pair_sizes: tuple[Size, ...] = ()  # for preference pairs
+    pair_alpha: float | None = None
+    curve: CurveRule = CurveRule()
     arms: tuple[str, ...] = ()  # profiles to try besides this one; with any, the engine searches
+    probes: bool = False  # the engine compares rates in short runs before the one that counts
 
     @property
     def searches(self) -> bool:
         """Whether rate, epochs, batch and method are found by trying, not given."""
-        return bool(self.arms)
+        return bool(self.arms) or self.probes
+
+    def sized(self, parameters: int, devices: int, *, pairs: bool) -> Recipe:
+        """The recipe for a model of so many parameters on so many devices."""
+        sizes = self.pair_sizes if pairs else self.sizes
+        if not sizes:
+            return self
+        size = next((one for one in sizes if parameters < one.below), sizes[-1])
+        return replace(
+            self,
+            full=size.full,
+            dropout=0.0 if size.full else self.dropout,
+            alpha=self.pair_alpha or self.alpha if pairs else self.alpha,
+            rate=size.rate,
+            device_batch=size.device_batch,
+            accumulation=max(1, self.least_batch // (size.device_batch * devices)),
+        )

@@ -24,7 +24,7 @@ from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.model.shape import heads_of
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.time_budget import Costs
-from trainer_node.engine.train import dev_curve, loop
+from trainer_node.engine.train import loop
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.cpu_threads import cpu_threads_for
@@ -56,6 +56,9 @@ class Place:
     tokens_before: int = 0
     seed: int = 0  # added to the job's
     search_at: float | None = None  # when the search began
+    saves: bool = True  # whether checkpoints are made
+    keeps_losses: bool = False  # of every step, to judge the trial by
+    leaves_s: float = 0.0  # of the job's time, for what comes after it
     curve: bool = True  # the development rows are measured during training: they are not trained on
 
 
@@ -112,7 +115,7 @@ def make_state(
     """Return the state of a training run whose weights are in the model, or in the checkpoint."""
     plan, deltas, job, group = adapted.plan, adapted.deltas, run.job, run.process_group
     limit = max(1, max_documents(plan.capacity, adapted.heads, adapted.head_dim) // data.train.group)
-    dev = curve_rows(record, data) if place.curve else None
+    dev = curve_rows(plan, record, data) if place.curve else None
     state = TrainState(
         plan=plan,
         seed=job.seed + place.seed,
@@ -130,7 +133,7 @@ def make_state(
         forward=adapted.forward,
         cpu_threads=cpu_threads_for(plan, deltas, torch.get_num_threads()),
         alive=run.reporter.alive,
-        dev=dev,
+        dev=dev or None,
         dev_s=record.costs.score_s * len(dev or ()) / len(record.base_losses),
         most_best_bytes=COPY_SHARE * prepare.main_memory(job.hardware) / group.world,
         cores=0 if run.simulated or group.device.type != "cpu" else torch.get_num_threads(),
@@ -138,6 +141,8 @@ def make_state(
         steps_before=place.steps_before,
         tokens_before=place.tokens_before,
         search_at=place.search_at,
+        saves=place.saves,
+        step_losses=[] if place.keeps_losses else None,
     )
     if found:
         loop.restore(state, found)
@@ -155,12 +160,17 @@ def make_schedule(
         pulse = found.manifest.position.pulse
     # After a search the best trial's weights are read again.
     reading_s = 0.0 if place.search_at is None else record.costs.load_s
-    ending = replace(run.job, ready_by=run.job.ready_by - reading_s)
+    ending = replace(run.job, ready_by=run.job.ready_by - reading_s - place.leaves_s)
     return schedule_for(ending, plan, pulse, record.costs, record.train_tokens)
 
 
 def make_average(run: RunContext, plan: Plan, deltas: Deltas) -> TailAverage | None:
-    """Make the running average of the weights; None, with a message, if it takes too much memory."""
+    """Make the running average of the weights; None, with a message, if it takes too much memory.
+
+    Where snapshots are kept, these are averaged instead.
+    """
+    if plan.curve.snapshots > 1:
+        return None
     trained = sum(value.numel() for value in deltas.parameters.values())
     if plan.parallel == "fsdp2":
         trained //= run.process_group.world
@@ -181,9 +191,9 @@ def make_saver(run: RunContext, record: RunRecord) -> Saver:
     )
 
 
-def curve_rows(record: RunRecord, data: JobData) -> Examples:
+def curve_rows(plan: Plan, record: RunRecord, data: JobData) -> Examples:
     """Return the development rows that are measured during training."""
-    return data.dev.take(np.arange(min(dev_curve.ROWS, len(record.base_losses))))
+    return data.dev.take(np.arange(min(plan.curve.rows, len(record.base_losses))))
 
 
 def averages(plan: Plan, size: int, hardware: Hardware) -> bool:

@@ -116,7 +116,8 @@ def pipeline(run: RunContext) -> Outcome:
     searched = read(run) if known else None
     if isinstance(run.clock, TokenClock):
         known_tokens = [searched.clock_tokens] if searched else []
-        known_tokens += [found.manifest.position.clock_tokens] if found else []
+        if found and not (searched and searched.in_probe):  # a probe is run again from its first step
+            known_tokens.append(found.manifest.position.clock_tokens)
         run.clock.tokens = max(known_tokens, default=0)
     if found is None and not (searched and searched.done) and run.left_s <= 0:
         raise EngineError(ErrorCode.TOO_LATE, "no time is left and there is no checkpoint to submit")
@@ -164,7 +165,7 @@ def begin(run: RunContext) -> Outcome:
     del model  # a search frees it, and sharded weights would be there twice
     if sharded:
         release()
-    if searched := begin_search(run, record, plan, data):
+    if searched := begin_search(run, record, plan, data, models):
         return search(run, record, searched, models, data, None)
     # Sharded again: what is trained has other dtypes.
     return train(run, record, plan, models.pop() if models else load_base(run, plan), data, None)

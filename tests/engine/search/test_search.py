@@ -123,6 +123,41 @@ def kill_at_a_checkpoint(job: Path) -> None:
     worker.wait()
 
 
+def test_the_winners_search_compares_rates_by_probes_and_trains_once(make_job: Callable[..., Path]) -> None:
+    job = make_job(profile="winner_2026_06", ready_by=120.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    *probes, main, last = record_of(job).done
+    assert [probe.trial.stage for probe in probes] == ["check"] * 3
+    assert all(probe.probe_loss is not None and probe.loss is None for probe in probes)
+    assert main.trial.main
+    assert main.loss is not None
+    assert last.trial.last_pass
+    assert last.trial.rate == pytest.approx(main.trial.rate / 4)
+    assert last.loss is not None
+    assert last.loss < main.loss  # on the rows that it was trained on
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss is not None
+    assert outcome.metrics.final_loss == pytest.approx(main.loss)  # the run's own, on held-out rows
+    assert main.loss < outcome.metrics.base_loss
+    card = (job.parent / "export" / "README.md").read_text()
+    assert "the highest rate whose probe was hardly worse than the best of 3" in card
+    assert "then one pass over the development rows" in card
+    assert sorted(folder.name for folder in (job.parent / "trials").iterdir()) == ["003", "004"]
+
+
+@pytest.mark.parametrize("trials", [0, 2, 3, 4])
+def test_the_winner_killed_in_a_probe_or_after_them_takes_the_same_decisions(
+    trials: int, make_job: Callable[..., Path]
+) -> None:
+    calm, rough = (make_job(name, profile="winner_2026_06", ready_by=120.0) for name in ("calm", "rough"))
+    killed_after(rough, trials) if trials else kill_at_a_checkpoint(rough)
+    found, wanted = finish(rough), finish(calm)
+    assert found.status is wanted.status is OutcomeStatus.READY, (found.error, wanted.error)
+    assert without_seconds(record_of(rough).done) == without_seconds(record_of(calm).done)
+    assert weights_of(rough) == weights_of(calm)
+
+
 def test_a_search_that_comes_back_too_late_submits_its_best_trial(make_job: Callable[..., Path]) -> None:
     job = killed_after(make_job(profile="auto", ready_by=80.0), 2)
     done = record_of(job).done

@@ -5,7 +5,8 @@ import math
 import msgspec
 import pytest
 
-from trainer_node.engine.train.dev_curve import MOST_POINTS, DevCurve, Point, cooldown_tokens
+from shared.planning.recipe import CurveRule
+from trainer_node.engine.train.dev_curve import DevCurve, Point, cooldown_tokens
 
 
 def measured(*losses: float, rows: int = 50, spread: float = 0.0) -> DevCurve:
@@ -73,7 +74,7 @@ def test_a_long_run_has_a_limited_number_of_points() -> None:
         if curve.due(tokens, 1000, 100_000):
             curve = curve.extended(points, tokens, [1.0], 0.0)
             points += 1
-    assert points <= MOST_POINTS
+    assert points <= CurveRule().most_points
 
 
 def test_measuring_keeps_within_its_share_of_the_time() -> None:
@@ -91,3 +92,34 @@ def test_a_point_that_is_no_number_survives_a_checkpoint() -> None:
     curve = measured(2.0, math.nan)
     assert [point.loss for point in curve.points] == [2.0, None]
     assert msgspec.json.decode(msgspec.json.encode(curve), type=DevCurve) == curve
+
+
+THREE = CurveRule(rises=3, rise=0.05, errors=0.0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "turned"),
+    [
+        ((2.0, 2.2, 2.2), False),  # only two
+        ((2.0, 2.2, 2.2, 2.2), True),
+        ((2.0, 2.2, 2.05, 2.2), False),  # one within 5%
+        ((2.0, 2.05, 2.2, 2.2, 2.2), True),  # the three newest count
+        ((2.0, 2.2, 2.2, 1.9), False),
+        ((2.0, math.nan, math.nan, math.nan), True),
+    ],
+)
+def test_a_rule_may_want_three_points_far_above_the_lowest(losses: tuple[float, ...], turned: bool) -> None:
+    assert measured(*losses).turned(THREE) is turned
+
+
+def test_the_lowest_points_come_in_order_of_their_loss() -> None:
+    assert [point.loss for point in measured(3.0, 1.0, math.nan, 2.0).lowest(2)] == [1.0, 2.0]
+
+
+def test_a_rule_decides_when_points_are_due_and_what_they_may_cost() -> None:
+    rule = CurveRule(first_epochs=0.75, every_epochs=0.125, most_points=1000, share=0.1)
+    curve = DevCurve()
+    assert [curve.due(tokens, 1000, 4000, rule) for tokens in (749, 750)] == [False, True]
+    curve = curve.extended(5, 750, [1.0], 6.0)
+    assert [curve.due(tokens, 1000, 4000, rule) for tokens in (874, 875)] == [False, True]
+    assert [curve.affordable(4.0, trained_s, rule) for trained_s in (99.0, 101.0)] == [False, True]

@@ -27,6 +27,7 @@ from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint, loop
+from trainer_node.engine.train.development import measure_dev
 from trainer_node.engine.train.oom import is_out_of_memory
 from trainer_node.engine.train.oom_fallback import step_down
 from trainer_node.engine.train.state import TrainState
@@ -316,3 +317,23 @@ def test_a_run_that_resumes_turns_at_the_same_step(
         assert torch.equal(rough.deltas.state()[name], value), name
     for name, value in calm.best.items():
         assert torch.equal(rough.best[name], value), name
+
+
+def test_the_last_checkpoint_has_the_weights_of_a_point_measured_after_a_save_of_the_same_step(
+    build: Build, make_examples: Callable[..., Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, reporter, stop = build("run", dev=make_examples(LENGTHS))
+
+    def time_ends_in_it(state: TrainState, reporter: Reporter) -> None:
+        measure_dev(state, reporter)
+        state.schedule.pulse.progress = 1.0
+
+    monkeypatch.setattr("trainer_node.engine.train.loop.measure_dev", time_ends_in_it)
+    monkeypatch.setattr(state.schedule, "save_due", lambda now: True)
+    loop.train(state, reporter, stop)
+    state.saver.wait()
+    found = checkpoint.newest(state.saver.folder, pytest.fail)
+    assert found is not None
+    assert [point.step for point in found.manifest.position.curve.points] == [state.step]
+    for name, value in state.best.items():
+        assert torch.equal(found.tensors("best")[name], value), name

@@ -27,10 +27,10 @@ from trainer_node.engine.search.runner import (
     end_at,
     trial_folder,
 )
+from trainer_node.engine.search.soup import mean_of
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import TrialResult
 from trainer_node.engine.time_budget import Part, affordable
-from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.state import TrainState
 
 
@@ -74,12 +74,6 @@ def kept(runner: TrialRunner, best: TrialResult, *, refit: bool = False) -> list
     return sorted(found, key=lambda one: one.loss or 0.0)
 
 
-def weights(runner: TrialRunner, result: TrialResult) -> dict[str, torch.Tensor]:
-    """The best weights of a trial that was kept."""
-    folder = trial_folder(runner.run, runner.known.done.index(result))
-    return checkpoint.load(folder, result.weights).tensors(result.weights)
-
-
 def candidate(runner: TrialRunner, state: TrainState, result: TrialResult) -> Candidate:
     """A trial that was kept, as it could be submitted."""
     losses = np.array(result.losses)
@@ -87,7 +81,7 @@ def candidate(runner: TrialRunner, state: TrainState, result: TrialResult) -> Ca
         f"trial {runner.known.done.index(result) + 1}",
         TrainProgress(result.step, result.step_tokens, result.step_s),
         Evaluation(float(losses.mean()), losses),
-        partial(loaded, state.deltas, partial(weights, runner, result)),
+        partial(loaded, state.deltas, partial(runner.weights_of, result)),
     )
 
 
@@ -143,11 +137,7 @@ def with_average(runner: TrialRunner, state: TrainState, candidates: list[Candid
 
 def mean_weights(runner: TrialRunner, results: list[TrialResult]) -> dict[str, torch.Tensor]:
     """The mean of several trials' weights, fp32."""
-    mean = {name: value.float().clone() for name, value in weights(runner, results[0]).items()}
-    for count, result in enumerate(results[1:], 2):
-        for name, value in weights(runner, result).items():
-            mean[name].lerp_(value.float(), 1.0 / count)
-    return mean
+    return mean_of(map(runner.weights_of, results))
 
 
 def score_all(runner: TrialRunner, state: TrainState) -> Evaluation:
@@ -170,17 +160,23 @@ def better_on_both_halves(candidate: Candidate, other: Candidate) -> bool:
 
 def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
     """The plan with a deviation that says what was tried and why this was taken."""
+    losses = [one.probe_loss if one.trial.stage else one.loss for one in done]
     tried = "; ".join(
-        f"{number}: {one.trial}: {'no number' if one.loss is None else f'{one.loss:.4f}'}"
-        for number, one in enumerate(done, 1)
+        f"{number}: {one.trial}: {'no number' if loss is None else f'{loss:.4f}'}"
+        for number, (one, loss) in enumerate(zip(done, losses, strict=True), 1)
         if not one.trial.refit
     )
-    count = sum(one.trial.refit for one in done)
+    probes, count = sum(bool(one.trial.stage) for one in done), sum(one.trial.refit for one in done)
     again = f"; run again on all rows, {count} times" if count else ""
+    if done[-1].trial.last_pass:
+        again = "; then one pass over the development rows"
     found = Deviation(
         "training run",
         f"trial 1 ({done[0].trial})",
         f"trial {done.index(best) + 1} ({best.trial})",
         f"it has the lowest held-out loss of {len(done) - count} trials ({tried}){again}",
     )
+    if probes:
+        why = f"the highest rate whose probe was hardly worse than the best of {probes} ({tried}){again}"
+        found = Deviation("learning rate", "1 x the plan's", f"{best.trial.rate:.2g} x the plan's", why)
     return msgspec.structs.replace(plan, deviations=[*plan.deviations, found])

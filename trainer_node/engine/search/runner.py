@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,27 +18,24 @@ from trainer_node.engine import prepare
 from trainer_node.engine.assemble import COPY_SHARE, Adapted, Place, adapt, load_base, make_state
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples, joined
-from trainer_node.engine.evaluate.candidates import (
-    Candidate,
-    TrainProgress,
-    loss_over_base,
-    ranked,
-)
-from trainer_node.engine.evaluate.metric import Evaluation, measure
-from trainer_node.engine.finish import free_optimizer, lowest_point
+from trainer_node.engine.distributed.sharding import placed
+from trainer_node.engine.finish import free_optimizer
+from trainer_node.engine.search.rate_search import RAMP_STEPS
+from trainer_node.engine.search.scoring import probed, scored
+from trainer_node.engine.search.soup import mean_of
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, write_search
-from trainer_node.engine.time_budget import SAFETY, SLACK_S
+from trainer_node.engine.time_budget import SLACK_S
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
+from trainer_node.engine.train.loop import snapshot_name
 from trainer_node.engine.train.oom import release
 from trainer_node.engine.train.oom_fallback import smaller_by, train_or_stop
 from trainer_node.engine.train.state import TrainState
 
 KEPT = 3  # trials whose weights stay on disk: the best ones, to be averaged
 KEPT_BYTES = 4e9  # of trained weights: above it only the best one's stay
-AVERAGE_TIME_SHARE = 0.1  # scoring the averaged weights may cost so much of a trial's time
 
 
 @dataclass
@@ -74,12 +70,23 @@ class TrialRunner:
             raise EngineError(ErrorCode.TOO_LATE, "not one step could be trained in the time that was left")
         trained_at = run.clock.time()
         free_optimizer(state)
-        result = self.scored(trial, state)
+        with run.patience():
+            self.saver.wait()  # from here on the weights change
+        if trial.stage:
+            result = probed(run, self.record, self.dev, trial, state)
+        else:
+            first = best_of(self.known.done) is None
+            result = scored(run, self.record, self.dev, trial, state, first=first)
         result = msgspec.structs.replace(result, other_s=run.clock.time() - trained_at)
-        result = self.keep(result, state)
+        if not trial.stage:
+            result = self.keep(result, state)
         self.plan_again(trial.arm, state.plan)
         self.note(self.known.finished(result, state.step, clock_tokens(run)))
         self.prune(4 * sum(value.numel() for value in state.deltas.parameters.values()))
+        if trial.stage:
+            probe = "no number" if result.probe_loss is None else f"{result.probe_loss:.4f}"
+            run.reporter.message(f"trial {number + 1}: loss of the probe {probe}")
+            return True
         loss = "no number" if result.loss is None else f"{result.loss:.4f}"
         kind = "loss on rows that it was trained on" if trial.refit else "held-out loss"
         best = best_of(self.known.done)
@@ -91,18 +98,27 @@ class TrialRunner:
         """The state of a trial, fresh or as a checkpoint left it."""
         adapted = self.with_arm(trial.arm)
         arm = msgspec.structs.replace(self.known.plans[trial.arm], compile=adapted.plan.compile)
-        plan = plan_of(trial, arm, self.record, int(self.data.train.lengths.max()))
+        record, data = rows_of(trial, self.record, self.data)
+        plan = plan_of(trial, arm, record, int(data.train.lengths.max()))
+        if trial.stage:
+            plan = as_probe(plan)
+        if trial.last_pass and found is None:
+            start = self.weights_of(self.known.done[-1])
+            parameters = adapted.deltas.parameters
+            adapted.deltas.load_state(
+                {name: placed(value, parameters[name]) for name, value in start.items()}
+            )
         place = Place(
             trial=self.known.number,
             steps_before=self.known.steps_before,
             tokens_before=self.known.tokens_before,
             seed=trial.seed,
             search_at=self.known.began_at,
+            saves=not trial.stage or not self.known.done,  # one probe is there if the node comes back late
+            keeps_losses=bool(trial.stage),
             curve=not trial.refit,
+            leaves_s=trial.leaves_s,
         )
-        record, data = self.record, self.data
-        if trial.refit:
-            record, data = with_all_rows(record, data)
         return make_state(self.run, record, replace(adapted, plan=plan), data, found, self.saver, place)
 
     def with_arm(self, arm: str) -> Adapted:
@@ -127,44 +143,6 @@ class TrialRunner:
         self.adapted = self.start = None
         release()
 
-    def scored(self, trial: Trial, state: TrainState) -> TrialResult:
-        """The result of a trial: the best of its last weights, their average and the curve's lowest point."""
-        run, costs = self.run, self.record.costs
-        until = run.job.ready_by - SAFETY * (costs.export_s + costs.load_s) - costs.verify_s - SLACK_S
-
-        def score() -> Evaluation:
-            group = run.process_group
-            return measure(state.deltas.model, self.dev, run.clock, until, group, alive=run.reporter.alive)[0]
-
-        last = Candidate("weights", TrainProgress(state.step, state.tokens, state.train_s)).measured(score)
-        candidates = [last]
-        with run.patience():
-            self.saver.wait()  # from here on the weights change
-        (trained_s,) = run.process_group.broadcast_floats(state.train_s)
-        if state.average and state.average.count > 1 and costs.score_s <= AVERAGE_TIME_SHARE * trained_s:
-            average = replace(last, name="average", score=None, weights_applied=state.average.applied)
-            candidates.append(average.measured(score))
-        if lowest := lowest_point(state, last.score):
-            candidates.append(replace(lowest, name="best").measured(score))
-        best = ranked(candidates, self.record.base_losses)[0]
-        over = loss_over_base(best, self.record.base_losses)
-        rows = best.score.per_example.tolist() if best.score else []
-        # A score that time cut short is not compared with whole ones.
-        whole = len(rows) == len(self.dev) or best_of(self.known.done) is None
-        valid = math.isfinite(over) and state.step > 0 and whole
-        return TrialResult(
-            trial=trial,
-            loss=self.record.base_loss + over if valid else None,
-            tokens=state.tokens,
-            train_s=state.train_s,
-            weights=best.name,
-            lowest_epochs=lowest_epochs(state),
-            losses=rows if valid else [],  # JSON has no word for what isn't a number
-            step=best.reached.step,
-            step_tokens=best.reached.tokens,
-            step_s=best.reached.train_s,
-        )
-
     def keep(self, result: TrialResult, state: TrainState) -> TrialResult:
         """Keep the trial's weights under a name of their own; without a checkpoint it has no loss."""
         group, saved = self.run.process_group, False
@@ -176,6 +154,17 @@ class TrialRunner:
         if group.broadcast_object(saved):
             return result
         return msgspec.structs.replace(result, loss=None, losses=[])
+
+    def weights_of(self, result: TrialResult) -> dict[str, torch.Tensor]:
+        """The best weights of a trial that was kept."""
+        folder = trial_folder(self.run, self.known.done.index(result))
+
+        def group(name: str) -> dict[str, torch.Tensor]:
+            return checkpoint.load(folder, name).tensors(name)
+
+        if result.snapshots:
+            return mean_of(group(snapshot_name(step)) for step in result.snapshots)
+        return group(result.weights)
 
     def prune(self, size: int) -> None:
         """Free the weights, of `size` bytes each, of all but the best trials."""
@@ -197,17 +186,11 @@ class TrialRunner:
             self.known = msgspec.structs.replace(self.known, plans=plans)
 
 
-def lowest_epochs(state: TrainState) -> float | None:
-    """Where the development curve was lowest, in epochs, if it has turned."""
-    best = state.curve.best
-    if best is None or state.schedule.pulse.cooldown is None:
-        return None
-    return best.tokens / int(state.examples.lengths.sum())
-
-
-def with_all_rows(record: RunRecord, data: JobData) -> tuple[RunRecord, JobData]:
-    """The record and the rows of a run that trains on the development rows as well."""
-    train = joined([data.train, data.dev], data.train.group)
+def rows_of(trial: Trial, record: RunRecord, data: JobData) -> tuple[RunRecord, JobData]:
+    """The record and the rows of a trial: some train on the development rows too, or on these alone."""
+    if not trial.refit:
+        return record, data
+    train = data.dev if trial.last_pass else joined([data.train, data.dev], data.train.group)
     record = msgspec.structs.replace(record, train_examples=len(train), train_tokens=int(train.lengths.sum()))
     return record, msgspec.structs.replace(data, train=train)
 
@@ -224,6 +207,16 @@ def plan_of(trial: Trial, plan: Plan, record: RunRecord, longest: int) -> Plan:
         capacity=capacity,
         packs_per_step=packs,
         expected_steps=max(1, int(trial.epochs * record.train_examples / trial.batch)),
+    )
+
+
+def as_probe(plan: Plan) -> Plan:
+    """The plan of a probe: a constant rate after a short ramp, and no development curve."""
+    return msgspec.structs.replace(
+        plan,
+        decay="constant",
+        warmup=min(0.5, RAMP_STEPS / plan.expected_steps),
+        curve=msgspec.structs.replace(plan.curve, rows=0),
     )
 
 

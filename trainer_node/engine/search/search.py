@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from shared.errors import EngineError, PlanError
-from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase
+from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, TaskType
 from shared.planning.memory_fit import round_up
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
@@ -24,6 +24,8 @@ from trainer_node.engine.assemble import make_saver
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.model.loading import load_config
+from trainer_node.engine.model.shape import model_shape
+from trainer_node.engine.search import rate_search
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.runner import (
     TrialRunner,
@@ -33,7 +35,8 @@ from trainer_node.engine.search.runner import (
     write_known,
 )
 from trainer_node.engine.search.strategy import Budget, arm_name, best_of, next_trial, trial_of
-from trainer_node.engine.search.trial import SearchRecord, read_search
+from trainer_node.engine.search.trial import SearchRecord, Trial, read_search
+from trainer_node.engine.search.weight_rate import with_weight_rate
 from trainer_node.engine.time_budget import SLACK_S
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
@@ -42,7 +45,9 @@ from trainer_node.engine.train.oom_fallback import smaller_by, was_too_large
 MOST_STARTS = 2  # of a worker in one trial without a checkpoint; the node gives up a job after 3
 
 
-def begin_search(run: RunContext, record: RunRecord, plan: Plan, data: JobData) -> SearchRecord | None:
+def begin_search(
+    run: RunContext, record: RunRecord, plan: Plan, data: JobData, models: list[torch.nn.Module]
+) -> SearchRecord | None:
     """The record of a search that has not tried anything yet; None if the job is one training run.
 
     That is if its profile is no search, or if no arm fits one device whole: sharded weights are never set
@@ -51,6 +56,7 @@ def begin_search(run: RunContext, record: RunRecord, plan: Plan, data: JobData) 
     plans = _arms(run, plan, data) if resolve(run.job.profile).searches else {}
     if not plans:
         return None
+    plans = _with_weight_rates(run, plans, models)
     now = run.clock.time()
     found = SearchRecord(began_at=now, all_s=end_at(run, record) - now, plans=plans)
     write_known(run, found)
@@ -74,9 +80,11 @@ def take_up(
     known = msgspec.structs.replace(known, plans=plans)
     if found and found.manifest.position.trial != known.number:
         found = None  # of a trial that is done
+    if known.in_probe:
+        found = None  # a probe is short, and judged by all its steps: it is run again
     if known.trial and found is None:
         known = msgspec.structs.replace(known, starts=known.starts + 1)
-        if known.starts > MOST_STARTS and best_of(known.done):
+        if known.starts > MOST_STARTS and (known.in_probe or best_of(known.done)):
             run.reporter.message(
                 f"trial {known.number + 1} is given up: its worker ended {MOST_STARTS} times"
             )
@@ -102,11 +110,10 @@ def search(
     runner = TrialRunner(run, record, data, dev, known, make_saver(run, record), models)
     run.reporter.phase(Phase.TRAIN)
     mean_length = record.train_tokens / record.train_examples
-    start = [trial_of(arm, plan, mean_length) for arm, plan in known.plans.items()]
     while True:
         budget = _budget(run, record, runner.known, data)
         trial = runner.known.trial or run.process_group.broadcast_object(
-            next_trial(start, runner.known.done, budget)
+            _next(run, runner.known, mean_length, budget)
         )
         if trial is None:
             return submit_best(runner)
@@ -126,6 +133,17 @@ def search(
         if not went_on:
             return Outcome(status=OutcomeStatus.STOPPED, step=runner.known.steps_before)
         found = None
+
+
+def _next(run: RunContext, known: SearchRecord, mean_length: float, budget: Budget) -> Trial | None:
+    """The next trial, by the profile's way of searching."""
+    if not resolve(run.job.profile).probes:
+        start = [trial_of(arm, plan, mean_length) for arm, plan in known.plans.items()]
+        return next_trial(start, known.done, budget)
+    arm, plan = next(iter(known.plans.items()))
+    first = rate_search.trial_of(arm, plan, mean_length)
+    judge = rate_search.OF_PAIRS if run.job.task_type is TaskType.DPO else rate_search.OF_TEXT
+    return rate_search.next_trial(first, known.done, budget, judge)
 
 
 def submittable(
@@ -165,6 +183,21 @@ def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
     return plans
 
 
+def _with_weight_rates(
+    run: RunContext, plans: dict[str, Plan], models: list[torch.nn.Module]
+) -> dict[str, Plan]:
+    """The plans with the rates that their weights ask for, if the profile has such a rule."""
+    recipe, job = resolve(run.job.profile), run.job
+    if not models or not recipe.weight_rate:
+        return plans
+    parameters = model_shape(load_config(job.model_path)).parameters
+    found = {}
+    for arm, plan in plans.items():
+        sized = recipe.sized(parameters, plan.devices, pairs=job.task_type is TaskType.DPO)
+        found[arm] = with_weight_rate(plan, sized, models[0], job.task_type)
+    return found
+
+
 def _budget(run: RunContext, record: RunRecord, known: SearchRecord, data: JobData) -> Budget:
     """What is left, at the speed of the trials so far."""
     longest = int(data.train.lengths.max())
@@ -182,6 +215,7 @@ def _budget(run: RunContext, record: RunRecord, known: SearchRecord, data: JobDa
         examples=record.train_examples,
         trial_s=0.0 if run.simulated else sum(other) / len(other),
         all_s=known.all_s,
+        score_s=0.0 if run.simulated else record.costs.score_s,
         all_rows=1.0 + int(data.dev.lengths.sum()) / record.train_tokens,
         least_batch=first.devices * round_up(longest) * record.train_examples / record.train_tokens,
     )

@@ -48,6 +48,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     examples: int
     trial_s: float  # what a trial costs besides its steps: resetting, scoring
     all_s: float  # `left_s` before the first trial
+    score_s: float = 0.0  # of scoring the development rows once
     least_batch: float = 1.0  # examples that the smallest pack holds, one on every device
     all_rows: float = 1.0  # training and development rows' tokens, as a multiple of the training rows'
 

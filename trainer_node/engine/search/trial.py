@@ -24,13 +24,15 @@ class Trial(Struct, frozen=True, kw_only=True):
     seed: int = 0  # added to the job's: another order of the rows
     main: bool = False  # the run that takes all the time that is left
     refit: bool = False  # a run like the best one, on the development rows as well
+    last_pass: bool = False  # from the run before, over the development rows alone; it is a refit too
+    leaves_s: float = 0.0  # of the job's time, for what comes after it
+    stage: str = ""  # of a search by probes: short, at a constant rate, their weights are not kept
 
     def __str__(self) -> str:
         order = f", order {self.seed + 1}" if self.seed else ""
-        rows = ", all rows" if self.refit else ""
-        return (
-            f"{self.arm}, rate x {self.rate:.2g}, {self.epochs:.2g} epochs, batch {self.batch}{order}{rows}"
-        )
+        order += ", development rows alone" if self.last_pass else ", all rows" if self.refit else ""
+        order += f", probe ({self.stage})" if self.stage else ""
+        return f"{self.arm}, rate x {self.rate:.2g}, {self.epochs:.2g} epochs, batch {self.batch}{order}"
 
 
 class TrialResult(Struct, frozen=True, kw_only=True):
@@ -42,8 +44,10 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     train_s: float  # inside the trial's training, by the run's clock
     other_s: float = 0.0  # for setting up and scoring
     weights: str = "weights"  # the best group of tensors in its checkpoint: weights, average or best
+    snapshots: list[int] = []  # better than these: the mean of the snapshots of these steps
     lowest_epochs: float | None = None  # where its held-out loss was lowest, if it rose after that
     losses: list[float] = []  # row by row
+    probe_loss: float | None = None  # what a probe is judged by; None: it gave no number
     step: int = 0  # of those weights
     step_tokens: int = 0  # trained up to there
     step_s: float = 0.0  # real seconds inside steps up to there
@@ -66,6 +70,11 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
     def number(self) -> int:
         """The number of the trial that runs now, from 0."""
         return len(self.done)
+
+    @property
+    def in_probe(self) -> bool:
+        """Whether a probe runs now."""
+        return self.trial is not None and bool(self.trial.stage)
 
     def started(self, trial: Trial, clock_tokens: int) -> SearchRecord:
         """Return the record with a trial under way."""

@@ -49,6 +49,7 @@ class Saver:
         self._copies: dict[tuple[str, str], torch.Tensor] = {}
         self._preparing: Future[float] | None = None
         self._running: Future[Written] | None = None
+        self._frozen: dict[str, tuple[Tensors, Path]] = {}  # what the checkpoint before holds, and where
 
     def prepare(self, tensors: Mapping[str, Tensors]) -> None:
         """Have memory for copies of these ready before the first save, which would wait for its first use.
@@ -78,19 +79,24 @@ class Saver:
         """Start to save; waits for the save before, if that is still running, and raises what that raised.
 
         `still` promises that the tensors don't change until `wait` returns: then no copy is made. Those in
-        `frozen` never change.
+        `frozen` never change: what the checkpoint before has of them is linked.
         """
         self.wait()
         preparing_s = self._prepared()
         in_background = still or sum(map(_size, tensors.values())) <= self.most_bytes
         if in_background and not still:
             tensors = {name: self._copied(name, group) for name, group in tensors.items()}
-        tensors = {**tensors, **(frozen or {})}
+        fixed = dict(frozen or {})
+        tensors = {**tensors, **fixed}
+        unchanged = {name: path for name, (group, path) in self._frozen.items() if fixed.get(name) is group}
         began = self.timer()
 
         def write() -> Written:
             computed = time.thread_time()
-            checkpoint.save(self.folder, position, self.fingerprint, tensors, self.versions)
+            folder = checkpoint.save(
+                self.folder, position, self.fingerprint, tensors, self.versions, unchanged
+            )
+            self._frozen = {name: (group, folder / f"{name}.safetensors") for name, group in fixed.items()}
             return Written(self.timer() - began, time.thread_time() - computed + preparing_s)
 
         self._running = self._pool.submit(write)

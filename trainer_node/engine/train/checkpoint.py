@@ -92,8 +92,12 @@ def save(
     fingerprint: str,
     tensors: Mapping[str, Tensors],
     versions: dict[str, str],
+    unchanged: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Write one checkpoint below `folder`, then delete all that isn't `kept`; OSError if it can't."""
+    """Write one checkpoint below `folder`, then delete all that isn't `kept`; OSError if it can't.
+
+    `unchanged` names files of an earlier one that hold the same tensors: they are linked.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{position.step:08d}"
     temporary = folder / f".tmp-{position.step:08d}-{os.getpid()}"
@@ -101,7 +105,8 @@ def save(
     temporary.mkdir()
     try:
         files = {
-            f"{name}.safetensors": write_tensors(temporary / f"{name}.safetensors", group)
+            f"{name}.safetensors": _linked(temporary / f"{name}.safetensors", (unchanged or {}).get(name))
+            or write_tensors(temporary / f"{name}.safetensors", group)
             for name, group in tensors.items()
             if group
         }
@@ -117,6 +122,18 @@ def save(
     for old in set(_folders(folder)) - kept(folder):
         shutil.rmtree(old)
     return final
+
+
+def _linked(path: Path, earlier: Path | None) -> FileEntry | None:
+    """A file of an earlier checkpoint under another name, or None if there is none any more."""
+    if earlier is None:
+        return None
+    try:
+        entry = _manifest(earlier.parent).files[earlier.name]
+        os.link(earlier, path)
+    except (OSError, KeyError, msgspec.MsgspecError):
+        return None
+    return entry
 
 
 def kept(folder: Path) -> set[Path]:

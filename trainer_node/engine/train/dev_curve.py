@@ -12,13 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from msgspec import Struct
 
-FIRST_EPOCHS = 0.5  # no point before: at a high learning rate the first points mislead
-EVERY_EPOCHS = 0.25
-MOST_POINTS = 16  # of a whole run; points lie further apart if it would have more
-ROWS = 200  # development rows of one point: enough to see a turn of .02 nat
-SHARE = 0.05  # of the training time may be spent measuring
-RISES = 2  # points in a row that must lie above the lowest one
-ERRORS = 2.0  # and by so many standard errors of the paired difference
+from shared.planning.recipe import CurveRule
+
+HOUSE = CurveRule()
+
 LATEST_TURN = 0.85  # of progress: after it the decay ends the run as fast as a cool-down would
 COOLDOWN = 0.5  # of the tokens up to the lowest point: how long the rate takes to fall to zero
 
@@ -63,30 +60,37 @@ class DevCurve(Struct, frozen=True, kw_only=True):
         """Whether the newest point is the lowest."""
         return bool(self.points) and self.best is self.points[-1]
 
-    def turned(self) -> bool:
-        """Whether the newest points lie above the lowest one by more than chance."""
+    def lowest(self, count: int) -> list[Point]:
+        """The points of lowest loss, at most so many; the earliest of equals first."""
+        measured = [point for point in self.points if point.loss is not None]
+        return sorted(measured, key=lambda point: point.loss or 0.0)[:count]
+
+    def turned(self, rule: CurveRule = HOUSE) -> bool:
+        """Whether the newest points lie above the lowest one by more than the rule allows."""
         best = self.best
         if best is None:
             return False
         after = [point for point in self.points if point.tokens > best.tokens]
-        if len(after) < RISES:
+        least = (best.loss or 0.0) * (1.0 + rule.rise)
+        newest = after[-rule.rises :]
+        if len(newest) < rule.rises or any(point.loss is not None and point.loss < least for point in newest):
             return False
         if after[-1].loss is None:
             return True
         difference = np.array(self.last_losses) - np.array(self.best_losses)
         error = float(difference.std(ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-        return float(difference.mean()) > ERRORS * error
+        return float(difference.mean()) > rule.errors * error
 
-    def due(self, tokens: int, epoch_tokens: float, all_tokens: float) -> bool:
+    def due(self, tokens: int, epoch_tokens: float, all_tokens: float, rule: CurveRule = HOUSE) -> bool:
         """Whether the next point is due after so many trained tokens, of `all_tokens` in the whole run."""
-        first, every = FIRST_EPOCHS * epoch_tokens, EVERY_EPOCHS * epoch_tokens
-        every = max(every, all_tokens / MOST_POINTS)
+        first, every = rule.first_epochs * epoch_tokens, rule.every_epochs * epoch_tokens
+        every = max(every, all_tokens / rule.most_points)
         last = self.points[-1].tokens if self.points else None
         return tokens >= first if last is None else tokens >= last + every
 
-    def affordable(self, cost_s: float, trained_s: float) -> bool:
-        """Whether one more measurement keeps within SHARE of the time that training took."""
-        return self.spent_s + cost_s <= SHARE * trained_s
+    def affordable(self, cost_s: float, trained_s: float, rule: CurveRule = HOUSE) -> bool:
+        """Whether one more measurement keeps within its share of the time that training took."""
+        return self.spent_s + cost_s <= rule.share * trained_s
 
 
 def cooldown_tokens(best: Point) -> int:

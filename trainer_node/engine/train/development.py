@@ -18,8 +18,9 @@ def measure_due(state: TrainState) -> bool:
     trained_s = state.clock.time() - pulse.begun_at
     epoch_tokens = int(state.examples.lengths.sum())
     all_tokens = state.tokens / max(pulse.progress, 1e-9)  # as it looks now: time may end before the plan
-    due = state.curve.due(state.tokens, epoch_tokens, all_tokens)
-    return due and state.curve.affordable(state.dev_s, trained_s)
+    rule = state.plan.curve
+    due = state.curve.due(state.tokens, epoch_tokens, all_tokens, rule)
+    return due and state.curve.affordable(state.dev_s, trained_s, rule)
 
 
 def measure_dev(state: TrainState, reporter: Reporter) -> None:
@@ -36,24 +37,41 @@ def measure_dev(state: TrainState, reporter: Reporter) -> None:
     state.dev_s = clock.time() - began
     state.curve = state.curve.extended(state.step, state.tokens, result.per_example.tolist(), state.dev_s)
     reporter.losses(dev=result.loss)
-    if state.curve.is_at_best:
-        keep_best(state)
-    elif state.curve.turned():
+    keep_lowest(state)
+    if state.curve.turned(state.plan.curve):
         cool_down(state, reporter)
 
 
-def keep_best(state: TrainState) -> None:
-    """Copy the weights to main memory, if they aren't sharded and there is room."""
+def keep_lowest(state: TrainState) -> None:
+    """Copy the weights of a new lowest point to main memory, if they aren't sharded and there is room.
+
+    A rule may want those of several of the lowest points: as many are kept as there is room for.
+    """
     weights = state.deltas.state()
     size = sum(value.numel() * value.element_size() for value in weights.values())
-    if state.plan.parallel != "fsdp2" and size <= state.most_best_bytes:
-        state.best = {name: value.to("cpu", copy=True) for name, value in weights.items()}
+    count = min(state.plan.curve.snapshots, int(state.most_best_bytes / max(1, size)))
+    steps = [point.step for point in state.curve.lowest(count)]
+    if state.plan.parallel == "fsdp2" or state.step not in steps:
+        return
+    copy = {name: value.to("cpu", copy=True) for name, value in weights.items()}
+    if state.curve.is_at_best:
+        state.best = copy
+    if state.plan.curve.snapshots > 1:
+        state.snapshots = {
+            step: kept for step, kept in {**state.snapshots, state.step: copy}.items() if step in steps
+        }
 
 
 def cool_down(state: TrainState, reporter: Reporter) -> None:
-    """End early: from the best weights the rate falls to zero."""
+    """End early: from the best weights the rate falls to its end, or training just ends."""
     best, last = state.curve.best, state.curve.points[-1]
     assert best is not None
+    risen = "no number" if last.loss is None else f"{last.loss:.4f}"
+    turn = f"the held-out loss rose from {best.loss:.4f} at step {best.step} to {risen} at step {last.step}"
+    if not state.plan.curve.goes_back:
+        state.schedule.cool_down(state.tokens, 1)
+        reporter.message(f"{turn}: training ends")
+        return
     if state.best:
         parameters = state.deltas.parameters
         state.deltas.load_state({name: placed(value, parameters[name]) for name, value in state.best.items()})
@@ -62,9 +80,5 @@ def cool_down(state: TrainState, reporter: Reporter) -> None:
     if state.average is not None:
         state.average.reset()
     state.schedule.cool_down(state.tokens, cooldown_tokens(best))
-    risen = "no number" if last.loss is None else f"{last.loss:.4f}"
     where = f"back to the weights of step {best.step}" if state.best else "on from here"
-    reporter.message(
-        f"the held-out loss rose from {best.loss:.4f} at step {best.step} to {risen} at step "
-        f"{last.step}: {where}, and the rate falls to zero early"
-    )
+    reporter.message(f"{turn}: {where}, and the rate falls to zero early")

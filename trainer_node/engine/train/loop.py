@@ -69,6 +69,7 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
             continue
         if order.measure:
             measure_dev(state, reporter)
+            begun = saved = -1  # a checkpoint of this step doesn't know the point, nor its weights
             continue
         loss = timed_step(state, order.rate, stop)
         if loss is None:
@@ -76,7 +77,8 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
         loss_sum, losses = loss_sum + loss, losses + 1
     if losses:
         report(state, reporter, float(state.process_group.total(loss_sum)) / losses)
-    if state.step > max(begun, saved):  # a run that resumed and made no step has its checkpoint already
+    # A run that resumed and made no step has its checkpoint already.
+    if state.saves and state.step > max(begun, saved):
         save(state, reporter)
     if state.schedule.pulse.progress < 1.0:
         state.saver.wait()
@@ -90,7 +92,7 @@ def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) ->
         now = state.clock.time()
         # First of all: whether a save is the last one must not depend on when somebody last looked.
         order = order._replace(progress=schedule.update(now, state.tokens, state.step))
-        if unsaved and schedule.save_due(now):
+        if unsaved and state.saves and schedule.save_due(now):
             order = order._replace(save=1)
         elif order.progress >= 1.0 or stop.asked:
             order = order._replace(end=1)
@@ -124,6 +126,8 @@ def timed_step(state: TrainState, rate: float, stop: Stop) -> torch.Tensor | Non
     state.schedule.stepped(state.clock.time() - began)
     state.train_s += time.monotonic() - real
     state.since_save = (state.since_save[0] + loss, state.since_save[1] + 1)
+    if state.step_losses is not None:
+        state.step_losses.append(loss)
     if state.step == 1:
         gc.collect()
         gc.freeze()  # what lives now lives to the end: later collections needn't look at it
@@ -251,8 +255,22 @@ def save(state: TrainState, reporter: Reporter) -> None:
         "average": gathered(state.average.weights, state.process_group) if state.average else {},
     }
     if state.process_group.is_main:
-        state.saver.begin(position, tensors, still=over, frozen={"best": state.best})
+        snapshots = {snapshot_name(step): weights for step, weights in state.snapshots.items()}
+        state.saver.begin(position, tensors, still=over, frozen={"best": state.best, **snapshots})
     state.schedule.save_begun(began, state.clock.time() - began)
+
+
+def step_losses(state: TrainState) -> list[float]:
+    """The training loss of every step so far, over all processes; empty if nobody wants it."""
+    if not state.step_losses:
+        return []
+    losses: list[float] = state.process_group.total(torch.stack(state.step_losses)).tolist()
+    return losses
+
+
+def snapshot_name(step: int) -> str:
+    """The group of tensors that holds a snapshot in a checkpoint."""
+    return f"snapshot-{step:08d}"
 
 
 def is_finite(state: TrainState) -> bool:
@@ -281,6 +299,9 @@ def restore(state: TrainState, found: Checkpoint) -> None:
             name: placed(value, parameters[name]) for name, value in found.tensors("average").items()
         }
     state.curve, state.best = position.curve, found.tensors("best")
+    points = [point.step for point in position.curve.points]
+    snapshots = {step: found.tensors(snapshot_name(step)) for step in points}
+    state.snapshots = {step: weights for step, weights in snapshots.items() if weights}
     state.step = position.step - position.steps_before
     state.tokens, state.train_s = position.tokens, position.train_s
     state.packs.epoch, state.packs.index = position.epoch, position.pack

@@ -51,8 +51,11 @@ class TrainState:
     dev_s: float = 0.0  # what measuring them once takes, by the run's clock
     curve: DevCurve = field(default_factory=DevCurve)
     best: dict[str, torch.Tensor] = field(default_factory=dict)  # weights at the curve's lowest point
+    snapshots: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)  # at several, by step
+    step_losses: list[torch.Tensor] | None = None  # this process's, of every step; None: nobody wants them
     most_best_bytes: float = math.inf  # memory that they may take
     trial: int = 0  # the number of this training run among the job's
     steps_before: int = 0  # of earlier trials
     tokens_before: int = 0
+    saves: bool = True  # whether checkpoints are made of it
     search_at: float | None = None  # when the first trial began, if there are several

@@ -1,0 +1,106 @@
+"""What a finished trial is worth: a whole run by its best weights, a probe by its last training losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+
+from shared.planning.recipe import CurveRule
+from trainer_node.engine.context import RunContext, RunRecord
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loss_over_base, ranked
+from trainer_node.engine.evaluate.metric import Evaluation, measure
+from trainer_node.engine.finish import lowest_point
+from trainer_node.engine.search.rate_search import LAST_SHARE
+from trainer_node.engine.search.soup import greedy_soup
+from trainer_node.engine.search.trial import Trial, TrialResult
+from trainer_node.engine.time_budget import SAFETY, SLACK_S
+from trainer_node.engine.train import loop
+from trainer_node.engine.train.state import TrainState
+
+AVERAGE_TIME_SHARE = 0.1  # scoring the averaged weights may cost so much of a trial's time
+SOUP_TIME_SHARE = 0.5  # of the time that is left: scoring averages of snapshots may take it
+
+
+def probed(run: RunContext, record: RunRecord, dev: Examples, trial: Trial, state: TrainState) -> TrialResult:
+    """The result of a probe: the median of its last training losses, or the loss of pairs held out."""
+    losses = loop.step_losses(state)
+    if dev.group == 2:
+        rows = dev.take(np.arange(min(CurveRule().rows, len(dev))))
+        found = scorer(run, record, rows, state)().loss
+    else:
+        found = median(losses[-max(1, round(LAST_SHARE * len(losses))) :]) if losses else math.nan
+    return TrialResult(
+        trial=trial,
+        loss=None,
+        probe_loss=found if math.isfinite(found) else None,
+        tokens=state.tokens,
+        train_s=state.train_s,
+        step=state.step,
+        step_tokens=state.tokens,
+        step_s=state.train_s,
+    )
+
+
+def scored(
+    run: RunContext, record: RunRecord, dev: Examples, trial: Trial, state: TrainState, *, first: bool
+) -> TrialResult:
+    """The result of a trial: the best of its last weights and of what was kept of earlier ones.
+
+    A score that time cut short is not compared with whole ones: it counts only if it is the `first`.
+    """
+    score = scorer(run, record, dev, state)
+    last = Candidate("weights", TrainProgress(state.step, state.tokens, state.train_s)).measured(score)
+    candidates, members = [last], list[int]()
+    (trained_s,) = run.process_group.broadcast_floats(state.train_s)
+    if state.average and state.average.count > 1 and record.costs.score_s <= AVERAGE_TIME_SHARE * trained_s:
+        average = replace(last, name="average", score=None, weights_applied=state.average.applied)
+        candidates.append(average.measured(score))
+    if lowest := lowest_point(state, last.score):
+        candidates.append(replace(lowest, name="best").measured(score))
+    if soup := greedy_soup(state, score, _has_time(run, record)):
+        candidates, members = [*candidates, soup[0]], soup[1]
+    best = ranked(candidates, record.base_losses)[0]
+    over = loss_over_base(best, record.base_losses)
+    rows = best.score.per_example.tolist() if best.score else []
+    valid = math.isfinite(over) and state.step > 0 and (len(rows) == len(dev) or first)
+    return TrialResult(
+        trial=trial,
+        loss=record.base_loss + over if valid else None,
+        tokens=state.tokens,
+        train_s=state.train_s,
+        weights="best" if best.name == "soup" else best.name,
+        snapshots=members if best.name == "soup" else [],
+        lowest_epochs=lowest_epochs(state),
+        losses=rows if valid else [],  # JSON has no word for what isn't a number
+        step=best.reached.step,
+        step_tokens=best.reached.tokens,
+        step_s=best.reached.train_s,
+    )
+
+
+def scorer(run: RunContext, record: RunRecord, rows: Examples, state: TrainState) -> Callable[[], Evaluation]:
+    """What measures the weights in the model, in the time that the closing leaves."""
+    costs, group = record.costs, run.process_group
+    until = run.job.ready_by - SAFETY * (costs.export_s + costs.load_s) - costs.verify_s - SLACK_S
+    return lambda: measure(state.deltas.model, rows, run.clock, until, group, alive=run.reporter.alive)[0]
+
+
+def lowest_epochs(state: TrainState) -> float | None:
+    """Where the development curve was lowest, in epochs, if it has turned."""
+    best = state.curve.best
+    if best is None or state.schedule.pulse.cooldown is None:
+        return None
+    return best.tokens / int(state.examples.lengths.sum())
+
+
+def _has_time(run: RunContext, record: RunRecord) -> Callable[[], bool]:
+    """Whether one more average may be scored; all processes must ask together."""
+    costs, now = record.costs, run.clock.time()
+    closing_s = costs.closing_s + costs.load_s + 2 * SLACK_S
+    until = now + SOUP_TIME_SHARE * (run.job.ready_by - closing_s - now)
+    return lambda: run.clock.time() + costs.score_s <= until
