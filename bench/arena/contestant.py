@@ -12,14 +12,18 @@ import sys
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from shared.messages import FileFormat, decode_worker_job
+from shared.planning.profiles import PROFILES
 from trainer_node.engine import pipeline
-from trainer_node.engine.data.examples import read_rows, scored_length, tokenize
+from trainer_node.engine.data.examples import Examples, read_rows, scored_length, tokenize
 from trainer_node.engine.evaluate import metric
 from trainer_node.engine.model.adapters import load_adapter
 from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer
 from trainer_node.engine.signals import Stop
+
+AUTO_ONCE = "auto_once"  # the plan of `auto`, carried out once without a search
 
 
 def test_losses(job_path: Path) -> list[float]:
@@ -30,18 +34,24 @@ def test_losses(job_path: Path) -> list[float]:
     network: torch.nn.Module = load_model(job.model_path if adapter else str(export), torch.float32)
     if adapter:
         network = load_adapter(network, str(export))
-    rows = read_rows(str(folder / "test.json"), FileFormat.JSON, allow_private_urls=False).rows
+    losses: list[float] = metric.score(network, test_rows(job_path)).per_example.tolist()
+    return losses
+
+
+def test_rows(job_path: Path) -> Examples:
+    """The test rows, as the scorer tokenises them."""
+    job = decode_worker_job(job_path.read_bytes())
+    rows = read_rows(str(job_path.parent / "test.json"), FileFormat.JSON, allow_private_urls=False).rows
     length = scored_length(load_config(job.model_path))
     tokenizer = load_tokenizer(job.model_path)
-    examples, _ = tokenize(rows, job.task_type, job.dataset_type, tokenizer, length)
-    losses: list[float] = metric.score(network, examples).per_example.tolist()
-    return losses
+    return tokenize(rows, job.task_type, job.dataset_type, tokenizer, length)[0]
 
 
 def main() -> int:
     """Run the job, score what it submits; the worker's exit status."""
     job_path = Path(sys.argv[1])
     torch.set_num_threads(1)
+    PROFILES[AUTO_ONCE] = replace(PROFILES["auto"], profile=AUTO_ONCE, arms=())
     status = pipeline.main(job_path, Stop())
     if status == 0:
         (job_path.parent / "test_losses.json").write_text(json.dumps(test_losses(job_path)))
