@@ -28,6 +28,7 @@ from gateway.telemetry.counters import Measures
 from gateway.telemetry.decision_log import DecisionLog
 from gateway.telemetry.event_log import EventLog
 from gateway.telemetry.event_sources import EventSources
+from gateway.telemetry.refusals import Refusals
 from gateway.views.schemas import RefusedScore, ScoresTaken
 from shared.aio import cancel_all
 from shared.broker.bus import Bus
@@ -52,6 +53,7 @@ class LocalParts:
         self.presence = Presence(settings.heartbeat_missing_s)
         self.decisions = DecisionLog(settings.data / DECISIONS_FILE)
         self.measures = Measures()
+        self.refusals = Refusals()
         self.events = EventLog()
         self.expected = parse_hardware(settings.expected_hardware)
         self.policy = load_policy(settings.policy)

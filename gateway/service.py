@@ -39,6 +39,7 @@ class Service:
         self.presence = local.presence
         self.decisions = local.decisions
         self.measures = local.measures
+        self.refusals = local.refusals
         self.events = local.events
         self.event_sources = local.event_sources
         self.responder = OfferResponder(self.decide)
@@ -162,11 +163,11 @@ class Service:
 
     def info(self) -> GatewayInfo:
         """Return this gateway's settings and condition."""
-        connected, mirror = self._connected, self._local.mirror
+        connected, mirror, now = self._connected, self._local.mirror, time.time()
         return GatewayInfo(
             gateway=self.settings.gateway_name,
             version=version(),
-            now=time.time(),
+            now=now,
             not_ready=self.why_not_ready(),
             settings=agreed(self.settings),
             folded=self.ledger.folded,
@@ -175,6 +176,7 @@ class Service:
             lost_decisions=self.decisions.lost,
             denied=connected.denied() if connected else [],
             mirror=MirrorInfo(str(mirror.path), mirror.last, mirror.behind(self.ledger.folded), mirror.error),
+            refused=self.refusals.recent(now),
         )
 
     @property

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from gateway.service import Service
 from gateway.state.ledger import TaskState
 from gateway.telemetry.counters import AGAIN, BOUNDS_S, DECISIONS, Measures
+from gateway.telemetry.refusals import RefusalReason
 from gateway.views.build import slot_view
 from gateway.views.schemas import SlotView
 from shared.messages import DecisionKind, Phase, Progress, ResultStatus
@@ -83,6 +84,12 @@ def _offers(service: Service) -> Iterator[Metric]:
     malformed.add_metric(("http",), measures.malformed_offers)
     malformed.add_metric(("nats",), service.responder.malformed)
     yield malformed
+    refused = CounterMetricFamily(
+        "podium_refused_requests", "Requests of validators that were refused.", labels=("reason",)
+    )
+    for reason in RefusalReason:
+        refused.add_metric((reason.value,), service.refusals.counts[reason])
+    yield refused
     starts = CounterMetricFamily(
         "podium_starts",
         "Starts: in time, after the reservation had lapsed, refused, or not what was offered.",

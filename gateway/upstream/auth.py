@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from gateway.http_request import why_foreign
+from gateway.telemetry.refusals import RefusalReason
 from gateway.upstream.hotkeys import AddressError, public_key, verified
 from gateway.upstream.nonces import WINDOW_S, Nonces, TooManyNoncesError
 from gateway.upstream.validators import Validators
@@ -22,17 +23,22 @@ from shared.settings import Settings
 
 NANOSECONDS: Final = 1_000_000_000
 LONGEST_NONCE: Final = 128  # upstream's have 30 characters
+VALIDATOR: Final = "validator-hotkey"  # a header
 USED_BEFORE: Final = "this nonce was used before"
+NO_HOTKEY: Final = "this gateway has no hotkey: set PODIUM_HOTKEY to the miner's ss58 address"
+OTHER_MINER: Final = "the request is addressed to another miner's hotkey"
+BAD_SIGNATURE: Final = "the signature does not match the validator and this request"
 LATEST_NONCE: Final = 10**20  # nanoseconds; larger ones are after this millennium; upstream's own bound
 
 
 class AuthRefusal(Exception):
-    """A refused request, with its status and detail."""
+    """A refused request, with its status and detail; without a reason it is not a matter of who asks."""
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, reason: RefusalReason | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.reason = reason
 
 
 class Claims(Struct, frozen=True):
@@ -67,7 +73,7 @@ class Caller(Struct, frozen=True):
         if not self.first.done():
             await asyncio.wait({self.first}, timeout=patience_s)
         if self.first.done() and not self.first.result():
-            raise AuthRefusal(401, USED_BEFORE)
+            raise AuthRefusal(401, USED_BEFORE, RefusalReason.REPLAY)
 
 
 class Gate(Protocol):
@@ -84,10 +90,11 @@ class OpenGate:
     def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
         """Admit requests from this machine, except what a web page could send through a browser."""
         if why := why_foreign(headers):
-            raise AuthRefusal(403, f"{why}; set PODIUM_HOTKEY and PODIUM_UPSTREAM_AUTH=signed")
+            advice = "set PODIUM_HOTKEY and PODIUM_UPSTREAM_AUTH=signed"
+            raise AuthRefusal(403, f"{why}; {advice}", RefusalReason.FOREIGN)
         if body is not None and not headers.get("Content-Type", "").startswith("application/json"):
             raise AuthRefusal(415, "send Content-Type: application/json")
-        return Caller(headers.get("validator-hotkey", ""))
+        return Caller(headers.get(VALIDATOR, ""))
 
 
 class ClosedGate:
@@ -95,7 +102,7 @@ class ClosedGate:
 
     def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
         """Refuse the request."""
-        raise AuthRefusal(403, "this gateway has no hotkey: set PODIUM_HOTKEY to the miner's ss58 address")
+        raise AuthRefusal(403, NO_HOTKEY, RefusalReason.NO_HOTKEY)
 
 
 class SignedGate:
@@ -109,26 +116,27 @@ class SignedGate:
     def admit(self, headers: Mapping[str, str], body: bytes | None, now: float) -> Caller:
         """Return the signer. A refused request changes nothing, except that its nonce may be used up."""
         # As in upstream's library, an unknown validator gets 403 before any other header is checked.
-        validator = read_headers(headers, "validator-hotkey")[0]
-        if why := self._validators.why_not(validator):
-            raise AuthRefusal(403, why)
+        validator = read_headers(headers, VALIDATOR)[0]
+        if why_not := self._validators.why_not(validator):
+            reason, detail = why_not
+            raise AuthRefusal(403, detail, reason)
         claims = Claims(validator, *read_headers(headers, "miner-hotkey", "nonce", "signature"))
         signed_at = nonce_time(claims.nonce)
         if signed_at is None or abs(now - signed_at) > WINDOW_S:
-            raise AuthRefusal(401, f"the nonce's time is not within {WINDOW_S:g} s of this gateway's clock")
+            raise AuthRefusal(401, _why_late(signed_at, now), RefusalReason.CLOCK)
         if self._nonces.seen(claims.validator, claims.nonce, signed_at):
-            raise AuthRefusal(401, USED_BEFORE)
+            raise AuthRefusal(401, USED_BEFORE, RefusalReason.REPLAY)
         if claims.miner != self._hotkey:
-            raise AuthRefusal(401, "the request is addressed to another miner's hotkey")
+            raise AuthRefusal(401, OTHER_MINER, RefusalReason.OTHER_MINER)
         if not verified(claims.validator, claims.message(body), claims.signature):
-            raise AuthRefusal(401, "the signature does not match the validator and this request")
+            raise AuthRefusal(401, BAD_SIGNATURE, RefusalReason.SIGNATURE)
         # Store only nonces with a valid signature: no one else can fill the store or use up a nonce.
         try:
             first = self._nonces.claim(claims.validator, claims.nonce, signed_at)
         except TooManyNoncesError as error:
-            raise AuthRefusal(429, str(error)) from error
+            raise AuthRefusal(429, str(error), RefusalReason.TOO_MANY) from error
         if first is None:
-            raise AuthRefusal(401, USED_BEFORE)
+            raise AuthRefusal(401, USED_BEFORE, RefusalReason.REPLAY)
         return Caller(claims.validator, first)
 
 
@@ -148,6 +156,14 @@ def nonce_time(nonce: str) -> float | None:
     if not (digits.isascii() and digits.isdigit()) or int(digits) > LATEST_NONCE:
         return None
     return int(digits) / NANOSECONDS
+
+
+def _why_late(signed_at: float | None, now: float) -> str:
+    text = f"the nonce's time is not within {WINDOW_S:g} s of this gateway's clock"
+    if signed_at is None:
+        return text
+    side = "behind" if signed_at < now else "ahead of"
+    return f"{text}: it is {abs(now - signed_at):.0f} s {side} it"
 
 
 def remarks(settings: Settings) -> list[str]:

@@ -21,7 +21,7 @@ from gateway.http_request import read_body
 from gateway.problem_details import problem
 from gateway.service import Service
 from gateway.state.ledger import Ledger
-from gateway.upstream.auth import AuthRefusal, Caller, Gate
+from gateway.upstream.auth import VALIDATOR, AuthRefusal, Caller, Gate
 from gateway.upstream.contract import (
     MinerSubmission,
     MinerTaskOffer,
@@ -197,6 +197,9 @@ async def _answer(
         caller = await entrance.admit(request.headers, body)
         return _json(await endpoint(service, Asked(request, body or b"", received_at, caller)))
     except AuthRefusal as refusal:
+        if refusal.reason is not None:
+            claimed = request.headers.get(VALIDATOR, "")
+            service.refusals.refused(claimed, refusal.reason, refusal.detail, received_at)
         return _detail(refusal.status, refusal.detail)
     except (NoSubmissionError, NotAcceptedError) as error:
         return _detail(404, str(error))

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from gateway.telemetry.refusals import RefusalReason
 from gateway.upstream.hotkeys import AddressError, public_key
 from gateway.watched_file import WatchedFile
 from shared.errors import SettingsError
@@ -47,15 +48,15 @@ class Validators:
         self._stakes: dict[str, float] = {}
         self._trouble = TroubleLog()
 
-    def why_not(self, address: str) -> str | None:
-        """Return None if this validator is allowed, else the reason."""
+    def why_not(self, address: str) -> tuple[RefusalReason, str] | None:
+        """Return None if this validator is allowed, else the reason, also in upstream's words."""
         if address in self._allowed:
             return None
         stake = self._stakes.get(address)
         if stake is None:
-            return "Hotkey not found in metagraph"
+            return RefusalReason.UNKNOWN, "Hotkey not found in metagraph"
         if not stake >= self._min_stake:
-            return f"Insufficient stake of {stake}"
+            return RefusalReason.STAKE, f"Insufficient stake of {stake}"
         return None
 
     async def follow(self) -> None:

@@ -97,6 +97,17 @@ class MirrorInfo(Struct, frozen=True):
     error: str | None = None  # why it is not being written
 
 
+class RefusedCaller(Struct, frozen=True, kw_only=True):
+    """One caller of upstream's endpoints that was refused for one reason within the last hour."""
+
+    validator: str  # the address that its requests claim; it need not be its own
+    reason: str
+    detail: str
+    requests: int = 0
+    first_at: float
+    last_at: float
+
+
 class GatewayInfo(Struct, frozen=True, kw_only=True):
     """One gateway's settings and condition at one moment."""
 
@@ -111,6 +122,7 @@ class GatewayInfo(Struct, frozen=True, kw_only=True):
     lost_decisions: int
     denied: list[str]
     mirror: MirrorInfo
+    refused: list[RefusedCaller] = []  # at upstream's endpoints, in the last hour
 
 
 class TableView(Struct, frozen=True):

@@ -8,6 +8,7 @@ from gateway.views.build import agreed
 from podium.diagnostics.findings import Finding, Found, Severity, live, newest
 from podium.diagnostics.job_checks import check_jobs
 from podium.diagnostics.probe import Vitals
+from podium.diagnostics.upstream_checks import check_upstream
 from shared import subjects
 
 LOGS = {subjects.JOBS_STREAM, subjects.STATE_STREAM}
@@ -247,6 +248,7 @@ CHECKS: dict[str, Callable[[Vitals], Found]] = {
     "streams": check_streams,
     "permissions": check_permissions,
     "gateway": check_gateway,
+    "upstream": check_upstream,
     "nodes": check_nodes,
     "jobs": check_jobs,
     "gpus": check_gpus,

@@ -109,6 +109,7 @@ class Vitals(Struct, frozen=True, kw_only=True):
     monitor: Monitor
     gateway: GatewayVitals
     folders: tuple[Folder, ...] = ()
+    nodes_file_age_s: float | None = None  # of upstream's nodes; None if there is no such file
 
 
 async def gather(
@@ -119,9 +120,10 @@ async def gather(
         asyncio.to_thread(probe_monitor, monitor or monitor_url(settings)),
         asyncio.to_thread(probe_gateway, url, settings),
         asyncio.to_thread(probe_folders, settings),
+        asyncio.to_thread(probe_nodes_file, settings),
     )
     inside = await _probe_broker(settings)
-    seen, gateway, folders = await outside
+    seen, gateway, folders, nodes_file_age_s = await outside
     return Vitals(
         now=time.time(),
         version=version,
@@ -130,6 +132,7 @@ async def gather(
         monitor=seen,
         gateway=gateway,
         folders=folders,
+        nodes_file_age_s=nodes_file_age_s,
         **inside,
     )
 
@@ -258,6 +261,16 @@ def probe_monitor(url: str) -> Monitor:
         store_bytes=store.get("stats", {}).get("storage", 0),
         store_limit=store.get("config", {}).get("max_storage", 0),
     )
+
+
+def probe_nodes_file(settings: Settings) -> float | None:
+    """Return the age of upstream's nodes file; None if none is set or there. Blocks."""
+    if settings.upstream_nodes_file is None:
+        return None
+    try:
+        return time.time() - Path(settings.upstream_nodes_file).expanduser().stat().st_mtime
+    except OSError:
+        return None
 
 
 def probe_folders(settings: Settings) -> tuple[Folder, ...]:

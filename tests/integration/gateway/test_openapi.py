@@ -122,6 +122,7 @@ async def test_a_live_gateway_answers_as_it_says(
         await ask("GET", path)
     await ask("GET", "/v1/events", "/v1/events?types=none")
     async with reading(api, "?after=0") as reader:
+        await api.offer(make_offer("three"))  # decisions are only followed while someone reads
         events = spec["paths"]["/v1/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
         missing = {"decision", "task", "progress", "heartbeat"}
         while missing:

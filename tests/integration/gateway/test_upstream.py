@@ -159,6 +159,22 @@ async def test_who_is_not_let_in(upstream: Api, changed: dict[str, Any], status:
     assert (await upstream.get("/v1/tasks"))[1]["tasks"] == []
 
 
+async def test_who_was_refused_can_be_seen(upstream: Api) -> None:
+    for _ in range(2):
+        assert (await VALIDATOR.post(upstream, "/task_offer/", offer("t1"), signature="0x"))[0] == 401
+    assert (await VALIDATOR.get(upstream, "/training_repo/text", nonce="1_a"))[0] == 401
+    assert (await VALIDATOR.post(upstream, "/task_offer/", {"task_id": "t1"}))[0] == 422  # no matter of who
+    _, info = await upstream.get("/v1/gateway")
+    assert [(each["validator"], each["reason"], each["requests"]) for each in info["refused"]] == [
+        (VALIDATOR.address, "signature", 2),
+        (VALIDATOR.address, "nonce_time", 1),
+    ]
+    async with upstream.client.get("/metrics") as response:
+        lines = (await response.text()).splitlines()
+    assert 'podium_refused_requests_total{reason="signature"} 2.0' in lines
+    assert 'podium_refused_requests_total{reason="unknown_validator"} 0.0' in lines
+
+
 async def test_a_body_that_was_not_signed_is_refused(upstream: Api) -> None:
     headers = VALIDATOR.headers(json.dumps(offer("t1")).encode())
     async with upstream.client.post("/task_offer/", json=offer("t2"), headers=headers) as response:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.telemetry.refusals import RefusalReason
 from gateway.upstream.validators import Validators
 from shared.errors import SettingsError
 
@@ -33,17 +34,17 @@ async def test_stakes_are_read_again_when_the_file_changes(tmp_path: Path) -> No
     path = tmp_path / "nodes.json"
     validators = Validators((), path, 1000.0)
     await validators.refresh()
-    assert validators.why_not(ALICE) == "Hotkey not found in metagraph"
+    assert validators.why_not(ALICE) == (RefusalReason.UNKNOWN, "Hotkey not found in metagraph")
     path.write_text(json.dumps({ALICE: node(ALICE, 1000.0), BOB: node(BOB, 999.9)}))
     await validators.refresh()
     assert validators.why_not(ALICE) is None
-    assert validators.why_not(BOB) == "Insufficient stake of 999.9"
+    assert validators.why_not(BOB) == (RefusalReason.STAKE, "Insufficient stake of 999.9")
     path.write_text("{ half")
     await validators.refresh()
     assert validators.why_not(ALICE) is None  # those who were in the last good one
     path.write_text(json.dumps({BOB: node(BOB, 2000.0)}))
     await validators.refresh()
-    assert validators.why_not(ALICE) == "Hotkey not found in metagraph"
+    assert validators.why_not(ALICE) == (RefusalReason.UNKNOWN, "Hotkey not found in metagraph")
     assert validators.why_not(BOB) is None
 
 
