@@ -239,6 +239,7 @@ class Metrics(Struct, frozen=True, kw_only=True):
     kind: str = ""  # "adapter" or "model"
     bytes: int = 0
     resumes: int = 0
+    skipped_steps: int = 0  # without a finite gradient: they changed nothing
 
 
 class Claimed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="claimed"):
@@ -388,6 +389,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     eta_s: float | None = None
     base_loss: float | None = None
     dev_loss: float | None = None
+    skipped_steps: int = 0  # without a finite gradient: they changed nothing
     message: str | None = None  # a deviation, a dropped row, a fallback: nothing is silent
     at: float = 0.0
 

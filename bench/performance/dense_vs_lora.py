@@ -45,7 +45,7 @@ from trainer_node.engine.model.adapters import Deltas, add_deltas, load_adapter
 from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer
 from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.objectives import sft
-from trainer_node.engine.train.loop import make_optimizer
+from trainer_node.engine.train.optimizer import make_optimizer
 
 METHODS = ("dense", "lora")
 ALPHA = 32.0

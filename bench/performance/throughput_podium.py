@@ -30,7 +30,7 @@ from trainer_node.engine.model.label_model import LabelModel
 from trainer_node.engine.model.loading import load_model, load_tokenizer
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.train.cpu_threads import cpu_threads_for
-from trainer_node.engine.train.loop import make_optimizer
+from trainer_node.engine.train.optimizer import make_optimizer
 
 SEED = 7
 RANK, ALPHA = 16, 32.0

@@ -213,6 +213,7 @@ def _progress(runs: list[tuple[str, Progress]]) -> Iterator[Metric]:
         ("podium_job_base_loss", "Loss of the base model on the development rows.", "base_loss"),
         ("podium_job_dev_loss", "Loss on the development rows.", "dev_loss"),
         ("podium_job_learning_rate", "Learning rate.", "lr"),
+        ("podium_job_skipped_steps", "Steps without a finite gradient.", "skipped_steps"),
         ("podium_job_tokens_per_second", "Speed of training.", "tokens_per_s"),
     ):
         family = _by_slot(name, meaning)

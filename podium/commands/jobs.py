@@ -162,10 +162,11 @@ def _details(record: StateRecord) -> str:
 def _measured(metrics: Metrics) -> str:
     final = "not measured" if metrics.final_loss is None else f"{metrics.final_loss:.4f}"
     dropped = sum(metrics.dropped_rows.values())
+    skipped = f", {metrics.skipped_steps} steps skipped" if metrics.skipped_steps else ""
     return (
         f"loss {metrics.base_loss:.4f} -> {final} on {metrics.dev_examples} held-out rows; {metrics.steps} "
         f"steps, {metrics.tokens} tokens, {metrics.epochs:.2f} epochs, {metrics.resumes} resumes, {dropped} "
-        "rows dropped"
+        f"rows dropped{skipped}"
     )
 
 

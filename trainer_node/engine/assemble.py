@@ -28,6 +28,7 @@ from trainer_node.engine.train import loop
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.cpu_threads import cpu_threads_for
+from trainer_node.engine.train.optimizer import make_optimizer
 from trainer_node.engine.train.schedule import Schedule, ScheduleState, Shape
 from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.weight_average import TailAverage
@@ -120,7 +121,7 @@ def make_state(
         plan=plan,
         seed=job.seed + place.seed,
         deltas=deltas,
-        optimizer=loop.make_optimizer(deltas, plan),
+        optimizer=make_optimizer(deltas, plan),
         objective=loss_for(job.task_type),
         examples=data.train,
         packs=Packs(data.train.lengths.tolist(), plan.capacity, job.seed + place.seed, limit),
@@ -143,6 +144,7 @@ def make_state(
         search_at=place.search_at,
         saves=place.saves,
         step_losses=[] if place.keeps_losses else None,
+        untrained=lambda: prepare.untrained_weights(run, plan),
     )
     if found:
         loop.restore(state, found)

@@ -23,10 +23,10 @@ from trainer_node.engine.evaluate.metric import Evaluation, measure
 from trainer_node.engine.export import unverified, writer
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.prepare import verify_limit_s
+from trainer_node.engine.prepare import untrained_weights, verify_limit_s
 from trainer_node.engine.time_budget import SAFETY, SLACK_S, Part, affordable
 from trainer_node.engine.train import checkpoint
-from trainer_node.engine.train.checkpoint import Checkpoint
+from trainer_node.engine.train.checkpoint import Checkpoint, Position
 from trainer_node.engine.train.loop import is_finite
 from trainer_node.engine.train.state import TrainState
 
@@ -90,7 +90,7 @@ def choose(
         model, alive = state.deltas.model, run.reporter.alive
         return measure(model, dev, run.clock, until, run.process_group, alive=alive)[0]
 
-    last = Candidate("last", TrainProgress(state.step, state.tokens, state.train_s))
+    last = Candidate("last", reached_by(state))
     candidates = [last.measured(score) if Part.SCORE in parts else last]
     with run.patience():
         state.saver.wait()  # from here on the weights change
@@ -144,7 +144,7 @@ def earlier(run: RunContext, state: TrainState) -> Iterator[Candidate]:
             return
         position = one.manifest.position
         if position.step < state.step:
-            reached = TrainProgress(position.step, position.tokens, position.train_s)
+            reached = reached_at(position)
             weights_applied = partial(loaded, state.deltas, partial(one.tensors, "weights"))
             yield Candidate(f"step {position.step}", reached, weights_applied=weights_applied)
 
@@ -155,8 +155,7 @@ def untrained(run: RunContext, record: RunRecord, state: TrainState) -> Candidat
 
     def weights() -> dict[str, torch.Tensor]:
         with run.patience():
-            model = load_model(run.job.model_path, getattr(torch, plan.dtype))
-        return add_deltas(model, plan, run.job.seed).state()
+            return untrained_weights(run, plan)
 
     weights_applied = partial(loaded, state.deltas, weights)
     return Candidate("base", TrainProgress(0, 0, 0.0), Evaluation(record.base_loss, losses), weights_applied)
@@ -182,7 +181,7 @@ def submit_as_is(
     deltas.load_state(found.tensors(group))
     position = found.manifest.position
     run.reporter.phase(Phase.EXPORT)
-    metrics = _metrics(record, None, TrainProgress(position.step, position.tokens, position.train_s))
+    metrics = _metrics(record, None, reached_at(position))
     with run.patience():
         outcome = _ready(run, writer.write(deltas, plan, run.job, metrics, run.folder / "export"))
     run.reporter.phase(Phase.DONE)
@@ -230,6 +229,17 @@ def _verify(run: RunContext, state: TrainState, dev: Examples, candidate: Candid
         return None
 
 
+def reached_by(state: TrainState) -> TrainProgress:
+    """How far training has come."""
+    skipped = state.health.skipped
+    return TrainProgress(state.step, state.tokens, state.train_s, skipped)
+
+
+def reached_at(position: Position) -> TrainProgress:
+    """How far training had come at a checkpoint."""
+    return TrainProgress(position.step, position.tokens, position.train_s, position.health.skipped)
+
+
 def _loss(candidate: Candidate) -> float:
     return candidate.score.loss if candidate.score else math.inf
 
@@ -250,6 +260,7 @@ def _metrics(record: RunRecord, score: Evaluation | None, reached: TrainProgress
         train_s=reached.train_s,
         epochs=reached.tokens / record.train_tokens,
         resumes=record.resumes,
+        skipped_steps=reached.skipped,
     )
 
 

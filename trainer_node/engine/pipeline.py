@@ -242,5 +242,7 @@ def train(
         return Outcome(status=OutcomeStatus.STOPPED, step=state.step)
     if state.step == 0:
         raise EngineError(ErrorCode.TOO_LATE, "not one step could be trained in the time that was left")
+    if state.health.skipped >= state.step:
+        run.reporter.message("no step had a finite gradient: the weights are still the base model's")
     dev = data.dev.take(np.arange(len(record.base_losses)))
     return close(run, record, state, dev)

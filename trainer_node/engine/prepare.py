@@ -24,8 +24,9 @@ from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
 from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.evaluate.metric import Evaluation, measure, reference_logprobs, score
+from trainer_node.engine.model.adapters import add_deltas
 from trainer_node.engine.model.exactness import label_model
-from trainer_node.engine.model.loading import load_tokenizer
+from trainer_node.engine.model.loading import load_model, load_tokenizer
 from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.time_budget import Costs
 
@@ -218,6 +219,12 @@ def main_memory(hardware: Hardware) -> float:
     if hardware.device == "cpu":
         return hardware.memory_bytes
     return machine_memory()[0] / 2  # the other half's processes
+
+
+def untrained_weights(run: RunContext, plan: Plan) -> dict[str, torch.Tensor]:
+    """What the plan trains, as it is before the first step: read from the base model again."""
+    model = load_model(run.job.model_path, getattr(torch, plan.dtype))
+    return add_deltas(model, plan, run.job.seed).state()
 
 
 def set_threads(job: WorkerJob, process_group: ProcessGroup) -> int:

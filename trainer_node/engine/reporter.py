@@ -55,6 +55,14 @@ class Reporter:
         with self._lock:
             self.last = replace(self.last, step=step, tokens=tokens, base_loss=base_loss)
 
+    def skipped(self, count: int, step: int) -> None:
+        """A step was passed over, the run's `count`th; people hear of the 1st, 2nd, 4th, 8th and so on."""
+        text = f"step {step} changes nothing: its gradient is not finite (steps like it so far: {count})"
+        with self._lock:
+            self.last = replace(self.last, skipped_steps=count)
+            if count & (count - 1) == 0:
+                self._emit(replace(self.last, message=text))
+
     def restarted(self) -> None:
         """Training starts again from the base model: the smoothed loss starts again, too."""
         with self._lock:

@@ -15,7 +15,7 @@ from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJ
 from trainer_node.engine.assemble import assemble
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.distributed.process_group import destroy, join
-from trainer_node.engine.distributed.sharding import fitted, gathered, shard_frozen
+from trainer_node.engine.distributed.sharding import fitted, gathered, local, shard_frozen
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_model
@@ -24,6 +24,9 @@ from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import loop
 from trainer_node.engine.train.oom import release
+from trainer_node.engine.train.optimizer import optimizer_tensors
+from trainer_node.engine.train.rollback import go_back
+from trainer_node.engine.train.state import TrainState
 
 STEPS = 3
 JOB = WorkerJob(
@@ -89,16 +92,18 @@ def main() -> None:
             for _ in range(STEPS):
                 loss = loop.one_step(training, 1.0, Stop())
                 assert loss is not None
-                losses.append(process_group.total(loss))
+                losses.append(torch.tensor(loss))
+            skip_and_go_back(training, reporter)
             tensors = {
                 **training.deltas.state(),
-                **dict(loop._optimizer_tensors(training.optimizer, training.deltas.parameters)),
+                **dict(optimizer_tensors(training.optimizer, training.deltas.parameters)),
             }
             found[f"{way}-{kind}"] = {
                 **{name: value.clone() for name, value in gathered(tensors, process_group).items()},
                 "losses": torch.stack(losses),
                 "scores": scores,
                 "tokens": torch.tensor(training.tokens),
+                "skipped": torch.tensor(training.health.skipped),
             }
     if not process_group.is_single:
         frozen = shard_frozen(label_model(load_model(sys.argv[1], "float32")), process_group)
@@ -110,6 +115,20 @@ def main() -> None:
     if process_group.is_main:
         torch.save(found, sys.argv[2])
     destroy(process_group)
+
+
+def skip_and_go_back(training: TrainState, reporter: Reporter) -> None:
+    """One process has a gradient that is not finite: no weight changes in any, nor when all go back."""
+    parameters, group, objective = training.deltas.parameters, training.process_group, training.objective
+    before = {name: local(value.detach()).clone() for name, value in parameters.items()}
+    loop.save(training, reporter)
+    factor = float("nan") if group.rank == group.world - 1 else 1.0
+    training.objective = lambda forward, batch: objective(forward, batch) * factor
+    assert loop.one_step(training, 1.0, Stop()) is not None
+    assert all(torch.equal(local(value.detach()), before[name]) for name, value in parameters.items())
+    go_back(training, reporter)
+    assert all(torch.equal(local(value.detach()), before[name]) for name, value in parameters.items())
+    training.objective = objective
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class TrainProgress(Struct, frozen=True):
     step: int
     tokens: int
     train_s: float
+    skipped: int = 0  # steps without a finite gradient
 
 
 @dataclass(frozen=True)

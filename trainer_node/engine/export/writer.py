@@ -84,6 +84,8 @@ def card(job: WorkerJob, plan: Plan, metrics: Metrics) -> str:
     if metrics.dropped_rows:
         dropped = "; ".join(f"{count} {reason}" for reason, count in sorted(metrics.dropped_rows.items()))
         lines.append(f"- rows not used: {dropped}")
+    if metrics.skipped_steps:
+        lines.append(f"- steps without a finite gradient, which changed nothing: {metrics.skipped_steps}")
     if plan.deviations:
         lines += ["", "## Where the plan differs from its profile", ""]
         lines += [f"- {d.what}: {d.got} instead of {d.wanted}, because {d.reason}" for d in plan.deviations]

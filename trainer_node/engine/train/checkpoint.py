@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from shared.files import file_digest, sync, write_atomically
 from trainer_node.engine.train.dev_curve import DevCurve
+from trainer_node.engine.train.health import Health
 from trainer_node.engine.train.schedule import ScheduleState
 
 KEPT = 2
@@ -63,6 +64,7 @@ class Position(Struct, frozen=True, kw_only=True):
     curve: DevCurve = DevCurve()  # what was measured during training
     trial: int = 0
     steps_before: int = 0  # of earlier trials: `step` counts them, so that it always grows
+    health: Health = Health()
 
 
 class Manifest(Struct, frozen=True, kw_only=True):

@@ -8,37 +8,35 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from msgspec.structs import replace
 
 from shared.clock import TokenClock
-from shared.planning.plan import Plan
 from trainer_node.engine.data.packing import Packs, collate
-from trainer_node.engine.distributed.sharding import between, decoder_layers, gathered, local, placed
-from trainer_node.engine.model.adapters import Deltas
+from trainer_node.engine.distributed.sharding import between, decoder_layers, gathered, local
 from trainer_node.engine.model.compile import compile_layers
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train.checkpoint import Checkpoint, Position
 from trainer_node.engine.train.development import measure_dev, measure_due
 from trainer_node.engine.train.oom import release
+from trainer_node.engine.train.optimizer import MOMENTS, apply_gradients, clip, optimizer_tensors
+from trainer_node.engine.train.rollback import go_back, load_trained
 from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.weight_average import TAIL
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, in a checkpoint by these names
-
 
 class Order(NamedTuple):
-    """What every process does next: `end`, or `save`, or else a step at `rate` (a share of its peak)."""
+    """What every process does next: the first of these that is set, else a step at `rate`."""
 
+    back: float  # to earlier weights, as training went wrong
     end: float
     save: float
     measure: float  # the development rows
     report: float  # first of all, say where training stands
-    rate: float
+    rate: float  # a share of its peak
     progress: float
 
 
@@ -48,19 +46,18 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
     After progress 1 it may still be on its way to the disk: `state.saver.wait()`.
     """
     state.deltas.model.train()
-    if state.process_group.is_main and state.plan.parallel != "fsdp2":
-        parameters = state.deltas.parameters
-        will_be = {f"{name}/{key}": value for key, value in parameters.items() for name in MOMENTS}
-        state.saver.prepare({"weights": state.deltas.state(), "optimizer": will_be})
-    loss_sum, losses, begun, saved = torch.zeros((), device=state.device), 0, state.step, -1
+    prepare_saver(state)
+    begun, saved = state.step, -1
     while True:
-        due = losses > 0 and (reporter.due() or state.step == 1)
+        due = state.since_report[1] > 0 and (reporter.due() or state.step == 1)
         if written := state.saver.written():
             state.schedule.saved(written.seconds, written.cpu_s / state.cores if state.cores else 0.0)
         order = next_order(state, stop, report=due, unsaved=state.step > max(begun, saved))
-        if order.report:  # reading the loss waits for the device: not every step
-            report(state, reporter, float(state.process_group.total(loss_sum)) / losses)
-            loss_sum, losses = torch.zeros_like(loss_sum), 0
+        if order.report:
+            report(state, reporter)
+        if order.back:
+            go_back(state, reporter)
+            continue
         if order.end:
             break
         if order.save:
@@ -71,12 +68,10 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
             measure_dev(state, reporter)
             begun = saved = -1  # a checkpoint of this step doesn't know the point, nor its weights
             continue
-        loss = timed_step(state, order.rate, stop)
-        if loss is None:
+        if not timed_step(state, reporter, order.rate * state.health.rate_share, stop):
             break
-        loss_sum, losses = loss_sum + loss, losses + 1
-    if losses:
-        report(state, reporter, float(state.process_group.total(loss_sum)) / losses)
+    if state.since_report[1]:
+        report(state, reporter)
     # A run that resumed and made no step has its checkpoint already.
     if state.saves and state.step > max(begun, saved):
         save(state, reporter)
@@ -84,17 +79,27 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
         state.saver.wait()
 
 
+def prepare_saver(state: TrainState) -> None:
+    """Have memory for the copies that checkpoints are written from."""
+    if state.process_group.is_main and state.plan.parallel != "fsdp2":
+        parameters = state.deltas.parameters
+        will_be = {f"{name}/{key}": value for key, value in parameters.items() for name in MOMENTS}
+        state.saver.prepare({"weights": state.deltas.state(), "optimizer": will_be})
+
+
 def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) -> Order:
     """Rank 0's decision, from its clock and its signals; `unsaved` says that steps were made since a save."""
     schedule = state.schedule
-    order = Order(end=0, save=0, measure=0, report=report, rate=0, progress=schedule.pulse.progress)
+    order = Order(back=0, end=0, save=0, measure=0, report=report, rate=0, progress=schedule.pulse.progress)
     if state.process_group.is_main:
         now = state.clock.time()
         # First of all: whether a save is the last one must not depend on when somebody last looked.
         order = order._replace(progress=schedule.update(now, state.tokens, state.step))
-        if unsaved and state.saves and schedule.save_due(now):
+        if state.health.must_return:
+            order = order._replace(back=1)
+        elif unsaved and state.saves and not state.health.in_a_row and schedule.save_due(now):
             order = order._replace(save=1)
-        elif order.progress >= 1.0 or stop.asked:
+        elif order.progress >= 1.0 or stop.asked or state.health.is_hopeless:
             order = order._replace(end=1)
         elif measure_due(state):
             order = order._replace(measure=1)
@@ -105,8 +110,9 @@ def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) ->
     return order
 
 
-def report(state: TrainState, reporter: Reporter, loss: float) -> None:
-    """Where training stands; `loss` is the mean over the steps since the last report."""
+def report(state: TrainState, reporter: Reporter) -> None:
+    """Where training stands; the loss is the mean over the steps since the last report."""
+    loss, state.since_report = state.since_report[0] / state.since_report[1], (0.0, 0)
     now, rate = state.clock.time(), float(state.optimizer.param_groups[0]["lr"])
     progress = state.schedule.pulse.progress  # as all processes have agreed: each clock would give another
     if state.search_at is not None:  # people see how much of the job's time is used
@@ -115,27 +121,32 @@ def report(state: TrainState, reporter: Reporter, loss: float) -> None:
     reporter.step(step, min(1.0, progress), tokens, loss, rate, state.schedule.eta_s(now))
 
 
-def timed_step(state: TrainState, rate: float, stop: Stop) -> torch.Tensor | None:
-    """One optimiser step, timed; its loss, or None if `stop` came first."""
-    began, real = state.clock.time(), time.monotonic()
+def timed_step(state: TrainState, reporter: Reporter, rate: float, stop: Stop) -> bool:
+    """One optimiser step, timed; False if `stop` came first."""
+    began, real, skipped = state.clock.time(), time.monotonic(), state.health.skipped
     loss = one_step(state, rate, stop)
     if loss is None:
-        return None
-    if state.device.type == "cuda":
-        torch.cuda.synchronize(state.device)  # else only the launching is timed
+        return False
     state.schedule.stepped(state.clock.time() - began)
     state.train_s += time.monotonic() - real
-    state.since_save = (state.since_save[0] + loss, state.since_save[1] + 1)
-    if state.step_losses is not None:
-        state.step_losses.append(loss)
+    if state.health.skipped > skipped:
+        reporter.skipped(state.health.skipped, state.step)
+    else:
+        if state.step_losses is not None:
+            state.step_losses.append(loss)
+        state.since_save = (state.since_save[0] + loss, state.since_save[1] + 1)
+        state.since_report = (state.since_report[0] + loss, state.since_report[1] + 1)
     if state.step == 1:
         gc.collect()
         gc.freeze()  # what lives now lives to the end: later collections needn't look at it
-    return loss
+    return True
 
 
-def one_step(state: TrainState, rate: float, stop: Stop) -> torch.Tensor | None:
-    """One optimiser step; its loss, or None if `stop` came between two packs: then the step never was."""
+def one_step(state: TrainState, rate: float, stop: Stop) -> float | None:
+    """One optimiser step; its loss, or None if `stop` came between two packs: then the step never was.
+
+    A step without a finite loss and gradient passes, too, but changes no weight.
+    """
     cursor, done = (state.packs.epoch, state.packs.index), False
     packs = state.packs.take(state.plan.packs_per_step)
     try:
@@ -144,15 +155,17 @@ def one_step(state: TrainState, rate: float, stop: Stop) -> torch.Tensor | None:
             return None
         for group in state.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        # The norm is over all shards.
-        torch.nn.utils.clip_grad_norm_(list(state.deltas.parameters.values()), state.plan.clip)
-        state.optimizer.step()
+        part, tokens = result
+        total = state.process_group.total(part)
+        norm = clip(state.deltas.parameters, state.plan.clip)
+        apply_gradients(state.optimizer, skip=~(norm.isfinite() & total.isfinite()))
+        loss, length = torch.stack([total.float(), norm.float()]).tolist()  # waits for the device
         done = True
     finally:
         state.optimizer.zero_grad(set_to_none=True)
         if not done:
             state.packs.epoch, state.packs.index = cursor
-    loss, tokens = result
+    state.health = state.health.after(loss, length)
     state.step += 1
     state.tokens += tokens
     state.clock.advance(tokens)
@@ -193,12 +206,6 @@ def gradients(state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[to
     return total, tokens
 
 
-def make_optimizer(deltas: Deltas, plan: Plan) -> torch.optim.Optimizer:
-    """AdamW in one fused kernel; each group's rate is its `peak` times the schedule's multiplier."""
-    groups = [{**group, "peak": group["lr"]} for group in deltas.param_groups(plan)]
-    return torch.optim.AdamW(groups, betas=plan.betas, weight_decay=plan.weight_decay, fused=True)
-
-
 def shrink(state: TrainState) -> None:
     """Take over a smaller plan: what the failed step held is freed, and the cursor is put right.
 
@@ -230,7 +237,7 @@ def save(state: TrainState, reporter: Reporter) -> None:
         state.schedule.save_begun(began, 0.0)
         return
     loss_sum, steps = state.since_save
-    state.since_save = (torch.zeros_like(loss_sum), 0)
+    state.since_save = (0.0, 0)
     # The pulse inside must say that this save was made: a resumed run's next is due as if it never stopped.
     state.schedule.save_begun(began, 0.0)
     position = Position(
@@ -246,9 +253,10 @@ def save(state: TrainState, reporter: Reporter) -> None:
         capacity=state.plan.capacity,
         curve=state.curve,
         pulse=replace(state.schedule.pulse),  # it is written while training goes on
-        loss=float(state.process_group.total(loss_sum)) / steps if steps else None,
+        loss=loss_sum / steps if steps else None,
+        health=state.health,
     )
-    optimizer = {} if over else dict(_optimizer_tensors(state.optimizer, state.deltas.parameters))
+    optimizer = {} if over else dict(optimizer_tensors(state.optimizer, state.deltas.parameters))
     tensors = {
         "weights": gathered(state.deltas.state(), state.process_group),
         "optimizer": gathered(optimizer, state.process_group),
@@ -261,11 +269,8 @@ def save(state: TrainState, reporter: Reporter) -> None:
 
 
 def step_losses(state: TrainState) -> list[float]:
-    """The training loss of every step so far, over all processes; empty if nobody wants it."""
-    if not state.step_losses:
-        return []
-    losses: list[float] = state.process_group.total(torch.stack(state.step_losses)).tolist()
-    return losses
+    """The training loss of every step so far that was not skipped; empty if nobody wants it."""
+    return list(state.step_losses or [])
 
 
 def snapshot_name(step: int) -> str:
@@ -281,24 +286,9 @@ def is_finite(state: TrainState) -> bool:
 
 def restore(state: TrainState, found: Checkpoint) -> None:
     """Continue where a checkpoint stopped: weights, optimiser, average, cursor and clock."""
-    parameters = state.deltas.parameters
-    weights = found.tensors("weights").items()
-    state.deltas.load_state({name: placed(value, parameters[name]) for name, value in weights})
-    moments = found.tensors("optimizer")
-    for key, tensor in moments.items():
-        field_name, name = key.split("/", 1)
-        parameter = parameters[name]
-        # Fused AdamW wants its step counter in fp32 next to the weights.
-        state.optimizer.state[parameter][field_name] = (
-            placed(tensor, parameter) if tensor.shape else tensor.to(parameter.device, copy=True)
-        )
+    load_trained(state, found)
     position = found.manifest.position
-    if state.average is not None:
-        state.average.count = position.averaged
-        state.average.weights = {
-            name: placed(value, parameters[name]) for name, value in found.tensors("average").items()
-        }
-    state.curve, state.best = position.curve, found.tensors("best")
+    state.curve, state.best, state.health = position.curve, found.tensors("best"), position.health
     points = [point.step for point in position.curve.points]
     snapshots = {step: found.tensors(snapshot_name(step)) for step in points}
     state.snapshots = {step: weights for step, weights in snapshots.items() if weights}
@@ -309,11 +299,3 @@ def restore(state: TrainState, found: Checkpoint) -> None:
         state.packs.epoch, state.packs.index = position.epoch + (position.pack > 0), 0
     if isinstance(state.clock, TokenClock):
         state.clock.tokens = position.clock_tokens
-
-
-def _optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, parameter in parameters.items():
-        for field_name, value in optimizer.state.get(parameter, {}).items():
-            yield f"{field_name}/{name}", value

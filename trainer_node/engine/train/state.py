@@ -18,6 +18,7 @@ from trainer_node.engine.objectives import Loss
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.cpu_threads import CpuThreads
 from trainer_node.engine.train.dev_curve import DevCurve
+from trainer_node.engine.train.health import Health
 from trainer_node.engine.train.schedule import Schedule
 from trainer_node.engine.train.weight_average import TailAverage
 
@@ -46,13 +47,16 @@ class TrainState:
     cpu_threads: CpuThreads | None = None  # threads that a pack is shared out to
     alive: Callable[[], None] = lambda: None  # said at every pack: a step may take long
     cores: int = 0  # that both training and a save in its thread compute on
-    since_save: tuple[torch.Tensor, int] = (torch.zeros(()), 0)  # sum of the losses, steps
+    since_save: tuple[float, int] = (0.0, 0)  # sum of the losses, steps
+    since_report: tuple[float, int] = (0.0, 0)
+    health: Health = field(default_factory=Health)
+    untrained: Callable[[], dict[str, torch.Tensor]] = dict  # the weights as they were before the first step
     dev: Examples | None = None  # the development rows that are measured during training
     dev_s: float = 0.0  # what measuring them once takes, by the run's clock
     curve: DevCurve = field(default_factory=DevCurve)
     best: dict[str, torch.Tensor] = field(default_factory=dict)  # weights at the curve's lowest point
     snapshots: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)  # at several, by step
-    step_losses: list[torch.Tensor] | None = None  # this process's, of every step; None: nobody wants them
+    step_losses: list[float] | None = None  # of every step that counts; None: nobody wants them
     most_best_bytes: float = math.inf  # memory that they may take
     trial: int = 0  # the number of this training run among the job's
     steps_before: int = 0  # of earlier trials
