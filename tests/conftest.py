@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from podium.local.nats_server import Broker
@@ -14,6 +15,10 @@ from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
 from shared.settings import Settings
 from shared.settings_sources import load_settings
+
+# The machine may be busy: a test that needs longer than 200 ms for one example is not wrong.
+hypothesis.settings.register_profile("podium", deadline=None)
+hypothesis.settings.load_profile("podium")
 
 DATA = Path(__file__).parent / "data"
 

@@ -11,7 +11,7 @@ from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import WINDOW, collate, pack
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 128), max_size=300),
     capacity=st.integers(128, 512),

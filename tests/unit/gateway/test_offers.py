@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import MalformedOfferError
@@ -37,7 +37,6 @@ def test_what_is_no_offer_says_why_and_what_is_needed(body: bytes, said: str) ->
     assert said in str(caught.value)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     st.binary(max_size=200) | st.integers(0, len(VALID)).map(lambda n: VALID[:n] + b"\x00" + VALID[n + 1 :])
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.learning.evidence import (
@@ -220,7 +220,6 @@ def tally(found: list[tuple[bool, float]]) -> Tally:
     return made
 
 
-@settings(deadline=None)
 @given(found=trials, house=st.floats(0, 1), strength=st.floats(1e-3, 1e6), later=st.floats(0, 4000))
 def test_a_rate_lies_between_0_and_1_and_goes_back_to_the_house_value(
     found: list[tuple[bool, float]], house: float, strength: float, later: float
@@ -234,7 +233,6 @@ def test_a_rate_lies_between_0_and_1_and_goes_back_to_the_house_value(
     assert posterior(house, strength, *counted.counts(NOW + 1e5 * DAY_S)) == pytest.approx(house)
 
 
-@settings(deadline=None)
 @given(found=trials, more=times, house=st.floats(0, 1))
 def test_a_success_never_lowers_a_rate_and_a_failure_never_raises_it(
     found: list[tuple[bool, float]], more: float, house: float
@@ -244,7 +242,6 @@ def test_a_success_never_lowers_a_rate_and_a_failure_never_raises_it(
     assert posterior(house, 10, *tally([*found, (False, more)]).counts(NOW)) <= before + 1e-9
 
 
-@settings(deadline=None)
 @given(found=trials, data=st.data())
 def test_the_order_of_evidence_does_not_matter_and_what_is_taken_back_leaves_nothing(
     found: list[tuple[bool, float]], data: Any
@@ -270,7 +267,6 @@ received = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(messages=received, data=st.data())
 def test_tables_do_not_depend_on_what_was_heard_first(messages: list[tuple[str, Any]], data: Any) -> None:
     def learned(found: list[tuple[str, Any]]) -> Any:

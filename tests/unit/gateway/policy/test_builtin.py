@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.learning.rates import Rate, Table, Tables
@@ -151,7 +151,6 @@ slots = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(
     slots=slots,
     hours=st.floats(5e-324, 1.7e308),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.learning.rates import Rate, Table, Tables
@@ -214,7 +214,6 @@ tables = st.builds(
 )
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     slots=st.lists(slot_facts, min_size=1, max_size=4, unique_by=lambda facts: facts.slot),
     hours=st.floats(0.01, 200),

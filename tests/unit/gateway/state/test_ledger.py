@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
@@ -243,7 +243,6 @@ def everything(ledger: Ledger) -> Any:
     return tasks, held, accepted, ledger.open_jobs(), ledger.folded, ledger.malformed
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(jobs=messages_of_jobs, states=messages_of_state, data=st.data())
 def test_how_the_two_logs_are_interleaved_does_not_matter(
     jobs: list[Any], states: list[Any], data: st.DataObject

@@ -21,7 +21,7 @@ def record(sequence: int, data: bytes) -> Record:
     return Record(sequence, f"podium.state.a.t{sequence}", data, "2026-11-23T18:22:38.370730559Z")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(contents=st.lists(st.one_of(st.binary(max_size=40), st.text(max_size=20).map(str.encode)), max_size=6))
 def test_every_record_comes_back_as_it_was(contents: list[bytes], tmp_path: Path) -> None:
     records = [record(number, data) for number, data in enumerate(contents, 3)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.policy.builtin import BUILT_IN
@@ -149,7 +149,6 @@ def test_a_policy_that_takes_what_can_not_be_done_pays_for_it() -> None:
     assert run([line(0, "a", task_type=TaskType.IMAGE)], greedy).points == pytest.approx(-4.0)
 
 
-@settings(deadline=None)
 @given(
     times=st.lists(
         st.tuples(st.floats(0, 1e5), st.floats(0.1, 30), st.sampled_from([None, 0.0, 60.0, 2000.0]))
