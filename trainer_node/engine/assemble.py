@@ -190,6 +190,7 @@ def make_saver(run: RunContext, record: RunRecord) -> Saver:
         context.versions(),
         most_bytes=COPY_SHARE * prepare.main_memory(run.job.hardware),
         timer=(lambda: 0.0) if run.simulated else run.own_clock.time,
+        report=run.reporter.message,
     )
 
 

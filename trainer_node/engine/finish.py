@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from shared.errors import EngineError
-from shared.files import folder_digest
+from shared.files import folder_digest, is_disk_full
 from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
 from shared.planning.plan import Plan
 from trainer_node.engine.context import RunContext, RunRecord
@@ -193,10 +194,23 @@ def _export(run: RunContext, record: RunRecord, state: TrainState, candidate: Ca
     metrics = _metrics(record, candidate.held_out or candidate.score, candidate.reached)
     run.reporter.losses(dev=metrics.final_loss)
     run.reporter.phase(Phase.EXPORT)
-    target = run.folder / "export"
     with candidate.weights_applied(), run.patience():
         deltas = _whole(run, state)
-        return writer.write(deltas, state.plan, run.job, metrics, target) if deltas else None
+        return _write(run, state, deltas, metrics) if deltas else None
+
+
+def _write(run: RunContext, state: TrainState, deltas: Deltas, metrics: Metrics) -> Metrics:
+    """Write the export; on a full disk checkpoints make room for it, the least valuable first."""
+    target, folder = run.folder / "export", run.folder / "checkpoints"
+    while True:
+        try:
+            return writer.write(deltas, state.plan, run.job, metrics, target)
+        except OSError as error:
+            last = next(iter(checkpoint.by_value(folder)), None)
+            if not is_disk_full(error) or last is None:
+                raise
+            run.reporter.message(f"no room for the export: the checkpoint {last.name} is deleted")
+            shutil.rmtree(last)
 
 
 def _whole(run: RunContext, state: TrainState) -> Deltas | None:

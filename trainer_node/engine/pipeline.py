@@ -8,7 +8,6 @@ written before `ready_by`: when time is short, parts of the closing are skipped 
 
 from __future__ import annotations
 
-import errno
 import os
 import traceback
 from pathlib import Path
@@ -20,6 +19,7 @@ from msgspec.structs import replace
 
 from shared.clock import TokenClock, WallClock
 from shared.errors import EngineError, PodiumError
+from shared.files import is_disk_full
 from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, decode_worker_job
 from shared.planning.plan import Plan
 from trainer_node.engine import context, prepare
@@ -85,7 +85,7 @@ def explain(error: Exception) -> tuple[ErrorCode, str]:
         return error.code, str(error)
     if is_out_of_memory(error):
         return ErrorCode.OUT_OF_MEMORY, f"out of memory, also at the smallest step: {_first_line(error)}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and is_disk_full(error):
         return ErrorCode.DISK_FULL, f"the disk is full: {error}"
     if isinstance(error, torch.AcceleratorError):
         return ErrorCode.DEVICE, f"the device failed: {_first_line(error)}"
@@ -183,6 +183,8 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
         position = found.manifest.position
         run.reporter.resumed(position.step, position.tokens, record.base_loss)
         run.reporter.message(f"resumed from step {position.step}")
+        if position.pulse.progress < 1.0 and not found.has_moments:
+            run.reporter.message("the checkpoint has no optimizer moments: they start again from zero")
     late = unverified.is_late(run.left_s, record.costs)
     model = load_base(run, plan)
     if late and found:

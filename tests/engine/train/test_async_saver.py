@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 
@@ -11,13 +12,14 @@ import torch
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Position
+from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
 from trainer_node.engine.train.schedule import ScheduleState
 
 WAIT_S = 60.0
 
 
-def _saver(folder: Path, most_bytes: float = 1e9) -> Saver:
-    return Saver(folder, "rows", {}, most_bytes=most_bytes, timer=lambda: 0.0)
+def _saver(folder: Path, most_bytes: float = 1e9, report: Callable[[str], None] = lambda text: None) -> Saver:
+    return Saver(folder, "rows", {}, most_bytes=most_bytes, timer=lambda: 0.0, report=report)
 
 
 def _position(step: int, loss: float | None = None) -> Position:
@@ -74,16 +76,22 @@ def test_without_memory_for_a_copy_training_waits(tmp_path: Path) -> None:
     assert saver.written() is None
 
 
-def test_a_full_disk_is_told_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_the_next_checkpoint_is_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> Path:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save", full)
-    saver = _saver(tmp_path)
+    said: list[str] = []
+    saver = _saver(tmp_path / "checkpoints", report=said.append)
+    sizes = Sizes(weights=4, moments=8, extras=0)
+    assert saver.make_room(sizes, 0) is CheckpointContent.WHOLE
     saver.begin(_position(1), {"weights": {"w": torch.ones(3)}})
-    with pytest.raises(OSError, match="No space"):
-        saver.begin(_position(2), {"weights": {"w": torch.ones(3)}})
-    saver.wait()
+    assert saver.make_room(sizes, 0) is CheckpointContent.NARROW_MOMENTS
+    assert "the checkpoint of step 1 could not be written" in said[0]
+    assert "No space left on device" in said[0]
+    assert saver.written() is None
 
 
 def test_the_best_stretch_of_training_is_kept(tmp_path: Path) -> None:

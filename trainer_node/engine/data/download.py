@@ -7,7 +7,6 @@ again.
 
 from __future__ import annotations
 
-import errno
 import http.client
 import ipaddress
 import socket
@@ -21,6 +20,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from shared.errors import DataError, EngineError
+from shared.files import is_disk_full
 from shared.messages import ErrorCode
 
 MAX_BYTES = 2_200_000_000  # upstream's own files end at 2.147 GB
@@ -118,7 +118,7 @@ def fetch(
                 ) from error
             time.sleep(pause_s)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 raise EngineError(ErrorCode.DISK_FULL, f"no space for the data in {target.parent}") from error
             raise DataError(f"can't download {public_name(url)}: {error}") from error
 

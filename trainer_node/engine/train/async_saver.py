@@ -5,6 +5,7 @@ SmolLM2-135M with dense deltas: 1.3 GB are copied in .1 s, and take 4.5 s to be 
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,16 @@ from msgspec import Struct
 
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position, Tensors
+from trainer_node.engine.train.disk_plan import (
+    DESCRIPTIONS,
+    SPARE_BYTES,
+    CheckpointContent,
+    Sizes,
+    after_failure,
+    choose,
+)
+
+MOMENTS_FILE = frozenset({"optimizer"})
 
 
 class Written(Struct, frozen=True):
@@ -28,7 +39,8 @@ class Saver:
     """Writes one checkpoint at a time below `folder`, the last one that was begun.
 
     `most_bytes` is the memory that copies may take; a larger checkpoint is written while the run waits.
-    `timer` reads the run's clock, so that a simulated run's saves take no time.
+    `timer` reads the run's clock, so that a simulated run's saves take no time. A checkpoint that can't be
+    written is no reason to stop: `report` hears of it, and the next one is smaller.
     """
 
     def __init__(
@@ -39,16 +51,20 @@ class Saver:
         *,
         most_bytes: float,
         timer: Callable[[], float],
+        report: Callable[[str], None],
     ) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
         self.versions = versions
         self.most_bytes = most_bytes
         self.timer = timer
+        self.report = report
+        self._content = CheckpointContent.WHOLE  # of the checkpoint before
+        self._most = CheckpointContent.WHOLE  # that is tried
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._copies: dict[tuple[str, str], torch.Tensor] = {}
         self._preparing: Future[float] | None = None
-        self._running: Future[Written] | None = None
+        self._running: Future[Written | None] | None = None
         self._frozen: dict[str, tuple[Tensors, Path]] = {}  # what the checkpoint before holds, and where
 
     def prepare(self, tensors: Mapping[str, Tensors]) -> None:
@@ -56,7 +72,7 @@ class Saver:
 
         That costs ten times as much as later uses (1 to 3 s for 1.6 GB); here it is paid during training.
         """
-        if sum(map(_size, tensors.values())) > self.most_bytes:
+        if sum(map(size_of, tensors.values())) > self.most_bytes:
             return
         wanted = {(group, name): one for group, found in tensors.items() for name, one in found.items()}
 
@@ -68,22 +84,40 @@ class Saver:
 
         self._preparing = self._pool.submit(touch)
 
+    def make_room(self, sizes: Sizes, export_bytes: int) -> CheckpointContent:
+        """Return what the next checkpoint can hold; older ones are deleted if it needs their place.
+
+        Waits for the save before. Room for the export is left free.
+        """
+        self.wait()
+        older = checkpoint.by_value(self.folder)[:-1]
+        freed = [checkpoint.freed_by(one) for one in older]
+        free = free_bytes(self.folder.parent)
+        choice = choose(sizes, free, export_bytes + SPARE_BYTES, freed, self._most)
+        for old in older[: choice.deleted]:
+            shutil.rmtree(old)
+        if choice.content is not self._content:
+            self._content = choice.content
+            self.report(f"{free / 1e9:.1f} GB of the disk are free: {DESCRIPTIONS[choice.content]}")
+        return choice.content
+
     def begin(
         self,
         position: Position,
         tensors: Mapping[str, Tensors],
         *,
+        content: CheckpointContent = CheckpointContent.WHOLE,
         still: bool = False,
         frozen: Mapping[str, Tensors] | None = None,
     ) -> None:
-        """Start to save; waits for the save before, if that is still running, and raises what that raised.
+        """Start to save; waits for the save before, if that is still running.
 
         `still` promises that the tensors don't change until `wait` returns: then no copy is made. Those in
         `frozen` never change: what the checkpoint before has of them is linked.
         """
         self.wait()
         preparing_s = self._prepared()
-        in_background = still or sum(map(_size, tensors.values())) <= self.most_bytes
+        in_background = still or sum(map(size_of, tensors.values())) <= self.most_bytes
         if in_background and not still:
             tensors = {name: self._copied(name, group) for name, group in tensors.items()}
         fixed = dict(frozen or {})
@@ -91,11 +125,16 @@ class Saver:
         unchanged = {name: path for name, (group, path) in self._frozen.items() if fixed.get(name) is group}
         began = self.timer()
 
-        def write() -> Written:
+        def write() -> Written | None:
             computed = time.thread_time()
-            folder = checkpoint.save(
-                self.folder, position, self.fingerprint, tensors, self.versions, unchanged
-            )
+            narrow = MOMENTS_FILE if content is CheckpointContent.NARROW_MOMENTS else frozenset()
+            try:
+                folder = checkpoint.save(
+                    self.folder, position, self.fingerprint, tensors, self.versions, unchanged, narrow
+                )
+            except OSError as error:
+                self._failed(position.step, content, error)
+                return None
             self._frozen = {name: (group, folder / f"{name}.safetensors") for name, group in fixed.items()}
             return Written(self.timer() - began, time.thread_time() - computed + preparing_s)
 
@@ -104,17 +143,25 @@ class Saver:
             self._running.result()
 
     def written(self) -> Written | None:
-        """What the checkpoint that has just come to be took, once; raises what its writing raised."""
+        """What the checkpoint that has just come to be took, once."""
         if self._running is None or not self._running.done():
             return None
         done, self._running = self._running, None
         return done.result()
 
     def wait(self) -> None:
-        """Until nothing is being written; raises OSError if the checkpoint couldn't be."""
+        """Until nothing is being written."""
         if self._running is not None:
             running, self._running = self._running, None
             running.result()
+
+    def _failed(self, step: int, content: CheckpointContent, error: OSError) -> None:
+        """Note that a checkpoint could not be written; runs in the saver's thread."""
+        self._most = max(self._most, after_failure(content))
+        self.report(
+            f"the checkpoint of step {step} could not be written: {error}; training goes on, and from now on "
+            f"{DESCRIPTIONS[self._most]}"
+        )
 
     def _prepared(self) -> float:
         """Wait for the memory, and tell once what it took of the thread's time."""
@@ -133,5 +180,11 @@ class Saver:
         return {name: self._copies[group, name] for name in tensors}
 
 
-def _size(tensors: Tensors) -> int:
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written to a folder's disk."""
+    return shutil.disk_usage(folder).free
+
+
+def size_of(tensors: Tensors) -> int:
+    """Bytes of some tensors, all shards together."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -82,6 +82,11 @@ class Checkpoint(Struct, frozen=True):
     folder: Path
     manifest: Manifest
 
+    @property
+    def has_moments(self) -> bool:
+        """Whether it holds the optimizer's moments: not without room for them, nor after the last step."""
+        return "optimizer.safetensors" in self.manifest.files
+
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """One of its files, mapped into memory; empty if it has no such file."""
         path = self.folder / f"{name}.safetensors"
@@ -95,10 +100,12 @@ def save(
     tensors: Mapping[str, Tensors],
     versions: dict[str, str],
     unchanged: Mapping[str, Path] | None = None,
+    narrow: frozenset[str] = frozenset(),
 ) -> Path:
     """Write one checkpoint below `folder`, then delete all that isn't `kept`; OSError if it can't.
 
-    `unchanged` names files of an earlier one that hold the same tensors: they are linked.
+    `unchanged` names files of an earlier one that hold the same tensors: they are linked. The groups in
+    `narrow` are written in 16 bits.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{position.step:08d}"
@@ -108,7 +115,7 @@ def save(
     try:
         files = {
             f"{name}.safetensors": _linked(temporary / f"{name}.safetensors", (unchanged or {}).get(name))
-            or write_tensors(temporary / f"{name}.safetensors", group)
+            or write_tensors(temporary / f"{name}.safetensors", group, narrow=name in narrow)
             for name, group in tensors.items()
             if group
         }
@@ -142,6 +149,19 @@ def kept(folder: Path) -> set[Path]:
     """The KEPT newest, and the one that ended the best stretch of training: a run may go wrong after it."""
     folders = _folders(folder)
     return {*folders[:KEPT], *sorted(folders, key=_loss)[:1]}
+
+
+def by_value(folder: Path) -> list[Path]:
+    """All checkpoints, the least valuable first; last the one that ended the best stretch, and the newest."""
+    newest, older = _folders(folder)[:1], _folders(folder)[1:]
+    best = sorted(older, key=_loss)[:1]
+    return [*(one for one in reversed(older) if one not in best), *best, *newest]
+
+
+def freed_by(checkpoint: Path) -> int:
+    """Bytes that deleting a checkpoint frees; files that have another name, too, stay."""
+    stats = [path.stat() for path in checkpoint.iterdir()]
+    return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
 
 
 def whole(folder: Path, report: Callable[[str], None], only: str = "") -> Iterator[Checkpoint]:
@@ -184,8 +204,8 @@ def clean(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def write_tensors(path: Path, tensors: Tensors) -> FileEntry:
-    """A safetensors file, hashed while it is written and synced.
+def write_tensors(path: Path, tensors: Tensors, *, narrow: bool = False) -> FileEntry:
+    """A safetensors file, hashed while it is written and synced; with `narrow`, fp32 tensors in 16 bits.
 
     The library's own writer first copies everything into one buffer, and hashing its file would read all of
     it again: for a 1.3 GB checkpoint that is 1.3 GB of memory and about as much time as the writing.
@@ -193,9 +213,10 @@ def write_tensors(path: Path, tensors: Tensors) -> FileEntry:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
+        dtype = _written_dtype(tensor, narrow)
+        begin, end = end, end + tensor.numel() * dtype.itemsize
         header[name] = {
-            "dtype": NAMES[tensor.dtype],
+            "dtype": NAMES[dtype],
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
@@ -207,12 +228,18 @@ def write_tensors(path: Path, tensors: Tensors) -> FileEntry:
             digest.update(part)
             _write(file.fileno(), part)
         for tensor in tensors.values():
-            data = memoryview(_bytes(tensor))
+            data = memoryview(_bytes(tensor.to(_written_dtype(tensor, narrow))))
             for start in range(0, len(data), PIECE):
                 digest.update(data[start : start + PIECE])
                 _write(file.fileno(), data[start : start + PIECE])
         os.fsync(file.fileno())
     return FileEntry(8 + len(text) + end, digest.hexdigest())
+
+
+def _written_dtype(tensor: torch.Tensor, narrow: bool) -> torch.dtype:
+    """A scalar stays as it is: AdamW's step counter is none that may be rounded."""
+    narrowed = narrow and tensor.dtype is torch.float32 and tensor.ndim > 0
+    return torch.bfloat16 if narrowed else tensor.dtype
 
 
 def _bytes(tensor: torch.Tensor) -> Any:

@@ -19,8 +19,10 @@ from trainer_node.engine.distributed.sharding import between, decoder_layers, ga
 from trainer_node.engine.model.compile import compile_layers
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
+from trainer_node.engine.train.async_saver import size_of
 from trainer_node.engine.train.checkpoint import Checkpoint, Position
 from trainer_node.engine.train.development import measure_dev, measure_due
+from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
 from trainer_node.engine.train.oom import release
 from trainer_node.engine.train.optimizer import MOMENTS, apply_gradients, clip, optimizer_tensors
 from trainer_node.engine.train.rollback import go_back, load_trained
@@ -80,7 +82,9 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
 
 
 def prepare_saver(state: TrainState) -> None:
-    """Have memory for the copies that checkpoints are written from."""
+    """Have memory for the copies that checkpoints are written from, and say if the disk is short."""
+    if state.process_group.is_main:
+        state.saver.make_room(sizes_of(state, over=False), export_bytes(state))
     if state.process_group.is_main and state.plan.parallel != "fsdp2":
         parameters = state.deltas.parameters
         will_be = {f"{name}/{key}": value for key, value in parameters.items() for name in MOMENTS}
@@ -228,14 +232,20 @@ def shrink(state: TrainState) -> None:
 def save(state: TrainState, reporter: Reporter) -> None:
     """Begin a checkpoint of this moment; the same on any number of devices. Every process must call it.
 
-    None is made of weights that are no longer numbers: what is on disk is better. After the last step the
-    optimiser has done its work; without it, and with nothing left to change, the closing need not wait.
+    None is made of weights that are no longer numbers: what is on disk is better. Nor is one if the disk is
+    full. After the last step the optimiser has done its work; without it, and with nothing left to change,
+    the closing need not wait.
     """
     began, over = state.clock.time(), state.schedule.pulse.progress >= 1.0
     if not is_finite(state):
         reporter.message(f"the weights of step {state.step} are not finite: they are not saved")
         state.schedule.save_begun(began, 0.0)
         return
+    content = make_room(state, over=over)
+    if content is CheckpointContent.NOTHING:
+        state.schedule.save_begun(began, state.clock.time() - began)
+        return
+    extras, average = content is not CheckpointContent.WEIGHTS, state.average
     loss_sum, steps = state.since_save
     state.since_save = (0.0, 0)
     # The pulse inside must say that this save was made: a resumed run's next is due as if it never stopped.
@@ -249,23 +259,49 @@ def save(state: TrainState, reporter: Reporter) -> None:
         tokens=state.tokens,
         clock_tokens=state.clock.tokens if isinstance(state.clock, TokenClock) else 0,
         train_s=state.train_s,
-        averaged=state.average.count if state.average else 0,
+        averaged=average.count if average and extras else 0,
         capacity=state.plan.capacity,
         curve=state.curve,
         pulse=replace(state.schedule.pulse),  # it is written while training goes on
         loss=loss_sum / steps if steps else None,
         health=state.health,
     )
-    optimizer = {} if over else dict(optimizer_tensors(state.optimizer, state.deltas.parameters))
+    optimizer: dict[str, torch.Tensor] = {}
+    if extras and not over:
+        optimizer = dict(optimizer_tensors(state.optimizer, state.deltas.parameters))
     tensors = {
         "weights": gathered(state.deltas.state(), state.process_group),
         "optimizer": gathered(optimizer, state.process_group),
-        "average": gathered(state.average.weights, state.process_group) if state.average else {},
+        "average": gathered(average.weights, state.process_group) if average and extras else {},
     }
     if state.process_group.is_main:
-        snapshots = {snapshot_name(step): weights for step, weights in state.snapshots.items()}
-        state.saver.begin(position, tensors, still=over, frozen={"best": state.best, **snapshots})
+        kept = {snapshot_name(step): weights for step, weights in state.snapshots.items()}
+        frozen = {"best": state.best, **kept} if extras else {}
+        state.saver.begin(position, tensors, content=content, still=over, frozen=frozen)
     state.schedule.save_begun(began, state.clock.time() - began)
+
+
+def make_room(state: TrainState, *, over: bool) -> CheckpointContent:
+    """All: what the next checkpoint holds, as rank 0's disk allows."""
+    content = CheckpointContent.WHOLE
+    if state.process_group.is_main:
+        content = state.saver.make_room(sizes_of(state, over=over), export_bytes(state))
+    return CheckpointContent(int(state.process_group.broadcast_floats(content)[0]))
+
+
+def sizes_of(state: TrainState, *, over: bool) -> Sizes:
+    """The bytes of a checkpoint's parts, of all shards together; after the last step it has no moments."""
+    weights = size_of(state.deltas.parameters)
+    average = weights if state.average and state.average.count else 0
+    best = sum(map(size_of, (state.best, *state.snapshots.values())))
+    return Sizes(weights=weights, moments=0 if over else len(MOMENTS) * weights, extras=average + best)
+
+
+def export_bytes(state: TrainState) -> int:
+    """At most so many bytes are exported: a whole model in 16 bits, or fp32 factors."""
+    if any(module.method == "dense" for module in state.plan.modules):
+        return 2 * sum(value.numel() for value in state.deltas.model.parameters())
+    return 4 * sum(value.numel() for value in state.deltas.parameters.values())
 
 
 def step_losses(state: TrainState) -> list[float]:

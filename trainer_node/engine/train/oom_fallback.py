@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from msgspec.structs import replace
 
 from shared.planning.plan import Deviation, Plan
@@ -29,8 +27,7 @@ def train_or_stop(run: RunContext, state: TrainState) -> bool:
         try:
             descend(run, state)
         except BaseException:
-            with suppress(OSError):  # the process ends without waiting for threads
-                state.saver.wait()
+            state.saver.wait()  # the process ends without waiting for threads
             raise
         return not run.process_group.broadcast_object(run.stop.asked)
 

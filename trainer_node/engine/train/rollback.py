@@ -42,10 +42,12 @@ def load_trained(state: TrainState, found: Checkpoint) -> None:
     for key, tensor in found.tensors("optimizer").items():
         field_name, name = key.split("/", 1)
         parameter = parameters[name]
-        # Fused AdamW wants its step counter in fp32 next to the weights.
-        state.optimizer.state[parameter][field_name] = (
-            placed(tensor, parameter) if tensor.shape else tensor.to(parameter.device, copy=True)
-        )
+        # Moments may be stored in 16 bits; the step counter is fp32, where fused AdamW wants it.
+        if tensor.shape:
+            value = placed(tensor.to(parameter.dtype), parameter)
+        else:
+            value = tensor.to(parameter.device, copy=True)
+        state.optimizer.state[parameter][field_name] = value
     if state.average is not None:
         state.average.count = found.manifest.position.averaged
         state.average.weights = {
