@@ -18,7 +18,7 @@ from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.distributed.sharding import spread
 from trainer_node.engine.model.adapters import Deltas, add_deltas
-from trainer_node.engine.model.attention import max_documents
+from trainer_node.engine.model.attention import choose_kernels, max_documents
 from trainer_node.engine.model.compile import missing_compiler
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.model.shape import heads_of
@@ -71,6 +71,7 @@ def load_base(run: RunContext, plan: Plan) -> torch.nn.Module:
     run.reporter.phase(Phase.LOADING)
     with run.patience():
         model = load_model(run.job.model_path, getattr(torch, plan.dtype))
+        choose_kernels(model.config, run.process_group.device)
     return model if plan.parallel == "fsdp2" else model.to(run.process_group.device)
 
 

@@ -57,7 +57,7 @@ def test_a_batch_knows_its_documents_and_labels() -> None:
     assert batch.positions_T.tolist() == [0, 1, 0, 1, 2, 0, 0, 0]
     assert batch.document_lengths == [2, 3, 3]
     assert batch.cu_seqlens.tolist() == [0, 2, 5, 8]
-    assert (batch.documents, batch.examples, batch.tokens, batch.max_seqlen) == (2, 2, 5, 8)
+    assert (batch.documents, batch.examples, batch.tokens, batch.max_seqlen) == (2, 2, 5, 3)
 
 
 def test_labels_are_predicted_one_place_before_and_weigh_one_per_document() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from shared.errors import EngineError
 from trainer_node.engine.data.examples import Examples
@@ -20,12 +21,14 @@ from trainer_node.engine.model.attention import (
     Form,
     _dense,
     attention_kwargs,
+    choose_kernels,
+    forms_of,
     install,
     kernel_error,
     max_documents,
     packed_attention,
 )
-from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.model.loading import load_config, load_model
 
 LENGTHS = [9, 1, 30, 4]
 
@@ -110,7 +113,7 @@ def test_document_limit_keeps_offsets_in_32_bits() -> None:
         assert (capacity + 128 * (documents + 3)) * heads * head_dim >= 2**31
 
 
-@pytest.mark.parametrize("form", [Form(), Form(queries=4, dim=128, windowed=True)])
+@pytest.mark.parametrize("form", [Form(), Form(8, 2, 128, windowed=True)])
 def test_the_self_test_tells_right_from_wrong(form: Form) -> None:
     right, device = _dense(), torch.device("cpu")
     assert kernel_error(right, device, form, torch.float32) < 1e-5
@@ -136,9 +139,81 @@ def test_a_kernel_that_fails_or_computes_wrong_is_passed_over(monkeypatch: pytes
         attention._kernel.cache_clear()
 
 
+@pytest.mark.parametrize("around", ["recomputed", "scored", "autocast"])
+def test_the_self_test_doesn_t_depend_on_where_attention_is_first_called(
+    around: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_KERNELS", {"right": _dense})
+    attention._kernel.cache_clear()
+    chosen: list[Any] = []
+
+    def layer(x: Tensor) -> Tensor:
+        if not chosen:
+            chosen.append(attention._kernel(torch.device("cpu"), Form()))
+        return x.sin().exp()
+
+    try:
+        if around == "recomputed":  # a resumed FSDP2 run calls attention here first
+            x = torch.ones(3, requires_grad=True)
+            checkpoint(layer, x, use_reentrant=False).sum().backward()
+            torch.testing.assert_close(x.grad, torch.ones(3).sin().exp() * torch.ones(3).cos())
+        elif around == "scored":
+            with torch.inference_mode():
+                layer(torch.ones(3))
+        else:
+            with torch.autocast("cpu"):
+                layer(torch.ones(3))
+        assert len(chosen) == 1
+    finally:
+        attention._kernel.cache_clear()
+
+
+@pytest.mark.parametrize(("last_rows", "right"), [(0, True), (170, False)])
+def test_an_error_in_a_later_tile_is_found(last_rows: int, right: bool) -> None:
+    exact: Callable[..., Tensor] = _dense()
+
+    def kernel(*given: Any) -> Tensor:
+        out = exact(*given)
+        rows = torch.arange(len(out))[:, None, None]
+        return out * (rows < len(out) - last_rows)
+
+    assert (kernel_error(kernel, torch.device("cpu"), Form(), torch.float32) < 1e-5) == right
+
+
+def test_a_window_that_is_rounded_to_tiles_is_found() -> None:
+    exact: Callable[..., Tensor] = _dense()
+
+    def whole_tiles(*given: Any) -> Tensor:
+        *others, window = given
+        return exact(*others, -(-window // 128) * 128)
+
+    assert kernel_error(whole_tiles, torch.device("cpu"), Form(windowed=True), torch.float32) > 0.02
+
+
+def test_the_forms_are_those_of_the_model(tiny_model: Path) -> None:
+    config = load_config(str(tiny_model))
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    dim = config.hidden_size // heads
+    assert forms_of(config) == [Form(heads, groups, dim)]
+    config.sliding_window = 512
+    assert forms_of(config) == [Form(heads, groups, dim), Form(heads, groups, dim, windowed=True)]
+
+
+def test_kernels_are_chosen_when_the_model_is_loaded(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[torch.device, Form]] = []
+    monkeypatch.setattr(attention, "_kernel", lambda device, form: tried.append((device, form)))
+    config = load_config(str(tiny_model))
+    choose_kernels(config, torch.device("cpu"))
+    assert tried == []
+    choose_kernels(config, torch.device("cuda", 1))
+    assert tried == [(torch.device("cuda", 1), form) for form in forms_of(config)]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("form", [Form(), Form(4, 128), Form(1, 256), Form(2, 64, windowed=True)])
+@pytest.mark.parametrize("form", [Form(9, 3), Form(32, 8, 128), Form(4, 4, 256), Form(14, 2, windowed=True)])
 @pytest.mark.parametrize("name", sorted(_KERNELS))
 def test_cuda_kernels_agree_with_fp32_math(name: str, form: Form) -> None:
     try:

@@ -10,8 +10,10 @@ silently.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -20,12 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
 from shared.errors import EngineError
 from shared.messages import ErrorCode
 from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.model.plain_attention import plain_attention
+from trainer_node.engine.model.shape import heads_of
 
 NAME = "podium_packed"
 TOLERANCE = 2e-2  # of a healthy bf16 kernel against fp32 math, inputs of size 1
@@ -35,10 +38,17 @@ TOLERANCE = 2e-2  # of a healthy bf16 kernel against fp32 math, inputs of size 1
 FP32_UP_TO = 256
 
 
+# Documents of the self-test: shorter than a kernel's tile, one token, and over several tiles of 128 tokens.
+# The window ends inside the second tile.
+TEST_LENGTHS = (7, 1, 56, 129, 300)
+TEST_WINDOW = 150
+
+
 class Form(NamedTuple):
     """What a kernel may be unable to do: it is tried on this form before it is used."""
 
-    queries: int = 2  # heads to each pair of key and value
+    heads: int = 4
+    groups: int = 2  # pairs of key and value
     dim: int = 64
     windowed: bool = False
 
@@ -129,7 +139,7 @@ def packed_attention(
         # Latent attention's values are narrower than its keys, which no kernel takes.
         value = F.pad(value, (0, query.shape[3] - size))
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        form = Form(query.shape[1] // key.shape[1], query.shape[3], sliding_window is not None)
+        form = Form(query.shape[1], key.shape[1], query.shape[3], sliding_window is not None)
         kernel = _kernel(query.device, form)
         out = kernel(q, k, v, layout.cu_seqlens, layout.max_seqlen, scale, sliding_window)
         return out[..., :size].unsqueeze(0), None
@@ -228,15 +238,38 @@ _KERNELS = {
 }
 
 
+def choose_kernels(config: PretrainedConfig, device: torch.device) -> None:
+    """Test the kernels on every form that a model needs, before its first step; EngineError if none is right.
+
+    The first attention may come inside a recomputed layer, and the first step is timed.
+    """
+    if device.type == "cuda":
+        for form in forms_of(config):
+            _kernel(device, form)
+
+
+def forms_of(config: PretrainedConfig) -> list[Form]:
+    """The forms of attention that a model's configuration names."""
+    text = config.get_text_config()
+    heads, dim = heads_of(config)
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    windows = [False, True] if getattr(text, "sliding_window", None) else [False]
+    return [Form(heads, groups, dim, windowed) for windowed in windows]
+
+
 @cache
 def _kernel(device: torch.device, form: Form) -> Kernel:
     """Return the first kernel that is installed and computes right; log it and those passed over."""
     for name, load in _KERNELS.items():
         try:
             kernel = load()
-            error = kernel_error(kernel, device, form)
+            error = _tested(kernel, device, form)
+        except ModuleNotFoundError as missing:
+            log.info("attention kernel not installed", kernel=name, cause=str(missing))
+            error = math.inf
         except Exception as failure:  # whatever a kernel or its compiler says: the next one is tried
-            log.info("attention kernel not usable", kernel=name, cause=str(failure).partition("\n")[0][:200])
+            cause = str(failure).partition("\n")[0][:200]
+            log.warning("attention kernel not usable", kernel=name, cause=cause)
             error = math.inf
         if error <= TOLERANCE:
             log.info("attention kernel", kernel=name, device=str(device), form=form, error=error)
@@ -248,28 +281,41 @@ def _kernel(device: torch.device, form: Form) -> Kernel:
     raise EngineError(ErrorCode.DEVICE, f"no attention kernel computes right on {device}")
 
 
+def _tested(kernel: Kernel, device: torch.device, form: Form) -> float:
+    """A kernel's error, found in a thread of its own.
+
+    Gradients may be off around the caller (scoring), autocast on, and inside a recomputed layer what a
+    backward pass needs is not kept: all of that belongs to the caller's thread.
+    """
+
+    def test() -> float:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # a thread begins with the first GPU
+        return kernel_error(kernel, device, form)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(test).result()
+
+
 def kernel_error(
     kernel: Kernel, device: torch.device, form: Form, dtype: torch.dtype = torch.bfloat16
 ) -> float:
-    """Largest error of a kernel's output and gradients against fp32 math, on three short documents."""
-    # The first call may come from scoring, where there are no gradients.
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        lengths, heads, groups, dim, scale = [7, 1, 56], 2 * form.queries, 2, form.dim, form.dim**-0.5
-        window = 16 if form.windowed else None
-        random = torch.Generator().manual_seed(0)
-        shapes = [(sum(lengths), count, dim) for count in (heads, groups, groups)]
-        inputs = [torch.randn(shape, generator=random).to(dtype).to(device) for shape in shapes]
-        gradient = torch.randn(shapes[0], generator=random).to(dtype).to(device)
-        borders = torch.tensor([0, 7, 8, 64], dtype=torch.int32, device=device)
+    """Largest error of a kernel's output and gradients against fp32 math, on documents of TEST_LENGTHS."""
+    lengths, scale, window = list(TEST_LENGTHS), form.dim**-0.5, TEST_WINDOW if form.windowed else None
+    random = torch.Generator().manual_seed(0)
+    shapes = [(sum(lengths), count, form.dim) for count in (form.heads, form.groups, form.groups)]
+    inputs = [torch.randn(shape, generator=random).to(dtype).to(device) for shape in shapes]
+    gradient = torch.randn(shapes[0], generator=random).to(dtype).to(device)
+    borders = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
-        tested = [tensor.clone().requires_grad_() for tensor in inputs]
-        q, k, v = tested
-        found = kernel(q, k, v, borders, sum(lengths), scale, window)
-        found.backward(gradient)
-        exact = [tensor.float().requires_grad_() for tensor in inputs]
-        query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in exact)
-        wanted = _per_document(query, key, value, lengths, scale, window)[0]
-        wanted.backward(gradient.float())
-        pairs = [(found, wanted.detach()), *((a.grad, b.grad) for a, b in zip(tested, exact, strict=True))]
-        errors = [((a.detach().float() - b).abs().max() / (1 + b.abs().max())) for a, b in pairs]
-        return float(torch.stack(errors).max())
+    tested = [tensor.clone().requires_grad_() for tensor in inputs]
+    q, k, v = tested
+    found = kernel(q, k, v, borders, max(lengths), scale, window)
+    found.backward(gradient)
+    exact = [tensor.float().requires_grad_() for tensor in inputs]
+    query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in exact)
+    wanted = _per_document(query, key, value, lengths, scale, window)[0]
+    wanted.backward(gradient.float())
+    pairs = [(found, wanted.detach()), *((a.grad, b.grad) for a, b in zip(tested, exact, strict=True))]
+    errors = [((a.detach().float() - b).abs().max() / (1 + b.abs().max())) for a, b in pairs]
+    return float(torch.stack(errors).max())
