@@ -29,6 +29,7 @@ from shared.broker.bus import Bus
 from shared.errors import BusTimeoutError
 from shared.logs import get_logger
 from shared.messages import BareOffer, Decision, DecisionKind, Hardware, Job, Offer, Reservation
+from shared.planning.architectures import ModelFacts
 from shared.settings import Settings
 
 ANSWER_S = 2.5  # upstream waits 3 s
@@ -53,6 +54,7 @@ class Admission:
         expected: Hardware,
         tables: Callable[[], Tables] = Tables,
         family: Callable[[str], str] = model_family,
+        facts: Callable[[str], ModelFacts | None] = lambda _: None,
         policy: Policy = maximum_accuracy,
     ) -> None:
         self._settings = settings
@@ -62,7 +64,7 @@ class Admission:
         self._follower = follower
         self._decisions = decisions
         self._policy = policy
-        self.views = PolicyViews(settings, ledger, presence, expected, tables, family)
+        self.views = PolicyViews(settings, ledger, presence, expected, tables, family, facts)
         self._askers = Askers(settings.reservation_s)
         self._log = log.bind()  # made once: the module's makes a logger for every line
 

@@ -97,6 +97,7 @@ class Connected:
             expected=local.expected,
             tables=local.learner.tables,
             family=local.families,
+            facts=local.families.facts,
             policy=local.policy,
         )
         self.operations = Operations(bus, ledger, self.log_reader, settings.gateway_name)

@@ -10,7 +10,7 @@ from gateway.policy.house import free_slot, maximum_accuracy, terms_of
 from gateway.policy.interface import Policy, PolicyView, SlotFacts, Verdict
 from shared.messages import BareOffer, DecisionKind, Terms
 from shared.planning.feasibility import ASSUMED_PARAMETERS, LONGEST_HOURS
-from shared.planning.model_shape import parameters_from_name
+from shared.planning.model_name import parameters_from_name
 
 POINTS_OF_FIRST, POINTS_OF_FAILURE = 3.0, 1.0  # upstream's scores; all others get 0
 SHORTEST_HOURS = 1 / 60  # keeps points per hour finite for any offer

@@ -1,4 +1,4 @@
-"""A model's family: by its name, or by the config of a local copy if there is one."""
+"""A model's family, and whether it can be trained: by its name, or by the config of a local copy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from shared.logs import get_logger
+from shared.planning.architectures import ModelFacts, facts_from_config
 from shared.planning.model_family import find_family
 from shared.settings import Settings
 
 READ_S = 5.0  # a folder on a disk that hangs must not keep a gateway from starting
 LARGEST_CONFIG = 1 << 20
+ADAPTER_ONLY = "its folder holds an adapter without the model that it belongs to"
 
 # Families whose configs name another's architecture: the name is then more precise, and gives the same
 # result on a gateway without a copy.
@@ -46,39 +49,55 @@ def family_of_copy(model: str, config: Mapping[str, Any]) -> str:
     return named if built is None or named in _BUILT_ON.get(built, ()) else built
 
 
+class LocalModel(Struct, frozen=True):
+    """What the config of a local copy says about a model."""
+
+    family: str
+    facts: ModelFacts
+
+
 class Families:
-    """Families of models: by config if this machine has a copy, read once; else by name."""
+    """Families of models, and what else is known: by config if this machine has a copy, read once."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._known: dict[str, str] = {}  # by upstream id, or by the folder's name in lower case
+        self._known: dict[str, LocalModel] = {}  # by upstream id, or by the folder's name in lower case
 
     def __call__(self, model: str) -> str:
         """Return the family of an upstream id; a dict lookup."""
+        found = self._find(model)
+        return model_family(model) if found is None else found.family
+
+    def facts(self, model: str) -> ModelFacts | None:
+        """Return what the config of a local copy says; None if there is no copy."""
+        found = self._find(model)
+        return None if found is None else found.facts
+
+    def _find(self, model: str) -> LocalModel | None:
         flat, name = model.replace("/", "--").lower(), model.rpartition("/")[2].lower()
-        for key in (model, flat, name):
-            if (family := self._known.get(key)) is not None:
-                return family
-        return model_family(model)
+        return next((self._known[key] for key in (model, flat, name) if key in self._known), None)
 
     async def load(self) -> None:
         """Read the configs of the local copies, in a thread; without them names have to do."""
         try:
             async with asyncio.timeout(READ_S):
-                self._known = await asyncio.to_thread(read_families, self._settings)
+                self._known = await asyncio.to_thread(read_local_models, self._settings)
         except TimeoutError:
             log.warning("can't read local models in time; families come from names", waited_s=READ_S)
 
 
-def read_families(settings: Settings) -> dict[str, str]:
-    """Read families by upstream id (`models`) and folder name (`models_dir`) from configs. Blocks."""
+def read_local_models(settings: Settings) -> dict[str, LocalModel]:
+    """Read configs of local copies, by upstream id (`models`) and folder name (`models_dir`). Blocks."""
     copies = {model: Path(path).expanduser() for model, path in settings.models.items()}
     if settings.models_dir:
         copies = _folders(Path(settings.models_dir).expanduser()) | copies
     found = {}
     for model, path in copies.items():
+        name = model.replace("--", "/")
         if (config := _config(path)) is not None:
-            found[model] = family_of_copy(model.replace("--", "/"), config)
+            found[model] = LocalModel(family_of_copy(name, config), facts_from_config(config))
+        elif (path / "adapter_config.json").is_file():
+            found[model] = LocalModel(model_family(name), ModelFacts(ADAPTER_ONLY))
     return found
 
 

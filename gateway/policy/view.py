@@ -10,6 +10,7 @@ from gateway.policy.interface import PolicyView, SlotFacts
 from gateway.state.ledger import Ledger
 from gateway.state.presence import Presence
 from shared.messages import BareOffer, Hardware
+from shared.planning.architectures import ModelFacts
 from shared.planning.feasibility import Feasibility, check_offer
 from shared.settings import Settings
 
@@ -27,6 +28,7 @@ class PolicyViews:
         expected: Hardware,
         tables: Callable[[], Tables],
         family: Callable[[str], str],
+        facts: Callable[[str], ModelFacts | None],
     ) -> None:
         self._settings = settings
         self._ledger = ledger
@@ -34,6 +36,7 @@ class PolicyViews:
         self._expected = expected
         self._tables = tables
         self._family = family
+        self._facts_of = facts
         self._viewed: tuple[int, ...] = ()
         self._viewed_at, self._recent = 0.0, self.now()
 
@@ -69,5 +72,11 @@ class PolicyViews:
 
     def _feasible(self, offer: BareOffer, hours: float, hardware: Hardware) -> Feasibility:
         return check_offer(
-            offer.model, offer.model_params_count, offer.task_type, hours, hardware, self._settings.profile
+            offer.model,
+            offer.model_params_count,
+            offer.task_type,
+            hours,
+            hardware,
+            self._settings.profile,
+            self._facts_of(offer.model),
         )

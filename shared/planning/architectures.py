@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct
+
+from shared.errors import PlanError
+from shared.planning.model_shape import shape_from_config
 
 
 class Batching(StrEnum):
@@ -10,3 +18,82 @@ class Batching(StrEnum):
 
     PACKED = "packed"  # one after the other in a row, attention kept within each
     PADDED = "padded"  # one in each row, filled up to the longest: slower, and right for any causal model
+
+
+_PACKED = """
+apertus arcee biogpt cohere cohere2 cwm deepseek_v2 deepseek_v3 diffllama ernie4_5 exaone4 gemma gemma2 gemma3
+gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gpt_oss granite granitemoe helium hunyuan_v1_dense
+llama minicpm3 ministral ministral3 mistral mixtral nanochat olmo olmo2 olmo3 olmoe opt persimmon phi phi3
+phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 starcoder2
+"""
+_PADDED = """
+bamba bloom codegen falcon falcon_h1 falcon_mamba gpt_neo gptj granitemoehybrid jamba lfm2 mamba mamba2 mpt
+nemotron qwen3_5_text qwen3_next recurrent_gemma stablelm xglm
+"""
+# By `model_type`. Each passes whole jobs in `python -m bench models`, batched like this.
+ARCHITECTURES: dict[str, Batching] = {
+    **dict.fromkeys(_PACKED.split(), Batching.PACKED),
+    **dict.fromkeys(_PADDED.split(), Batching.PADDED),
+}
+
+# Parts of names, between anything but letters and digits.
+_QUANTISED = """
+gptq awq bnb 4bit 8bit int4 int8 nf4 fp8 nvfp4 mxfp4 w4a16 w8a8 exl2 exl3 mlx gguf hqq aqlm onnx openvino
+"""
+_OTHER_KINDS = """
+bert roberta deberta albert distilbert modernbert electra t5 mt5 bart mbart pegasus whisper clip siglip
+wav2vec2 vit embed embedding embeddings reranker sdxl flux stable-diffusion
+"""
+_PADDED_FAMILIES = """
+bloom codegen falcon(?!-?3) gpt-?neo(?!-?x) gpt-?j jamba lfm2 mamba mpt ^nemotron ^minitron stablelm
+recurrentgemma zamba
+"""
+
+
+def _words(words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![a-z0-9])(?:{'|'.join(words.split())})(?![a-z0-9])")
+
+
+_QUANTISED_NAME, _OTHER_NAME = _words(_QUANTISED), _words(_OTHER_KINDS)
+_PADDED_NAME = re.compile("|".join(_PADDED_FAMILIES.split()))
+
+
+class ModelFacts(Struct, frozen=True):
+    """What is known about a model without its weights."""
+
+    refusal: str = ""  # why the engine can't train it; empty: it can
+    batching: Batching = Batching.PACKED
+    parameters: int | None = None
+
+
+def facts_from_config(config: Mapping[str, Any]) -> ModelFacts:
+    """What a model's `config.json` says."""
+    model_type = str(config.get("model_type", ""))
+    if refusal := quantised(config):
+        return ModelFacts(refusal)
+    if model_type not in ARCHITECTURES:
+        return ModelFacts(f"the engine is not known to train models of type {model_type[:40]!r}")
+    try:
+        parameters = shape_from_config(config).parameters
+    except PlanError:
+        parameters = None  # the config uses names that only its own code reads
+    return ModelFacts("", ARCHITECTURES[model_type], parameters)
+
+
+def facts_from_name(model: str) -> ModelFacts:
+    """What a model's name says, where there is no more than that."""
+    name = model.rpartition("/")[2].lower().replace("_", "-")
+    if found := _QUANTISED_NAME.search(name):
+        return ModelFacts(f"its name says {found[0]!r}, and quantised weights can't be trained")
+    if found := _OTHER_NAME.search(name):
+        return ModelFacts(f"its name says {found[0]!r}, which is no causal language model")
+    return ModelFacts("", Batching.PADDED if _PADDED_NAME.search(name) else Batching.PACKED)
+
+
+def quantised(config: Mapping[str, Any]) -> str | None:
+    """Why a model with quantised weights can't be trained; None for any other."""
+    how = config.get("quantization_config")
+    if not how:
+        return None
+    method = how.get("quant_method") if isinstance(how, Mapping) else None
+    return f"its weights are quantised ({method or 'by an unknown method'}), which can't be trained"

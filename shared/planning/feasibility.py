@@ -6,14 +6,13 @@ from functools import lru_cache
 from math import isfinite
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from shared.errors import PlanError, SettingsError
 from shared.messages import Hardware, TaskType
-from shared.planning.model_shape import (
-    is_mixture,
-    parameters_from_name,
-    shape_from_params,
-)
+from shared.planning.architectures import Batching, ModelFacts, facts_from_name
+from shared.planning.model_name import is_mixture, parameters_from_name
+from shared.planning.model_shape import ModelShape, shape_from_params
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import family_of, resolve
@@ -45,9 +44,11 @@ def check_offer(
     hours: float,
     hardware: Hardware,
     profile: str = "maximum_accuracy",
+    known: ModelFacts | None = None,
 ) -> Feasibility:
     """Return whether a slot with `hardware` can win an offer, by what the offer states. Never raises; cached.
 
+    `known` is what the model's config says, if there is a copy of it; else its name has to do.
     The data is assumed: 20,000 rows of 300 tokens, or pairs of twice as many. A size that neither the offer
     nor the model's name states is taken as 7 billion parameters, and the cause states it.
     """
@@ -55,20 +56,23 @@ def check_offer(
         return Feasibility(False, f"task type {task_type} is not supported by the engine")
     if not (isfinite(hours) and hours > 0):
         return Feasibility(False, f"{hours} hours are no time to train in")
-    if is_mixture(model):
-        return Feasibility(False, f"{model} is a mixture of experts, which the engine does not support")
-    named = model_params or parameters_from_name(model)
+    facts = known or facts_from_name(model)
+    if facts.refusal:
+        return Feasibility(False, f"{model[:100]} can't be trained: {facts.refusal}")
+    named = model_params or facts.parameters or parameters_from_name(model)
     parameters = named or ASSUMED_PARAMETERS
     if not 0 < parameters <= MOST_PARAMETERS:
         return Feasibility(False, f"no model has {parameters} parameters")
-    size = _size(parameters, "" if model_params else BY_NAME if named else ASSUMED)
+    size = _size(parameters, _source(model_params, facts, named))
     try:
-        shape = shape_from_params(parameters, family_of(model))
+        shape = _shape(model, parameters)
         data = ASSUMED_PAIRS if task_type is TaskType.DPO else ASSUMED_DATA
         budget_s = min(hours, LONGEST_HOURS) * 3600
         plan = make_plan(resolve(profile), shape, data, hardware, budget_s, task_type=task_type)
     except (PlanError, SettingsError) as error:
         return Feasibility(False, f"{error} ({size})")
+    if plan.parallel == "fsdp2" and (why := _whole_only(model, facts)):
+        return Feasibility(False, f"{why}, which no device here has room for ({size})")
     if plan.expected_steps < MIN_OFFER_STEPS:
         cause = f"{hours:g} hours leave only {plan.expected_steps} steps on {hardware.name} ({size})"
         return Feasibility(False, cause)
@@ -80,5 +84,28 @@ def check_offer(
     return Feasibility(True, cause, plan)
 
 
+def _source(stated: int | None, facts: ModelFacts, named: int | None) -> str:
+    if stated:
+        return ""
+    return " by its config" if facts.parameters else BY_NAME if named else ASSUMED
+
+
 def _size(parameters: int, source: str) -> str:
     return f"{parameters / 1e9:.3g} billion parameters{source}"
+
+
+def _shape(model: str, parameters: int) -> ModelShape:
+    """A typical shape; of a mixture only the attention is trained, as its experts are no linear modules."""
+    shape = shape_from_params(parameters, family_of(model))
+    if not is_mixture(model):
+        return shape
+    return replace(shape, own_linears=shape.linears[:4], own_parameters=shape.parameters)
+
+
+def _whole_only(model: str, facts: ModelFacts) -> str | None:
+    """Why a model is not cut over several devices; None if it is."""
+    if facts.batching is Batching.PADDED:
+        return f"documents of {model[:100]} can't share a row, so that each device must hold it whole"
+    if is_mixture(model):
+        return f"{model[:100]} is a mixture of experts, which each device must hold whole"
+    return None

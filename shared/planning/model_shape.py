@@ -1,9 +1,8 @@
-"""A decoder's shape, from its config, its size or its name, and how its modules are trained."""
+"""A decoder's shape, from its config or its size, and how its modules are trained."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,9 +26,6 @@ _TYPICAL = (
     (32.8e9, 5120, 64, 27648, 40, 8, 128, 152064, False),
     (70.6e9, 8192, 80, 28672, 64, 8, 128, 128256, False),
 )
-_SIZE = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,3})?)([bm])(?![a-z0-9])", re.IGNORECASE)
-
-_EXPERTS = re.compile(r"(?<![a-z0-9.])(\d{1,3}x\d|a\d{1,3}(\.\d{1,3})?b(?![a-z0-9]))", re.IGNORECASE)
 
 
 class Linear(Struct, frozen=True):
@@ -108,36 +104,62 @@ class ModelShape(Struct, frozen=True, kw_only=True):
         return self.linear_parameters + self.embedding_parameters + norms
 
 
-def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a Hugging Face `config.json` of a Llama-, Qwen- or Mistral-like decoder describes.
+# What other architectures' configs call it.
+_NAMES = {
+    "hidden_size": ("n_embd", "d_model"),
+    "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
+    "num_attention_heads": ("n_head", "num_heads", "n_heads", "attention_heads"),
+    "num_key_value_heads": ("num_kv_heads",),
+    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
+    "max_position_embeddings": ("n_positions", "max_seq_len"),
+    "num_experts": ("num_local_experts", "n_routed_experts"),
+}
 
-    Raises PlanError naming the field if one is missing or unusable, and for mixtures of experts.
+
+def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
+    """The shape that a Hugging Face `config.json` of a decoder describes, about as a Llama's.
+
+    Of a wrapper the text model counts. Raises PlanError naming the field if one is missing or unusable.
     """
-    experts = next(
-        (key for key in ("num_local_experts", "num_experts", "n_routed_experts") if config.get(key)), None
-    )
-    if experts:
-        raise PlanError(f"the model is a mixture of experts ({experts}), which the planner doesn't know")
+    text = config.get("text_config")
+    if isinstance(text, Mapping) and "hidden_size" not in config:
+        config = {"tie_word_embeddings": config.get("tie_word_embeddings"), **text}
     heads = _positive(config, "num_attention_heads")
     hidden = _positive(config, "hidden_size")
-    return ModelShape(
+    shape = ModelShape(
         hidden=hidden,
         layers=_positive(config, "num_hidden_layers"),
-        intermediate=_positive(config, "intermediate_size"),
+        intermediate=_positive(config, "intermediate_size", 4 * hidden),
         heads=heads,
         kv_heads=_positive(config, "num_key_value_heads", heads),
-        head_dim=_positive(config, "head_dim", hidden // heads),
+        head_dim=_positive(config, "head_dim", max(1, hidden // heads)),
         vocab=_positive(config, "vocab_size"),
         tied=bool(config.get("tie_word_embeddings", False)),
         max_positions=_positive(config, "max_position_embeddings", 4096),
         family=family_of(str(config.get("model_type", ""))),
     )
+    experts = _positive(config, "num_experts", 1)
+    return _with_experts(shape, config, experts) if experts > 1 else shape
+
+
+def _with_experts(shape: ModelShape, config: Mapping[str, Any], experts: int) -> ModelShape:
+    """A mixture's shape: what is trained is its attention, and each layer holds all experts."""
+    width = _positive(config, "moe_intermediate_size", shape.intermediate)
+    used = min(experts, _positive(config, "num_experts_per_tok", experts))
+    expert = 3 * shape.hidden * width * shape.layers
+    dense = 3 * shape.hidden * shape.intermediate * shape.layers
+    return replace(
+        shape,
+        intermediate=max(width * used, 1),
+        own_linears=shape.linears[:4],
+        own_parameters=shape.parameters - dense + experts * expert,
+        idle_parameters=(experts - used) * expert,
+    )
 
 
 def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
+    known = (config.get(name) for name in (key, *_NAMES.get(key, ())))
+    value = next((value for value in known if value is not None), default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise PlanError(f"the model's config needs a positive whole number {key!r}, it has {value!r}")
     return value
@@ -164,20 +186,3 @@ def shape_from_params(parameters: int, family: str = "other") -> ModelShape:
     per_layer = shape.linear_parameters / layers
     wanted = max(1, round((parameters - shape.embedding_parameters) / per_layer))
     return replace(shape, layers=wanted)
-
-
-def parameters_from_name(model: str) -> int | None:
-    """The parameter count that a model's name states (`Qwen2.5-7B`, `SmolLM2-135M`, `Mixtral-8x7B`), or None.
-
-    Of several sizes the largest counts: `Qwen3-30B-A3B` holds 30 billion, of which 3 are active.
-    """
-    sizes = [
-        int(experts or 1) * float(size) * (1e9 if unit in "bB" else 1e6)
-        for experts, size, unit in _SIZE.findall(model.replace("_", "-"))
-    ]
-    return round(max(sizes)) if sizes and max(sizes) >= 1 else None
-
-
-def is_mixture(model: str) -> bool:
-    """Whether a model's name states experts: `Mixtral-8x7B`, `Qwen3-30B-A3B`."""
-    return _EXPERTS.search(model.replace("_", "-")) is not None

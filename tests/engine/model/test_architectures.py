@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from bench.architectures.trial import ALONE, try_model
 from bench.architectures.zoo import SAMPLES, SMALL, Sample, build
 from shared.errors import EngineError
 from shared.messages import ErrorCode
-from shared.planning.architectures import Batching
+from shared.planning.architectures import ARCHITECTURES, Batching
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.label_model import LabelModel
 
@@ -22,6 +22,7 @@ from trainer_node.engine.model.label_model import LabelModel
 def test_documents_are_as_alone_and_do_not_leak(sample: Sample, tmp_path: Path) -> None:
     trial = try_model(sample, tmp_path)
     assert trial.cause == ""
+    assert trial.batching == ARCHITECTURES[sample.model_type]
     assert trial.alone <= ALONE
     assert trial.moved == 0.0
 
@@ -50,6 +51,18 @@ def test_logits_that_are_more_than_a_product_have_the_own_gradient(name: str) ->
     logps = [stock_logprobs(stock, rows.take([index])).sum() for index in range(len(rows))]
     (wanted,) = torch.autograd.grad(torch.stack(logps).sum(), stock.get_input_embeddings().weight)
     torch.testing.assert_close(found, wanted, atol=2e-4 * float(wanted.abs().max()), rtol=1e-3)
+
+
+def test_the_list_that_the_gateway_asks_is_the_one_that_is_tried() -> None:
+    assert {sample.model_type for sample in SAMPLES} == set(ARCHITECTURES)
+
+
+def test_a_model_that_reads_from_both_sides_is_refused() -> None:
+    torch.manual_seed(0)
+    network = BertLMHeadModel(BertConfig(**SMALL))
+    with pytest.raises(EngineError, match=r"no causal model: later tokens move earlier ones by") as caught:
+        label_model(network)
+    assert caught.value.code is ErrorCode.UNSUPPORTED
 
 
 def test_a_model_whose_error_is_odd_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,15 @@ def test_pickled_tensors_are_loaded(tiny_model: Path, tmp_path: Path) -> None:
     found = load_model(_pickled(tiny_model, tmp_path / "pickled", state), "float32").state_dict()
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_quantised_weights_are_refused_by_their_config(tiny_model: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EngineError, match=r"its weights are quantised \(gptq\)") as caught:
+        load_config(str(tmp_path))
+    assert caught.value.code is ErrorCode.UNSUPPORTED
 
 
 class Evil:

@@ -59,6 +59,7 @@ def _choose(model: LabelModel) -> None:
         wanted_N, hidden_NH = _stock(model, rows)
         with _autocast(model):
             model.plain_head = has_plain_head(model.base, hidden_NH)
+        _check_direction(model, rows, wanted_N)
     except Exception as error:
         raise _unsupported(name, {"as it is": _cause(error)}) from error
     lacks: dict[str, str] = {}
@@ -78,6 +79,23 @@ def _choose(model: LabelModel) -> None:
     raise _unsupported(name, lacks)
 
 
+def _check_direction(model: LabelModel, rows: Examples, wanted_N: Tensor) -> None:
+    """A text's last token must not move what is before it: EngineError(UNSUPPORTED) for an encoder."""
+    last = rows.offsets[1:] - 1
+    ids = rows.ids.copy()
+    ids[last] = (ids[last] + 1) % (int(ids.max()) + 1)
+    found_N, _ = _stock(model, Examples(ids, rows.labels, rows.offsets))  # the same labels are asked for
+    moved = float((found_N - wanted_N).abs().max())
+    if not moved <= _tolerance(model, wanted_N):
+        text = f"it is no causal model: later tokens move earlier ones by {moved:.2g}"
+        raise EngineError(ErrorCode.UNSUPPORTED, text)
+
+
+def _tolerance(model: LabelModel, wanted_N: Tensor) -> float:
+    kind = torch.bfloat16 if model.bf16 else torch.float32
+    return TOLERANCE[kind] * (1 + float(wanted_N.abs().max()))
+
+
 def use_stock_attention(base: PreTrainedModel) -> None:
     """Let a model attend as its own code does, in the faster of the ways that it knows."""
     if base._can_set_attn_implementation():
@@ -89,8 +107,7 @@ def _fault(model: LabelModel, rows: Examples, wanted_N: Tensor) -> str | None:
     device = wanted_N.device
     found_N = model(_batch(rows, device))
     error = float((found_N - wanted_N).abs().max())
-    kind = torch.bfloat16 if model.bf16 else torch.float32
-    if not error <= TOLERANCE[kind] * (1 + float(wanted_N.abs().max())):
+    if not error <= _tolerance(model, wanted_N):
         return f"its log-probabilities are off by {error:.2g}"
     ids = rows.ids.copy()
     ids[: LENGTHS[0]] = (ids[: LENGTHS[0]] + 1) % (int(ids.max()) + 1)  # another first document

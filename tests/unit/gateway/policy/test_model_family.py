@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from gateway.policy.model_family import Families, config_family, family_of_copy, model_family, read_families
+from gateway.policy.model_family import (
+    Families,
+    LocalModel,
+    config_family,
+    family_of_copy,
+    model_family,
+    read_local_models,
+)
+from shared.planning.architectures import ModelFacts
 from shared.settings_sources import load_settings
 
 
@@ -100,20 +108,38 @@ async def test_local_copies_are_looked_at_once(tmp_path: Path) -> None:
     assert families("org/unheard-of") == "other"
 
 
+async def test_a_local_copy_says_whether_it_can_be_trained(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    copy(models / "llama", {"model_type": "llama"})
+    copy(models / "encoder", {"model_type": "bert"})
+    copy(models / "small", {"model_type": "llama", "quantization_config": {"quant_method": "gptq"}})
+    (copy(models / "adapter", {}) / "config.json").rename(models / "adapter" / "adapter_config.json")
+    families = Families(load_settings({}, models_dir=str(models)))
+    assert families.facts("org/llama") is None  # nothing was looked at yet
+    await families.load()
+    refusals = {path.name: facts.refusal for path in models.iterdir() if (facts := families.facts(path.name))}
+    assert refusals == {
+        "llama": "",
+        "encoder": "the engine is not known to train models of type 'bert'",
+        "small": "its weights are quantised (gptq), which can't be trained",
+        "adapter": "its folder holds an adapter without the model that it belongs to",
+    }
+
+
 async def test_a_folder_that_is_not_there_or_hangs_leaves_the_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = load_settings({}, models_dir=str(tmp_path / "nowhere"))
-    assert read_families(settings) == {}
+    assert read_local_models(settings) == {}
     monkeypatch.setattr("gateway.policy.model_family.READ_S", 0.05)
     released = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def hang(_: Any) -> dict[str, str]:
+    def hang(_: Any) -> dict[str, LocalModel]:
         asyncio.run_coroutine_threadsafe(released.wait(), loop).result(30)
-        return {"org/x": "llama"}
+        return {"org/x": LocalModel("llama", ModelFacts())}
 
-    monkeypatch.setattr("gateway.policy.model_family.read_families", hang)
+    monkeypatch.setattr("gateway.policy.model_family.read_local_models", hang)
     families = Families(settings)
     await families.load()
     released.set()

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from shared.errors import PlanError
 from shared.messages import Hardware, TaskType
+from shared.planning.architectures import Batching, ModelFacts
 from shared.planning.feasibility import ASSUMED_DATA, check_offer
 from shared.planning.hardware import parse_hardware, usable_memory
 from shared.planning.memory_fit import round_up
@@ -259,7 +260,24 @@ def test_an_unsupported_task_type(task: TaskType) -> None:
     [
         ("m", 70_000_000_000, 4, CPU, "maximum_accuracy", "need at least"),
         ("m-70B", None, 4, CPU, "maximum_accuracy", "by its name"),
-        ("Mixtral-8x7B", None, 4, HALF, "maximum_accuracy", "mixture of experts"),
+        (
+            "Mixtral-8x7B",
+            None,
+            4,
+            HALF,
+            "maximum_accuracy",
+            "mixture of experts, which each device must hold",
+        ),
+        (
+            "falcon-40b",
+            None,
+            4,
+            HALF,
+            "maximum_accuracy",
+            "can't share a row, so that each device must hold it",
+        ),
+        ("org/Llama-3-8B-GPTQ", None, 4, HALF, "maximum_accuracy", "quantised weights can't be trained"),
+        ("google/flan-t5-base", None, 4, HALF, "maximum_accuracy", "no causal language model"),
         ("m-7B", None, 4, HALF, "fastest", "unknown profile"),
         ("m-1B", None, 0.05, CPU, "maximum_accuracy", "step"),
         ("m-8B", None, 0.01, HALF, "maximum_accuracy", "reading the model and writing the result take"),
@@ -275,6 +293,23 @@ def test_offers_that_can_not_be_won(
     answer = check_offer(model, parameters, TaskType.INSTRUCT, hours, half, profile)
     assert not answer.ok
     assert cause in answer.cause
+
+
+def test_a_mixture_that_fits_one_device_is_trained_in_its_attention() -> None:
+    answer = check_offer("allenai/OLMoE-1B-7B-0924", None, TaskType.INSTRUCT, 4, HALF)
+    assert answer.ok
+    assert answer.plan is not None
+    assert [module.name for module in answer.plan.modules] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def test_what_a_models_config_says_is_more_than_its_name() -> None:
+    refused = ModelFacts("it is an encoder")
+    answer = check_offer("m-7B", None, TaskType.INSTRUCT, 4, HALF, known=refused)
+    assert answer.cause == "m-7B can't be trained: it is an encoder"
+    known = ModelFacts("", Batching.PADDED, 41_000_000_000)
+    answer = check_offer("m-7B", None, TaskType.INSTRUCT, 4, HALF, known=known)
+    assert "which no device here has room for (41 billion parameters by its config)" in answer.cause
+    assert check_offer("better-than-bert", None, TaskType.INSTRUCT, 4, HALF, known=ModelFacts()).ok
 
 
 def test_a_model_of_unknown_size_is_taken_as_seven_billion_and_said_so() -> None:
