@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+from collections.abc import Mapping
+from pathlib import Path
 
-from shared.errors import SettingsError
+from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger
 from shared.messages import GpuStatus, Hardware
 from shared.planning.hardware import machine_memory, parse_hardware
 from shared.settings import Settings
 
 QUERY_TIMEOUT_S = 10.0  # nvidia-smi takes seconds while a driver initialises
+QUERY_TRIES = 3
+DRIVER = Path("/proc/driver/nvidia/version")  # there while the driver is loaded
 MIB = 1 << 20
 
 _NOT_A_MODEL = {"nvidia", "tesla", "geforce", "quadro", "graphics", "device"}
@@ -19,20 +24,61 @@ _NOT_A_MODEL = {"nvidia", "tesla", "geforce", "quadro", "graphics", "device"}
 log = get_logger()
 
 
+class GpuQueryError(PodiumError):
+    """nvidia-smi is installed, but failed or did not answer."""
+
+
 async def detect(settings: Settings) -> Hardware:
     """Return the slot's hardware: as set, else its GPUs, else its share of the CPU.
 
-    Raises SettingsError if `gpus` names GPUs that nvidia-smi doesn't show, or if they differ.
+    Raises SettingsError if `gpus` names GPUs that nvidia-smi doesn't show, if they differ, or if nvidia-smi
+    fails although there is a driver: a slot of GPUs must not become a CPU for that.
     """
     if settings.hardware not in ("auto", "cpu"):
         return parse_hardware(settings.hardware)
     if settings.hardware == "auto":
-        gpus = await gpu_status(settings.gpus)
+        wanted = visible_gpus(settings.gpus, os.environ)
+        gpus = await _found_gpus(wanted)
         if gpus:
             return _of_gpus(gpus)
         if settings.gpus:
             raise SettingsError(f"PODIUM_GPUS={settings.gpus}, but nvidia-smi shows no such GPU")
     return Hardware(device="cpu", count=threads_of_half(settings), memory_bytes=machine_memory()[0])
+
+
+def visible_gpus(gpus: str | None, environment: Mapping[str, str]) -> str | None:
+    """Return the slot's GPUs as `nvidia-smi -i` takes them: as set, else as CUDA_VISIBLE_DEVICES says.
+
+    None means all, an empty string none. Raises SettingsError for slices of a GPU (MIG), which nvidia-smi
+    doesn't list.
+    """
+    named = gpus if gpus is not None else environment.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return None
+    if "MIG-" in named:
+        raise SettingsError(
+            "nvidia-smi doesn't list MIG slices: state what they are, such as PODIUM_HARDWARE=1xH100-40GB"
+        )
+    # CUDA ignores what follows an invalid number, such as -1.
+    return ",".join(itertools.takewhile(lambda one: one and one != "-1", map(str.strip, named.split(","))))
+
+
+def driver_is_loaded() -> bool:
+    """Return whether the kernel has an NVIDIA driver: nvidia-smi may be installed without one."""
+    return DRIVER.exists()
+
+
+async def _found_gpus(wanted: str | None) -> list[GpuStatus]:
+    """Return the GPUs, with several tries: a driver that has just been loaded may be slow."""
+    for attempt in range(1, QUERY_TRIES + 1):
+        try:
+            return await query_gpus(wanted)
+        except GpuQueryError as error:
+            log.warning("the GPUs can't be listed", error=str(error), attempt=attempt)
+            last = error
+        if not driver_is_loaded():
+            return []
+    raise SettingsError(f"there is an NVIDIA driver, but {last}; to train on the CPU set PODIUM_HARDWARE=cpu")
 
 
 def threads_of_half(settings: Settings) -> int:
@@ -42,11 +88,25 @@ def threads_of_half(settings: Settings) -> int:
 
 async def gpu_status(gpus: str | None) -> list[GpuStatus]:
     """Return the slot's GPUs now; empty if there are none, or if nvidia-smi doesn't answer."""
+    try:
+        return await query_gpus(visible_gpus(gpus, os.environ))
+    except (GpuQueryError, SettingsError) as error:
+        log.warning("the GPUs can't be listed", error=str(error))
+        return []
+
+
+async def query_gpus(wanted: str | None) -> list[GpuStatus]:
+    """Return what nvidia-smi says of the wanted GPUs (all with None); empty if it isn't installed.
+
+    Raises GpuQueryError if it fails or takes too long.
+    """
+    if wanted == "":
+        return []
     command = [
         "nvidia-smi",
         "--query-gpu=index,name,memory.total,memory.used,utilization.gpu,uuid",
         "--format=csv,noheader,nounits",
-        *(["-i", gpus] if gpus else []),
+        *(["-i", wanted] if wanted else []),
     ]
     try:
         process = await asyncio.create_subprocess_exec(
@@ -57,14 +117,16 @@ async def gpu_status(gpus: str | None) -> list[GpuStatus]:
     try:
         async with asyncio.timeout(QUERY_TIMEOUT_S):
             output, _ = await process.communicate()
-    except TimeoutError:
-        log.warning("nvidia-smi doesn't answer", after_s=QUERY_TIMEOUT_S)
-        return []
+    except TimeoutError as error:
+        raise GpuQueryError(f"nvidia-smi doesn't answer within {QUERY_TIMEOUT_S:g} s") from error
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return parse_gpus(output.decode()) if process.returncode == 0 else []
+    if process.returncode != 0:
+        said = output.decode(errors="replace").strip().partition("\n")[0][:200]
+        raise GpuQueryError(f"nvidia-smi failed with status {process.returncode}: {said}")
+    return parse_gpus(output.decode())
 
 
 def parse_gpus(output: str) -> list[GpuStatus]:

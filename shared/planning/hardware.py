@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shared.errors import SettingsError
 from shared.messages import Hardware
+from shared.planning.control_group import memory_limits
 
 # Dense bf16 peak FLOP/s of one GPU (vendor data sheets, without sparsity).
 PEAK_FLOPS = {
@@ -53,6 +54,7 @@ def parse_hardware(name: str) -> Hardware:
 def machine_memory() -> tuple[int, int]:
     """Return this machine's memory in bytes: all of it, and what can be had without swapping.
 
+    A container's or unit's limit counts as the machine's.
     Raises OSError where the system doesn't report it.
     """
     fields = dict(line.split(":", 1) for line in MEMORY_FILE.read_text().splitlines() if ":" in line)
@@ -60,6 +62,9 @@ def machine_memory() -> tuple[int, int]:
         total, available = (int(fields[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
     except KeyError as error:
         raise OSError(f"{MEMORY_FILE} lacks {error}") from error
+    for limited in memory_limits():
+        total = min(total, limited.limit)
+        available = min(available, max(0, limited.limit - limited.used))
     return total, available
 
 

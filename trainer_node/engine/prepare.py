@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.examples import Examples, hold_out, scored_length
 from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
-from trainer_node.engine.distributed.process_group import ProcessGroup
+from trainer_node.engine.distributed.process_group import ProcessGroup, least_free_memory
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.evaluate.metric import Evaluation, measure, reference_logprobs, score
 from trainer_node.engine.model.adapters import add_deltas
@@ -33,6 +34,7 @@ from trainer_node.engine.time_budget import Costs
 VERIFY_SHARE = 0.01  # of the budget: what scoring the reloaded export may cost
 VERIFY_MOST_S = 60.0  # and in any case: a broken export shows on its first rows
 SCORE_SHARE = 0.03  # of the budget: what scoring the development rows once may cost
+FREE_SHARE = 0.95  # of a GPU's memory is free before the first tensor: the driver and the context take some
 SAVE_BYTES_PER_S = 300e6  # of a synced, hashed save, until one is measured
 
 
@@ -192,6 +194,17 @@ def train_rate(plan: Plan, forward_rate: float) -> float:
 def usable(hardware: Hardware, process_group: ProcessGroup) -> Hardware:
     """The part of the half that is trained on: a GPU for each process."""
     return hardware if hardware.device == "cpu" else replace(hardware, count=process_group.world)
+
+
+def with_free_memory(job: WorkerJob, process_group: ProcessGroup, report: Callable[[str], None]) -> WorkerJob:
+    """All: the job with the GPU memory that is free, if that is clearly less than stated."""
+    free, stated = least_free_memory(process_group), job.hardware.memory_bytes
+    if free is None or free >= FREE_SHARE * stated:
+        return job
+    report(
+        f"only {free / 2**30:.1f} of {stated / 2**30:.1f} GiB of a GPU are free: the plan is made for that"
+    )
+    return replace(job, hardware=replace(job.hardware, memory_bytes=free))
 
 
 def first_costs(run: RunContext, plan: Plan, load_s: float, ingest_s: float, score_s: float) -> Costs:

@@ -165,7 +165,8 @@ class Supervisor:
     def _spawn(self, run: RunFolder, attempt: int, step: int) -> Worker:
         # All that a worker needs to know of the settings is in its job.json; the rest is not its business.
         inherited = {name: os.environ[name] for name in os.environ if not name.startswith(PREFIX)}
-        environment = inherited | {"OMP_NUM_THREADS": str(self.threads)}
+        # GPUs are counted as nvidia-smi counts them, by which the half was detected.
+        environment = inherited | {"OMP_NUM_THREADS": str(self.threads), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         if self.settings.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self.settings.gpus
         locks = [self.lock.take()]

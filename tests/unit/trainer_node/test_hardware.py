@@ -10,7 +10,8 @@ import pytest
 from shared.errors import SettingsError
 from shared.planning.hardware import machine_memory
 from shared.settings import Settings
-from trainer_node.hardware import detect, parse_gpus, short_name, threads_of_half
+from trainer_node import hardware as module
+from trainer_node.hardware import detect, parse_gpus, short_name, threads_of_half, visible_gpus
 
 H100 = "{index}, NVIDIA H100 80GB HBM3, 81559, 1024, 37, GPU-{index}\n"
 
@@ -38,9 +39,9 @@ def test_gpus_are_read_and_what_is_not_known_is_left_open() -> None:
     assert [gpu.uuid for gpu in gpus] == ["GPU-4", "GPU-5"]
 
 
-def fake_smi(folder: Path, output: str) -> None:
+def fake_smi(folder: Path, output: str, then: str = "") -> None:
     (folder / "nvidia-smi").write_text(
-        f"#!/bin/sh\necho \"$@\" > {folder}/arguments\nprintf '%s' '{output}'\n"
+        f"#!/bin/sh\necho \"$@\" >> {folder}/arguments\nprintf '%s' '{output}'\n{then}\n"
     )
     (folder / "nvidia-smi").chmod(0o755)
 
@@ -63,6 +64,62 @@ async def test_gpus_that_differ_or_are_not_there_are_refused(
     fake_smi(tmp_path, "")
     with pytest.raises(SettingsError, match="PODIUM_GPUS=0"):
         await detect(Settings(gpus="0"))
+
+
+async def test_inherited_gpus_are_the_ones_that_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    fake_smi(tmp_path, "".join(H100.format(index=index) for index in range(4, 8)))
+    assert (await detect(Settings())).name == "4xH100-80GB"
+    assert "-i 4,5,6,7" in (tmp_path / "arguments").read_text()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "inherited", "wanted"),
+    [
+        (None, None, None),
+        ("0,1", "4,5", "0,1"),
+        (None, " 4, 5", "4,5"),
+        (None, "GPU-8a1f,GPU-77b0", "GPU-8a1f,GPU-77b0"),
+        (None, "", ""),
+        (None, "-1", ""),
+        (None, "2,-1,3", "2"),
+    ],
+)
+def test_the_visible_gpus(gpus: str | None, inherited: str | None, wanted: str | None) -> None:
+    environment = {} if inherited is None else {"CUDA_VISIBLE_DEVICES": inherited}
+    assert visible_gpus(gpus, environment) == wanted
+
+
+async def test_hidden_gpus_make_it_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    fake_smi(tmp_path, H100.format(index=0))
+    assert (await detect(Settings())).device == "cpu"
+    assert not (tmp_path / "arguments").exists()
+
+
+def test_slices_of_a_gpu_must_be_named() -> None:
+    with pytest.raises(SettingsError, match="PODIUM_HARDWARE="):
+        visible_gpus(None, {"CUDA_VISIBLE_DEVICES": "MIG-5c89"})
+
+
+@pytest.mark.parametrize("then", ["exit 9", "exec sleep 30"])
+async def test_gpus_that_can_t_be_listed_don_t_become_a_cpu(
+    then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(module, "QUERY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(module, "DRIVER", tmp_path / "version")
+    fake_smi(tmp_path, "Unable to determine the device handle", then)
+    (tmp_path / "version").touch()
+    with pytest.raises(SettingsError, match=r"NVIDIA driver, but nvidia-smi .*PODIUM_HARDWARE=cpu"):
+        await detect(Settings())
+    assert len((tmp_path / "arguments").read_text().splitlines()) == module.QUERY_TRIES
+    (tmp_path / "version").unlink()  # the tool without a driver
+    assert (await detect(Settings())).device == "cpu"
 
 
 async def test_without_gpus_it_is_a_share_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -128,6 +129,18 @@ def join(job: WorkerJob, left_s: float) -> ProcessGroup:
         timeout = timedelta(seconds=max(SHORTEST_TIMEOUT_S, left_s))
         dist.init_process_group(backend, rank=rank, world_size=world, timeout=timeout)
     return ProcessGroup(rank, world, device)
+
+
+def least_free_memory(process_group: ProcessGroup) -> int | None:
+    """All: bytes that are free on the GPU with the least; None on a CPU.
+
+    On one that is shared, or a slice of one (MIG), that is less than nvidia-smi states.
+    """
+    if process_group.device.type != "cuda":
+        return None
+    free = np.zeros(process_group.world, dtype=np.int64)
+    free[process_group.rank] = torch.cuda.mem_get_info(process_group.device)[0]
+    return int(process_group.merged(free).min())
 
 
 def destroy(process_group: ProcessGroup) -> None:

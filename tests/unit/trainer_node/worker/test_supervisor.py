@@ -80,14 +80,13 @@ async def test_children_don_t_outlive_their_worker(tmp_path: Path) -> None:
 
 
 async def test_a_worker_sees_its_gpus_and_threads(tmp_path: Path) -> None:
-    code = (
-        "import os; e = os.environ; print('up', e['CUDA_VISIBLE_DEVICES'], e['OMP_NUM_THREADS'], os.getcwd())"
-    )
+    names = "'CUDA_VISIBLE_DEVICES', 'CUDA_DEVICE_ORDER', 'OMP_NUM_THREADS'"
+    code = f"import os; print('up', *(os.environ[name] for name in ({names})), os.getcwd())"
     supervisor, run = await started(tmp_path, code)
     assert supervisor.worker is not None
     async with asyncio.timeout(60):
         await supervisor.worker.ended.wait()
-    assert run.log_file.read_text().split() == ["up", "2,3", "3", str(run.path)]
+    assert run.log_file.read_text().split() == ["up", "2,3", "PCI_BUS_ID", "3", str(run.path)]
 
 
 async def test_the_end_is_seen_at_once_and_the_child_is_reaped(tmp_path: Path) -> None:
