@@ -37,7 +37,7 @@ BENCHES: dict[str, Bench] = {
     "dense_vs_lora": Bench("performance.dense_vs_lora", 30, "dense deltas against LoRA of the same freedom"),
     "memory": Bench("performance.memory", 5, "peak memory against the planner's estimate"),
     "arena": Bench("arena.contest", 60, "which profile ends lowest on real rows in the same time"),
-    "planner_regret": Bench("arena.planner_regret", 240, "loss of the planner's choice over a grid's best"),
+    "planner_regret": Bench("regret.planner_regret", 80, "loss of the planner's choice over a grid's best"),
     "arena_data": Bench("arena.data_table", 1, "data sets of the accuracy arena: sizes and licences"),
     "arena_models": Bench("arena.models", 25, "pre-train the arena's base models on the CPU"),
     "chaos": Bench("reliability.chaos", 50, "no job is lost or submitted twice; --ci: 2 minutes"),

@@ -72,7 +72,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "podium": ("client console security simulation demo", "local", "diagnostics", "commands"),
-    "bench": ("fake_validator", "harness", "conformance deadline rows", "performance reliability arena"),
+    "bench": (
+        "fake_validator",
+        "harness",
+        "conformance deadline rows",
+        "performance reliability arena",
+        "regret",
+    ),
 }
 
 # Words of a private vocabulary, each with what to say. Code, texts and documents must be free of them.

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.arena import grid
 from bench.arena.contestant import test_rows as rows_to_score
-from bench.arena.grid import Point
 from bench.arena.models import MODELS, build
+from bench.regret import grid
+from bench.regret.grid import Point
 from shared.messages import decode_worker_job
 from shared.planning.hardware import parse_hardware
 from shared.planning.model_shape import shape_from_config

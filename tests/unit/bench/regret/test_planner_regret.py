@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from bench.arena.contest import Entry, Task
-from bench.arena.grid import ARMS, BATCHES, RATES, Point, PointResult, points
-from bench.arena.planner_regret import GridEntry, GridKey, lowest, read_grids, regrets, summary
+from bench.regret.grid import ARMS, BATCHES, RATES, Point, PointResult, points
+from bench.regret.planner_regret import GridEntry, GridKey, lowest, read_grids, regrets, summary
 
 KEY = GridKey("wordnet", "llama", 150, 0)
 SHORT, LONG = Point("dense", 3.0, 16, 2.0), Point("dense", 1.0, 16, 8.0)

@@ -4,7 +4,7 @@ python -m bench planner_regret [--sources NAME ...] [--models NAME ...] [--rows 
     [--seeds N] [--workers N] [--results FOLDER] [--grid-epochs E ...]
 
 Tasks and budgets are those of `python -m bench arena`. On each the profile `auto` searches and trains within
-the budget, and `auto_once` carries out the same plan once. The grid (bench/arena/grid.py) has every rate,
+the budget, and `auto_once` carries out the same plan once. The grid (bench/regret/grid.py) has every rate,
 method, batch and number of epochs up to the budget, each trained on its own; it is shared by all budgets.
 Regret is a profile's test loss minus the grid's lowest. The lowest of many is chosen by the rows that it is
 scored on, so it is lower than a choice can be; `fair` regret chooses it on one half of the test rows and
@@ -31,10 +31,10 @@ import numpy as np
 from msgspec import Struct
 
 from bench.arena.contest import ROOT, Entry, Task, play, write_job
-from bench.arena.grid import EPOCHS, RECIPE, Point, PointResult, points
 from bench.arena.models import MODELS
 from bench.arena.packages import cache_folder
 from bench.arena.sources import SOURCES
+from bench.regret.grid import EPOCHS, RECIPE, Point, PointResult, points
 
 PROFILES = ("auto", "auto_once")
 # Four kinds of rows that are short: a grid has 120 runs.
@@ -95,7 +95,7 @@ def train_points(key: GridKey, missing: Sequence[Point], cache: Path) -> Iterato
         with (
             (folder / "errors").open("wb") as errors,
             subprocess.Popen(
-                [sys.executable, "-m", "bench.arena.grid", str(job)],
+                [sys.executable, "-m", "bench.regret.grid", str(job)],
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
                 stdout=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """Train every point of a grid of hyper-parameters to its end and score it on the test rows.
 
-python -m bench.arena.grid FOLDER/job.json
+python -m bench.regret.grid FOLDER/job.json
 
 FOLDER has train.json, test.json and points.json. One line of JSON is printed for each point as it is done. A
 point is a trial of the engine's search: the same steps, packs and decay. It trains on all rows, also those
