@@ -1,4 +1,4 @@
-"""`python -m gateway`: exit code 0 after SIGTERM, 1 if it can't go on, 2 for bad settings."""
+"""`python -m gateway`: exit code 0 after SIGTERM, 1 after a fatal error, 2 for bad settings."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Move jobs that no node claims to a free, live slot: a half that is down must not cost its job.
+"""Move jobs that no node claims to a free, live slot: a slot that is down must not cost its job.
 
 The first record of the old slot's chain is the fence: `moved`, written by compare-and-set, so either it or a
-node's claim is there. Only then is the job stored for the new slot, once, by compare-and-set in JOBS. A
-gateway that is killed in between leaves a job that is off its slot; any gateway goes on with it.
+node's claim is there. Only then is the job stored for the new slot, once, by compare-and-set in JOBS. If a
+gateway is killed in between, the job is off its slot, and any gateway finishes the move.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Waiting:
 
 
 class Relocation:
-    """Moves unclaimed jobs, one after the other."""
+    """Move unclaimed jobs one by one."""
 
     def __init__(
         self,

@@ -66,7 +66,7 @@ Running = tuple[Service, asyncio.Task[None]]
 
 @asynccontextmanager
 async def running(settings: Settings, listening: socket.socket) -> AsyncIterator[Running]:
-    """Serve on `listening`; yield the service and its task, which ends only if the service can't go on.
+    """Serve on `listening`; yield the service and its task, which ends only on a fatal error.
 
     On exit: no new connections, running requests finish, then the service disconnects from NATS.
     """
@@ -113,7 +113,7 @@ def _is_about_us(record: logging.LogRecord) -> bool:
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises PodiumError if the gateway can't go on."""
+    """Serve until SIGTERM or SIGINT. Raises PodiumError on a fatal error."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -22,7 +22,7 @@ class BusUnavailableError(BusError):
 
 
 class NobodyAnswersError(BusUnavailableError):
-    """Connected, but nobody answers on the subject: the stream does not exist, or JetStream is starting."""
+    """Connected, but nothing answers on the subject: the stream does not exist, or JetStream is starting."""
 
 
 class DeniedError(BusError):

@@ -22,7 +22,7 @@ _turn = itertools.count(random.SystemRandom().randrange(HIGHEST - LOWEST))
 
 
 def free_port() -> int:
-    """Return a port on loopback that nobody listens on now. Raises OSError if there is none."""
+    """Return a free port on loopback. Raises OSError if there is none."""
     for _ in range(LOWEST, HIGHEST):
         port = LOWEST + next(_turn) % (HIGHEST - LOWEST)
         with socket.socket() as probe:

@@ -43,7 +43,7 @@ async def detect(settings: Settings) -> Hardware:
             return _of_gpus(gpus)
         if settings.gpus:
             raise SettingsError(f"PODIUM_GPUS={settings.gpus}, but nvidia-smi shows no such GPU")
-    return Hardware(device="cpu", count=threads_of_half(settings), memory_bytes=machine_memory()[0])
+    return Hardware(device="cpu", count=worker_threads(settings), memory_bytes=machine_memory()[0])
 
 
 def visible_gpus(gpus: str | None, environment: Mapping[str, str]) -> str | None:
@@ -81,8 +81,8 @@ async def _found_gpus(wanted: str | None) -> list[GpuStatus]:
     raise SettingsError(f"there is an NVIDIA driver, but {last}; to train on the CPU set PODIUM_HARDWARE=cpu")
 
 
-def threads_of_half(settings: Settings) -> int:
-    """CPU threads of this half's worker: as set, else an equal share of the cores."""
+def worker_threads(settings: Settings) -> int:
+    """Return the CPU threads of this slot's worker: as set, else an equal share of the cores."""
     return settings.threads or max(1, len(os.sched_getaffinity(0)) // len(settings.slots))
 
 
@@ -163,6 +163,6 @@ def _of_gpus(gpus: list[GpuStatus]) -> Hardware:
     kinds = sorted({short_name(gpu.name) for gpu in gpus})
     if len(kinds) > 1:
         raise SettingsError(
-            f"this half's GPUs differ ({', '.join(kinds)}): choose alike ones with PODIUM_GPUS"
+            f"this slot's GPUs differ ({', '.join(kinds)}): choose equal ones with PODIUM_GPUS"
         )
     return Hardware(device=kinds[0], count=len(gpus), memory_bytes=min(gpu.memory_total for gpu in gpus))

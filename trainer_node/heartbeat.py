@@ -1,4 +1,4 @@
-"""A node's sign of life: what it is, what it does, how full its memory is; once a second, whatever else."""
+"""A node's heartbeat: what it is, what it does, how full its memory is; once a second."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class HeartbeatPublisher:
             self.wake.clear()
             try:
                 await self.bus.publish(subject, encode(self.heartbeat()))
-            except BusError as error:  # nobody can hear it; the next one follows
+            except BusError as error:  # the next one follows in a second
                 log.debug("heartbeat not sent", error=str(error))
             await pause(self.settings.heartbeat_s, self.wake)
 

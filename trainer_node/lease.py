@@ -96,7 +96,7 @@ class SlotLease:
             await self._acquire()
 
     async def release(self) -> None:
-        """Give the slot back at once, if it is still ours."""
+        """Release the lease, if it is still ours."""
         if not self.epoch:
             return
         epoch, self.epoch = self.epoch, 0
@@ -126,7 +126,7 @@ class SlotLease:
         try:
             revision = await self._write(self._value(epoch=0))
         except ConflictError:
-            self.wake.set()  # somebody was faster: look again
+            self.wake.set()  # another writer was faster: read again
             return
         self._revision, self._confirmed_at = revision, sent
         self._set(revision, holder=None)
@@ -146,7 +146,7 @@ class SlotLease:
         record, current = await self._read()
         if record is not None and self._is_ours(record, current, self.epoch):
             self._revision = record.sequence
-            self.wake.set()  # not a confirmation: nobody knows when it was stored; renew at once
+            self.wake.set()  # not a confirmation, as the time of storing is unknown: renew now
             return
         if current is not None and current.node == self.node:
             log.error("another process uses this node's id; is the node folder a copy?", epoch=current.epoch)

@@ -27,15 +27,15 @@ from shared.settings import Settings
 from trainer_node.context import NodeContext
 from trainer_node.control import ControlHandler
 from trainer_node.fault_injection import FaultPoint, fault_point
-from trainer_node.hardware import detect, threads_of_half
+from trainer_node.hardware import detect, worker_threads
 from trainer_node.heartbeat import Activity, HeartbeatPublisher
 from trainer_node.job.reconciler import JobReconciler
 from trainer_node.job.state_chain import Chain
 from trainer_node.lease import RETRY_S, SlotLease
 from trainer_node.worker.supervisor import ENGINE, Supervisor
 
-# The broker takes a job, lets listeners hear it, and then stores it. Who looks in between, or comes back then
-# and hears nothing any more, finds nothing and would wait for the next poll: so it looks for a while.
+# The broker delivers a job to subscribers before it stores it. A node that polls in between, or reconnects
+# too late for the message, finds nothing: so after a message or a reconnect it polls quickly for a while.
 ALERT_S, LOOK_AGAIN_S = 2.0, 0.05
 
 log = get_logger()
@@ -56,7 +56,7 @@ class Node:
         self.lease = SlotLease(bus, settings, node, hardware, on_change=self._lease_changed)
         self.supervisor = Supervisor(
             settings,
-            threads_of_half(settings),
+            worker_threads(settings),
             worker_command=settings.worker_command or ENGINE,
             on_end=self.wake.set,
         )
@@ -145,7 +145,7 @@ class Node:
     async def _newest_job(self) -> Job | None:
         """Return the slot's newest job if it has no result; gateways store no second one before that.
 
-        What can't be read as a job is passed over: the one that was begun before it goes on.
+        A record that can't be read as a job is skipped: the job that was begun before it continues.
         """
         slot = self.settings.slot
         record = await self.bus.last(subjects.JOBS_STREAM, subjects.jobs_of_slot(slot))

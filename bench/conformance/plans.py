@@ -53,7 +53,7 @@ INTRODUCTION = f"""# Plans of `maximum_accuracy`
 Made by `python -m bench plans`; nothing here was trained, every figure is the planner's own
 estimate.
 Assumed: {ROWS}, half of the tokens scored, the longest row {ASSUMED_DATA.max_length} tokens; {HOURS:g} hours.
-`cpu-4x32GB` is 4 cores for one half, and 32 GB that both halves share.
+`cpu-4x32GB` is 4 cores for one slot, and 32 GB that both slots share.
 """
 
 

@@ -31,7 +31,7 @@ class Counts(Struct, frozen=True):
         return Counts(self.successes + other.successes, self.trials + other.trials)
 
     def at_most(self, trials: float) -> Counts:
-        """Return the same share of successes in no more than so many trials."""
+        """Return the same share of successes in at most `trials` trials."""
         if self.trials <= trials:
             return self
         return Counts(self.successes * trials / self.trials, trials)

@@ -30,7 +30,7 @@ class Sign(Struct, frozen=True):
 
 
 class Presence:
-    """Signs of life of slots and runs. None of it decides what is stored: that is the ledger's job."""
+    """Heartbeats and progress of slots and runs. They decide nothing that is stored: the ledger does."""
 
     def __init__(self, missing_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.malformed = 0

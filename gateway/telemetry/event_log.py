@@ -55,7 +55,7 @@ class Reset(Struct, frozen=True):
 
 
 class Event(Struct, frozen=True):
-    """One event. `type` None: sent to every reader, whatever it chose."""
+    """One event. `type` None: sent to every reader, whatever its filter."""
 
     number: int
     type: EventType | None

@@ -117,7 +117,7 @@ class Bus:
         headers: dict[str, str] | None = None,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> int:
-        """Store one message and return its sequence, if nobody was faster.
+        """Store one message and return its sequence, if no other writer was faster.
 
         `last` = expected last sequence of the whole stream, `last_on_subject` = of the subject, or of
         `pattern` if given (0 = nothing there). Raises ConflictError if the expectation fails (nothing is

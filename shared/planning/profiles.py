@@ -82,5 +82,5 @@ def dense_rate(family: str, hidden: int) -> float:
 
 
 def pair_share(steps: int) -> float:
-    """Return the share of the text learning rate for a preference-pair run of so many steps."""
+    """Return the share of the text learning rate for a preference-pair run of that many steps."""
     return min(1.0, max(LEAST_PAIR_SHARE, float((PAIR_STEPS / max(1, steps)) ** 0.5)))

@@ -52,7 +52,7 @@ class Ready(Struct, tag=True):
 
 
 class Trouble(Struct, tag=True):
-    """It could not be done, or nobody knows whether it was."""
+    """It failed, or its outcome is unknown."""
 
     error: str
 
@@ -67,7 +67,7 @@ def main() -> int:
     threading.Thread(target=_listen, args=(go,), daemon=True).start()
     try:
         _say(answer(request, go))
-    except Exception as error:  # whatever it is, the node that waits has to hear of it
+    except Exception as error:  # whatever it is, the waiting node must get an answer
         traceback.print_exc()
         _say(Trouble(_clean(f"{type(error).__name__}: {error}", request.token)))
     return 0

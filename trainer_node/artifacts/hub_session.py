@@ -1,4 +1,4 @@
-"""One repository on a Hugging Face hub, through huggingface_hub, with a clear error for whatever goes wrong.
+"""One repository on a Hugging Face hub, through huggingface_hub, with a clear error for every failure.
 
 Nothing is repeated here but single uploads, by the library: the node that asked tries again, and looks first.
 """
@@ -80,11 +80,11 @@ class Session:
         return commits[0].commit_id
 
     def create(self, *, private: bool) -> None:
-        """Make the repository, unless somebody has."""
+        """Make the repository unless it exists."""
         self.api.create_repo(self.repository, private=private, exist_ok=True)
 
     def upload(self, folder: Path) -> list[CommitOperationAdd]:
-        """Upload every large file that the hub doesn't have yet; what is to be committed."""
+        """Upload every large file that the hub doesn't have; return what to commit."""
         additions = [
             CommitOperationAdd(path.relative_to(folder).as_posix(), path)
             for path in sorted(folder.rglob("*"))

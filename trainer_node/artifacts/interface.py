@@ -21,7 +21,7 @@ class Stored(Struct, frozen=True):
 
 
 class StoreError(PodiumError):
-    """The store is of no use now, so nobody knows what it holds: no reason to decide anything but to wait."""
+    """The store doesn't work now, so what it holds is unknown: wait, and decide nothing."""
 
 
 class NotTakenError(PodiumError):

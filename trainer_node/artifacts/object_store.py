@@ -104,7 +104,7 @@ class ObjectStore:
         return next(of_task, None), sequence
 
     async def _write(self, job: Job, name: str, packed: bytes, must_hold: Callable[[], None]) -> Object:
-        """Store the pieces, then the object, if none of the task came first; the task's object now."""
+        """Store the pieces, then the object unless the task has one; return the task's object."""
         made = Object(
             name=name,
             bucket=self.bucket,
@@ -135,7 +135,7 @@ class ObjectStore:
                     pattern=subjects.artifacts_of_slot(self.slot),
                 )
             except (ConflictError, BusTimeoutError):
-                continue  # somebody was faster, or the answer was lost: look
+                continue  # another writer was faster, or the answer was lost: look
             return made
         raise StoreError(f"object store {self.bucket}: others were faster {OBJECT_TRIES} times in a row")
 
@@ -156,7 +156,7 @@ class ObjectStore:
 def _decode(record: Record) -> Object | None:
     try:
         return msgspec.json.decode(record.data, type=Object)
-    except msgspec.DecodeError as error:  # nobody's submission, and it must not be in the way of others
+    except msgspec.DecodeError as error:  # no submission; it must not block others
         log.warning("no object", subject=record.subject, error=str(error))
         return None
 

@@ -27,7 +27,7 @@ from trainer_node.context import NodeContext
 from trainer_node.worker.crash import Failure
 
 T = TypeVar("T")
-LONGEST_PAUSE_S: Final = 60.0  # between two tries of a store that is of no use
+LONGEST_PAUSE_S: Final = 60.0  # between two tries of a store that doesn't work
 
 
 class Export(Struct, frozen=True):
@@ -47,7 +47,7 @@ class Submissions:
         self.must_hold = context.lease.must_hold
         self.draining = context.draining
         self.remote = _remote(context.settings, context.bus)
-        self._refused = 0  # how often in a row the store was of no use
+        self._refused = 0  # failed tries in a row
 
     def check(self, job: Job) -> None:
         """Refuse a job whose submission could never be stored. Raises EngineError."""
@@ -57,7 +57,7 @@ class Submissions:
     async def is_there(self, job: Job) -> bool:
         """Return whether the task has a submission, even if only the copy on disk that was about to be sent.
 
-        Raises StoreError and BusError if nobody knows.
+        Raises StoreError and BusError if that is unknown.
         """
         if await asyncio.to_thread(disk.is_stored, self.folder, job.task):
             return True

@@ -1,4 +1,4 @@
-"""SIGTERM: at once where nothing would be lost, at the next safe point where something would."""
+"""Handle SIGTERM: exit immediately if nothing would be lost, else at the next safe point."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Stop:
-    """Whether the process was asked to stop, and how it writes its outcome before it exits at once."""
+    """A request to stop, and how to write the outcome before an immediate exit."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -19,7 +19,7 @@ class Stop:
         self._listens = False
 
     def install(self, *, decides: bool = True) -> None:
-        """Listen to SIGTERM and SIGINT; outlive the node that started us and the terminal it may have had.
+        """Handle SIGTERM and SIGINT; survive the end of the node that started us, and of its terminal.
 
         A process that does not decide ignores both: rank 0 stops it.
         """

@@ -44,7 +44,7 @@ class JobObservation(Struct, frozen=True, kw_only=True):
     failure_code: ErrorCode | None = None
     outcome: Outcome | None = None
     has_checkpoint: bool = False
-    stored: bool | None = None  # something lies under the task's submission name; None = nobody looked yet
+    stored: bool | None = None  # something is stored under the task's submission name; None = not looked up
     requeue: bool = False  # an operator wants a restart
 
 
@@ -55,7 +55,7 @@ class Done(Struct, frozen=True):
 
 
 class Leave(Struct, frozen=True):
-    """A gateway moved the job to another slot: it is none of this node's."""
+    """A gateway moved the job to another slot: drop it."""
 
 
 class Watch(Struct, frozen=True):
@@ -85,7 +85,7 @@ class Submit(Struct, frozen=True):
 
 
 class FindSubmission(Struct, frozen=True):
-    """See whether something lies under the task's submission name, and decide again: it depends on that."""
+    """Look up whether something is stored under the task's submission name, then decide again."""
 
 
 class Deliver(Struct, frozen=True):

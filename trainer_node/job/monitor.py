@@ -40,9 +40,9 @@ def stop_reason(
     """Return why a running worker must be killed and restarted, or None.
 
     A worker that should have been ready is replaced when it stalls, or when it isn't finishing at the
-    deadline. Its successor submits at once what is on disk: the finished export or the newest checkpoint. The
-    margin before upstream's own deadline is there for that. A worker that started after the time was over is
-    such a successor, and goes on.
+    deadline. Its successor immediately submits what is on disk: the finished export or the newest checkpoint.
+    The margin before upstream's own deadline is for that. A worker that started after the time was over is a
+    successor, and continues.
     """
     late = started_at < ready_by <= now
     if silent_s >= (min(hang_s, LATE_HANG_S) if late else hang_s):

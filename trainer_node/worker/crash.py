@@ -51,7 +51,7 @@ def out_of_memory_kills(root: Path = Path("/")) -> int:
     """Return how many processes the kernel killed because memory ran out: in this control group, else on this
     machine.
 
-    A container or unit of its own is a group of its own, so the other half's kills are not counted there.
+    A container or unit is a group of its own, so the other slot's kills are not counted there.
     """
     for path in _counters(root):
         try:

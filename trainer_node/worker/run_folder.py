@@ -1,4 +1,4 @@
-"""One job's run folder: what node and worker tell each other, and all that a resume needs."""
+"""One job's run folder: the messages between node and worker, and all that a resume needs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class RunFolder:
         self.outcome_file.unlink(missing_ok=True)
 
     def remove_parts(self) -> None:
-        """Free what a dead worker had half written: the next one may need all of that room."""
+        """Delete what a dead worker left half-written: the next one may need the space."""
         for path in self.checkpoints.glob(".tmp-*"):
             shutil.rmtree(path, ignore_errors=True)
         (self.path / "data.part").unlink(missing_ok=True)

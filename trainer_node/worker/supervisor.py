@@ -63,7 +63,7 @@ class Worker:
     def note_end(self) -> None:
         """Take down how it ended, while the kernel's counter tells something about it."""
         code = self.process.poll() if self.process else None
-        # SIGTERM kills only a worker that doesn't listen yet: somebody asked it to stop.
+        # SIGTERM kills only a worker that has no handler yet: it was asked to stop.
         self.stopped |= code == -signal.SIGTERM
         self.out_of_memory = code in KILLED and out_of_memory_kills() > self._kills_before
         self.ended.set()
@@ -158,12 +158,12 @@ class Supervisor:
         await self._free_lock()
 
     def close(self) -> None:
-        """Stop watching; a running worker goes on without us."""
+        """Stop watching; a running worker continues."""
         if self._poller is not None:
             self._poller.cancel()
 
     def _spawn(self, run: RunFolder, attempt: int, step: int) -> Worker:
-        # All that a worker needs to know of the settings is in its job.json; the rest is not its business.
+        # All settings that a worker needs are in its job.json.
         inherited = {name: os.environ[name] for name in os.environ if not name.startswith(PREFIX)}
         # GPUs are counted as nvidia-smi counts them, by which the half was detected.
         environment = inherited | {"OMP_NUM_THREADS": str(self.threads), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -256,7 +256,7 @@ class Supervisor:
         self._on_end()
 
     async def _free_lock(self, orphans_after_s: float = ORPHANS_AFTER_S) -> None:
-        """Wait until nobody holds the lock; kill those who still do after `orphans_after_s`."""
+        """Wait until the lock is free; kill the processes that still hold it after `orphans_after_s`."""
         waited_s = 0.0
         while await asyncio.to_thread(self.lock.is_held):
             if waited_s >= orphans_after_s:
@@ -280,7 +280,7 @@ def _kill(pid: int, number: int = signal.SIGKILL) -> None:
 def _kill_group(file: WorkerFile) -> None:
     """Kill what is left of a worker's process group (it leads its own session).
 
-    While one member lives, the kernel gives the number to nobody else. So if a process of that number was
+    While one member lives, the kernel doesn't reuse the number. So if a process of that number was
     started at another time, none is left, and the group of that number is a stranger's.
     """
     if start_time(file.pid) in (None, file.start_time):

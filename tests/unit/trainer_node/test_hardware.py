@@ -11,7 +11,7 @@ from shared.errors import SettingsError
 from shared.planning.hardware import machine_memory
 from shared.settings import Settings
 from trainer_node import hardware as module
-from trainer_node.hardware import detect, parse_gpus, short_name, threads_of_half, visible_gpus
+from trainer_node.hardware import detect, parse_gpus, short_name, worker_threads, visible_gpus
 
 H100 = "{index}, NVIDIA H100 80GB HBM3, 81559, 1024, 37, GPU-{index}\n"
 
@@ -126,7 +126,7 @@ async def test_without_gpus_it_is_a_share_of_the_cpu(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     hardware = await detect(Settings(hardware="cpu"))
     assert (hardware.name, hardware.count, hardware.memory_bytes) == ("cpu", 4, machine_memory()[0])
-    assert threads_of_half(Settings(threads=3)) == 3
+    assert worker_threads(Settings(threads=3)) == 3
 
 
 async def test_hardware_can_be_said() -> None:

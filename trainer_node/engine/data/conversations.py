@@ -15,7 +15,7 @@ from trainer_node.engine.data.row_set import Row, text_of
 ROLE_FIELDS = ("from", "role")  # the scorer's default, then that of OpenAI
 CONTENT_FIELDS = ("value", "content")
 BETWEEN_PARTS = "\n"
-MOST_SEEN = 1000  # rows in which the roles are looked for
+MOST_SEEN = 1000  # rows that are searched for roles
 
 Turn = tuple[str, str]
 

@@ -19,7 +19,7 @@ from trainer_node.engine.data.conversations import Turn, UnusableError, form_of,
 from trainer_node.engine.data.row_set import AskedColumns, Row, text_of
 
 IGNORED = -100
-COMPLETION_CHUNKS = 64  # a completion text is cut after so many times the scored length
+COMPLETION_CHUNKS = 64  # a completion text is cut at this multiple of the scored length
 DUMMY = "[[dummy_message]]"  # stands in for a turn's content when the scorer looks for its borders
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a chat template; anything else is code
 EOS_REACH = 3  # an end token so near after a turn belongs to it
@@ -81,7 +81,7 @@ def _fill(answers: list[list[Any] | str], examples: Iterator[list[Any]]) -> list
 
 
 def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
-    """Token ids of many texts at once, which fast tokenizers do on all cores."""
+    """Tokenize many texts together, which fast tokenizers do on all cores."""
     return tokenizer(texts, return_attention_mask=False, **options)["input_ids"] if texts else []
 
 

@@ -104,8 +104,8 @@ def tokenize(
 ) -> tuple[Examples, dict[str, int]]:
     """Token ids and labels as the scorer makes them, and how many rows were dropped for which reason.
 
-    `max_length` is `scored_length`; `tick` hears now and then how far it is. Raises DataError if no row has
-    the named columns or none is left.
+    `max_length` is `scored_length`; `tick` is called with the progress now and then. Raises DataError if no
+    row has the named columns or none is left.
     """
     source = public_name(source)
     encode = encoder(task_type, columns, tokenizer, max_length)

@@ -29,7 +29,7 @@ class RowSet:
     rows: list[Row] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> rows that can't be read
     notices: list[str] = field(default_factory=list)  # what people should know about the reading
-    columns: list[str] = field(default_factory=list)  # of the first row, also those nobody asked for
+    columns: list[str] = field(default_factory=list)  # of the first row, also those not asked for
 
     def __len__(self) -> int:
         """Return the number of rows, dropped ones included."""

@@ -51,7 +51,7 @@ def rank_of(environment: Mapping[str, str]) -> int | None:
 
 
 def die_with_parent() -> None:
-    """In a rank: be killed when the parent is (Linux), whatever it dies of."""
+    """Have this rank killed when its parent dies, for whatever reason (Linux only)."""
     parent = os.environ.get(PARENT)
     if parent is None or not sys.platform.startswith("linux"):
         return

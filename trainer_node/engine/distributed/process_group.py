@@ -46,7 +46,7 @@ class ProcessGroup:
         return self.world == 1
 
     def broadcast_object(self, value: T) -> T:
-        """All: rank 0's `value`, whatever the others gave."""
+        """Return rank 0's `value` on every rank; the others' values are ignored."""
         if self.is_single:
             return value
         box = [value if self.is_main else None]
@@ -87,7 +87,7 @@ SINGLE_PROCESS = ProcessGroup()
 
 @dataclass(frozen=True)
 class ProcessGroupClock:
-    """Rank 0's clock for all, so that whatever is decided by it is decided alike. All must look together."""
+    """Rank 0's clock for all, so that all decide alike by it. All must read it together."""
 
     clock: Clock
     process_group: ProcessGroup
@@ -120,7 +120,7 @@ def join(job: WorkerJob, left_s: float) -> ProcessGroup:
         seen = torch.cuda.device_count()
         if seen < world or not seen:
             raise EngineError(
-                ErrorCode.DEVICE, f"torch sees {seen} GPUs, but this half has {world} of {job.hardware.name}"
+                ErrorCode.DEVICE, f"torch sees {seen} GPUs, but this slot has {world} of {job.hardware.name}"
             )
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)

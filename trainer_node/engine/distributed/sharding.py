@@ -27,7 +27,7 @@ from trainer_node.engine.model.label_model import LabelModel
 def fitted(plan: Plan, process_group: ProcessGroup) -> Plan:
     """Return the plan as these processes carry it out, whatever number of devices it was made for.
 
-    The packs of a step stay: a run that goes on with other devices sees the same rows in the same steps.
+    The packs of a step stay: a run resumed on other devices sees the same rows in the same steps.
     """
     parallel = "single" if process_group.is_single else "ddp" if plan.parallel == "single" else plan.parallel
     return msgspec.structs.replace(plan, parallel=parallel, devices=process_group.world)

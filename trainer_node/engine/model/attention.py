@@ -267,7 +267,7 @@ def _kernel(device: torch.device, form: Form) -> Kernel:
         except ModuleNotFoundError as missing:
             log.info("attention kernel not installed", kernel=name, cause=str(missing))
             error = math.inf
-        except Exception as failure:  # whatever a kernel or its compiler says: the next one is tried
+        except Exception as failure:  # whatever a kernel or its compiler raises: try the next one
             cause = str(failure).partition("\n")[0][:200]
             log.warning("attention kernel not usable", kernel=name, cause=cause)
             error = math.inf

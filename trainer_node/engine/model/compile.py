@@ -21,7 +21,7 @@ def compile_layers(layers: Iterable[nn.Module], *, recomputed: bool) -> None:
 
     A layer that is `recomputed` in the backward pass is checkpointed inside its own call, and what breaks the
     graph in there (attention over documents) makes the compiler leave all of it: then its parts are compiled.
-    What can't be compiled runs as it is; torch logs that.
+    What can't be compiled runs uncompiled; torch logs that.
     """
     torch._dynamo.config.suppress_errors = True
     for layer in layers:

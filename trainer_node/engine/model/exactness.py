@@ -30,7 +30,7 @@ EXPERTS_MOVE = 0.02
 
 
 def label_model(network: nn.Module, *, bf16: bool | None = None) -> LabelModel:
-    """Return a network ready to be asked, in the fastest exact batching; a LabelModel is returned as it is.
+    """Return a network that scores in the fastest exact batching; a LabelModel is returned unchanged.
 
     `bf16`: run matrix products in bf16 (default: if the weights are bf16). Raises EngineError(UNSUPPORTED) if
     in no batching the network gives what it gives document by document.
@@ -166,7 +166,7 @@ def _unsupported(name: str, lacks: dict[str, str]) -> EngineError:
 
 
 def _cause(error: Exception) -> str:
-    """Return an odd model's error in one line; memory that ran out is none of the model's."""
+    """Return a model's error in one line; running out of memory is not the model's fault."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower():
         raise error
     if isinstance(error, EngineError):

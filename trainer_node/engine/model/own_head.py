@@ -58,7 +58,7 @@ def _without_decoder(base: PreTrainedModel) -> Any:
 
 
 class _HandOver(nn.Module):
-    """In a decoder's place, or in that of what is around it: answers with given hidden states."""
+    """Replace a decoder, or a module around it, by one that returns given hidden states."""
 
     hidden_states: Tensor
 
@@ -67,7 +67,7 @@ class _HandOver(nn.Module):
         self.__dict__.update(stands_for=stands_for, decoder_itself=decoder)  # not as parts of its own
 
     def forward(self, *_: Any, **__: Any) -> _Answer:
-        """Whatever it is asked."""
+        """Return the given hidden states, whatever the input."""
         return _Answer(self.hidden_states)
 
     def __getattr__(self, name: str) -> Any:

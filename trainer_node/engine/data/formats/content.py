@@ -1,4 +1,4 @@
-"""What a data file is, whatever its name says: compressed, in another encoding, or no data at all."""
+"""Find out what a data file is, regardless of its name: compressed, in another encoding, or not data."""
 
 from __future__ import annotations
 

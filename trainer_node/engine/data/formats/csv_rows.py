@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 from shared.errors import DataError
 from trainer_node.engine.data.row_set import AskedColumns, Projection, Row, RowSet
 
-SAMPLE = 1 << 16  # characters in which the dialect is looked for
+SAMPLE = 1 << 16  # characters that decide the dialect
 MOST_UNCLOSED = 100  # quotes that never close: each costs to read the rest of the file again
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # What pandas, and so `datasets`, reads as missing.

@@ -17,7 +17,7 @@ from shared.errors import DataError
 from trainer_node.engine.data.formats.json_tables import rows_of_object
 from trainer_node.engine.data.row_set import AskedColumns, Projection, Row, RowSet, column_names
 
-HEAD = 1 << 20  # bytes in which the first row is looked for, to know the columns
+HEAD = 1 << 20  # bytes that are searched for the first row, whose columns are needed
 SPACE = re.compile(r"\s*")
 BETWEEN = re.compile("[\\s,\ufeff\x1e]*")  # between objects: also commas, marks of joined files and sequences
 HALF = re.compile("[\ud800-\udfff]")  # one half of a UTF-16 pair, without the other
