@@ -19,7 +19,8 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,10 +74,36 @@ def smollm2(folder: Path, budget_s: float) -> Path:
 
 def measure(job: Path) -> dict[str, Any]:
     """Run a job to its end; seconds by part, the share of its time that checkpoints took, and in steps."""
-    from trainer_node.engine import assemble, pipeline, prepare
+    from trainer_node.engine import pipeline
+    from trainer_node.engine.signals import Stop
+
+    with clocked_parts() as spent:
+        status = pipeline.main(job, Stop())
+    outcome, given = tiny_jobs.outcome_of(job), decode_worker_job(job.read_bytes())
+    assert status == 0, outcome
+    assert outcome is not None
+    assert outcome.metrics is not None
+    whole_s = outcome.at - given.start_at
+    import torch
+
+    beside_s = sum(call.cpu_s for call in spent["checkpoint.save"]) / torch.get_num_threads()
+    waited_s = sum(call.wall_s for call in [*spent["loop.save"], *spent["Saver.wait"]])
+    return {
+        "seconds": {name: _median(calls) for name, calls in spent.items()},
+        "checkpoints": len(spent["checkpoint.save"]),
+        "checkpoint_share": round((beside_s + waited_s) / whole_s, 4),
+        "waited_share": round(waited_s / whole_s, 4),
+        "step_share": round(sum(call.wall_s for call in spent["loop.one_step"]) / whole_s, 4),
+        "tokens_per_s": round(outcome.metrics.tokens_per_s, 1),
+    }
+
+
+@contextmanager
+def clocked_parts() -> Iterator[dict[str, list[Spent]]]:
+    """Clock every call of the engine's parts while this is open; yield the calls by part."""
+    from trainer_node.engine import assemble, prepare
     from trainer_node.engine.evaluate import metric
     from trainer_node.engine.export import writer
-    from trainer_node.engine.signals import Stop
     from trainer_node.engine.train import async_saver, checkpoint, loop
 
     parts: tuple[tuple[Any, str], ...] = (
@@ -95,27 +122,10 @@ def measure(job: Path) -> dict[str, Any]:
     for place, name, real in before:
         setattr(place, name, _clocked(real, spent[f"{place.__name__.rpartition('.')[2]}.{name}"]))
     try:
-        status = pipeline.main(job, Stop())
+        yield spent
     finally:
         for place, name, real in before:
             setattr(place, name, real)
-    outcome, given = tiny_jobs.outcome_of(job), decode_worker_job(job.read_bytes())
-    assert status == 0, outcome
-    assert outcome is not None
-    assert outcome.metrics is not None
-    whole_s = outcome.at - given.start_at
-    import torch
-
-    beside_s = sum(call.cpu_s for call in spent["checkpoint.save"]) / torch.get_num_threads()
-    waited_s = sum(call.wall_s for call in [*spent["loop.save"], *spent["Saver.wait"]])
-    return {
-        "seconds": {name: _median(calls) for name, calls in spent.items()},
-        "checkpoints": len(spent["checkpoint.save"]),
-        "checkpoint_share": round((beside_s + waited_s) / whole_s, 4),
-        "waited_share": round(waited_s / whole_s, 4),
-        "step_share": round(sum(call.wall_s for call in spent["loop.one_step"]) / whole_s, 4),
-        "tokens_per_s": round(outcome.metrics.tokens_per_s, 1),
-    }
 
 
 def _median(calls: list[Spent]) -> dict[str, float]:

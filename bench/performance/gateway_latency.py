@@ -114,17 +114,7 @@ async def measure(count: int) -> dict[str, Any]:
         stack.push_async_callback(bus.close)
         await bootstrap(bus, settings)
         port = free_port()
-        environ = os.environ | {
-            "PODIUM_NATS_URL": broker.url,
-            "PODIUM_DATA_DIR": str(folder / "data"),
-            "PODIUM_GATEWAY_PORT": str(port),
-            "PODIUM_EXPECTED_HARDWARE": "cpu",
-            "PODIUM_LOG_FORMAT": "json",
-        }
-        with (folder / "gateway.log").open("wb") as log:
-            gateway = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "gateway", env=environ, stderr=log
-            )
+        gateway = await start_gateway(folder, broker.url, port)
         stack.push_async_callback(gateway.wait)
         stack.callback(gateway.terminate)
         beating = asyncio.create_task(beat(bus))
@@ -148,6 +138,19 @@ async def measure(count: int) -> dict[str, Any]:
         seconds, taken = await at_once(post, AT_ONCE)
         figures["at_once"] = {"offers": AT_ONCE, "accepted": taken, "last_ms": round(max(seconds) * 1e3, 1)}
         return figures
+
+
+async def start_gateway(folder: Path, nats_url: str, port: int) -> asyncio.subprocess.Process:
+    """Start a gateway process; its log is gateway.log."""
+    environ = os.environ | {
+        "PODIUM_NATS_URL": nats_url,
+        "PODIUM_DATA_DIR": str(folder / "data"),
+        "PODIUM_GATEWAY_PORT": str(port),
+        "PODIUM_EXPECTED_HARDWARE": "cpu",
+        "PODIUM_LOG_FORMAT": "json",
+    }
+    with (folder / "gateway.log").open("wb") as log:
+        return await asyncio.create_subprocess_exec(sys.executable, "-m", "gateway", env=environ, stderr=log)
 
 
 async def until_live(client: aiohttp.ClientSession) -> None:

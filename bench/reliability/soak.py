@@ -78,7 +78,7 @@ def data_for(folder: Path, scale: float, chance: random.Random) -> Any:
 
 
 async def unfinished(bus: Bus) -> int:
-    """Stored jobs without a result."""
+    """Count the stored jobs without a result."""
     logs = await read_logs(bus)
     ended = {record.task for record in logs.states if isinstance(record, Result)}
     return sum(job.task not in ended for job in logs.jobs)
@@ -121,12 +121,6 @@ async def soak(fleet: Fleet, events: list[Event], scale: float, mean_gap_s: floa
         )
         learned = await learn(fleet, bus, chance)
     unexplained, not_in_file = explanations(fleet, played)
-    findings = [*report.findings, *learned.findings]
-    findings += [
-        f"{one.task_id}: {one.event.fault} was answered {one.offered.status}"
-        for one in played
-        if one.event.fault and one.offered.status not in (0, 401, 503)
-    ]
     return Verdict(
         report=report,
         learned=learned,
@@ -134,12 +128,21 @@ async def soak(fleet: Fleet, events: list[Event], scale: float, mean_gap_s: floa
         faults=injector.count,
         unexplained=unexplained,
         not_in_file=not_in_file,
-        findings=findings,
+        findings=[*report.findings, *learned.findings, *wrongly_answered(played)],
     )
 
 
+def wrongly_answered(played: list[Played]) -> list[str]:
+    """Return the faulty offers that were not refused; 0 and 503 are kills."""
+    return [
+        f"{one.task_id}: {one.event.fault} was answered {one.offered.status}"
+        for one in played
+        if one.event.fault and one.offered.status not in (0, 401, 503)
+    ]
+
+
 def explanations(fleet: Fleet, played: list[Played]) -> tuple[int, int]:
-    """Decisions that were sent without a reason, and those that no gateway has written with all terms."""
+    """Count the decisions sent without a reason, and those that no gateway has written with all terms."""
     written: set[tuple[str, bool]] = set()
     for gateway in GATEWAYS:
         path = fleet.folder / "data" / gateway / "decisions.jsonl"
@@ -153,6 +156,26 @@ def explanations(fleet: Fleet, played: list[Played]) -> tuple[int, int]:
     decided = [one for one in played if one.offered.status == 200]
     unexplained = sum(not one.offered.body.get("message") for one in decided)
     return unexplained, sum((one.task_id, one.accepted) not in written for one in decided)
+
+
+def figures_of(verdict: Verdict, hours: float) -> dict[str, Any]:
+    """Return the last line's figures."""
+    return outcome(verdict.played) | {
+        "simulated_hours": hours,
+        "jobs": verdict.report.jobs,
+        "results": verdict.report.results,
+        "without_result": verdict.report.without_result,
+        "double_submissions": verdict.report.double_submissions,
+        "lost": verdict.report.lost,
+        "faults": verdict.faults,
+        "decisions_without_reason": verdict.unexplained,
+        "decisions_lost_by_kills": verdict.not_in_file,
+        "rates_learned": verdict.learned.rates,
+        "rates_above_house": verdict.learned.above_house,
+        "rates_below_house": verdict.learned.below_house,
+        "rates_wrong": len(verdict.learned.findings),
+        "violations": len(verdict.findings) + verdict.unexplained,
+    }
 
 
 def main() -> int:
@@ -183,22 +206,7 @@ def main() -> int:
         hub.close()
     for finding in verdict.findings:
         print("VIOLATION", finding)
-    figures = outcome(verdict.played) | {
-        "simulated_hours": args.hours,
-        "jobs": verdict.report.jobs,
-        "results": verdict.report.results,
-        "without_result": verdict.report.without_result,
-        "double_submissions": verdict.report.double_submissions,
-        "lost": verdict.report.lost,
-        "faults": verdict.faults,
-        "decisions_without_reason": verdict.unexplained,
-        "decisions_lost_by_kills": verdict.not_in_file,
-        "rates_learned": verdict.learned.rates,
-        "rates_above_house": verdict.learned.above_house,
-        "rates_below_house": verdict.learned.below_house,
-        "rates_wrong": len(verdict.learned.findings),
-        "violations": len(verdict.findings) + verdict.unexplained,
-    }
+    figures = figures_of(verdict, args.hours)
     if figures["violations"]:
         print(f"all logs are in {folder}")
     else:

@@ -134,32 +134,40 @@ def score(
     """
     import torch
 
-    from trainer_node.engine.data.columns import asked_columns
-    from trainer_node.engine.data.examples import read_rows, scored_length, tokenize
-    from trainer_node.engine.data.job_rows import unmet
-    from trainer_node.engine.data.splits import format_of
     from trainer_node.engine.evaluate import metric
     from trainer_node.engine.model.adapters import load_adapter
-    from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer
+    from trainer_node.engine.model.loading import load_model
 
-    file_format = format_of(urlsplit(data).path) or FileFormat.JSON
-    found = read_rows(data, file_format, allow_private_urls=False, asked=asked_columns(task_type, columns))
-    for text in (*found.notices, *unmet(task_type, columns, found)):
-        print(text, file=sys.stderr)
-    config = load_config(model)
-    examples: Examples
-    examples, unusable = tokenize(
-        found.rows,
-        task_type,
-        columns,
-        load_tokenizer(tokenizer or tokenizer_of(model)),
-        scored_length(config),
-        source=data,
-    )
+    examples, dropped = read_examples(model, data, columns, task_type, tokenizer or tokenizer_of(model))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network: torch.nn.Module = load_model(model, dtype).to(device)
     if task_type is TaskType.DPO:
         examples = examples.with_reference(metric.reference_logprobs(network, examples))
     if adapter is not None:
         network = load_adapter(network, adapter)
-    return metric.score(network, examples).loss, len(examples), found.dropped | unusable
+    return metric.score(network, examples).loss, len(examples), dropped
+
+
+def read_examples(
+    model: str, data: str, columns: DatasetType, task_type: TaskType, tokenizer: str
+) -> tuple[Examples, dict[str, int]]:
+    """Return the examples that the scorer would score, and the dropped rows by reason; print notices."""
+    from trainer_node.engine.data.columns import asked_columns
+    from trainer_node.engine.data.examples import read_rows, scored_length, tokenize
+    from trainer_node.engine.data.job_rows import unmet
+    from trainer_node.engine.data.splits import format_of
+    from trainer_node.engine.model.loading import load_config, load_tokenizer
+
+    file_format = format_of(urlsplit(data).path) or FileFormat.JSON
+    found = read_rows(data, file_format, allow_private_urls=False, asked=asked_columns(task_type, columns))
+    for text in (*found.notices, *unmet(task_type, columns, found)):
+        print(text, file=sys.stderr)
+    examples, unusable = tokenize(
+        found.rows,
+        task_type,
+        columns,
+        load_tokenizer(tokenizer),
+        scored_length(load_config(model)),
+        source=data,
+    )
+    return examples, found.dropped | unusable

@@ -29,48 +29,58 @@ log = get_logger()
 logging.getLogger("asyncio").addFilter(lambda record: "eof_received() has no effect" not in record.msg)
 
 
-def callbacks(bus: Bus, settings: Settings, identity: Identity | None) -> dict[str, Any]:
-    """Return the callbacks that the client library calls when the connection changes."""
-    logged = ""
+class Callbacks:
+    """What the client library calls when the connection changes."""
 
-    async def on_closed() -> None:
-        bus.closed.set()
+    def __init__(self, bus: Bus, settings: Settings, identity: Identity | None) -> None:
+        self._bus = bus
+        self._settings = settings
+        self._identity = identity
+        self._logged = ""  # the newest refusal: each is logged once until the link is back
 
-    async def on_disconnected() -> None:
-        _watch_reconnecting(bus)
-        if bus.entered_at is not None and not bus.closing:
-            log.warning("lost NATS, reconnecting", url=settings.nats_url)
+    def options(self) -> dict[str, Any]:
+        """Return them under the names that the library's `connect` takes."""
+        return {
+            "closed_cb": self.on_closed,
+            "disconnected_cb": self.on_disconnected,
+            "reconnected_cb": self.on_reconnected,
+            "error_cb": self.on_error,
+        }
 
-    async def on_reconnected() -> None:
-        nonlocal logged
-        logged = ""
-        log.info("NATS is back", url=settings.nats_url)
-        for callback in bus.reconnected:
+    async def on_closed(self) -> None:
+        """Tell all that wait for it that the link is closed for good."""
+        self._bus.closed.set()
+
+    async def on_disconnected(self) -> None:
+        """Log the loss, and see that reconnecting doesn't end silently."""
+        _watch_reconnecting(self._bus)
+        if self._bus.entered_at is not None and not self._bus.closing:
+            log.warning("lost NATS, reconnecting", url=self._settings.nats_url)
+
+    async def on_reconnected(self) -> None:
+        """Wake the parts that poll after a reconnect."""
+        self._logged = ""
+        log.info("NATS is back", url=self._settings.nats_url)
+        for callback in self._bus.reconnected:
             callback()
 
-    async def on_error(error: Exception) -> None:
-        nonlocal logged
+    async def on_error(self, error: Exception) -> None:
+        """Note a denial; log a refusal once. Raises RefusedError during the first connect."""
+        bus = self._bus
         if (found := denial(error)) is not None:
             bus.note_denial(found)
             return
         if not bus.connected:
             drop_link(bus.client)
-        if (why := refusal(error, settings, identity)) is None:
+        if (why := refusal(error, self._settings, self._identity)) is None:
             log.debug("NATS client error", error=repr(error))
             return
         if bus.entered_at is None:
             raise RefusedError(why) from error  # out of the library's endless attempts to connect
-        if why != logged:
+        if why != self._logged:
             log.error(why)
-        logged = why
-        _read_new_key(bus, settings)
-
-    return {
-        "closed_cb": on_closed,
-        "disconnected_cb": on_disconnected,
-        "reconnected_cb": on_reconnected,
-        "error_cb": on_error,
-    }
+        self._logged = why
+        _read_new_key(bus, self._settings)
 
 
 def _watch_reconnecting(bus: Bus) -> None:
@@ -125,7 +135,7 @@ async def connect(settings: Settings, *, name: str, user: str | None = None) -> 
         options |= {"tls": context, "tls_handshake_first": True}
     try:
         async with asyncio.timeout(settings.nats_connect_timeout_s):
-            await bus.client.connect(**options, **callbacks(bus, settings, identity))
+            await bus.client.connect(**options, **Callbacks(bus, settings, identity).options())
     except RefusedError:
         await bus.close()
         raise
