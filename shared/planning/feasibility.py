@@ -73,15 +73,20 @@ def check_offer(
         return Feasibility(False, f"{error} ({size})")
     if plan.parallel == "fsdp2" and (why := _whole_only(model, facts)):
         return Feasibility(False, f"{why}, which no device here has room for ({size})")
-    if plan.expected_steps < MIN_OFFER_STEPS:
-        cause = f"{hours:g} hours leave only {plan.expected_steps} steps on {hardware.name} ({size})"
-        return Feasibility(False, cause)
-    moving_s = (2 * shape.parameters + export_bytes(shape, plan.modules)) / MODEL_BYTES_PER_S
-    if moving_s > budget_s:
-        cause = f"reading the model and writing the result take {moving_s:.0f} s, there are {budget_s:.0f} s"
-        return Feasibility(False, f"{cause} ({size})")
+    if why := _too_short(plan, shape, budget_s, f"{hours:g} hours", hardware):
+        return Feasibility(False, f"{why} ({size})")
     cause = f"fits {hardware.name} and leaves about {plan.expected_steps} steps ({size})"
     return Feasibility(True, cause, plan)
+
+
+def _too_short(plan: Plan, shape: ModelShape, budget_s: float, hours: str, hardware: Hardware) -> str | None:
+    """Return why the time is too short for a few steps, or for moving the weights; None if it isn't."""
+    if plan.expected_steps < MIN_OFFER_STEPS:
+        return f"{hours} leave only {plan.expected_steps} steps on {hardware.name}"
+    moving_s = (2 * shape.parameters + export_bytes(shape, plan.modules)) / MODEL_BYTES_PER_S
+    if moving_s > budget_s:
+        return f"reading the model and writing the result take {moving_s:.0f} s, there are {budget_s:.0f} s"
+    return None
 
 
 def _source(stated: int | None, facts: ModelFacts, named: int | None) -> str:

@@ -105,6 +105,12 @@ def assemble(
     return make_state(run, record, adapted, data, found, make_saver(run, record))
 
 
+def make_packs(adapted: Adapted, train: Examples, seed: int) -> Packs:
+    """Return the packs of all epochs, none with more documents than attention can take."""
+    most = max(1, max_documents(adapted.plan.capacity, adapted.heads, adapted.head_dim) // train.group)
+    return Packs(train.lengths.tolist(), adapted.plan.capacity, seed, most)
+
+
 def make_state(
     run: RunContext,
     record: RunRecord,
@@ -116,7 +122,6 @@ def make_state(
 ) -> TrainState:
     """Return the state of a training run whose weights are in the model, or in the checkpoint."""
     plan, deltas, job, group = adapted.plan, adapted.deltas, run.job, run.process_group
-    limit = max(1, max_documents(plan.capacity, adapted.heads, adapted.head_dim) // data.train.group)
     dev = curve_rows(plan, record, data) if place.curve else None
     state = TrainState(
         plan=plan,
@@ -125,7 +130,7 @@ def make_state(
         optimizer=make_optimizer(deltas, plan),
         objective=loss_for(job.task_type),
         examples=data.train,
-        packs=Packs(data.train.lengths.tolist(), plan.capacity, job.seed + place.seed, limit),
+        packs=make_packs(adapted, data.train, job.seed + place.seed),
         schedule=make_schedule(run, record, plan, found, place),
         clock=run.own_clock,
         average=make_average(run, plan, deltas),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -104,12 +104,7 @@ def choose(
     candidates = ranked(candidates, base)
     finite = is_finite(state)
     if (loss_over_base(candidates[0], base) >= 0.0 and Part.SCORE in parts) or not finite:
-        others: list[Candidate] = []
-        for other in earlier(run, state):
-            if (finite or others) and run.clock.time() + SAFETY * costs.load_s > until:
-                break
-            with run.patience():  # its weights are read first
-                others.append(other.measured(score))
+        others = scored_earlier(run, state, score, until, at_least=0 if finite else 1)
         if Part.VERIFY in parts:  # there is time to load the base model once more
             others.append(untrained(run, record, state))
         candidates = ranked([*candidates, *others], base)
@@ -117,6 +112,20 @@ def choose(
         run.reporter.message("the trained weights are worse than the base model's")
     run.reporter.message("; ".join(f"{c.name} weights: {_loss(c):.4f}" for c in candidates))
     return candidates
+
+
+def scored_earlier(
+    run: RunContext, state: TrainState, score: Callable[[], Evaluation], until: float, *, at_least: int
+) -> list[Candidate]:
+    """Score earlier checkpoints while there is time to load one before `until`, and `at_least` that many."""
+    scored: list[Candidate] = []
+    for other in earlier(run, state):
+        late = run.clock.time() + SAFETY * state.schedule.costs.load_s > until
+        if late and len(scored) >= at_least:
+            break
+        with run.patience():  # its weights are read first
+            scored.append(other.measured(score))
+    return scored
 
 
 def lowest_point(state: TrainState, last: Evaluation | None) -> Candidate | None:

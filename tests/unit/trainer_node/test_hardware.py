@@ -11,7 +11,7 @@ from shared.errors import SettingsError
 from shared.planning.hardware import machine_memory
 from shared.settings import Settings
 from trainer_node import hardware as module
-from trainer_node.hardware import detect, parse_gpus, short_name, worker_threads, visible_gpus
+from trainer_node.hardware import detect, parse_gpus, short_name, visible_gpus, worker_threads
 
 H100 = "{index}, NVIDIA H100 80GB HBM3, 81559, 1024, 37, GPU-{index}\n"
 

@@ -246,26 +246,10 @@ def save(state: TrainState, reporter: Reporter) -> None:
         state.schedule.save_begun(began, state.clock.time() - began)
         return
     extras, average = content is not CheckpointContent.WEIGHTS, state.average
-    loss_sum, steps = state.since_save
-    state.since_save = (0.0, 0)
     # The pulse inside must say that this save was made: a resumed run's next is due as if it never stopped.
     state.schedule.save_begun(began, 0.0)
-    position = Position(
-        step=state.steps_before + state.step,
-        trial=state.trial,
-        steps_before=state.steps_before,
-        epoch=state.packs.epoch,
-        pack=state.packs.index,
-        tokens=state.tokens,
-        clock_tokens=state.clock.tokens if isinstance(state.clock, TokenClock) else 0,
-        train_s=state.train_s,
-        averaged=average.count if average and extras else 0,
-        capacity=state.plan.capacity,
-        curve=state.curve,
-        pulse=replace(state.schedule.pulse),  # it is written while training goes on
-        loss=loss_sum / steps if steps else None,
-        health=state.health,
-    )
+    position = position_of(state, averaged=average.count if average and extras else 0)
+    state.since_save = (0.0, 0)
     optimizer: dict[str, torch.Tensor] = {}
     if extras and not over:
         optimizer = dict(optimizer_tensors(state.optimizer, state.deltas.parameters))
@@ -279,6 +263,27 @@ def save(state: TrainState, reporter: Reporter) -> None:
         frozen = {"best": state.best, **kept} if extras else {}
         state.saver.begin(position, tensors, content=content, still=over, frozen=frozen)
     state.schedule.save_begun(began, state.clock.time() - began)
+
+
+def position_of(state: TrainState, *, averaged: int) -> Position:
+    """Return where training is, for a checkpoint whose average holds `averaged` steps."""
+    loss_sum, steps = state.since_save
+    return Position(
+        step=state.steps_before + state.step,
+        trial=state.trial,
+        steps_before=state.steps_before,
+        epoch=state.packs.epoch,
+        pack=state.packs.index,
+        tokens=state.tokens,
+        clock_tokens=state.clock.tokens if isinstance(state.clock, TokenClock) else 0,
+        train_s=state.train_s,
+        averaged=averaged,
+        capacity=state.plan.capacity,
+        curve=state.curve,
+        pulse=replace(state.schedule.pulse),  # it is written while training goes on
+        loss=loss_sum / steps if steps else None,
+        health=state.health,
+    )
 
 
 def make_room(state: TrainState, *, over: bool) -> CheckpointContent:
