@@ -9,6 +9,7 @@ from typing import Any
 
 from gateway.admission import Admission
 from gateway.broker_link import RETRY_S, end_with
+from gateway.connections import Connections, limits_of
 from gateway.errors import UnknownScoredTaskError
 from gateway.expiry import expire_for_ever
 from gateway.learning.evidence import DAY_S, Evidence
@@ -54,6 +55,9 @@ class LocalParts:
         self.decisions = DecisionLog(settings.data / DECISIONS_FILE)
         self.measures = Measures()
         self.refusals = Refusals()
+        self.connections = Connections(
+            limits_of(settings.max_connections, settings.max_connections_per_address)
+        )
         self.events = EventLog()
         self.expected = parse_hardware(settings.expected_hardware)
         self.policy = load_policy(settings.policy)

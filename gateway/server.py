@@ -93,6 +93,9 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
     background: Background = {"nonces": nonces.run, "validators": lambda _: validators.follow()}
     work = asyncio.create_task(service.run(background), name="gateway service")
     tokens = asyncio.create_task(guard.follow(), name="API tokens")
+    server = runner.server
+    assert server is not None  # `setup` has made it
+    watch = asyncio.create_task(service.connections.watch(lambda: server.connections), name="connections")
     try:
         yield service, work
     finally:
@@ -101,7 +104,7 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
         if unanswered := app[RUNNING].copy():  # aiohttp's own shutdown stops reading bodies at once
             await asyncio.wait(unanswered, timeout=FINISH_S)
         await runner.cleanup()
-        await cancel_all([work, tokens], again_s=STOP_S)
+        await cancel_all([work, tokens, watch], again_s=STOP_S)
         if not work.cancelled():
             work.result()  # raise why it ended
 

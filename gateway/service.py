@@ -40,6 +40,7 @@ class Service:
         self.decisions = local.decisions
         self.measures = local.measures
         self.refusals = local.refusals
+        self.connections = local.connections
         self.events = local.events
         self.event_sources = local.event_sources
         self.responder = OfferResponder(self.decide)

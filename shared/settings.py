@@ -74,6 +74,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: Annotated[
         int, Meta(ge=1024, description="largest request body; a larger one gets 413")
     ] = 1 << 20
+    max_connections: Annotated[
+        int,
+        Meta(ge=16, description="most open connections; above it those that wait longest are closed"),
+    ] = 2048
+    max_connections_per_address: Annotated[
+        int, Meta(ge=4, description="of one address; loopback, and so a proxy there, has no such limit")
+    ] = 512
     max_hours: Annotated[float, Meta(gt=0, description="offers with more hours are rejected")] = 96.0
     deadline_margin_s: Annotated[
         float,

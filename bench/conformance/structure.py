@@ -33,7 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "broker",
     ),
     "gateway": (
-        "errors http_request problem_details watched_file",
+        "errors connections http_request problem_details watched_file",
         "state",
         "learning operations broker_link",
         "policy views expiry",

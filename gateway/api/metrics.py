@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.connections import REASONS
 from gateway.service import Service
 from gateway.state.ledger import TaskState
 from gateway.telemetry.counters import AGAIN, BOUNDS_S, DECISIONS, Measures
@@ -48,6 +49,7 @@ class GatewayCollector(Collector):
         yield from _runs(self._service)
         yield from _gateway(self._service)
         yield from _events(self._service)
+        yield from _connections(self._service)
 
 
 def _decisions(measures: Measures) -> Iterator[Metric]:
@@ -266,6 +268,17 @@ def _events(service: Service) -> Iterator[Metric]:
     yield published
     yield _gauge("podium_event_readers", "Open streams of /v1/events.", log.readers)
     yield _counter("podium_lost_events", "Events that slow readers missed.", log.lost)
+
+
+def _connections(service: Service) -> Iterator[Metric]:
+    connections = service.connections
+    yield _gauge("podium_connections", "Open HTTP connections.", connections.open)
+    closed = CounterMetricFamily(
+        "podium_closed_connections", "Connections that the gateway closed itself.", labels=("reason",)
+    )
+    for reason in REASONS:
+        closed.add_metric((reason,), connections.closed[reason])
+    yield closed
 
 
 def _by_slot(name: str, meaning: str) -> GaugeMetricFamily:

@@ -23,6 +23,7 @@ from gateway.api.problems import (
     Fault,
     MalformedRequestError,
 )
+from gateway.api.throttle import LoopThrottle
 from gateway.http_request import read_body
 from gateway.service import Service
 
@@ -31,6 +32,7 @@ JSON: Final = "application/json"
 # Shared by the handlers of one gateway.
 SERVICE = web.AppKey("service", Service)
 GUARD = web.AppKey("guard", Guard)
+THROTTLE = web.AppKey("throttle", LoopThrottle)  # of requests that anyone may send
 RUNNING = web.AppKey("running", set[asyncio.Future[None]])  # one future per unanswered request
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from gateway.api.access import Access, Guard
 from gateway.api.docs_page import CONTENT_SECURITY_POLICY, page
+from gateway.api.middleware import serve
 from gateway.api.openapi import document
 from gateway.api.problems import (
     BUSY,
@@ -25,14 +26,13 @@ from gateway.api.problems import (
     NOT_READY,
     UNKNOWN_TASK,
     MalformedRequestError,
-    problem_of,
     unavailable,
 )
 from gateway.api.routing import (
     GUARD,
     RUNNING,
     SERVICE,
-    Handler,
+    THROTTLE,
     Route,
     add_routes,
     json_response,
@@ -41,7 +41,8 @@ from gateway.api.routing import (
 )
 from gateway.api.sse import MEDIA_TYPE as EVENTS
 from gateway.api.sse import EventQuery, get_events
-from gateway.errors import MalformedOfferError, UnknownTaskError
+from gateway.api.throttle import LoopThrottle
+from gateway.errors import UnknownTaskError
 from gateway.http_request import read_body
 from gateway.learning.score_form import ScoreForm, parse_scores
 from gateway.offers import parse_offer
@@ -87,10 +88,11 @@ class TaskQuery(Struct, frozen=True, forbid_unknown_fields=True):
 def make_app(service: Service, guard: Guard) -> web.Application:
     """Make the HTTP application of one gateway."""
     # aiohttp refuses a larger body before it has read all of it
-    app = web.Application(middlewares=[_serve], client_max_size=service.settings.max_body_bytes)
+    app = web.Application(middlewares=[serve], client_max_size=service.settings.max_body_bytes)
     app[SERVICE] = service
     app[GUARD] = guard
     app[RUNNING] = set()
+    app[THROTTLE] = LoopThrottle(most=1)
     add_routes(app.router, ROUTES, guard)
     return app
 
@@ -197,28 +199,6 @@ async def get_ready(request: web.Request) -> web.Response:
     """Check readiness; 200 while offers can be decided, else 503 with what is missing."""
     why = request.app[SERVICE].why_not_ready()
     return json_response(Status("ready")) if why is None else unavailable(why)
-
-
-@web.middleware
-async def _serve(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Handle every request: track it while it runs, turn errors into problems, measure it."""
-    began, app = time.perf_counter(), request.app
-    answered = asyncio.get_running_loop().create_future()
-    app[RUNNING].add(answered)
-    service = app[SERVICE]
-    try:
-        response = await handler(request)
-    except Exception as error:
-        if isinstance(error, MalformedOfferError):
-            service.measures.malformed_offers += 1
-        response = problem_of(request, error, service.settings.max_body_bytes)
-    finally:
-        app[RUNNING].discard(answered)
-        answered.set_result(None)
-    if isinstance(response, web.Response):  # not for a stream, whose duration means nothing
-        seconds = time.perf_counter() - began
-        service.measures.answered(request.match_info.route, response.status, seconds)
-    return response
 
 
 async def _started(request: web.Request) -> Service:

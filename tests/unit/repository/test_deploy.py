@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from gateway.connections import SPARE_FILES
 from podium.local.nats_server import nats_server_path
 from podium.security.key_files import make_certificates, make_users
+from shared.settings import Settings
 from shared.settings_sources import load_settings
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -39,3 +42,14 @@ def test_unit_environments_are_settings(half: str) -> None:
     ]
     settings = load_settings(dict(line.split("=", 1) for line in lines) | {"PODIUM_SLOT": half})
     assert settings.gpus == {"a": "0,1,2,3", "b": "4,5,6,7"}[half]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("systemd/podium-gateway.service", "LimitNOFILE="), ("../docker-compose.yml", "ulimits: {nofile: ")],
+)
+def test_the_gateway_has_descriptors_for_its_connections(name: str, words: str) -> None:
+    (after,) = (DEPLOY / name).read_text().split(words)[1:]
+    allowed = re.match(r"\d+", after)
+    assert allowed
+    assert int(allowed[0]) >= Settings().max_connections + SPARE_FILES
