@@ -26,6 +26,7 @@ BENCHES: dict[str, Bench] = {
     "offers": Bench("conformance.offers", 1, "offers that can't be finished are refused"),
     "plans": Bench("conformance.plans", 1, "the plans of the profile; writes docs/plans.md"),
     "rows": Bench("rows.table", 0.2, "data files of every kind are read right or refused clearly"),
+    "models": Bench("architectures.table", 15, "tiny models of every architecture, trained and reloaded"),
     "structure": Bench("conformance.structure", 0.1, "folders, circles, layers, long functions, words"),
     "deadline": Bench("deadline.runs", 45, "a submission is on disk at the deadline"),
     "stage_costs": Bench("deadline.stage_costs", 6, "seconds of each stage of a real run"),

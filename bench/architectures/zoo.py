@@ -95,6 +95,11 @@ class Sample(Struct, frozen=True):
     leave_out: tuple[str, ...] = ()  # of SMALL: what this configuration class computes itself
 
     @property
+    def has_experts(self) -> bool:
+        """Whether a router sends each token to some of several experts."""
+        return any("experts" in key and value for key, value in self.changes.items())
+
+    @property
     def name(self) -> str:
         """The model type, with the variant if there are several."""
         return f"{self.model_type}-{self.variant}" if self.variant else self.model_type
@@ -228,7 +233,6 @@ _MIXTURES = (
     Sample("qwen3_moe", EXPERTS),
     Sample("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     Sample("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    Sample("phimoe", {"num_local_experts": 4}),
     Sample("gpt_oss", {**WINDOWED, "num_local_experts": 4, "num_experts_per_tok": 2}),
     Sample("deepseek_v2", {**ROUTED, **LATENT}),
     Sample("deepseek_v3", {**ROUTED, **LATENT}),

@@ -24,7 +24,7 @@ _PACKED = """
 apertus arcee biogpt cohere cohere2 cwm deepseek_v2 deepseek_v3 diffllama ernie4_5 exaone4 gemma gemma2 gemma3
 gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gpt_oss granite granitemoe helium hunyuan_v1_dense
 llama minicpm3 ministral ministral3 mistral mixtral nanochat olmo olmo2 olmo3 olmoe opt persimmon phi phi3
-phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 starcoder2
+qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 starcoder2
 """
 _PADDED = """
 bamba bloom codegen falcon falcon_h1 falcon_mamba gpt_neo gptj granitemoehybrid jamba lfm2 mamba mamba2 mpt

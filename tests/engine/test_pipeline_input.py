@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from transformers import AutoTokenizer
 
 from shared.files import folder_digest
 from shared.messages import (
@@ -48,6 +50,28 @@ def test_an_unknown_model_is_unavailable(make_job: Callable[..., Path], tmp_path
     outcome = finish(make_job(model_path=str(tmp_path / "no-model")))
     assert (outcome.status, outcome.code) == (OutcomeStatus.FAILED, ErrorCode.MODEL_UNAVAILABLE)
     assert "no-model" in (outcome.error or "")
+
+
+def test_tokens_that_were_added_to_the_tokenizer_alone_cost_their_rows(
+    make_job: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "added"
+    shutil.copytree(tiny_model, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(model)
+    data = tmp_path / "rows.json"
+    rows = json.loads(data.read_text())
+    first = next(iter(rows[0]))
+    changed = rows[::4]
+    for row in changed:
+        row[first] = f"<new> {row[first]}"
+    data.write_text(json.dumps(rows))
+    outcome = finish(make_job(model_path=str(model)))
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.metrics is not None
+    reason = "has a token that the model has no embedding for"
+    assert outcome.metrics.dropped_rows == {reason: len(changed)}
 
 
 def test_an_unknown_profile_is_unsupported(make_job: Callable[..., Path]) -> None:

@@ -49,19 +49,32 @@ def ingest(run: RunContext, config: Any) -> JobData:
         run.reporter.message(f"chat template {template!r:.80}: the model's own is used")
     length = scored_length(config)
     tokens = tokens_of(job, run.folder, tokenizer, length, run.reporter)
-    data = divided(job, tokens, length)
+    data = divided(job, tokens, length, vocabulary_of(config))
     for reason, count in sorted(data.dropped.items()):
         run.reporter.message(f"{count} of {tokens.rows} rows dropped: {reason}")
     return data
 
 
-def divided(job: WorkerJob, tokens: TokenCache, length: int) -> JobData:
+def vocabulary_of(config: Any) -> int:
+    """How many tokens a model has embeddings for."""
+    return int(config.get_text_config().vocab_size)
+
+
+def divided(job: WorkerJob, tokens: TokenCache, length: int, vocabulary: int) -> JobData:
     """A job's tokens with the development rows held out; these are all that the scorer would score.
 
     Of the others those are dropped that are longer than the profile trains on. Raises DataError if none is
-    left.
+    left. Rows are dropped, too, with tokens that were added to the tokenizer and not to the model: a GPU
+    would fail on them in a way that no later job survives.
     """
-    train, dev = hold_out(tokens.examples, job.seed)
+    examples, dropped = tokens.examples, tokens.dropped
+    known = np.flatnonzero(examples.highest < vocabulary)
+    if not len(known):
+        raise DataError(f"every row has tokens above the {vocabulary} that the model has embeddings for")
+    if count := len(examples) - len(known):
+        dropped = {**dropped, "has a token that the model has no embedding for": count}
+        examples = examples.take(known)
+    train, dev = hold_out(examples, job.seed)
     most = PROFILES[job.profile].max_length if job.profile in PROFILES else length
     kept = np.flatnonzero(train.lengths <= most * train.group)
     if not len(kept):
@@ -69,7 +82,6 @@ def divided(job: WorkerJob, tokens: TokenCache, length: int) -> JobData:
             f"every training row is longer than the {most} tokens that the profile {job.profile} trains on: "
             "take another profile"
         )
-    dropped = tokens.dropped
     if count := len(train) - len(kept):
         dropped = {**dropped, f"longer than the profile's {most} tokens": count}
         train = train.take(kept)
@@ -92,7 +104,7 @@ def reload_data(run: RunContext, config: Any, fingerprint: str) -> JobData | str
     answer: JobData | str = ""
     if run.process_group.is_main:
         if known := kept(run.folder):
-            answer = divided(run.job, known, scored_length(config))
+            answer = divided(run.job, known, scored_length(config), vocabulary_of(config))
         try:
             if isinstance(answer, str) or answer.train.fingerprint() != fingerprint:
                 answer = ingest(run, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from msgspec.structs import replace
 
 from shared.errors import DataError
 from shared.messages import DatasetType, FileFormat, TaskType
@@ -189,6 +191,51 @@ def test_bad_conversations(tokenizer: Any, row: dict[str, Any], reason: str) -> 
 def test_an_unknown_template_is_refused(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"chat template .* can't be used"):
         tokenize([{"conversations": []}], TaskType.CHAT, DatasetType(chat_template="{{ x }}"), tokenizer, 256)
+
+
+def test_rows_that_the_models_own_template_refuses_are_counted(tokenizer: Any) -> None:
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = (
+        "{% for message in messages %}{% if message.role == 'system' %}"
+        "{{ raise_exception('no system please') }}{% endif %}{{ message.content }}{% endfor %}"
+    )
+    kind = replace(CHAT, chat_template="tokenizer_default")
+    good = {"talk": [turn("human", "Hello"), turn("gpt", "Good day")]}
+    bad = {"talk": [turn("system", "Be kind."), *good["talk"]]}
+    examples, dropped = tokenize([good, bad], TaskType.CHAT, kind, own, 256)
+    assert len(examples) == 1
+    assert dropped == {"the model's chat template refuses it: no system please": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "row"),
+    [
+        (TaskType.INSTRUCT, INSTRUCT, {"ask": "Say", "say": "yes"}),
+        (TaskType.INSTRUCT, DatasetType(field_instruction="ask"), {"ask": "Say yes"}),
+        (TaskType.CHAT, CHAT, {"talk": [turn("human", "Hello"), turn("gpt", "Good day")]}),
+        (TaskType.DPO, DPO, {"p": "Say", "c": "yes", "r": "no way"}),
+    ],
+)
+def test_a_model_without_an_end_token_gets_none(
+    tokenizer: Any, kind: TaskType, columns: DatasetType, row: dict[str, Any]
+) -> None:
+    endless = copy.deepcopy(tokenizer)
+    endless.eos_token = None
+    assert endless.eos_token_id is None
+    with_end, _ = tokenize([row], kind, columns, tokenizer, 256)
+    without, dropped = tokenize([row], kind, columns, endless, 256)
+    assert not dropped
+    ended = 0 if kind is TaskType.CHAT else with_end.group
+    assert len(without.ids) == len(with_end.ids) - ended
+    assert tokenizer.eos_token_id not in without.ids.tolist()
+
+
+def test_the_highest_token_of_each_example() -> None:
+    offsets = np.array([0, 2, 3, 5, 6], dtype=np.int64)
+    ids = np.array([5, 1, 9, 2, 3, 0], dtype=np.int32)
+    assert Examples(ids, ids, offsets).highest.tolist() == [5, 9, 3, 0]
+    assert Examples(ids, ids, offsets, group=2).highest.tolist() == [9, 3]
+    assert Examples(ids[:0], ids[:0], offsets[:1]).highest.tolist() == []
 
 
 # --- preferences

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from string import Formatter
 from typing import Any
 
+from jinja2 import TemplateError
+
 from shared.errors import DataError
 from shared.messages import DatasetType, TaskType
 from trainer_node.engine.data.columns import asked_columns
@@ -138,8 +140,10 @@ def _check_format(text: str, fields: set[str]) -> None:
             raise DataError(f"the format {text!r:.80} may use nothing but {known}")
 
 
-def _ended(ids: list[int], end: int, length: int) -> list[int]:
-    """Append the end token unless it is there or the text was cut."""
+def _ended(ids: list[int], end: int | None, length: int) -> list[int]:
+    """Append the end token, if the model has one, unless it is there or the text was cut."""
+    if end is None:
+        return ids
     return [*ids, end] if ids and ids[-1] != end and len(ids) < length else ids
 
 
@@ -171,15 +175,21 @@ def _chat(columns: DatasetType, tokenizer: Any) -> Encoder:
     render = _renderer(columns.chat_template or "chatml", tokenizer)
     end = tokenizer.eos_token_id
 
-    def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
-        conversations, answers = _each(rows, lambda row: turns_of(row, form))
-        texts: list[str] = []
-        for turns in conversations:
-            texts.append(render(turns))
+    def read(row: Row) -> tuple[list[Turn], list[str]]:
+        turns = turns_of(row, form)
+        try:
+            texts = [render(turns)]
             for index in _assistant_turns(turns):
                 texts += [render(turns[: index + 1]), render([*turns[:index], (turns[index][0], DUMMY)])]
+        except TemplateError as error:
+            raise UnusableError(f"the model's chat template refuses it: {error}") from error
+        return turns, texts
+
+    def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
+        conversations, answers = _each(rows, read)
+        texts = [text for _, rendered in conversations for text in rendered]
         found = iter(_ids(tokenizer, texts, add_special_tokens=False))
-        return _fill(answers, ([(_mark(turns, found, end),)] for turns in conversations))
+        return _fill(answers, ([(_mark(turns, found, end),)] for turns, _ in conversations))
 
     return encode
 
@@ -202,7 +212,7 @@ def _assistant_turns(turns: list[Turn]) -> list[int]:
     return [index for index, (role, _) in enumerate(turns) if role == "assistant"]
 
 
-def _mark(turns: list[Turn], found: Iterator[list[int]], end_id: int) -> Document:
+def _mark(turns: list[Turn], found: Iterator[list[int]], end_id: int | None) -> Document:
     """Label the content of assistant turns, and the end token that follows within reach."""
     ids = next(found)
     labels = [IGNORED] * len(ids)
@@ -228,7 +238,8 @@ def _borders(full: list[int], dummy: list[int]) -> tuple[int, int]:
 
 
 def _dpo(names: Sequence[str], tokenizer: Any, length: int) -> Encoder:
-    longest, end = min(length, DPO_LENGTH), tokenizer.eos_token_id
+    longest = min(length, DPO_LENGTH)
+    ending = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
     def read(row: Row) -> list[str]:
         return [_text(row, name) for name in names]
@@ -240,7 +251,7 @@ def _dpo(names: Sequence[str], tokenizer: Any, length: int) -> Encoder:
 
     def pair(prompt: list[int], *completions: list[int]) -> Example:
         prompt = prompt[-DPO_PROMPT_LENGTH:]
-        return tuple(join(prompt, [*completion, end]) for completion in completions)
+        return tuple(join(prompt, [*completion, *ending]) for completion in completions)
 
     def join(prompt: list[int], completion: list[int]) -> Document:
         ids, labels = prompt + completion, [IGNORED] * len(prompt) + completion

@@ -60,6 +60,12 @@ class Examples:
         return np.diff(self.offsets[:: self.group])
 
     @property
+    def highest(self) -> NDArray[np.int32]:
+        """The highest token id of every example, int32[N]."""
+        firsts = self.offsets[:-1][:: self.group]
+        return np.maximum.reduceat(self.ids, firsts) if len(firsts) else self.ids[:0]
+
+    @property
     def label_tokens(self) -> int:
         """Tokens that are scored."""
         return int(np.count_nonzero(self.labels != IGNORED))
