@@ -31,19 +31,9 @@ NAMES = {
     "mpt": ["Wqkv", "out_proj", "up_proj", "down_proj"],
     "mixtral": ATTENTION,  # its experts are one tensor, its router stays as it is
     "mamba": ["in_proj"],  # kernels are given the other weights
-    "deepseek_v3": [
-        "q_a_proj",
-        "q_b_proj",
-        "kv_a_proj_with_mqa",
-        "kv_b_proj",
-        "o_proj",
-        "mlp.gate_proj",
-        "mlp.up_proj",
-        "mlp.down_proj",
-        "shared_experts.gate_proj",
-        "shared_experts.up_proj",
-        "shared_experts.down_proj",
-    ],
+    # PEFT would take the names of shared experts and dense layers for those of single experts.
+    "deepseek_v3": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
+    "qwen2_moe": ATTENTION,
 }
 
 

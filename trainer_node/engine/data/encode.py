@@ -222,7 +222,7 @@ def _mark(turns: list[Turn], found: Iterator[list[int]], end_id: int | None) -> 
             labels[start:end] = ids[start:end]
         after = next((position for position in range(max(end, 0), len(ids)) if ids[position] == end_id), None)
         if after is not None and after - end <= EOS_REACH:
-            labels[after] = end_id
+            labels[after] = ids[after]
     return ids, labels
 
 

@@ -1,7 +1,8 @@
 """Find the linear modules that are trained: by where they are and what they do, not by their names.
 
 They are those inside a decoder's layers. Embeddings, the head, a vision tower and routers stay as they are.
-Layers of experts that are one tensor for all experts are no linear modules, and stay as they are, too.
+Layers of experts that are one tensor for all experts are no linear modules, and stay as they are, too, as do
+the other feed-forward modules of such a model.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from shared.planning.model_shape import Linear
 
+# PEFT takes these names for those of single experts, wherever they are, and puts its factors on the tensors
+# that hold all experts.
+EXPERTS = ("gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3")
 SMALLEST = 8  # inputs or outputs; below are gates, which hold next to no weights
 
 
@@ -39,10 +43,12 @@ def trainable_linears(model: PreTrainedModel) -> dict[Linear, list[str]]:
     next to `mlp.c_proj`. A model on the meta device will do.
     """
     layers, stack = layers_of(model)
+    taken = EXPERTS if expert_tensors(stack) else ()
     places = [
         LinearPlace(f"{layers}.{path}", *sizes(module))
         for path, module in stack.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
+        and path.rpartition(".")[2] not in taken
         and _is_called(stack, path)
         and min(sizes(module)) >= SMALLEST
     ]
@@ -62,6 +68,13 @@ def layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and any(module is part for part in decoder.children()):
             return path, module
     raise LookupError(f"{type(decoder).__name__} has no list of layers")
+
+
+def expert_tensors(layers: nn.Module) -> list[nn.Parameter]:
+    """The tensors that hold a matrix for each of several experts."""
+    return [
+        weight for weight in layers.parameters() if weight.dim() == 3 and min(weight.shape[1:]) >= SMALLEST
+    ]
 
 
 def _is_called(layers: nn.Module, path: str) -> bool:

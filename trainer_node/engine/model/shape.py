@@ -11,7 +11,7 @@ from shared.errors import EngineError
 from shared.messages import ErrorCode
 from shared.planning.model_shape import ModelShape
 from shared.planning.profiles import family_of
-from trainer_node.engine.model.linears import SMALLEST, layers_of, trainable_linears
+from trainer_node.engine.model.linears import expert_tensors, layers_of, trainable_linears
 
 HEAD = 64  # of a model without attention: only the packs' limits depend on it
 POSITIONS = 4096  # of a model whose config doesn't say
@@ -72,9 +72,7 @@ def _idle(model: PreTrainedModel, config: Any) -> int:
     """Weights of experts that a token doesn't meet: those of all experts are one tensor in each layer."""
     used = _whole(config, "num_experts_per_tok", 0)
     _, layers = layers_of(model)
-    experts = [
-        weight for weight in layers.parameters() if weight.dim() == 3 and min(weight.shape[1:]) >= SMALLEST
-    ]
+    experts = expert_tensors(layers)
     return (
         sum(weight.numel() * max(0, len(weight) - used) // len(weight) for weight in experts) if used else 0
     )
