@@ -36,6 +36,8 @@ ARCHITECTURES: dict[str, Batching] = {
     **dict.fromkeys(_PADDED.split(), Batching.PADDED),
 }
 
+REFUSED = {"phimoe": "its router draws at random while it trains, and gives other numbers without"}
+
 # Parts of names, between anything but letters and digits.
 _QUANTISED = """
 gptq awq bnb 4bit 8bit int4 int8 nf4 fp8 nvfp4 mxfp4 w4a16 w8a8 exl2 exl3 mlx gguf hqq aqlm onnx openvino
@@ -69,7 +71,7 @@ class ModelFacts(Struct, frozen=True):
 def facts_from_config(config: Mapping[str, Any]) -> ModelFacts:
     """What a model's `config.json` says."""
     model_type = str(config.get("model_type", ""))
-    if refusal := quantised(config):
+    if refusal := why_not(config):
         return ModelFacts(refusal)
     if model_type not in ARCHITECTURES:
         return ModelFacts(f"the engine is not known to train models of type {model_type[:40]!r}")
@@ -90,7 +92,12 @@ def facts_from_name(model: str) -> ModelFacts:
     return ModelFacts("", Batching.PADDED if _PADDED_NAME.search(name) else Batching.PACKED)
 
 
-def quantised(config: Mapping[str, Any]) -> str | None:
+def why_not(config: Mapping[str, Any]) -> str | None:
+    """Why a model can't be trained, by its config alone; None if it can, or if it has to be tried."""
+    return _quantised(config) or REFUSED.get(str(config.get("model_type", "")))
+
+
+def _quantised(config: Mapping[str, Any]) -> str | None:
     """Why a model with quantised weights can't be trained; None for any other."""
     how = config.get("quantization_config")
     if not how:

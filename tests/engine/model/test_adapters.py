@@ -94,6 +94,16 @@ def test_state_goes_back_where_it_came_from(tiny_model: Path, make_plan: Callabl
         second.load_state(state)
 
 
+def test_a_model_that_can_not_recompute_is_unsupported(
+    tiny_model: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(str(tiny_model), "float32")
+    monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
+    with pytest.raises(EngineError, match="computed twice") as caught:
+        add_deltas(model, make_plan(activation_checkpointing=True), seed=0)
+    assert caught.value.code is ErrorCode.UNSUPPORTED
+
+
 def test_an_adapter_is_loaded_and_a_missing_one_is_named(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no adapter in"):
         load_adapter(load_model(str(tiny_model), "float32"), str(tmp_path))

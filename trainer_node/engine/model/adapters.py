@@ -118,6 +118,11 @@ def add_deltas(model: PreTrainedModel, plan: Plan, seed: int) -> Deltas:
     for linear in dense:
         linear.weight = nn.Parameter(linear.weight.detach().float())
     if plan.activation_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            text = (
+                f"{type(model).__name__} fits only if activations are computed twice, which its code can't do"
+            )
+            raise EngineError(ErrorCode.UNSUPPORTED, text)
         model.activation_checkpointing_enable()
     parameters = {
         _stable(name): weight for name, weight in network.named_parameters() if weight.requires_grad

@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from shared.errors import EngineError
 from shared.messages import ErrorCode
-from shared.planning.architectures import quantised
+from shared.planning.architectures import why_not
 from trainer_node.engine.data import hf_datasets
 
 log = structlog.get_logger(__name__)
@@ -31,10 +31,10 @@ HINT = "name its folder in PODIUM_MODELS, put it below PODIUM_MODELS_DIR, or mak
 def load_config(path: str) -> PretrainedConfig:
     """The configuration of a model: a folder, a GGUF file (or a folder that holds one), or a hub id.
 
-    Raises EngineError(UNSUPPORTED) for quantised weights, before they are downloaded.
+    Raises EngineError(UNSUPPORTED) for one that can't be trained, before its weights are downloaded.
     """
     config: PretrainedConfig = _load(AutoConfig, path)
-    if refusal := quantised(config.to_dict()):
+    if refusal := why_not(config.to_dict()):
         raise EngineError(ErrorCode.UNSUPPORTED, f"{path}: {refusal}")
     return config
 

@@ -28,6 +28,7 @@ def test_a_config_gives_size_and_batching() -> None:
     [
         ({**LLAMA, "model_type": "t5"}, "type 't5'"),
         ({}, "type ''"),
+        ({**LLAMA, "model_type": "phimoe"}, "draws at random"),
         ({**LLAMA, "quantization_config": {"quant_method": "awq", "bits": 4}}, r"quantised (awq)"),
         ({**LLAMA, "quantization_config": {"load_in_4bit": True}}, "quantised (by an unknown method)"),
     ],
