@@ -32,14 +32,14 @@ REASONS: Final = (SLOW, TOO_MANY, TOO_MANY_OF_ADDRESS)
 log = get_logger()
 
 
-class Limits(Struct, frozen=True):
+class ConnectionLimits(Struct, frozen=True):
     """The most connections in all, and of one address that is not this machine's."""
 
     in_all: int
     of_address: int
 
 
-class Waiting(Struct, frozen=True):
+class WaitingConnection(Struct, frozen=True):
     """A connection without a request under way."""
 
     key: int
@@ -48,7 +48,7 @@ class Waiting(Struct, frozen=True):
 
 
 def surplus(
-    waiting: Sequence[Waiting], busy: Mapping[str, int], limits: Limits, now: float
+    waiting: Sequence[WaitingConnection], busy: Mapping[str, int], limits: ConnectionLimits, now: float
 ) -> dict[int, str]:
     """Return the keys of the connections to close, with the reason; `busy` counts the others by address.
 
@@ -56,7 +56,7 @@ def surplus(
     """
     closed = {one.key: SLOW for one in waiting if now - one.since > WAIT_S}
     left = sorted((one for one in waiting if one.key not in closed), key=lambda one: one.since)
-    by_address: dict[str, list[Waiting]] = defaultdict(list)
+    by_address: dict[str, list[WaitingConnection]] = defaultdict(list)
     for one in left:
         by_address[one.address].append(one)
     for address, members in by_address.items():
@@ -68,7 +68,7 @@ def surplus(
     return closed | {one.key: TOO_MANY for one in _longest(left, excess, now)}
 
 
-def _longest(waiting: Sequence[Waiting], count: int, now: float) -> list[Waiting]:
+def _longest(waiting: Sequence[WaitingConnection], count: int, now: float) -> list[WaitingConnection]:
     return [one for one in waiting[: max(0, count)] if now - one.since >= GRACE_S]
 
 
@@ -89,7 +89,7 @@ def owner_of(host: str) -> str:
 class Connections:
     """The open connections of one gateway: which are busy with a request, and since when the others wait."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self.open = 0  # at the newest sweep
         self.closed: Counter[str] = Counter()  # by REASONS
@@ -129,7 +129,8 @@ class Connections:
             return
         keys = dict(enumerate(self._since))
         waiting = [
-            Waiting(key, _owner(connection), self._since[connection]) for key, connection in keys.items()
+            WaitingConnection(key, _owner(connection), self._since[connection])
+            for key, connection in keys.items()
         ]
         busy = Counter(_owner(connection) for connection in connections if connection in self._busy)
         for key, reason in surplus(waiting, busy, self.limits, now).items():
@@ -157,7 +158,7 @@ def _owner(connection: web.RequestHandler) -> str:
     return owner_of(peer[0]) if isinstance(peer, tuple) else ""
 
 
-def limits_of(in_all: int, of_address: int) -> Limits:
+def limits_of(in_all: int, of_address: int) -> ConnectionLimits:
     """Return the limits, and raise this process's limit of open files to what they need.
 
     A process without descriptors accepts no connection at all: if the limit can't be raised, the number of
@@ -171,4 +172,4 @@ def limits_of(in_all: int, of_address: int) -> Limits:
     if soft < needed:
         in_all = max(soft - SPARE_FILES, soft // 2)
         log.warning("few open files are allowed: fewer connections are held", files=soft, connections=in_all)
-    return Limits(in_all, of_address)
+    return ConnectionLimits(in_all, of_address)

@@ -76,7 +76,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "fake_validator",
         "harness",
         "conformance deadline rows",
-        "performance reliability arena",
+        "performance",
+        "reliability arena",
         "regret",
     ),
 }

@@ -14,21 +14,21 @@ from gateway.connections import (
     TOO_MANY,
     TOO_MANY_OF_ADDRESS,
     WAIT_S,
+    ConnectionLimits,
     Connections,
-    Limits,
-    Waiting,
+    WaitingConnection,
     limits_of,
     owner_of,
     surplus,
 )
 
 NOW = 1000.0
-LIMITS = Limits(in_all=5, of_address=3)
+LIMITS = ConnectionLimits(in_all=5, of_address=3)
 FAR, OTHER, HERE = "192.0.2.1", "192.0.2.2", "127.0.0.1"
 
 
-def waiting(*ages: float, address: str = FAR, first: int = 0) -> list[Waiting]:
-    return [Waiting(first + number, address, NOW - age) for number, age in enumerate(ages)]
+def waiting(*ages: float, address: str = FAR, first: int = 0) -> list[WaitingConnection]:
+    return [WaitingConnection(first + number, address, NOW - age) for number, age in enumerate(ages)]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,9 @@ def waiting(*ages: float, address: str = FAR, first: int = 0) -> list[Waiting]:
         (waiting(WAIT_S + 1, 9, 8, 7), {}, {0: SLOW}),  # what is slow no longer counts
     ],
 )
-def test_which_are_closed(found: list[Waiting], busy: dict[str, int], closed: dict[int, str]) -> None:
+def test_which_are_closed(
+    found: list[WaitingConnection], busy: dict[str, int], closed: dict[int, str]
+) -> None:
     assert surplus(found, busy, LIMITS, NOW) == closed
 
 
@@ -88,7 +90,7 @@ def test_a_request_begins_the_waiting_anew() -> None:
     open_, served, busy = Connection(), Connection(), Connection()
     transports = [each.transport for each in (open_, served, busy)]
     all_: Any = [open_, served, busy]
-    kept = Connections(Limits(in_all=9, of_address=9))
+    kept = Connections(ConnectionLimits(in_all=9, of_address=9))
     kept.begin(all_[2])
     kept.sweep(all_, NOW)
     kept.begin(all_[1])
@@ -134,7 +136,7 @@ def test_open_files_allow_the_connections(
     seen: list[int] = []
     monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda which, limits: seen.append(limits[0]))
-    assert limits_of(2048, 512) == Limits(in_all=in_all, of_address=512)
+    assert limits_of(2048, 512) == ConnectionLimits(in_all=in_all, of_address=512)
     assert seen == ([] if raised is None else [raised])
 
 
