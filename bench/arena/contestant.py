@@ -27,7 +27,7 @@ AUTO_ONCE = "auto_once"  # the plan of `auto`, carried out once without a search
 
 
 def test_losses(job_path: Path) -> list[float]:
-    """The submission's loss on every test row, as the scorer takes it, in fp32."""
+    """Return the submission's loss on every test row, as the scorer takes it, in fp32."""
     job, folder = decode_worker_job(job_path.read_bytes()), job_path.parent
     export = folder / "export"
     adapter = (export / "adapter_config.json").is_file()
@@ -39,7 +39,7 @@ def test_losses(job_path: Path) -> list[float]:
 
 
 def test_rows(job_path: Path) -> Examples:
-    """The test rows, as the scorer tokenises them."""
+    """Return the test rows, as the scorer tokenises them."""
     job = decode_worker_job(job_path.read_bytes())
     rows = read_rows(str(job_path.parent / "test.json"), FileFormat.JSON, allow_private_urls=False).rows
     length = scored_length(load_config(job.model_path))

@@ -60,7 +60,7 @@ WARMUP = 3  # steps that don't count for the speed
 
 
 def plan_of(model: Path, method: str, dtype: str, capacity: int, factor: float = 1.0) -> Plan:
-    """All seven kinds of modules by one method, LoRA at the break-even rank."""
+    """Return all seven kinds of modules by one method, LoRA at the break-even rank."""
     shape = model_shape(load_config(str(model)))
     modules = []
     for linear in shape.linears:
@@ -125,7 +125,7 @@ def tiny_loss(method: str, factor: float, seed: int, rows: tuple[Examples, Examp
 
 
 def tiny_part(seeds: int) -> dict[str, Any]:
-    """Both methods' losses over seeds, at the best rate of each."""
+    """Return both methods' losses over seeds, at the best rate of each."""
     rows = rows_of(tiny_jobs.MODEL, "instruct", 1500)
     losses: dict[str, list[float]] = {}
     for method in METHODS:
@@ -150,7 +150,7 @@ def tiny_part(seeds: int) -> dict[str, Any]:
 
 
 def smol_side(method: str, *, forms: bool) -> dict[str, float]:
-    """One method in this process."""
+    """Run one method in this process."""
     train_rows, dev = rows_of(HOME, "chat", 1000)
     dev = dev.take(np.arange(SMOL_DEV))
     plan = plan_of(HOME, method, SMOL_DTYPE, SMOL_CAPACITY)
@@ -198,13 +198,13 @@ def exports(deltas: Deltas, plan: Plan, dev: Examples) -> dict[str, float]:
 
 
 def job_in(folder: Path) -> WorkerJob:
-    """A job that names SmolLM2 as its base."""
+    """Write a job that names SmolLM2 as its base."""
     path = tiny_jobs.write_job(folder / "job", folder, model_path=str(HOME))
     return decode_worker_job(path.read_bytes())
 
 
 def smol_part(rounds: int) -> dict[str, Any]:
-    """Both methods in turns; medians."""
+    """Run both methods in turns; return medians."""
     found: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
     for turn in range(rounds):
         for method in METHODS:

@@ -56,12 +56,12 @@ Step = Callable[[], int]  # one optimiser step; its real tokens
 
 
 def say(**answer: float) -> None:
-    """One answer to the driver."""
+    """Send one answer to the driver."""
     print(json.dumps({"bench": answer}), flush=True)
 
 
 def requests() -> Iterator[float]:
-    """The driver's wishes: seconds to work, until it has had enough; then the peak memory is reported."""
+    """Yield the driver's requests, in seconds of work, until it stops; then report the peak memory."""
     say(ready=1)
     for line in sys.stdin:
         if line.strip() == "end":
@@ -101,7 +101,7 @@ def gemm(dtype: str) -> None:
 
 
 def examples_of(task: str) -> Examples:
-    """The benchmark's examples, tokenised as the scorer does."""
+    """Return the benchmark's examples, tokenised as the scorer does."""
     name, count, kind, columns = (
         ("chat_train.json", 2000, TaskType.CHAT, CHAT)
         if task == "sft"
@@ -186,7 +186,7 @@ def ours(task: str, dtype: str, change: str = "") -> None:
 
 
 def padded(examples: Examples, indices: Any) -> Examples:
-    """The same rows as in a padded batch: each as long as the longest, the padding without labels."""
+    """Return the rows as in a padded batch: each as long as the longest, the padding without labels."""
     rows = examples.take(indices)
     longest, count = int(rows.lengths.max()), len(rows)
     ids = np.zeros((count, longest), np.int32)

@@ -75,13 +75,13 @@ class PointResult(Struct, frozen=True):
 
 
 def points(epochs: tuple[float, ...] = EPOCHS) -> list[Point]:
-    """Every point of the grid, short runs first."""
+    """Return every point of the grid, short runs first."""
     found = itertools.product(epochs, ARMS, RATES, BATCHES)
     return [Point(arm, rate, batch, length) for length, arm, rate, batch in found]
 
 
 def begin(job: WorkerJob, folder: Path) -> TrialRunner:
-    """The model and the rows of a job, before its first trial."""
+    """Load the model and the rows of a job, before its first trial."""
     run = RunContext(
         job,
         folder,

@@ -148,7 +148,7 @@ def probes_of(arms: Sequence[Plan], stats: DataStats) -> str:
 
 
 def _budget(plan: Plan, stats: DataStats) -> Budget:
-    """What a search may cost, by the plan's estimates."""
+    """Return what a search may cost, by the plan's estimates."""
     return Budget(
         left_s=plan.train_s,
         tokens_per_s=plan.expected_tokens_per_s,

@@ -23,7 +23,7 @@ from shared.planning.throughput import MIN_STEPS
 def deviations(
     recipe: Recipe, plan: Plan, step: Step, hardware: Hardware, family: str, *, pairs: bool = False
 ) -> list[Deviation]:
-    """Every deviation of `plan` from `recipe`, in the order of their weight."""
+    """Return every deviation of `plan` from `recipe`, in the order of their weight."""
     memory = f"{plan.memory_bytes / 2**30:.1f} of {usable_memory(hardware) / 2**30:.1f} GB"
     return [
         *_of_modules(recipe, plan),

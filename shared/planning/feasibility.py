@@ -100,7 +100,7 @@ def _size(parameters: int, source: str) -> str:
 
 
 def _shape(model: str, parameters: int) -> ModelShape:
-    """A typical shape; of a mixture only the attention is trained, as its experts are no linear modules."""
+    """Return a typical shape; of a mixture only the attention is trained, as experts are not linear."""
     shape = shape_from_params(parameters, family_of(model))
     if not is_mixture(model):
         return shape
@@ -108,7 +108,7 @@ def _shape(model: str, parameters: int) -> ModelShape:
 
 
 def _whole_only(model: str, facts: ModelFacts) -> str | None:
-    """Why a model is not cut over several devices; None if it is."""
+    """Return why a model is not cut over several devices; None if it is."""
     if facts.batching is Batching.PADDED:
         return f"documents of {model[:100]} can't share a row, so that each device must hold it whole"
     if is_mixture(model):

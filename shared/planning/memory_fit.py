@@ -40,7 +40,7 @@ class Memory(Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """All parts together."""
+        """Return the sum of all parts."""
         parts = (self.weights, self.trainable, self.gradients, self.optimizer, self.activations, self.logits)
         return sum(parts) + self.process
 
@@ -136,7 +136,7 @@ def split(shape: ModelShape, recipe: Recipe, rank: int) -> list[ModulePlan]:
 
 
 def round_up(tokens: float) -> int:
-    """The next multiple of GRAIN, at least one."""
+    """Return the next multiple of GRAIN, at least one."""
     return max(1, ceil(tokens / GRAIN)) * GRAIN
 
 
@@ -166,7 +166,7 @@ def fit(recipe: Recipe, shape: ModelShape, hardware: Hardware, dtype: str, longe
 
 
 def _layouts(hardware: Hardware, recipe: Recipe, dtype: str, floor: int, cap: int) -> Iterator[Layout]:
-    """The rungs of one rank, best first: parallel and checkpointing inside, capacity outside."""
+    """Yield the rungs of one rank, best first: parallel and checkpointing inside, capacity outside."""
     devices, cpu = device_count(hardware), is_cpu(hardware)
     rungs = [("ddp" if devices > 1 else "single", False), ("ddp" if devices > 1 else "single", True)]
     if devices > 1:

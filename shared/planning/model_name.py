@@ -41,7 +41,7 @@ _KNOWN = (
 
 
 def parameters_from_name(model: str) -> int | None:
-    """The parameter count that a model's name states or stands for, or None.
+    """Return the parameter count that a model's name states or stands for, or None.
 
     `Qwen2.5-7B`, `SmolLM2-135M`, `Mixtral-8x7B`, `phi-2`. Of several sizes the largest counts:
     `Qwen3-30B-A3B` holds 30 billion, of which 3 are active.
@@ -58,5 +58,5 @@ def parameters_from_name(model: str) -> int | None:
 
 
 def is_mixture(model: str) -> bool:
-    """Whether a model's name states experts: `Mixtral-8x7B`, `Qwen3-30B-A3B`, `OLMoE-1B-7B`."""
+    """Return whether a model's name states experts: `Mixtral-8x7B`, `Qwen3-30B-A3B`, `OLMoE-1B-7B`."""
     return _EXPERTS.search(model.lower().replace("_", "-")) is not None

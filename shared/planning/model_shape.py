@@ -69,7 +69,7 @@ class ModelShape(Struct, frozen=True, kw_only=True):
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """The kinds of linear modules of the decoder layers: the model's own, or a Llama's seven."""
+        """Return the kinds of linear modules of the decoder layers: the model's own, or a Llama's seven."""
         if self.own_linears:
             return self.own_linears
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -97,7 +97,7 @@ class ModelShape(Struct, frozen=True, kw_only=True):
 
     @property
     def parameters(self) -> int:
-        """All weights (where only the config is known, without the few biases some families have)."""
+        """Return the number of weights (from a config alone, without the few biases of some families)."""
         if self.own_parameters:
             return self.own_parameters
         norms = (2 * self.layers + 1) * self.hidden
@@ -117,7 +117,7 @@ _NAMES = {
 
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a Hugging Face `config.json` of a decoder describes, about as a Llama's.
+    """Return the shape that a decoder's Hugging Face `config.json` describes, about as a Llama's.
 
     Of a wrapper the text model counts. Raises PlanError naming the field if one is missing or unusable.
     """
@@ -143,7 +143,7 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
 
 
 def _with_experts(shape: ModelShape, config: Mapping[str, Any], experts: int) -> ModelShape:
-    """A mixture's shape: what is trained is its attention, and each layer holds all experts."""
+    """Return a mixture's shape: what is trained is its attention, and each layer holds all experts."""
     width = _positive(config, "moe_intermediate_size", shape.intermediate)
     used = min(experts, _positive(config, "num_experts_per_tok", experts))
     expert = 3 * shape.hidden * width * shape.layers
@@ -166,7 +166,7 @@ def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -
 
 
 def shape_from_params(parameters: int, family: str = "other") -> ModelShape:
-    """A typical shape of so many parameters: the nearest public decoder, with more or fewer layers."""
+    """Return a typical shape of that size: the nearest public decoder, with more or fewer layers."""
     if parameters < 1:
         raise PlanError(f"a model needs a positive number of parameters, got {parameters}")
     nearest = min(_TYPICAL, key=lambda row: abs(math.log(row[0] / parameters)))

@@ -137,7 +137,7 @@ def step_size(
 
 
 def epoch_limit(examples: int, *, pairs: bool = False) -> float:
-    """How often the rows are seen at most: held-out loss rises after that, on preference pairs soon."""
+    """Return the most epochs: held-out loss rises after that, on preference pairs soon."""
     if pairs:
         return 2.0 if examples < 10_000 else 1.0
     return 4.0 if examples < 10_000 else 3.0 if examples <= 100_000 else 2.0

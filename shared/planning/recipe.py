@@ -69,11 +69,11 @@ class Recipe(Struct, frozen=True, kw_only=True):
 
     @property
     def searches(self) -> bool:
-        """Whether rate, epochs, batch and method are found by trying, not given."""
+        """Return whether rate, epochs, batch and method are found by trials, not given."""
         return bool(self.arms) or self.probes
 
     def sized(self, parameters: int, devices: int, *, pairs: bool) -> Recipe:
-        """The recipe for a model of so many parameters on so many devices."""
+        """Return the recipe for a model of that size on that many devices."""
         sizes = self.pair_sizes if pairs else self.sizes
         if not sizes:
             return self

@@ -253,13 +253,13 @@ def _verify(run: RunContext, state: TrainState, dev: Examples, candidate: Candid
 
 
 def reached_by(state: TrainState) -> TrainProgress:
-    """How far training has come."""
+    """Return how far training has come."""
     skipped = state.health.skipped
     return TrainProgress(state.step, state.tokens, state.train_s, skipped)
 
 
 def reached_at(position: Position) -> TrainProgress:
-    """How far training had come at a checkpoint."""
+    """Return how far training had come at a checkpoint."""
     return TrainProgress(position.step, position.tokens, position.train_s, position.health.skipped)
 
 

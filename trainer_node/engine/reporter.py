@@ -39,7 +39,7 @@ class Reporter:
         self._tokens: deque[tuple[float, int]] = deque()
 
     def phase(self, phase: Phase) -> None:
-        """A new station is reached."""
+        """Report that a new phase has begun."""
         self._tokens.clear()
         self._said = time.monotonic()
         with self._lock:
@@ -51,12 +51,12 @@ class Reporter:
             self._emit(replace(self.last, message=text))
 
     def resumed(self, step: int, tokens: int, base_loss: float) -> None:
-        """The lines that follow go on from here."""
+        """Report where a resumed run continues."""
         with self._lock:
             self.last = replace(self.last, step=step, tokens=tokens, base_loss=base_loss)
 
     def skipped(self, count: int, step: int) -> None:
-        """A step was passed over, the run's `count`th; people hear of the 1st, 2nd, 4th, 8th and so on."""
+        """Report that a step was skipped, the run's `count`th; only the 1st, 2nd, 4th, 8th and so on."""
         text = f"step {step} changes nothing: its gradient is not finite (steps like it so far: {count})"
         with self._lock:
             self.last = replace(self.last, skipped_steps=count)
@@ -69,7 +69,7 @@ class Reporter:
             self.last = replace(self.last, loss=None)
 
     def losses(self, *, base: float | None = None, dev: float | None = None) -> None:
-        """The development metric was measured."""
+        """Report the development metric."""
         update = {
             name: value for name, value in (("base_loss", base), ("dev_loss", dev)) if value is not None
         }
@@ -110,7 +110,7 @@ class Reporter:
             speaker.join()
 
     def due(self) -> bool:
-        """Whether the next step should be reported; asking is free, reading a loss from a GPU isn't."""
+        """Return whether to report the next step; asking is cheap, reading a loss from a GPU isn't."""
         return time.monotonic() - self._written >= PERIOD_S
 
     def step(self, step: int, progress: float, tokens: int, loss: float, lr: float, eta_s: float) -> None:

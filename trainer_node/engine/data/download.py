@@ -48,12 +48,12 @@ class _Transient(Exception):
 
 
 def is_url(source: str) -> bool:
-    """Whether a data reference is to be downloaded."""
+    """Return whether a data reference must be downloaded."""
     return source.lower().startswith(("https://", "http://"))
 
 
 def public_name(source: str) -> str:
-    """How a data reference is shown: without a URL's user and its query, whose signature is a secret."""
+    """Return a data reference without a URL's user and query, whose signature is a secret."""
     if not is_url(source):
         return source
     try:
@@ -64,7 +64,7 @@ def public_name(source: str) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet, also where it is an IPv4 address in IPv6 clothes."""
+    """Return whether an IP address is public, also where it is an IPv4 address inside an IPv6 one."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -76,7 +76,7 @@ def is_public(address: str) -> bool:
 
 
 def resolve(host: str, port: int, *, allow_private: bool) -> list[str]:
-    """All addresses of a host; DataError if one is private, _Transient if the name can't be resolved now."""
+    """Return all addresses of a host. Raises DataError if one is private, _Transient on a name failure."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
@@ -152,7 +152,7 @@ def _origin(url: str) -> tuple[str, str, int]:
 
 
 def _target(url: str, location: str) -> str:
-    """Where a redirect leads."""
+    """Return where a redirect leads."""
     try:
         return urljoin(url, location)
     except ValueError as error:
@@ -160,7 +160,7 @@ def _target(url: str, location: str) -> str:
 
 
 def _connect(url: str, allow_private: bool) -> tuple[http.client.HTTPConnection, str]:
-    """A connection to a checked address of the URL's host, and the path to ask for."""
+    """Return a connection to a checked address of the URL's host, and the path to ask for."""
     parts, host, port = _split(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and allow_private):
         raise DataError(
@@ -185,7 +185,7 @@ def _connect(url: str, allow_private: bool) -> tuple[http.client.HTTPConnection,
 
 
 def _split(url: str) -> tuple[SplitResult, str, int]:
-    """A URL, its host and its port; DataError if it has none that could be used."""
+    """Return a URL, its host and its port. Raises DataError if it has none that could be used."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

@@ -24,7 +24,7 @@ ENOUGH_ROWS = 32  # to compare candidates on the same rows
 
 @contextmanager
 def loaded(deltas: Deltas, weights: Callable[[], Mapping[str, torch.Tensor]]) -> Iterator[None]:
-    """The model has other weights inside; then again those it had, of which a copy is kept meanwhile."""
+    """Load other weights into the model, and put back on exit those it had, of which a copy is kept."""
     before = {name: value.clone() for name, value in deltas.state().items()}
     deltas.load_state({name: placed(value, deltas.parameters[name]) for name, value in weights().items()})
     try:
@@ -59,7 +59,7 @@ class Candidate:
 
 
 def loss_over_base(candidate: Candidate, base_losses: Sequence[float], most: int | None = None) -> float:
-    """How much worse than the base model it is on the rows that it was measured on, or the first of them.
+    """Return how much worse than the base model it is on the rows that it was measured on.
 
     Infinite if it was not measured, or gives no number.
     """

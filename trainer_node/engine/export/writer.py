@@ -63,7 +63,7 @@ def write(deltas: Deltas, plan: Plan, job: WorkerJob, metrics: Metrics, folder: 
 
 
 def card(job: WorkerJob, plan: Plan, metrics: Metrics) -> str:
-    """The README of a submission."""
+    """Return the README of a submission."""
     library = "peft" if metrics.kind == "adapter" else "transformers"
     lines = [
         "---",
@@ -102,7 +102,7 @@ def _losses(metrics: Metrics) -> str:
 
 
 def base_of(deltas: Deltas) -> Any:
-    """The Hugging Face model, with LoRA layers inside if there are any."""
+    """Return the Hugging Face model, with LoRA layers inside if there are any."""
     return deltas.network.get_base_model() if isinstance(deltas.network, PeftModel) else deltas.network
 
 
@@ -118,7 +118,7 @@ def _write_adapter(deltas: Deltas, plan: Plan, job: WorkerJob, folder: Path) -> 
 
 
 def _dense_factors(deltas: Deltas, plan: Plan, job: WorkerJob) -> dict[str, Tensor]:
-    """What training changed in dense matrices, relative to the base model as the scorer loads it: in bf16.
+    """Return the changes of dense matrices, relative to the base model as the scorer loads it: in bf16.
 
     Changed to what products were computed with: weights that were rounded to bf16 in every step have learnt
     to be rounded, and score .026 worse without (docs/experiments.md).
@@ -182,7 +182,7 @@ def as_published(base: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_renamed(deltas: Deltas) -> bool:
-    """Whether a trained module is published under another name: an adapter would name it by what it is here.
+    """Return whether a trained module is published under another name, which an adapter would miss.
 
     Another version of transformers may not have that name, and PEFT would overlook the factors.
     """
@@ -197,7 +197,7 @@ def is_renamed(deltas: Deltas) -> bool:
 
 
 def full_state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All weights of the model in bf16, LoRA factors added to their matrices; tied weights once.
+    """Return all weights of the model in bf16, LoRA factors added to their matrices; tied ones once.
 
     Added, not merged in place: taking them out of bf16 weights again would not give the old ones back.
     """
@@ -219,12 +219,12 @@ def full_state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def model_config(base: Any, job: WorkerJob) -> dict[str, Any]:
-    """The config.json of a whole model that was trained from `base`."""
+    """Return the config.json of a whole model that was trained from `base`."""
     return stock_config(_original(base, job), job.model)
 
 
 def _original(base: Any, job: WorkerJob) -> dict[str, Any]:
-    """The base model's own config.json; where it has none (GGUF), what transformers made of it."""
+    """Return the base model's own config.json; without one (GGUF), what transformers made of it."""
     path = Path(job.model_path) / "config.json"
     if not Path(job.model_path).exists():
         cached = cached_file(
@@ -235,7 +235,7 @@ def _original(base: Any, job: WorkerJob) -> dict[str, Any]:
 
 
 def stock_config(config: dict[str, Any], model: str) -> dict[str, Any]:
-    """A model's configuration in words that transformers 4 and 5 both understand.
+    """Return a model's configuration in terms that transformers 4 and 5 both understand.
 
     transformers 5 writes `rope_parameters` and `dtype`; 4.51, which upstream scores with, overlooks both and
     takes rotary base 10,000 for granted: a whole model would load and score like a broken one.

@@ -80,7 +80,7 @@ def _choose(model: LabelModel) -> None:
 
 
 def _check_direction(model: LabelModel, rows: Examples, wanted_N: Tensor) -> None:
-    """A text's last token must not move what is before it: EngineError(UNSUPPORTED) for an encoder."""
+    """Check that a text's last token moves nothing before it. Raises EngineError(UNSUPPORTED)."""
     last = rows.offsets[1:] - 1
     ids = rows.ids.copy()
     ids[last] = (ids[last] + 1) % (int(ids.max()) + 1)

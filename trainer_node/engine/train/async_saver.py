@@ -143,7 +143,7 @@ class Saver:
             self._running.result()
 
     def written(self) -> Written | None:
-        """What the checkpoint that has just come to be took, once."""
+        """Return what the newest written checkpoint took, once."""
         if self._running is None or not self._running.done():
             return None
         done, self._running = self._running, None
@@ -171,7 +171,7 @@ class Saver:
         return preparing.result()
 
     def _copied(self, group: str, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """The tensors as they are now, in memory that is kept: its first use costs ten times as much."""
+        """Return a copy of the tensors, in memory that is kept: its first use costs ten times as much."""
         for name, tensor in tensors.items():
             kept = self._copies.get((group, name))
             if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:

@@ -84,11 +84,11 @@ class Checkpoint(Struct, frozen=True):
 
     @property
     def has_moments(self) -> bool:
-        """Whether it holds the optimizer's moments: not without room for them, nor after the last step."""
+        """Return whether it holds the optimizer's moments: not without room, nor after the last step."""
         return "optimizer.safetensors" in self.manifest.files
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """One of its files, mapped into memory; empty if it has no such file."""
+        """Return one of its files, mapped into memory; empty if it has no such file."""
         path = self.folder / f"{name}.safetensors"
         return load_file(path) if path.name in self.manifest.files else {}
 
@@ -134,7 +134,7 @@ def save(
 
 
 def _linked(path: Path, earlier: Path | None) -> FileEntry | None:
-    """A file of an earlier checkpoint under another name, or None if there is none any more."""
+    """Link a file of an earlier checkpoint under another name; None if it is gone."""
     if earlier is None:
         return None
     try:
@@ -146,13 +146,13 @@ def _linked(path: Path, earlier: Path | None) -> FileEntry | None:
 
 
 def kept(folder: Path) -> set[Path]:
-    """The KEPT newest, and the one that ended the best stretch of training: a run may go wrong after it."""
+    """Return the KEPT newest, and the one that ended the best stretch: a run may go wrong after it."""
     folders = _folders(folder)
     return {*folders[:KEPT], *sorted(folders, key=_loss)[:1]}
 
 
 def by_value(folder: Path) -> list[Path]:
-    """All checkpoints, the least valuable first; last the one that ended the best stretch, and the newest."""
+    """Return all checkpoints, least valuable first; last the end of the best stretch, and the newest."""
     newest, older = _folders(folder)[:1], _folders(folder)[1:]
     best = sorted(older, key=_loss)[:1]
     return [*(one for one in reversed(older) if one not in best), *best, *newest]
@@ -165,7 +165,7 @@ def freed_by(checkpoint: Path) -> int:
 
 
 def whole(folder: Path, report: Callable[[str], None], only: str = "") -> Iterator[Checkpoint]:
-    """The checkpoints that are whole, newest first; what is damaged is reported and left alone.
+    """Yield the checkpoints that are whole, newest first; report damaged ones and leave them.
 
     With `only` no more than that group of tensors is looked at: a checksum takes a second per GB.
     """
@@ -177,7 +177,7 @@ def whole(folder: Path, report: Callable[[str], None], only: str = "") -> Iterat
 
 
 def load(folder: Path, only: str = "") -> Checkpoint:
-    """One checkpoint; OSError or ValueError if it is damaged."""
+    """Load one checkpoint. Raises OSError or ValueError if it is damaged."""
     return Checkpoint(folder, _verified(folder, only))
 
 
@@ -194,7 +194,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None."""
+    """Return the newest checkpoint that is whole, or None."""
     return next(whole(folder, report), None)
 
 
@@ -205,7 +205,7 @@ def clean(folder: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Tensors, *, narrow: bool = False) -> FileEntry:
-    """A safetensors file, hashed while it is written and synced; with `narrow`, fp32 tensors in 16 bits.
+    """Write a safetensors file, hashed and synced; with `narrow`, fp32 tensors in 16 bits.
 
     The library's own writer first copies everything into one buffer, and hashing its file would read all of
     it again: for a 1.3 GB checkpoint that is 1.3 GB of memory and about as much time as the writing.
@@ -237,7 +237,7 @@ def write_tensors(path: Path, tensors: Tensors, *, narrow: bool = False) -> File
 
 
 def _written_dtype(tensor: torch.Tensor, narrow: bool) -> torch.dtype:
-    """A scalar stays as it is: AdamW's step counter is none that may be rounded."""
+    """Return the dtype on disk. A scalar keeps its own: AdamW's step counter must not be rounded."""
     narrowed = narrow and tensor.dtype is torch.float32 and tensor.ndim > 0
     return torch.bfloat16 if narrowed else tensor.dtype
 
@@ -259,7 +259,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _loss(folder: Path) -> float:
-    """The training loss before a checkpoint; infinite if it isn't known."""
+    """Return the training loss before a checkpoint; infinite if it isn't known."""
     try:
         loss = _manifest(folder).position.loss
     except (OSError, msgspec.MsgspecError):

@@ -11,7 +11,7 @@ from trainer_node.engine.train.state import TrainState
 
 
 def measure_due(state: TrainState) -> bool:
-    """Whether to measure the development rows before the next step: not in a cool-down, nor near the end."""
+    """Return whether to measure development rows before the next step: not in a cool-down or near the end."""
     pulse = state.schedule.pulse
     if state.dev is None or pulse.cooldown or pulse.progress > LATEST_TURN:
         return False

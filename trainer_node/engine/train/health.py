@@ -34,17 +34,17 @@ class Health(Struct, frozen=True, kw_only=True):
 
     @property
     def must_return(self) -> bool:
-        """Whether the weights of earlier are better than these."""
+        """Return whether earlier weights are better than these."""
         return self.in_a_row >= IN_A_ROW and not self.is_hopeless
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether training must end: it went back as often as it may, and went wrong again."""
+        """Return whether training must end: it went back as often as it may, and went wrong again."""
         return self.returns > MOST_RETURNS
 
     @property
     def rate_share(self) -> float:
-        """The share of the plan's learning rate that is left."""
+        """Return the share of the plan's learning rate that is left."""
         return float(0.5**self.returns)
 
     def after(self, loss: float, norm: float) -> Health:
@@ -73,5 +73,5 @@ class Health(Struct, frozen=True, kw_only=True):
 
 
 def is_sound(loss: float, norm: float) -> bool:
-    """Whether a step may change the weights."""
+    """Return whether a step may change the weights."""
     return math.isfinite(loss) and math.isfinite(norm)

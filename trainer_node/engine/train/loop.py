@@ -115,7 +115,7 @@ def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) ->
 
 
 def report(state: TrainState, reporter: Reporter) -> None:
-    """Where training stands; the loss is the mean over the steps since the last report."""
+    """Report the progress; the loss is the mean over the steps since the last report."""
     loss, state.since_report = state.since_report[0] / state.since_report[1], (0.0, 0)
     now, rate = state.clock.time(), float(state.optimizer.param_groups[0]["lr"])
     progress = state.schedule.pulse.progress  # as all processes have agreed: each clock would give another
@@ -126,7 +126,7 @@ def report(state: TrainState, reporter: Reporter) -> None:
 
 
 def timed_step(state: TrainState, reporter: Reporter, rate: float, stop: Stop) -> bool:
-    """One optimiser step, timed; False if `stop` came first."""
+    """Take one optimiser step, timed; return False if `stop` came first."""
     began, real, skipped = state.clock.time(), time.monotonic(), state.health.skipped
     loss = one_step(state, rate, stop)
     if loss is None:
@@ -147,7 +147,7 @@ def timed_step(state: TrainState, reporter: Reporter, rate: float, stop: Stop) -
 
 
 def one_step(state: TrainState, rate: float, stop: Stop) -> float | None:
-    """One optimiser step; its loss, or None if `stop` came between two packs: then the step never was.
+    """Take one optimiser step; return its loss, or None if `stop` came between two packs: no step was taken.
 
     A step without a finite loss and gradient passes, too, but changes no weight.
     """
@@ -295,7 +295,7 @@ def make_room(state: TrainState, *, over: bool) -> CheckpointContent:
 
 
 def sizes_of(state: TrainState, *, over: bool) -> Sizes:
-    """The bytes of a checkpoint's parts, of all shards together; after the last step it has no moments."""
+    """Return the bytes of a checkpoint's parts, all shards together; no moments after the last step."""
     weights = size_of(state.deltas.parameters)
     average = weights if state.average and state.average.count else 0
     best = sum(map(size_of, (state.best, *state.snapshots.values())))
@@ -310,17 +310,17 @@ def export_bytes(state: TrainState) -> int:
 
 
 def step_losses(state: TrainState) -> list[float]:
-    """The training loss of every step so far that was not skipped; empty if nobody wants it."""
+    """Return the training loss of every step that was not skipped; empty if losses are not kept."""
     return list(state.step_losses or [])
 
 
 def snapshot_name(step: int) -> str:
-    """The group of tensors that holds a snapshot in a checkpoint."""
+    """Return the group of tensors that holds a snapshot in a checkpoint."""
     return f"snapshot-{step:08d}"
 
 
 def is_finite(state: TrainState) -> bool:
-    """Whether all trained weights are numbers, in every process."""
+    """Return whether all trained weights are numbers, in every process."""
     sums = torch.stack([local(weight.detach()).sum() for weight in state.deltas.parameters.values()])
     return float(state.process_group.total((~sums.isfinite()).any().float())) == 0.0
 

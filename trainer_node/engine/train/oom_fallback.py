@@ -65,7 +65,7 @@ def smaller_by(plan: Plan, other: Plan) -> Plan:
 
 
 def step_down(plan: Plan, longest: int) -> Plan | None:
-    """The next rung that needs less memory at the same batch.
+    """Return the next rung that needs less memory at the same batch.
 
     Recompute activations, then halve the packs as long as they hold the longest row, then cut the weights.
     """
@@ -77,7 +77,7 @@ def step_down(plan: Plan, longest: int) -> Plan | None:
 
 
 def was_too_large(plan: Plan) -> bool:
-    """Whether a plan is what was left after memory ran out: it must not be drawn again."""
+    """Return whether a plan was reduced because memory ran out: it must not be drawn again."""
     return any(deviation.reason == OUT_OF_MEMORY for deviation in plan.deviations)
 
 

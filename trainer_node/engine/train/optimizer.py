@@ -53,7 +53,7 @@ def make_moments(optimizer: torch.optim.Optimizer) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Everything that the optimizer keeps, by the name that it has in a checkpoint."""
+    """Yield everything that the optimizer keeps, by the name that it has in a checkpoint."""
     for name, parameter in parameters.items():
         for field_name, value in optimizer.state.get(parameter, {}).items():
             yield f"{field_name}/{name}", value

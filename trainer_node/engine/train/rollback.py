@@ -56,7 +56,7 @@ def load_trained(state: TrainState, found: Checkpoint) -> None:
 
 
 def _newest(state: TrainState, reporter: Reporter) -> Checkpoint | None:
-    """The newest checkpoint of this trial from before the steps that went wrong."""
+    """Return the newest checkpoint of this trial from before the steps that went wrong."""
     state.saver.wait()
     for found in checkpoint.whole(state.saver.folder, reporter.message):
         position = found.manifest.position
