@@ -146,6 +146,22 @@ def test_the_winners_search_compares_rates_by_probes_and_trains_once(make_job: C
     assert sorted(folder.name for folder in (job.parent / "trials").iterdir()) == ["003", "004"]
 
 
+def test_the_winners_probes_of_pairs_are_judged_on_pairs_held_out(
+    make_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    job = make_job(profile="winner_2026_06", ready_by=250.0, **data_of(TaskType.DPO, tmp_path))
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    *probes, main = record_of(job).done
+    assert main.trial.main
+    assert main.loss is not None
+    assert probes
+    assert all(probe.trial.stage and probe.trial.rate <= 1.001 for probe in probes)
+    lowest = min(probe.probe_loss for probe in probes if probe.probe_loss is not None)
+    assert lowest < math.log(2)  # which is what the untrained model scores
+    assert [probe.trial.rate for probe in probes if probe.probe_loss == lowest] == [main.trial.rate]
+
+
 @pytest.mark.parametrize("trials", [0, 2, 3, 4])
 def test_the_winner_killed_in_a_probe_or_after_them_takes_the_same_decisions(
     trials: int, make_job: Callable[..., Path]
