@@ -15,6 +15,7 @@ from trainer_node.engine.search.strategy import (
     Budget,
     best_of,
     next_trial,
+    with_prior,
 )
 from trainer_node.engine.search.trial import Trial, TrialResult
 
@@ -122,7 +123,42 @@ def test_with_little_time_short_trials_choose_the_rate_of_one_long_run() -> None
 def test_without_time_for_short_trials_there_is_one_run() -> None:
     done, _ = searched(bowl(3.0, 2.0, 32), 20.0, epoch_tokens=100_000, examples=500)
     (main,) = done
-    assert main.trial == replace(START[0], epochs=main.trial.epochs, main=True)
+    assert main.trial.main
+    assert main.trial.arm == "dense"
+
+
+def test_a_run_of_few_steps_begins_with_a_higher_rate() -> None:
+    def rate(examples: int) -> float:
+        budget = Budget(
+            left_s=1.0, tokens_per_s=SPEED, epoch_tokens=10_000, examples=examples, trial_s=0.0, all_s=1.0
+        )
+        return with_prior(START[0], budget).rate
+
+    assert rate(20) == 2.2
+    assert rate(10_000) == pytest.approx(2.2 * (200 / 625) ** 0.3)
+    assert rate(100_000) == 1.0
+
+
+def test_few_rows_get_a_small_batch_so_that_there_are_enough_steps() -> None:
+    def first(examples: int, least_batch: float = 1.0) -> Trial | None:
+        budget = Budget(
+            left_s=1e6,
+            tokens_per_s=SPEED,
+            epoch_tokens=10_000,
+            examples=examples,
+            trial_s=1.0,
+            all_s=1e6,
+            least_batch=least_batch,
+        )
+        return next_trial(START, [], budget)
+
+    for examples, batch in ((10_000, 32), (400, 16), (200, 8), (100, 4), (50, 4)):
+        trial = first(examples)
+        assert trial
+        assert trial.batch == batch
+    trial = first(50, least_batch=8.0)
+    assert trial
+    assert trial.batch == 8
 
 
 def test_the_first_trial_is_given_whatever_the_time() -> None:

@@ -1,10 +1,10 @@
 """Which training run to try next, from those that were tried: pure, so that a resumed job decides alike.
 
 A trial is a whole training run whose rate falls to zero within it, scored on the development rows. There are
-two regimes. If the time is enough for several runs of full length, each trial is one: the best of them is
-the centre from which the search goes on to its neighbours, coarse steps first. Otherwise short trials compare
-rates, and one long run takes the time that is left, or a part of it if its loss turns. In the end the best
-trial is run again on all rows, in several orders, to be averaged.
+two regimes. If the time is enough for a run of full length and one more on all rows, each trial is such a
+run: the best of them is the centre from which the search goes on to its neighbours, coarse steps first.
+Otherwise short trials compare rates, and one long run takes the time that is left, or a part of it if its
+loss turns. In the end the best trial is run again on all rows, in several orders, to be averaged.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ from msgspec.structs import replace
 from shared.planning.plan import Plan
 from trainer_node.engine.search.trial import Trial, TrialResult
 
-START_EPOCHS = 2.0  # winners end between 2 and 4; on 500 rows 2 epochs beat 4 by .84 nat
+START_EPOCHS = (2.0, 4.0)  # of the first trial, by the time there is: winners end between 2 and 4
 LEAST_EPOCHS, MOST_EPOCHS = 0.5, 8.0
-FULL_TRIALS = 2.5  # so many runs of START_EPOCHS must fit before trials are run at full length
 RATE_STEP = 3.0  # a rate 3 times off costs .01 to .03 nat, 1.5 times off .001 to .003
 FINE_STEP = math.sqrt(RATE_STEP)
 BATCH_STEP = 2
 LEAST_BATCH, MOST_BATCH = 4, 256  # examples
+LEAST_STEPS = 100  # of a first trial, if a batch leaves so many: batch 4 beats 8 by .01 to .04 on 250 rows
 LEAST_RATE, MOST_RATE = 1 / 30, 30.0
+SHORT_STEPS, SHORT_RATE = 200, 2.2  # with so few steps so many times the plan's rate: `with_prior`
 PROBE_SHARE = 0.12  # of the time, for all short trials together
 PROBE_TRIALS = 4
 PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
 HORIZON = 0.2  # the best rate falls with the length of a run to this power
-SAFETY = 1.15  # a trial may take this much longer than those before it
-SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for all refits
-MOST_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
+RATE_BY_STEPS = 0.3  # and that of the first trial by its steps to this one: 2.2 x with 200, 1 x with 2,800
+SAFETY = 1.05  # a trial may take this much longer than those before it
+SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for WANTED_REFITS
+WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
+MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
 AFTER_LOWEST = 1.25  # a run this much longer than to the lowest point of the one before ends at its own
 
 
@@ -98,12 +101,14 @@ def trial_of(arm: str, plan: Plan, mean_length: float) -> Trial:
 
 
 def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
-    """A run of full length if several fit; else a short one, or the only one if there is no time to probe."""
-    full = replace(start[0], epochs=START_EPOCHS)
-    if FULL_TRIALS * budget.cost_s(full) <= budget.left_s:
-        return full
+    """A run of full length that leaves time for another on all rows; else a short one, or the only one."""
+    least, most = START_EPOCHS
+    twice = budget.cost_s(start[0]) + budget.cost_s(replace(start[0], refit=True))
+    epochs = start[0].epochs * budget.left_s / (SAFETY * twice)
+    if epochs >= least:
+        return with_prior(replace(start[0], epochs=min(most, epochs)), budget)
     probe = _probe(start[0], budget)
-    return probe or _main(start[0], budget)
+    return probe or with_prior(_main(start[0], budget), budget)
 
 
 def best_of(done: Sequence[TrialResult]) -> TrialResult | None:
@@ -118,6 +123,19 @@ def settled(result: TrialResult) -> Trial:
     if result.lowest_epochs is None:
         return trial
     return replace(trial, epochs=max(LEAST_EPOCHS, min(trial.epochs, AFTER_LOWEST * result.lowest_epochs)))
+
+
+def with_prior(trial: Trial, budget: Budget) -> Trial:
+    """Return the trial with a batch that leaves LEAST_STEPS, if one does, and a rate that fits its steps.
+
+    Short runs want higher rates. SmolLM2-135M: with 36 steps 3 times the plan's rate is .04 nat better, with
+    156 steps as good; a Qwen3 of 4 M weights: .05 to .1 better with 25 to 100 steps; a Llama of 3 M weights:
+    .03 better with 100 steps, .03 worse with 25 (docs/experiments.md).
+    """
+    while budget.steps(trial) < LEAST_STEPS and trial.batch >= max(2 * LEAST_BATCH, 2 * budget.least_batch):
+        trial = replace(trial, batch=trial.batch // 2)
+    factor = SHORT_RATE * (SHORT_STEPS / max(1.0, budget.steps(trial))) ** RATE_BY_STEPS
+    return replace(trial, rate=trial.rate * min(SHORT_RATE, max(1.0, factor)))
 
 
 # --- full length
@@ -139,7 +157,7 @@ def _search(
             continue
         refit = replace(trial, refit=True)
         spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
-        reserve_s = budget.cost_s(refit) * (1 if spent_s <= SEARCH_SHARE * budget.all_s else MOST_REFITS)
+        reserve_s = budget.cost_s(refit) * (1 if spent_s <= SEARCH_SHARE * budget.all_s else WANTED_REFITS)
         if SAFETY * (budget.cost_s(trial) + reserve_s) <= budget.left_s:
             return trial
     return None
