@@ -37,7 +37,7 @@ BENCHES: dict[str, Bench] = {
     "throughput": Bench("performance.throughput", 10, "tokens per second against TRL"),
     "dense_vs_lora": Bench("performance.dense_vs_lora", 30, "dense deltas against LoRA of the same freedom"),
     "memory": Bench("performance.memory", 5, "peak memory against the planner's estimate"),
-    "arena": Bench("arena.contest", 60, "which profile ends lowest on real rows in the same time"),
+    "arena": Bench("arena.contest", 90, "which profile ends lowest on real rows in the same time"),
     "planner_regret": Bench("regret.planner_regret", 80, "loss of the planner's choice over a grid's best"),
     "arena_data": Bench("arena.data_table", 1, "data sets of the accuracy arena: sizes and licences"),
     "arena_models": Bench("arena.models", 25, "pre-train the arena's base models on the CPU"),

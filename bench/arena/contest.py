@@ -1,5 +1,6 @@
 """The accuracy arena: profiles train the same tasks in the same time, and rows nobody trained on judge them.
 
+python -m bench arena --suite cpu [--page FOLDER]
 python -m bench arena [--sources NAME ...] [--models NAME ...] [--rows N] [--budgets E ...] [--seeds N] \
     [--profiles NAME ...] [--workers N] [--results FILE]
 
@@ -19,22 +20,20 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
 
-from bench.arena.judge import duel, wilson
-from bench.arena.models import MODELS, base_model
+from bench.arena.models import MODELS
 from bench.arena.packages import cache_folder
-from bench.arena.rows import Row, split
-from bench.arena.sources import SOURCES, load
+from bench.arena.page import write_page
+from bench.arena.sources import SOURCES
+from bench.arena.standings import Entry, by_task, print_table, summary
+from bench.arena.suite import cpu_suite
+from bench.arena.task import Task, model_folder, rows_of
 from shared.messages import (
     DatasetType,
     FileFormat,
@@ -46,7 +45,6 @@ from shared.messages import (
     encode,
 )
 
-SMOLLM2 = Path.home() / ".cache" / "podium" / "smollm2-135m-instruct"
 ROOT = Path(__file__).parents[2]
 PROFILES = (
     "auto",
@@ -59,46 +57,9 @@ PROFILES = (
     "reference_miner",
 )
 COLUMNS = DatasetType(field_instruction="prompt", field_output="completion")
-CLOCK_RATE = 1000.0  # tokens per simulated second; only ratios matter
-MOST_TEST = 300
+CLOCK_RATE = 20.0  # tokens per simulated second: so slow that the reserves before a deadline do not count
 RUN_S = 3600.0
-
-
-class Task(Struct, frozen=True, order=True):
-    """One task of the arena."""
-
-    source: str
-    model: str
-    rows: int
-    epochs: float  # the budget
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.source} on {self.model}, {self.rows} rows, {self.epochs:g} epochs, seed {self.seed}"
-
-
-class Entry(Struct, frozen=True):
-    """One profile's submission to a task; `losses` row by row, none if it was not valid."""
-
-    task: Task
-    profile: str
-    loss: float | None
-    losses: list[float]
-    steps: int
-    epochs: float
-    error: str = ""
-
-
-def model_folder(name: str, cache: Path) -> Path:
-    """A base model's folder: one of the arena's own, or the demo's SmolLM2-135M (`make setup`)."""
-    return SMOLLM2 if name == "smollm2" else base_model(name, cache)
-
-
-def rows_of(task: Task, cache: Path) -> tuple[list[Row], list[Row]]:
-    """The task's training and test rows; the seed decides which of the data set's rows are trained on."""
-    parts = split(load(task.source, cache), most_test=MOST_TEST)
-    order = np.random.default_rng(task.seed).permutation(len(parts.train))[: task.rows]
-    return [parts.train[number] for number in order], parts.test
+BOSS = "winner_2026_06"
 
 
 def run(task: Task, profile: str, cache: Path) -> Entry:
@@ -124,7 +85,7 @@ def run(task: Task, profile: str, cache: Path) -> Entry:
 
 def write_job(task: Task, profile: str, cache: Path, folder: Path) -> Path:
     """The engine's job for a task, with its rows; the path of its job.json."""
-    model = model_folder(task.model, cache)
+    model = model_folder(task, cache)
     train, test = rows_of(task, cache)
     for name, rows in (("train", train), ("test", test)):
         (folder / f"{name}.json").write_bytes(msgspec.json.encode(rows))
@@ -179,6 +140,8 @@ def play(
     known = read_entries(results)
     wanted = list(itertools.product(tasks, profiles))
     missing = [pair for pair in wanted if pair not in known]
+    for task, _ in missing:
+        model_folder(task, cache)  # a damaged copy is written once, not by several runs at the same time
     results.parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool, results.open("ab") as file:
         running = {pool.submit(run, task, profile, cache): (task, profile) for task, profile in missing}
@@ -192,81 +155,35 @@ def play(
     return [known[pair] for pair in wanted]
 
 
-def table(entries: Iterable[Entry], profiles: Sequence[str]) -> dict[Task, dict[str, Entry]]:
-    """Print the losses task by task; the entries by task and profile."""
-    by_task: dict[Task, dict[str, Entry]] = defaultdict(dict)
-    for entry in entries:
-        by_task[entry.task][entry.profile] = entry
-    print(f"\n{'':58}" + " ".join(f"{name[:14]:>14}" for name in profiles))
-    for task, found in sorted(by_task.items()):
-        losses = {name: found[name].loss for name in profiles}
-        best = min((loss for loss in losses.values() if loss is not None), default=None)
-        cells = ["-" if loss is None else f"{loss:.4f}{'*' * (loss == best)}" for loss in losses.values()]
-        print(f"{str(task)[:58]:58}" + " ".join(f"{cell:>14}" for cell in cells))
-    return by_task
-
-
-def summary(by_task: dict[Task, dict[str, Entry]], champion: str, rivals: Sequence[str]) -> dict[str, Any]:
-    """How the champion did against its rivals, by upstream's rules."""
-    places, margins = [], []
-    duels: dict[str, dict[str, list[float]]] = {rival: defaultdict(list) for rival in rivals}
-    invalid = 0
-    for found in by_task.values():
-        mine = found[champion]
-        others = [found[rival] for rival in rivals]
-        losses = [entry.loss for entry in others if entry.loss is not None]
-        if mine.loss is None:
-            invalid += 1
-            places.append(len(rivals) + 1)
-            continue
-        places.append(1 + sum(loss < mine.loss for loss in losses))
-        margins.append(min(losses, default=mine.loss) - mine.loss)
-        for entry in others:
-            if entry.loss is None:
-                continue
-            judged = duel(np.array(mine.losses), np.array(entry.losses))
-            for rule in ("group", "knockout", "boss"):
-                duels[entry.profile][rule].append(float(getattr(judged, rule)))
-            duels[entry.profile]["margin"].append(judged.margin)
-    count, first = len(places), sum(place == 1 for place in places)
-    against = {
-        rival: {
-            **{rule: round(float(np.mean(rules[rule])), 3) for rule in ("group", "knockout", "boss")},
-            "median_margin": round(median(rules["margin"]), 4),
-        }
-        for rival, rules in duels.items()
-        if rules["margin"]
-    }
-    return {
-        "tasks": count,
-        "first_place_rate": round(first / max(1, count), 3),
-        "first_place_interval": [round(bound, 3) for bound in wilson(first, count)],
-        "top2_rate": round(sum(place <= 2 for place in places) / max(1, count), 3),
-        "penalty_rate": round(invalid / max(1, count), 3),
-        "margin_vs_best": round(median(margins), 4) if margins else None,
-        "worst_margin": round(min(margins), 4) if margins else None,
-        "against": against,
-    }
-
-
 def main() -> None:
     """Run the arena and print who won."""
     parser = argparse.ArgumentParser(prog="python -m bench arena", description=__doc__)
+    parser.add_argument("--suite", choices=("cpu",), help="the fixed list of tasks, instead of the next five")
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
     parser.add_argument("--models", nargs="+", choices=(*MODELS, "smollm2"), default=list(MODELS))
     parser.add_argument("--rows", type=int, nargs="+", default=[400])
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.0, 10.0], help="in epochs")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--profiles", nargs="+", default=list(PROFILES), help="the first one is judged")
+    parser.add_argument("--boss", default=BOSS, help="whom the winner of a tournament has to beat")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--results", type=Path, default=cache_folder() / "results.jsonl")
+    parser.add_argument("--page", type=Path, help="folder for a page with plots (needs matplotlib)")
+    parser.add_argument("--known-only", action="store_true", help="judge the tasks whose results are there")
     options = parser.parse_args()
     parts = (options.sources, options.models, options.rows, options.budgets, range(options.seeds))
-    tasks = [Task(*values) for values in itertools.product(*parts)]
+    tasks = cpu_suite() if options.suite else [Task(*values) for values in itertools.product(*parts)]
     champion, *rivals = options.profiles
+    if options.known_only:
+        known = read_entries(options.results)
+        tasks = [task for task in tasks if all((task, name) in known for name in options.profiles)]
     entries = play(tasks, options.profiles, cache_folder(), options.results, options.workers)
-    by_task = table(entries, options.profiles)
-    print(json.dumps({"champion": champion, **summary(by_task, champion, rivals)}))
+    found = by_task(entries)
+    print_table(found, options.profiles)
+    figures = {"champion": champion, **summary(found, champion, rivals, options.boss)}
+    if options.page:
+        write_page(options.page, found, options.profiles, figures)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

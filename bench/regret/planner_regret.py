@@ -30,10 +30,12 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from bench.arena.contest import ROOT, Entry, Task, play, write_job
+from bench.arena.contest import ROOT, play, write_job
 from bench.arena.models import MODELS
 from bench.arena.packages import cache_folder
 from bench.arena.sources import SOURCES
+from bench.arena.standings import Entry
+from bench.arena.task import Task
 from bench.regret.grid import EPOCHS, RECIPE, Point, PointResult, points
 
 PROFILES = ("auto", "auto_once")

@@ -5,7 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.arena.contest import Entry, Task, read_entries, summary, table
+from bench.arena.contest import read_entries
+from bench.arena.standings import Entry, by_task, print_table, summary
+from bench.arena.task import Task
 
 TASKS = [Task("wordnet", "llama", 100, 2.0, seed) for seed in range(3)]
 RIVALS = ("rival", "other")
@@ -19,9 +21,10 @@ def entry(task: Task, profile: str, loss: float | None) -> Entry:
 def figures(champion: list[float | None], capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
     entries = [entry(task, "auto", loss) for task, loss in zip(TASKS, champion, strict=True)]
     entries += [entry(task, "rival", 2.0) for task in TASKS] + [entry(task, "other", 3.0) for task in TASKS]
-    by_task = table(entries, ("auto", *RIVALS))
+    found = by_task(entries)
+    print_table(found, ("auto", *RIVALS))
     assert "wordnet on llama" in capsys.readouterr().out
-    return summary(by_task, "auto", RIVALS)
+    return summary(found, "auto", RIVALS)
 
 
 def test_places_and_margins(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.arena.contest import Entry, Task
+from bench.arena.standings import Entry
+from bench.arena.task import Task
 from bench.regret.grid import ARMS, BATCHES, RATES, Point, PointResult, points
 from bench.regret.planner_regret import GridEntry, GridKey, lowest, read_grids, regrets, summary
 

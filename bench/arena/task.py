@@ -1,0 +1,55 @@
+"""A task of the arena, its base model and its rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+
+from bench.arena.damage import Way, damage_folder
+from bench.arena.models import base_model
+from bench.arena.rows import Row, split
+from bench.arena.sources import load
+
+SMOLLM2 = Path.home() / ".cache" / "podium" / "smollm2-135m-instruct"
+MOST_TEST = 300
+
+
+class Task(Struct, frozen=True, order=True):
+    """One task of the arena."""
+
+    source: str
+    model: str
+    rows: int
+    epochs: float  # the budget
+    seed: int
+    damage: Way | None = None  # of the base model
+
+    def __str__(self) -> str:
+        model = f"{self.model} ({self.damage})" if self.damage else self.model
+        return f"{self.source} on {model}, {self.rows} rows, {self.epochs:g} epochs, seed {self.seed}"
+
+
+def model_folder(task: Task, cache: Path) -> Path:
+    """The base model's folder: one of the arena's own, or the demo's SmolLM2-135M (`make setup`)."""
+    clean = SMOLLM2 if task.model == "smollm2" else base_model(task.model, cache)
+    if task.damage is None:
+        return clean
+    seed = damage_seed(task)
+    folder = cache / "models" / f"{task.model}-{task.damage}-{seed}"
+    if not (folder / "damage.json").exists():
+        damage_folder(clean, folder, seed, task.damage)
+    return folder
+
+
+def damage_seed(task: Task) -> int:
+    """A damage of its own for every task of a model."""
+    return sum(f"{task.source} {task.seed}".encode())
+
+
+def rows_of(task: Task, cache: Path) -> tuple[list[Row], list[Row]]:
+    """The task's training and test rows; the seed decides which of the data set's rows are trained on."""
+    parts = split(load(task.source, cache), most_test=MOST_TEST)
+    order = np.random.default_rng(task.seed).permutation(len(parts.train))[: task.rows]
+    return [parts.train[number] for number in order], parts.test

@@ -1,0 +1,46 @@
+"""Tournaments whose winner is known."""
+
+import numpy as np
+
+from bench.arena.judge import Duel
+from bench.arena.tournament import finalists, tournament_rates
+
+TASKS = 12
+WON = Duel(margin=0.1, rows_won=1.0, group=True, knockout=True, boss=True)
+LOST = Duel(margin=-0.1, rows_won=0.0, group=False, knockout=False, boss=False)
+
+
+def rates(champion: float, beats_boss: bool) -> dict[str, float]:
+    losses = {"auto": [champion] * TASKS, "winner": [2.0] * TASKS, "a": [2.5] * TASKS, "b": [3.0] * TASKS}
+    against = {name: [WON if champion < mean[0] else LOST] * TASKS for name, mean in losses.items()}
+    duels = {("auto", name): found for name, found in against.items()}
+    duels["auto", "winner"] = [WON if beats_boss else LOST] * TASKS
+    duels["winner", "auto"] = [LOST if beats_boss else WON] * TASKS
+    return tournament_rates(losses, duels, "auto", "winner")
+
+
+def test_the_lowest_loss_everywhere_wins_and_defends() -> None:
+    assert rates(1.0, True) == {
+        "out_of_group_rate": 1.0,
+        "boss_round_rate": 1.0,
+        "tournament_rate": 1.0,
+        "defended_rate": 1.0,
+    }
+
+
+def test_who_does_not_beat_the_boss_does_not_win() -> None:
+    found = rates(1.0, False)
+    assert (found["boss_round_rate"], found["tournament_rate"], found["defended_rate"]) == (1.0, 0.0, 0.0)
+
+
+def test_the_third_of_a_group_goes_home() -> None:
+    assert rates(4.0, True)["out_of_group_rate"] == 0.0
+
+
+def test_too_few_tasks_make_no_tournament() -> None:
+    assert tournament_rates({"auto": [1.0], "winner": [2.0]}, {}, "auto", "winner") == {}
+
+
+def test_finalists_are_ordered_by_tasks_won_then_by_loss() -> None:
+    losses = np.array([[1.0, 1.0, 9.0], [2.0, 2.0, 1.0], [3.0, 1.5, 2.0]])
+    assert finalists(losses) == [0, 1]
