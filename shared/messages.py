@@ -372,6 +372,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     worker_alive: bool = False
     at: float = 0.0
     version: str = ""  # of Podium
+    faults: list[str] = []  # that the slot's self-test found: it is offered no job
 
 
 class Progress(Struct, frozen=True, kw_only=True):

@@ -157,6 +157,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str | None, Meta(description="GPU indices of this slot, such as 0,1,2,3; none = all that are visible")
     ] = None
     hardware: Annotated[str, Meta(description="auto = detect; or a name, such as cpu")] = "auto"
+    self_test: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|on|off)$",
+            description="test this slot's devices when its node starts; auto = on GPUs, once per boot",
+        ),
+    ] = "auto"
     threads: Annotated[
         int, Meta(ge=0, description="CPU threads of the worker; 0 = this slot's share of the cores")
     ] = 0

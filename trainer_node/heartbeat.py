@@ -38,7 +38,12 @@ class HeartbeatPublisher:
     """Publishes heartbeats; `activity` is asked at every beat."""
 
     def __init__(
-        self, bus: Bus, settings: Settings, node: str, hardware: Hardware, activity: Callable[[], Activity]
+        self,
+        bus: Bus,
+        settings: Settings,
+        node: str,
+        hardware: Hardware,
+        activity: Callable[[], Activity],
     ) -> None:
         self.bus = bus
         self.settings = settings
@@ -46,6 +51,7 @@ class HeartbeatPublisher:
         self.hardware = hardware
         self.activity = activity
         self.wake = asyncio.Event()  # beat now: who listens has missed some, or the lease has changed
+        self.faults: list[str] = []  # that the slot's self-test found
         self._gpus: list[GpuStatus] = []
 
     async def run(self) -> None:
@@ -71,6 +77,7 @@ class HeartbeatPublisher:
             phase=activity.phase,
             step=activity.step,
             worker_alive=activity.worker_alive,
+            faults=self.faults,
             at=time.time(),
             version=version(),
         )

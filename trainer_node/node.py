@@ -24,6 +24,7 @@ from shared.files import write_atomically
 from shared.logs import TroubleLog, get_logger, log_context
 from shared.messages import Hardware, Job, Moved, Result, decode_job_record
 from shared.settings import Settings
+from trainer_node import self_test
 from trainer_node.context import NodeContext
 from trainer_node.control import ControlHandler
 from trainer_node.fault_injection import FaultPoint, fault_point
@@ -219,6 +220,8 @@ async def serve(settings: Settings) -> None:
         try:
             await when_usable(bus, settings, lambda: ready(bus, settings, _needed(settings)))
             node = Node(settings, bus, node_id(folder), hardware)
+            if self_test.wanted(settings, hardware) and not node.supervisor.lock.is_held():
+                node.pulse.faults = await self_test.faults_at_start(settings, hardware, folder)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, node.drain)
             log.info("node is up", node=node.context.node, hardware=hardware.name, folder=str(folder))

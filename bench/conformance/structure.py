@@ -28,6 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "shared": (
         "version clock messages subjects logs aio processes",
         "errors files net",
+        "self_test",
         "settings planning",
         "settings_sources",
         "broker",
@@ -48,7 +49,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "trainer_node": (
-        "lease hardware fault_injection",
+        "lease hardware fault_injection self_test",
         "worker heartbeat",
         "context",
         "artifacts",
@@ -68,7 +69,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "export prepare",
         "assemble finish",
         "search",
-        "pipeline",
+        "pipeline self_test",
         "__main__",
     ),
     "podium": ("client console security simulation demo", "local", "diagnostics", "commands"),

@@ -97,9 +97,9 @@ def priority_of(terms: Terms) -> float:
 
 
 def free_slot(view: PolicyView) -> SlotFacts | None:
-    """Return the first slot that is free, live, and shows the expected hardware."""
+    """Return the first slot that is free, live and healthy, and shows the expected hardware."""
     for facts in view.slots:
-        if not facts.busy and facts.live and _name(facts) == view.expected.name:
+        if not facts.busy and facts.live and not facts.faults and _name(facts) == view.expected.name:
             return facts
     return None
 
@@ -144,6 +144,8 @@ def _hardware_bonus(view: PolicyView, chosen: SlotFacts | None) -> Term:
 def _condition(facts: SlotFacts) -> str:
     if facts.busy:
         return "busy"
+    if facts.live and facts.faults:
+        return f"failed its self-test, {facts.faults[0]}"
     return _name(facts) if facts.live else "not live"
 
 

@@ -21,6 +21,7 @@ class SlotFacts(Struct, frozen=True, kw_only=True):
     busy: bool  # runs a job, or is reserved
     live: bool  # its node holds the lease and sent a sign of life recently
     hardware: Hardware | None = None
+    faults: tuple[str, ...] = ()  # that its self-test found
 
 
 class PolicyView(Struct, frozen=True, kw_only=True):

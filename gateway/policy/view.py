@@ -68,6 +68,7 @@ class PolicyViews:
             busy=self._ledger.holder(slot, now) is not None,
             live=self._presence.live(slot),
             hardware=sign.hardware if sign is not None else None,
+            faults=tuple(sign.heartbeat.faults) if sign is not None and sign.heartbeat else (),
         )
 
     def _feasible(self, offer: BareOffer, hours: float, hardware: Hardware) -> Feasibility:

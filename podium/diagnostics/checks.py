@@ -172,6 +172,16 @@ def check_nodes(vitals: Vitals) -> Found:
     return found
 
 
+def check_self_tests(vitals: Vitals) -> Found:
+    """Check that no slot's devices failed the test at the start of its node."""
+    do = "repair it, then restart the node: it tests again; its log is self_test/log in the node's folder"
+    return [
+        (Severity.ERROR, f"slot {beat.slot} failed its self-test and is offered no job: {fault}", do)
+        for beat in newest(vitals.heartbeats)
+        for fault in beat.faults
+    ]
+
+
 def check_gpus(vitals: Vitals) -> Found:
     """Check that no two slots report the same GPU."""
     owners: dict[str, set[str]] = {}
@@ -252,8 +262,9 @@ CHECKS: dict[str, Callable[[Vitals], Found]] = {
     "nodes": check_nodes,
     "jobs": check_jobs,
     "gpus": check_gpus,
+    "self-tests": check_self_tests,
     "clocks": check_clocks,
     "disks": check_disks,
     "versions": check_versions,
 }
-NEED_BROKER = {"store", "streams", "nodes", "jobs", "gpus"}
+NEED_BROKER = {"store", "streams", "nodes", "jobs", "gpus", "self-tests"}

@@ -58,7 +58,7 @@ def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
     stop.write_outcome = lambda: write_outcome(folder, reporter, Outcome(status=OutcomeStatus.STOPPED))
     process_group = None
     try:
-        process_group = join(job, job.ready_by - clock.time())
+        process_group = join(job.hardware, job.ready_by - clock.time())
         job = prepare.with_free_memory(job, process_group, reporter.message)
         outcome = pipeline(RunContext(job, folder, clock, reporter, stop, process_group, import_s))
     except SmallerPlan:

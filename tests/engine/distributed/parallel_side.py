@@ -55,7 +55,7 @@ def main() -> None:
     assert spec.loader is not None
     conftest = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conftest)
-    process_group = join(JOB, 100.0)
+    process_group = join(JOB.hardware, 100.0)
     ways = ["single"] if process_group.is_single else ["ddp", "fsdp2"]
     kinds = ["lora", "dense", "mixed"] + ([] if process_group.is_single else ["bf16"])
     examples = conftest._examples([9, 20, 33, 12, 40, 25, 7, 50, 31, 18])

@@ -26,6 +26,7 @@ ENGINE_MAY = {
     "shared.files",
     "shared.net",
     "shared.planning",
+    "shared.self_test",
 }
 SHARED_MAY = set(sys.stdlib_module_names) | {"shared", "msgspec", "nats", "nkeys", "structlog"}
 TRAINING_LIBRARIES = {"torch", "transformers", "peft", "safetensors", "gguf"}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shared.clock import Clock, TokenClock
 from shared.errors import EngineError
-from shared.messages import ErrorCode, WorkerJob
+from shared.messages import ErrorCode, Hardware
 
 CPU = torch.device("cpu")
 SHORTEST_TIMEOUT_S = 600.0
@@ -108,7 +108,7 @@ def common_clock(clock: Clock, process_group: ProcessGroup) -> Clock:
     return ProcessGroupClock(clock, process_group)
 
 
-def join(job: WorkerJob, left_s: float) -> ProcessGroup:
+def join(hardware: Hardware, left_s: float) -> ProcessGroup:
     """Meet the worker's other processes, as torchrun's environment says; without one there are none.
 
     Nobody waits for another for longer than the job lasts. Raises EngineError(DEVICE) if there are fewer GPUs
@@ -116,11 +116,11 @@ def join(job: WorkerJob, left_s: float) -> ProcessGroup:
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = CPU
-    if job.hardware.device != "cpu":
+    if hardware.device != "cpu":
         seen = torch.cuda.device_count()
         if seen < world or not seen:
             raise EngineError(
-                ErrorCode.DEVICE, f"torch sees {seen} GPUs, but this slot has {world} of {job.hardware.name}"
+                ErrorCode.DEVICE, f"torch sees {seen} GPUs, but this slot has {world} of {hardware.name}"
             )
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)

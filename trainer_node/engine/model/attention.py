@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -246,6 +246,15 @@ def choose_kernels(config: PretrainedConfig, device: torch.device) -> None:
     if device.type == "cuda":
         for form in forms_of(config):
             _kernel(device, form)
+
+
+def check_kernels(device: torch.device, forms: Iterable[Form]) -> None:
+    """Test what attends on a device on each form; EngineError if nothing there computes right."""
+    for form in forms:
+        if device.type == "cuda":
+            _kernel(device, form)
+        elif _tested(_dense(), device, form) > TOLERANCE:
+            raise EngineError(ErrorCode.DEVICE, f"attention computes wrong on {device}: {form}")
 
 
 def forms_of(config: PretrainedConfig) -> list[Form]:

@@ -144,6 +144,14 @@ def test_a_slot_that_was_heard_of_but_is_silent_now_is_not_taken() -> None:
     assert verdict.reason.endswith("(a: not live)")
 
 
+def test_a_slot_that_failed_its_self_test_is_not_taken() -> None:
+    sick = SlotFacts(slot="a", busy=False, live=True, hardware=H100, faults=("memory: another process",))
+    verdict = maximum_accuracy(offer(), view(sick))
+    assert verdict.slot is None
+    assert verdict.reason.endswith("(a: failed its self-test, memory: another process)")
+    assert maximum_accuracy(offer(), view(sick, free("b"))).slot == "b"
+
+
 def test_cpu_slots_earn_the_bonus_where_cpus_are_expected() -> None:
     verdict = maximum_accuracy(offer(), view(free("a", CPU), expected=parse_hardware("cpu")))
     assert verdict.accepted

@@ -121,7 +121,7 @@ def with_job(job: OpenJob, task: str | None = "t") -> dict[str, Any]:
 def test_a_healthy_world_is_fine() -> None:
     findings = examine(HEALTHY)
     assert {finding.severity for finding in findings} == {Severity.OK}
-    assert len(findings) == 12
+    assert len(findings) == 13
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,12 @@ def test_a_healthy_world_is_fine() -> None:
             "gpus",
             "error",
             "slots a and b",
+        ),
+        (
+            {"heartbeats": (beat("a", faults=["kernels: wrong"]), beat("b"))},
+            "self-tests",
+            "error",
+            "slot a failed its self-test and is offered no job: kernels: wrong",
         ),
         ({"heartbeats": (beat("a", off_s=3.0), beat("b"))}, "clocks", "warning", "node-a is 3.0 s ahead"),
         ({"broker_skew_s": -60.0}, "clocks", "error", "the broker is 60.0 s behind"),
