@@ -89,10 +89,11 @@ def activation_bytes(shape: ModelShape, modules: Sequence[ModulePlan], layout: L
     # Two norms keep their input in fp32 and hand on a copy; attention keeps q, k, v and its output; the MLP
     # gate, up, silu(gate) and their product. A fused kernel never stores the matrix of attention itself.
     layer = 2 * shape.hidden * (4 + width) + (2 * query + 2 * key) * width + 4 * shape.intermediate * width
-    layer += 2 * shape.hidden * width  # the two residual sums
-    # Each LoRA module holds a copy of its input, and with dropout a masked one (see
-    # bench/performance/memory.py).
-    copies = 2 if dropout > 0 else 1
+    if shape.head_norms:  # of queries and keys: their weights are frozen, so only the fp32 input is kept
+        layer += (query + key) * 4
+    # A LoRA module's input is kept already, by what computed it; with dropout the module keeps it masked, and
+    # the mask (tests/engine/model/test_activations.py).
+    copies = 2 if dropout > 0 else 0
     for module in modules:
         if module.method == "lora":
             layer += (module.rank + copies * module.in_features) * width

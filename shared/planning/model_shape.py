@@ -61,6 +61,7 @@ class ModelShape(Struct, frozen=True, kw_only=True):
     head_dim: int
     vocab: int
     tied: bool  # the output matrix is the embedding matrix
+    head_norms: bool = False  # queries and keys are normed, as in Qwen3
     max_positions: int = 8192
     family: str = "other"  # "llama", "qwen" or "other": decides the learning rate
     own_linears: tuple[Linear, ...] = ()  # the kinds that are trained, where the model itself was looked at

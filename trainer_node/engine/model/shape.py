@@ -60,6 +60,7 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
         head_dim=head_dim,
         vocab=int(embedding.shape[0]),
         tied=head is embedding,
+        head_norms=any(name.endswith("q_norm") for name, _ in model.named_modules()),
         max_positions=_whole(config, "max_position_embeddings", POSITIONS),
         family=family_of(str(config.model_type)),
         own_linears=linears,
