@@ -48,7 +48,7 @@ BENCHES: dict[str, Bench] = {
     "compose": Bench("reliability.compose", 10, "the containers survive kills and restarts"),
     "starts": Bench("reliability.gateway_restarts", 1, "a restarted gateway refuses no connection"),
     "soak": Bench("reliability.soak", 6, "a day of upstream in minutes, with kills"),
-    "slow_clients": Bench("reliability.slow_clients", 2, "slow and stuck clients delay no offer"),
+    "slow_clients": Bench("performance.slow_clients", 2, "slow and stuck clients delay no offer"),
     "burst": Bench("reliability.burst", 1, "thousands of offers at once, as many accepted as slots"),
 }
 

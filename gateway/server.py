@@ -79,13 +79,7 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
     app = make_app(service, guard)
     add_endpoints(app, service, entrance)
     logging.getLogger("aiohttp.server").addFilter(_is_about_us)
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        shutdown_timeout=STOP_S,
-        lingering_time=LINGER_S,
-        auto_decompress=False,  # signatures cover the raw bytes; and a small body stays small
-    )
+    runner = _runner_of(app)
     await runner.setup()
     await validators.refresh()  # before the first request is read: upstream asks once
     site = web.SockSite(runner, listening, backlog=BACKLOG)
@@ -107,6 +101,16 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
         await cancel_all([work, tokens, watch], again_s=STOP_S)
         if not work.cancelled():
             work.result()  # raise why it ended
+
+
+def _runner_of(app: web.Application) -> web.AppRunner:
+    return web.AppRunner(
+        app,
+        access_log=None,
+        shutdown_timeout=STOP_S,
+        lingering_time=LINGER_S,
+        auto_decompress=False,  # signatures cover the raw bytes; and a small body stays small
+    )
 
 
 def _is_about_us(record: logging.LogRecord) -> bool:
