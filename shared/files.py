@@ -7,6 +7,9 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO, Final
+
+PRIVATE: Final = 0o600
 
 
 def write_atomically(path: Path, content: bytes, mode: int | None = None) -> None:
@@ -26,6 +29,21 @@ def write_atomically(path: Path, content: bytes, mode: int | None = None) -> Non
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def open_private(path: Path, *, empty: bool) -> BinaryIO:
+    """Open a file for reading and writing that nobody else may read, whatever its mode or the umask was.
+
+    `empty` creates it, or removes its content; else it must exist. Raises OSError.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if empty else 0)
+    descriptor = os.open(path, flags, PRIVATE)
+    try:
+        os.fchmod(descriptor, PRIVATE)
+        return os.fdopen(descriptor, "r+b")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def sync(path: Path) -> None:

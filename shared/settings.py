@@ -153,6 +153,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     node_dir: Annotated[
         str | None, Meta(description="this node's work folder; none = <data_dir>/nodes/<slot>")
     ] = None
+    worker_environment: Annotated[
+        tuple[str, ...],
+        Meta(description="further environment variables of workers, such as HF_TOKEN for gated models"),
+    ] = ()
     gpus: Annotated[
         str | None, Meta(description="GPU indices of this slot, such as 0,1,2,3; none = all that are visible")
     ] = None

@@ -21,7 +21,7 @@ import msgspec
 from gateway.state.mirror_file import LOGS, Content, DamagedMirrorError, Header, encode_line, read_mirror
 from shared.broker.bus import Bus, Record
 from shared.errors import BusError, PodiumError
-from shared.files import sync
+from shared.files import open_private, sync
 from shared.logs import get_logger
 
 FOLDER = "mirror"  # in the gateway's data folder
@@ -98,7 +98,7 @@ class Mirror:
         content, self._content = self._content, None
         if content is not None and goes_on:
             self.last = {stream: content.last(stream) for stream in LOGS}
-            self._size, self._file = content.end, self.path.open("r+b")
+            self._size, self._file = content.end, open_private(self.path, empty=False)
             if content.size > content.end:
                 log.info("the mirror's last line was cut short; rewriting it", path=str(self.path))
             return
@@ -106,7 +106,7 @@ class Mirror:
             log.warning(
                 "the logs were restored; keeping the mirror they came from", kept=str(self._set_aside())
             )
-        self._size, self._file = 0, self.path.open("wb")
+        self._size, self._file = 0, open_private(self.path, empty=True)
         self._write(msgspec.json.encode(Header(1, self._gateway)) + b"\n")
         sync(self.path.parent)
 

@@ -19,9 +19,9 @@ from shared.files import write_atomically
 from shared.logs import get_logger
 from shared.processes import command_line, start_time
 from shared.settings import Settings
-from shared.settings_sources import PREFIX
 from trainer_node.fault_injection import FaultPoint, fault_point
 from trainer_node.worker.crash import KILLED, out_of_memory_kills
+from trainer_node.worker.environment import worker_environment
 from trainer_node.worker.run_folder import RunFolder
 from trainer_node.worker.slot_lock import MachineLock, SlotLock
 
@@ -163,12 +163,9 @@ class Supervisor:
             self._poller.cancel()
 
     def _spawn(self, run: RunFolder, attempt: int, step: int) -> Worker:
-        # All settings that a worker needs are in its job.json.
-        inherited = {name: os.environ[name] for name in os.environ if not name.startswith(PREFIX)}
-        # GPUs are counted as nvidia-smi counts them, by which the half was detected.
-        environment = inherited | {"OMP_NUM_THREADS": str(self.threads), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        if self.settings.gpus is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = self.settings.gpus
+        environment = worker_environment(
+            os.environ, self.threads, self.settings.gpus, self.settings.worker_environment
+        )
         locks = [self.lock.take()]
         try:
             locks.append(self.machine.lock.take())

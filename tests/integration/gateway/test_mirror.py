@@ -130,6 +130,7 @@ async def test_a_mirror_whose_last_line_was_cut_by_a_kill_goes_on_without_double
         await write(bus, claimed("one", "a"))
         await until_mirrored(bus, path)
     assert path.read_bytes().startswith(whole)
+    assert path.stat().st_mode & 0o777 == 0o600  # the addresses of data are signed URLs
 
 
 async def test_a_damaged_mirror_is_kept_and_written_anew(bus: Bus, story: Path, start_gateway: Any) -> None:

@@ -152,7 +152,11 @@ async def test_a_clock_that_jumps_loses_no_lease_and_submits_once(
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(JUMPING_CLOCK)
     node = world.node(lease_ttl_s=30, lease_trust_s=25)
-    node.environment |= {"PYTHONPATH": f"{folder}:{Path.cwd()}", "CLOCK_JUMP": str(jump)}
+    node.environment |= {
+        "PYTHONPATH": f"{folder}:{Path.cwd()}",
+        "CLOCK_JUMP": str(jump),
+        "PODIUM_WORKER_ENVIRONMENT": "CLOCK_JUMP",
+    }
     node.start()
     await world.give(seconds=600, steps=60)
     await world.trained(node, 12)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.files import digest_of, file_digest, folder_digest, sync, write_atomically
+from shared.files import digest_of, file_digest, folder_digest, open_private, sync, write_atomically
 
 
 def test_a_write_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -86,3 +86,22 @@ def test_nothing_to_hash_is_an_error(tmp_path: Path) -> None:
         folder_digest(tmp_path / "none")
     with pytest.raises(ValueError, match="nothing to hash"):
         folder_digest(tmp_path)
+
+
+@pytest.mark.parametrize("mode", [None, 0o666])
+def test_a_private_file_is_private_whatever_it_was(tmp_path: Path, mode: int | None) -> None:
+    path = tmp_path / "file"
+    if mode is not None:
+        path.write_bytes(b"before")
+        path.chmod(mode)
+    with open_private(path, empty=True) as file:
+        file.write(b"text")
+    path.chmod(0o644)
+    with open_private(path, empty=False) as file:
+        assert file.read() == b"text"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_private_file_that_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_private(tmp_path / "file", empty=False)

@@ -1,0 +1,50 @@
+"""The environment of a worker: what its libraries need, and no secret; pure.
+
+A worker reads models and data that strangers wrote. A token that may upload, which the node needs, is none of
+its business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from shared.settings_sources import PREFIX
+
+NEEDED: Final = frozenset(
+    ["PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD"]
+).union(("CC", "CXX", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))
+PROXIES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})  # in either case
+LIBRARIES: Final = (
+    *("PYTHON", "LC_", "XDG_", "MALLOC_", "COVERAGE_"),
+    *("OMP_", "MKL_", "OPENBLAS_", "GOMP_", "KMP_", "ATEN_", "DNNL_", "ONEDNN_"),
+    *("CUDA", "NVIDIA_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "TRITON_", "UCX_"),
+    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "SAFETENSORS_", "TOKENIZERS_"),
+)
+SECRET: Final = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEY\b|_SEED", re.IGNORECASE)
+
+
+def worker_environment(
+    environment: Mapping[str, str], threads: int, gpus: str | None, also: Iterable[str] = ()
+) -> dict[str, str]:
+    """Return a worker's environment; `also` names further variables that the operator lets it have.
+
+    What it needs of the settings is in its job.json, so no variable of theirs passes.
+    """
+    wanted = frozenset(also)
+    passed = {
+        name: value
+        for name, value in environment.items()
+        if name in wanted or (_is_needed(name) and not SECRET.search(name))
+    }
+    passed = {name: value for name, value in passed.items() if not name.startswith(PREFIX)}
+    passed["OMP_NUM_THREADS"] = str(threads)
+    passed["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts them, by which the half was detected
+    if gpus is not None:
+        passed["CUDA_VISIBLE_DEVICES"] = gpus
+    return passed
+
+
+def _is_needed(name: str) -> bool:
+    return name in NEEDED or name.lower() in PROXIES or name.startswith(LIBRARIES)
