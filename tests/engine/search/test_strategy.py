@@ -81,6 +81,11 @@ def test_the_better_arm_is_found() -> None:
     assert best.trial.arm == "lora"
 
 
+def test_the_other_arm_is_tried_early() -> None:
+    done, _ = searched(bowl(1.0, 2.0, 32, lora=-0.3), 3000.0)
+    assert "lora" in [result.trial.arm for result in done[:3]]
+
+
 def test_no_trial_is_run_twice() -> None:
     done, _ = searched(bowl(1.0, 2.0, 32), 10_000.0)
     trials = [result.trial for result in done]
@@ -134,8 +139,8 @@ def test_a_run_of_few_steps_begins_with_a_higher_rate() -> None:
         )
         return with_prior(START[0], budget).rate
 
-    assert rate(20) == 2.2
-    assert rate(10_000) == pytest.approx(2.2 * (200 / 625) ** 0.3)
+    assert rate(20) == 2.7
+    assert rate(10_000) == pytest.approx(2.7 * (150 / 625) ** 0.3)
     assert rate(100_000) == 1.0
 
 

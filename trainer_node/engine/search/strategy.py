@@ -26,12 +26,12 @@ BATCH_STEP = 2
 LEAST_BATCH, MOST_BATCH = 4, 256  # examples
 LEAST_STEPS = 100  # of a first trial, if a batch leaves so many: batch 4 beats 8 by .01 to .04 on 250 rows
 LEAST_RATE, MOST_RATE = 1 / 30, 30.0
-SHORT_STEPS, SHORT_RATE = 200, 2.2  # with so few steps so many times the plan's rate: `with_prior`
+SHORT_STEPS, SHORT_RATE = 150, 2.7  # with so few steps so many times the plan's rate: `with_prior`
 PROBE_SHARE = 0.12  # of the time, for all short trials together
 PROBE_TRIALS = 4
 PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
 HORIZON = 0.2  # the best rate falls with the length of a run to this power
-RATE_BY_STEPS = 0.3  # and that of the first trial by its steps to this one: 2.2 x with 200, 1 x with 2,800
+RATE_BY_STEPS = 0.3  # and that of the first trial by its steps to this one: 2.7 x with 150, 1 x with 4,100
 SAFETY = 1.05  # a trial may take this much longer than those before it
 SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for WANTED_REFITS
 WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
@@ -130,7 +130,7 @@ def with_prior(trial: Trial, budget: Budget) -> Trial:
 
     Short runs want higher rates. SmolLM2-135M: with 36 steps 3 times the plan's rate is .04 nat better, with
     156 steps as good; a Qwen3 of 4 M weights: .05 to .1 better with 25 to 100 steps; a Llama of 3 M weights:
-    .03 better with 100 steps, .03 worse with 25 (docs/experiments.md).
+    .03 better with 100 steps, up to .03 worse with 25 (docs/experiments.md).
     """
     while budget.steps(trial) < LEAST_STEPS and trial.batch >= max(2 * LEAST_BATCH, 2 * budget.least_batch):
         trial = replace(trial, batch=trial.batch // 2)
@@ -183,10 +183,12 @@ def _neighbours(best: Trial, start: Sequence[Trial], *, turned: bool) -> Iterato
         moves = [smaller, lower, higher, shorter, larger]
     else:
         moves = [higher, longer, smaller, lower, shorter, larger]
-    for move in moves:
+    for number, move in enumerate(moves):
         if _in_range(trial := move(best)):
             yield trial
-    yield from (replace(best, arm=arm.arm, rate=arm.rate) for arm in start[1:] if arm.arm != best.arm)
+        if number == 0:  # no step is as large: LoRA against dense deltas differs by up to .07 nat either way
+            yield from (replace(best, arm=arm.arm, rate=arm.rate) for arm in start[1:] if arm.arm != best.arm)
+    yield from (replace(best, arm=arm.arm) for arm in start if arm.arm != best.arm)
     fine = [_by(rate=FINE_STEP), _by(rate=1 / FINE_STEP), _by(epochs=1 / 1.5)]
     if not turned:
         fine.append(_by(epochs=1.5))
