@@ -10,6 +10,7 @@ that a job holds out, since nothing is chosen by them.
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import time
 from pathlib import Path
@@ -124,7 +125,7 @@ def losses_of(runner: TrialRunner, point: Point, test: Examples) -> list[float]:
     whole = add_deltas(load_model(run.job.model_path, torch.float32), plan, run.job.seed)
     whole.load_state(state.deltas.state())
     losses: list[float] = metric.score(whole.model, test).per_example.tolist()
-    return losses
+    return losses if all(map(math.isfinite, losses)) else []
 
 
 def main() -> None:

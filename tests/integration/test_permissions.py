@@ -69,7 +69,7 @@ def test_the_published_table_is_the_one_that_is_tried() -> None:
 async def test_missing_streams_are_named_with_the_command_that_makes_them(secured_settings: Settings) -> None:
     bus = await connect(secured_settings, name="test", user=GATEWAY)
     needed = [(subjects.JOBS_STREAM, subjects.ANY_JOB)]
-    with pytest.raises(BusUnavailableError, match=r"stream JOBS is not there.*`podium bootstrap`"):
+    with pytest.raises(BusUnavailableError, match=r"stream JOBS does not exist.*`podium bootstrap`"):
         await ready(bus, secured_settings, needed)
     assert "JOBS" in await bootstrap(secured_settings)
     assert await bootstrap(secured_settings) == []
