@@ -138,7 +138,7 @@ def test_a_resumed_run_needs_the_hub_no_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("repo", "message"),
     [
-        ("org/none", r"the hub has no data set org/none, or HF_TOKEN may not read it"),
+        ("org/none", r"org/none, or it is private: set HF_TOKEN .*PODIUM_WORKER_ENVIRONMENT=HF_TOKEN"),
         ("org/empty", r"data set org/empty can't be used: it has no data file that could be read"),
         ("org/large", r"org/large has 1 training files of 0.0 GB together: 0.0 GB is the most"),
         ("org/broken", r"org/broken/00000.json is not valid JSON"),

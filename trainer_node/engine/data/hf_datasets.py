@@ -30,6 +30,11 @@ from trainer_node.engine.data.splits import suffix_of, training_files
 
 TIMEOUT_S = 10.0
 PAUSES = (1.0, 3.0)  # before each further try
+# Workers get no token of their node by themselves (docs/security.md).
+TOKEN_ADVICE = (
+    "set HF_TOKEN to a token of an account that may read it, and PODIUM_WORKER_ENVIRONMENT=HF_TOKEN so that "
+    "workers get it"
+)
 INDEX = "files.json"
 MOST_FILES = 2000
 PUBLIC = "https://huggingface.co"
@@ -112,11 +117,9 @@ def _info(repo: str) -> DatasetInfo:
         try:
             return HfApi().dataset_info(repo, files_metadata=True, timeout=TIMEOUT_S)
         except GatedRepoError as error:
-            raise DataError(
-                f"data set {repo} is gated: HF_TOKEN must be of an account that may read it"
-            ) from error
+            raise DataError(f"data set {repo} is gated: {TOKEN_ADVICE}") from error
         except (RepositoryNotFoundError, HFValidationError) as error:
-            raise DataError(f"the hub has no data set {repo}, or HF_TOKEN may not read it") from error
+            raise DataError(f"the hub has no data set {repo}, or it is private: {TOKEN_ADVICE}") from error
         except OfflineModeIsEnabled as error:
             raise DataError(f"data set {repo} can't be read: HF_HUB_OFFLINE is set") from error
         except HTTPError as error:
