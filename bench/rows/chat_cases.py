@@ -105,6 +105,11 @@ CHATS = (
         content=b'id,conversations\n1,"' + json.dumps(talk()).replace('"', '""').encode() + b'"\n',
         right=(talked(),),
     ),
+    chat(
+        "half_in_text.json",
+        [{"conversations": json.dumps(talk(second="cut \ud83d"))}],
+        right=(talked(second="cut \ufffd"),),
+    ),
     chat("object_of_lists.parquet", [], content=lists_of(talk()), right=(talked(),)),
     chat(
         "columns_of_conversations.json",

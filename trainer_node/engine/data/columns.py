@@ -1,4 +1,4 @@
-"""Which columns of the data a job asks for, what is said if they aren't there, and values as text; pure."""
+"""Which columns of the data a job asks for, and what is said if they aren't there; pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared.errors import DataError
 from shared.messages import DatasetType, TaskType
 from trainer_node.engine.data.row_set import AskedColumns, Row
 
-MOST_NAMED = 12  # columns that an error lists
+MOST_NAMED = 12  # columns, roles or fields that a text lists
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
 
@@ -46,11 +46,15 @@ def refuse_missing(asked: AskedColumns, rows: Sequence[Row], present: Iterable[s
             )
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return names in quotes: the first of them, and how many more there are."""
+    text = ", ".join(map(repr, names[:MOST_NAMED]))
+    return f"{text} and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else text
+
+
 def present_columns(missing: str, present: Sequence[str]) -> str:
     """Return the columns that there are instead of the missing one, and which may be meant."""
-    text = f"the columns of row 1 are {', '.join(map(repr, present[:MOST_NAMED])) or 'none'}"
-    if len(present) > MOST_NAMED:
-        text += f" and {len(present) - MOST_NAMED} more"
+    text = f"the columns of row 1 are {listed(present) or 'none'}"
     near = difflib.get_close_matches(missing, present, n=1) or [
         path for path in present if path.endswith(f".{missing}")
     ]

@@ -10,12 +10,12 @@ from typing import Any
 from msgspec import Struct
 
 from shared.messages import DatasetType
-from trainer_node.engine.data.row_set import Row, text_of
+from trainer_node.engine.data.columns import listed
+from trainer_node.engine.data.row_set import Row, text_of, without_halves
 
 ROLE_FIELDS = ("from", "role")  # the scorer's default, then that of OpenAI
 CONTENT_FIELDS = ("value", "content")
 BETWEEN_PARTS = "\n"
-MOST_SEEN = 1000  # rows that are searched for roles
 
 Turn = tuple[str, str]
 
@@ -28,7 +28,7 @@ class ConversationForm(Struct, frozen=True):
     """How the settings say that a conversation is stored."""
 
     column: str
-    role_fields: tuple[str, ...]  # the first one that a message has counts
+    role_fields: tuple[str, ...]  # the first one that has a value in a message counts
     content_fields: tuple[str, ...]
     user: str
     assistant: str
@@ -90,7 +90,7 @@ def messages_of(row: Row, form: ConversationForm) -> list[dict[str, Any]]:
 
 
 def roles_seen(rows: Iterable[Row], form: ConversationForm) -> tuple[list[str], list[str]]:
-    """Return the roles and the fields of the messages in some rows, those first that most have."""
+    """Return all roles and fields of the messages in some rows, those first that most have."""
     roles: Counter[str] = Counter()
     fields: Counter[str] = Counter()
     for row in rows:
@@ -102,29 +102,25 @@ def roles_seen(rows: Iterable[Row], form: ConversationForm) -> tuple[list[str], 
             fields.update(message.keys())
             if isinstance(role := _first(message, form.role_fields), str):
                 roles[role] += 1
-    return [role for role, _ in roles.most_common(8)], [field for field, _ in fields.most_common(8)]
+    return [role for role, _ in roles.most_common()], [field for field, _ in fields.most_common()]
 
 
 def advice(rows: list[Row], form: ConversationForm) -> str:
     """Return what to set where no conversation could be used; nothing if the settings fit the messages."""
-    roles, fields = roles_seen(rows[:MOST_SEEN], form)
+    roles, fields = roles_seen(rows, form)
     if not fields:
         return ""
     if not all(any(name in fields for name in names) for names in (form.role_fields, form.content_fields)):
-        return f"; the messages have {_named(fields)}: name two in chat_role_field and chat_content_field"
+        return f"; the messages have {listed(fields)}: name two in chat_role_field and chat_content_field"
     if form.assistant not in roles:
         return (
-            f"; the roles are {_named(roles)}: name two in chat_user_reference and chat_assistant_reference"
+            f"; the roles are {listed(roles)}: name two in chat_user_reference and chat_assistant_reference"
         )
     return ""
 
 
-def _named(words: list[str]) -> str:
-    return ", ".join(repr(word) for word in words)
-
-
 def _first(message: dict[str, Any], fields: tuple[str, ...]) -> Any:
-    return next((message[field] for field in fields if field in message), None)
+    return next((value for field in fields if (value := message.get(field)) is not None), None)
 
 
 def _content(value: Any) -> str | None:
@@ -145,7 +141,7 @@ def _content(value: Any) -> str | None:
 
 def _decoded(text: str) -> Any:
     try:
-        return json.loads(text)
+        return without_halves(json.loads(text))
     except (ValueError, RecursionError):
         return None
 

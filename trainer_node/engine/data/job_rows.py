@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from shared.messages import DatasetType, TaskType
-from trainer_node.engine.data.columns import asked_columns, present_columns
-from trainer_node.engine.data.conversations import MOST_SEEN, form_of, roles_seen
+from trainer_node.engine.data.columns import asked_columns, listed, present_columns
+from trainer_node.engine.data.conversations import form_of, roles_seen
 from trainer_node.engine.data.formats.readers import DataFile, read
 from trainer_node.engine.data.row_set import RowSet
+
+FIRST = 1000  # rows in which the user's role nearly always is: without it, all are searched
 
 
 def read_job_rows(files: Sequence[DataFile], task_type: TaskType, settings: DatasetType) -> RowSet:
@@ -25,9 +27,11 @@ def unmet(task_type: TaskType, settings: DatasetType, found: RowSet) -> Iterator
         yield from _unmet_columns(settings, found)
     elif task_type is TaskType.CHAT:
         form = form_of(settings)
-        roles, _ = roles_seen(found.rows[:MOST_SEEN], form)
+        roles, _ = roles_seen(found.rows[:FIRST], form)
+        if form.user not in roles:
+            roles, _ = roles_seen(found.rows, form)
         if form.user not in roles and form.assistant in roles:
-            seen = ", ".join(repr(role) for role in roles)
+            seen = listed(roles)
             yield f"no message has the role {form.user!r} (chat_user_reference); the roles are {seen}"
 
 
@@ -38,6 +42,6 @@ def _unmet_columns(settings: DatasetType, found: RowSet) -> Iterator[str]:
             there = present_columns(column, found.columns)
             yield f"no row has the column {column!r} ({field}), so it is left out; {there}"
     column = settings.field_instruction or settings.field
-    others = ", ".join(repr(name) for name in found.columns[:8] if name != column)
+    others = listed([name for name in found.columns if name != column])
     if not settings.field_output and others:
         yield f"no field_output is named: the text of {column!r} is trained as it is, without {others}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
+
+HALF = re.compile("[\ud800-\udfff]")  # one half of a UTF-16 pair, without the other
 
 
 class AskedColumns(NamedTuple):
@@ -132,3 +135,14 @@ def text_of(value: Any) -> str | None:
     if isinstance(value, bool | int | float):
         return str(value)
     raise TypeError(f"{type(value).__name__} is not text")
+
+
+def without_halves(value: Any) -> Any:
+    """Return the same value without halves of characters, which neither a tokenizer nor a file can take."""
+    if isinstance(value, str):
+        return value if value.isascii() else HALF.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [without_halves(item) for item in value]
+    if isinstance(value, dict):
+        return {without_halves(key): without_halves(item) for key, item in value.items()}
+    return value

@@ -15,12 +15,18 @@ import msgspec
 
 from shared.errors import DataError
 from trainer_node.engine.data.formats.json_tables import rows_of_object
-from trainer_node.engine.data.row_set import AskedColumns, Projection, Row, RowSet, column_names
+from trainer_node.engine.data.row_set import (
+    AskedColumns,
+    Projection,
+    Row,
+    RowSet,
+    column_names,
+    without_halves,
+)
 
 HEAD = 1 << 20  # bytes that are searched for the first row, whose columns are needed
 SPACE = re.compile(r"\s*")
 BETWEEN = re.compile("[\\s,\ufeff\x1e]*")  # between objects: also commas, marks of joined files and sequences
-HALF = re.compile("[\ud800-\udfff]")  # one half of a UTF-16 pair, without the other
 INVALID = "not valid JSON"
 NOT_OBJECT = "not a JSON object"
 
@@ -83,7 +89,7 @@ class _Rows:
             self.into.drop(NOT_OBJECT, text)
             return
         row = self.project(value)
-        whole = _without_halves(row)
+        whole = without_halves(row)
         if whole != row:
             self.broken, self.first_broken = self.broken + 1, self.first_broken or place
         self.into.rows.append(whole)
@@ -232,14 +238,3 @@ def _first_columns(head: bytes) -> list[str]:
     except (ValueError, RecursionError):
         return []
     return column_names(row) if isinstance(row, dict) else []
-
-
-def _without_halves(value: Any) -> Any:
-    """Return the same value without halves of characters, which neither a tokenizer nor a file can take."""
-    if isinstance(value, str):
-        return value if value.isascii() else HALF.sub("\ufffd", value)
-    if isinstance(value, list):
-        return [_without_halves(item) for item in value]
-    if isinstance(value, dict):
-        return {_without_halves(key): _without_halves(item) for key, item in value.items()}
-    return value
