@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from shared.messages import OutcomeStatus, Phase, TaskType, decode_worker_job, encode
+from shared.planning.plan import Plan
 from tests.engine.worker_run import (
     WAIT_S,
     data_of,
@@ -21,6 +22,7 @@ from tests.engine.worker_run import (
     write_rows,
 )
 from trainer_node.engine.context import RunContext
+from trainer_node.engine.search.runner import KEPT_BYTES, is_averaged
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, read_search
 from trainer_node.engine.train import oom_fallback
@@ -85,6 +87,16 @@ def test_a_search_ends_lower_than_its_first_trial_and_says_what_it_tried(
     for values in ([line.progress for line in training], [line.step for line in training]):
         assert values == sorted(values)  # several runs look like one to people
     assert not any("refused" in (line.message or "") for line in lines)
+
+
+def test_dense_weights_are_averaged_but_not_those_of_lora_nor_very_large_ones(
+    make_plan: Callable[..., Plan],
+) -> None:
+    plan = make_plan()
+    (first, *_), most = plan.modules, int(KEPT_BYTES / 4)
+    for method, parameters, wanted in (("dense", most, True), ("dense", most + 1, False), ("lora", 1, False)):
+        modules = [replace(first, method=method, parameters=parameters)]
+        assert is_averaged(replace(plan, modules=modules)) is wanted
 
 
 def test_only_the_best_trials_weights_stay_on_disk(make_job: Callable[..., Path]) -> None:

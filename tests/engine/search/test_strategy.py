@@ -12,6 +12,7 @@ from trainer_node.engine.search.strategy import (
     MOST_REFITS,
     PROBE_SHARE,
     SAFETY,
+    WANTED_REFITS,
     Budget,
     best_of,
     next_trial,
@@ -24,7 +25,12 @@ SPEED = 1000.0
 
 
 def searched(
-    loss: Callable[[Trial], float | None], seconds: float, *, epoch_tokens: int = 10_000, examples: int = 500
+    loss: Callable[[Trial], float | None],
+    seconds: float,
+    *,
+    epoch_tokens: int = 10_000,
+    examples: int = 500,
+    single: frozenset[str] = frozenset(),
 ) -> tuple[list[TrialResult], float]:
     """All trials of one job on a surface, and the time left."""
     done: list[TrialResult] = []
@@ -37,6 +43,7 @@ def searched(
             examples=examples,
             trial_s=1.0,
             all_s=seconds,
+            single=single,
         )
         trial = next_trial(START, done, budget)
         if trial is None:
@@ -221,12 +228,35 @@ def test_the_best_trial_is_run_again_on_all_rows_in_other_orders() -> None:
     assert {replace(trial, refit=False, seed=0) for trial in refits} == {best.trial}
 
 
-def test_every_search_with_time_for_two_runs_ends_with_a_run_on_all_rows() -> None:
-    for seconds in range(30, 400, 7):
-        done, left = searched(bowl(1.0, 2.0, 32), float(seconds))
+def test_runs_that_cannot_be_averaged_end_with_one_on_all_rows() -> None:
+    lora = bowl(1.0, 2.0, 32, lora=-0.3)
+    done, _ = searched(lora, 3000.0, single=frozenset({"lora"}))
+    assert [result.trial.arm for result in done if result.trial.refit] == ["lora"]
+    done, _ = searched(bowl(1.0, 2.0, 32), 3000.0, single=frozenset({"lora"}))
+    assert sum(result.trial.refit for result in done) == MOST_REFITS
+
+
+def test_time_for_runs_that_cannot_be_averaged_goes_to_the_search() -> None:
+    def searched_s(single: frozenset[str]) -> float:
+        done, _ = searched(bowl(1.0, 2.0, 32), 300.0, single=single)
+        return sum(result.train_s for result in done if not result.trial.refit)
+
+    assert searched_s(frozenset({"dense", "lora"})) > 1.1 * searched_s(frozenset())
+
+
+@pytest.mark.parametrize("single", [frozenset(), frozenset({"dense", "lora"})])
+def test_every_search_with_time_for_two_runs_ends_with_a_run_on_all_rows(single: frozenset[str]) -> None:
+    for seconds in range(30, 600, 7):
+        done, left = searched(bowl(1.0, 2.0, 32), float(seconds), single=single)
         assert left >= 0.0
         main = any(result.trial.main for result in done)
         assert main or done[-1].trial.refit
+
+
+def test_a_search_past_its_share_of_the_time_leaves_enough_to_average_runs() -> None:
+    for seconds in (200.0, 300.0, 500.0):
+        done, _ = searched(bowl(1.0, 2.0, 32), seconds)
+        assert sum(result.trial.refit for result in done) >= WANTED_REFITS
 
 
 def test_a_main_run_that_turned_early_leaves_time_for_a_better_one() -> None:

@@ -90,8 +90,8 @@ def refits(
 ) -> list[Candidate]:
     """The runs on all rows: their average, then the first one.
 
-    No row is left that could tell whether they are better. That they are was measured on many data sets
-    (docs/results.md). One that is worse than the best trial even on rows that it was trained on went wrong.
+    No row is left that could tell whether they are better. That they are was measured on several data sets
+    (docs/experiments.md). One that is worse than the best trial even on its own rows went wrong.
     """
     held_out = Evaluation(float(np.mean(best.losses)), np.array(best.losses))
     good = [one for one in kept(runner, best, refit=True) if (one.loss or math.inf) < held_out.loss]

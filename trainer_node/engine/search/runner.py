@@ -186,6 +186,16 @@ class TrialRunner:
             self.known = msgspec.structs.replace(self.known, plans=plans)
 
 
+def is_averaged(plan: Plan) -> bool:
+    """Whether several runs of a plan may end as one average.
+
+    LoRA's factors may not: the mean of two products isn't the product of the means. Nor may weights of which
+    only one run's stay on disk.
+    """
+    dense = all(module.method == "dense" for module in plan.modules)
+    return dense and 4 * sum(module.parameters for module in plan.modules) <= KEPT_BYTES
+
+
 def rows_of(trial: Trial, record: RunRecord, data: JobData) -> tuple[RunRecord, JobData]:
     """The record and the rows of a trial: some train on the development rows too, or on these alone."""
     if not trial.refit:

@@ -31,6 +31,7 @@ from trainer_node.engine.search.runner import (
     TrialRunner,
     clock_tokens,
     end_at,
+    is_averaged,
     trial_folder,
     write_known,
 )
@@ -217,6 +218,7 @@ def _budget(run: RunContext, record: RunRecord, known: SearchRecord, data: JobDa
         all_s=known.all_s,
         score_s=0.0 if run.simulated else record.costs.score_s,
         all_rows=1.0 + int(data.dev.lengths.sum()) / record.train_tokens,
+        single=frozenset(arm for arm, plan in known.plans.items() if not is_averaged(plan)),
         least_batch=first.devices * round_up(longest) * record.train_examples / record.train_tokens,
     )
 

@@ -54,6 +54,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     score_s: float = 0.0  # of scoring the development rows once
     least_batch: float = 1.0  # examples that the smallest pack holds, one on every device
     all_rows: float = 1.0  # training and development rows' tokens, as a multiple of the training rows'
+    single: frozenset[str] = frozenset()  # arms whose runs aren't averaged: a second one on all rows is lost
 
     def cost_s(self, trial: Trial) -> float:
         """Seconds that a trial takes."""
@@ -63,6 +64,10 @@ class Budget(Struct, frozen=True, kw_only=True):
     def fits(self, trial: Trial) -> bool:
         """Whether a trial would be over in time."""
         return SAFETY * self.cost_s(trial) <= self.left_s
+
+    def refits(self, trial: Trial, count: int) -> int:
+        """Of `count` runs like a trial on all rows, those that are of use."""
+        return min(count, 1) if trial.arm in self.single else count
 
     def steps(self, trial: Trial) -> float:
         """Optimiser steps of a trial."""
@@ -155,9 +160,12 @@ def _search(
         # Below the smallest pack a smaller batch would be the same one.
         if _key(trial) in tried or 2 * trial.batch <= budget.least_batch:
             continue
-        refit = replace(trial, refit=True)
         spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
-        reserve_s = budget.cost_s(refit) * (1 if spent_s <= SEARCH_SHARE * budget.all_s else WANTED_REFITS)
+        wanted = 1 if spent_s <= SEARCH_SHARE * budget.all_s else WANTED_REFITS
+        # Whether this trial or the best one before it will be run again is not known: the dearer one may be.
+        reserve_s = max(
+            budget.refits(one, wanted) * budget.cost_s(replace(one, refit=True)) for one in (trial, centre)
+        )
         if SAFETY * (budget.cost_s(trial) + reserve_s) <= budget.left_s:
             return trial
     return None
@@ -166,7 +174,7 @@ def _search(
 def _refit(best: Trial, count: int, budget: Budget) -> Trial | None:
     """The best trial once more, on all rows and in another order."""
     refit = replace(best, refit=True, seed=best.seed + count)
-    return refit if count < MOST_REFITS and budget.fits(refit) else None
+    return refit if count < budget.refits(refit, MOST_REFITS) and budget.fits(refit) else None
 
 
 def _neighbours(best: Trial, start: Sequence[Trial], *, turned: bool) -> Iterator[Trial]:
