@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from shared.errors import DataError, EngineError
-from shared.messages import FileFormat
+from shared.messages import ErrorCode, FileFormat
 from trainer_node.engine.data import hf_datasets
 from trainer_node.engine.data.sources import read_rows
 from trainer_node.engine.model.loading import load_config
@@ -41,9 +41,11 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(503)
         if path.startswith("/elsewhere/"):
             return self.answer(200, bytes.fromhex(path.rpartition("/")[2]))
-        repo = "/".join(path.removeprefix("/api").split("/")[2:4])
-        if repo not in Hub.repos or (repo in Hub.closed and not allowed):
+        repo = "/".join(path.removeprefix("/api").removeprefix("/datasets").split("/")[1:3])
+        if repo not in Hub.repos:
             return self.answer(401, error="RepoNotFound")
+        if repo in Hub.closed and not allowed:
+            return self.answer(401, error="GatedRepo")
         if path.startswith("/api/"):
             siblings = [{"rfilename": name, "size": len(body)} for name, body in Hub.repos[repo].items()]
             card = {"configs": Hub.configs.get(repo)}
@@ -153,6 +155,23 @@ def test_what_is_wrong_is_said(repo: str, message: str, monkeypatch: pytest.Monk
     }
     with pytest.raises(DataError, match=message):
         _read(repo)
+
+
+@pytest.mark.parametrize(
+    ("repo", "why"),
+    [("org/gated", "gated: set HF_TOKEN"), ("org/none", "or it is private: set HF_TOKEN")],
+)
+def test_how_a_worker_gets_a_token_is_said(repo: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")  # as a worker's environment lacks it
+    Hub.repos["org/gated"], Hub.closed = {"rows.json": b"[]", "config.json": b"{}"}, {"org/gated"}
+    hf_datasets.is_reachable.cache_clear()
+    advice = f"{repo}.*{why} .*PODIUM_WORKER_ENVIRONMENT=HF_TOKEN"
+    with pytest.raises(DataError, match=advice):
+        _read(repo)
+    with pytest.raises(EngineError, match=advice) as caught:
+        load_config(repo)
+    assert caught.value.code is ErrorCode.MODEL_UNAVAILABLE
+    hf_datasets.is_reachable.cache_clear()
 
 
 def test_the_largest_size_holds_for_what_comes_not_for_what_is_said(

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -114,5 +115,17 @@ def _load(factory: Any, path: str, **options: Any) -> Any:
             message = f"{path} is not on this machine, and the hub doesn't answer; {HINT}"
             raise EngineError(ErrorCode.MODEL_UNAVAILABLE, message) from error
         tried = "its folder" if place.is_dir() else "the local cache and the hub"
-        message = f"can't load {path} (tried {tried}): {text}; {HINT}"
+        why = _why_closed(error) or f"{text}; {HINT}"
+        message = f"can't load {path} (tried {tried}): {why}"
         raise EngineError(ErrorCode.MODEL_UNAVAILABLE, message) from error
+
+
+def _why_closed(error: BaseException) -> str | None:
+    """Return what to do about a model that the hub shows only to some; None for another error."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, RepositoryNotFoundError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return None
+    what = "it is gated" if isinstance(cause, GatedRepoError) else "the hub has no such model, or it is private"
+    return f"{what}: {hf_datasets.TOKEN_ADVICE}"
