@@ -64,6 +64,14 @@ class DataError(EngineError):
         super().__init__(ErrorCode.BAD_DATA, message)
 
 
+class DataUnavailableError(DataError):
+    """The data can't be had here and now; others may have it: the cause may be a network, a token, a disk."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = ErrorCode.DATA_UNAVAILABLE
+
+
 class PlanError(EngineError):
     """No plan fits the hardware and the deadline."""
 

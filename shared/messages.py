@@ -68,7 +68,8 @@ class OutcomeStatus(StrEnum):
 class ErrorCode(StrEnum):
     """Why a worker failed, as far as the node must distinguish the cases."""
 
-    BAD_DATA = "bad_data"
+    BAD_DATA = "bad_data"  # for anyone
+    DATA_UNAVAILABLE = "data_unavailable"  # here: the network, a token or a disk may be the cause
     MODEL_UNAVAILABLE = "model_unavailable"
     UNSUPPORTED = "unsupported"
     DOES_NOT_FIT = "does_not_fit"

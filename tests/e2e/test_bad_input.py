@@ -132,7 +132,11 @@ BAD_JOBS: dict[str, tuple[dict[str, Any], ErrorCode, tuple[str, ...]]] = {
     "page": ({"dataset": "page.json"}, ErrorCode.BAD_DATA, ("page.json", "an HTML page (503)")),
     "\u00e4 \u20ac/#?": ({"dataset": "cut.json"}, ErrorCode.BAD_DATA, ("cut.json", "not valid JSON")),
     "deep": ({"dataset": "deep.json"}, ErrorCode.BAD_DATA, ("deep.json", "nested too deeply")),
-    "hub": ({"dataset": "org/no-such-set", "file_format": "hf"}, ErrorCode.BAD_DATA, ("org/no-such-set",)),
+    "hub": (
+        {"dataset": "org/no-such-set", "file_format": "hf"},
+        ErrorCode.DATA_UNAVAILABLE,
+        ("org/no-such-set",),
+    ),
     "no file": ({"dataset": "absent.json"}, ErrorCode.BAD_DATA, ("no data file at", "absent.json")),
     "folder": ({"dataset": "folder"}, ErrorCode.BAD_DATA, ("no data file at", "folder")),
     "../outside": ({"dataset": "../secret.json"}, ErrorCode.BAD_DATA, ("PODIUM_DATASET_ROOTS",)),

@@ -193,7 +193,7 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
     data = prepare.reload_data(run, load_config(run.job.model_path), record.fingerprint)
     if isinstance(data, str):
         if found is None:
-            raise EngineError(ErrorCode.BAD_DATA, data)
+            raise EngineError(ErrorCode.DATA_UNAVAILABLE, data)  # at the start it could be used
         return submit_as_is(run, record, plan, model, found, data)
     data = reference_logprobs.again(run, model, data, record)
     return train(run, record, plan, model, data, found)

@@ -24,6 +24,7 @@ from shared.messages import (
 FINAL_CODES: Final = frozenset(
     {
         ErrorCode.BAD_DATA,
+        ErrorCode.DATA_UNAVAILABLE,
         ErrorCode.MODEL_UNAVAILABLE,
         ErrorCode.UNSUPPORTED,
         ErrorCode.DOES_NOT_FIT,

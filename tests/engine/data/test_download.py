@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import DataError
-from shared.messages import FileFormat
+from shared.errors import DataError, DataUnavailableError
+from shared.messages import ErrorCode, FileFormat
 from trainer_node.engine.data import download
 from trainer_node.engine.data.download import fetch, is_public, public_name
 from trainer_node.engine.data.sources import read_rows
@@ -42,6 +42,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, BODY, length=len(BODY) + 10)
         elif path == "/endless":
             self.answer(200, b"x" * 5000, length=None)
+        elif path.startswith("/status/"):
+            self.answer(int(path.removeprefix("/status/")), b"")
         elif path in ("/data.json", "/busy"):
             self.answer(200, BODY)
         else:
@@ -209,8 +211,35 @@ def test_every_piece_is_a_sign_of_life(server: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_broken_download_is_an_error(server: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"short \(6 tries\)"):
+    with pytest.raises(DataUnavailableError, match=r"short \(6 tries\)") as caught:
         fetch(f"{server}/short", tmp_path / "data", allow_private=True)
+    assert caught.value.code is ErrorCode.DATA_UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        *((status, ErrorCode.BAD_DATA) for status in (404, 410)),
+        *((status, ErrorCode.DATA_UNAVAILABLE) for status in (401, 403, 503)),
+    ],
+)
+def test_only_what_nobody_can_have_is_bad_data(
+    server: str, tmp_path: Path, status: int, code: ErrorCode
+) -> None:
+    """Others may have come before a signed URL expired, or from an address that the server serves."""
+    with pytest.raises(DataError, match=f"answers {status}") as caught:
+        fetch(f"{server}/status/{status}", tmp_path / "data", allow_private=True)
+    assert caught.value.code is code
+
+
+def test_a_host_without_an_address_is_no_bad_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_answer(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(socket, "getaddrinfo", no_answer)
+    with pytest.raises(DataUnavailableError, match=r"can't resolve host\.example"):
+        fetch("https://host.example/rows.json", tmp_path / "data", allow_private=False)
 
 
 @pytest.mark.parametrize("path", ["data.json", "endless"])  # with and without a stated length

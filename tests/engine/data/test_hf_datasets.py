@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import constants
 
-from shared.errors import DataError, EngineError
+from shared.errors import DataError, DataUnavailableError, EngineError
 from shared.messages import ErrorCode, FileFormat
 from trainer_node.engine.data import hf_datasets
 from trainer_node.engine.data.sources import read_rows
@@ -166,7 +166,7 @@ def test_how_a_worker_gets_a_token_is_said(repo: str, why: str, monkeypatch: pyt
     Hub.repos["org/gated"], Hub.closed = {"rows.json": b"[]", "config.json": b"{}"}, {"org/gated"}
     hf_datasets.is_reachable.cache_clear()
     advice = f"{repo}.*{why} .*PODIUM_WORKER_ENVIRONMENT=HF_TOKEN"
-    with pytest.raises(DataError, match=advice):
+    with pytest.raises(DataUnavailableError, match=advice):
         _read(repo)
     with pytest.raises(EngineError, match=advice) as caught:
         load_config(repo)
@@ -199,7 +199,7 @@ def test_without_a_hub_an_unknown_model_is_refused_at_once(monkeypatch: pytest.M
     assert hf_datasets.is_reachable()
     hf_datasets.is_reachable.cache_clear()
     _use(monkeypatch, "http://127.0.0.1:9")
-    with pytest.raises(DataError, match=r"data set org/set can't be read: http://127\.0\.0\.1:9"):
+    with pytest.raises(DataUnavailableError, match=r"data set org/set can't be read: http://127\.0\.0\.1:9"):
         _read("org/set")
     with pytest.raises(EngineError, match=r"org/model is not on this machine, and the hub .* answer"):
         load_config("org/model")

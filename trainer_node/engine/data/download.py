@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from shared.errors import DataError, EngineError
+from shared.errors import DataError, DataUnavailableError, EngineError
 from shared.files import is_disk_full
 from shared.messages import ErrorCode
 
@@ -28,6 +28,7 @@ TIMEOUT_S = 30.0  # of one connect, handshake or read
 TOTAL_S = 1800.0  # of one download
 PAUSES = (1.0, 2.0, 5.0, 15.0, 30.0)  # before each further try: a host may be restarting
 REDIRECTS = 5
+GONE = (404, 410)  # for everyone; with 403 others may have come before a signed URL expired
 PIECE = 1 << 20
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "podium"}
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -103,8 +104,8 @@ def fetch(
     """Write what `url` holds to `target`, in pieces, with a `tick` for each.
 
     `headers` go to the URL's own host only, never to one that it redirects to: they may hold a token.
-    Raises DataError (refused address, not found, too large, unreachable at every try) or
-    EngineError(DISK_FULL).
+    Raises DataError (refused address, not found, too large), DataUnavailableError (refused by the server,
+    unreachable at every try, too slow) or EngineError(DISK_FULL).
     """
     limits = Limits(max_bytes, time.monotonic() + TOTAL_S, tick)
     for attempt, pause_s in enumerate([*PAUSES, None], 1):
@@ -113,14 +114,14 @@ def fetch(
             return
         except (_Transient, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as error:
             if pause_s is None or time.monotonic() > limits.stop_at:
-                raise DataError(
+                raise DataUnavailableError(
                     f"can't download {public_name(url)} ({attempt} tries): {error or type(error).__name__}"
                 ) from error
             time.sleep(pause_s)
         except OSError as error:
             if is_disk_full(error):
                 raise EngineError(ErrorCode.DISK_FULL, f"no space for the data in {target.parent}") from error
-            raise DataError(f"can't download {public_name(url)}: {error}") from error
+            raise DataUnavailableError(f"can't download {public_name(url)}: {error}") from error
 
 
 def _fetch_once(
@@ -140,7 +141,8 @@ def _fetch_once(
                 if response.status >= 500 or response.status == 429:
                     raise _Transient(answer)
                 if response.status != 200:
-                    raise DataError(f"{public_name(url)}: {answer}")
+                    kind = DataError if response.status in GONE else DataUnavailableError
+                    raise kind(f"{public_name(url)}: {answer}")
                 _store(response, target, public_name(url), limits)
                 return
     raise DataError(f"{public_name(url)}: more than {REDIRECTS} redirects")
@@ -218,7 +220,7 @@ def _store(response: http.client.HTTPResponse, target: Path, name: str, limits: 
                 raise too_large
             limits.tick(f"{size / 1e6:.0f} MB of {name} downloaded")
             if time.monotonic() > limits.stop_at:
-                raise DataError(f"{name}: not downloaded within {TOTAL_S / 60:.0f} minutes")
+                raise DataUnavailableError(f"{name}: not downloaded within {TOTAL_S / 60:.0f} minutes")
             file.write(piece)
     if expected is not None and size != expected:
         raise _Transient(f"the connection broke after {size} of {expected} bytes")

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 from msgspec import Struct
 
-from shared.errors import DataError
+from shared.errors import DataError, DataUnavailableError
 from shared.files import write_atomically
 from trainer_node.engine.data.download import MAX_BYTES, fetch
 from trainer_node.engine.data.splits import suffix_of, training_files
@@ -68,7 +68,8 @@ def download(
 ) -> list[Path]:
     """Return the training files of a data set in `folder`, from there if they are; all of one revision.
 
-    Raises DataError: no such data set, no access, no training rows in a known format, too large, unreachable.
+    Raises DataError: no training rows in a known format, or too large. Raises DataUnavailableError: no such
+    data set, no access, or unreachable.
     """
     index = _index(folder)
     if index is None or index.repo != repo:
@@ -117,16 +118,19 @@ def _info(repo: str) -> DatasetInfo:
         try:
             return HfApi().dataset_info(repo, files_metadata=True, timeout=TIMEOUT_S)
         except GatedRepoError as error:
-            raise DataError(f"data set {repo} is gated: {TOKEN_ADVICE}") from error
-        except (RepositoryNotFoundError, HFValidationError) as error:
-            raise DataError(f"the hub has no data set {repo}, or it is private: {TOKEN_ADVICE}") from error
+            raise DataUnavailableError(f"data set {repo} is gated: {TOKEN_ADVICE}") from error
+        except HFValidationError as error:
+            raise DataError(f"{repo} is no id of a data set: {error}") from error
+        except RepositoryNotFoundError as error:
+            what = f"the hub has no data set {repo}, or it is private"
+            raise DataUnavailableError(f"{what}: {TOKEN_ADVICE}") from error
         except OfflineModeIsEnabled as error:
-            raise DataError(f"data set {repo} can't be read: HF_HUB_OFFLINE is set") from error
+            raise DataUnavailableError(f"data set {repo} can't be read: HF_HUB_OFFLINE is set") from error
         except HTTPError as error:
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 503
             if pause_s is None or (status < 500 and status != 429):
                 reason = str(error).strip().partition("\n")[0]
-                raise DataError(
+                raise DataUnavailableError(
                     f"data set {repo} can't be read: {constants.ENDPOINT} doesn't answer as a hub: {reason}"
                 ) from error
             time.sleep(pause_s)

@@ -127,5 +127,7 @@ def _why_closed(error: BaseException) -> str | None:
         cause = cause.__cause__ or cause.__context__
     if cause is None:
         return None
-    what = "it is gated" if isinstance(cause, GatedRepoError) else "the hub has no such model, or it is private"
+    what = (
+        "it is gated" if isinstance(cause, GatedRepoError) else "the hub has no such model, or it is private"
+    )
     return f"{what}: {hf_datasets.TOKEN_ADVICE}"

@@ -85,6 +85,9 @@ def test_a_result_changes_the_rate_of_its_type(world: World) -> None:
     world.job("five")
     world.result("five", code=ErrorCode.MODEL_UNAVAILABLE)
     assert world.success() == pytest.approx(10 / 13)
+    world.job("six")
+    world.result("six", code=ErrorCode.DATA_UNAVAILABLE)
+    assert world.success() == pytest.approx(10 / 14)
 
 
 def test_a_result_that_is_read_before_its_job_waits_for_it(world: World) -> None:

@@ -135,7 +135,9 @@ def test_deaths_of_an_earlier_life_are_not_forgotten() -> None:
     assert decide(claimed(node="other", attempt=3), attempt=1) == Start(3)
 
 
-@pytest.mark.parametrize("code", ["bad_data", "model_unavailable", "unsupported", "does_not_fit"])
+@pytest.mark.parametrize(
+    "code", ["bad_data", "data_unavailable", "model_unavailable", "unsupported", "does_not_fit"]
+)
 def test_a_failure_that_would_repeat_is_final(code: str) -> None:
     seen = failed(ErrorCode(code))
     assert decide(claimed(), outcome=seen) == Finish(ResultStatus.FAILED, "why", ErrorCode(code))

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from shared.errors import DataError
+from shared.errors import DataError, DataUnavailableError
 from shared.messages import FileFormat
 from trainer_node.engine.data.columns import refuse_missing
 from trainer_node.engine.data.formats.content import (
@@ -69,7 +69,8 @@ def _read(file: DataFile, asked: AskedColumns | None) -> RowSet:
     except RecursionError as error:
         raise DataError(f"{file.name} is not usable: it is nested too deeply") from error
     except OSError as error:
-        raise DataError(f"can't read {file.name}: {error.strerror or error}") from error
+        kind = DataUnavailableError if error.errno else DataError  # Arrow's for damaged pages have no number
+        raise kind(f"can't read {file.name}: {error.strerror or error}") from error
 
 
 def _read_opened(opened: ExitStack, file: DataFile, asked: AskedColumns | None) -> RowSet:
