@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from bench.architectures.trial import METHODS, Trial, try_out
 from bench.architectures.zoo import SAMPLES, Sample, config_of
+from bench.harness.page import with_part
 from shared.planning.architectures import ARCHITECTURES, facts_from_config
 
 BEGIN, END = "<!-- models: made by bench/architectures/table.py -->", "<!-- end of models -->"
@@ -63,15 +64,10 @@ def row_without_job(sample: Sample) -> str:
 
 def page_with(text: str, trials: Sequence[Trial]) -> str:
     """Return a page with its table replaced. Raises ValueError if it has no place for one."""
-    before, _, rest = text.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError(f"the page lacks {BEGIN} or {END}")
     head = f"| architecture | documents | trained | {' | '.join(f'export, {method}' for method in METHODS)} |"
     found = {trial.name: row_of(trial) for trial in trials}
     rows = [found.get(sample.name) or row_without_job(sample) for sample in SAMPLES]
-    lines = [head, "| --- " * (3 + len(METHODS)) + "|", *rows]
-    return "\n".join([before + BEGIN, "", *lines, "", END + after])
+    return with_part(text, BEGIN, END, [head, "| --- " * (3 + len(METHODS)) + "|", *rows])
 
 
 def summary_of(trials: Sequence[Trial]) -> dict[str, int]:

@@ -15,6 +15,7 @@ import numpy as np
 import peft
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 from transformers import AutoModelForCausalLM
 
 from bench.architectures.zoo import Sample, write
@@ -147,25 +148,20 @@ def try_out(sample: Sample, folder: Path, methods: tuple[str, ...] = ("lora", "d
         outcome = run(job)
         if outcome.status is not OutcomeStatus.READY or outcome.metrics is None:
             refused = outcome.code is not None and outcome.code.value == "unsupported"
-            return changed(trial, **found, refused=refused, cause=f"{method}: {outcome.error}")
+            return replace(trial, **found, refused=refused, cause=f"{method}: {outcome.error}")
         metrics = outcome.metrics
         loss = metrics.final_loss or float("nan")
         found["gain"][method] = metrics.base_loss - loss
         found["kind"][method] = metrics.kind
         found["reported"][method] = abs(reloaded_loss(decode_job(job.read_bytes()), job.parent) - loss)
         if not found["reported"][method] <= REPORTED["experts" if sample.has_experts else "attention"]:
-            return changed(trial, **found, cause=f"{method}: the export scores another loss than reported")
+            return replace(trial, **found, cause=f"{method}: the export scores another loss than reported")
         if not found["gain"][method] > 0:
-            return changed(trial, **found, cause=f"{method}: nothing was learnt")
+            return replace(trial, **found, cause=f"{method}: nothing was learnt")
     plan = json.loads((folder / methods[0] / "plan.json").read_text())
     found["trained"] = ", ".join(module["name"] for module in plan["modules"])
     found["resumed"] = resumes_equal(folder / methods[0])
-    return changed(trial, **found, cause="" if found["resumed"] else "a resumed run ends otherwise")
-
-
-def changed(trial: Trial, **fields: Any) -> Trial:
-    """Return a trial with other values in some fields."""
-    return Trial(**{name: fields.get(name, getattr(trial, name)) for name in Trial.__struct_fields__})
+    return replace(trial, **found, cause="" if found["resumed"] else "a resumed run ends otherwise")
 
 
 def run(job: Path) -> Outcome:

@@ -18,6 +18,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from bench.conformance.histories import ALL_FAILED, HISTORIES, days_until_accepted, lines, verdict_after
+from bench.harness.page import with_part
 from gateway.learning.rates import Tables
 from gateway.policy.house import THRESHOLD, maximum_accuracy
 from gateway.policy.interface import PolicyView, SlotFacts, Verdict
@@ -146,21 +147,13 @@ def table() -> list[str]:
 
 def page_with(text: str) -> str:
     """Return a page with both tables replaced by new ones."""
-    with_offers = _replaced(text, BEGIN, END, table())
-    return _replaced(with_offers, BEGIN_HISTORIES, END_HISTORIES, history_table())
+    with_offers = with_part(text, BEGIN, END, table())
+    return with_part(with_offers, BEGIN_HISTORIES, END_HISTORIES, history_table())
 
 
 def history_table() -> list[str]:
     """Return all histories as the lines of one Markdown table."""
     return [_row(cells) for cells in lines()]
-
-
-def _replaced(text: str, begin: str, end: str, made: list[str]) -> str:
-    before, _, rest = text.partition(begin)
-    _, mark, after = rest.partition(end)
-    if not mark:
-        raise ValueError(f"the page lacks {begin} or {end}")
-    return "\n".join([before + begin, "", *made, "", end + after])
 
 
 def summary() -> dict[str, object]:

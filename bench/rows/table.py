@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from bench.harness.page import with_part
 from bench.rows import chat_cases, csv_cases, foreign_cases, json_cases, parquet_cases
 from bench.rows.case import Answer, Case, answer_of, fault_of
 from shared.messages import FileFormat
@@ -59,15 +60,9 @@ def right_of(case: Case) -> Answer:
 
 def page_with(text: str) -> str:
     """Return a page with its table replaced. Raises ValueError if it has no place for one."""
-    before, _, rest = text.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError(f"the page lacks {BEGIN} or {END}")
     # The right values, not the answers: an answer may quote a library's words, which change with its version.
     rows = [f"| {case.name} | {_cell(outcome(right_of(case)))} |" for case in CASES]
-    return "\n".join(
-        [before + BEGIN, "", "| file | what is made of it |", "| --- | --- |", *rows, "", END + after]
-    )
+    return with_part(text, BEGIN, END, ["| file | what is made of it |", "| --- | --- |", *rows])
 
 
 def _cell(text: str) -> str:

@@ -24,16 +24,6 @@ from trainer_node.engine.data.examples import IGNORED, Examples
 ORACLE = Path(__file__).parents[1] / "data" / "oracle"
 SMOLLM2 = Path("~/.cache/podium/smollm2-135m-instruct").expanduser()
 VOCAB = 1000
-SMALL = {  # a config of any family with grouped heads
-    "vocab_size": 1000,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-}
 
 torch.set_num_threads(1)
 

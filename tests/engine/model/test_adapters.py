@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from bench.architectures.zoo import SMALL
 from shared.errors import EngineError
 from shared.messages import ErrorCode
 from shared.planning.plan import Plan
-from tests.engine.conftest import SMALL
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import score_sft
