@@ -158,6 +158,7 @@ class Service:
             prior_strength=self.settings.prior_strength,
             half_life_days=self.settings.evidence_half_life_days,
             results=evidence.results,
+            unused_results=evidence.unused,
             scores=evidence.scores,
             tables=table_views(tables),
         )

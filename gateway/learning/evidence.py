@@ -129,7 +129,7 @@ class Evidence:
 
     def __init__(self, *, prior_strength: float, half_life_s: float, family: Callable[[str], str]) -> None:
         self.version = 0  # grows with every change
-        self.results = self.scores = 0
+        self.results = self.unused = self.scores = 0  # of the tasks' ends: evidence, none; and of scores
         self._strength = prior_strength
         self._half_life_s = half_life_s
         self._family = family
@@ -195,8 +195,6 @@ class Evidence:
         known = self._cases.get(task)
         if known == case:
             return
-        self.results += (case.status is not None) - (known is not None and known.status is not None)
-        self.scores += (case.score is not None) - (known is not None and known.score is not None)
         self._cases[task] = case
         if known is not None:
             self._count(known, self._counted[task], -1)
@@ -205,6 +203,9 @@ class Evidence:
         self.version += 1
 
     def _count(self, case: Case, found: list[Observation], sign: int) -> None:
+        self.scores += sign * (case.score is not None)
+        self.results += sign * (case.status is not None and bool(found))
+        self.unused += sign * (case.status is not None and not found)
         for each in found:
             tallies = [self._tallies.setdefault((each.table, each.key), Tally(self._half_life_s))]
             if each.table == "task_success":

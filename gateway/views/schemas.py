@@ -140,6 +140,7 @@ class TablesView(Struct, frozen=True, kw_only=True):
     prior_strength: float  # trials that a house value counts as
     half_life_days: float  # half-life of evidence
     results: int  # tasks whose end is evidence
+    unused_results: int = 0  # tasks whose end is none: cancelled, or failed for data that nobody could use
     scores: int  # tasks whose score is evidence
     tables: dict[str, TableView]
 

@@ -78,14 +78,24 @@ def run_show(args: argparse.Namespace) -> int:
         print(msgspec.json.encode(view).decode())
         return 0
     console = make_console()
-    console.print(
-        f"policy {view.policy}; evidence of {view.results} results and {view.scores} scores halves every "
-        f"{view.half_life_days:g} days; a house value counts as {view.prior_strength:g} trials",
-        soft_wrap=True,
-    )
+    console.print(summary(view), soft_wrap=True)
     for table in rates_tables(view):
         console.print(table)
     return 0
+
+
+def summary(view: TablesView) -> str:
+    """Return what the rates come from, and how many results count for nothing."""
+    unused = view.unused_results
+    return (
+        f"policy {view.policy}; evidence of {view.results} results and {view.scores} scores halves every "
+        f"{view.half_life_days:g} days; a house value counts as {view.prior_strength:g} trials"
+        + (
+            f"; {unused} more results are no evidence (cancelled, or bad_data without a score)"
+            if unused
+            else ""
+        )
+    )
 
 
 def rates_tables(view: TablesView) -> list[Table]:

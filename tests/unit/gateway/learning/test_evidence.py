@@ -103,7 +103,9 @@ def test_jobs_with_unusable_data_do_not_touch_the_rates_until_upstream_scores_th
         learned.note_result(f"t{number}", INSTRUCT, "org/llama", FAILED, NOW, ErrorCode.BAD_DATA)
     tables = learned.tables(NOW)
     assert tables.task_success.rate(INSTRUCT).value == tables.delivery_of(INSTRUCT, "llama").value == 0.90
+    assert (learned.results, learned.unused) == (0, 20)
     learned.note_score(score(-1, task="t3"))
+    assert (learned.results, learned.unused) == (1, 19)
     tables = learned.tables(NOW)
     assert tables.task_success.rate(INSTRUCT).value == pytest.approx(9 / 11)
     assert tables.delivery_of(INSTRUCT, "llama").value == pytest.approx(9 / 11)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.learning.score_form import parse_scores
-from podium.commands.scores import read_scores
+from gateway.views.schemas import TablesView
+from podium.commands.scores import read_scores, summary
 from shared.errors import PodiumError
 
 ME, OTHER = "5Me", "5Other"
@@ -95,3 +96,11 @@ def test_what_can_not_be_read_says_where(text: str, said: str) -> None:
     with pytest.raises(PodiumError) as raised:
         read_scores(text, "file", None)
     assert said in str(raised.value)
+
+
+def test_results_that_are_no_evidence_are_named() -> None:
+    view = TablesView(
+        policy="house", prior_strength=10, half_life_days=30, results=9, unused_results=2, scores=5, tables={}
+    )
+    assert "evidence of 9 results and 5 scores" in summary(view)
+    assert "2 more results are no evidence (cancelled, or bad_data without a score)" in summary(view)
