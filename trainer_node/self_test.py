@@ -18,8 +18,9 @@ from shared.messages import Hardware, encode
 from shared.planning.hardware import device_count, is_cpu
 from shared.self_test import SelfTestRequest, faults_in, read_reports, write_request
 from shared.settings import Settings
-from shared.settings_sources import PREFIX
 from shared.version import version
+from trainer_node.hardware import worker_threads
+from trainer_node.worker.environment import worker_environment
 
 LIMIT_S = 180.0  # a healthy slot takes under a minute, most of it imports and a compile
 PARENT = "PODIUM_PARENT"  # the process that the test must not outlive
@@ -68,10 +69,11 @@ async def run_self_test(
     """Return what is wrong with the slot's devices, in one sentence each; takes at most `limit_s`."""
     place, processes = folder / "self_test", device_count(hardware)
     await asyncio.to_thread(write_request, place, SelfTestRequest(hardware=hardware, processes=processes))
-    environment = {name: os.environ[name] for name in os.environ if not name.startswith(PREFIX)}
-    environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", PARENT: str(os.getpid())}
-    if settings.gpus is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = settings.gpus
+    # What a worker gets: a library that only the node's environment finds must fail here, not in a job.
+    environment = worker_environment(
+        os.environ, worker_threads(settings), settings.gpus, settings.worker_environment
+    )
+    environment[PARENT] = str(os.getpid())
     with (place / "log").open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *command, str(place), stdout=output, stderr=output, env=environment, start_new_session=True

@@ -49,9 +49,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "trainer_node": (
-        "lease hardware fault_injection self_test",
+        "lease hardware fault_injection",
         "worker heartbeat",
-        "context",
+        "context self_test",
         "artifacts",
         "job",
         "control",

@@ -22,7 +22,10 @@ LIBRARIES: Final = (
     *("CUDA", "NVIDIA_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "TRITON_", "UCX_"),
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "SAFETENSORS_", "TOKENIZERS_"),
 )
-SECRET: Final = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEY\b|_SEED", re.IGNORECASE)
+# HF_HUB_DISABLE_IMPLICIT_TOKEN is no secret: it keeps a stored token from being sent.
+SECRET: Final = re.compile(
+    r"(?<!IMPLICIT_)TOKEN(?!IZERS)|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEY\b|_SEED", re.IGNORECASE
+)
 
 
 def worker_environment(

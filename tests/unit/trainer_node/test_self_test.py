@@ -22,7 +22,7 @@ from pathlib import Path
 
 folder = Path(sys.argv[1])
 processes = json.loads((folder / "request.json").read_text())["processes"]
-names = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PODIUM_NATS_URL")
+names = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PODIUM_NATS_URL", "HF_TOKEN", "LIBRARY")
 what = " ".join(os.environ.get(name, "none") for name in names)
 for rank in range(processes):
     result = {"name": "driver", "ok": OK, "what": what, "seconds": 0.1}
@@ -38,17 +38,18 @@ def engine(folder: Path, ok: str = "True", running: str = "None", end: str = "")
 
 
 async def test_a_healthy_slot_has_no_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PODIUM_NATS_URL", "nats://secret@host")
+    for name in ("PODIUM_NATS_URL", "HF_TOKEN", "LIBRARY"):
+        monkeypatch.setenv(name, "secret")
     command = engine(tmp_path)
     assert await run_self_test(Settings(gpus="4,5"), GPUS, tmp_path, command=command) == []
     answer = (tmp_path / "self_test" / "rank-1.json").read_text()
-    assert "4,5 PCI_BUS_ID none" in answer  # its own GPUs, numbered as they were detected; no settings
+    assert "4,5 PCI_BUS_ID none none none" in answer  # its own GPUs as they were detected; else a worker's
 
 
 async def test_faults_are_named(tmp_path: Path) -> None:
     command = engine(tmp_path, ok="rank == 0", end="sys.exit(1)")
     (fault,) = await run_self_test(Settings(gpus="0,1"), GPUS, tmp_path, command=command)
-    assert fault == "driver: 0,1 PCI_BUS_ID none (process 1)"
+    assert fault == "driver: 0,1 PCI_BUS_ID none none none (process 1)"
 
 
 async def test_a_test_that_hangs_is_ended_and_named(tmp_path: Path) -> None:
