@@ -19,6 +19,7 @@ LITTLE_ROOM, NO_ROOM = (
 )  # bytes; a dense 8B checkpoint takes 100 GB, a LoRA one a few GB
 SKEW_S, BAD_SKEW_S = 2.0, 10.0  # deadlines are wall clock; ours is 150 s before upstream's
 OLDEST_BROKER = (2, 15)  # older ones can lose acknowledged writes in a power cut, by compaction
+TOKEN_VARIABLE = "HF_TOKEN"  # by which the hub's library finds a token
 
 
 def examine(vitals: Vitals) -> list[Finding]:
@@ -252,6 +253,15 @@ def _version(text: str) -> tuple[int, ...] | None:
     return tuple(map(int, numbers)) if len(numbers) == 2 and all(map(str.isdigit, numbers)) else None
 
 
+def check_workers(vitals: Vitals) -> Found:
+    """Check that a token which is set here for the hub reaches the workers, if it is meant for them."""
+    if TOKEN_VARIABLE not in vitals.variables or TOKEN_VARIABLE in vitals.settings.worker_environment:
+        return []
+    what = f"{TOKEN_VARIABLE} is set here, and workers don't get it: gated models and data sets are refused"
+    do = f"PODIUM_WORKER_ENVIRONMENT={TOKEN_VARIABLE} with a token that may only read (docs/security.md)"
+    return [(Severity.NOTE, what, do)]
+
+
 CHECKS: dict[str, Callable[[Vitals], Found]] = {
     "broker": check_broker,
     "store": check_store,
@@ -260,6 +270,7 @@ CHECKS: dict[str, Callable[[Vitals], Found]] = {
     "gateway": check_gateway,
     "upstream": check_upstream,
     "nodes": check_nodes,
+    "workers": check_workers,
     "jobs": check_jobs,
     "gpus": check_gpus,
     "self-tests": check_self_tests,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import time
 from collections.abc import Set
@@ -110,6 +111,7 @@ class Vitals(Struct, frozen=True, kw_only=True):
     gateway: GatewayVitals
     folders: tuple[Folder, ...] = ()
     nodes_file_age_s: float | None = None  # of upstream's nodes; None if there is no such file
+    variables: frozenset[str] = frozenset()  # names of the environment's, here
 
 
 async def gather(
@@ -133,6 +135,7 @@ async def gather(
         gateway=gateway,
         folders=folders,
         nodes_file_age_s=nodes_file_age_s,
+        variables=frozenset(os.environ),
         **inside,
     )
 

@@ -121,7 +121,7 @@ def with_job(job: OpenJob, task: str | None = "t") -> dict[str, Any]:
 def test_a_healthy_world_is_fine() -> None:
     findings = examine(HEALTHY)
     assert {finding.severity for finding in findings} == {Severity.OK}
-    assert len(findings) == 13
+    assert len(findings) == 14
 
 
 @pytest.mark.parametrize(
@@ -281,3 +281,17 @@ def test_without_a_broker_what_it_would_tell_is_not_judged() -> None:
     findings = examine(blind)
     assert [each.check for each in findings if each.severity is Severity.ERROR] == ["broker"]
     assert not {each.check for each in findings} & {"streams", "nodes", "jobs", "store"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "passed", "noted"),
+    [({"PATH"}, (), False), ({"HF_TOKEN"}, (), True), ({"HF_TOKEN"}, ("HF_TOKEN",), False)],
+)
+def test_a_token_that_workers_do_not_get_is_a_note(
+    variables: set[str], passed: tuple[str, ...], noted: bool
+) -> None:
+    settings = replace(SETTINGS, worker_environment=passed)
+    vitals = replace(HEALTHY, variables=frozenset(variables), settings=settings)
+    (found,) = [each for each in examine(vitals) if each.check == "workers"]
+    assert found.severity is (Severity.NOTE if noted else Severity.OK)
+    assert ("PODIUM_WORKER_ENVIRONMENT=HF_TOKEN" in found.do) is noted
