@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.harness import tiny_jobs
+from bench.harness.dataset_types import SHAREGPT
 from podium.demo.model import HOME
 from shared.messages import DatasetType, FileFormat, Metrics, TaskType
 from trainer_node.engine.data.examples import Examples, hold_out, read_rows, scored_length, tokenize
@@ -34,19 +35,11 @@ WORDNET = ROOT / "examples" / "wordnet"
 ROWS = {"tiny": 300, "smollm2": 100}
 TOLERANCE = {"tiny": 1e-3, "smollm2": 5e-3}  # bf16 noise of a mean over the held-out rows
 TOLERANCE_DPO = 5e-3
-CHAT = DatasetType(
-    chat_template="chatml",
-    chat_column="conversations",
-    chat_role_field="from",
-    chat_content_field="value",
-    chat_user_reference="human",
-    chat_assistant_reference="gpt",
-)
 INSTRUCT = DatasetType(field_instruction="instruct", field_output="output")
 PREFERENCES = DatasetType(field_prompt="prompt", field_chosen="chosen", field_rejected="rejected")
 KINDS = {
     "instruct": (TaskType.INSTRUCT, INSTRUCT, "nouns_train.json"),
-    "chat": (TaskType.CHAT, CHAT, "chat_train.json"),
+    "chat": (TaskType.CHAT, SHAREGPT, "chat_train.json"),
     "dpo": (TaskType.DPO, PREFERENCES, "dpo_train.json"),
 }
 CASES = [

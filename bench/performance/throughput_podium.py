@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.harness.dataset_types import SHAREGPT
 from podium.demo.model import HOME
 from shared.messages import DatasetType, TaskType
 from shared.planning.model_shape import ModulePlan
@@ -39,14 +40,6 @@ LEARNING_RATE = 2e-4
 DATA = Path(__file__).parents[2] / "examples" / "wordnet"
 SQUARES = (512, 1024, 2048)  # sides of the matrix products that stand for the machine's best
 TORCH_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-CHAT = DatasetType(
-    chat_template="chatml",
-    chat_column="conversations",
-    chat_role_field="from",
-    chat_content_field="value",
-    chat_user_reference="human",
-    chat_assistant_reference="gpt",
-)
 PAIRS = DatasetType(field_prompt="prompt", field_chosen="chosen", field_rejected="rejected")
 PADDED_ROWS = 16  # of the ablation without packing: as many as a pack holds
 WARM_STEPS = 2
@@ -103,7 +96,7 @@ def gemm(dtype: str) -> None:
 def examples_of(task: str) -> Examples:
     """Return the benchmark's examples, tokenised as the scorer does."""
     name, count, kind, columns = (
-        ("chat_train.json", 2000, TaskType.CHAT, CHAT)
+        ("chat_train.json", 2000, TaskType.CHAT, SHAREGPT)
         if task == "sft"
         else ("dpo_train.json", 96, TaskType.DPO, PAIRS)  # few: each side makes its reference pass
     )

@@ -9,18 +9,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from bench.harness.dataset_types import SHAREGPT
 from bench.rows.case import Case
 from bench.rows.json_cases import QA, ROWS, dumped
 from shared.messages import DatasetType, TaskType
 
-SHAREGPT = DatasetType(
-    chat_template="chatml",
-    chat_column="conversations",
-    chat_role_field="from",
-    chat_content_field="value",
-    chat_user_reference="human",
-    chat_assistant_reference="gpt",
-)
 OPENAI = DatasetType(chat_column="messages", chat_role_field="role", chat_content_field="content")
 PAIR = DatasetType(field_prompt="p", field_chosen="c", field_rejected="r")
 

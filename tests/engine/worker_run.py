@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from bench.harness.dataset_types import SHAREGPT
 from shared.messages import (
     DatasetType,
     FileFormat,
@@ -50,14 +51,7 @@ def data_of(task_type: TaskType, folder: Path) -> dict[str, Any]:
     right = [f"It comes after {i % 37 - 1}." for i in range(300)]
     wrong = [f"They never said {i % 37 + 5}!" for i in range(300)]
     if task_type is TaskType.CHAT:
-        columns = DatasetType(
-            chat_template="chatml",
-            chat_column="conversations",
-            chat_role_field="from",
-            chat_content_field="value",
-            chat_user_reference="human",
-            chat_assistant_reference="gpt",
-        )
+        columns = SHAREGPT
         talks = [
             [("human", q), ("gpt", a), ("human", "Again."), ("gpt", a)]
             for q, a in zip(asked, right, strict=True)
