@@ -1,21 +1,31 @@
-"""Conversations as turns, and what is said of roles that fit no message."""
+"""Conversations as turns, tokens and labels, and what is said of roles that fit no message."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+from msgspec.structs import replace
+
+from bench.harness.dataset_types import SHAREGPT
+from shared.errors import DataError
 from shared.messages import DatasetType, TaskType
+from tests.engine.data.conftest import document, ids, turn
 from trainer_node.engine.data.conversations import advice, form_of, turns_of
-from trainer_node.engine.data.examples import tokenize
+from trainer_node.engine.data.examples import IGNORED, tokenize
 from trainer_node.engine.data.job_rows import unmet
 from trainer_node.engine.data.row_set import Row, RowSet
 from trainer_node.engine.model.loading import load_tokenizer
 
-SETTINGS = DatasetType(chat_user_reference="human", chat_assistant_reference="gpt")
-FORM = form_of(SETTINGS)
+CHAT = replace(SHAREGPT, chat_column="talk")
+FORM = form_of(DatasetType(chat_user_reference="human", chat_assistant_reference="gpt"))
 OTHERS = tuple(f"guest {number}" for number in range(13))
+
+
+# --- turns
 
 
 def row(*roles: str) -> Row:
@@ -23,14 +33,14 @@ def row(*roles: str) -> Row:
 
 
 def notices(rows: list[Row]) -> list[str]:
-    return list(unmet(TaskType.CHAT, SETTINGS, RowSet(rows=rows)))
+    return list(unmet(TaskType.CHAT, SHAREGPT, RowSet(rows=rows)))
 
 
-def test_half_a_character_in_json_text_is_replaced(tiny_model: Path) -> None:
+def test_half_a_character_in_json_text_is_replaced(tokenizer: Any) -> None:
     talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "cut \ud83d"}]
     rows: list[dict[str, Any]] = [{"conversations": json.dumps(talk)}]
     assert turns_of(rows[0], FORM) == [("user", "Hi"), ("assistant", "cut \ufffd")]
-    examples, dropped = tokenize(rows, TaskType.CHAT, SETTINGS, load_tokenizer(str(tiny_model)), 256)
+    examples, dropped = tokenize(rows, TaskType.CHAT, SHAREGPT, tokenizer, 256)
     assert (len(examples), dropped) == (1, {})
 
 
@@ -53,3 +63,73 @@ def test_a_role_that_is_missing_is_named_with_those_that_are_there() -> None:
     assert notice.startswith("no message has the role 'human' (chat_user_reference); the roles are 'gpt', ")
     assert notice.endswith("and 2 more")
     assert "the roles are 'human': name two" in advice([row("human")], FORM)
+
+
+# --- tokens and labels
+
+
+def test_chat_scores_assistant_content_only(tokenizer: Any) -> None:
+    talk = [turn("system", "Be kind."), turn("human", "Hello"), turn("gpt", "Good day"), turn("human", "Bye")]
+    examples, _ = tokenize([{"talk": talk}], TaskType.CHAT, CHAT, tokenizer, 256)
+    found, labels = document(examples)
+    text = (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
+        "<|im_start|>assistant\nGood day<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n"
+    )
+    assert found == ids(tokenizer, text)
+    scored = [label for label in labels if label != IGNORED]
+    assert tokenizer.decode(scored).strip() == "Good day"
+
+
+@pytest.mark.real_model
+def test_the_end_of_a_turn_is_scored_where_it_is_the_tokenizers_own(smollm2: Path) -> None:
+    tokenizer = load_tokenizer(str(smollm2))
+    talk = [turn("human", "Hi"), turn("gpt", "Good day"), turn("human", "Bye"), turn("gpt", "See you")]
+    examples, _ = tokenize([{"talk": talk}], TaskType.CHAT, CHAT, tokenizer, 256)
+    found, labels = document(examples)
+    assert tokenizer.decode([label for label in labels if label != IGNORED]) == (
+        "Good day<|im_end|>See you<|im_end|>"
+    )
+    assert tokenizer.decode(found).count("<|im_end|>") == 4
+    for name in ("tokenizer_default", "llama3"):  # a name goes by the model's own template
+        default = DatasetType(
+            **{**{f: getattr(CHAT, f) for f in CHAT.__struct_fields__}, "chat_template": name}
+        )
+        own, _ = tokenize([{"talk": talk}], TaskType.CHAT, default, tokenizer, 256)
+        assert tokenizer.decode(document(own)[0]).startswith("<|im_start|>system")  # its template adds one
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"talk": None}, "column 'talk' is missing"),
+        ({"talk": "hello"}, "column 'talk' is not a list of messages"),
+        ({"talk": []}, "column 'talk' is empty"),
+        ({"talk": [{"from": "gpt"}]}, "a message without text in 'from' or 'value'"),
+        ({"talk": [turn("human", "alone")]}, "no message of the role 'gpt'"),
+    ],
+)
+def test_bad_conversations(tokenizer: Any, row: dict[str, Any], reason: str) -> None:
+    good = {"talk": [turn("human", "Hello"), turn("gpt", "Good day")]}
+    examples, dropped = tokenize([good, row], TaskType.CHAT, CHAT, tokenizer, 256)
+    assert len(examples) == 1
+    assert dropped == {reason: 1}
+
+
+def test_an_unknown_template_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"chat template .* can't be used"):
+        tokenize([{"conversations": []}], TaskType.CHAT, DatasetType(chat_template="{{ x }}"), tokenizer, 256)
+
+
+def test_rows_that_the_models_own_template_refuses_are_counted(tokenizer: Any) -> None:
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = (
+        "{% for message in messages %}{% if message.role == 'system' %}"
+        "{{ raise_exception('no system please') }}{% endif %}{{ message.content }}{% endfor %}"
+    )
+    kind = replace(CHAT, chat_template="tokenizer_default")
+    good = {"talk": [turn("human", "Hello"), turn("gpt", "Good day")]}
+    bad = {"talk": [turn("system", "Be kind."), *good["talk"]]}
+    examples, dropped = tokenize([good, bad], TaskType.CHAT, kind, own, 256)
+    assert len(examples) == 1
+    assert dropped == {"the model's chat template refuses it: no system please": 1}

@@ -14,15 +14,9 @@ from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJ
 from trainer_node.engine.data import token_cache
 from trainer_node.engine.data.examples import tokenize
 from trainer_node.engine.data.token_cache import kept, tokens_of
-from trainer_node.engine.model.loading import load_tokenizer
 from trainer_node.engine.reporter import Reporter
 
 ROWS = [{"q": f"What is {i}?", "a": "A number.", "c": "A figure."} for i in range(20)] + [{"q": "", "a": ""}]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model: Path) -> Any:
-    return load_tokenizer(str(tiny_model))
 
 
 @pytest.fixture
