@@ -209,16 +209,20 @@ def _export(run: RunContext, record: RunRecord, state: TrainState, candidate: Ca
 
 
 def _write(run: RunContext, state: TrainState, deltas: Deltas, metrics: Metrics) -> Metrics:
-    """Write the export; on a full disk checkpoints make room for it, the least valuable first."""
-    target, folder = run.folder / "export", run.folder / "checkpoints"
+    """Write the export; on a full disk checkpoints make room for it, the least valuable first, then trials.
+
+    The weights to export are in the model. Files that a trial keeps are not freed by their checkpoint alone.
+    """
+    target = run.folder / "export"
     while True:
         try:
             return writer.write(deltas, state.plan, run.job, metrics, target)
         except OSError as error:
-            last = next(iter(checkpoint.by_value(folder)), None)
+            trials = sorted((run.folder / "trials").glob("[0-9]*"))
+            last = next(iter([*checkpoint.by_value(run.folder / "checkpoints"), *trials]), None)
             if not is_disk_full(error) or last is None:
                 raise
-            run.reporter.message(f"no room for the export: the checkpoint {last.name} is deleted")
+            run.reporter.message(f"no room for the export: {last.relative_to(run.folder)} is deleted")
             shutil.rmtree(last)
 
 

@@ -192,8 +192,9 @@ def test_files_with_another_name_free_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "step-00000001"
     folder.mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(b"x" * 100)
+    (folder / "manifest.json").touch()
     assert checkpoint.freed_by(folder) == 100
-    checkpoint.link(folder, tmp_path / "kept")
+    checkpoint.link(folder, tmp_path / "kept", ["weights"])
     assert checkpoint.freed_by(folder) == 0
     shutil.rmtree(tmp_path / "kept")
     assert checkpoint.freed_by(folder) == 100

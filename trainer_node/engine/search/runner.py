@@ -75,11 +75,11 @@ class TrialRunner:
         if trial.stage:
             result = probed(run, self.record, self.dev, trial, state)
         else:
-            first = best_of(self.known.done) is None
-            result = scored(run, self.record, self.dev, trial, state, first=first)
+            first, saved = best_of(self.known.done) is None, self.saved(state)
+            result = scored(run, self.record, self.dev, trial, state, saved, first=first)
         result = msgspec.structs.replace(result, other_s=run.clock.time() - trained_at)
         if not trial.stage:
-            result = self.keep(result, state)
+            result = self.keep(result, state, saved)
         self.plan_again(trial.arm, state.plan)
         self.note(self.known.finished(result, state.step, clock_tokens(run)))
         self.prune(4 * sum(value.numel() for value in state.deltas.parameters.values()))
@@ -143,17 +143,24 @@ class TrialRunner:
         self.adapted = self.start = None
         release()
 
-    def keep(self, result: TrialResult, state: TrainState) -> TrialResult:
-        """Keep the trial's weights under a name of their own; without a checkpoint it has no loss."""
-        group, saved = self.run.process_group, False
-        if group.is_main:
-            written = self.saver.folder / f"step-{state.steps_before + state.step:08d}"
-            saved = written.is_dir()
-            if saved:
-                checkpoint.link(written, trial_folder(self.run, self.known.number))
-        if group.broadcast_object(saved):
-            return result
-        return msgspec.structs.replace(result, loss=None, losses=[])
+    def saved(self, state: TrainState) -> frozenset[str]:
+        """The groups of tensors in the checkpoint of the last step: few or none if the disk is short."""
+        group = self.run.process_group
+        here = checkpoint.groups(self.last_step(state)) if group.is_main else frozenset[str]()
+        return group.broadcast_object(here)
+
+    def keep(self, result: TrialResult, state: TrainState, saved: frozenset[str]) -> TrialResult:
+        """Keep the trial's best weights under a name of their own; without a checkpoint it has no loss."""
+        if not saved:
+            return msgspec.structs.replace(result, loss=None, losses=[])
+        if self.run.process_group.is_main:
+            kept = {result.weights, *map(snapshot_name, result.snapshots)}
+            checkpoint.link(self.last_step(state), trial_folder(self.run, self.known.number), kept)
+        return result
+
+    def last_step(self, state: TrainState) -> Path:
+        """Where the checkpoint of the last step is, if there is one."""
+        return self.saver.folder / f"step-{state.steps_before + state.step:08d}"
 
     def weights_of(self, result: TrialResult) -> dict[str, torch.Tensor]:
         """The best weights of a trial that was kept."""

@@ -47,22 +47,33 @@ def probed(run: RunContext, record: RunRecord, dev: Examples, trial: Trial, stat
 
 
 def scored(
-    run: RunContext, record: RunRecord, dev: Examples, trial: Trial, state: TrainState, *, first: bool
+    run: RunContext,
+    record: RunRecord,
+    dev: Examples,
+    trial: Trial,
+    state: TrainState,
+    saved: frozenset[str],
+    *,
+    first: bool,
 ) -> TrialResult:
     """The result of a trial: the best of its last weights and of what was kept of earlier ones.
 
-    A score that time cut short is not compared with whole ones: it counts only if it is the `first`.
+    Only what is `saved` on disk can be submitted later. A score that time cut short is not compared with
+    whole ones: it counts only if it is the `first`.
     """
     score = scorer(run, record, dev, state)
     last = Candidate("weights", TrainProgress(state.step, state.tokens, state.train_s)).measured(score)
     candidates, members = [last], list[int]()
     (trained_s,) = run.process_group.broadcast_floats(state.train_s)
-    if state.average and state.average.count > 1 and record.costs.score_s <= AVERAGE_TIME_SHARE * trained_s:
+    cheap = record.costs.score_s <= AVERAGE_TIME_SHARE * trained_s
+    if "average" in saved and state.average and state.average.count > 1 and cheap:
         average = replace(last, name="average", score=None, weights_applied=state.average.applied)
         candidates.append(average.measured(score))
-    if lowest := lowest_point(state, last.score):
+    if "best" in saved and (lowest := lowest_point(state, last.score)):
         candidates.append(replace(lowest, name="best").measured(score))
-    if soup := greedy_soup(state, score, _has_time(run, record)):
+    if {"best", *map(loop.snapshot_name, state.snapshots)} <= saved and (
+        soup := greedy_soup(state, score, _has_time(run, record))
+    ):
         candidates, members = [*candidates, soup[0]], soup[1]
     best = ranked(candidates, record.base_losses)[0]
     over = loss_over_base(best, record.base_losses)

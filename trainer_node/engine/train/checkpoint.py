@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,14 +181,21 @@ def load(folder: Path, only: str = "") -> Checkpoint:
     return Checkpoint(folder, _verified(folder, only))
 
 
-def link(source: Path, target: Path) -> None:
-    """Keep a checkpoint under another name too, without a copy of its files."""
+def groups(folder: Path) -> frozenset[str]:
+    """Return the names of the groups of tensors that a checkpoint holds; none if it was not written."""
+    if not folder.is_dir():
+        return frozenset()
+    return frozenset(Path(name).stem for name in _manifest(folder).files)
+
+
+def link(source: Path, target: Path, groups: Collection[str]) -> None:
+    """Keep these groups of a checkpoint under another name too, without a copy of their files."""
     shutil.rmtree(target, ignore_errors=True)
     temporary = target.with_name(f".tmp-{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for path in source.iterdir():
-        os.link(path, temporary / path.name)
+    for name in ("manifest.json", *(f"{group}.safetensors" for group in groups)):
+        os.link(source / name, temporary / name)
     os.replace(temporary, target)
     sync(target.parent)
 
