@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--boss", default=BOSS, help="whom the winner of a tournament has to beat")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--results", type=Path, default=cache_folder() / "results.jsonl")
-    parser.add_argument("--page", type=Path, help="folder for a page with plots (needs matplotlib)")
+    parser.add_argument("--page", type=Path, help="folder for a page with plots")
     parser.add_argument("--known-only", action="store_true", help="judge the tasks whose results are there")
     options = parser.parse_args()
     parts = (options.sources, options.models, options.rows, options.budgets, range(options.seeds))

@@ -8,14 +8,12 @@ import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from bench.arena.standings import Standings, duel_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TITLES = {
     "gap_by_budget": "Loss above the task's lowest, by training budget (median over tasks)",
@@ -107,8 +105,6 @@ def _share(found: Standings, mine: str, other: str) -> float:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
     plot = Figure(figsize=(width, height))
     return plot, plot.subplots()
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from bench.arena.page import TITLES, write_page
 from bench.arena.standings import Entry, by_task, summary
 from bench.arena.task import Task
@@ -12,7 +10,6 @@ PROFILES = ("auto", "winner", "<b>")
 
 
 def test_page_has_the_figures_and_needs_no_other_file(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="plots need matplotlib: pip install --group bench")
     tasks = [Task("wordnet", "llama", 100, budget, 0) for budget in (0.5, 2.0)]
     losses = {"auto": 1.25, "winner": 1.5, "<b>": None}
     entries = [
