@@ -30,6 +30,7 @@ from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, read_search
 from trainer_node.engine.train import async_saver, oom_fallback
 from trainer_node.engine.train.disk_plan import CheckpointContent, DiskChoice
+from trainer_node.engine.train.health import Health
 from trainer_node.engine.train.state import TrainState
 
 # PEFT asks transformers a question under its old name.
@@ -91,6 +92,23 @@ def test_a_search_ends_lower_than_its_first_trial_and_says_what_it_tried(
     for values in ([line.progress for line in training], [line.step for line in training]):
         assert values == sorted(values)  # several runs look like one to people
     assert not any("refused" in (line.message or "") for line in lines)
+
+
+def test_the_submitted_trials_skipped_steps_are_reported(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = Health.after
+
+    def without_a_first_gradient(health: Health, loss: float, norm: float) -> Health:
+        return after(health, loss, norm if health.seen or health.skipped else math.inf)
+
+    monkeypatch.setattr(Health, "after", without_a_first_gradient)
+    job = make_job(profile="auto", ready_by=60.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert {result.step_skipped for result in record_of(job).done} == {1}
+    assert outcome.metrics is not None
+    assert outcome.metrics.skipped_steps == 1
 
 
 def test_dense_weights_are_averaged_but_not_those_of_lora_nor_very_large_ones(

@@ -79,7 +79,7 @@ def candidate(runner: TrialRunner, state: TrainState, result: TrialResult) -> Ca
     losses = np.array(result.losses)
     return Candidate(
         f"trial {runner.known.done.index(result) + 1}",
-        TrainProgress(result.step, result.step_tokens, result.step_s),
+        TrainProgress(result.step, result.step_tokens, result.step_s, result.step_skipped),
         Evaluation(float(losses.mean()), losses),
         partial(loaded, state.deltas, partial(runner.weights_of, result)),
     )
@@ -106,8 +106,7 @@ def refits(
     runner.run.reporter.message(
         f"{name}: {mean.score.loss if mean.score else math.nan:.4f} on rows that they were trained on"
     )
-    sane = mean.score is not None and mean.score.loss < held_out.loss
-    return [mean, *single] if sane else single
+    return [mean, *single] if mean.score and lower_on_its_rows(mean.score, held_out) else single
 
 
 def with_average(runner: TrialRunner, state: TrainState, candidates: list[Candidate]) -> list[Candidate]:
@@ -145,6 +144,11 @@ def score_all(runner: TrialRunner, state: TrainState) -> Evaluation:
     run, until = runner.run, end_at(runner.run, runner.record)
     group, alive = run.process_group, run.reporter.alive
     return measure(state.deltas.model, runner.dev, run.clock, until, group, alive=alive)[0]
+
+
+def lower_on_its_rows(score: Evaluation, other: Evaluation) -> bool:
+    """Whether a score, which time may have cut short, is lower than another one on the rows that it has."""
+    return score.loss < float(other.per_example[: len(score.per_example)].mean())
 
 
 def better_on_both_halves(candidate: Candidate, other: Candidate) -> bool:

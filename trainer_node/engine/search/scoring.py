@@ -12,9 +12,9 @@ import numpy as np
 from shared.planning.recipe import CurveRule
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loss_over_base, ranked
+from trainer_node.engine.evaluate.candidates import Candidate, loss_over_base, ranked
 from trainer_node.engine.evaluate.metric import Evaluation, measure
-from trainer_node.engine.finish import lowest_point
+from trainer_node.engine.finish import lowest_point, reached_by
 from trainer_node.engine.search.rate_search import LAST_SHARE
 from trainer_node.engine.search.soup import greedy_soup
 from trainer_node.engine.search.trial import Trial, TrialResult
@@ -62,7 +62,7 @@ def scored(
     whole ones: it counts only if it is the `first`.
     """
     score = scorer(run, record, dev, state)
-    last = Candidate("weights", TrainProgress(state.step, state.tokens, state.train_s)).measured(score)
+    last = Candidate("weights", reached_by(state)).measured(score)
     candidates, members = [last], list[int]()
     (trained_s,) = run.process_group.broadcast_floats(state.train_s)
     cheap = record.costs.score_s <= AVERAGE_TIME_SHARE * trained_s
@@ -91,6 +91,7 @@ def scored(
         step=best.reached.step,
         step_tokens=best.reached.tokens,
         step_s=best.reached.train_s,
+        step_skipped=best.reached.skipped,
     )
 
 

@@ -50,7 +50,7 @@ def greedy_soup(
 
 def progress_at(state: TrainState, step: int, tokens: int) -> TrainProgress:
     """How far training had come at a point of its curve."""
-    return TrainProgress(step, tokens, state.train_s * tokens / state.tokens)
+    return TrainProgress(step, tokens, state.train_s * tokens / state.tokens, state.health.skipped)
 
 
 def _mean(state: TrainState, steps: list[int]) -> Callable[[], dict[str, torch.Tensor]]:

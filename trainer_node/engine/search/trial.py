@@ -51,6 +51,7 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     step: int = 0  # of those weights
     step_tokens: int = 0  # trained up to there
     step_s: float = 0.0  # real seconds inside steps up to there
+    step_skipped: int = 0  # without a finite gradient, of the steps up to there
 
 
 class SearchRecord(Struct, frozen=True, kw_only=True):
