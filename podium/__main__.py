@@ -1,27 +1,39 @@
-"""The command line: `podium <command>`; `podium <command> --help` explains a command."""
+"""Run and watch a two-slot fine-tuning miner.
+
+podium COMMAND --help explains a command, with examples. README.md shows a first run.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from importlib import import_module
 
+from podium.arguments import Parser
 from shared.errors import PodiumError, SettingsError
 from shared.version import version
 
-COMMANDS = (
-    *("up", "demo", "offer", "status", "watch", "plan", "train", "score"),
-    *("jobs", "scores", "policy", "doctor", "keys", "bootstrap", "restore", "settings"),
-)
+# Each command's module in podium/commands, in the order of the help.
+COMMANDS = {
+    **{name: name for name in ("up", "demo", "offer", "status", "watch", "jobs", "scores")},
+    **{name: name for name in ("plan", "train", "score", "policy", "doctor", "env", "settings")},
+    **{name: f"broker.{name}" for name in ("keys", "bootstrap", "restore")},
+    "completion": "completion",
+}
+EXIT_CODES = """exit codes:
+  0    done
+  1    failed; the last line says why
+  2    wrong arguments or settings
+  3    offer: the offer was rejected
+  130  ended by Ctrl-C"""
 
 
-def parser(only: str | None = None) -> argparse.ArgumentParser:
+def parser(only: str | None = None) -> Parser:
     """Return the parser for all commands, or for one. Heavy modules are imported only when a command runs."""
-    top = argparse.ArgumentParser(prog="podium", description="A two-slot fine-tuning miner.")
+    top = Parser(prog="podium", description=__doc__, epilog=EXIT_CODES)
     top.add_argument("--version", action="version", version=f"podium {version()}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in [only] if only in COMMANDS else COMMANDS:  # loading all takes 0.9 s, `plan` alone 0.2 s
-        import_module(f"podium.commands.{name}").add_parser(commands)
+        import_module(f"podium.commands.{COMMANDS[name]}").add_parser(commands)
     return top
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
+from msgspec import Struct
 
 from shared.errors import SettingsError
 from shared.net import LOOPBACK_HOSTS
@@ -16,6 +18,7 @@ from shared.settings import Settings
 
 PREFIX = "PODIUM_"
 CONFIG_VARIABLE = "PODIUM_CONFIG"  # path of the TOML file
+_PASSWORD = re.compile(r"(://[^/@\s]*?:|://)[^/@\s:]+@")  # a user without a password is a token
 
 
 def load_settings(
@@ -35,16 +38,55 @@ def load_settings(
     return _checked(values)
 
 
-def describe_settings() -> list[tuple[str, str, str, str]]:
-    """Return (environment variable, type, default, meaning) of every setting, for `podium settings`."""
-    rows = []
+class SettingInForce(Struct, frozen=True, kw_only=True):
+    """One setting: its value here and where that comes from. A password in a URL is not shown."""
+
+    name: str
+    variable: str  # of the environment
+    value: Any
+    source: str  # default, the file, or environment
+    default: Any
+    type: str
+    meaning: str
+
+
+def settings_in_force(environ: Mapping[str, str] | None = None) -> list[SettingInForce]:
+    """Return every setting with its value and source. Raises SettingsError as `load_settings` does."""
+    environ = os.environ if environ is None else environ
+    settings = load_settings(environ)
+    file = environ.get(CONFIG_VARIABLE)
+    of_file = _from_toml(Path(file)).keys() if file else set()
+    of_environment = _from_environment(environ).keys()
+    found = []
     for field in msgspec.structs.fields(Settings):
-        annotated = _hints()[field.name]
-        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+        name, annotated = field.name, _hints()[field.name]
         kind = _plain(annotated)
-        name = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
-        rows.append((PREFIX + field.name.upper(), name, _shown(default), _description(annotated)))
-    return rows
+        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+        source = "environment" if name in of_environment else str(file) if name in of_file else "default"
+        found.append(
+            SettingInForce(
+                name=name,
+                variable=PREFIX + name.upper(),
+                value=without_password(getattr(settings, name)),
+                source=source,
+                default=default,
+                type=kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind),
+                meaning=_description(annotated),
+            )
+        )
+    return found
+
+
+def without_password(value: Any) -> Any:
+    """Return a value with `***` for the password of a URL in it: `nats://user:***@host`."""
+    return _PASSWORD.sub(r"\1***@", value) if isinstance(value, str) else value
+
+
+def shown(value: Any) -> str:
+    """Return a setting's value as people read it."""
+    return (
+        "none" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    )
 
 
 def _from_toml(path: Path) -> dict[str, Any]:
@@ -120,9 +162,3 @@ def _plain(annotated: Any) -> Any:
 def _description(annotated: Any) -> str:
     metas = get_args(annotated)[1:] if get_origin(annotated) is Annotated else ()
     return next((meta.description for meta in metas if meta.description), "")
-
-
-def _shown(value: Any) -> str:
-    return (
-        "none" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    )

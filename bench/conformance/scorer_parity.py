@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-from podium.commands.score import score, task_type_of
+from podium.commands.score import score
+from podium.dataset_type import task_type_of
 from podium.demo.model import HOME
 from shared.messages import DatasetType
 

@@ -21,6 +21,7 @@ from msgspec import Struct
 from rich.console import Console
 
 from gateway.views.schemas import TaskState, TaskView
+from podium.arguments import examples
 from podium.client import ENDED, Client, Refusal
 from podium.commands.up import EXAMPLES, make_stack
 from podium.commands.watch import WatchView
@@ -77,7 +78,10 @@ def steps(minutes: float) -> list[DemoStep]:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `demo` to the command line."""
     parser = subparsers.add_parser(
-        "demo", help="run the whole system once on this machine", description=__doc__
+        "demo",
+        help="run the whole system once on this machine",
+        description=__doc__,
+        epilog=examples("podium demo", "podium demo --minutes 3"),
     )
     parser.add_argument("--minutes", type=float, default=4.5, help="time for each job (default: %(default)s)")
     parser.add_argument("--data-dir", type=Path, default=FOLDER, help="emptied first (default: %(default)s)")

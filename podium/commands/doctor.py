@@ -12,6 +12,7 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
+from podium.arguments import add_url, examples
 from podium.client import default_url
 from podium.commands.up import chosen_settings
 from podium.console import make_console
@@ -31,9 +32,12 @@ COLOURS = {Severity.OK: "green", Severity.NOTE: "cyan", Severity.WARNING: "yello
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `doctor` to the command line."""
     parser = subparsers.add_parser(
-        "doctor", help="find problems and say how to fix them", description=__doc__
+        "doctor",
+        help="find problems and say how to fix them",
+        description=__doc__,
+        epilog=examples("podium doctor", "podium doctor --self-test", "podium doctor --strict --json"),
     )
-    parser.add_argument("--url", help="the gateway's URL (default: from the settings)")
+    add_url(parser)
     parser.add_argument("--monitor", help="the broker's monitoring URL, such as http://127.0.0.1:8222")
     parser.add_argument(
         "--self-test",

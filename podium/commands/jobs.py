@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.views.schemas import ChainRecord, TaskRecords, TaskState
+from podium.arguments import add_url, examples, positive
 from podium.client import Client, find_gateway
 from podium.commands.offer import terms_table
 from podium.commands.status import tasks_table
@@ -22,17 +23,30 @@ from shared.messages import Claimed, Metrics, Moved, StateRecord, Submitting
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `jobs` and its own commands to the command line."""
-    top = subparsers.add_parser("jobs", help="list, inspect, cancel and requeue jobs", description=__doc__)
+    top = subparsers.add_parser(
+        "jobs",
+        help="list, inspect, cancel and requeue jobs",
+        description=__doc__,
+        epilog=examples("podium jobs list --state queued,running", "podium jobs inspect wordnet-nouns-1"),
+    )
     commands = top.add_subparsers(dest="jobs_command", required=True, metavar="COMMAND")
-    parser = commands.add_parser("list", help="list accepted tasks, newest first")
+    parser = commands.add_parser(
+        "list",
+        help="list accepted tasks, newest first",
+        epilog=examples("podium jobs list", "podium jobs list --slot a --state failed,expired --json"),
+    )
     states = ", ".join(TaskState)
     parser.add_argument("--state", default="", help=f"only tasks in these states, comma-separated: {states}")
     parser.add_argument("--slot", help="only tasks of this slot")
     parser.add_argument(
-        "--limit", type=int, default=50, help="maximum number of tasks (default: %(default)s)"
+        "--limit", type=positive, default=50, help="maximum number of tasks (default: %(default)s)"
     )
     parser.set_defaults(run=run_list)
-    parser = commands.add_parser("inspect", help="show everything that is stored about one task")
+    parser = commands.add_parser(
+        "inspect",
+        help="show everything that is stored about one task",
+        epilog=examples("podium jobs inspect wordnet-nouns-1"),
+    )
     parser.add_argument("task", metavar="TASK", help="the task's id")
     parser.set_defaults(run=run_inspect)
     for name, words in (
@@ -42,12 +56,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "end a job's worker and restart it from its newest checkpoint; attempts count from 1 again",
         ),
     ):
-        parser = commands.add_parser(name, help=words, description=words)
+        example = examples(f'podium jobs {name} wordnet-nouns-1 --reason "wrong data"')
+        parser = commands.add_parser(name, help=words, description=words, epilog=example)
         parser.add_argument("task", metavar="TASK", help="the task's id")
         parser.add_argument("--reason", default="", help="stored with the operation")
         parser.set_defaults(run=run_operation)
     for parser in commands.choices.values():
-        parser.add_argument("--url", help="the gateway's URL (default: from the settings)")
+        add_url(parser)
         parser.add_argument("--json", action="store_true", help="print the gateway's answer as JSON")
 
 
@@ -171,11 +186,11 @@ def _measured(metrics: Metrics) -> str:
 
 
 def _stored(each: ChainRecord) -> str:
-    return each.stored.replace("T", " ")[:23] if each.stored else _moment(each.record.at)
+    return f"{each.stored.replace('T', ' ')[:23]} UTC" if each.stored else _moment(each.record.at)
 
 
 def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "milliseconds").removesuffix("+00:00")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "milliseconds").replace("+00:00", " UTC")
 
 
 def _client(args: argparse.Namespace) -> Client:

@@ -12,6 +12,7 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
+from podium.arguments import add_url, examples, nearest
 from podium.client import Refusal, find_gateway
 from podium.commands.up import EXAMPLES
 from podium.console import make_console
@@ -27,9 +28,18 @@ REFUSED = 3  # exit code: the offer is valid and was rejected
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `offer` to the command line."""
-    parser = subparsers.add_parser("offer", help="check an offer and send it", description=__doc__)
+    parser = subparsers.add_parser(
+        "offer",
+        help="check an offer and send it",
+        description=__doc__,
+        epilog=examples(
+            "podium offer examples/offer.json",
+            "podium offer examples/offer.json --task-id second-try --json",
+            "podium offer examples/offer_chat.json --check",
+        ),
+    )
     parser.add_argument("file", type=Path, metavar="FILE", help="the offer, one JSON object")
-    parser.add_argument("--url", help="the gateway's URL (default: from the settings)")
+    add_url(parser)
     parser.add_argument("--task-id", help="use this task id instead of the file's")
     parser.add_argument("--check", action="store_true", help="only check the file, send nothing")
     parser.add_argument("--json", action="store_true", help="print the decision as JSON")
@@ -67,8 +77,7 @@ def read_offer(path: Path) -> Offer:
     except ValueError as error:
         raise PodiumError(f"{path} is not JSON: {error}") from error
     if isinstance(fields, dict) and (unknown := sorted(fields.keys() - set(Offer.__struct_fields__))):
-        known = ", ".join(Offer.__struct_fields__)
-        raise PodiumError(f"{path}: unknown field {', '.join(unknown)}; an offer has {known}")
+        raise PodiumError(f"{path}: {nearest(unknown[0], list(Offer.__struct_fields__), 'field')}")
     try:
         offer = msgspec.convert(fields, Offer)
     except msgspec.ValidationError as error:

@@ -1,8 +1,4 @@
-"""`podium plan`: show what a run would do on given hardware, and every deviation from its profile.
-
-podium plan --model-config config.json --hardware 4xH100-80GB --hours 4
-podium plan --params 8B --hardware cpu-16x64GB --data-stats '{"examples": 5000, ...}' --hours 2 --json
-"""
+"""`podium plan`: show what a run would do on given hardware, and every deviation from its profile."""
 
 from __future__ import annotations
 
@@ -20,11 +16,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from podium.arguments import examples, hours
 from podium.console import make_console
+from podium.own_hardware import AUTO, hardware_of
+from podium.own_hardware import HELP as HARDWARE_HELP
 from shared.errors import PlanError, PodiumError
 from shared.messages import Hardware
 from shared.planning.feasibility import ASSUMED_DATA
-from shared.planning.hardware import parse_hardware, usable_memory
+from shared.planning.hardware import usable_memory
 from shared.planning.model_shape import ModelShape, shape_from_config, shape_from_params
 from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
@@ -39,7 +38,17 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `plan` to the command line."""
-    parser = subparsers.add_parser("plan", help="show what a run would do, and why", description=__doc__)
+    parser = subparsers.add_parser(
+        "plan",
+        help="show what a run would do, and why",
+        description=__doc__,
+        epilog=examples(
+            "podium plan --params 8B --hours 4",
+            "podium plan --model-config config.json --hardware 4xH100-80GB --hours 30m",
+            "podium plan --params 8B --hardware cpu-16x64GB --hours 2 --json --data-stats "
+            """'{"examples": 5000, "tokens": 900000, "label_tokens": 400000, "max_length": 900}'""",
+        ),
+    )
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument(
         "--model-config", type=Path, metavar="FILE", help="the model's config.json, or its folder"
@@ -47,10 +56,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     model.add_argument(
         "--params", type=_parameter_count, metavar="N", help="parameter count, such as 135M or 8B"
     )
+    parser.add_argument("--hardware", default=AUTO, help=HARDWARE_HELP)
     parser.add_argument(
-        "--hardware", default="cpu", help="4xH100-80GB, cpu, or cpu-8x32GB (default: %(default)s)"
+        "--hours",
+        type=hours,
+        required=True,
+        metavar="TIME",
+        help="until the result must be on disk: hours, or 30m, 90s",
     )
-    parser.add_argument("--hours", type=_hours, required=True, help="time until the result must be on disk")
     parser.add_argument(
         "--data-stats", metavar="JSON", help="examples, tokens, label_tokens, max_length; or a file"
     )
@@ -63,7 +76,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; exit code 1 if nothing fits or an argument is invalid."""
     try:
-        hardware = parse_hardware(args.hardware)
+        hardware = hardware_of(args.hardware)
         stats = _data_stats(args.data_stats)
         shape = _shape(args)
         recipe, budget_s = resolve(args.profile), args.hours * 3600
@@ -214,13 +227,3 @@ def _parameter_count(text: str) -> int:
     if not 0 < count <= 10**13:
         raise argparse.ArgumentTypeError(f"{text!r} is not a parameter count such as 135M or 8B")
     return count
-
-
-def _hours(text: str) -> float:
-    try:
-        hours = float(text)
-    except ValueError:
-        hours = 0.0
-    if not 0 < hours < 10**6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of hours")
-    return hours

@@ -14,6 +14,7 @@ from gateway.learning.evidence import DAY_S
 from gateway.learning.rates import Tables
 from gateway.policy.builtin import BUILT_IN
 from gateway.policy.loader import load_policy
+from podium.arguments import examples
 from podium.console import make_console
 from podium.simulation.replay import Report, Rules, replay
 from podium.simulation.trace import Trace, read_trace
@@ -26,11 +27,30 @@ MOST_SLOTS = 1000
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `policy` and its own commands to the command line."""
-    top = subparsers.add_parser("policy", help="list policies, replay one over a trace", description=__doc__)
+    top = subparsers.add_parser(
+        "policy",
+        help="list policies, replay one over a trace",
+        description=__doc__,
+        epilog=examples("podium policy list", "podium policy replay decisions.jsonl"),
+    )
     commands = top.add_subparsers(dest="policy_command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="list the built-in policies").set_defaults(run=run_list)
+    listing = commands.add_parser(
+        "list",
+        help="list the built-in policies",
+        epilog=examples("podium policy list", "podium policy list --json"),
+    )
+    listing.add_argument("--json", action="store_true", help="print a JSON object: summaries by name")
+    listing.set_defaults(run=run_list)
     about = "Replay a policy over a trace of offers (docs/deciding.md); the last line is one JSON object."
-    parser = commands.add_parser("replay", help="run a policy over a trace", description=about)
+    parser = commands.add_parser(
+        "replay",
+        help="run a policy over a trace",
+        description=about,
+        epilog=examples(
+            "podium policy replay ~/.podium/decisions.jsonl",
+            "podium policy replay trace.jsonl --policy maximum_accuracy --policy first_come --slots 2",
+        ),
+    )
     parser.add_argument(
         "trace", type=Path, metavar="TRACE", help="JSON lines, or a gateway's decisions.jsonl"
     )
@@ -59,8 +79,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run_list(args: argparse.Namespace) -> int:
     """Print every built-in policy with its summary."""
-    for name, policy in BUILT_IN.items():
-        print(f"{name:18} {(policy.__doc__ or '').splitlines()[0]}")
+    summaries = {name: (policy.__doc__ or "").splitlines()[0] for name, policy in BUILT_IN.items()}
+    if args.json:
+        print(msgspec.json.encode(summaries).decode())
+        return 0
+    for name, summary in summaries.items():
+        print(f"{name:18} {summary}")
     print(f"{'module:function':18} Yours: a plain function (BareOffer, PolicyView) -> Verdict.")
     return 0
 

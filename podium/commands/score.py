@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from podium.dataset_type import dataset_type
+from podium.arguments import examples
+from podium.dataset_type import dataset_type, task_type_of
+from podium.training_config import TRAINED
 from shared.errors import EngineError, SettingsError
 from shared.messages import DatasetType, ErrorCode, FileFormat, TaskType
 
@@ -34,6 +36,12 @@ def add_parser(subparsers: Any) -> None:
         "score",
         help="compute the scorer's loss of a model on a data file",
         description="Print the loss that the upstream evaluator would print; the last line is JSON.",
+        epilog=examples(
+            "podium score --model ~/.cache/podium/smollm2-135m-instruct --adapter run1/export "
+            "--data rows.jsonl --dataset-type columns.json",
+            "podium score --model org/name --data https://example.org/test.json --dtype fp32 --dataset-type "
+            """'{"field_instruction": "q", "field_output": "a"}'""",
+        ),
     )
     parser.add_argument("--model", required=True, help="model folder, GGUF file or hub id")
     parser.add_argument("--adapter", help="PEFT adapter folder to put on the model")
@@ -51,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--task-type",
-        choices=[str(kind) for kind in TaskType],
+        choices=[str(kind) for kind in TRAINED],
         help="default: derived from the named columns",
     )
     parser.add_argument(
@@ -89,13 +97,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"dropped {count} rows: {reason}")
     print(json.dumps({"loss": loss, "examples": examples, "dropped": dropped, "task_type": task_type.value}))
     return 0
-
-
-def task_type_of(columns: DatasetType) -> TaskType:
-    """Return the task type that the named columns belong to."""
-    if columns.field_chosen:
-        return TaskType.DPO
-    return TaskType.CHAT if columns.chat_column or columns.chat_template else TaskType.INSTRUCT
 
 
 def tokenizer_of(model: str) -> str:

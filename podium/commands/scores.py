@@ -19,7 +19,8 @@ from rich.table import Table
 
 from gateway.learning.score_form import finite
 from gateway.views.schemas import TablesView
-from podium.client import Client, default_url
+from podium.arguments import add_url, examples
+from podium.client import find_gateway
 from podium.console import make_console
 from shared.errors import PodiumError
 from shared.settings_sources import load_settings
@@ -38,25 +39,39 @@ class Read(Struct, frozen=True):
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `scores` and its own commands to the command line."""
-    top = subparsers.add_parser("scores", help="import upstream's scores, show the learned rates")
+    top = subparsers.add_parser(
+        "scores",
+        help="import upstream's scores, show the learned rates",
+        description=__doc__,
+        epilog=examples("podium scores import breakdown.json", "podium scores show"),
+    )
     commands = top.add_subparsers(dest="scores_command", required=True, metavar="COMMAND")
-    parser = commands.add_parser("import", help="post upstream's scores to the gateway", description=__doc__)
+    parser = commands.add_parser(
+        "import",
+        help="post upstream's scores to the gateway",
+        description=__doc__,
+        epilog=examples("podium scores import breakdown.json", "podium scores import - --hotkey 5F3s..."),
+    )
     parser.add_argument("file", metavar="FILE", help="upstream's JSON, or - for standard input")
     parser.add_argument(
         "--hotkey", metavar="ADDRESS", help="the miner whose results count (default: from the settings)"
     )
     parser.set_defaults(run=run_import)
-    parser = commands.add_parser("show", help="show the learned rates, with their counts")
+    parser = commands.add_parser(
+        "show",
+        help="show the learned rates, with their counts",
+        epilog=examples("podium scores show", "podium scores show --json"),
+    )
     parser.set_defaults(run=run_show)
     for parser in commands.choices.values():
-        parser.add_argument("--url", help="the gateway's URL (default: from the settings)")
+        add_url(parser)
         parser.add_argument("--json", action="store_true", help="print the gateway's answer as JSON")
 
 
 def run_import(args: argparse.Namespace) -> int:
     """Post every score of the file; exit code 0 if none was refused. Importing a file twice is harmless."""
     read = read_scores(_text(args.file), args.file, args.hotkey or load_settings().hotkey)
-    client = Client(args.url or default_url())
+    client = find_gateway(args.url)
     stored, known, refused = 0, 0, list[dict[str, str]]()
     for start in range(0, len(read.forms), BATCH):
         taken = client.post_scores(read.forms[start : start + BATCH])
@@ -73,7 +88,7 @@ def run_import(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """Print the learned rates; exit code 1 if the gateway can't be reached."""
-    view = Client(args.url or default_url()).tables()
+    view = find_gateway(args.url).tables()
     if args.json:
         print(msgspec.json.encode(view).decode())
         return 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+import msgspec
 from rich.markup import escape
 from rich.table import Table
 
 from gateway.views.schemas import SlotView, TaskView
+from podium.arguments import add_url, examples, positive
 from podium.client import find_gateway
 from podium.commands.watch import deadline
 from podium.console import make_console
@@ -15,20 +17,30 @@ from podium.console import make_console
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `status` to the command line."""
-    parser = subparsers.add_parser("status", help="show slots and tasks", description=__doc__)
-    parser.add_argument("--url", help="the gateway's URL (default: from the settings)")
-    parser.add_argument(
-        "--limit", type=int, default=10, help="tasks to show, newest first (default: %(default)s)"
+    parser = subparsers.add_parser(
+        "status",
+        help="show slots and tasks",
+        description=__doc__,
+        epilog=examples("podium status", "podium status --limit 3", "podium status --json"),
     )
+    add_url(parser)
+    parser.add_argument(
+        "--limit", type=positive, default=10, help="tasks to show, newest first (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object: slots and tasks")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print both tables; exit code 1 if the gateway can't be reached."""
     client = find_gateway(args.url)
+    slots, tasks = client.slots(), client.tasks(args.limit)
+    if args.json:
+        print(msgspec.json.encode({"slots": slots, "tasks": tasks}).decode())
+        return 0
     console = make_console()
-    console.print(slots_table(client.slots()))
-    console.print(tasks_table(client.tasks(args.limit)))
+    console.print(slots_table(slots))
+    console.print(tasks_table(tasks))
     return 0
 
 

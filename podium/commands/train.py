@@ -1,9 +1,9 @@
 """`podium train`: run one fine-tune on this machine, without gateway and broker.
 
-podium train --model DIR --data rows.json --dataset-type '{"field_instruction": "q", "field_output": "a"}' \
-    --minutes 5 --out run1
-
-Ctrl-C stops it at a checkpoint; the same command with the same --out resumes, with the first deadline.
+CONFIG is a JSON or TOML file with an offer's names: model, dataset, dataset_type, hours_to_complete, and
+task_type, file_format, profile, hardware, threads, seed, out. Options override it. A model or data
+file that `podium up` would find is also found here.
+Ctrl-C stops the run at a checkpoint; the same command with the same --out resumes, with the first deadline.
 """
 
 from __future__ import annotations
@@ -22,7 +22,22 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from podium.arguments import examples, hours, positive
+from podium.commands.up import EXAMPLES, MODELS
+from podium.console import make_console
 from podium.dataset_type import dataset_type
+from podium.own_hardware import HELP as HARDWARE_HELP
+from podium.token_preview import preview, show
+from podium.training_config import (
+    TRAINED,
+    TrainConfig,
+    config_format,
+    config_task_type,
+    local_data,
+    local_model,
+    read_config,
+    worker_job_of,
+)
 from shared.errors import PodiumError, SettingsError
 from shared.messages import (
     FileFormat,
@@ -30,14 +45,12 @@ from shared.messages import (
     OutcomeStatus,
     Phase,
     Progress,
-    TaskType,
     WorkerJob,
     decode_outcome,
     decode_progress,
     decode_worker_job,
     encode,
 )
-from shared.planning.hardware import parse_hardware
 from shared.planning.profiles import PROFILES
 
 POLL_S = 0.3
@@ -50,34 +63,64 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "train",
         help="run one fine-tune here, without gateway and broker",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=examples(
+            "podium train examples/offer.json --hours 10m --out run1",
+            "podium train examples/offer_chat.json --preview 3",
+            "podium train --model DIR --data rows.jsonl --hours 5m --out run2 --dataset-type "
+            """'{"field_instruction": "q", "field_output": "a"}'""",
+        ),
     )
-    parser.add_argument("--model", required=True, help="a folder, a GGUF file or a hub id")
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a JSON or TOML file")
+    parser.add_argument("--model", help="a folder, a GGUF file or a hub id")
     parser.add_argument("--model-id", help="base model named in the export (default: --model)")
-    parser.add_argument("--data", required=True, help="a file or an https URL")
-    parser.add_argument("--file-format", default="json", choices=[item.value for item in FileFormat])
+    parser.add_argument("--data", dest="dataset", metavar="DATA", help="a file or an https URL")
+    formats = [item.value for item in FileFormat]
+    parser.add_argument("--file-format", choices=formats, help="default: by the name of the data, else json")
     parser.add_argument(
-        "--dataset-type",
-        required=True,
-        metavar="JSON",
-        help="the meaning of the columns; JSON or a JSON file",
+        "--dataset-type", metavar="JSON", help="the meaning of the columns; JSON or a JSON file"
     )
-    parser.add_argument("--task-type", default="InstructTextTask", choices=[item.value for item in TaskType])
-    parser.add_argument("--minutes", type=float, required=True, help="until the result must be on disk")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run's folder")
-    parser.add_argument("--profile", default="maximum_accuracy", help=f"one of {', '.join(sorted(PROFILES))}")
-    parser.add_argument("--hardware", default="cpu", help="cpu, or for example 1xH100-80GB (default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: half of the cores)")
-    parser.add_argument("--seed", type=int, default=0)
+    types = [str(kind) for kind in TRAINED]
+    parser.add_argument("--task-type", choices=types, help="default: derived from the named columns")
+    parser.add_argument(
+        "--hours",
+        type=hours,
+        dest="hours_to_complete",
+        metavar="TIME",
+        help="until the result must be on disk: hours, or 30m, 90s",
+    )
+    parser.add_argument("--out", metavar="DIR", help="the run's folder")
+    profiles = ", ".join(sorted(PROFILES))
+    parser.add_argument(
+        "--profile",
+        choices=sorted(PROFILES),
+        metavar="PROFILE",
+        help=f"one of {profiles} (default: maximum_accuracy)",
+    )
+    parser.add_argument("--hardware", help=HARDWARE_HELP)
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: half of the cores)")
+    parser.add_argument("--seed", type=int, help="of data order, adapters and dropout (default: 0)")
+    parser.add_argument(
+        "--preview",
+        type=positive,
+        nargs="?",
+        const=5,
+        metavar="ROWS",
+        help="train nothing: print the first rows (default: 5) as tokens, with those that are trained",
+    )
+    parser.add_argument("--json", action="store_true", help="with --preview: print it as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, show progress, print the outcome as one JSON object; exit code 1 if the run failed."""
-    job = job_from(args)
-    outcome = finished(args.out)
+    config = config_of(args)
+    if args.preview is not None:
+        return show_preview(config, args.preview, as_json=args.json)
+    job = job_from(config)
+    folder = Path(config.out)
+    outcome = finished(folder)
     if outcome is None:
-        outcome = follow(job, args.out)
+        outcome = follow(job, folder)
     print(msgspec.json.encode(outcome).decode())
     if outcome.status is OutcomeStatus.FAILED:
         print(f"podium train: {outcome.error}", file=sys.stderr)
@@ -85,37 +128,49 @@ def run(args: argparse.Namespace) -> int:
     return 0 if outcome.status is OutcomeStatus.READY else 130
 
 
-def job_from(args: argparse.Namespace) -> WorkerJob:
-    """Return the job in --out if it is of the same model and data; else write a new one there."""
-    if not args.minutes > 0:
-        raise SettingsError(f"--minutes must be more than 0, not {args.minutes}")
-    path: Path = args.out / "job.json"
-    model = str(Path(args.model).absolute()) if Path(args.model).exists() else args.model
-    data = str(Path(args.data).absolute()) if Path(args.data).exists() else args.data
+def config_of(args: argparse.Namespace) -> TrainConfig:
+    """Return the configuration: the file's values, and the options over them. Raises SettingsError."""
+    options = {name: getattr(args, name, None) for name in TrainConfig.__struct_fields__}
+    if args.dataset_type is not None:
+        options["dataset_type"] = dataset_type(args.dataset_type)
+    if args.preview is not None:  # needs neither time nor a place
+        options = {"hours_to_complete": 1.0, "out": "preview"} | {
+            name: value for name, value in options.items() if value is not None
+        }
+    return read_config(args.config, options)
+
+
+def show_preview(config: TrainConfig, count: int, *, as_json: bool) -> int:
+    """Print the first rows as training would see them."""
+    found = preview(
+        local_model(config.model, MODELS),
+        local_data(config.dataset, EXAMPLES),
+        config_format(config),
+        config.dataset_type,
+        config_task_type(config),
+        count,
+    )
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        show(found, make_console())
+    return 0
+
+
+def job_from(config: TrainConfig) -> WorkerJob:
+    """Return the job in `out` if it is of the same model and data; else write a new one there."""
+    folder = Path(config.out)
+    path = folder / "job.json"
+    model, data = local_model(config.model, MODELS), local_data(config.dataset, EXAMPLES)
     if path.exists():
         job = decode_worker_job(path.read_bytes())
-        if (job.model_path, job.dataset, job.profile) != (model, data, args.profile):
-            raise SettingsError(f"{args.out} holds a run of another model, data or profile")
+        if (job.model_path, job.dataset, job.profile) != (model, data, config.profile):
+            raise SettingsError(
+                f"{folder} holds a run of another model, data or profile: name another folder with --out"
+            )
         return job
-    now = time.time()
-    job = WorkerJob(
-        task_id=args.out.name,
-        task=args.out.name,
-        slot="local",
-        task_type=TaskType(args.task_type),
-        model=args.model_id or args.model,
-        model_path=model,
-        dataset=data,
-        file_format=FileFormat(args.file_format),
-        dataset_type=dataset_type(args.dataset_type),
-        start_at=now,
-        ready_by=now + 60 * args.minutes,
-        hardware=parse_hardware(args.hardware),
-        profile=args.profile,
-        seed=args.seed,
-        threads=args.threads,
-    )
-    args.out.mkdir(parents=True, exist_ok=True)
+    job = worker_job_of(config, model, data)
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode(job))
     return job
 

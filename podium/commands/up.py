@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from gateway.policy.loader import load_policy
+from podium.arguments import examples
 from podium.local.gpu_split import SlotShare, split
 from podium.local.stack import Stack
 from shared.net import LOOPBACK
@@ -27,7 +28,12 @@ MODELS = Path("~/.cache/podium").expanduser()
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `up` to the command line."""
-    parser = subparsers.add_parser("up", help="run everything on this machine", description=__doc__)
+    parser = subparsers.add_parser(
+        "up",
+        help="run everything on this machine",
+        description=__doc__,
+        epilog=examples("podium up", "podium up --data-dir /data/podium --port 7999"),
+    )
     parser.add_argument("--data-dir", help="folder for all persistent data (PODIUM_DATA_DIR)")
     parser.add_argument("--port", type=int, help="the gateway's port, 0 = any free one (PODIUM_GATEWAY_PORT)")
     parser.add_argument("--nats-port", type=int, help="the broker's port on loopback, 0 = any free one")

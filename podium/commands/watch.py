@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterable
 
+import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from gateway.views.schemas import TaskView
+from podium.arguments import add_url, examples
 from podium.client import ENDED, find_gateway
 from podium.console import make_console
 from shared.errors import PodiumError
@@ -23,9 +26,15 @@ POLL_S = 1.0
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `watch` to the command line."""
-    parser = subparsers.add_parser("watch", help="follow progress", description=__doc__)
+    parser = subparsers.add_parser(
+        "watch",
+        help="follow progress",
+        description=__doc__,
+        epilog=examples("podium watch", "podium watch my-task", "podium watch --json my-task"),
+    )
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="task ids; exit when all of them have ended")
-    parser.add_argument("--url", help="the gateway's URL (default: from the settings)")
+    add_url(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON line for each change of a task")
     parser.set_defaults(run=run)
 
 
@@ -33,14 +42,14 @@ def run(args: argparse.Namespace) -> int:
     """Follow until Ctrl-C, or until all named tasks have ended; exit code 1 if one was not submitted."""
     client, wanted = find_gateway(args.url), {task_key(task) for task in args.tasks}
     connected, console = False, make_console()
-    with WatchView(console) as view:
+    with ChangeLines() if args.json else WatchView(console) as view:
         while True:
             try:
                 tasks, connected = client.tasks(), True
             except PodiumError as error:  # wait for a gateway that has answered before
                 if not connected:
                     raise
-                console.print(f"waiting: {error}", markup=False, highlight=False)
+                print(f"waiting: {error}", file=sys.stderr)
                 time.sleep(POLL_S)
                 continue
             shown = [task for task in tasks if task.task in wanted] if wanted else tasks[:10]
@@ -48,6 +57,26 @@ def run(args: argparse.Namespace) -> int:
             if wanted and len(shown) == len(wanted) and all(task.state in ENDED for task in shown):
                 return 0 if all(task.state == "submitted" for task in shown) else 1
             time.sleep(POLL_S)
+
+
+class ChangeLines:
+    """The changes of some tasks as JSON lines: each is a task as `GET /v1/tasks/{id}` shows it."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, TaskView] = {}
+
+    def __enter__(self) -> ChangeLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, tasks: list[TaskView]) -> None:
+        """Print the tasks that have changed, the oldest first."""
+        for task in reversed(tasks):
+            if self._said.get(task.task) != task:
+                self._said[task.task] = task
+                print(msgspec.json.encode(task).decode(), flush=True)
 
 
 class WatchView:

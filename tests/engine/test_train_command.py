@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from podium.__main__ import main, parser
 from podium.commands import train
+from podium.training_config import TrainConfig
 from shared.errors import SettingsError
 from shared.messages import decode_outcome
 
@@ -25,11 +25,11 @@ def data(tmp_path: Path) -> Path:
 
 def _arguments(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     line = ["train", "--model", str(model), "--model-id", "upstream/tiny", "--data", str(data)]
-    return [*line, "--dataset-type", COLUMNS, "--minutes", "1", "--out", str(out), "--threads", "1", *more]
+    return [*line, "--dataset-type", COLUMNS, "--hours", "1m", "--out", str(out), "--threads", "1", *more]
 
 
-def _parsed(model: Path, data: Path, out: Path, *more: str) -> argparse.Namespace:
-    return parser().parse_args(_arguments(model, data, out, *more))
+def _parsed(model: Path, data: Path, out: Path, *more: str) -> TrainConfig:
+    return train.config_of(parser().parse_args(_arguments(model, data, out, *more)))
 
 
 def test_trains_to_an_outcome_and_repeats_it(
@@ -57,11 +57,27 @@ def test_a_failed_run_says_why(tiny_model: Path, tmp_path: Path, capsys: pytest.
 
 def test_a_folder_of_another_run_is_refused(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     job = train.job_from(_parsed(tiny_model, data, tmp_path / "run"))
-    assert train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--minutes", "9")) == job
+    assert train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--hours", "9m")) == job
     with pytest.raises(SettingsError, match="another model"):
         train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--profile", "lora_r16"))
 
 
-def test_minutes_must_be_positive(tiny_model: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="minutes"):
-        train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--minutes", "0"))
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_preview_shows_what_is_trained(
+    tiny_model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: tuple[str, ...]
+) -> None:
+    assert main(_arguments(tiny_model, data, tmp_path / "run", "--preview", "2", *form)) == 0
+    said = capsys.readouterr().out
+    if form:
+        found = json.loads(said)
+        assert (found["task_type"], found["rows"], len(found["first"])) == ("InstructTextTask", 200, 2)
+        trained = "".join(span["text"] for span in found["first"][1]["spans"] if span["trained"])
+        shown = "".join(span["text"] for span in found["first"][1]["spans"])
+        assert "After 0." in trained
+        assert "Number 1?" not in trained
+        assert "Number 1?" in shown
+        assert 0 < found["trained_tokens"] < found["tokens"]
+    else:
+        assert "tokens are trained" in said
+        assert "[[" in said
+    assert not (tmp_path / "run").exists()

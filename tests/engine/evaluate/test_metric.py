@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from podium.commands import score as command
+from podium.dataset_type import task_type_of
 from shared.messages import Hardware, TaskType
 from shared.planning.hardware import computes_bf16
 from trainer_node.engine.data.examples import Examples
@@ -32,7 +33,7 @@ TINY = ["instruct", "instruct+input+system", "completion", "chat", "dpo"]
 def test_oracle(oracle: dict[str, Any], name: str, which: str) -> None:
     case = oracle[name]
     adapter = str(DATA / "adapter") if which == "adapter" else None
-    task_type = command.task_type_of(case["dataset_type"])
+    task_type = task_type_of(case["dataset_type"])
     loss, _, _ = command.score(
         str(DATA / "base"), adapter, str(DATA / case["data"]), case["dataset_type"], task_type
     )
@@ -43,7 +44,7 @@ def test_oracle(oracle: dict[str, Any], name: str, which: str) -> None:
 @pytest.mark.parametrize("name", ["smollm2 instruct", "smollm2 chat"])
 def test_oracle_smollm2(oracle: dict[str, Any], smollm2: Path, name: str) -> None:
     case = oracle[name]
-    task_type = command.task_type_of(case["dataset_type"])
+    task_type = task_type_of(case["dataset_type"])
     loss, count, _ = command.score(
         str(smollm2), None, str(DATA / case["data"]), case["dataset_type"], task_type
     )

@@ -8,7 +8,7 @@ import pytest
 
 from shared.errors import SettingsError
 from shared.settings import Settings
-from shared.settings_sources import describe_settings, load_settings
+from shared.settings_sources import load_settings, settings_in_force
 
 
 def test_defaults_hold_without_anything() -> None:
@@ -71,9 +71,34 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_every_setting_says_what_it_is() -> None:
-    rows = describe_settings()
-    assert len(rows) == len(Settings.__struct_fields__)
-    assert all(variable.startswith("PODIUM_") and kind and meaning for variable, kind, _, meaning in rows)
+    found = settings_in_force({})
+    assert [one.name for one in found] == list(Settings.__struct_fields__)
+    assert all(one.variable.startswith("PODIUM_") and one.type and one.meaning for one in found)
+    assert all(one.value == one.default and one.source == "default" for one in found)
+
+
+def test_settings_in_force_name_their_source(tmp_path: Path) -> None:
+    file = tmp_path / "podium.toml"
+    file.write_text('log_level = "debug"\nmax_hours = 12\n')
+    environ = {"PODIUM_CONFIG": str(file), "PODIUM_MAX_HOURS": "24"}
+    found = {one.name: (one.value, one.source) for one in settings_in_force(environ)}
+    assert found["log_level"] == ("debug", str(file))
+    assert found["max_hours"] == (24.0, "environment")
+    assert found["slot"] == ("a", "default")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("nats://user:secret@host:4222", "nats://user:***@host:4222"),
+        ("nats://s3cr3t-t0k3n@host", "nats://***@host"),
+        ("nats://host:4222/a@b", "nats://host:4222/a@b"),
+        ("https://huggingface.co", "https://huggingface.co"),
+    ],
+)
+def test_no_password_is_shown(url: str, shown: str) -> None:
+    found = {one.name: one.value for one in settings_in_force({"PODIUM_NATS_URL": url})}
+    assert found["nats_url"] == shown
 
 
 def test_folders_follow_from_the_data_folder() -> None:

@@ -41,7 +41,7 @@ def test_the_example_is_good() -> None:
         (GOOD | {"hours_to_complete": 0}, "hours_to_complete"),
         (GOOD | {"hours_to_complete": "soon"}, "hours_to_complete"),
         (GOOD | {"task_type": "Poem"}, "task_type"),
-        (GOOD | {"hours": 1}, "unknown field hours"),
+        (GOOD | {"hours": 1}, "unknown field 'hours'; is 'hours_to_complete' meant"),
         (
             GOOD | {"dataset_type": {"field_instruction": "q", "field_outptu": "a"}},
             "dataset_type: unknown 'field_outptu'; is 'field_output' meant",

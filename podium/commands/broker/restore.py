@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from gateway.state.ledger import Ledger
 from gateway.state.mirror_file import LOGS, Content, read_mirror
+from podium.arguments import examples
 from podium.local.discovery import is_own, with_own_keys
 from podium.local.nats_server import Broker
 from shared import subjects
@@ -58,7 +59,12 @@ class Restored(Struct, frozen=True):
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `restore` to the command line."""
-    parser = subparsers.add_parser("restore", help="restore lost logs from a mirror", description=__doc__)
+    parser = subparsers.add_parser(
+        "restore",
+        help="restore lost logs from a mirror",
+        description=__doc__,
+        epilog=examples("podium restore ~/.podium/mirror/1.jsonl"),
+    )
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="the mirror, such as <data folder>/mirror/1.jsonl"
     )

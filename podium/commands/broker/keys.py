@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from podium.arguments import examples
 from podium.security.key_files import API, BROKER, CA, make_api_token, make_certificates, make_users
 from podium.security.permissions import users
 from shared.settings_sources import load_settings
@@ -25,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "keys",
         help="make the broker's users, keys and certificates",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=examples("podium keys ~/.podium/keys", "podium keys ~/.podium/keys --rotate api"),
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the keys; made if missing")
     parser.add_argument(

@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 
+from podium.arguments import examples
 from podium.local.nats_server import bootstrap
 from shared.settings_sources import load_settings
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `bootstrap` to the command line."""
-    parser = subparsers.add_parser("bootstrap", help="create the broker's streams", description=__doc__)
+    parser = subparsers.add_parser(
+        "bootstrap",
+        help="create the broker's streams",
+        description=__doc__,
+        epilog=examples("podium bootstrap"),
+    )
     parser.set_defaults(run=run)
 
 
