@@ -17,7 +17,7 @@ from gateway.policy.askers import Askers
 from gateway.policy.house import free_slot, maximum_accuracy
 from gateway.policy.interface import Policy, PolicyView, Verdict
 from gateway.policy.model_family import model_family
-from gateway.policy.start_check import difference, is_foreign
+from gateway.policy.start_check import difference, is_foreign, slot_of_start
 from gateway.policy.view import PolicyViews
 from gateway.state.jobs_writer import JobsWriter
 from gateway.state.ledger import Ledger
@@ -238,27 +238,18 @@ class Admission:
         return self._records.job(offer, decision, received_at)
 
     def _slot_for(self, reservation: Reservation) -> tuple[str, float | None]:
-        """Return a start's slot and how late it is; a late one gets any free slot. Raises NoSlotError.
-
-        A slot whose node is down gets no job while another is free and live.
-        """
+        """Return a start's slot, and how late it is if its reservation lapsed. Raises NoSlotError."""
         now, view = time.time(), self.views.now()
-        better = free_slot(view)
         holder = self._ledger.holder(reservation.slot, now)
-        if holder is not None and holder.reservation is reservation:
-            live = any(facts.live for facts in view.slots if facts.slot == reservation.slot)
-            return (reservation.slot if live or better is None else better.slot), None
         # Lapsed by this gateway's clock, or by another's, which gave the slot away.
+        lapsed = holder is None or holder.reservation is not reservation
         late_s = max(0.0, now - reservation.expires_at)
-        if better is not None:
-            return better.slot, late_s
-        free = [facts for facts in view.slots if not facts.busy]
-        if not free:
+        slot = slot_of_start(view, None if lapsed else reservation.slot)
+        if slot is None:
             raise NoSlotError(
                 f"the reservation of {reservation.task} lapsed {late_s:.0f} s ago, and no slot is free"
             )
-        # prefer a live node; one that is down may come back
-        return min(free, key=lambda facts: not facts.live).slot, late_s
+        return slot, late_s if lapsed else None
 
     def _is_reserved(self, key: str) -> bool:
         task = self._ledger.task(key)

@@ -99,7 +99,7 @@ def priority_of(terms: Terms) -> float:
 def free_slot(view: PolicyView) -> SlotFacts | None:
     """Return the first slot that is free, live and healthy, and shows the expected hardware."""
     for facts in view.slots:
-        if not facts.busy and facts.live and not facts.faults and _name(facts) == view.expected.name:
+        if not facts.busy and facts.healthy and _name(facts) == view.expected.name:
             return facts
     return None
 

@@ -23,6 +23,11 @@ class SlotFacts(Struct, frozen=True, kw_only=True):
     hardware: Hardware | None = None
     faults: tuple[str, ...] = ()  # that its self-test found
 
+    @property
+    def healthy(self) -> bool:
+        """Return whether a job would run here now: the slot is live, and passed its self-test."""
+        return self.live and not self.faults
+
 
 class PolicyView(Struct, frozen=True, kw_only=True):
     """All that a policy may know."""

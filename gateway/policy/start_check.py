@@ -1,7 +1,9 @@
-"""Compare a start with what was accepted. Pure."""
+"""Compare a start with what was accepted, and choose its slot. Pure."""
 
 from __future__ import annotations
 
+from gateway.policy.house import free_slot
+from gateway.policy.interface import PolicyView
 from shared.messages import BareOffer, Offer
 
 ROUNDING_HOURS = 1e-6
@@ -29,3 +31,20 @@ def difference(accepted: BareOffer | None, start: Offer, max_hours: float) -> st
 def is_foreign(owner: str, validator: str) -> bool:
     """Return whether a task of one validator is another's business; an empty name is an operator's."""
     return bool(owner) and bool(validator) and owner != validator
+
+
+def slot_of_start(view: PolicyView, reserved: str | None) -> str | None:
+    """Return the slot of a start; None if all are taken.
+
+    It is the reserved one, or any free one if the reservation lapsed. A slot that is down or failed its
+    self-test gets the job only while no other is free: its node may come back.
+    """
+    slots = {facts.slot: facts for facts in view.slots}
+    if reserved in slots and slots[reserved].healthy:
+        return reserved
+    if (better := free_slot(view)) is not None:
+        return better.slot
+    if reserved is not None:
+        return reserved
+    free = [facts for facts in view.slots if not facts.busy]
+    return min(free, key=lambda facts: (not facts.healthy, not facts.live)).slot if free else None

@@ -1,4 +1,4 @@
-"""A start is for the task that was accepted, and from its validator."""
+"""A start is for the task that was accepted, from its validator, and gets a slot where it would run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
-from gateway.policy.start_check import difference, is_foreign
+from gateway.learning.rates import Tables
+from gateway.policy.interface import PolicyView, SlotFacts
+from gateway.policy.start_check import difference, is_foreign, slot_of_start
 from shared.messages import BareOffer, Offer, TaskType
+from shared.planning.feasibility import Feasibility
+from shared.planning.hardware import parse_hardware
 
 OFFERED: dict[str, Any] = {
     "task_id": "t",
@@ -52,3 +56,53 @@ def test_without_the_offer_only_the_limit_counts() -> None:
 )
 def test_only_another_validator_is_a_stranger(owner: str, validator: str, foreign: bool) -> None:
     assert is_foreign(owner, validator) is foreign
+
+
+H100 = parse_hardware("4xH100-80GB")
+
+
+def slot(name: str, condition: str, reserved: str | None) -> SlotFacts:
+    """A slot that is `fine`, `down`, `faulty`, or `other`: with other hardware than expected."""
+    return SlotFacts(
+        slot=name,
+        busy=name == reserved,  # held by its reservation
+        live=condition != "down",
+        hardware=parse_hardware("cpu-8x32GB") if condition == "other" else H100,
+        faults=("kernels: wrong",) if condition == "faulty" else (),
+    )
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "reserved", "chosen"),
+    [
+        ("fine", "fine", "a", "a"),
+        ("fine", "fine", "b", "b"),
+        ("down", "fine", "a", "b"),
+        ("faulty", "fine", "a", "b"),
+        ("down", "down", "a", "a"),  # its node may come back
+        ("faulty", "down", "a", "a"),
+        ("faulty", "fine", None, "b"),
+        ("down", "faulty", None, "b"),
+        ("faulty", "other", None, "b"),
+        ("down", "down", None, "a"),
+    ],
+)
+def test_a_start_goes_where_it_would_run(a: str, b: str, reserved: str | None, chosen: str) -> None:
+    slots = (slot("a", a, reserved), slot("b", b, reserved))
+    assert slot_of_start(view(slots), reserved) == chosen
+
+
+def test_a_late_start_gets_no_slot_that_is_busy() -> None:
+    slots = tuple(SlotFacts(slot=name, busy=True, live=True, hardware=H100) for name in "ab")
+    assert slot_of_start(view(slots), None) is None
+
+
+def view(slots: tuple[SlotFacts, ...]) -> PolicyView:
+    return PolicyView(
+        slots=slots,
+        tables=Tables(),
+        expected=H100,
+        max_hours=96,
+        deadline_margin_s=0,
+        feasible=lambda *_: Feasibility(True, ""),
+    )
