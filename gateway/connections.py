@@ -3,6 +3,7 @@
 aiohttp waits for a first request for ever, and for a client that reads no response too. A sweep every quarter
 second closes what has waited too long and, above a limit, what has waited longest: a validator's new
 connection sends its request at once, so under an attack it is the attackers' connections that are closed.
+A connection waits for its client until all of a request has arrived, and again once there is a response.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import web
 from msgspec import Struct
@@ -22,7 +23,7 @@ from shared.logs import get_logger
 from shared.net import is_loopback
 
 SWEEP_S: Final = 0.25
-WAIT_S: Final = 30.0  # without a request under way; upstream's clients close idle connections after 5 s
+WAIT_S: Final = 30.0  # of waiting for the client; upstream's clients close idle connections after 5 s
 GRACE_S: Final = 1.0  # what is younger is not closed because of a limit: its request may be on its way
 SPARE_FILES: Final = 256  # descriptors for NATS, files and connections that come between two sweeps
 LOG_S: Final = 60.0  # between two lines about a limit
@@ -40,7 +41,7 @@ class ConnectionLimits(Struct, frozen=True):
 
 
 class WaitingConnection(Struct, frozen=True):
-    """A connection without a request under way."""
+    """A connection that waits for its client: no request is being handled."""
 
     key: int
     address: str
@@ -86,6 +87,14 @@ def owner_of(host: str) -> str:
     return str(IPv6Address(int(address) >> 64 << 64))
 
 
+class Body(Protocol):
+    """A request's body, as aiohttp's StreamReader."""
+
+    def is_eof(self) -> bool:
+        """Return whether all of it has arrived."""
+        ...
+
+
 class Connections:
     """The open connections of one gateway: which are busy with a request, and since when the others wait."""
 
@@ -93,19 +102,20 @@ class Connections:
         self.limits = limits
         self.open = 0  # at the newest sweep
         self.closed: Counter[str] = Counter()  # by REASONS
-        self._busy: set[web.RequestHandler] = set()
-        self._served: set[web.RequestHandler] = set()  # since the newest sweep
+        self._requests: dict[web.RequestHandler, Body] = {}  # under way
+        self._active: set[web.RequestHandler] = set()  # began or ended a request since the newest sweep
         self._since: dict[web.RequestHandler, float] = {}
         self._logged_at = float("-inf")
 
-    def begin(self, connection: web.RequestHandler) -> None:
-        """Note that a request is under way."""
-        self._busy.add(connection)
+    def begin(self, connection: web.RequestHandler, body: Body) -> None:
+        """Note that a request is under way: its head has arrived, and perhaps not all of its body."""
+        self._requests[connection] = body
+        self._active.add(connection)
 
     def end(self, connection: web.RequestHandler) -> None:
         """Note that its response is made; it is still to be sent."""
-        self._busy.discard(connection)
-        self._served.add(connection)
+        self._requests.pop(connection, None)
+        self._active.add(connection)
 
     async def watch(self, connections: Callable[[], Sequence[web.RequestHandler]]) -> None:
         """Sweep for ever."""
@@ -116,13 +126,14 @@ class Connections:
 
     def sweep(self, connections: Sequence[web.RequestHandler], now: float) -> None:
         """Close what waits too long, or is too much."""
-        before, served = self._since, self._served
+        before, active = self._since, self._active
+        busy = {connection for connection, body in self._requests.items() if body.is_eof()}
         self._since = {
-            connection: now if connection in served else before.get(connection, now)
+            connection: now if connection in active else before.get(connection, now)
             for connection in connections
-            if connection not in self._busy
+            if connection not in busy
         }
-        self._served = set()
+        self._active = set()
         self.open = len(connections)
         oldest = min(self._since.values(), default=now)
         if now - oldest <= WAIT_S and self.open <= min(self.limits.in_all, self.limits.of_address):
@@ -132,8 +143,8 @@ class Connections:
             WaitingConnection(key, _owner(connection), self._since[connection])
             for key, connection in keys.items()
         ]
-        busy = Counter(_owner(connection) for connection in connections if connection in self._busy)
-        for key, reason in surplus(waiting, busy, self.limits, now).items():
+        busy_of = Counter(_owner(connection) for connection in connections if connection in busy)
+        for key, reason in surplus(waiting, busy_of, self.limits, now).items():
             self._close(keys[key])
             self.closed[reason] += 1
             if reason != SLOW and now - self._logged_at > LOG_S:

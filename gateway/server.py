@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.api.access import guard_of
-from gateway.api.routing import RUNNING
+from gateway.api.routing import RUNNING, URGENT
 from gateway.api.throttle import LoopThrottle
 from gateway.api.v1 import make_app
 from gateway.parts import Background
@@ -77,7 +77,7 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
     if settings.upstream_auth == "off" and not is_loopback(str(listening.getsockname()[0])):
         raise SettingsError("upstream_auth = off is for loopback only, but the socket that was passed is not")
     app = make_app(service, guard)
-    add_endpoints(app, service, entrance)
+    app[URGENT].update(add_endpoints(app, service, entrance))
     logging.getLogger("aiohttp.server").addFilter(_is_about_us)
     runner = _runner_of(app)
     await runner.setup()

@@ -8,7 +8,7 @@ import time
 from aiohttp import web
 
 from gateway.api.problems import problem_of
-from gateway.api.routing import RUNNING, SERVICE, THROTTLE, Handler
+from gateway.api.routing import RUNNING, SERVICE, THROTTLE, URGENT, Handler
 from gateway.errors import MalformedOfferError
 
 
@@ -19,9 +19,9 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
     answered = asyncio.get_running_loop().create_future()
     app[RUNNING].add(answered)
     service, connection = app[SERVICE], request.protocol
-    service.connections.begin(connection)
+    service.connections.begin(connection, request.content)
     try:
-        if not _is_urgent(request.path):
+        if request.match_info.route not in app[URGENT]:
             await app[THROTTLE].take()
         response = await handler(request)
     except Exception as error:
@@ -36,12 +36,3 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
         seconds = time.perf_counter() - began
         service.measures.answered(request.match_info.route, response.status, seconds)
     return response
-
-
-def _is_urgent(path: str) -> bool:
-    """Return whether a request is upstream's or an offer: those have a throttle of their own, or none.
-
-    Anyone may send the others, such as thousands of /healthz at once: one is served per iteration of the
-    event loop, so that offers in between wait for little.
-    """
-    return not path.startswith(("/v1/", "/healthz", "/readyz", "/metrics")) or path == "/v1/offers"

@@ -33,6 +33,9 @@ JSON: Final = "application/json"
 SERVICE = web.AppKey("service", Service)
 GUARD = web.AppKey("guard", Guard)
 THROTTLE = web.AppKey("throttle", LoopThrottle)  # of requests that anyone may send
+# The routes of offers and of upstream. Anyone may send other requests, such as thousands to /healthz or to
+# unknown paths at once: of those one is served per iteration of the event loop, so that offers wait little.
+URGENT = web.AppKey("urgent", set[web.AbstractRoute])
 RUNNING = web.AppKey("running", set[asyncio.Future[None]])  # one future per unanswered request
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -55,6 +58,7 @@ class Route(Struct, frozen=True):
     media_type: str = JSON
     tag: str = "tasks"
     body_or_list: bool = False  # whether a list of such bodies is also accepted
+    urgent: bool = False  # not throttled with the other requests
 
     def all_faults(self) -> tuple[Fault, ...]:
         """Return every kind of problem that it can respond with."""
@@ -69,12 +73,13 @@ class Route(Struct, frozen=True):
         return (*found, INTERNAL)
 
 
-def add_routes(router: web.UrlDispatcher, routes: Iterable[Route], guard: Guard) -> None:
+def add_routes(app: web.Application, routes: Iterable[Route], guard: Guard) -> None:
     """Add each path with and without a trailing slash: a redirected POST would lose its body."""
     for route in routes:
         path, handler = route.path.replace("}", ":[^/]+}"), _guarded(route, guard)
-        router.add_route(route.method, path, handler)
-        router.add_route(route.method, path + "/", handler)
+        added = [app.router.add_route(route.method, each, handler) for each in (path, path + "/")]
+        if route.urgent:
+            app[URGENT].update(added)
 
 
 def _guarded(route: Route, guard: Guard) -> Handler:

@@ -33,6 +33,7 @@ from gateway.api.routing import (
     RUNNING,
     SERVICE,
     THROTTLE,
+    URGENT,
     Route,
     add_routes,
     json_response,
@@ -93,7 +94,8 @@ def make_app(service: Service, guard: Guard) -> web.Application:
     app[GUARD] = guard
     app[RUNNING] = set()
     app[THROTTLE] = LoopThrottle(most=1)
-    add_routes(app.router, ROUTES, guard)
+    app[URGENT] = set()
+    add_routes(app, ROUTES, guard)
     return app
 
 
@@ -243,7 +245,7 @@ _REQUEUE: Final = (*_CANCEL, NODE_SILENT)
 
 # fmt: off
 ROUTES: Final = [
-    Route("POST", "/v1/offers", post_offer, Decision, Offer, faults=_DECIDING, tag="offers"),
+    Route("POST", "/v1/offers", post_offer, Decision, Offer, faults=_DECIDING, tag="offers", urgent=True),
     Route("GET", "/v1/tasks", get_tasks, TaskPage, query=TaskQuery, faults=(NOT_READY,)),
     Route("GET", "/v1/tasks/{task_id}", get_task, TaskView, faults=(UNKNOWN_TASK, NOT_READY)),
     Route("GET", "/v1/tasks/{task_id}/story", get_records, TaskRecords, faults=(UNKNOWN_TASK, NOT_READY)),

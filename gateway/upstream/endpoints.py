@@ -77,8 +77,9 @@ log = get_logger()
 _encode = msgspec.json.Encoder().encode
 
 
-def add_endpoints(app: web.Application, service: Service, entrance: Entrance) -> None:
-    """Add upstream's endpoints to the gateway's HTTP application."""
+def add_endpoints(app: web.Application, service: Service, entrance: Entrance) -> list[web.AbstractRoute]:
+    """Add upstream's endpoints to the gateway's HTTP application; return their routes."""
+    added: list[web.AbstractRoute] = []
     posts: tuple[tuple[str, Endpoint], ...] = (
         ("/task_offer", offer),
         ("/task_offer_image", offer),
@@ -87,16 +88,19 @@ def add_endpoints(app: web.Application, service: Service, entrance: Entrance) ->
         ("/start_training_image", start_image),
     )
     for path, endpoint in posts:
-        handler = partial(_post, service, entrance, endpoint)
-        app.router.add_route("POST", path + "/", handler)
-        app.router.add_route("POST", path, handler)
+        added += _add(app, "POST", path, partial(_post, service, entrance, endpoint))
     for path, endpoint in (
         ("/get_latest_model_submission/{task_id:[^/]+}", submission),
         ("/training_repo/{kind:[^/]+}", training_repo),
     ):
-        handler = partial(_get, service, entrance, endpoint)
-        app.router.add_route("GET", path, handler)
-        app.router.add_route("GET", path + "/", handler)
+        added += _add(app, "GET", path, partial(_get, service, entrance, endpoint))
+    return added
+
+
+def _add(
+    app: web.Application, method: str, path: str, handler: Callable[[web.Request], Awaitable[web.Response]]
+) -> list[web.AbstractRoute]:
+    return [app.router.add_route(method, each, handler) for each in (path, path + "/")]
 
 
 async def offer(service: Service, asked: Asked) -> MinerTaskResponse:

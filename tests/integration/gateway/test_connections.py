@@ -87,3 +87,14 @@ async def test_above_the_limit_new_clients_still_get_in(
         await asyncio.sleep(1.0)
         assert await left(streams) <= 16
         assert (await api.get("/healthz"))[0] == 200
+
+
+async def test_clients_with_slow_bodies_do_not_keep_new_ones_out(
+    bus: Bus, start_gateway: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "GRACE_S", 0.1)
+    body = HEAD + b"Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
+    async with start_gateway(max_connections=16) as api, connected(api, 40, body) as streams:
+        await asyncio.sleep(1.0)
+        assert await left(streams) <= 16
+        assert (await api.get("/healthz"))[0] == 200

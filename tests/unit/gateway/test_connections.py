@@ -86,14 +86,24 @@ class Connection:
         self.transport = None
 
 
+class Body:
+    """A request's body, of which a part may be missing."""
+
+    def __init__(self, arrived: bool = True) -> None:
+        self.arrived = arrived
+
+    def is_eof(self) -> bool:
+        return self.arrived
+
+
 def test_a_request_begins_the_waiting_anew() -> None:
     open_, served, busy = Connection(), Connection(), Connection()
     transports = [each.transport for each in (open_, served, busy)]
     all_: Any = [open_, served, busy]
     kept = Connections(ConnectionLimits(in_all=9, of_address=9))
-    kept.begin(all_[2])
+    kept.begin(all_[2], Body())
     kept.sweep(all_, NOW)
-    kept.begin(all_[1])
+    kept.begin(all_[1], Body())
     kept.end(all_[1])
     kept.sweep(all_, NOW + 20)
     kept.sweep(all_, NOW + WAIT_S + 1)
@@ -101,6 +111,29 @@ def test_a_request_begins_the_waiting_anew() -> None:
     assert (kept.open, kept.closed) == (3, {SLOW: 1})
     kept.sweep(all_[1:], NOW + 20 + WAIT_S + 1)
     assert [transport.aborted for transport in transports if transport] == [True, True, False]
+
+
+def test_clients_that_send_bodies_slowly_are_limited_too() -> None:
+    """A body is no work for the gateway: its client can hold the connection like a silent one."""
+    all_: Any = [Connection() for _ in range(6)]
+    kept = Connections(LIMITS)
+    for connection in all_[:5]:
+        kept.begin(connection, Body(arrived=False))
+    kept.begin(all_[5], Body())
+    kept.sweep(all_, NOW)
+    kept.sweep(all_, NOW + 2)
+    assert kept.closed == {TOO_MANY_OF_ADDRESS: 3}
+    assert all_[5].transport is not None
+
+
+def test_a_body_that_begins_after_a_pause_has_its_own_time() -> None:
+    connection: Any = Connection()
+    kept = Connections(LIMITS)
+    kept.sweep([connection], NOW)
+    kept.begin(connection, Body(arrived=False))
+    kept.sweep([connection], NOW + WAIT_S - 1)
+    kept.sweep([connection], NOW + WAIT_S + 5)
+    assert connection.transport is not None
 
 
 def test_a_limit_is_kept_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
