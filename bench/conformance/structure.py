@@ -80,6 +80,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "performance",
         "reliability arena",
         "regret",
+        "ablations",
     ),
 }
 

@@ -13,7 +13,13 @@ from bench.__main__ import BENCHES, listing, main
 
 BENCH = Path(__file__).parents[3] / "bench"
 # Started by another bench, in a process or an environment of its own.
-HELPERS = {"arena.contestant", "regret.grid", "conformance.compat_worker", "performance.fastapi_gateway"}
+HELPERS = {
+    "ablations.trainer",
+    "arena.contestant",
+    "regret.grid",
+    "conformance.compat_worker",
+    "performance.fastapi_gateway",
+}
 
 
 def test_every_bench_with_a_main_is_listed() -> None:

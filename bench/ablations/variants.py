@@ -1,0 +1,80 @@
+"""What is compared: ways to train that differ from the one before them in one choice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+
+class Training(Struct, frozen=True, order=True):
+    """One training run; the defaults are what `auto` begins with on few rows."""
+
+    arm: str = "dense"
+    rate: float = 2.7  # factor on the plan's rate of that arm
+    batch: int = 4
+    epochs: float = 2.0
+    per_token: bool = False  # the loss is the mean over tokens, not over examples
+    decay: str = "linear"  # linear, cosine, or stable: constant, and linear in the last STABLE_TAIL
+    floor: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    held_out: bool = False  # the development rows are left out
+    last_pass: float = 0.0  # then one pass over the development rows, at this share of the rate
+
+
+class Variant(Struct, frozen=True, order=True):
+    """What is submitted: a run, or the mean of several in other orders, its change times `scale`."""
+
+    name: str
+    training: Training = Training()
+    runs: int = 1
+    scale: float = 1.0
+
+
+BASE = Variant("as auto begins")
+
+
+def _with(name: str, **changes: Any) -> Variant:
+    return Variant(name, Training(**changes))
+
+
+# Group -> what the others are compared with, then the others.
+GROUPS: dict[str, tuple[Variant, ...]] = {
+    "loss": (BASE, _with("mean over tokens", per_token=True)),
+    "decay": (
+        BASE,
+        _with("cosine to 25%", decay="cosine", floor=0.25),
+        _with("cosine to 0", decay="cosine"),
+        _with("constant, then linear in the last 20%", decay="stable"),
+    ),
+    "method": (BASE, _with("LoRA r32", arm="LoRA r32"), _with("LoRA r8", arm="LoRA r8")),
+    "batch": (BASE, _with("batch 8", batch=8), _with("batch 16", batch=16)),
+    "rate": (BASE, _with("the plan's rate", rate=1.0), _with("8 times the plan's rate", rate=8.0)),
+    "optimizer": (
+        BASE,
+        _with("betas .9, .95", betas=(0.9, 0.95)),
+        _with("clip at .1", clip=0.1),
+        _with("no clip", clip=1e9),
+        _with("decay .01", weight_decay=0.01),
+        _with("decay .1", weight_decay=0.1),
+    ),
+    "development rows": (
+        _with("held out", held_out=True),
+        _with("held out, then one pass at a quarter of the rate", held_out=True, last_pass=0.25),
+        BASE,
+    ),
+    "averages": (
+        BASE,
+        Variant("mean of 2 orders", runs=2),
+        Variant("mean of 3 orders", runs=3),
+    ),
+    "scale": (BASE, Variant("change times .9", scale=0.9), Variant("change times 1.1", scale=1.1)),
+}
+
+
+def variants_of(groups: list[str]) -> list[Variant]:
+    """Return every variant of these groups once, the cheapest trainings first."""
+    found = dict.fromkeys(variant for name in groups for variant in GROUPS[name])
+    return sorted(found, key=lambda one: (one.training.arm, one.runs, one.name != BASE.name))

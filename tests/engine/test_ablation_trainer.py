@@ -1,0 +1,61 @@
+"""Variants of a training run: each changes what its name says, and nothing of the next one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.ablations.trainer import Trainer
+from bench.ablations.variants import BASE, Training, Variant
+from bench.regret import grid
+from shared.planning.profiles import PROFILES
+
+# PEFT asks transformers a question under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture
+def trainer(make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """A trainer of a tiny model, and 20 rows to score."""
+    for name, recipe in grid.RECIPES.items():
+        monkeypatch.setitem(PROFILES, name, recipe)
+    path = make_job(profile=grid.RECIPE.profile, ready_by=2000.0)
+    rows = json.loads((path.parent.parent / "rows.json").read_text())
+    (path.parent / "test.json").write_text(json.dumps(rows[:20]))
+    return Trainer(path)
+
+
+def test_variants_differ_and_do_not_change_one_another(trainer: Trainer) -> None:
+    first = trainer.losses_of(BASE)
+    assert len(first) == 20
+    changed = [
+        Variant("tokens", Training(per_token=True)),
+        Variant("cosine", Training(decay="cosine", floor=0.25)),
+        Variant("stable", Training(decay="stable")),
+        Variant("betas", Training(betas=(0.9, 0.95))),
+        Variant("clip", Training(clip=0.01)),
+        Variant("decay", Training(weight_decay=0.1)),
+        Variant("held out", Training(held_out=True)),
+        Variant("last pass", Training(held_out=True, last_pass=0.25)),
+        Variant("LoRA", Training(arm="LoRA r8")),
+    ]
+    found = {one.name: trainer.losses_of(one) for one in changed}
+    assert all(len(losses) == 20 for losses in found.values())
+    assert len({tuple(losses) for losses in (first, *found.values())}) == len(changed) + 1
+    trainer._base.clear()
+    assert trainer.losses_of(BASE) == first
+
+
+def test_no_change_at_all_is_the_base_model_and_a_mean_lies_between_its_runs(trainer: Trainer) -> None:
+    base = np.array(trainer.losses_of(BASE))
+    none = np.array(trainer.losses_of(Variant("none", scale=0.0)))
+    assert none.mean() > base.mean()
+    mean = trainer.losses_of(Variant("mean", runs=2))
+    assert mean != base.tolist()
+    assert set(trainer._base) == {0, 1}
+
+
+def test_a_variant_that_diverges_has_no_losses(trainer: Trainer) -> None:
+    assert trainer.losses_of(Variant("wild", Training(rate=1e30, batch=16, epochs=0.5))) == []
