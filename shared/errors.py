@@ -77,3 +77,19 @@ class PlanError(EngineError):
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.DOES_NOT_FIT, message)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Return whether an error says that a library failed, and not that memory or this process is at its end.
+
+    A panic of a library in Rust is no `Exception`, and its class can't be imported.
+    """
+    return (isinstance(error, Exception) and not isinstance(error, MemoryError)) or (
+        type(error).__name__ == "PanicException"
+    )
+
+
+def in_a_line(error: BaseException, length: int = 200) -> str:
+    """Return an error's type and text in one line."""
+    text = " ".join(str(error).split())[:length].rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

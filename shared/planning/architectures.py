@@ -38,6 +38,9 @@ ARCHITECTURES: dict[str, Batching] = {
 
 REFUSED = {"phimoe": "its router draws at random while it trains, and gives other numbers without"}
 
+MOST_PARTS = 4096  # layers, or experts of a layer; the largest known models have 200 and 2,048
+_PARTS = re.compile(r"(?:layers?|experts)$")
+
 # Parts of names, between anything but letters and digits.
 _QUANTISED = """
 gptq awq bnb 4bit 8bit int4 int8 nf4 fp8 nvfp4 mxfp4 w4a16 w8a8 exl2 exl3 mlx gguf hqq aqlm onnx openvino
@@ -94,7 +97,18 @@ def facts_from_name(model: str) -> ModelFacts:
 
 def why_not(config: Mapping[str, Any]) -> str | None:
     """Why a model can't be trained, by its config alone; None if it can, or if it has to be tried."""
-    return _quantised(config) or REFUSED.get(str(config.get("model_type", "")))
+    return _quantised(config) or REFUSED.get(str(config.get("model_type", ""))) or _oversized(config)
+
+
+def _oversized(config: Mapping[str, Any]) -> str | None:
+    """Why a config can't be a real model's: to build as many modules as it names would take hours."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            if refusal := _oversized(value):
+                return refusal
+        elif isinstance(value, int) and value > MOST_PARTS and _PARTS.search(str(name)):
+            return f"its config says {name} is {value:.6g}, and more than {MOST_PARTS:,} can't be trained"
+    return None
 
 
 def _quantised(config: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from shared.errors import DataError
+from shared.errors import DataError, in_a_line, is_failure
 from shared.messages import DatasetType, TaskType
 from trainer_node.engine.data.columns import asked_columns
 from trainer_node.engine.data.conversations import Turn, UnusableError, form_of, turns_of
@@ -26,6 +26,11 @@ DUMMY = "[[dummy_message]]"  # stands in for a turn's content when the scorer lo
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a chat template; anything else is code
 EOS_REACH = 3  # an end token so near after a turn belongs to it
 DPO_LENGTH, DPO_PROMPT_LENGTH = 1024, 512
+
+
+class TokenizerError(Exception):
+    """The model's tokenizer fails on some of the texts that it was given."""
+
 
 Document = tuple[list[int], list[int]]
 Example = tuple[Document, ...]  # one document, or chosen and rejected
@@ -44,7 +49,7 @@ def encoder(task_type: TaskType, columns: DatasetType, tokenizer: Any, length: i
             return _completion(asked.needed[0], tokenizer, length)
         return _instruct(asked, columns, tokenizer, length)
     if task_type is TaskType.CHAT:
-        return _chat(columns, tokenizer)
+        return _chat(columns, tokenizer, length)
     if task_type is TaskType.DPO:
         return _dpo(asked.needed, tokenizer, length)
     raise DataError(f"there is no way to read data of a {task_type.value}")
@@ -64,7 +69,7 @@ def _text(row: Row, column: str) -> str:
     return text
 
 
-def _each(rows: Sequence[Row], read: Callable[[Row], Any]) -> tuple[list[Any], list[list[Any] | str]]:
+def _each(rows: Sequence[Any], read: Callable[[Any], Any]) -> tuple[list[Any], list[list[Any] | str]]:
     """Return what `read` makes of the usable rows, and the answers with the other rows' reasons."""
     parts: list[Any] = []
     answers: list[list[Any] | str] = []
@@ -77,14 +82,22 @@ def _each(rows: Sequence[Row], read: Callable[[Row], Any]) -> tuple[list[Any], l
     return parts, answers
 
 
-def _fill(answers: list[list[Any] | str], examples: Iterator[list[Any]]) -> list[list[Any] | str]:
+def _fill(answers: list[list[Any] | str], examples: Iterator[list[Any] | str]) -> list[list[Any] | str]:
     """Return the answers with the usable rows' examples put in, in order."""
     return [answer if isinstance(answer, str) else next(examples) for answer in answers]
 
 
 def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
-    """Tokenize many texts together, which fast tokenizers do on all cores."""
-    return tokenizer(texts, return_attention_mask=False, **options)["input_ids"] if texts else []
+    """Tokenize many texts together, which fast tokenizers do on all cores. Raises TokenizerError."""
+    if not texts:
+        return []
+    try:
+        found: list[list[int]] = tokenizer(texts, return_attention_mask=False, **options)["input_ids"]
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise TokenizerError(in_a_line(error)) from error
+    return found
 
 
 # --- instruct and completion
@@ -170,26 +183,37 @@ def _completion(column: str, tokenizer: Any, length: int) -> Encoder:
 # --- chat
 
 
-def _chat(columns: DatasetType, tokenizer: Any) -> Encoder:
+def _chat(columns: DatasetType, tokenizer: Any, length: int) -> Encoder:
     form = form_of(columns)
     render = _renderer(columns.chat_template or "chatml", tokenizer)
     end = tokenizer.eos_token_id
 
-    def read(row: Row) -> tuple[list[Turn], list[str]]:
+    def read(row: Row) -> tuple[list[Turn], str]:
         turns = turns_of(row, form)
-        try:
-            texts = [render(turns)]
-            for index in _assistant_turns(turns):
-                texts += [render(turns[: index + 1]), render([*turns[:index], (turns[index][0], DUMMY)])]
-        except TemplateError as error:
-            raise UnusableError(f"the model's chat template refuses it: {error}") from error
-        return turns, texts
+        return turns, render(turns)
+
+    def cut(whole: tuple[list[Turn], list[int]]) -> tuple[list[Turn], list[int], list[str]]:
+        turns, ids = whole
+        texts = list[str]()
+        # One that is too long is dropped: its turns' borders would cost the square of their number.
+        for index in _assistant_turns(turns) if len(ids) <= length else []:
+            texts += [render(turns[: index + 1]), render([*turns[:index], (turns[index][0], DUMMY)])]
+        return turns, ids, texts
+
+    def mark(turns: list[Turn], ids: list[int], found: Iterator[list[int]]) -> list[Example]:
+        if len(ids) > length:
+            return [((ids, [IGNORED] * len(ids)),)]
+        return [(_mark(turns, ids, found, end),)]
 
     def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
         conversations, answers = _each(rows, read)
-        texts = [text for _, rendered in conversations for text in rendered]
+        wholes = _ids(tokenizer, [text for _, text in conversations], add_special_tokens=False)
+        turns = [turns for turns, _ in conversations]
+        parts, reasons = _each(list(zip(turns, wholes, strict=True)), cut)
+        texts = [text for *_, some in parts for text in some]
         found = iter(_ids(tokenizer, texts, add_special_tokens=False))
-        return _fill(answers, ([(_mark(turns, found, end),)] for turns, _ in conversations))
+        marked = _fill(reasons, (mark(turns, ids, found) for turns, ids, _ in parts))
+        return _fill(answers, iter(marked))
 
     return encode
 
@@ -199,22 +223,33 @@ def _renderer(template: str, tokenizer: Any) -> Callable[[list[Turn]], str]:
         return lambda turns: "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
     # A template's name, such as `llama3`, goes by the model's own: the scorer's copy of it says the same.
     if NAME.fullmatch(template) and tokenizer.chat_template:
-        return lambda turns: tokenizer.apply_chat_template(
-            [{"role": role, "content": content} for role, content in turns], tokenize=False
-        )
+        return lambda turns: _rendered(tokenizer, turns)
     raise DataError(
         f"chat template {template!r:.80} can't be used: it must be 'chatml', or a name where the model has a "
         "template of its own"
     )
 
 
+def _rendered(tokenizer: Any, turns: list[Turn]) -> str:
+    """Return a conversation by the model's template. Raises UnusableError if that can't be had."""
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError as error:
+        raise UnusableError(f"the model's chat template refuses it: {error!s:.200}") from error
+    except Exception as error:  # whatever a template does to a row that it wasn't made for
+        if not is_failure(error):
+            raise
+        raise UnusableError(f"the model's chat template fails on it: {in_a_line(error)}") from error
+    return text
+
+
 def _assistant_turns(turns: list[Turn]) -> list[int]:
     return [index for index, (role, _) in enumerate(turns) if role == "assistant"]
 
 
-def _mark(turns: list[Turn], found: Iterator[list[int]], end_id: int | None) -> Document:
+def _mark(turns: list[Turn], ids: list[int], found: Iterator[list[int]], end_id: int | None) -> Document:
     """Label the content of assistant turns, and the end token that follows within reach."""
-    ids = next(found)
     labels = [IGNORED] * len(ids)
     for _ in _assistant_turns(turns):
         start, end = _borders(next(found), next(found))

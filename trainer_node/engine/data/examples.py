@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import DataError
-from shared.messages import DatasetType, TaskType
+from shared.errors import DataError, EngineError
+from shared.messages import DatasetType, ErrorCode, TaskType
 from shared.planning.throughput import development_rows
 from trainer_node.engine.data.columns import asked_columns, refuse_missing
 from trainer_node.engine.data.conversations import advice, form_of
 from trainer_node.engine.data.download import public_name
-from trainer_node.engine.data.encode import IGNORED, Document, Example, encoder
+from trainer_node.engine.data.encode import IGNORED, Document, Encoder, Example, TokenizerError, encoder
 from trainer_node.engine.data.row_set import Row
 from trainer_node.engine.data.sources import read_rows
 
@@ -34,6 +34,9 @@ CHUNK = (
 )
 SCORED_LENGTH = 4096
 SHORTEST = 2  # tokens; the scorer drops shorter rows
+MOST_REASONS = 50  # a template's own words may be others for each row
+OTHER_REASONS = "another reason"
+TOKENIZER_FAILS = "the model's tokenizer fails on it"
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,13 @@ def tokenize(
     first: dict[str, int] = {}
     for start in range(0, len(rows), CHUNK):
         documents: list[Document] = []
-        for number, answer in enumerate(encode(rows[start : start + CHUNK]), start + 1):
+        for number, answer in enumerate(_encoded(encode, rows[start : start + CHUNK]), start + 1):
             usable, reasons = _judge(answer, max_length)
             documents += usable
             for reason in reasons:
-                dropped[reason] = dropped.get(reason, 0) + 1
-                first.setdefault(reason, number)
+                known = reason if reason in dropped or len(dropped) < MOST_REASONS else OTHER_REASONS
+                dropped[known] = dropped.get(known, 0) + 1
+                first.setdefault(known, number)
         parts.append(_flat(documents, group))
         tick(f"{min(start + CHUNK, len(rows))} of {len(rows)} rows tokenised")
     examples = joined(parts, group)
@@ -137,6 +141,27 @@ def tokenize(
         told = "; ".join(reasons) or "it is empty"
         raise DataError(f"{source}: no usable row among {len(rows)}: {told}{hint}")
     return examples, dropped
+
+
+def _encoded(encode: Encoder, rows: list[Row]) -> list[list[Example] | str]:
+    """Return the answers for some rows, one by one where the tokenizer fails on one of them.
+
+    Raises EngineError(UNSUPPORTED) if it fails on each of many.
+    """
+    try:
+        return encode(rows)
+    except TokenizerError:
+        answers = list[list[Example] | str]()
+    for row in rows:
+        try:
+            answers += encode([row])
+        except TokenizerError as error:
+            answers.append(TOKENIZER_FAILS)
+            failure = error
+    if len(rows) > 1 and all(answer == TOKENIZER_FAILS for answer in answers):
+        text = f"the model's tokenizer fails on each of {len(rows)} rows: {failure}"
+        raise EngineError(ErrorCode.UNSUPPORTED, text) from failure
+    return answers
 
 
 def _judge(answer: list[Example] | str, max_length: int) -> tuple[list[Document], list[str]]:

@@ -102,7 +102,11 @@ def _key(job: WorkerJob, files: list[DataFile], tokenizer: Any, length: int) -> 
 
 
 def _model_of(tokenizer: Any) -> str:
-    """Return a fast tokenizer's rules and vocabulary, without the last call's truncation and padding."""
+    """Return a tokenizer's rules and vocabulary, without the last call's truncation and padding."""
+    if not hasattr(tokenizer, "backend_tokenizer"):  # written in Python: its files have its rules
+        files = [Path(tokenizer.name_or_path) / name for name in tokenizer.vocab_files_names.values()]
+        digests = [file_digest(path) for path in files if path.is_file()]
+        return f"{type(tokenizer).__name__} {sorted(tokenizer.get_vocab().items())} {digests}"
     about = msgspec.json.decode(tokenizer.backend_tokenizer.to_str(), type=dict[str, Any])
     return msgspec.json.encode({**about, "truncation": None, "padding": None}).decode()
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from pickle import UnpicklingError
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
 import structlog
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,13 +19,22 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from shared.errors import EngineError
+from shared.errors import EngineError, in_a_line, is_failure
+from shared.files import is_disk_full
 from shared.messages import ErrorCode
 from shared.planning.architectures import why_not
 from trainer_node.engine.data import hf_datasets
 
 log = structlog.get_logger(__name__)
 HINT = "name its folder in PODIUM_MODELS, put it below PODIUM_MODELS_DIR, or make the hub reachable"
+CODE = ("trust_remote_code", "does not recognize this architecture")  # of errors that ask for a model's code
+PLAIN = (OSError, ValueError, RuntimeError)  # their texts say enough without their names
+
+
+class ShardIndex(msgspec.Struct):
+    """The file that says which of several files holds a tensor."""
+
+    weight_map: dict[str, str] = {}
 
 
 def load_config(path: str) -> PretrainedConfig:
@@ -63,6 +71,7 @@ def load_model(path: str, dtype: torch.dtype | str) -> PreTrainedModel:
 
 def _with_weights(path: str, **options: Any) -> PreTrainedModel:
     """The model with all its weights from its files: what they lack would be random numbers."""
+    _check_indices(path)
     model, info = _load(AutoModelForCausalLM, path, output_loading_info=True, weights_only=True, **options)
     if missing := sorted(info["missing_keys"]):
         raise EngineError(
@@ -73,6 +82,21 @@ def _with_weights(path: str, **options: Any) -> PreTrainedModel:
     if unexpected := sorted(info["unexpected_keys"]):
         log.warning("weights not used", model=path, tensors=len(unexpected), such_as=unexpected[0])
     return model
+
+
+def _check_indices(path: str) -> None:
+    """Check that a model's weights are all in its own folder. Raises EngineError(MODEL_UNAVAILABLE)."""
+    for place in sorted(Path(path).glob("*.index.json")):
+        try:
+            index = msgspec.json.decode(place.read_bytes(), type=ShardIndex)
+        except (OSError, ValueError, RecursionError) as error:
+            what = f"can't load {path}: {place.name} is no list of its weights: {str(error)[:200]}"
+            raise EngineError(ErrorCode.MODEL_UNAVAILABLE, what) from error
+        for name in index.weight_map.values():
+            parts = PurePosixPath(name)
+            if parts.is_absolute() or ".." in parts.parts:
+                what = f"can't load {path}: {place.name} names a file outside of its folder: {name[:100]!r}"
+                raise EngineError(ErrorCode.MODEL_UNAVAILABLE, what)
 
 
 def _gguf(path: str) -> Path | None:
@@ -103,21 +127,32 @@ def _load(factory: Any, path: str, **options: Any) -> Any:
     disable_progress_bar()  # a worker's log is a file
     try:
         return factory.from_pretrained(path, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and "memory" in str(error).lower():
-            raise  # as what it is
-        text = " ".join(str(error).split())[:300].rstrip(".")
-        if any(sign in str(error) for sign in ("trust_remote_code", "does not recognize this architecture")):
-            raise EngineError(
-                ErrorCode.UNSUPPORTED, f"{path} needs code that Podium doesn't run: {text}"
-            ) from error
-        if options.get("local_files_only"):
-            message = f"{path} is not on this machine, and the hub doesn't answer; {HINT}"
-            raise EngineError(ErrorCode.MODEL_UNAVAILABLE, message) from error
-        tried = "its folder" if place.is_dir() else "the local cache and the hub"
-        why = _why_closed(error) or f"{text}; {HINT}"
-        message = f"can't load {path} (tried {tried}): {why}"
-        raise EngineError(ErrorCode.MODEL_UNAVAILABLE, message) from error
+    except BaseException as error:  # whatever odd files bring the libraries to
+        if not is_failure(error) or _is_machines(error):
+            raise
+        raise _explained(error, path, offline="local_files_only" in options) from error
+
+
+def _is_machines(error: BaseException) -> bool:
+    """Whether memory or disk ran out, which is not the model's fault."""
+    if isinstance(error, OSError):
+        return is_disk_full(error)
+    return isinstance(error, RuntimeError) and "memory" in str(error).lower()
+
+
+def _explained(error: BaseException, path: str, *, offline: bool) -> EngineError:
+    """Return what a library's error means for a job."""
+    text = " ".join(str(error).split())[:300].rstrip(".")
+    if any(sign in str(error) for sign in CODE):
+        return EngineError(ErrorCode.UNSUPPORTED, f"{path} needs code that Podium doesn't run: {text}")
+    if offline and isinstance(error, OSError | ValueError):
+        message = f"{path} is not on this machine, and the hub doesn't answer; {HINT}"
+        return EngineError(ErrorCode.MODEL_UNAVAILABLE, message)
+    if not isinstance(error, PLAIN):
+        text = in_a_line(error)
+    tried = "its folder" if Path(path).is_dir() else "the local cache and the hub"
+    why = _why_closed(error) or f"{text}; {HINT}"
+    return EngineError(ErrorCode.MODEL_UNAVAILABLE, f"can't load {path} (tried {tried}): {why}")
 
 
 def _why_closed(error: BaseException) -> str | None:
