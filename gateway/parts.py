@@ -30,15 +30,18 @@ from gateway.telemetry.decision_log import DecisionLog
 from gateway.telemetry.event_log import EventLog
 from gateway.telemetry.event_sources import EventSources
 from gateway.telemetry.refusals import Refusals
+from gateway.telemetry.run_history import RunHistory
 from gateway.views.schemas import RefusedScore, ScoresTaken
 from shared.aio import cancel_all
 from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import get_logger
+from shared.messages import Heartbeat, Progress
 from shared.planning.hardware import parse_hardware
 from shared.settings import Settings
 
 DECISIONS_FILE = "decisions.jsonl"
+RUNS_FOLDER = "runs"
 
 Background = Mapping[str, Callable[[Bus], Coroutine[Any, Any, None]]]  # work for the link's lifetime, by name
 
@@ -53,6 +56,7 @@ class LocalParts:
         self.ledger = Ledger()
         self.presence = Presence(settings.heartbeat_missing_s)
         self.decisions = DecisionLog(settings.data / DECISIONS_FILE)
+        self.runs = RunHistory(settings.data / RUNS_FOLDER)
         self.measures = Measures()
         self.refusals = Refusals()
         self.connections = Connections(
@@ -74,7 +78,12 @@ class LocalParts:
         self.scores_seen = asyncio.Event()
         self.event_sources = EventSources(self.events, self.ledger, self.presence, self.measures, self.folded)
         self.ledger.on_task = self.event_sources.on_task
-        self.presence.on_message = self.event_sources.on_run_message
+        self.presence.on_message = self._on_run_message
+
+    def _on_run_message(self, message: Heartbeat | Progress, data: bytes) -> None:
+        if isinstance(message, Progress):
+            self.runs.note(message)
+        self.event_sources.on_run_message(message, data)
 
     def after_fold(self) -> None:
         """Let the mirror and the learner follow the ledger."""
@@ -132,6 +141,7 @@ class Connected:
             "scores": self.scores.run(),
             "leases": self._read_leases(),
             "decisions": local.decisions.run(bus),
+            "runs": local.runs.run(),
             "event sources": local.event_sources.run(bus),
             "mirror": local.mirror.run(bus, ledger.folded),
             "relocation": self._relocate(),

@@ -13,12 +13,14 @@ from gateway.learning.score_form import ScoreForm
 from gateway.nats_offers import OfferResponder
 from gateway.operations import Operations
 from gateway.parts import Background, Connected, LocalParts
+from gateway.views.alerts import Alert, alerts_of
 from gateway.views.build import agreed, table_views
+from gateway.views.days import DAY_S, DayCounts, day_counts, ends_of
 from gateway.views.schemas import GatewayInfo, MirrorInfo, ScoresTaken, TablesView
 from shared import subjects
 from shared.errors import BusError, BusUnavailableError
 from shared.logs import get_logger
-from shared.messages import BareOffer, Decision, Job, Offer
+from shared.messages import BareOffer, Decision, Job, Offer, Score
 from shared.settings import Settings
 from shared.version import version
 
@@ -38,6 +40,7 @@ class Service:
         self.ledger = local.ledger
         self.presence = local.presence
         self.decisions = local.decisions
+        self.runs = local.runs
         self.measures = local.measures
         self.refusals = local.refusals
         self.connections = local.connections
@@ -215,9 +218,30 @@ class Service:
             finally:
                 await self.responder.stop()
                 await self.decisions.flush()
+                await self._flush_runs()
                 await bus.close()
         finally:
             await asyncio.to_thread(local.mirror.close)
+
+    async def _flush_runs(self) -> None:
+        """Write the last points of runs; a full disk must not keep the gateway from stopping in order."""
+        try:
+            await self.runs.flush()
+        except OSError as error:
+            log.warning("points of runs are lost: they can't be written", error=str(error))
+
+    def score_of(self, task: str) -> Score | None:
+        """Return upstream's score of a task, if one was received."""
+        return self._local.learner.evidence.score_of(task)
+
+    def days(self, days: int) -> list[DayCounts]:
+        """Return what became of the jobs of the last days."""
+        ends = ends_of(self.ledger, self.score_of)
+        return day_counts(ends, time.time() - days * DAY_S)
+
+    def alerts(self) -> list[Alert]:
+        """Return what needs an operator now, the worst first."""
+        return alerts_of(self.info(), self.ledger, self.presence, self.settings, time.time())
 
     def _set_lost(self, lost: str | None) -> None:
         self._lost = lost

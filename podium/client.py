@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from gateway.api.tokens import Token, own_token
 from gateway.operations import ANSWER_S
+from gateway.views.run import RunView
 from gateway.views.schemas import (
     LONGEST_PAGE,
     GatewayInfo,
@@ -87,6 +88,16 @@ class Client:
                 break
             query["after"] = page.next
         return found
+
+    def task(self, task_id: str) -> TaskView:
+        """Return one task."""
+        view: TaskView = self._get(_path(task_id), TaskView)
+        return view
+
+    def progress(self, task_id: str, points: int = 2000) -> RunView:
+        """Return the course of a task's run, with at most so many points of its curve."""
+        view: RunView = self._get(f"{_path(task_id)}/progress?points={points}", RunView)
+        return view
 
     def records(self, task_id: str) -> TaskRecords:
         """Return everything that is stored about one task."""

@@ -355,6 +355,9 @@ class GpuStatus(Struct, frozen=True, kw_only=True):
     memory_used: int
     utilization: float | None = None  # 0..1
     uuid: str = ""  # the device's own: an index is only this container's
+    temperature_c: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):

@@ -18,6 +18,10 @@ QUERY_TIMEOUT_S = 10.0  # nvidia-smi takes seconds while a driver initialises
 QUERY_TRIES = 3
 DRIVER = Path("/proc/driver/nvidia/version")  # there while the driver is loaded
 MIB = 1 << 20
+FIELDS = (
+    *("index", "name", "memory.total", "memory.used", "utilization.gpu", "uuid"),
+    *("temperature.gpu", "power.draw", "power.limit"),
+)
 
 _NOT_A_MODEL = {"nvidia", "tesla", "geforce", "quadro", "graphics", "device"}
 
@@ -104,7 +108,7 @@ async def query_gpus(wanted: str | None) -> list[GpuStatus]:
         return []
     command = [
         "nvidia-smi",
-        "--query-gpu=index,name,memory.total,memory.used,utilization.gpu,uuid",
+        f"--query-gpu={','.join(FIELDS)}",
         "--format=csv,noheader,nounits",
         *(["-i", wanted] if wanted else []),
     ]
@@ -134,10 +138,10 @@ def parse_gpus(output: str) -> list[GpuStatus]:
     gpus = []
     for line in filter(str.strip, output.splitlines()):
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) != 6 or not fields[0].isdigit() or not fields[2].isdigit():
+        if len(fields) != len(FIELDS) or not fields[0].isdigit() or not fields[2].isdigit():
             log.warning("nvidia-smi said something else than expected", line=line)
             continue
-        index, name, total, used, utilization, uuid = fields
+        index, name, total, used, utilization, uuid, temperature, power, limit = fields
         gpus.append(
             GpuStatus(
                 index=int(index),
@@ -146,9 +150,20 @@ def parse_gpus(output: str) -> list[GpuStatus]:
                 memory_used=int(used) * MIB if used.isdigit() else 0,
                 utilization=int(utilization) / 100 if utilization.isdigit() else None,  # "[N/A]" under MIG
                 uuid=uuid,
+                temperature_c=_number(temperature),
+                power_w=_number(power),
+                power_limit_w=_number(limit),
             )
         )
     return gpus
+
+
+def _number(text: str) -> float | None:
+    """Return a reading, None for what nvidia-smi can't tell, such as `[N/A]`."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def short_name(name: str) -> str:

@@ -24,8 +24,11 @@ from gateway.api.problems import (
     MalformedRequestError,
 )
 from gateway.api.throttle import LoopThrottle
+from gateway.errors import UnknownTaskError
 from gateway.http_request import read_body
 from gateway.service import Service
+from gateway.state.ledger import Task
+from shared.subjects import task_key
 
 JSON: Final = "application/json"
 
@@ -126,6 +129,22 @@ async def read_message(request: web.Request, kind: type[S], limit: int, example:
         raise MalformedRequestError(
             MALFORMED_BODY, f"{error}; send no body, or one like {example}"
         ) from error
+
+
+async def started(request: web.Request) -> Service:
+    """Return the service once it has read its logs. Raises BusUnavailableError if that takes too long."""
+    service = request.app[SERVICE]
+    await service.started()
+    return service
+
+
+async def task_of(request: web.Request) -> tuple[Service, Task]:
+    """Return the task that the path names. Raises UnknownTaskError."""
+    service, task_id = await started(request), request.match_info["task_id"]
+    task = service.ledger.task(task_key(task_id))
+    if task is None:
+        raise UnknownTaskError(f"unknown task {task_id[:100]!r}; rejected offers are not stored")
+    return service, task
 
 
 def json_response(value: Any) -> web.Response:

@@ -10,9 +10,19 @@ from typing import Annotated, Any, Final
 
 from aiohttp import web
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from gateway.api.access import Access, Guard
 from gateway.api.docs_page import CONTENT_SECURITY_POLICY, page
+from gateway.api.history import (
+    DayQuery,
+    DecisionQuery,
+    RunQuery,
+    get_alerts,
+    get_days,
+    get_decisions,
+    get_progress,
+)
 from gateway.api.middleware import serve
 from gateway.api.openapi import document
 from gateway.api.problems import (
@@ -39,6 +49,8 @@ from gateway.api.routing import (
     json_response,
     read_message,
     read_query,
+    started,
+    task_of,
 )
 from gateway.api.sse import MEDIA_TYPE as EVENTS
 from gateway.api.sse import EventQuery, get_events
@@ -48,10 +60,14 @@ from gateway.http_request import read_body
 from gateway.learning.score_form import ScoreForm, parse_scores
 from gateway.offers import parse_offer
 from gateway.service import Service
-from gateway.state.ledger import Task, TaskState
+from gateway.state.ledger import TaskState
+from gateway.views.alerts import AlertPage
 from gateway.views.build import TaskFilter, slot_view, task_page, task_records, task_view
+from gateway.views.days import DayPage
+from gateway.views.run import RunView
 from gateway.views.schemas import (
     LONGEST_PAGE,
+    DecisionPage,
     GatewayInfo,
     ScoresTaken,
     SlotPage,
@@ -110,24 +126,24 @@ async def get_tasks(request: web.Request) -> web.Response:
     """List accepted tasks, newest first, in pages."""
     query = read_query(request, TaskQuery)
     wanted = TaskFilter(_states(query.state), query.slot)
-    service = await _started(request)
-    return json_response(
-        task_page(
-            service.ledger, service.presence, time.time(), limit=query.limit, after=query.after, wanted=wanted
-        )
+    service = await started(request)
+    page = task_page(
+        service.ledger, service.presence, time.time(), limit=query.limit, after=query.after, wanted=wanted
     )
+    return json_response(TaskPage([_scored(service, view) for view in page.tasks], page.next))
 
 
 async def get_task(request: web.Request) -> web.Response:
     """Get one task, by its upstream id (URL-encoded) or its task key."""
-    service, task = await _task(request)
-    return json_response(task_view(task, service.ledger, service.presence, time.time()))
+    service, task = await task_of(request)
+    return json_response(_scored(service, task_view(task, service.ledger, service.presence, time.time())))
 
 
 async def get_records(request: web.Request) -> web.Response:
     """Get everything that is stored about one task."""
-    service, task = await _task(request)
-    return json_response(task_records(task, service.ledger, service.presence, time.time()))
+    service, task = await task_of(request)
+    records = task_records(task, service.ledger, service.presence, time.time())
+    return json_response(replace(records, now=_scored(service, records.now)))
 
 
 async def post_cancel(request: web.Request) -> web.Response:
@@ -147,7 +163,7 @@ async def post_requeue(request: web.Request) -> web.Response:
 async def post_scores(request: web.Request) -> web.Response:
     """Store upstream's scores, one or a list; a score that is already stored changes nothing, 404 for an
     unknown task."""
-    service = await _started(request)
+    service = await started(request)
     body = await read_body(request, service.settings.max_body_bytes)
     taken = await service.take_scores(parse_scores(body, time.time()))
     if taken.refused and not body.lstrip().startswith(b"["):
@@ -157,12 +173,12 @@ async def post_scores(request: web.Request) -> web.Response:
 
 async def get_tables(request: web.Request) -> web.Response:
     """Get the learned rates, with counts, prior and half-life."""
-    return json_response((await _started(request)).tables())
+    return json_response((await started(request)).tables())
 
 
 async def get_slots(request: web.Request) -> web.Response:
     """List all slots of the fleet."""
-    service, now = await _started(request), time.time()
+    service, now = await started(request), time.time()
     slots = [slot_view(slot, service.ledger, service.presence, now) for slot in service.settings.slots]
     return json_response(SlotPage(slots))
 
@@ -203,24 +219,15 @@ async def get_ready(request: web.Request) -> web.Response:
     return json_response(Status("ready")) if why is None else unavailable(why)
 
 
-async def _started(request: web.Request) -> Service:
-    service = request.app[SERVICE]
-    await service.started()
-    return service
-
-
-async def _task(request: web.Request) -> tuple[Service, Task]:
-    """Return the task that the path names. Raises UnknownTaskError."""
-    service, task_id = await _started(request), request.match_info["task_id"]
-    task = service.ledger.task(subjects.task_key(task_id))
-    if task is None:
-        raise UnknownTaskError(f"unknown task {task_id[:100]!r}; rejected offers are not stored")
-    return service, task
+def _scored(service: Service, view: TaskView) -> TaskView:
+    """Return a task with upstream's score of it."""
+    score = service.score_of(view.task)
+    return view if score is None else replace(view, score=score)
 
 
 async def _operation(request: web.Request) -> tuple[Service, str, OperationRequest]:
     """Read a request to cancel or requeue."""
-    service = await _started(request)
+    service = await started(request)
     limit = service.settings.max_body_bytes
     operation = await read_message(request, OperationRequest, limit, '{"reason": "..."}')
     return service, subjects.task_key(request.match_info["task_id"]), operation
@@ -239,6 +246,7 @@ def _states(text: str) -> frozenset[TaskState] | None:
 
 _OPEN: Final = Access.OPEN
 _DECIDING: Final = (MALFORMED_OFFER, MISMATCHED, NOT_READY)
+_UNKNOWN: Final = (UNKNOWN_TASK, NOT_READY)
 _CANCEL: Final = (UNKNOWN_TASK, NOT_POSSIBLE, NOT_READY)
 _SCORING: Final = (MALFORMED_SCORE, UNKNOWN_TASK, NOT_READY)
 _REQUEUE: Final = (*_CANCEL, NODE_SILENT)
@@ -249,6 +257,7 @@ ROUTES: Final = [
     Route("GET", "/v1/tasks", get_tasks, TaskPage, query=TaskQuery, faults=(NOT_READY,)),
     Route("GET", "/v1/tasks/{task_id}", get_task, TaskView, faults=(UNKNOWN_TASK, NOT_READY)),
     Route("GET", "/v1/tasks/{task_id}/story", get_records, TaskRecords, faults=(UNKNOWN_TASK, NOT_READY)),
+    Route("GET", "/v1/tasks/{task_id}/progress", get_progress, RunView, query=RunQuery, faults=_UNKNOWN),
     Route("POST", "/v1/tasks/{task_id}/cancel", post_cancel, TaskView, OperationRequest, faults=_CANCEL),
     Route("POST", "/v1/tasks/{task_id}/requeue", post_requeue, TaskView, OperationRequest, faults=_REQUEUE),
     Route(
@@ -262,6 +271,9 @@ ROUTES: Final = [
         tag="learning",
     ),
     Route("GET", "/v1/tables", get_tables, TablesView, faults=(NOT_READY,), tag="learning"),
+    Route("GET", "/v1/decisions", get_decisions, DecisionPage, query=DecisionQuery, tag="offers"),
+    Route("GET", "/v1/days", get_days, DayPage, query=DayQuery, faults=(NOT_READY,)),
+    Route("GET", "/v1/alerts", get_alerts, AlertPage, tag="fleet"),
     Route("GET", "/v1/slots", get_slots, SlotPage, faults=(NOT_READY,), tag="fleet"),
     Route("GET", "/v1/gateway", get_gateway, GatewayInfo, tag="fleet"),
     Route("GET", "/v1/events", get_events, None, None, EventQuery, (BUSY,), media_type=EVENTS, tag="events"),

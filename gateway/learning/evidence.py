@@ -161,6 +161,11 @@ class Evidence:
         else:  # the job's type and model count
             self._note(score.task, msgspec.structs.replace(known, score=score))
 
+    def score_of(self, task: str) -> Score | None:
+        """Return upstream's score of a task, if one was received."""
+        case = self._cases.get(task)
+        return case.score if case is not None else None
+
     def forget_scores(self) -> None:
         """Undo all scores, because their stream was replaced."""
         for task, case in list(self._cases.items()):

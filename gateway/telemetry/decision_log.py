@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
+import msgspec
 from msgspec.structs import replace
 
+from gateway.views.schemas import DecisionPage
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError
@@ -14,9 +19,11 @@ from shared.logs import get_logger
 from shared.messages import BareOffer, Decision, encode
 
 FLUSH_S = 0.5
+BLOCK = 64 << 10
 MOST_WAITING = 100_000  # some 100 MB; more can only accumulate if the disk hangs
 
 log = get_logger()
+_decode = msgspec.json.Decoder(Decision).decode
 
 
 class DecisionLog:
@@ -44,6 +51,15 @@ class DecisionLog:
             for task, line in await self.flush():
                 await self._publish(bus, task, line)
 
+    def read_page(self, limit: int, before: int | None = None) -> DecisionPage:
+        """Return the newest decisions that end at byte `before` of the file, newest first. Blocks."""
+        try:
+            with self._path.open("rb") as file:
+                end = file.seek(0, os.SEEK_END) if before is None else before
+                return _page_before(file, end, limit)
+        except FileNotFoundError:
+            return DecisionPage([], None)
+
     async def flush(self) -> list[tuple[str, bytes]]:
         """Write all waiting decisions; return the tasks and each one's line."""
         self._some.clear()
@@ -66,6 +82,27 @@ class DecisionLog:
     def _lose(self, count: int, why: str) -> None:
         self.lost += count
         log.error("decisions lost: not in the gateway's file", lost=count, error=why)
+
+
+def _page_before(file: BinaryIO, end: int, limit: int) -> DecisionPage:
+    """Read backwards, block by block, until there are enough whole lines."""
+    start, data = end, b""
+    while start > 0 and data.count(b"\n") <= limit:
+        step = min(BLOCK, start)
+        start -= step
+        file.seek(start)
+        data = file.read(step) + data
+    if start > 0:  # the first line may be cut
+        cut = data.index(b"\n") + 1
+        start, data = start + cut, data[cut:]
+    found: list[Decision] = []
+    for line in reversed(data.splitlines(keepends=True)):
+        if len(found) == limit:
+            break
+        end -= len(line)
+        with suppress(ValueError):  # cut off by a crash: not a decision
+            found.append(_decode(line))
+    return DecisionPage(found, end if end > 0 else None)
 
 
 def bare(offer: BareOffer) -> BareOffer:

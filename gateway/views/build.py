@@ -106,6 +106,7 @@ def slot_view(slot: str, ledger: Ledger, presence: Presence, now: float) -> Slot
     heartbeat = sign.heartbeat if sign and sign.heartbeat and sign.heartbeat.task == task else None
     run = (presence.progress(task) or heartbeat) if task else None
     state = "free" if holder is None else "busy" if holder.job else "reserved"
+    beat = sign.heartbeat if sign else None
     return SlotView(
         slot=slot,
         state=state,
@@ -117,6 +118,11 @@ def slot_view(slot: str, ledger: Ledger, presence: Presence, now: float) -> Slot
         phase=run.phase if run else None,
         step=run.step if run else None,
         last_heartbeat_age_s=round(age, 3) if age is not None else None,
+        gpus=beat.gpus if beat else [],
+        memory_total=beat.memory_total if beat else 0,
+        memory_used=beat.memory_used if beat else 0,
+        faults=beat.faults if beat else [],
+        version=beat.version if beat else "",
     )
 
 

@@ -8,7 +8,18 @@ from msgspec import Struct
 
 from gateway.learning.rates import Rate
 from gateway.state.ledger import ChainRecord, TaskState
-from shared.messages import Decision, Hardware, Job, Phase, Progress, Reservation, Result, TaskType
+from shared.messages import (
+    Decision,
+    GpuStatus,
+    Hardware,
+    Job,
+    Phase,
+    Progress,
+    Reservation,
+    Result,
+    Score,
+    TaskType,
+)
 
 __all__ = [
     "LONGEST_PAGE",
@@ -49,6 +60,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     epoch: int | None
     progress: Progress | None
     result: Result | None
+    score: Score | None = None  # upstream's, if it was posted; events don't carry it
 
 
 class TaskRecords(Struct, frozen=True, kw_only=True):
@@ -80,6 +92,11 @@ class SlotView(Struct, frozen=True, kw_only=True):
     phase: Phase | None
     step: int | None
     last_heartbeat_age_s: float | None
+    gpus: list[GpuStatus] = []  # these five as in the newest heartbeat
+    memory_total: int = 0
+    memory_used: int = 0
+    faults: list[str] = []
+    version: str = ""
 
 
 class SlotPage(Struct, frozen=True):
@@ -123,6 +140,13 @@ class GatewayInfo(Struct, frozen=True, kw_only=True):
     denied: list[str]
     mirror: MirrorInfo
     refused: list[RefusedCaller] = []  # at upstream's endpoints, in the last hour
+
+
+class DecisionPage(Struct, frozen=True):
+    """Decisions of this gateway, newest first; `next` is the `before` of the next page, or null."""
+
+    decisions: list[Decision]
+    next: int | None
 
 
 class TableView(Struct, frozen=True):

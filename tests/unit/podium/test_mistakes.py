@@ -89,6 +89,7 @@ MISTAKES: list[tuple[list[str], int, str, str]] = [
     (["status", "--url", "GATEWAY"], 1, "answered 401", "set PODIUM_API_TOKEN_FILE"),
     (["scores", "show", "--url", "GATEWAY"], 1, "is not a gateway", "missing required field"),
     (["jobs", "inspect", "gone", "--url", "GATEWAY"], 1, "unknown task 'gone'", "rejected offers are not"),
+    (["logs", "gone", "--url", "GATEWAY"], 1, "unknown task 'gone'", "rejected offers are not"),
     (["watch", "t", "--url", "NOBODY"], 1, "no gateway at", "is `podium up` running?"),
     (["offer", "none.json"], 1, "none.json can't be read", "No such file"),
     (["offer", "broken.json"], 1, "broken.json is not JSON", "line 1 column 13"),

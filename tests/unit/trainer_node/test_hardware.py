@@ -13,7 +13,7 @@ from shared.settings import Settings
 from trainer_node import hardware as module
 from trainer_node.hardware import detect, parse_gpus, short_name, visible_gpus, worker_threads
 
-H100 = "{index}, NVIDIA H100 80GB HBM3, 81559, 1024, 37, GPU-{index}\n"
+H100 = "{index}, NVIDIA H100 80GB HBM3, 81559, 1024, 37, GPU-{index}, 41, 312.50, 700.00\n"
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,14 @@ def test_names_are_shortened(name: str, short: str) -> None:
 
 
 def test_gpus_are_read_and_what_is_not_known_is_left_open() -> None:
-    idle = "5, NVIDIA H100 80GB HBM3, 81559, 0, [N/A], GPU-5\n"
+    idle = "5, NVIDIA H100 80GB HBM3, 81559, 0, [N/A], GPU-5, [N/A], [Not Supported], [N/A]\n"
     gpus = parse_gpus(H100.format(index=4) + idle + "error: lost\n")
     assert [(gpu.index, gpu.memory_used, gpu.utilization) for gpu in gpus] == [(4, 2**30, 0.37), (5, 0, None)]
     assert [gpu.uuid for gpu in gpus] == ["GPU-4", "GPU-5"]
+    assert [(gpu.temperature_c, gpu.power_w, gpu.power_limit_w) for gpu in gpus] == [
+        (41.0, 312.5, 700.0),
+        (None, None, None),
+    ]
 
 
 def fake_smi(folder: Path, output: str, then: str = "") -> None:
@@ -58,7 +62,7 @@ async def test_gpus_that_differ_or_are_not_there_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    fake_smi(tmp_path, H100.format(index=0) + "1, NVIDIA L40S, 46068, 0, 0, GPU-1\n")
+    fake_smi(tmp_path, H100.format(index=0) + "1, NVIDIA L40S, 46068, 0, 0, GPU-1, 30, 60, 350\n")
     with pytest.raises(SettingsError, match="H100, L40S"):
         await detect(Settings())
     fake_smi(tmp_path, "")

@@ -64,3 +64,32 @@ async def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
         log.add(decision(str(number)), OFFER)
     assert len(await log.flush()) == 2
     assert log.lost == 3
+
+
+async def test_pages_go_back_to_the_first_decision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decision_log, "BLOCK", 700)  # a line has about 500 bytes
+    log = DecisionLog(tmp_path / "decisions.jsonl")
+    assert log.read_page(5).decisions == []
+    for number in range(23):
+        log.add(decision(f"t{number}"), OFFER)
+    await log.flush()
+    seen, before, pages = [], None, 0
+    while pages == 0 or before is not None:
+        page = log.read_page(5, before)
+        seen += [each.task for each in page.decisions]
+        before, pages = page.next, pages + 1
+    assert seen == [f"t{number}" for number in reversed(range(23))]
+    assert pages == 5
+
+
+async def test_a_page_skips_a_line_that_a_crash_cut(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    log = DecisionLog(path)
+    log.add(decision("one"), OFFER)
+    await log.flush()
+    with path.open("a") as file:
+        file.write('{"task_id": "tw\n')
+    log.add(decision("three"), OFFER)
+    await log.flush()
+    assert [each.task for each in log.read_page(9).decisions] == ["three", "one"]
+    assert [each.task for each in log.read_page(1).decisions] == ["three"]

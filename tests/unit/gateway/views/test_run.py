@@ -1,0 +1,46 @@
+"""The course of a run as it is shown."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from gateway.views.run import RunPoint, run_view, thinned
+from shared.messages import Phase
+
+
+def training(count: int) -> list[RunPoint]:
+    return [RunPoint(at=float(step), phase=Phase.TRAIN, step=step, loss=2.0) for step in range(count)]
+
+
+@pytest.mark.parametrize(("count", "most", "kept"), [(0, 5, 0), (5, 5, 5), (10_000, 100, 100), (7, 1, 1)])
+def test_a_curve_has_a_bounded_length_and_keeps_its_ends(count: int, most: int, kept: int) -> None:
+    points = thinned(training(count), most)
+    assert len(points) == kept
+    assert all(before.step < after.step for before, after in itertools.pairwise(points))
+    if kept:
+        assert points[-1].step == count - 1
+    if kept > 1:
+        assert points[0].step == 0
+
+
+def test_development_points_are_changes_of_the_loss() -> None:
+    base = RunPoint(at=0.0, phase=Phase.BASELINE, base_loss=3.0, dev_loss=3.0)
+    points = [base]
+    for step, dev in enumerate([3.0, 3.0, 2.5, 2.5, 2.7], 1):
+        point = RunPoint(at=float(step), phase=Phase.TRAIN, step=step, loss=2.0, base_loss=3.0, dev_loss=dev)
+        points.append(point)
+    view = run_view("t", points, 100)
+    assert [(each.step, each.loss) for each in view.development] == [(0, 3.0), (3, 2.5), (5, 2.7)]
+    assert view.base_loss == 3.0
+    assert view.points == len(view.curve.loss) == 5
+
+
+def test_phases_begin_again_after_a_restart_and_messages_are_kept() -> None:
+    order = [Phase.LOADING, Phase.TRAIN, Phase.LOADING, Phase.TRAIN, Phase.TRAIN, Phase.DONE]
+    points = [RunPoint(at=float(at), phase=phase) for at, phase in enumerate(order)]
+    points[2] = RunPoint(at=2.0, phase=Phase.LOADING, step=7, message="resumed from step 7")
+    view = run_view("t", points, 100)
+    assert [each.phase for each in view.phases] == [order[0], order[1], order[2], order[3], order[5]]
+    assert [(each.step, each.text) for each in view.messages] == [(7, "resumed from step 7")]
