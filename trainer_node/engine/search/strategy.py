@@ -55,6 +55,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     least_batch: float = 1.0  # examples that the smallest pack holds, one on every device
     all_rows: float = 1.0  # training and development rows' tokens, as a multiple of the training rows'
     single: frozenset[str] = frozenset()  # arms whose runs aren't averaged: a second one on all rows is lost
+    width: int = 1  # trials that run at once, each on a device of its own
 
     def cost_s(self, trial: Trial) -> float:
         """Seconds that a trial takes."""
@@ -68,6 +69,11 @@ class Budget(Struct, frozen=True, kw_only=True):
     def refits(self, trial: Trial, count: int) -> int:
         """Of `count` runs like a trial on all rows, those that are of use."""
         return min(count, 1) if trial.arm in self.single else count
+
+    def refits_s(self, trial: Trial, count: int) -> float:
+        """Seconds that `count` runs like a trial on all rows take, as many at once as there are devices."""
+        turns = math.ceil(self.refits(trial, count) / self.width)
+        return turns * self.cost_s(replace(trial, refit=True))
 
     def steps(self, trial: Trial) -> float:
         """Optimiser steps of a trial."""
@@ -163,9 +169,7 @@ def _search(
         spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
         wanted = 1 if spent_s <= SEARCH_SHARE * budget.all_s else WANTED_REFITS
         # Whether this trial or the best one before it will be run again is not known: the dearer one may be.
-        reserve_s = max(
-            budget.refits(one, wanted) * budget.cost_s(replace(one, refit=True)) for one in (trial, centre)
-        )
+        reserve_s = max(budget.refits_s(one, wanted) for one in (trial, centre))
         if SAFETY * (budget.cost_s(trial) + reserve_s) <= budget.left_s:
             return trial
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -62,6 +63,8 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
     plans: dict[str, Plan]  # by arm, the most promising one first
     done: list[TrialResult] = []
     trial: Trial | None = None  # that runs now
+    width: int = 1  # trials that run at once, each by one process on a device of its own
+    others: list[Trial] = []  # that run at the same time, by processes 1, 2, ...
     starts: int = 0  # of a worker in this trial, without a checkpoint of it
     clock_tokens: int = 0  # of the token clock when this was written
     steps_before: int = 0  # of the trials that are done
@@ -73,19 +76,23 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
         return len(self.done)
 
     @property
+    def running(self) -> list[Trial]:
+        """The trials that run now, by process; none between two rounds."""
+        return [self.trial, *self.others] if self.trial else []
+
+    @property
     def in_probe(self) -> bool:
         """Whether a probe runs now."""
         return self.trial is not None and bool(self.trial.stage)
 
-    def started(self, trial: Trial, clock_tokens: int) -> SearchRecord:
-        """Return the record with a trial under way."""
-        return replace(self, trial=trial, starts=1, clock_tokens=clock_tokens)
+    def started(self, trial: Trial, clock_tokens: int, others: Sequence[Trial] = ()) -> SearchRecord:
+        """Return the record with a trial under way, and others at the same time."""
+        return replace(self, trial=trial, others=list(others), starts=1, clock_tokens=clock_tokens)
 
     def failed(self) -> SearchRecord:
         """Return the record with the trial under way given up."""
         assert self.trial is not None
-        result = TrialResult(trial=self.trial, loss=None, tokens=0, train_s=0.0)
-        return self.finished(result, 0, self.clock_tokens)
+        return self.finished(without_loss(self.trial), 0, self.clock_tokens)
 
     def finished(self, result: TrialResult, steps: int, clock_tokens: int) -> SearchRecord:
         """Return the record with the trial's result."""
@@ -93,10 +100,16 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
             self,
             done=[*self.done, result],
             trial=None,
+            others=[],
             clock_tokens=clock_tokens,
             steps_before=self.steps_before + steps,
             tokens_before=self.tokens_before + result.tokens,
         )
+
+
+def without_loss(trial: Trial) -> TrialResult:
+    """The result of a trial that has shown nothing."""
+    return TrialResult(trial=trial, loss=None, tokens=0, train_s=0.0)
 
 
 def read_search(folder: Path) -> SearchRecord | None:
