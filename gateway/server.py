@@ -24,7 +24,7 @@ from gateway.upstream.auth import gate_of, remarks
 from gateway.upstream.endpoints import Entrance, add_endpoints
 from gateway.upstream.nonces import Nonces
 from gateway.upstream.validators import validators_of
-from shared.aio import cancel_all
+from shared.aio import cancel_all, run_until_one_ends
 from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger
 from shared.net import BACKLOG, is_loopback
@@ -85,11 +85,14 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
     site = web.SockSite(runner, listening, backlog=BACKLOG)
     await site.start()
     background: Background = {"nonces": nonces.run, "validators": lambda _: validators.follow()}
-    work = asyncio.create_task(service.run(background), name="gateway service")
-    tokens = asyncio.create_task(guard.follow(), name="API tokens")
     server = runner.server
     assert server is not None  # `setup` has made it
-    watch = asyncio.create_task(service.connections.watch(lambda: server.connections), name="connections")
+    parts = {
+        "service": service.run(background),
+        "API tokens": guard.follow(),
+        "connections": service.connections.watch(lambda: server.connections),
+    }
+    work = asyncio.create_task(run_until_one_ends(parts, again_s=STOP_S), name="gateway")
     try:
         yield service, work
     finally:
@@ -98,7 +101,7 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
         if unanswered := app[RUNNING].copy():  # aiohttp's own shutdown stops reading bodies at once
             await asyncio.wait(unanswered, timeout=FINISH_S)
         await runner.cleanup()
-        await cancel_all([work, tokens, watch], again_s=STOP_S)
+        await cancel_all([work], again_s=2 * STOP_S)
         if not work.cancelled():
             work.result()  # raise why it ended
 

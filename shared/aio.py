@@ -1,10 +1,11 @@
-"""Helpers for asyncio: wait for an event or a timeout, cancel tasks."""
+"""Helpers for asyncio: wait for an event or a timeout, run tasks together, cancel tasks."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
 
 async def pause(seconds: float, wake: asyncio.Event) -> None:
@@ -25,3 +26,14 @@ async def cancel_all(tasks: Iterable[asyncio.Task[None]], again_s: float = 0.2) 
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=again_s)
+
+
+async def run_until_one_ends(work: Mapping[str, Coroutine[Any, Any, None]], again_s: float = 0.2) -> None:
+    """Run all of `work`, by name; when one ends, cancel the others and raise what it raised."""
+    tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in work.items()]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+    finally:
+        await cancel_all(tasks, again_s)

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from shared.aio import cancel_all, pause
+from shared.aio import cancel_all, pause, run_until_one_ends
 
 
 async def test_a_pause_ends_by_itself_or_with_the_event() -> None:
@@ -40,3 +40,21 @@ async def test_tasks_are_cancelled_until_they_end() -> None:
     await asyncio.sleep(0.01)
     await cancel_all(tasks, again_s=0.01)
     assert [task.cancelled() for task in tasks] == [True, False]
+
+
+async def test_what_runs_together_ends_together() -> None:
+    ended = asyncio.Event()
+
+    async def endless() -> None:
+        try:
+            await asyncio.sleep(60.0)
+        finally:
+            ended.set()
+
+    async def failing() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("why")
+
+    with pytest.raises(ValueError, match="why"):
+        await run_until_one_ends({"endless": endless(), "failing": failing()})
+    assert ended.is_set()
