@@ -12,6 +12,7 @@ from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger
 from shared.messages import GpuStatus, Hardware
 from shared.planning.hardware import machine_memory, parse_hardware
+from shared.processes import kill
 from shared.settings import Settings
 
 QUERY_TIMEOUT_S = 10.0  # nvidia-smi takes seconds while a driver initialises
@@ -30,6 +31,14 @@ log = get_logger()
 
 class GpuQueryError(PodiumError):
     """nvidia-smi is installed, but failed or did not answer."""
+
+
+class GpuQueryHangsError(GpuQueryError):
+    """nvidia-smi did not answer, and can't be killed: the driver hangs, and would hang others too."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        super().__init__("nvidia-smi hangs inside the driver and can't be killed: restart the machine")
+        self.process = process
 
 
 async def detect(settings: Settings) -> Hardware:
@@ -80,6 +89,8 @@ async def _found_gpus(wanted: str | None) -> list[GpuStatus]:
         except GpuQueryError as error:
             log.warning("the GPUs can't be listed", error=str(error), attempt=attempt)
             last = error
+            if isinstance(error, GpuQueryHangsError):
+                break
         if not driver_is_loaded():
             return []
     raise SettingsError(f"there is an NVIDIA driver, but {last}; to train on the CPU set PODIUM_HARDWARE=cpu")
@@ -91,9 +102,14 @@ def worker_threads(settings: Settings) -> int:
 
 
 async def gpu_status(gpus: str | None) -> list[GpuStatus]:
-    """Return the slot's GPUs now; empty if there are none, or if nvidia-smi doesn't answer."""
+    """Return the slot's GPUs now; empty if there are none, or if nvidia-smi doesn't answer.
+
+    Raises GpuQueryHangsError: another query would leave another process that can't be killed.
+    """
     try:
         return await query_gpus(visible_gpus(gpus, os.environ))
+    except GpuQueryHangsError:
+        raise
     except (GpuQueryError, SettingsError) as error:
         log.warning("the GPUs can't be listed", error=str(error))
         return []
@@ -122,15 +138,16 @@ async def query_gpus(wanted: str | None) -> list[GpuStatus]:
         async with asyncio.timeout(QUERY_TIMEOUT_S):
             output, _ = await process.communicate()
     except TimeoutError as error:
+        if not await kill(process):
+            raise GpuQueryHangsError(process) from error
         raise GpuQueryError(f"nvidia-smi doesn't answer within {QUERY_TIMEOUT_S:g} s") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    except asyncio.CancelledError:
+        await kill(process)
+        raise
     if process.returncode != 0:
         said = output.decode(errors="replace").strip().partition("\n")[0][:200]
         raise GpuQueryError(f"nvidia-smi failed with status {process.returncode}: {said}")
-    return parse_gpus(output.decode())
+    return parse_gpus(output.decode(errors="replace"))
 
 
 def parse_gpus(output: str) -> list[GpuStatus]:

@@ -17,7 +17,7 @@ from shared.messages import GpuStatus, Hardware, Heartbeat, Phase, encode
 from shared.planning.hardware import machine_memory
 from shared.settings import Settings
 from shared.version import version
-from trainer_node.hardware import gpu_status
+from trainer_node.hardware import GpuQueryHangsError, gpu_status
 
 GPU_QUERY_S = 5.0  # nvidia-smi costs 20 to 100 ms of CPU per call
 
@@ -94,5 +94,10 @@ class HeartbeatPublisher:
 
     async def _look_at_gpus(self) -> None:
         while True:
-            self._gpus = await gpu_status(self.settings.gpus)
+            try:
+                self._gpus = await gpu_status(self.settings.gpus)
+            except GpuQueryHangsError as error:
+                log.error("the GPUs can't be watched", error=str(error))
+                self._gpus = []
+                await error.process.wait()
             await asyncio.sleep(GPU_QUERY_S)

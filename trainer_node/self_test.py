@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -16,6 +14,7 @@ from shared.files import write_atomically
 from shared.logs import get_logger
 from shared.messages import Hardware, encode
 from shared.planning.hardware import device_count, is_cpu
+from shared.processes import kill
 from shared.self_test import SelfTestRequest, faults_in, read_reports, write_request
 from shared.settings import Settings
 from shared.version import version
@@ -46,15 +45,19 @@ def wanted(settings: Settings, hardware: Hardware) -> bool:
 async def faults_at_start(settings: Settings, hardware: Hardware, folder: Path) -> list[str]:
     """Return the slot's faults; one that passed since the machine booted is not tested again.
 
-    So a node that restarts has no minute between it and its job.
+    So a node that restarts has no minute between it and its job. A disk that can't be written is a fault.
     """
     known = folder / "self_test.json"
     passed = Passed(boot=_boot(), version=version(), hardware=hardware)
     if known.is_file() and known.read_bytes() == encode(passed):
         return []
-    faults = await run_self_test(settings, hardware, folder)
-    if not faults:
-        write_atomically(known, encode(passed))
+    try:
+        faults = await run_self_test(settings, hardware, folder)
+        if not faults:
+            write_atomically(known, encode(passed))
+    except OSError as error:
+        log.error("the self-test can't be run", error=str(error))
+        return [f"the self-test can't be run: {error}"]
     return faults
 
 
@@ -87,9 +90,9 @@ async def run_self_test(
     except TimeoutError:
         manner = f"no answer within {limit_s:g} s"
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its ranks, too
-        await process.wait()
+        ended = await kill(process, group=True)  # its ranks, too
+    if not ended:
+        manner += ", and it can't be killed: the driver hangs"
     reports = await asyncio.to_thread(read_reports, place, processes)
     faults = faults_in(reports, manner)
     for report in filter(None, reports):

@@ -21,6 +21,7 @@ import msgspec
 from shared.errors import EngineError
 from shared.logs import get_logger
 from shared.messages import ErrorCode, Job
+from shared.processes import kill
 from shared.settings import Settings
 from trainer_node.artifacts.hub_process import GO, Absent, Found, Ready, Reply, Request, Trouble
 from trainer_node.artifacts.interface import Stored, StoreError
@@ -124,10 +125,12 @@ class Hub:
         except TimeoutError as error:
             raise StoreError(f"{request.repository}: not done within {limit_s:.0f} s") from error
         finally:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            said = (await words).decode(errors="replace").replace(request.token, "***").strip()
+            said = ""
+            if await kill(process):
+                said = (await words).decode(errors="replace").replace(request.token, "***").strip()
+            else:  # reading from a disk that hangs
+                words.cancel()
+                log.warning("the process that uploads can't be killed", repository=request.repository)
             if said:
                 log.debug("hub process", repository=request.repository, said=said[-2000:])
         match reply:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shared.processes import command_line, start_time
+from shared.processes import command_line, kill, start_time
 
 NO_PID = 2**22 + 1  # above the largest id that Linux gives
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)", "an argument, \u00e4")
@@ -45,3 +47,19 @@ def test_a_process_that_ended_is_not_alive(sleeper: subprocess.Popen[bytes]) -> 
     assert start_time(sleeper.pid) is None
     assert start_time(NO_PID) is None
     assert command_line(NO_PID) == []
+
+
+@pytest.mark.parametrize("group", [False, True])
+async def test_a_killed_process_is_waited_for(group: bool) -> None:
+    process = await asyncio.create_subprocess_exec(*SLEEP, start_new_session=True)
+    assert await kill(process, group=group)
+    assert process.returncode == -signal.SIGKILL
+    assert await kill(process, group=group)
+
+
+async def test_a_process_that_can_t_be_killed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = await asyncio.create_subprocess_exec(*SLEEP)
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio.subprocess.Process, "kill", lambda _: None)  # as inside a driver that hangs
+        assert not await kill(process, end_s=0.2)
+    assert await kill(process)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,24 @@ async def test_gpus_that_can_t_be_listed_don_t_become_a_cpu(
     assert len((tmp_path / "arguments").read_text().splitlines()) == module.QUERY_TRIES
     (tmp_path / "version").unlink()  # the tool without a driver
     assert (await detect(Settings())).device == "cpu"
+
+
+async def test_a_query_that_can_t_be_killed_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that hangs keeps nvidia-smi in the kernel, where no signal ends it."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(module, "QUERY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(module, "DRIVER", tmp_path / "version")
+    asked: list[asyncio.subprocess.Process] = []
+    monkeypatch.setattr(asyncio.subprocess.Process, "kill", lambda process: asked.append(process))
+    (tmp_path / "version").touch()
+    fake_smi(tmp_path, "", "exec sleep 60")
+    with pytest.raises(SettingsError, match="hangs inside the driver and can't be killed"):
+        await detect(Settings())
+    (process,) = asked  # it was not tried again
+    process.send_signal(signal.SIGKILL)
+    await process.communicate()
 
 
 async def test_without_gpus_it_is_a_share_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

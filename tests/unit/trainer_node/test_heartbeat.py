@@ -13,8 +13,10 @@ import pytest
 from shared import subjects
 from shared.errors import BusError
 from shared.messages import GpuStatus, Hardware, Heartbeat, Phase, decode_heartbeat
+from shared.processes import kill
 from shared.settings_sources import load_settings
 from trainer_node import heartbeat
+from trainer_node.hardware import GpuQueryHangsError
 from trainer_node.heartbeat import Activity, HeartbeatPublisher
 
 CPU = Hardware(device="cpu", count=1, memory_bytes=2**30)
@@ -105,3 +107,26 @@ async def test_gpus_are_asked_for_only_where_there_are_any(
         beat = await bus.beats.get()
     assert beat.gpus == gpus
     assert asked.is_set() is bool(gpus)
+
+
+async def test_gpus_that_hang_are_asked_for_once_and_the_heart_beats_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    asked = 0
+
+    async def gpu_status(_: str | None) -> list[GpuStatus]:
+        nonlocal asked
+        asked += 1
+        raise GpuQueryHangsError(process)
+
+    monkeypatch.setattr(heartbeat, "gpu_status", gpu_status)
+    monkeypatch.setattr(heartbeat, "GPU_QUERY_S", 0.01)
+    bus = FakeBus()
+    async with beating(publisher(bus, 0.02, Hardware(device="H100", count=1, memory_bytes=2**30))):
+        for _ in range(5):
+            assert (await bus.beats.get()).gpus == []
+        assert asked == 1
+        assert await kill(process)
+        while asked == 1:
+            await bus.beats.get()

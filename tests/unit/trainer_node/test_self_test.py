@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shared.messages import Hardware
+from shared.processes import kill
 from shared.settings import Settings
 from trainer_node import self_test
 from trainer_node.self_test import faults_at_start, run_self_test, wanted
@@ -56,6 +60,35 @@ async def test_a_test_that_hangs_is_ended_and_named(tmp_path: Path) -> None:
     command = engine(tmp_path, running="'all_reduce'", end="time.sleep(600)")
     faults = await run_self_test(Settings(), GPUS, tmp_path, command=command, limit_s=3.0)
     assert faults == ["all_reduce: no answer within 3 s (process 0, 1)"]
+
+
+async def test_a_test_that_can_t_be_killed_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[asyncio.subprocess.Process] = []
+    start = asyncio.create_subprocess_exec
+
+    async def remember(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        started.append(await start(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", remember)
+    monkeypatch.setattr(os, "killpg", lambda pid, number: None)  # as inside a driver that hangs
+    command = engine(tmp_path, running="'driver'", end="time.sleep(600)")
+    faults = await run_self_test(Settings(), CPU, tmp_path, command=command, limit_s=3.0)
+    assert faults == ["driver: no answer within 3 s, and it can't be killed: the driver hangs"]
+    assert await kill(started[0])
+
+
+async def test_a_disk_that_can_t_be_written_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(self_test, "write_request", full)
+    (fault,) = await faults_at_start(Settings(), CPU, tmp_path)
+    assert fault == "the self-test can't be run: [Errno 28] No space left on device"
 
 
 async def test_a_test_that_does_not_start_is_a_fault(tmp_path: Path) -> None:
