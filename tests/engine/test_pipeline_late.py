@@ -29,7 +29,10 @@ from tests.engine.worker_run import (
     outcome_of,
     progress_of,
 )
+from trainer_node.engine import finish as finishing
 from trainer_node.engine import pipeline
+from trainer_node.engine.evaluate import metric
+from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.export import writer
 from trainer_node.engine.signals import Stop
 
@@ -48,6 +51,26 @@ def test_late_resume_submits_the_newest_checkpoint_as_it_is(killed_job: Path) ->
     assert outcome.metrics.final_loss is None
     assert "held-out loss: not measured" in (killed_job.parent / "export" / "README.md").read_text()
     assert any("as it is" in (line.message or "") for line in progress_of(killed_job))
+
+
+def test_few_scored_rows_are_the_ones_that_are_reported_and_verified(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When time is short, only the first rows are scored: other losses must be of the same rows."""
+    scored = metric.measure
+
+    def hurried(*arguments: Any, **options: Any) -> tuple[Evaluation, float]:
+        result, seconds = scored(*arguments, **options)
+        few = result.per_example[:3]
+        return Evaluation(float(few.mean()), few), seconds
+
+    monkeypatch.setattr(finishing, "measure", hurried)
+    job = make_job()
+    metrics = finish(job).metrics
+    assert metrics is not None
+    assert metrics.dev_examples == 3
+    last = progress_of(job)[-1]
+    assert (last.base_loss, last.dev_loss) == (metrics.base_loss, metrics.final_loss)
 
 
 @pytest.fixture

@@ -201,7 +201,7 @@ def submit_as_is(
 def _export(run: RunContext, record: RunRecord, state: TrainState, candidate: Candidate) -> Metrics | None:
     """Write the export on rank 0; the other ranks send the weights they hold, and return None."""
     metrics = _metrics(record, candidate.held_out or candidate.score, candidate.reached)
-    run.reporter.losses(dev=metrics.final_loss)
+    run.reporter.losses(base=metrics.base_loss, dev=metrics.final_loss)
     run.reporter.phase(Phase.EXPORT)
     with candidate.weights_applied(), run.patience():
         deltas = _whole(run, state)
