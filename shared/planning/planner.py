@@ -63,14 +63,7 @@ def make_plan(
         dtype="bfloat16" if recipe.bf16 and bf16 else "float32",
         measured=tokens_per_s,
     )
-    found, speed, step = _attempt(task, recipe.device_batch * task.rows.mean_length)
-    if step.capacity < found.layout.capacity:  # smaller packs need less memory: a higher rung may fit
-        found, speed, step = _attempt(task, step.capacity)
-    if step.steps < 1:
-        raise PlanError(
-            f"not one step fits: of {budget_s:.0f} s {speed.train_s:.0f} s are left to train at "
-            f"{speed.tokens_per_s:.0f} tokens/s, and a step has {step.packs * step.capacity} tokens"
-        )
+    found, speed, step = _best_attempt(task)
     plan = _assemble(task, found, speed, step, max_length)
     return replace(plan, deviations=deviations(recipe, plan, step, hardware, task.shape.family, pairs=pairs))
 
@@ -84,6 +77,19 @@ class _Task(Struct, frozen=True, kw_only=True):
     budget_s: float
     dtype: str
     measured: float | None
+
+
+def _best_attempt(task: _Task) -> tuple[Fit, Pace, Step]:
+    """Return the best fit; raise PlanError if not one step would be done in time."""
+    found, speed, step = _attempt(task, task.recipe.device_batch * task.rows.mean_length)
+    if step.capacity < found.layout.capacity:  # smaller packs need less memory: a higher rung may fit
+        found, speed, step = _attempt(task, step.capacity)
+    if step.steps < 1:
+        raise PlanError(
+            f"not one step fits: of {task.budget_s:.0f} s {speed.train_s:.0f} s are left to train at "
+            f"{speed.tokens_per_s:.0f} tokens/s, and a step has {step.packs * step.capacity} tokens"
+        )
+    return found, speed, step
 
 
 def _attempt(task: _Task, most: float) -> tuple[Fit, Pace, Step]:

@@ -118,17 +118,21 @@ def add_deltas(model: PreTrainedModel, plan: Plan, seed: int) -> Deltas:
     for linear in dense:
         linear.weight = nn.Parameter(linear.weight.detach().float())
     if plan.activation_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            text = (
-                f"{type(model).__name__} fits only if activations are computed twice, which its code can't do"
-            )
-            raise EngineError(ErrorCode.UNSUPPORTED, text)
-        model.activation_checkpointing_enable()
+        _recompute_activations(model)
     parameters = {
         _stable(name): weight for name, weight in network.named_parameters() if weight.requires_grad
     }
     labels = label_model(network, bf16=plan.dtype == "bfloat16")
     return Deltas(labels, parameters, bool(ranks), bool(dense), tuple(words))
+
+
+def _recompute_activations(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise EngineError(
+            ErrorCode.UNSUPPORTED,
+            f"{type(model).__name__} fits only if activations are computed twice, which its code can't do",
+        )
+    model.activation_checkpointing_enable()
 
 
 def target_modules(model: PreTrainedModel, targets: dict[str, list[str]]) -> list[str]:
