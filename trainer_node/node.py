@@ -33,6 +33,7 @@ from trainer_node.heartbeat import Activity, HeartbeatPublisher
 from trainer_node.job.reconciler import JobReconciler
 from trainer_node.job.state_chain import Chain
 from trainer_node.lease import RETRY_S, SlotLease
+from trainer_node.worker.environment import remarks
 from trainer_node.worker.supervisor import ENGINE, Supervisor
 
 # The broker delivers a job to subscribers before it stores it. A node that polls in between, or reconnects
@@ -222,6 +223,8 @@ async def serve(settings: Settings) -> None:
             node = Node(settings, bus, node_id(folder), hardware)
             if self_test.wanted(settings, hardware) and not node.supervisor.lock.is_held():
                 node.pulse.faults = await self_test.faults_at_start(settings, hardware, folder)
+            for remark in remarks(os.environ, settings):
+                log.warning(remark)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, node.drain)
             log.info("node is up", node=node.context.node, hardware=hardware.name, folder=str(folder))

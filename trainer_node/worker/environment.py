@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from shared.settings import Settings
 from shared.settings_sources import PREFIX
 
 NEEDED: Final = frozenset(
@@ -22,6 +23,7 @@ LIBRARIES: Final = (
     *("CUDA", "NVIDIA_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "TRITON_", "UCX_"),
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "SAFETENSORS_", "TOKENIZERS_"),
 )
+UPLOAD_TOKEN: Final = "HF_TOKEN"  # by which the hub's library finds a token, if no file is set
 # HF_HUB_DISABLE_IMPLICIT_TOKEN is no secret: it keeps a stored token from being sent.
 SECRET: Final = re.compile(
     r"(?<!IMPLICIT_)TOKEN(?!IZERS)|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEY\b|_SEED", re.IGNORECASE
@@ -43,10 +45,27 @@ def worker_environment(
     }
     passed = {name: value for name, value in passed.items() if not name.startswith(PREFIX)}
     passed["OMP_NUM_THREADS"] = str(threads)
-    passed["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts them, by which the half was detected
+    passed["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts them, by which the slot was detected
     if gpus is not None:
         passed["CUDA_VISIBLE_DEVICES"] = gpus
     return passed
+
+
+def remarks(environment: Mapping[str, str], settings: Settings) -> list[str]:
+    """Return what is wrong with the variables that the operator lets workers have, in one sentence each."""
+    found = []
+    for name in settings.worker_environment:
+        if name.startswith(PREFIX):
+            found.append(f"worker_environment names {name}: a worker never gets settings of Podium")
+        elif name not in environment:
+            found.append(f"worker_environment names {name}, but this node has no such variable")
+    uploads = settings.artifacts_kind == "hub" and settings.hub_token_file is None
+    if uploads and UPLOAD_TOKEN in settings.worker_environment:
+        found.append(
+            f"workers get the {UPLOAD_TOKEN} that uploads: put that token into hub_token_file, "
+            "and give workers one that can only read"
+        )
+    return found
 
 
 def _is_needed(name: str) -> bool:

@@ -108,7 +108,8 @@ def test_benches_have_the_options_that_are_named(document: str) -> None:
 def test_commands_have_the_options_that_are_named(document: str) -> None:
     wrong = []
     for words in commands_in(document, "podium"):
-        known, of, rest = parser(), "podium", list(words)
+        known: argparse.ArgumentParser = parser()
+        of, rest = "podium", list(words)
         while rest and (below := subcommands(known)):
             word = rest.pop(0)
             if word not in below and not word.startswith("-"):

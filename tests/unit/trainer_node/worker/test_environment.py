@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from trainer_node.worker.environment import worker_environment
+from shared.settings import Settings
+from trainer_node.worker.environment import remarks, worker_environment
 
 NODE = {
     "PATH": "/bin",
@@ -60,3 +63,20 @@ def test_the_settings_never_pass() -> None:
         for name in worker_environment(NODE, 3, None, ("PODIUM_NATS_NKEY_SEED_FILE",))
         if name.startswith("PODIUM_")
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, []),
+        ({"worker_environment": ("HF_TOKEN",)}, []),
+        ({"worker_environment": ("HF_TOKEN", "NO_SUCH")}, ["NO_SUCH, but this node has no such variable"]),
+        ({"worker_environment": ("PODIUM_NATS_NKEY_SEED_FILE",)}, ["never gets settings of Podium"]),
+        ({"worker_environment": ("HF_TOKEN",), "artifacts_kind": "hub"}, ["hub_token_file"]),
+        ({"worker_environment": ("HF_TOKEN",), "artifacts_kind": "hub", "hub_token_file": "/t"}, []),
+    ],
+)
+def test_what_is_wrong_is_said(settings: dict[str, Any], words: list[str]) -> None:
+    found = remarks(NODE, Settings(**settings))
+    assert len(found) == len(words)
+    assert all(word in remark for word, remark in zip(words, found, strict=True))
