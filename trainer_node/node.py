@@ -138,7 +138,8 @@ class Node:
         fault_point(FaultPoint.FOUND)  # the next life finds it in the same place
         try:
             with log_context(task=job.task):
-                self.reconciler = JobReconciler(self.context, job)
+                # In a thread: it looks for the model, whose disk may be slow, and the lease must be renewed.
+                self.reconciler = await asyncio.to_thread(JobReconciler, self.context, job)
                 await self.reconciler.reconcile()
         finally:
             self.reconciler = None

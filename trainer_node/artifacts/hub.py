@@ -66,7 +66,7 @@ class Hub:
 
     async def find(self, job: Job) -> Stored | None:
         """Return the task's submission, its files' hashes asked for or fetched; see `Remote`."""
-        request = self._request(job)
+        request = await asyncio.to_thread(self._request, job)
         return await self._ask(request, limit_s=STARTING_S + 5 * request.silence_s)
 
     async def store(
@@ -74,7 +74,9 @@ class Hub:
     ) -> Stored:
         """Commit a folder's files unless the task has a submission; see `Remote`."""
         request = msgspec.structs.replace(
-            self._request(job), folder=str(folder), private=self.settings.hub_private
+            await asyncio.to_thread(self._request, job),
+            folder=str(folder),
+            private=self.settings.hub_private,
         )
         log.info("uploading", task=job.task, repository=request.repository, digest=digest)
         stored = await self._ask(request, limit_s=limit_s, must_hold=must_hold)
@@ -96,8 +98,7 @@ class Hub:
         )
 
     def _token(self) -> str:
-        """Read it again for every request, so that an operator can put a better one there while a job
-        waits."""
+        """Read the token anew for every request: an operator may replace it while a job waits. Blocks."""
         file = self.settings.hub_token_file
         try:
             token = Path(file).expanduser().read_text() if file else os.environ.get(TOKEN_VARIABLE, "")

@@ -60,7 +60,7 @@ log = get_logger()
 
 
 class JobReconciler:
-    """One job while this node works on it."""
+    """One job while this node works on it. Making one blocks: it reads the run folder and finds the model."""
 
     def __init__(self, context: NodeContext, job: Job) -> None:
         self.context = context

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from shared.broker.bus import Bus
-from shared.messages import Hardware, Job
+from shared.errors import EngineError
+from shared.messages import Decision, ErrorCode, Hardware, Job, Offer, TaskType
 from shared.settings_sources import load_settings
+from trainer_node.job import reconciler
 from trainer_node.node import Node
 
 
@@ -55,3 +59,36 @@ async def test_a_job_that_can_not_be_read_yet_is_looked_for_again(
     event: str, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await _looks(node, monkeypatch, event=event) > 1
+
+
+async def test_a_disk_that_hangs_does_not_keep_the_loop_from_renewing_the_lease(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job's model may be on a network disk, and looking for it takes as long as that disk takes."""
+    looked_in: list[threading.Thread] = []
+
+    def look(*_: object) -> NoReturn:
+        looked_in.append(threading.current_thread())
+        raise EngineError(ErrorCode.MODEL_UNAVAILABLE, "gone")
+
+    async def newest() -> Job:
+        return job
+
+    offer = Offer(task_id="t", task_type=TaskType.CHAT, model="org/m", hours_to_complete=1.0, dataset="d")
+    job = Job(
+        record_id="r",
+        task_id="t",
+        gateway="g",
+        task="t",
+        slot="a",
+        received_at=0.0,
+        deadline_at=time.time() + 60,
+        offer=offer,
+        decision=Decision(task_id="t", task="t", accepted=True, reason=""),
+    )
+    monkeypatch.setattr(reconciler, "worker_job", look)
+    monkeypatch.setattr(reconciler.JobReconciler, "reconcile", lambda _: asyncio.sleep(0))
+    monkeypatch.setattr(node, "_newest_job", newest)
+    await node._take_work()
+    assert looked_in
+    assert looked_in[0] is not threading.main_thread()
