@@ -53,3 +53,10 @@ def test_the_gateway_has_descriptors_for_its_connections(name: str, words: str) 
     allowed = re.match(r"\d+", after)
     assert allowed
     assert int(allowed[0]) >= Settings().max_connections + SPARE_FILES
+
+
+def test_dockers_proxy_is_no_crowd_from_one_address() -> None:
+    """All clients of a published port come from the address of Docker's bridge."""
+    compose = (DEPLOY / "../docker-compose.yml").read_text()
+    (limit,) = re.findall(r'PODIUM_MAX_CONNECTIONS_PER_ADDRESS: "(\d+)"', compose)
+    assert int(limit) == Settings().max_connections
