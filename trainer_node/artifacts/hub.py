@@ -98,7 +98,7 @@ class Hub:
         )
 
     def _token(self) -> str:
-        """Read the token anew for every request: an operator may replace it while a job waits. Blocks."""
+        """Read the token again for every request: an operator may replace it while a job waits. Blocks."""
         file = self.settings.hub_token_file
         try:
             token = Path(file).expanduser().read_text() if file else os.environ.get(TOKEN_VARIABLE, "")
