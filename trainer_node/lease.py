@@ -119,8 +119,8 @@ class SlotLease:
                 log.info("another node holds the slot; waiting as standby", holder=current.node)
                 self._set(0, holder=current.node)
             return
-        # Our own lease of an earlier life is taken over at once: that life is over, or, if it is not, its
-        # writes are refused from here on. The same path settles a creation whose answer was lost.
+        # A lease that an earlier process of this node left is taken over at once: if that process still
+        # runs, its writes are refused from now on. A creation whose answer was lost ends here, too.
         self._revision = record.sequence if record else 0
         sent = self._clock()
         try:

@@ -135,7 +135,7 @@ class Node:
         worker = self.supervisor.worker
         if worker is not None and worker.file.task != job.task:
             await self.supervisor.stop("another task has the slot")
-        fault_point(FaultPoint.FOUND)  # the next life finds it in the same place
+        fault_point(FaultPoint.FOUND)  # a restarted node finds it in the same place
         try:
             with log_context(task=job.task):
                 # In a thread: it looks for the model, whose disk may be slow, and the lease must be renewed.

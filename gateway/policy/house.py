@@ -19,10 +19,10 @@ BREAK_EVEN = 0.77
 
 
 def maximum_accuracy(offer: BareOffer, view: PolicyView) -> Verdict:
-    """Judge by capacity, then hours, then priority; the two bonuses are earned, not given.
+    """Reject if no slot is free, then if the job is too long, then if its priority is too low.
 
-    A task type that is not delivered with the model's family earns neither. Whatever decides, the verdict has
-    every term of the score.
+    A task type that is not delivered with the model's family earns none of the two bonuses. The verdict
+    always has every term of the score.
     """
     chosen = free_slot(view)
     earned = terms_of(offer, view, chosen)

@@ -1,8 +1,8 @@
 """Submissions in repositories of a Hugging Face hub, under the name upstream assigned.
 
-The node's side: what to ask, of whom, for how long. The hub itself is spoken to by a process of its own
-(hub_process); a node that may no longer act for the slot doesn't let it commit, one that dies takes it along,
-and should both fail, the commit's condition still lets only the first one in.
+The node's side: what to ask, and for how long. A process of its own (hub_process) makes the requests. It
+asks the node before it commits, so a node that lost its lease commits nothing, and it exits with its node. If
+both fail, the condition of the commit still lets only the first one succeed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Hub:
         log.info("uploading", task=job.task, repository=request.repository, digest=digest)
         stored = await self._ask(request, limit_s=limit_s, must_hold=must_hold)
         if stored is None:
-            raise StoreError(f"{request.repository}: the upload ended without a word")
+            raise StoreError(f"{request.repository}: the upload ended without an answer")
         return stored
 
     def _request(self, job: Job) -> Request:

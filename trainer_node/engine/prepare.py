@@ -204,7 +204,7 @@ def train_rate(plan: Plan, forward_rate: float) -> float:
 
 
 def usable(hardware: Hardware, process_group: ProcessGroup) -> Hardware:
-    """The part of the half that is trained on: a GPU for each process."""
+    """Return the part of the slot that is trained on: a GPU for each process."""
     return hardware if hardware.device == "cpu" else replace(hardware, count=process_group.world)
 
 
@@ -240,20 +240,20 @@ def verify_limit_s(job: WorkerJob) -> float:
 
 
 def main_memory(hardware: Hardware) -> float:
-    """Bytes of this machine's memory, as far as it is this worker's."""
+    """Return this worker's share of the machine's memory, in bytes."""
     if hardware.device == "cpu":
         return hardware.memory_bytes
-    return machine_memory()[0] / 2  # the other half's processes
+    return machine_memory()[0] / 2  # the other slot's processes need the rest
 
 
 def untrained_weights(run: RunContext, plan: Plan) -> dict[str, torch.Tensor]:
-    """What the plan trains, as it is before the first step: read from the base model again."""
+    """Return what the plan trains as it is before the first step, read from the base model again."""
     model = load_model(run.job.model_path, getattr(torch, plan.dtype))
     return add_deltas(model, plan, run.job.seed).state()
 
 
 def set_threads(job: WorkerJob, process_group: ProcessGroup) -> int:
-    """Use this half's share of the cores, and this process's share of those."""
+    """Use this slot's share of the cores, and this process's share of those."""
     threads = max(1, (job.threads or len(os.sched_getaffinity(0)) // 2) // process_group.world)
     torch.set_num_threads(threads)
     return threads

@@ -219,7 +219,7 @@ def compiled(device: torch.device) -> str:
     if not worst < 1e-2:
         raise DeviceFault(f"a compiled layer's gradient is off by {worst:.3g} of its largest value")
     if counters["stats"]["unique_graphs"] == graphs:
-        return "layers will not be compiled: the compiler passed over one without a word"
+        return "layers will not be compiled: the compiler skipped one silently"
     return f"a compiled layer's gradient is off by {worst:.1g} of its largest value"
 
 

@@ -41,10 +41,10 @@ def explain(manner: str, last_line: str | None, *, out_of_memory: bool, free_byt
             return Failure(f"{manner}: {said}", code)
     if free_bytes < FULL_BYTES:
         return Failure(
-            f"{manner}: {said or 'no word in its log'}; the disk is full (No space left on device)",
+            f"{manner}: {said or 'its log is empty'}; the disk is full (No space left on device)",
             ErrorCode.DISK_FULL,
         )
-    return Failure(f"{manner}: {said or 'it left no word in its log'}")
+    return Failure(f"{manner}: {said or 'its log is empty'}")
 
 
 def out_of_memory_kills(root: Path = Path("/")) -> int:

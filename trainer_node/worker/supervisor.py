@@ -183,7 +183,7 @@ class Supervisor:
         finally:
             for lock in locks:
                 os.close(lock)
-        fault_point(FaultPoint.SPAWNED)  # the next life's `_find` knows the worker by the open lock
+        fault_point(FaultPoint.SPAWNED)  # a restarted node's `_find` knows the worker by its open lock
         file = WorkerFile(
             pid=process.pid,
             start_time=start_time(process.pid) or 0,

@@ -117,7 +117,7 @@ async def test_a_gateway_that_starts_answers_only_once_it_knows_what_the_life_be
     assert await first
     await ended(running)
 
-    after = Nonces("g")  # the same gateway's next life; it is asked before it could read anything
+    after = Nonces("g")  # the same gateway restarted; it is asked before it could read anything
     replay, fresh = after.claim("v", "1_a", now), after.claim("v", "1_b", now)
     assert replay is not None
     assert fresh is not None

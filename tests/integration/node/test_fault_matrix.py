@@ -200,7 +200,7 @@ async def test_what_is_no_job_ends_none_and_holds_up_none(world: World) -> None:
     pid = node.worker().pid
     for number, (subject, body) in enumerate(poison(encode(job), "a"), 1):
         await world.bus.append(subjects.JOBS_STREAM, subject, body)
-        if number % 5 == 0:  # the next life finds it in the place of its job
+        if number % 5 == 0:  # the restarted node finds it in the place of its job
             await node.kill()
             node.start()
 

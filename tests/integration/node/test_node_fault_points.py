@@ -1,4 +1,4 @@
-"""The node is killed at each of eight labelled moments: the next life ends the task as if nothing had been.
+"""A node is killed at each of eight labelled moments: the next one ends the task as if undisturbed.
 
 Real processes, real SIGKILL: the node kills itself where `trainer_node/fault_injection.py` says.
 """
@@ -28,7 +28,7 @@ SOURCES = Path(__file__).parents[3] / "trainer_node"
 WORKER = Path(__file__).parents[3] / "bench" / "harness" / "scripted_worker.py"
 CPU = Hardware(device="cpu", count=1, memory_bytes=2**30)
 STEPS = 8
-# A loaded machine must not lose it, or there are more claims; a node's next life takes it over at once.
+# A loaded machine must not lose it, or there are more claims; a restarted node takes it over at once.
 LONG_LEASE: dict[str, Any] = {"lease_ttl_s": 30, "lease_trust_s": 25}
 
 # What the chain must hold in the end: (claims, submittings).
@@ -120,7 +120,7 @@ def node_settings(world: World, name: str) -> Settings:
 
 
 async def finished(world: World, settings: Settings, job: Job) -> list[StateRecord]:
-    """The next life sees the task through; one result, naming what is stored."""
+    """A restarted node ends the task: one result, which names what is stored."""
     await live_until(await new_life(world.bus, settings, job), Done)
     result = await world.result()
     assert result.status is ResultStatus.SUBMITTED

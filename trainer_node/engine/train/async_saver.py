@@ -40,7 +40,7 @@ class Saver:
 
     `most_bytes` is the memory that copies may take; a larger checkpoint is written while the run waits.
     `timer` reads the run's clock, so that a simulated run's saves take no time. A checkpoint that can't be
-    written is no reason to stop: `report` hears of it, and the next one is smaller.
+    written does not end the run: `report` gets the reason, and the next one is smaller.
     """
 
     def __init__(

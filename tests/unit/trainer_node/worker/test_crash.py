@@ -28,7 +28,7 @@ MANNER = "the worker ended with exit code 1"
 )
 def test_its_last_line_tells(said: str | None, code: ErrorCode) -> None:
     failure = explain(MANNER, said, out_of_memory=False, free_bytes=ROOM)
-    assert failure == Failure(f"{MANNER}: {said or 'it left no word in its log'}", code)
+    assert failure == Failure(f"{MANNER}: {said or 'its log is empty'}", code)
 
 
 def test_what_the_kernel_counted_weighs_more_than_words() -> None:
