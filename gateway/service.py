@@ -137,7 +137,7 @@ class Service:
 
     @property
     def knows_the_logs(self) -> bool:
-        """Whether both logs were read to their end once: then what has ended is known for good."""
+        """Return whether both logs were read to their end once: then what has ended is known for good."""
         return self._local.folded.is_set()
 
     def operations(self) -> Operations:
@@ -186,12 +186,12 @@ class Service:
 
     @property
     def connected(self) -> bool:
-        """Whether the link to NATS is up."""
+        """Return whether the link to NATS is up."""
         return self._connected is not None and self._connected.bus.connected
 
     @property
     def log_age_s(self) -> float | None:
-        """Seconds since both logs were read to their end; None if they never were."""
+        """Return the seconds since both logs were read to their end; None if they never were."""
         read_at = self._connected.log_reader.read_at if self._connected else None
         return None if read_at is None else time.monotonic() - read_at
 

@@ -72,7 +72,7 @@ class ModelFacts(Struct, frozen=True):
 
 
 def facts_from_config(config: Mapping[str, Any]) -> ModelFacts:
-    """What a model's `config.json` says."""
+    """Return what a model's `config.json` says."""
     model_type = str(config.get("model_type", ""))
     if refusal := why_not(config):
         return ModelFacts(refusal)
@@ -86,7 +86,7 @@ def facts_from_config(config: Mapping[str, Any]) -> ModelFacts:
 
 
 def facts_from_name(model: str) -> ModelFacts:
-    """What a model's name says, where there is no more than that."""
+    """Return what a model's name says, where there is no more than that."""
     name = model.rpartition("/")[2].lower().replace("_", "-")
     if found := _QUANTISED_NAME.search(name):
         return ModelFacts(f"its name says {found[0]!r}, and quantised weights can't be trained")
@@ -96,12 +96,12 @@ def facts_from_name(model: str) -> ModelFacts:
 
 
 def why_not(config: Mapping[str, Any]) -> str | None:
-    """Why a model can't be trained, by its config alone; None if it can, or if it has to be tried."""
+    """Return why a model can't be trained, by its config alone; None if it can, or if it has to be tried."""
     return _quantised(config) or REFUSED.get(str(config.get("model_type", ""))) or _oversized(config)
 
 
 def _oversized(config: Mapping[str, Any]) -> str | None:
-    """Why a config can't be a real model's: to build as many modules as it names would take hours."""
+    """Return why a config can't be a real model's: to build as many modules as it names would take hours."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             if refusal := _oversized(value):
@@ -112,7 +112,7 @@ def _oversized(config: Mapping[str, Any]) -> str | None:
 
 
 def _quantised(config: Mapping[str, Any]) -> str | None:
-    """Why a model with quantised weights can't be trained; None for any other."""
+    """Return why a model with quantised weights can't be trained; None for any other."""
     how = config.get("quantization_config")
     if not how:
         return None

@@ -79,7 +79,7 @@ def device_count(hardware: Hardware) -> int:
 
 
 def usable_memory(hardware: Hardware) -> int:
-    """Bytes that a run may use on one device; two slots share a CPU machine's memory."""
+    """Return the bytes that a run may use on one device; two slots share a CPU machine's memory."""
     whole = hardware.memory_bytes // 2 if is_cpu(hardware) else hardware.memory_bytes
     return int(USABLE * whole)
 

@@ -83,7 +83,7 @@ def estimate(shape: ModelShape, modules: Sequence[ModulePlan], layout: Layout, d
 
 
 def activation_bytes(shape: ModelShape, modules: Sequence[ModulePlan], layout: Layout, dropout: float) -> int:
-    """Bytes kept for one pack's backward pass; with checkpointing one layer's plus every layer's input."""
+    """Return the bytes kept for a pack's backward pass; checkpointing: a layer's and every layer's input."""
     width = 2 if layout.dtype == "bfloat16" else 4
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     # Two norms keep their input in fp32 and hand on a copy; attention keeps q, k, v and its output; the MLP

@@ -45,7 +45,7 @@ class Pace(Struct, frozen=True):
 def flops_per_token(
     shape: ModelShape, modules: Sequence[ModulePlan], rows: Rows, *, checkpointing: bool
 ) -> float:
-    """Training FLOPs of one token: 4 per frozen weight, 6 per trained one, and 2 more each to recompute.
+    """Return the training FLOPs of a token: 4 per frozen weight, 6 per trained one, 2 each to recompute.
 
     Embeddings cost nothing, the output matrix counts at scored positions, attention by half the mean row.
     """

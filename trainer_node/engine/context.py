@@ -45,7 +45,7 @@ class RunContext:
 
     @property
     def left_s(self) -> float:
-        """Seconds until the outcome must be on disk."""
+        """Return the seconds until the outcome must be on disk."""
         return self.job.ready_by - self.clock.time()
 
     def patience(self) -> AbstractContextManager[None]:

@@ -81,7 +81,7 @@ def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
 
 
 def explain(error: Exception) -> tuple[ErrorCode, str]:
-    """An error's code and one sentence for people."""
+    """Return an error's code and one sentence for people."""
     if isinstance(error, EngineError):
         return error.code, str(error)
     if is_out_of_memory(error):
@@ -99,7 +99,7 @@ def _first_line(error: Exception) -> str:
 
 
 def pipeline(run: RunContext) -> Outcome:
-    """The whole run; raises what `explain` explains."""
+    """Run everything; raise what `explain` explains."""
     checkpoints = run.folder / "checkpoints"
     if run.process_group.is_main:
         checkpoint.clean(checkpoints)
@@ -131,7 +131,7 @@ def pipeline(run: RunContext) -> Outcome:
 
 
 def begin(run: RunContext) -> Outcome:
-    """A fresh run."""
+    """Begin a fresh run."""
     budget_s, start = run.left_s, run.clock.time()
     run.reporter.phase(Phase.LOADING)
     config = load_config(run.job.model_path)

@@ -56,12 +56,12 @@ def ingest(run: RunContext, config: Any) -> JobData:
 
 
 def vocabulary_of(config: Any) -> int:
-    """How many tokens a model has embeddings for."""
+    """Return how many tokens a model has embeddings for."""
     return int(config.get_text_config().vocab_size)
 
 
 def divided(job: WorkerJob, tokens: TokenCache, length: int, vocabulary: int) -> JobData:
-    """A job's tokens with the development rows held out; these are all that the scorer would score.
+    """Return a job's tokens with the development rows held out; these are all that the scorer would score.
 
     Of the others those are dropped that are longer than the profile trains on. Raises DataError if none is
     left. Rows are dropped, too, with tokens that were added to the tokenizer and not to the model: a GPU
@@ -89,7 +89,7 @@ def divided(job: WorkerJob, tokens: TokenCache, length: int, vocabulary: int) ->
 
 
 def load_data(run: RunContext, config: Any) -> JobData:
-    """The job's rows, read by rank 0 for all."""
+    """Return the job's rows, read by rank 0 for all."""
     return cast(
         JobData,
         run.process_group.broadcast_object(ingest(run, config) if run.process_group.is_main else None),
@@ -97,7 +97,7 @@ def load_data(run: RunContext, config: Any) -> JobData:
 
 
 def reload_data(run: RunContext, config: Any, fingerprint: str) -> JobData | str:
-    """The rows that the run began with, read by rank 0 for all, or why they can't be had any more.
+    """Return the rows that the run began with, read by rank 0 for all, or why they can't be had any more.
 
     From their tokens in the run's folder; without them from the data again.
     """
@@ -118,7 +118,7 @@ def reload_data(run: RunContext, config: Any, fingerprint: str) -> JobData | str
 def baseline(
     run: RunContext, model: torch.nn.Module, data: JobData, draft: Plan
 ) -> tuple[JobData, Evaluation, float]:
-    """The base model's metric and the seconds per row, and the data with the development rows that it covers.
+    """Return the data with the development rows that were scored, the base model's metric, seconds per row.
 
     Preference pairs leave with their references. A model that is its own reference scores ln 2 on any pair.
     """
@@ -195,7 +195,7 @@ def draw_plan(
 
 
 def train_rate(plan: Plan, forward_rate: float) -> float:
-    """Training tokens/s from those of a forward pass.
+    """Return training tokens/s from those of a forward pass.
 
     Dense: 3 passes' worth of work; frozen weights: 2; one more to recompute activations.
     """
@@ -220,7 +220,7 @@ def with_free_memory(job: WorkerJob, process_group: ProcessGroup, report: Callab
 
 
 def first_costs(run: RunContext, plan: Plan, load_s: float, ingest_s: float, score_s: float) -> Costs:
-    """What was measured, and bytes over a slow disk for what wasn't."""
+    """Return what was measured, and bytes over a slow disk for what wasn't."""
     trained = sum(module.parameters for module in plan.modules)
     return Costs(
         import_s=run.import_s,
@@ -235,7 +235,7 @@ def first_costs(run: RunContext, plan: Plan, load_s: float, ingest_s: float, sco
 
 
 def verify_limit_s(job: WorkerJob) -> float:
-    """What scoring the reloaded export may cost."""
+    """Return what scoring the reloaded export may cost."""
     return min(VERIFY_MOST_S, VERIFY_SHARE * (job.ready_by - job.start_at))
 
 

@@ -46,7 +46,7 @@ class Reporter:
             self._emit(replace(self.last, phase=phase, eta_s=None, tokens_per_s=None))
 
     def message(self, text: str) -> None:
-        """Something people should know: a deviation, dropped rows, a fallback."""
+        """Report something that people should know: a deviation, dropped rows, a fallback."""
         with self._lock:
             self._emit(replace(self.last, message=text))
 
@@ -64,7 +64,7 @@ class Reporter:
                 self._emit(replace(self.last, message=text))
 
     def restarted(self) -> None:
-        """Training starts again from the base model: the smoothed loss starts again, too."""
+        """Note that training starts again from the base model, and so does the smoothed loss."""
         with self._lock:
             self.last = replace(self.last, loss=None)
 
@@ -114,7 +114,7 @@ class Reporter:
         return time.monotonic() - self._written >= PERIOD_S
 
     def step(self, step: int, progress: float, tokens: int, loss: float, lr: float, eta_s: float) -> None:
-        """Training stands here. `loss` is the mean since the last report."""
+        """Report where training stands. `loss` is the mean since the last report."""
         now = time.monotonic()
         self._tokens.append((now, tokens))
         while len(self._tokens) > 2 and now - self._tokens[0][0] > WINDOW_S:

@@ -30,7 +30,7 @@ class Stop:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
     def close(self) -> None:
-        """From here on a signal changes nothing: the outcome is about to be written and must stand.
+        """Ignore signals from here on: the outcome is about to be written and must stand.
 
         Ignored, not caught: when Python ends it gives caught signals back their default, which is to kill.
         """

@@ -64,7 +64,7 @@ class Examples:
 
     @property
     def highest(self) -> NDArray[np.int32]:
-        """The highest token id of every example, int32[N]."""
+        """Return the highest token id of every example, int32[N]."""
         firsts = self.offsets[:-1][:: self.group]
         return np.maximum.reduceat(self.ids, firsts) if len(firsts) else self.ids[:0]
 

@@ -102,7 +102,7 @@ def _bytes(folder: Path, dtype: torch.dtype) -> float:
 
 
 def _free_main_memory() -> float:
-    """Bytes that can be had without swapping; infinite where the system doesn't tell."""
+    """Return the bytes that can be had without swapping; infinite where the system doesn't tell."""
     try:
         return machine_memory()[1]
     except OSError:

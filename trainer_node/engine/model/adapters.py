@@ -45,7 +45,7 @@ class Deltas:
 
     @property
     def network(self) -> nn.Module:
-        """The PEFT model if there is LoRA, else the Hugging Face model: what is saved."""
+        """Return the PEFT model if there is LoRA, else the Hugging Face model: what is saved."""
         return self.model.network
 
     def param_groups(self, plan: Plan) -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ class Deltas:
         ]
 
     def state(self) -> dict[str, Tensor]:
-        """The trainable weights themselves, detached: copy them if training goes on."""
+        """Return the trainable weights themselves, detached: copy them if training goes on."""
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class Deltas:
 
 
 def load_adapter(model: PreTrainedModel, folder: str) -> nn.Module:
-    """A model with a frozen PEFT adapter on it; EngineError(MODEL_UNAVAILABLE) if its files aren't there."""
+    """Put a frozen PEFT adapter on a model. Raises EngineError(MODEL_UNAVAILABLE) without its files."""
     if not all(
         (Path(folder) / name).is_file() for name in ("adapter_config.json", "adapter_model.safetensors")
     ):
@@ -144,7 +144,7 @@ def target_modules(model: PreTrainedModel, targets: dict[str, list[str]]) -> lis
 
 
 def has_transposed(model: nn.Module) -> bool:
-    """Whether linear modules hold their weights as inputs x outputs, as GPT-2's do."""
+    """Return whether linear modules hold their weights as inputs x outputs, as GPT-2's do."""
     return any(isinstance(module, Conv1D) for module in model.modules())
 
 
@@ -202,5 +202,5 @@ def _peft_warnings_off() -> Iterator[None]:
 
 
 def _stable(name: str) -> str:
-    """A parameter's name as in the Hugging Face model, without PEFT's prefix and adapter name."""
+    """Return a parameter's name as in the Hugging Face model, without PEFT's prefix and adapter name."""
     return name.removeprefix("base_model.model.").replace(".default.", ".").replace(".base_layer.", ".")

@@ -258,7 +258,7 @@ def check_kernels(device: torch.device, forms: Iterable[Form]) -> None:
 
 
 def forms_of(config: PretrainedConfig) -> list[Form]:
-    """The forms of attention that a model's configuration names."""
+    """Return the forms of attention that a model's configuration names."""
     text = config.get_text_config()
     heads, dim = heads_of(config)
     groups = getattr(text, "num_key_value_heads", None) or heads
@@ -291,7 +291,7 @@ def _kernel(device: torch.device, form: Form) -> Kernel:
 
 
 def _tested(kernel: Kernel, device: torch.device, form: Form) -> float:
-    """A kernel's error, found in a thread of its own.
+    """Return a kernel's error, found in a thread of its own.
 
     Gradients may be off around the caller (scoring), autocast on, and inside a recomputed layer what a
     backward pass needs is not kept: all of that belongs to the caller's thread.

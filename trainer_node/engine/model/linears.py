@@ -62,7 +62,7 @@ def trainable_linears(model: PreTrainedModel) -> dict[Linear, list[str]]:
 
 
 def layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The decoder's layers and their path in the model; LookupError if it has none."""
+    """Return the decoder's layers and their path in the model; LookupError if it has none."""
     decoder = model.get_decoder()
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and any(module is part for part in decoder.children()):
@@ -71,14 +71,14 @@ def layers_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def expert_tensors(layers: nn.Module) -> list[nn.Parameter]:
-    """The tensors that hold a matrix for each of several experts."""
+    """Return the tensors that hold a matrix for each of several experts."""
     return [
         weight for weight in layers.parameters() if weight.dim() == 3 and min(weight.shape[1:]) >= SMALLEST
     ]
 
 
 def _is_called(layers: nn.Module, path: str) -> bool:
-    """Whether a module is called as a module in every case.
+    """Return whether a module is called as a module in every case.
 
     Next to a convolution along the text, kernels are given all weights but those of the first product; a LoRA
     factor next to the others would train on one machine and be overlooked on another.
@@ -101,7 +101,7 @@ def _groups(layers: str, places: list[LinearPlace]) -> dict[str, list[LinearPlac
 
 
 def _shortest(name: str, groups: dict[str, list[LinearPlace]]) -> str:
-    """The shortest end of a kind's name that no module of another kind has."""
+    """Return the shortest end of a kind's name that no module of another kind has."""
     others = [f".{place.path}" for other, found in groups.items() if other != name for place in found]
     parts = name.split(".")
     for count in range(1, len(parts)):

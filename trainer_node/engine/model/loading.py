@@ -38,7 +38,7 @@ class ShardIndex(msgspec.Struct):
 
 
 def load_config(path: str) -> PretrainedConfig:
-    """The configuration of a model: a folder, a GGUF file (or a folder that holds one), or a hub id.
+    """Return the configuration of a model: a folder, a GGUF file (or a folder that holds one), or a hub id.
 
     Raises EngineError(UNSUPPORTED) for one that can't be trained, before its weights are downloaded.
     """
@@ -49,12 +49,12 @@ def load_config(path: str) -> PretrainedConfig:
 
 
 def load_tokenizer(path: str) -> Any:
-    """The model's own tokenizer, as the scorer uses it."""
+    """Return the model's own tokenizer, as the scorer uses it."""
     return _load(AutoTokenizer, path)
 
 
 def load_model(path: str, dtype: torch.dtype | str) -> PreTrainedModel:
-    """A causal language model on the CPU with weights in `dtype`: from safetensors, GGUF, or pickled tensors.
+    """Load a causal language model on the CPU in `dtype`: from safetensors, GGUF, or pickled tensors.
 
     Pickled files are read without running what is in them. Raises EngineError: MODEL_UNAVAILABLE if there are
     no such weights or some are missing, UNSUPPORTED if their kind is unknown.
@@ -70,7 +70,7 @@ def load_model(path: str, dtype: torch.dtype | str) -> PreTrainedModel:
 
 
 def _with_weights(path: str, **options: Any) -> PreTrainedModel:
-    """The model with all its weights from its files: what they lack would be random numbers."""
+    """Return the model with all its weights from its files: what they lack would be random numbers."""
     _check_indices(path)
     model, info = _load(AutoModelForCausalLM, path, output_loading_info=True, weights_only=True, **options)
     if missing := sorted(info["missing_keys"]):
@@ -100,7 +100,7 @@ def _check_indices(path: str) -> None:
 
 
 def _gguf(path: str) -> Path | None:
-    """The GGUF file that a path means, if it means one."""
+    """Return the GGUF file that a path means, if it means one."""
     place = Path(path)
     if place.suffix == ".gguf" and place.is_file():
         return place
@@ -110,7 +110,7 @@ def _gguf(path: str) -> Path | None:
 
 
 def _is_local(path: str) -> bool:
-    """Whether a path can only mean a place on this machine, not a model of the hub."""
+    """Return whether a path can only mean a place on this machine, not a model of the hub."""
     return path.startswith(("/", ".", "~")) or path.endswith(".gguf")
 
 
@@ -134,7 +134,7 @@ def _load(factory: Any, path: str, **options: Any) -> Any:
 
 
 def _is_machines(error: BaseException) -> bool:
-    """Whether memory or disk ran out, which is not the model's fault."""
+    """Return whether memory or disk ran out, which is not the model's fault."""
     if isinstance(error, OSError):
         return is_disk_full(error)
     return isinstance(error, RuntimeError) and "memory" in str(error).lower()

@@ -20,7 +20,7 @@ _known: dict[str, ModelShape] = {}  # by config: a plan is drawn several times i
 
 
 def model_shape(config: PretrainedConfig) -> ModelShape:
-    """The sizes the planner needs; EngineError(UNSUPPORTED) for a model that can't be trained."""
+    """Return the sizes the planner needs; EngineError(UNSUPPORTED) for a model that can't be trained."""
     text = config.to_json_string(use_diff=False)
     if text not in _known:
         try:
@@ -35,7 +35,7 @@ def model_shape(config: PretrainedConfig) -> ModelShape:
 
 
 def heads_of(config: PretrainedConfig) -> tuple[int, int]:
-    """The number of attention heads, and the size of one."""
+    """Return the number of attention heads, and the size of one."""
     text = config.get_text_config()
     hidden = int(text.hidden_size)
     heads = _whole(text, "num_attention_heads", max(1, hidden // HEAD))
@@ -43,7 +43,7 @@ def heads_of(config: PretrainedConfig) -> tuple[int, int]:
 
 
 def shape_of(model: PreTrainedModel) -> ModelShape:
-    """The sizes of a model; one on the meta device will do."""
+    """Return the sizes of a model; one on the meta device will do."""
     config = model.config.get_text_config()
     linears = tuple(trainable_linears(model))
     if not linears:

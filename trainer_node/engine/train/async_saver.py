@@ -181,10 +181,10 @@ class Saver:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that may still be written to a folder's disk."""
+    """Return the bytes that may still be written to a folder's disk."""
     return shutil.disk_usage(folder).free
 
 
 def size_of(tensors: Tensors) -> int:
-    """Bytes of some tensors, all shards together."""
+    """Return the bytes of some tensors, all shards together."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

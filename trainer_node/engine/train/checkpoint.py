@@ -159,7 +159,7 @@ def by_value(folder: Path) -> list[Path]:
 
 
 def freed_by(checkpoint: Path) -> int:
-    """Bytes that deleting a checkpoint frees; files that have another name, too, stay."""
+    """Return the bytes that deleting a checkpoint frees; files that have another name, too, stay."""
     stats = [path.stat() for path in checkpoint.iterdir()]
     return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
 

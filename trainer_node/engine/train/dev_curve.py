@@ -38,7 +38,7 @@ class DevCurve(Struct, frozen=True, kw_only=True):
 
     @property
     def best(self) -> Point | None:
-        """The lowest point; the earliest of equals."""
+        """Return the lowest point; the earliest of equals."""
         measured = [point for point in self.points if point.loss is not None]
         return min(measured, key=lambda point: point.loss or 0.0, default=None)
 
@@ -57,16 +57,16 @@ class DevCurve(Struct, frozen=True, kw_only=True):
 
     @property
     def is_at_best(self) -> bool:
-        """Whether the newest point is the lowest."""
+        """Return whether the newest point is the lowest."""
         return bool(self.points) and self.best is self.points[-1]
 
     def lowest(self, count: int) -> list[Point]:
-        """The points of lowest loss, at most so many; the earliest of equals first."""
+        """Return the points of lowest loss, at most so many; the earliest of equals first."""
         measured = [point for point in self.points if point.loss is not None]
         return sorted(measured, key=lambda point: point.loss or 0.0)[:count]
 
     def turned(self, rule: CurveRule = HOUSE) -> bool:
-        """Whether the newest points lie above the lowest one by more than the rule allows."""
+        """Return whether the newest points lie above the lowest one by more than the rule allows."""
         best = self.best
         if best is None:
             return False
@@ -82,17 +82,17 @@ class DevCurve(Struct, frozen=True, kw_only=True):
         return float(difference.mean()) > rule.errors * error
 
     def due(self, tokens: int, epoch_tokens: float, all_tokens: float, rule: CurveRule = HOUSE) -> bool:
-        """Whether the next point is due after so many trained tokens, of `all_tokens` in the whole run."""
+        """Return whether the next point is due after `tokens` trained ones; the run has `all_tokens`."""
         first, every = rule.first_epochs * epoch_tokens, rule.every_epochs * epoch_tokens
         every = max(every, all_tokens / rule.most_points)
         last = self.points[-1].tokens if self.points else None
         return tokens >= first if last is None else tokens >= last + every
 
     def affordable(self, cost_s: float, trained_s: float, rule: CurveRule = HOUSE) -> bool:
-        """Whether one more measurement keeps within its share of the time that training took."""
+        """Return whether one more measurement keeps within its share of the time that training took."""
         return self.spent_s + cost_s <= rule.share * trained_s
 
 
 def cooldown_tokens(best: Point) -> int:
-    """How many tokens to train on from the lowest point while the rate falls to zero."""
+    """Return how many tokens to train on from the lowest point while the rate falls to zero."""
     return max(1, int(COOLDOWN * best.tokens))

@@ -171,5 +171,5 @@ class Schedule:
         self._save_costs_s += slowed_s
 
     def eta_s(self, now: float) -> float:
-        """Seconds until training ends, by the clock."""
+        """Return the seconds until training ends, by the clock."""
         return max(0.0, self.end_at - now)

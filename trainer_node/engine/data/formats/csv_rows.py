@@ -34,7 +34,7 @@ class Dialect(NamedTuple):
     escape: str | None = None
 
     def __str__(self) -> str:
-        """For people."""
+        """Return the dialect in words."""
         parts = [f"fields separated by {SEPARATORS.get(self.separator, repr(self.separator))}"]
         if self.quote != '"':
             parts.append("in single quotes")
