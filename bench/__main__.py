@@ -29,6 +29,9 @@ BENCHES: dict[str, Bench] = {
     "models": Bench("architectures.table", 15, "tiny models of every architecture, trained and reloaded"),
     "structure": Bench("conformance.structure", 0.1, "folders, circles, layers, long functions, words"),
     "deadline": Bench("deadline.runs", 45, "a submission is on disk at the deadline"),
+    "deliveries": Bench(
+        "reliability.deliveries", 30, "jobs of auto end in time and resume alike, under kills"
+    ),
     "stage_costs": Bench("deadline.stage_costs", 6, "seconds of each stage of a real run"),
     "upstream_sim": Bench("fake_validator.simulator", 1, "make or play a trace of upstream's offers"),
     "gateway_load": Bench("performance.gateway_load", 3, "offers per second against FastAPI"),

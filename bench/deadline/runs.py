@@ -22,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ import torch
 
 from bench.deadline import real_runs, simulated_machine, simulated_pipeline
 from bench.deadline.simulated_machine import Faults, Killed, Seconds, World
-from bench.deadline.simulated_pipeline import Ear
+from bench.deadline.simulated_pipeline import Answers, Ear
 from bench.harness import tiny_jobs
 from shared.errors import EngineError
 from shared.files import folder_digest
@@ -125,9 +126,16 @@ def simulate(runs: int, seed: int, folder: Path, data: Path, profile: str) -> di
 
 
 def live(
-    machine: World, folder: Path, data: Path, *, computes: bool, profile: str = "maximum_accuracy"
+    machine: World,
+    folder: Path,
+    data: Path,
+    *,
+    computes: bool,
+    profile: str = "maximum_accuracy",
+    answers: Answers | None = None,
+    killed: Callable[[], None] = lambda: None,
 ) -> Ended:
-    """Make one run, restarted whenever it is killed, as the node does."""
+    """Make one run, restarted whenever it is `killed`, as the node does."""
     profile = "lora_r16" if computes else profile  # PEFT takes its time at every start
     path = tiny_jobs.write_job(
         folder, data, profile=profile, clock="wall", start_at=0.0, ready_by=machine.ready_by
@@ -138,7 +146,7 @@ def live(
         reporter.world = machine
         reporter.__init__(folder / "progress.jsonl", job.task, job.slot)  # type: ignore[misc]
         try:
-            with simulated_pipeline.costs(machine, computes=computes):
+            with simulated_pipeline.costs(machine, computes=computes, answers=answers):
                 machine.begin()
                 outcome = unverified.at_once(folder, job, machine.now, reporter)
                 if outcome is None:
@@ -146,6 +154,7 @@ def live(
                     imports = (1 - simulated_machine.PYTHON_SHARE) * machine.seconds.start
                     outcome = pipeline(RunContext(job, folder, machine, reporter, Stop(), import_s=imports))
         except Killed:
+            killed()
             continue
         except EngineError as error:
             return Ended(math.inf, f"{error.code}: {error}", machine)

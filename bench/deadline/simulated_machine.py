@@ -103,6 +103,10 @@ class World:
         self.phase, self.patient_until, self.finished, self.background = None, -math.inf, False, None
         self.spend("start", PYTHON_SHARE * self.seconds.start)
 
+    def reached(self, phase: Phase) -> None:
+        """Receive the report of a phase."""
+        self.phase, self.heard_at = phase, self.now
+
     def imports(self) -> None:
         """Spend the time that importing torch takes."""
         self.spend("start", (1 - PYTHON_SHARE) * self.seconds.start)

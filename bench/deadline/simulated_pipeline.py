@@ -26,6 +26,7 @@ from trainer_node.engine.evaluate import metric
 from trainer_node.engine.export import writer
 from trainer_node.engine.model.loading import load_model, load_tokenizer
 from trainer_node.engine.reporter import PERIOD_S, Reporter
+from trainer_node.engine.search import runner
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import async_saver, loop
 from trainer_node.engine.train.state import TrainState
@@ -63,8 +64,32 @@ class Ear(Reporter):
 
     def _emit(self, progress: Progress) -> None:
         super()._emit(progress)
-        self.world.phase, self.world.heard_at = progress.phase, self.world.now
+        self.world.reached(progress.phase)
         self.world.finished = progress.progress >= 1.0
+
+
+class Answers:
+    """What stands in for computing: zero gradients, and losses that say whether a run is spoilt."""
+
+    def begins(self, state: TrainState) -> None:
+        """Know that a training run begins, or goes on."""
+
+    def gradients(
+        self, world: World, state: TrainState, packs: list[list[int]], stop: Stop
+    ) -> tuple[torch.Tensor, int]:
+        """Leave gradients out; the packs take their time."""
+        tokens = [int(state.examples.lengths[pack].sum()) for pack in packs]
+        for count in tokens:
+            state.alive()
+            world.trained(count)
+        return torch.zeros(()), sum(tokens)
+
+    def scores(
+        self, world: World, model: torch.nn.Module, examples: Examples, **_: object
+    ) -> metric.Evaluation:
+        """Return 1 for the base model, and less for trained weights unless the run is spoilt."""
+        loss = 1.0 if world.phase is Phase.BASELINE else 1.5 if world.faults.spoilt else 0.5
+        return metric.Evaluation(loss, np.full(len(examples), loss))
 
 
 class BackgroundSave:
@@ -103,13 +128,19 @@ class BackgroundSave:
 
 
 @contextmanager
-def costs(world: World, *, computes: bool) -> Iterator[None]:
+def costs(world: World, *, computes: bool, answers: Answers | None = None) -> Iterator[None]:
     """Inside, the pipeline's expensive parts take their time in the world.
 
-    Unless it `computes`, gradients are zero, every loss is 1 and no export is reloaded; all that decides,
+    Unless it `computes`, gradients and losses are the `answers`, and no export is reloaded; all that decides,
     counts and writes stays what it is.
     """
-    idle = (*IDLE, (metric, "score_sft", partial(_scores, world)), (loop, "gradients", partial(_zero, world)))
+    answers = answers or Answers()
+    idle = (
+        *IDLE,
+        (metric, "score_sft", partial(answers.scores, world)),
+        (loop, "gradients", partial(answers.gradients, world)),
+        (runner, "make_state", _beginning(answers, assemble.make_state)),
+    )
     always = (
         (async_saver, "ThreadPoolExecutor", partial(BackgroundSave, world)),
         (loop, "gc", LAZY),
@@ -145,18 +176,13 @@ def _collate(
     return real(examples, indices, *rest)
 
 
-def _zero(world: World, state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[torch.Tensor, int]:
-    tokens = [int(state.examples.lengths[pack].sum()) for pack in packs]
-    for count in tokens:
-        state.alive()
-        world.trained(count)
-    return torch.zeros(()), sum(tokens)
+def _beginning(answers: Answers, real: Callable[..., TrainState]) -> Callable[..., TrainState]:
+    def make_state(*args: Any, **kwargs: Any) -> TrainState:
+        state = real(*args, **kwargs)
+        answers.begins(state)
+        return state
 
-
-def _scores(world: World, model: torch.nn.Module, examples: Examples, **_: object) -> metric.Evaluation:
-    """Return 1 for the base model, and less for trained weights unless the run is spoilt."""
-    loss = 1.0 if world.phase is Phase.BASELINE else 1.5 if world.faults.spoilt else 0.5
-    return metric.Evaluation(loss, np.full(len(examples), loss))
+    return make_state
 
 
 def _right(*_: object) -> None:
