@@ -6,7 +6,7 @@ WORKDIR /app
 
 # Dependencies first, from pyproject.toml alone: a change of code doesn't install them again.
 COPY pyproject.toml constraints.txt deploy/requirements.py ./
-RUN python requirements.py gateway keys > requirements.txt \
+RUN python requirements.py gateway dashboard keys > requirements.txt \
     && pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 
 COPY shared shared

@@ -18,6 +18,7 @@ from gateway.api.access import guard_of
 from gateway.api.routing import RUNNING, URGENT
 from gateway.api.throttle import LoopThrottle
 from gateway.api.v1 import make_app
+from gateway.dashboard.pages import add_pages
 from gateway.parts import Background
 from gateway.service import Service
 from gateway.upstream.auth import gate_of, remarks
@@ -78,6 +79,7 @@ async def running(settings: Settings, listening: socket.socket) -> AsyncIterator
         raise SettingsError("upstream_auth = off is for loopback only, but the socket that was passed is not")
     app = make_app(service, guard)
     app[URGENT].update(add_endpoints(app, service, entrance))
+    add_pages(app)
     logging.getLogger("aiohttp.server").addFilter(_is_about_us)
     runner = _runner_of(app)
     await runner.setup()

@@ -1,6 +1,6 @@
 """Run and watch a two-slot fine-tuning miner.
 
-podium COMMAND --help explains a command, with examples. README.md shows a first run.
+podium COMMAND --help explains a command, with examples. docs/start.md is a first run in ten minutes.
 """
 
 from __future__ import annotations

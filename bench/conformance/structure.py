@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "relocation",
         "parts",
         "service",
-        "upstream",
+        "upstream dashboard",
         "api",
         "server",
         "__main__",
