@@ -47,7 +47,9 @@ def machine(machine_with: Callable[..., Any], tmp_path_factory: pytest.TempPathF
         {"instruct": "x", "output": ""},
     ]
     (root / "some_bad.json").write_text(json.dumps([*rows, *bad, bad[0], 4]))
-    machine = machine_with(folder, PODIUM_DATASET_ROOTS=str(root), HF_HUB_OFFLINE="1")
+    # A strong prior: the jobs that fail here would otherwise teach the policy to refuse the others.
+    settings = {"PODIUM_DATASET_ROOTS": str(root), "PODIUM_PRIOR_STRENGTH": "1000", "HF_HUB_OFFLINE": "1"}
+    machine = machine_with(folder, **settings)
     machine.up()
     before = {service: machine.pid(service) for service in SERVICES}
     yield machine
