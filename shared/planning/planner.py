@@ -163,6 +163,7 @@ def _assemble(task: _Task, found: Fit, speed: Pace, step: Step, max_length: int)
         dropout=recipe.dropout,
         lr_lora=given or share * lora_rate(family, hidden, alphas[0] if alphas else recipe.alpha),
         lr_dense=given or share * dense_rate(family, hidden),
+        betas=recipe.betas,
         max_length=max_length,
         capacity=step.capacity,
         packs_per_step=step.packs,

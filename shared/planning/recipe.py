@@ -49,6 +49,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     compile: bool = False
     ddp_bucket_mb: int = 200
     optimizer: str = "AdamW"
+    betas: tuple[float, float] = (0.9, 0.999)
     rate: float | None = None  # peak learning rate; None: see `lora_rate` and `dense_rate`
     decay: str = "linear"  # how the rate falls from its peak: linear or cosine
     warmup: float = 0.03  # share of the training

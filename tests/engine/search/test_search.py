@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from shared.messages import OutcomeStatus, Phase, TaskType, decode_worker_job, encode
 from shared.planning.plan import Plan
+from shared.planning.profiles import PROFILES
 from tests.engine.worker_run import (
     WAIT_S,
     data_of,
@@ -92,6 +93,19 @@ def test_a_search_ends_lower_than_its_first_trial_and_says_what_it_tried(
     for values in ([line.progress for line in training], [line.step for line in training]):
         assert values == sorted(values)  # several runs look like one to people
     assert not any("refused" in (line.message or "") for line in lines)
+
+
+def test_all_arms_have_the_momentum_of_the_profile(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Rank 128 would be no less than the whole matrix on so small a model.
+    monkeypatch.setitem(PROFILES, "auto", replace(PROFILES["auto"], arms=("lora_r16",)))
+    job = make_job(profile="auto", ready_by=40.0)
+    finish(job)
+    assert {arm: plan.betas for arm, plan in record_of(job).plans.items()} == {
+        "dense": (0.6, 0.99),
+        "LoRA r16": (0.6, 0.99),
+    }
 
 
 def test_the_submitted_trials_skipped_steps_are_reported(

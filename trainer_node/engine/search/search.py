@@ -178,9 +178,8 @@ def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
             run.reporter.message(f"{profile} is not tried: {error}")
             continue
         if other.parallel != "fsdp2":
-            plans.setdefault(
-                arm_name(other), msgspec.structs.replace(other, profile=job.profile, deviations=[])
-            )
+            as_own = msgspec.structs.replace(other, profile=job.profile, betas=plan.betas, deviations=[])
+            plans.setdefault(arm_name(other), as_own)
     return plans
 
 

@@ -47,6 +47,11 @@ def plan_or_none(shape: ModelShape, stats: DataStats, half: Hardware, hours: flo
         return None
 
 
+def test_a_search_has_less_momentum_than_the_house() -> None:
+    for profile, betas in (("auto", (0.6, 0.99)), ("maximum_accuracy", (0.9, 0.999))):
+        assert make_plan(resolve(profile), SMOL, WORDNET, HALF, 3600).betas == betas
+
+
 @given(shapes, data(), hardware, st.floats(0.05, 96), recipes)
 def test_what_every_plan_keeps(
     shape: ModelShape, stats: DataStats, half: Hardware, hours: float, recipe: object
