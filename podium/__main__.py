@@ -10,6 +10,7 @@ from importlib import import_module
 
 from podium.arguments import Parser
 from shared.errors import PodiumError, SettingsError
+from shared.logs import set_up_logs
 from shared.version import version
 
 # Each command's module in podium/commands, in the order of the help.
@@ -41,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit codes: 0 = done, 1 = failed, 2 = wrong arguments or settings, 130 = Ctrl-C."""
     given = sys.argv[1:] if arguments is None else arguments
     args = parser(given[0] if given else None).parse_args(given)
+    if arguments is None:
+        set_up_logs("console", "info")  # standard output belongs to the command's answer, which may be JSON
     try:
         code: int = args.run(args)
     except SettingsError as error:

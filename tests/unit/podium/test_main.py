@@ -64,3 +64,19 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"podium {version()}\n"
+
+
+def test_log_lines_do_not_mix_with_the_answer() -> None:
+    """`--json` is read by programs: what is logged on the way goes to standard error."""
+    script = (
+        "import sys\n"
+        "from podium import __main__ as command_line\n"
+        "from podium.commands import settings\n"
+        "from shared.logs import get_logger\n"
+        "settings.run = lambda args: get_logger().info('on the way') or print('{}') or 0\n"
+        "sys.argv = ['podium', 'settings']\n"
+        "sys.exit(command_line.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "{}\n"
+    assert "on the way" in done.stderr
