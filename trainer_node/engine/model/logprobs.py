@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 256  # rows of logits held at once: 50 MB in fp32 at a vocabulary of 49k
+from shared.planning.memory_fit import logit_rows
 
 
-def label_logprobs(hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor, chunk: int = CHUNK) -> Tensor:
+def label_logprobs(hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor, chunk: int | None = None) -> Tensor:
     """log p(label) at each position, fp32[N], with exact gradients for hidden states and a learning head.
 
     Products run in the autocast dtype where autocast is on, else in the hidden states' own; the softmax in
-    fp32. Replaces logits (N x V), their fp32 copy and their gradient by `chunk` rows of each.
+    fp32. Replaces logits (N x V), their fp32 copy and their gradient by `chunk` rows of each: by default as
+    many as the planner counts on.
     """
     device = hidden_NH.device.type
+    chunk = chunk or logit_rows(len(head_VH), cpu=device == "cpu")
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
     with torch.autocast(device, enabled=False):
         return _LabelLogprobs.apply(hidden_NH.to(dtype), head_VH.to(dtype), labels_N, chunk)

@@ -15,18 +15,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from trainer_node.engine.model.logprobs import CHUNK
+from shared.planning.memory_fit import logit_rows
 
 
 def own_logprobs(base: PreTrainedModel, hidden_NH: Tensor, labels_N: Tensor) -> Tensor:
-    """log p(label) at each position, fp32[N]; CHUNK rows of logits exist at a time, also backward."""
+    """log p(label) at each position, fp32[N]; few rows of logits exist at a time, also backward."""
     head, parts = _without_decoder(base), []
+    rows = logit_rows(base.get_output_embeddings().weight.shape[0], cpu=hidden_NH.device.type == "cpu")
 
     def some(hidden: Tensor, labels: Tensor) -> Tensor:
         logp = torch.log_softmax(_logits(head, hidden).float(), 1)
         return logp.gather(1, labels[:, None]).squeeze(1)
 
-    for hidden, labels in zip(hidden_NH.split(CHUNK), labels_N.split(CHUNK), strict=True):
+    for hidden, labels in zip(hidden_NH.split(rows), labels_N.split(rows), strict=True):
         if torch.is_grad_enabled():
             parts.append(checkpoint(some, hidden, labels, use_reentrant=False, preserve_rng_state=False))
         else:

@@ -10,6 +10,7 @@ from shared.planning.memory_fit import (
     activation_bytes,
     estimate,
     fit,
+    logit_rows,
     round_up,
     split,
 )
@@ -140,3 +141,17 @@ def test_activations_grow_with_the_pack_not_with_its_square() -> None:
 def test_dropout_keeps_the_masked_inputs_of_lora_only() -> None:
     assert activation_bytes(SHAPE, LORA, GPU, 0.05) > activation_bytes(SHAPE, LORA, GPU, 0.0)
     assert activation_bytes(SHAPE, DENSE, GPU, 0.05) == activation_bytes(SHAPE, DENSE, GPU, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "rows"), [(32_000, 2048), (49_152, 2048), (128_256, 1024), (151_936, 768), (600_000, 256)]
+)
+def test_a_gpu_holds_more_logits_at_a_time_up_to_a_gigabyte(vocabulary: int, rows: int) -> None:
+    """2,048 rows instead of 256 made a 0.5B model's step 2% faster on an H100."""
+    assert logit_rows(vocabulary, cpu=False) == rows
+    assert logit_rows(vocabulary, cpu=True) == 256  # on a CPU equal bits are promised: nothing changes
+
+
+def test_the_estimate_counts_the_logits_that_the_engine_holds() -> None:
+    on_gpu = estimate(SHAPE, LORA, GPU, 0.0).logits
+    assert on_gpu == logit_rows(SHAPE.vocab, cpu=False) * SHAPE.vocab * 8
