@@ -21,14 +21,15 @@ import structlog
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import attention
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
 from shared.errors import EngineError
 from shared.messages import ErrorCode
 from trainer_node.engine.data.packing import Batch
+from trainer_node.engine.model import varlen_kernels
 from trainer_node.engine.model.plain_attention import plain_attention
 from trainer_node.engine.model.shape import heads_of
+from trainer_node.engine.model.varlen_kernels import Kernel
 
 NAME = "podium_packed"
 TOLERANCE = 2e-2  # of a healthy bf16 kernel against fp32 math, inputs of size 1
@@ -53,8 +54,6 @@ class Form(NamedTuple):
     windowed: bool = False
 
 
-# (q_THD, k_TKD, v_TKD, cu_seqlens, max_seqlen, scale, window) -> out_THD
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, int | None], Tensor]
 # (q_BHTD, k_BKTD, v_BKTD, scale, window) -> out_BHTD, causal
 Attend = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
 log = structlog.get_logger(__name__)
@@ -178,46 +177,6 @@ def _per_document(
     return torch.cat(outputs, 1).to(query.dtype)
 
 
-# --- CUDA kernels
-
-
-def _flash_attn() -> Kernel:
-    """Return the varlen kernel of the flash-attn package (2.x); ImportError where it isn't installed."""
-    from flash_attn import flash_attn_varlen_func
-
-    def run(
-        q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
-    ) -> Tensor:
-        reach = (-1, -1) if window is None else (window - 1, 0)
-        return flash_attn_varlen_func(
-            q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True, window_size=reach
-        )
-
-    return run
-
-
-def _flash_attn_4() -> Kernel:
-    """torch's varlen call on the kernels of flash-attn-4; ImportError where that isn't installed.
-
-    From then on torch's dense flash attention runs on them, too.
-    """
-    attention.activate_flash_attention_impl("FA4")
-    return _torch_varlen()
-
-
-def _torch_varlen() -> Kernel:
-    """Return the varlen kernel in torch's own CUDA wheels; ImportError before torch 2.12."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    def run(
-        q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
-    ) -> Tensor:
-        reach = (-1 if window is None else window - 1, 0)
-        return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=reach, enable_gqa=True)
-
-    return run
-
-
 def _dense() -> Kernel:
     """Compute one SDPA per document, where no varlen kernel works; waits for the device in every call."""
 
@@ -231,9 +190,10 @@ def _dense() -> Kernel:
 
 
 _KERNELS = {
-    "flash-attn": _flash_attn,
-    "flash-attn-4": _flash_attn_4,
-    "torch-varlen": _torch_varlen,
+    "flash-attn-3": varlen_kernels.flash_attn_3,
+    "flash-attn": varlen_kernels.flash_attn,
+    "flash-attn-4": varlen_kernels.flash_attn_4,
+    "torch-varlen": varlen_kernels.torch_varlen,
     "sdpa-per-document": _dense,
 }
 
@@ -285,8 +245,6 @@ def _kernel(device: torch.device, form: Form) -> Kernel:
             return kernel
         if math.isfinite(error):
             log.warning("attention kernel is wrong", kernel=name, device=str(device), error=error)
-        if attention.current_flash_attention_impl() is not None:
-            attention.restore_flash_attention_impl()
     raise EngineError(ErrorCode.DEVICE, f"no attention kernel computes right on {device}")
 
 

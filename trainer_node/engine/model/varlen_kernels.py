@@ -1,0 +1,86 @@
+"""Fused attention over packs on CUDA: what each library calls it, and in which order it wants what.
+
+Every function here returns a kernel, or raises ImportError where its library isn't installed. If a kernel
+computes right on this GPU is tested by `attention.py` before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+# (q_THD, k_TKD, v_TKD, cu_seqlens, max_seqlen, scale, window) -> out_THD
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, int | None], Tensor]
+
+
+def flash_attn() -> Kernel:
+    """Return the varlen kernel of the flash-attn package (2.x); ImportError where it isn't installed."""
+    from flash_attn import flash_attn_varlen_func
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
+    ) -> Tensor:
+        reach = (-1, -1) if window is None else (window - 1, 0)
+        return _output(
+            flash_attn_varlen_func(
+                q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True, window_size=reach
+            )
+        )
+
+    return run
+
+
+def flash_attn_3() -> Kernel:
+    """Return the varlen kernel of FlashAttention 3 (Hopper); ImportError where it isn't installed."""
+    from flash_attn_interface import flash_attn_varlen_func
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
+    ) -> Tensor:
+        reach = (-1, -1) if window is None else (window - 1, 0)
+        return _output(
+            flash_attn_varlen_func(
+                q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True, window_size=reach
+            )
+        )
+
+    return run
+
+
+def flash_attn_4() -> Kernel:
+    """Return the varlen kernel of flash-attn-4, by its own function; ImportError where it isn't installed.
+
+    torch's call of it (activate_flash_attention_impl) can't unpack what the pinned wheel returns.
+    """
+    from flash_attn.cute import flash_attn_varlen_func
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
+    ) -> Tensor:
+        borders = {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": longest, "max_seqlen_k": longest}
+        reach = (None, None) if window is None else (window - 1, 0)
+        return _output(
+            flash_attn_varlen_func(q, k, v, **borders, softmax_scale=scale, causal=True, window_size=reach)
+        )
+
+    return run
+
+
+def _output(answer: Any) -> Tensor:
+    """Return a kernel's output; some versions hand over the softmax's sums with it."""
+    return answer[0] if isinstance(answer, tuple) else answer
+
+
+def torch_varlen() -> Kernel:
+    """Return the varlen kernel in torch's own CUDA wheels; ImportError before torch 2.12."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
+    ) -> Tensor:
+        reach = (-1 if window is None else window - 1, 0)
+        return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=reach, enable_gqa=True)
+
+    return run
