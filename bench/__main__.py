@@ -40,6 +40,7 @@ BENCHES: dict[str, Bench] = {
     "throughput": Bench("performance.throughput", 10, "tokens per second against TRL"),
     "dense_vs_lora": Bench("performance.dense_vs_lora", 30, "dense deltas against LoRA of the same freedom"),
     "memory": Bench("performance.memory", 5, "peak memory against the planner's estimate"),
+    "gpu": Bench("gpu.suite", 9, "the engine on real GPUs; --dry: on a CPU, 2 minutes"),
     "arena": Bench("arena.contest", 90, "which profile ends lowest on real rows in the same time"),
     "planner_regret": Bench("regret.planner_regret", 80, "loss of the planner's choice over a grid's best"),
     "ablations": Bench("ablations.ablations", 60, "what each choice of a training run is worth"),

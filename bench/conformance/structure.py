@@ -77,7 +77,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "fake_validator",
         "harness",
         "conformance deadline rows",
-        "performance",
+        "performance gpu",
         "reliability arena",
         "regret",
         "ablations",

@@ -1,0 +1,108 @@
+"""One check of the GPU suite: run in a process of its own, ended at its limit, answered as JSON."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+POLL_S = 0.05
+
+
+class Setting(Struct, frozen=True, kw_only=True):
+    """Where the checks run."""
+
+    dry: bool  # on the CPU, with tiny shapes: does the suite itself work?
+    folder: Path  # for files of a check, removed after it
+
+
+class Skip(Exception):
+    """This machine has nothing for the check to look at; the text says what is missing."""
+
+
+class Finding(Struct, frozen=True):
+    """What a check found."""
+
+    figures: dict[str, Any]
+    faults: list[str] = []
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """What the suite writes down of a check."""
+
+    status: str  # "ok", "failed" or "skipped"
+    seconds: float
+    figures: dict[str, Any] = {}
+    faults: list[str] = []
+
+
+Check = Callable[[Setting], Finding]
+
+
+def run_check(check: Check, *, dry: bool, limit_s: float) -> Answer:
+    """Run a check in a forked process; it and all that it started is killed at its limit.
+
+    Forked, not started: the libraries take ten seconds to import, and the parent has done that once. It must
+    not have used CUDA.
+    """
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="podium-gpu-") as name:
+        setting = Setting(dry=dry, folder=Path(name))
+        place = setting.folder / "answer.json"
+        child = os.fork()
+        if child == 0:
+            os.setpgid(0, 0)
+            _answer(check, setting, place)
+        ended = _wait(child, began + limit_s)
+        seconds = round(time.monotonic() - began, 1)
+        if place.exists():
+            answer = msgspec.json.decode(place.read_bytes(), type=Answer)
+            return msgspec.structs.replace(answer, seconds=seconds)
+        fault = f"it ended with exit status {ended}" if ended is not None else f"no answer in {limit_s:.0f} s"
+        return Answer(status="failed", seconds=seconds, faults=[fault])
+
+
+def _answer(check: Check, setting: Setting, place: Path) -> None:
+    """In the forked process: carry the check out, write its answer, and end."""
+    answer = Answer(status="failed", seconds=0.0, faults=["it was interrupted"])
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(setting.folder / "inductor")  # nothing of an earlier run
+    try:
+        found = check(setting)
+        status = "failed" if found.faults else "ok"
+        answer = Answer(status=status, seconds=0.0, figures=found.figures, faults=found.faults)
+    except Skip as skip:
+        answer = Answer(status="skipped", seconds=0.0, faults=[str(skip)])
+    except Exception as error:
+        where = traceback.format_exc().splitlines()[-8:]
+        text = f"{type(error).__name__}: {str(error)[:400]}"
+        answer = Answer(status="failed", seconds=0.0, figures={"where": where}, faults=[text])
+    finally:
+        temporary = place.with_suffix(".part")
+        temporary.write_bytes(msgspec.json.encode(answer))
+        os.replace(temporary, place)
+        os._exit(0)  # taking CUDA apart can hang, and nothing is left to do
+
+
+def _wait(child: int, until: float) -> int | None:
+    """Wait for a process; its exit status, or None if it had to be killed. Nothing of its group is left."""
+    status = None
+    while status is None and time.monotonic() < until:
+        ended, raw = os.waitpid(child, os.WNOHANG)
+        if ended:
+            status = os.waitstatus_to_exitcode(raw)
+        else:
+            time.sleep(POLL_S)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    if status is None:
+        os.waitpid(child, 0)
+    return status
