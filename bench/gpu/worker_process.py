@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
-import torch
-from msgspec.structs import replace
-
-from bench.gpu import older_torch
-from shared.planning.plan import Plan
-from trainer_node.engine import pipeline, prepare
 from trainer_node.engine.__main__ import leave, main
 from trainer_node.engine.distributed import launch
-from trainer_node.engine.distributed.process_group import ProcessGroup
 
 MODULE = "bench.gpu.worker_process"
 PARALLEL = "PODIUM_BENCH_PARALLEL"
 
 
-def lay_out(parallel: str) -> None:
-    """Have every plan carried out by `parallel`, on any number of processes."""
+def prepare_to_train(parallel: str) -> None:
+    """In a process that trains: mend an older torch, and have every plan carried out by `parallel`."""
+    import torch
+    from msgspec.structs import replace
+
+    from bench.gpu import older_torch
+    from shared.planning.plan import Plan
+    from trainer_node.engine import pipeline, prepare
+    from trainer_node.engine.distributed.process_group import ProcessGroup
+
+    older_torch.patch()
+    if not parallel:
+        return
 
     def fitted(plan: Plan, process_group: ProcessGroup) -> Plan:
         return replace(plan, parallel=parallel, devices=process_group.world)
@@ -32,15 +37,12 @@ def lay_out(parallel: str) -> None:
     for module in (pipeline, prepare):
         assert hasattr(module, "fitted"), f"{module.__name__} has another name for it"
         setattr(module, "fitted", fitted)  # noqa: B010
-    if os.environ.get("WORLD_SIZE") == "1":
-        torch.inference_mode = (
-            torch.no_grad
-        )  # as with several processes: sharded weights count their versions
+    if os.environ.get("WORLD_SIZE") == "1":  # sharded weights count their versions, as with several processes
+        torch.inference_mode = torch.no_grad
 
 
 if __name__ == "__main__":
     launch.command = lambda job_path: [sys.executable, "-m", MODULE, str(job_path)]  # ranks are the same
-    older_torch.patch()
-    if parallel := os.environ.get(PARALLEL):
-        lay_out(parallel)
+    if launch.rank_of(os.environ) is not None or launch.world_of(Path(sys.argv[1])) == 1:
+        prepare_to_train(os.environ.get(PARALLEL, ""))
     leave(main())

@@ -16,7 +16,7 @@ from bench.gpu.suite import CHECKS, Entry, read_answers, run_suite
 from tests.engine.worker_run import ENVIRONMENT, ROOT
 from trainer_node.engine.model import attention
 
-DRY_S = 900  # two minutes on two idle cores
+DRY_S = 1800  # two minutes on two idle cores
 
 
 @pytest.mark.slow
