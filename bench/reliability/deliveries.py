@@ -42,9 +42,9 @@ from bench.reliability import resume
 from shared.messages import Phase
 from trainer_node.engine.search.trial import read_search
 
-ROWS, PROBE_ROWS = 120, 2400  # the second has steps enough for short trials
-PROBES = 40  # every so many-th run is one of those
-MOST_HOURS = 6.0
+ROWS, PROBE_ROWS = 60, 2400  # the second has steps enough for short trials
+PROBES = 100  # every so many-th run is one of those
+MOST_HOURS = 1.5
 LEAST_TOKENS_PER_S = 1.5  # a pack of 100 tokens may not look like a hanging process, even ten times slower
 AIMS = (Phase.CHOOSE, Phase.EXPORT, Phase.VERIFY)
 AIMED = 4  # every so many-th run is killed in one of these phases as well
@@ -97,7 +97,7 @@ def simulate(count: int, seed: int, folder: Path) -> dict[str, Any]:
         hours = math.exp(luck.uniform(math.log(0.25), math.log(MOST_HOURS)))
         budget_s = hours * runs.HOUR - runs.MARGIN_S
         ready_by = budget_s - min(runs.RESERVE_S, runs.RESERVE_SHARE * budget_s)
-        tokens = max(LEAST_TOKENS_PER_S * ready_by, math.exp(luck.uniform(math.log(3_000), math.log(60_000))))
+        tokens = max(LEAST_TOKENS_PER_S * ready_by, math.exp(luck.uniform(math.log(1_500), math.log(20_000))))
         if probes:
             tokens = 100_000.0
         seconds, faults = simulated_machine.draw(luck, ready_by, tokens)

@@ -1,6 +1,7 @@
 """`podium demo`: send real offers, run two real fine-tunes at once, measure held-out losses.
 
 The last line of the output is one JSON object with the figures of the table; exit code 0 only if all is well.
+With --compare the same demo runs once with each of two profiles, and their losses are printed side by side.
 Runs on the CPU, in its own folder, and ignores PODIUM_* variables.
 """
 
@@ -11,7 +12,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Set
+from collections.abc import Coroutine, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ from podium.commands.up import EXAMPLES, make_stack
 from podium.commands.watch import WatchView
 from podium.console import make_console
 from podium.demo.model import HOME as MODEL_FOLDER
-from podium.demo.report import Row, report, score_row, take_result
+from podium.demo.report import Played, Row, compare, report, score_row, take_result
 from podium.local.stack import Stack
-from shared.errors import PodiumError
+from shared.errors import PodiumError, SettingsError
 from shared.messages import DatasetType, Offer, TaskType
+from shared.planning.profiles import resolve
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 COLUMNS = DatasetType(field_instruction="instruct", field_output="output")
+PROFILE = "maximum_accuracy"
+COMPARED = (PROFILE, "auto")
 FOLDER = Path("~/.cache/podium/demo")
 READY_S, CLAIM_S, LATE_S, POLL_S = 60.0, 60.0, 60.0, 0.5
 MALFORMED = b'{"task_id": "demo-malformed", "task_type": "InstructTextTask", "hours_to_complete": "soon"}'
@@ -85,27 +89,51 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--minutes", type=float, default=4.5, help="time for each job (default: %(default)s)")
     parser.add_argument("--data-dir", type=Path, default=FOLDER, help="emptied first (default: %(default)s)")
+    parser.add_argument("--profile", default=PROFILE, help="recipe of both jobs (default: %(default)s)")
+    parser.add_argument(
+        "--compare", action="store_true", help=f"run it with {' and '.join(COMPARED)}, one after the other"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; exit code 0 if everything is as expected."""
+    profiles = COMPARED if args.compare else (args.profile,)
     try:
-        return asyncio.run(demo(args.minutes, args.data_dir.expanduser().absolute()))
+        for profile in profiles:
+            resolve(profile)
+        return asyncio.run(demo(args.minutes, args.data_dir.expanduser().absolute(), profiles))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
     except asyncio.CancelledError:  # by a signal; the cleanup is done
         return 128 + signal.SIGINT
 
 
-async def demo(minutes: float, folder: Path) -> int:
-    """Send offers, train, score, print the table; all services are stopped before scoring."""
+async def demo(minutes: float, folder: Path, profiles: Sequence[str]) -> int:
+    """Run the demo once for each profile; print its table, and all losses if there are several."""
     task = asyncio.current_task()
     if task is not None:
         for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not stop the cleanup
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     console = make_console()
     await _have_model()
+    played: dict[str, Played] = {}
+    for profile in profiles:
+        if len(profiles) > 1:
+            console.print(f"profile {profile}", style="bold", highlight=False)
+        played[profile] = await _once(console, minutes, folder, profile)
+        report(console, played[profile])
+    if len(profiles) > 1:
+        compare(console, played)
+    return 0 if all(one.well for one in played.values()) else 1
+
+
+async def _once(console: Console, minutes: float, folder: Path, profile: str) -> Played:
+    """Send offers, train and score; all services are stopped before scoring."""
+    began = time.monotonic()
     plan = steps(minutes)
-    stack = await make_stack({**SETTINGS, "data_dir": str(folder)}, {})
+    stack = await make_stack({**SETTINGS, "data_dir": str(folder), "profile": profile}, {})
     try:
         await stack.start(fresh=True)
         await stack.ready(READY_S)
@@ -114,12 +142,12 @@ async def demo(minutes: float, folder: Path) -> int:
         await play.run(plan)
     finally:
         await _to_its_end(stack.stop(kill_workers=True))
+    seconds = time.monotonic() - began
     for step, row in zip(plan, play.rows, strict=True):
         if step.accepted and row.artifact is not None:
             console.print(f"scoring {row.task}, and the base model, on {step.test_file}", highlight=False)
             await score_row(row, MODEL_FOLDER, EXAMPLES / "wordnet" / step.test_file, COLUMNS)
-    well = report(console, play.rows, play.overlap_s)
-    return 0 if well else 1
+    return Played(rows=play.rows, overlap_s=play.overlap_s, seconds=seconds)
 
 
 class Play:

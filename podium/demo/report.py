@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -59,6 +61,27 @@ class Row(Struct, kw_only=True):
         return ""
 
 
+class Played(Struct, kw_only=True):
+    """One demo: its rows, how long both jobs ran at once, and how long it took until all was submitted."""
+
+    rows: list[Row]
+    overlap_s: float
+    seconds: float = 0.0
+
+    @property
+    def troubles(self) -> list[str]:
+        """Return everything that is not as expected."""
+        found = [f"{row.task}: {row.trouble}" for row in self.rows if row.trouble]
+        if self.overlap_s <= 0:
+            found.append("the two jobs did not run at the same time")
+        return found
+
+    @property
+    def well(self) -> bool:
+        """Return whether everything is as expected."""
+        return not self.troubles
+
+
 def take_result(row: Row, result: Result) -> None:
     """Put a result's figures into its row."""
     row.result = result
@@ -80,12 +103,12 @@ async def score_row(row: Row, base: Path, data: Path, columns: DatasetType) -> N
     row.final_loss = await _score(["--model", str(artifact), "--tokenizer", str(base)], data, columns)
 
 
-def report(console: Console, rows: list[Row], overlap_s: float) -> bool:
-    """Print the table, the problems and the JSON line; return whether everything is as expected."""
+def report(console: Console, played: Played) -> None:
+    """Print the table, the problems and the JSON line."""
     table = Table(title="podium demo", show_lines=True)
     for column in ("task", "slot", "decision", "base loss", "final loss", "tokens/s", "to spare", "artifact"):
         table.add_column(column, overflow="fold")
-    for row in rows:
+    for row in played.rows:
         word = "accepted" if row.accepted else "refused"
         table.add_row(
             row.task,
@@ -98,20 +121,43 @@ def report(console: Console, rows: list[Row], overlap_s: float) -> bool:
             escape(row.artifact or "-"),
         )
     console.print(table)
-    troubles = [f"{row.task}: {row.trouble}" for row in rows if row.trouble]
-    if overlap_s <= 0:
-        troubles.append("the two jobs did not run at the same time")
-    console.print(f"both jobs ran for {overlap_s:.0f} s at the same time", highlight=False)
-    for trouble in troubles:
+    console.print(f"both jobs ran for {played.overlap_s:.0f} s at the same time", highlight=False)
+    for trouble in played.troubles:
         console.print(f"FAILED: {trouble}", style="red", markup=False, highlight=False)
-    print(json_line(rows, overlap_s, not troubles), flush=True)
-    return not troubles
+    print(json.dumps(figures(played)), flush=True)
 
 
-def json_line(rows: list[Row], overlap_s: float, well: bool) -> str:
-    """Return the table's figures as one JSON object."""
-    tasks = [{name: getattr(row, name) for name in FIGURES} for row in rows]
-    return json.dumps({"ok": well, "overlap_s": round(overlap_s, 1), "tasks": tasks})
+def figures(played: Played) -> dict[str, Any]:
+    """Return the table's figures, for one JSON object."""
+    tasks = [{name: getattr(row, name) for name in FIGURES} for row in played.rows]
+    return {"ok": played.well, "overlap_s": round(played.overlap_s, 1), "tasks": tasks}
+
+
+def compare(console: Console, played: Mapping[str, Played]) -> None:
+    """Print the held-out losses and the durations of several profiles, and one JSON object of them."""
+    table = Table(title="held-out loss")
+    for column in ("task", "base model", *played):
+        table.add_column(column, overflow="fold")
+    losses = losses_of(played)
+    for task, found in losses.items():
+        table.add_row(task, *(_number(found.get(name), ".4f") for name in ("base", *played)))
+    seconds = {name: round(one.seconds, 1) for name, one in played.items()}
+    table.add_row("until all is submitted", "", *(f"{seconds[name]:.0f} s" for name in played))
+    console.print(table)
+    well = all(one.well for one in played.values())
+    print(json.dumps({"ok": well, "losses": losses, "seconds": seconds}), flush=True)
+
+
+def losses_of(played: Mapping[str, Played]) -> dict[str, dict[str, float | None]]:
+    """Return the losses of every expected job: the base model's, and each profile's."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, one in played.items():
+        for row in one.rows:
+            if row.expected:
+                losses = found.setdefault(row.task, {"base": row.base_loss})
+                losses["base"] = row.base_loss if losses["base"] is None else losses["base"]
+                losses[name] = row.final_loss
+    return found
 
 
 async def _score(model: list[str], data: Path, columns: DatasetType) -> float:

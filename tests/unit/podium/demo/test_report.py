@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from podium.demo.report import Row, report, take_result
+from podium.demo.report import Played, Row, compare, report, take_result
 from shared.messages import Metrics, Result, ResultStatus
 
 
@@ -60,7 +60,9 @@ def test_a_loss_that_is_no_number_is_never_well() -> None:
 def test_last_line_is_json_and_ok_only_if_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
     refused = Row(task="no", expected=False, reason="Job [duration] too long", as_expected=True)
     for overlap_s, ok in ((5.0, True), (0.0, False)):
-        assert report(Console(width=150), [refused, won()], overlap_s) is ok
+        played = Played(rows=[refused, won()], overlap_s=overlap_s)
+        report(Console(width=150), played)
+        assert played.well is ok
         output = capsys.readouterr().out
         assert "Job [duration] too long" in output
         last = json.loads(output.strip().splitlines()[-1])
@@ -76,3 +78,22 @@ def test_last_line_is_json_and_ok_only_if_all_is_well(capsys: pytest.CaptureFixt
             "deadline_margin_s": 12.0,
             "artifact": "/x/submission",
         }
+
+
+def test_profiles_are_compared_by_the_losses_of_their_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = Row(task="no", expected=False, reason="too long", as_expected=True)
+    first, second, unscored = won(), won(), won()
+    second.final_loss, unscored.base_loss = 2.5, None
+    plain = Played(rows=[refused, first], overlap_s=5.0, seconds=300.04)
+    compare(Console(width=150), {"plain": plain, "auto": Played(rows=[second, refused], overlap_s=5.0)})
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert last == {
+        "ok": True,
+        "losses": {"t": {"base": 4.0, "plain": 3.0, "auto": 2.5}},
+        "seconds": {"plain": 300.0, "auto": 0.0},
+    }
+    unscored.final_loss = None
+    compare(Console(width=150), {"plain": Played(rows=[unscored], overlap_s=5.0), "auto": plain})
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert last["ok"] is False
+    assert last["losses"] == {"t": {"base": 4.0, "plain": None, "auto": 3.0}}
