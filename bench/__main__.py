@@ -44,6 +44,9 @@ BENCHES: dict[str, Bench] = {
     "arena": Bench("arena.contest", 90, "which profile ends lowest on real rows in the same time"),
     "planner_regret": Bench("regret.planner_regret", 80, "loss of the planner's choice over a grid's best"),
     "ablations": Bench("ablations.ablations", 60, "what each choice of a training run is worth"),
+    "two_or_four": Bench(
+        "slots.two_or_four", 20, "the same jobs on two halves of a box and on four quarters"
+    ),
     "arena_data": Bench("arena.data_table", 1, "data sets of the accuracy arena: sizes and licences"),
     "arena_models": Bench("arena.models", 25, "pre-train the arena's base models on the CPU"),
     "chaos": Bench("reliability.chaos", 50, "no job is lost or submitted twice; --ci: 2 minutes"),

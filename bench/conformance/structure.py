@@ -81,6 +81,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "reliability arena",
         "regret",
         "ablations",
+        "slots",
     ),
 }
 
