@@ -88,8 +88,6 @@ def test_a_search_ends_lower_than_its_first_trial_and_says_what_it_tried(
     assert f"lowest held-out loss of {len(found.done) - len(refits)} trials" in card
     assert f"run again on all rows, {len(refits)} times" in card
     lines = progress_of(job)
-    average = f"average of {len(refits) + 1} runs like the best trial, {len(refits)} of them on all rows"
-    assert any((line.message or "").startswith(average) for line in lines)
     assert [phase for phase in Phase if any(line.phase is phase for line in lines)] == list(Phase)
     training = [line for line in lines if line.phase is Phase.TRAIN]
     for values in ([line.progress for line in training], [line.step for line in training]):

@@ -88,20 +88,18 @@ def candidate(runner: TrialRunner, state: TrainState, result: TrialResult) -> Ca
 def refits(
     runner: TrialRunner, state: TrainState, best: TrialResult, parts: frozenset[Part]
 ) -> list[Candidate]:
-    """The runs on all rows: their average with the best trial, then the first one.
+    """The runs on all rows: their average, then the first one.
 
-    No row is left that could tell whether they are better. That they are was measured on several data
-    sets (docs/experiments.md); the trial saw fewer rows, but makes the average better. A run that is worse
-    than the best trial even on its own rows went wrong.
+    No row is left that could tell whether they are better. That they are was measured on several data sets
+    (docs/experiments.md). One that is worse than the best trial even on its own rows went wrong.
     """
     held_out = Evaluation(float(np.mean(best.losses)), np.array(best.losses))
     good = [one for one in kept(runner, best, refit=True) if (one.loss or math.inf) < held_out.loss]
     single = [replace(candidate(runner, state, one), held_out=held_out) for one in good[:1]]
-    if not good or good[0].trial.last_pass or state.deltas.lora or Part.AVERAGE not in parts:
+    if len(good) < 2 or state.deltas.lora or Part.AVERAGE not in parts:
         return single
-    members = [*good, *(one for one in kept(runner, best) if one is best)]
-    applied = partial(loaded, state.deltas, partial(mean_weights, runner, members))
-    name = f"average of {len(members)} runs like the best trial, {len(good)} of them on all rows"
+    applied = partial(loaded, state.deltas, partial(mean_weights, runner, good))
+    name = f"average of {len(good)} runs on all rows"
     mean = replace(single[0], name=name, score=None, weights_applied=applied)
     with runner.run.patience():
         mean = mean.measured(partial(score_all, runner, state))
