@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.harness import tiny_jobs
 from shared.files import folder_digest
 from shared.messages import OutcomeStatus, Phase, decode_progress, decode_worker_job
-from trainer_node.job.monitor import stop_reason
+from trainer_node.worker.progress import stop_reason
 
 BUDGET_S = 60.0  # until ready_by; imports alone take 5 CPU seconds of it, with every start
 RESERVE_S = 6.0  # ready_by is so long before the deadline

@@ -13,7 +13,7 @@ receives only the pipeline's reports. The fault model, drawn again for every run
 - in every fourth run one of these begins within the last 2% before `ready_by`, while the run is finishing
 - every tenth run ends with weights that score worse than the base model
 
-The simulated node uses the real node's rule (`stop_reason` in trainer_node/job/monitor.py).
+The simulated node uses the real node's rule (`stop_reason` in trainer_node/worker/progress.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from shared.messages import Phase
 from trainer_node.context import DISMISS_GRACE_S
-from trainer_node.job.monitor import LATE_HANG_S, stop_reason
+from trainer_node.worker.progress import LATE_HANG_S, stop_reason
 
 HANG_S = 900.0  # the node's setting
 LONGEST_STALL_S = 60.0

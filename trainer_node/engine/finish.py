@@ -191,7 +191,7 @@ def submit_as_is(
     deltas.load_state(found.tensors(group))
     position = found.manifest.position
     run.reporter.phase(Phase.EXPORT)
-    metrics = _metrics(record, None, reached_at(position))
+    metrics = metrics_of(record, None, reached_at(position))
     with run.patience():
         outcome = _ready(run, writer.write(deltas, plan, run.job, metrics, run.folder / "export"))
     run.reporter.phase(Phase.DONE)
@@ -200,7 +200,7 @@ def submit_as_is(
 
 def _export(run: RunContext, record: RunRecord, state: TrainState, candidate: Candidate) -> Metrics | None:
     """Write the export on rank 0; the other ranks send the weights they hold, and return None."""
-    metrics = _metrics(record, candidate.held_out or candidate.score, candidate.reached)
+    metrics = metrics_of(record, candidate.held_out or candidate.score, candidate.reached)
     run.reporter.losses(base=metrics.base_loss, dev=metrics.final_loss)
     run.reporter.phase(Phase.EXPORT)
     with candidate.weights_applied(), run.patience():
@@ -271,7 +271,7 @@ def _loss(candidate: Candidate) -> float:
     return candidate.score.loss if candidate.score else math.inf
 
 
-def _metrics(record: RunRecord, score: Evaluation | None, reached: TrainProgress) -> Metrics:
+def metrics_of(record: RunRecord, score: Evaluation | None, reached: TrainProgress) -> Metrics:
     """Return what a finished run measured; both losses are over the same rows."""
     rows = len(score.per_example) if score else len(record.base_losses)
     base_loss = float(np.mean(record.base_losses[:rows]))

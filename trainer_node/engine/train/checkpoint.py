@@ -188,6 +188,11 @@ def groups(folder: Path) -> frozenset[str]:
     return frozenset(Path(name).stem for name in _manifest(folder).files)
 
 
+def position_at(folder: Path) -> Position:
+    """Return where a checkpoint stands. Raises OSError or msgspec.MsgspecError if it can't be read."""
+    return _manifest(folder).position
+
+
 def link(source: Path, target: Path, groups: Collection[str]) -> None:
     """Keep these groups of a checkpoint under another name too, without a copy of their files."""
     shutil.rmtree(target, ignore_errors=True)

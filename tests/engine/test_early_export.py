@@ -1,0 +1,92 @@
+"""What a run has reached so far, as a submission, while its worker may go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from shared.messages import OutcomeStatus, decode_outcome
+from tests.engine.worker_run import finish
+from trainer_node.contest.validity import objections
+from trainer_node.engine import early_export
+from trainer_node.engine.early_export import NOTHING_YET, measured_group
+from trainer_node.engine.train import checkpoint
+from trainer_node.engine.train.checkpoint import Position
+from trainer_node.engine.train.dev_curve import DevCurve
+from trainer_node.engine.train.schedule import ScheduleState
+
+
+def export(job: Path, target: Path, *below: str) -> int:
+    return early_export.main([str(job.parent), str(target), *below])
+
+
+def test_a_checkpoint_becomes_a_submission(killed_job: Path, tiny_model: Path, tmp_path: Path) -> None:
+    before = {path.name for path in killed_job.parent.iterdir()}
+    assert export(killed_job, tmp_path / "early") == 0
+    assert {path.name for path in killed_job.parent.iterdir()} == before  # it is the worker's
+    assert objections(tmp_path / "early", tiny_model) == []
+    outcome = decode_outcome((tmp_path / "early.json").read_bytes())
+    assert outcome.status is OutcomeStatus.READY
+    assert outcome.metrics is not None
+    assert outcome.metrics.base_loss > 0.0
+    newest = checkpoint.newest(killed_job.parent / "checkpoints", print)
+    assert newest is not None
+    assert outcome.step == newest.manifest.position.step
+    weights = load_file(tmp_path / "early" / "adapter_model.safetensors")
+    assert any(bool(value.any()) for name, value in weights.items() if ".lora_B." in name)
+
+
+def test_the_files_hold_the_checkpoints_weights(
+    make_job: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    job = make_job(profile="lora_r16")
+    finish(job)
+    assert export(job, tmp_path / "early") == 0
+    early = load_file(tmp_path / "early" / "adapter_model.safetensors")
+    own = load_file(job.parent / "export" / "adapter_model.safetensors")
+    assert early.keys() == own.keys()
+    config = json.loads((tmp_path / "early" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "upstream/tiny"
+    newest = checkpoint.newest(job.parent / "checkpoints", print)
+    assert newest is not None
+    group, _ = measured_group(newest.manifest.position, checkpoint.groups(newest.folder))
+    kept = newest.tensors(group)
+    total = sum(float(value.double().abs().sum()) for value in early.values())
+    assert total == pytest.approx(sum(float(value.double().abs().sum()) for value in kept.values()), rel=1e-5)
+
+
+def test_before_the_first_checkpoint_there_is_nothing(make_job: Callable[..., Path], tmp_path: Path) -> None:
+    assert export(make_job(), tmp_path / "early") == NOTHING_YET
+    assert not (tmp_path / "early").exists()
+
+
+def test_a_loss_to_beat_is_beaten_or_nothing_is_written(killed_job: Path, tmp_path: Path) -> None:
+    assert export(killed_job, tmp_path / "early", "0.0001") == NOTHING_YET
+    assert not (tmp_path / "early").exists()
+
+
+def test_the_best_trial_of_a_search_is_exported(make_job: Callable[..., Path], tmp_path: Path) -> None:
+    job = make_job(profile="auto")
+    own = finish(job)
+    assert own.metrics is not None
+    assert export(job, tmp_path / "early") == 0
+    outcome = decode_outcome((tmp_path / "early.json").read_bytes())
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss is not None
+    assert outcome.metrics.final_loss < outcome.metrics.base_loss
+    assert export(job, tmp_path / "again", repr(outcome.metrics.final_loss)) == NOTHING_YET
+
+
+def test_measured_weights_come_before_the_last_ones() -> None:
+    curve = DevCurve().extended(3, 300, list(np.array([2.0, 1.0])), 0.1)
+    pulse = ScheduleState(begun_at=0.0)
+    position = Position(
+        step=5, epoch=0, pack=0, tokens=500, clock_tokens=0, train_s=1.0, averaged=0, pulse=pulse, curve=curve
+    )
+    assert measured_group(position, frozenset({"weights", "best"})) == ("best", 1.5)
+    assert measured_group(position, frozenset({"weights"})) == ("weights", None)

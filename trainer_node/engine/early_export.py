@@ -1,0 +1,144 @@
+"""Write what a run has reached so far as a submission, while its worker goes on training.
+
+    python -m trainer_node.engine.early_export RUN_FOLDER TARGET [BELOW]
+
+A process of its own, on the CPU: it reads the newest checkpoint, or the best finished trial of a search, and
+the base model, and writes the folder TARGET and the outcome TARGET.json. With BELOW it writes weights only
+whose held-out loss was measured and is lower. Exit status 0 = written, 3 = there is nothing (better) yet.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from msgspec import Struct
+from msgspec.structs import replace
+
+from shared.clock import WallClock
+from shared.files import write_atomically
+from shared.messages import Hardware, Outcome, OutcomeStatus, WorkerJob, decode_worker_job, encode
+from shared.planning.hardware import machine_memory
+from shared.planning.plan import Plan
+from trainer_node.engine import context
+from trainer_node.engine.context import RunContext, RunRecord
+from trainer_node.engine.export import writer
+from trainer_node.engine.finish import metrics_of, reached_at
+from trainer_node.engine.model.adapters import add_deltas
+from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.search.runner import trial_folder
+from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.trial import SearchRecord, read_search
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train import checkpoint
+from trainer_node.engine.train.checkpoint import Position
+
+NOTHING_YET = 3
+NICENESS = 10
+TRIES = 3  # the worker deletes older checkpoints meanwhile
+
+
+class SavedWeights(Struct, frozen=True):
+    """One group of tensors on disk that can be submitted, and its held-out loss if it was measured."""
+
+    folder: Path
+    group: str
+    plan: Plan
+    loss: float | None
+
+
+def main(arguments: list[str]) -> int:
+    """Export once; return the exit status."""
+    folder, target = Path(arguments[0]).absolute(), Path(arguments[1]).absolute()
+    below = float(arguments[2]) if len(arguments) > 2 else None
+    job = on_cpu(decode_worker_job((folder / "job.json").read_bytes()))
+    run = RunContext(job, folder, WallClock(), Reporter(Path(os.devnull), job.task, job.slot), Stop())
+    for left in reversed(range(TRIES)):
+        try:
+            known = context.read_record(folder)
+            choice = best_choice(run, known[1], read_search(folder)) if known else None
+            if known is None or choice is None or not is_wanted(choice, below):
+                return NOTHING_YET
+            export(run, known[0], choice, target)
+        except FileNotFoundError:
+            if not left:
+                raise
+        else:
+            break
+    return 0
+
+
+def on_cpu(job: WorkerJob) -> WorkerJob:
+    """Return the job for a process that must leave the GPUs alone."""
+    return replace(job, hardware=Hardware(device="cpu", count=1, memory_bytes=machine_memory()[0]))
+
+
+def is_wanted(choice: SavedWeights, below: float | None) -> bool:
+    """Return whether weights are to be exported: where a loss has to be beaten, only measured ones are."""
+    return below is None or (choice.loss is not None and choice.loss < below)
+
+
+def best_choice(run: RunContext, plan: Plan, searched: SearchRecord | None) -> SavedWeights | None:
+    """Return the lowest measured loss on disk; without any, the newest checkpoint's weights."""
+    choices = [_of_checkpoint(run, plan, searched), _of_trial(run, searched) if searched else None]
+    found = [choice for choice in choices if choice is not None]
+    measured = [choice for choice in found if choice.loss is not None]
+    return min(measured, key=lambda choice: choice.loss or 0.0, default=found[0] if found else None)
+
+
+def _of_trial(run: RunContext, searched: SearchRecord) -> SavedWeights | None:
+    best = best_of(searched.done)
+    if best is None:
+        return None
+    folder = trial_folder(run, searched.done.index(best))
+    if best.weights not in checkpoint.groups(folder):
+        return None
+    return SavedWeights(folder, best.weights, searched.plans[best.trial.arm], best.loss)
+
+
+def _of_checkpoint(run: RunContext, plan: Plan, searched: SearchRecord | None) -> SavedWeights | None:
+    folders = sorted((run.folder / "checkpoints").glob("step-*"))
+    if not folders:
+        return None
+    position, groups = checkpoint.position_at(folders[-1]), checkpoint.groups(folders[-1])
+    if searched is not None:
+        trials = [*(result.trial for result in searched.done), *([searched.trial] if searched.trial else [])]
+        if position.trial >= len(trials):
+            return None
+        plan = searched.plans[trials[position.trial].arm]
+    group, loss = measured_group(position, groups)
+    return SavedWeights(folders[-1], group, plan, loss) if group in groups else None
+
+
+def measured_group(position: Position, groups: frozenset[str]) -> tuple[str, float | None]:
+    """Return a checkpoint's weights of the lowest measured loss and that loss; else its last weights."""
+    best = position.curve.best
+    if best is not None and "best" in groups:
+        return "best", best.loss
+    return "weights", None
+
+
+def export(run: RunContext, record: RunRecord, choice: SavedWeights, target: Path) -> None:
+    """Write the chosen weights as a submission, then the outcome that describes it."""
+    kept = checkpoint.load(choice.folder, choice.group)
+    weights = kept.tensors(choice.group)
+    model = load_model(run.job.model_path, getattr(torch, choice.plan.dtype))
+    deltas = add_deltas(model, choice.plan, run.job.seed)
+    deltas.load_state(weights)
+    metrics = metrics_of(record, None, reached_at(kept.manifest.position))
+    if choice.loss is not None:
+        metrics = replace(metrics, final_loss=choice.loss, dev_examples=len(record.base_losses))
+    metrics = writer.write(deltas, choice.plan, run.job, metrics, target)
+    outcome = Outcome(
+        status=OutcomeStatus.READY, export=target.name, metrics=metrics, step=kept.manifest.position.step
+    )
+    write_atomically(target.with_name(f"{target.name}.json"), encode(outcome))
+
+
+if __name__ == "__main__":
+    os.nice(NICENESS)
+    torch.set_num_threads(1)  # the worker needs the others
+    sys.exit(main(sys.argv[1:]))
