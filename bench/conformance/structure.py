@@ -72,7 +72,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "pipeline self_test early_export",
         "__main__",
     ),
-    "podium": ("client console security simulation demo", "local", "diagnostics", "commands"),
+    "podium": ("client console security simulation demo entry", "local", "diagnostics", "commands"),
     "bench": (
         "fake_validator",
         "harness",
