@@ -136,10 +136,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(description="send the submission's hash upstream; a right one gains nothing, a wrong one loses"),
     ] = False
     training_repo: Annotated[
-        str | None, Meta(description="repository of this miner's trainer, for GET /training_repo")
+        str | None, Meta(description="repository of this miner's text trainer, for GET /training_repo/text")
     ] = None
     training_commit: Annotated[
-        str | None, Meta(description="commit of training_repo, for GET /training_repo")
+        str | None, Meta(description="commit of training_repo, 40 hexadecimal digits")
+    ] = None
+    training_repos_file: Annotated[
+        str | None,
+        Meta(
+            description="JSON file with the repository, commit, token and data sets for each kind of task, "
+            "read at every request; used instead of the two settings above, see docs/tournament.md"
+        ),
     ] = None
     unclaimed_s: Annotated[
         Seconds, Meta(description="a job that no node has claimed for this long moves to a free, live slot")

@@ -121,10 +121,12 @@ class MinerSubmission(Struct, frozen=True):
 
 
 class TrainingRepo(Struct, frozen=True):
-    """The repository of this miner's trainer."""
+    """The repository that this miner enters for a kind of task."""
 
     github_repo: str
     commit_hash: str
+    github_token: str | None = None
+    requested_datasets: list[str] | None = None
 
 
 _CHAT: Final = (

@@ -7,6 +7,7 @@ read logs.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -21,6 +22,7 @@ from gateway.http_request import read_body
 from gateway.problem_details import problem
 from gateway.service import Service
 from gateway.state.ledger import Ledger
+from gateway.upstream import repositories
 from gateway.upstream.auth import VALIDATOR, AuthRefusal, Caller, Gate
 from gateway.upstream.contract import (
     MinerSubmission,
@@ -32,6 +34,7 @@ from gateway.upstream.contract import (
     TrainResponse,
     parse,
 )
+from gateway.upstream.repositories import KINDS, NotEnteredError
 from shared import subjects
 from shared.errors import BusError
 from shared.logs import get_logger
@@ -41,7 +44,6 @@ OFFER: Final = msgspec.json.Decoder(MinerTaskOffer)
 START_TEXT: Final = msgspec.json.Decoder(TrainRequestText)
 START_IMAGE: Final = msgspec.json.Decoder(TrainRequestImage)
 SETTLE_S: Final = 1.0  # how long an idempotent request waits for the shared replay check
-REPOSITORIES: Final = ("text", "image")
 NO_SLOT: Final = "no-slot"  # slugs of problems
 START_DIFFERS: Final = "start-differs"
 HUB: Final = "hf://"
@@ -159,14 +161,16 @@ def repository(artifact: str) -> str:
 
 
 async def training_repo(service: Service, asked: Asked) -> TrainingRepo:
-    """Return the repository of this miner's trainer, for tournaments."""
+    """Return the repository that this miner enters for a kind of task; the answer costs an entry fee."""
     await asked.caller.settle(SETTLE_S)
-    settings, kind = service.settings, asked.request.match_info["kind"]
-    if kind not in REPOSITORIES:
-        raise AuthRefusal(422, f"the task type must be one of {', '.join(REPOSITORIES)}")
-    if settings.training_repo is None or settings.training_commit is None:
-        raise AuthRefusal(404, "no training repository: set PODIUM_TRAINING_REPO and PODIUM_TRAINING_COMMIT")
-    return TrainingRepo(settings.training_repo, settings.training_commit)
+    kind = asked.request.match_info["kind"]
+    if kind not in KINDS:
+        raise AuthRefusal(422, f"the task type must be one of {', '.join(KINDS)}")
+    try:
+        return await asyncio.to_thread(repositories.training_repo, service.settings, kind)
+    except NotEnteredError as error:
+        log.warning("upstream asked for a training repository and got none", kind=kind, reason=str(error))
+        raise AuthRefusal(404, str(error)) from error
 
 
 async def _post(

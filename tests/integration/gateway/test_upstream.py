@@ -222,10 +222,17 @@ async def test_the_training_repository_is_told_where_it_is_set(
 ) -> None:
     status, answer = await VALIDATOR.get(upstream, "/training_repo/text")
     assert status == 404
-    assert "PODIUM_TRAINING_REPO" in answer["detail"]
-    own = {"training_repo": "https://git.example/m/t", "training_commit": "0123abc"}
+    assert "PODIUM_TRAINING_REPOS_FILE" in answer["detail"]
+    own = {"training_repo": "https://git.example/m/t", "training_commit": "0123abcdef" * 4}
+    expected = {
+        "github_repo": own["training_repo"],
+        "commit_hash": own["training_commit"],
+        "github_token": None,
+        "requested_datasets": None,
+    }
     async with start_gateway("other", **SIGNED, **own) as api:
-        for kind in ("text", "image/"):
-            status, answer = await VALIDATOR.get(api, f"/training_repo/{kind}")
-            assert (status, answer) == (200, {"github_repo": own["training_repo"], "commit_hash": "0123abc"})
+        for path in ("text", "text/"):
+            assert await VALIDATOR.get(api, f"/training_repo/{path}") == (200, expected)
+        for kind in ("image", "environment/"):  # an answer would enter the text trainer, and cost the fee
+            assert (await VALIDATOR.get(api, f"/training_repo/{kind}"))[0] == 404
         assert (await VALIDATOR.get(api, "/training_repo/video"))[0] == 422
