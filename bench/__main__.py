@@ -49,6 +49,7 @@ BENCHES: dict[str, Bench] = {
     ),
     "arena_data": Bench("arena.data_table", 1, "data sets of the accuracy arena: sizes and licences"),
     "arena_models": Bench("arena.models", 25, "pre-train the arena's base models on the CPU"),
+    "tournament": Bench("tournament.play", 15, "contest containers leave valid submissions, also killed"),
     "chaos": Bench("reliability.chaos", 50, "no job is lost or submitted twice; --ci: 2 minutes"),
     "faults": Bench("reliability.fault_matrix", 30, "each row of the fault matrix, repeated"),
     "resume": Bench("reliability.resume", 8, "a killed run ends bit-equal to an undisturbed one"),

@@ -1,0 +1,168 @@
+"""Play upstream's validator for contest containers: run them, kill them, upload, load, score, judge.
+
+    python -m bench tournament [--cases NAME ...] [--model tiny] [--minutes M] [--kills N] [--image TAG]
+    python -m bench tournament --entries auto lora_r16 --cases instruct        # two entries, judged
+
+Each case runs in a private folder with upstream's mounts: anonymous model names, rows and statistics at their
+fixed paths. Without --image the runner is a process with a namespace of its own; with it, a Docker container
+without network and capabilities. What is left after the end, or after a kill, must pass upstream's upload
+rules and load with stock libraries; its loss on rows that it never saw is compared with the base model's, and
+with the engine's own metric. With two --entries the verdict of each of upstream's rules is printed. With
+--kills, further containers are killed at random moments after the first tenth of their time. The last line is
+one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from bench.arena.judge import duel
+from bench.tournament.container import Docker, Namespace, Runtime, run
+from bench.tournament.mounts import Mounted, prepare
+from bench.tournament.scoring import Score, score
+from bench.tournament.tasks import CASES, MODELS
+from bench.tournament.uploader import upload
+from trainer_node.contest.validity import objections
+
+FIRST_SHARE = 0.1  # of the time, after which a kill must leave a valid submission
+
+
+class Played(Struct, frozen=True):
+    """What one container left."""
+
+    case: str
+    entry: str
+    status: int | None
+    seconds: float
+    first_s: float | None  # when the first submission was in place
+    trained_s: float | None  # when the first trained one was
+    objections: list[str]
+    score: Score | None
+
+
+def play(runtime: Runtime, case: str, entry: str, options: argparse.Namespace, seconds: float) -> Played:
+    """Run one container for `seconds`, take what it leaves, score it."""
+    with tempfile.TemporaryDirectory(prefix="contest-") as name:
+        mounted = prepare(Path(name), case, options.model, options.rows, options.minutes / 60.0)
+        ended = run(runtime, mounted, entry, seconds)
+        uploaded = Path(name) / "uploaded"
+        wrong = [] if ended.uploads else [f"exit status {ended.status}"]
+        wrong += objections(mounted.submission, mounted.model)
+        if refused := upload(mounted.submission, uploaded, str(mounted.model)):
+            wrong.append(refused)
+        first, trained = first_times(mounted)
+        scored = None if wrong else score(mounted.model, uploaded, mounted.test, case)
+        if wrong or options.verbose:
+            print((mounted.root / "log").read_text()[-4000:])
+        return Played(case, entry, ended.status, ended.seconds, first, trained, wrong, scored)
+
+
+def first_times(mounted: Mounted) -> tuple[float | None, float | None]:
+    """Return the seconds until the first submission, and until the first trained one, from the log."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", (mounted.root / "log").read_text())
+    found = re.findall(r"submission in place +(?=.*after_s=([\d.]+))(?=.*source=(\w+))", text)
+    times = [float(seconds) for seconds, _ in found]
+    trained = [float(seconds) for seconds, source in found if source != "untrained"]
+    return min(times, default=None), min(trained, default=None)
+
+
+def kill_moments(count: int, seconds: float, seed: int) -> list[float]:
+    """Return moments after the first tenth of the time, spread evenly, with noise."""
+    generator = random.Random(seed)
+    first = FIRST_SHARE * seconds
+    return [first + (number + generator.random()) / count * (seconds - first) for number in range(count)]
+
+
+def verdicts(played: Sequence[Played]) -> list[dict[str, Any]]:
+    """Return how the first entry does against the second, case by case and rule by rule."""
+    found = []
+    for one, other in zip(played[::2], played[1::2], strict=True):
+        if one.score is None or other.score is None:
+            valid = one if one.score else other if other.score else None
+            found.append({"case": one.case, "winner": valid.entry if valid else None})
+            continue
+        judged = duel(np.array(one.score.per_row), np.array(other.score.per_row))
+        found.append(
+            {"case": one.case, "of": one.entry, "against": other.entry, **msgspec.to_builtins(judged)}
+        )
+    return found
+
+
+def show(one: Played) -> None:
+    """Print one line."""
+    text = "; ".join(one.objections) or "valid"
+    if found := one.score:
+        text += f", loss {found.loss:.4f} (base {found.base_loss:.4f}, engine {found.engine_loss:.4f})"
+    how = "killed" if one.status is None else f"status {one.status}"
+    times = f"first {one.first_s} s, trained {one.trained_s} s"
+    print(f"{one.case:12} {one.entry:18} {how} after {one.seconds:.0f} s; {times}; {text}", flush=True)
+
+
+def summary(played: Sequence[Played], killed: Sequence[Played], seconds: float) -> dict[str, Any]:
+    """Return the figures of the last line."""
+    scores = [one.score for one in played if one.score]
+    return {
+        "containers": len(played),
+        "valid": sum(not one.objections for one in played),
+        "below_base": sum(one.loss < one.base_loss for one in scores),
+        "worst_difference": max((abs(one.loss - one.engine_loss) for one in scores), default=None),
+        "first_within_a_tenth": sum(
+            one.first_s is not None and one.first_s <= FIRST_SHARE * seconds for one in played
+        ),
+        "kills": len(killed),
+        "valid_after_kills": sum(not one.objections for one in killed),
+        "trained_after_kills": sum(one.trained_s is not None for one in killed),
+    }
+
+
+def main() -> None:
+    """Play and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench tournament",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--model", choices=MODELS, default="tiny")
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--minutes", type=float, default=2.0, help="of a task (default: %(default)s)")
+    parser.add_argument("--entries", nargs="+", default=["auto"], help="profiles; two are judged")
+    parser.add_argument("--kills", type=int, default=0, help="further containers, killed at random moments")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--image", help="run this Docker image")
+    parser.add_argument("--code", type=Path, help="run this entry's code instead of the checkout's")
+    parser.add_argument("--verbose", action="store_true", help="print each container's log")
+    options = parser.parse_args()
+    if len(options.entries) > 2:
+        parser.error("--entries takes one or two")
+    namespace = Namespace(options.code.absolute()) if options.code else Namespace()
+    runtime: Runtime = Docker(options.image) if options.image else namespace
+    seconds = 60.0 * options.minutes
+    played, killed = [], []
+    for case in options.cases:
+        for entry in options.entries:
+            played.append(play(runtime, case, entry, options, seconds))
+            show(played[-1])
+    for number, moment in enumerate(kill_moments(options.kills, seconds, options.seed)):
+        case = options.cases[number % len(options.cases)]
+        killed.append(play(runtime, case, options.entries[0], options, moment))
+        show(killed[-1])
+    figures = summary(played, killed, seconds)
+    if len(options.entries) == 2:
+        figures["verdicts"] = verdicts(played)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Score an uploaded submission as upstream's evaluator loads it: stock transformers and PEFT, row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec import Struct
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
+
+from bench.tournament.tasks import CASES
+from shared.messages import FileFormat, TaskType
+from trainer_node.engine.data.examples import IGNORED, Examples, read_rows, scored_length, tokenize
+from trainer_node.engine.evaluate import metric
+from trainer_node.engine.model.adapters import load_adapter
+from trainer_node.engine.model.loading import load_config, load_tokenizer
+
+BETA = 0.1
+
+
+class Score(Struct, frozen=True):
+    """A submission's losses on the test rows, by stock code and by the engine's metric."""
+
+    per_row: list[float]
+    engine_loss: float
+    base_loss: float
+
+    @property
+    def loss(self) -> float:
+        """Return the mean over rows."""
+        return float(np.mean(self.per_row))
+
+
+def score(base: Path, uploaded: Path, test: Path, case_name: str) -> Score:
+    """Score a submission on the test rows; the tokenizer is the base model's."""
+    case = CASES[case_name]
+    rows = read_rows(str(test), FileFormat.JSON, allow_private_urls=False).rows
+    length = scored_length(load_config(str(base)))
+    examples, _ = tokenize(rows, case.task_type, case.dataset_type, load_tokenizer(str(base)), length)
+    original = _load(base)
+    reference = None
+    if case.task_type is TaskType.DPO:
+        examples = examples.with_reference(metric.reference_logprobs(original, examples))
+        reference = summed(original, examples)
+    base_rows = losses(original, examples, reference)
+    if (uploaded / "adapter_config.json").is_file():
+        model = load_adapter(original, str(uploaded))
+    else:
+        model = _load(uploaded)
+    found = losses(model, examples, reference)
+    return Score(found.tolist(), metric.score(model, examples).loss, float(base_rows.mean()))
+
+
+def losses(model: Any, examples: Examples, reference: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Return the loss of each row: mean cross-entropy of its labels, or DPO's sigmoid loss of a pair."""
+    sums = summed(model, examples)
+    if reference is None:
+        counts = np.array([len(labels) for _, labels in _documents(examples)], dtype=np.float64)
+        return -sums / counts
+    gains = (sums - reference).reshape(-1, 2)
+    return np.logaddexp(0.0, -BETA * (gains[:, 0] - gains[:, 1]))
+
+
+def summed(model: Any, examples: Examples) -> NDArray[np.float64]:
+    """Return the log-probability of each document's labels, one document at a time."""
+    model.eval()
+    found = []
+    with torch.inference_mode():
+        for ids, labels in _documents(examples):
+            logits = model(input_ids=torch.from_numpy(ids)[None]).logits[0, :-1].float()
+            logp = torch.log_softmax(logits, dim=-1)
+            places = torch.from_numpy(labels - 1)
+            targets = torch.from_numpy(ids[labels])
+            found.append(float(logp[places, targets].double().sum()))
+    return np.array(found)
+
+
+def _documents(examples: Examples) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return each document's tokens, and the positions of its labels."""
+    found = []
+    for start, end in zip(examples.offsets[:-1], examples.offsets[1:], strict=True):
+        ids = examples.ids[start:end].astype(np.int64)
+        labels = np.flatnonzero(examples.labels[start:end] != IGNORED)
+        found.append((ids, labels[labels > 0]))
+    return found
+
+
+def _load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
