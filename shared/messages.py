@@ -24,6 +24,13 @@ class TaskType(StrEnum):
     IMAGE = "ImageTask"
 
 
+class Scorer(StrEnum):
+    """The upstream evaluator whose encoding of rows a job follows, by the month it is known from."""
+
+    OFFERS = "gradients-2025-07"  # what offered jobs are scored by
+    CONTESTS = "gradients-2026-07"  # what contests are scored by
+
+
 class FileFormat(StrEnum):
     """The format of a data reference; `s3` is upstream's word for a presigned JSON URL."""
 
@@ -422,6 +429,7 @@ class WorkerJob(Struct, frozen=True, kw_only=True):
     token_clock_rate: float = 1000.0  # tokens per simulated second
     threads: int | None = None  # CPU threads; None = this slot's share
     processes: int = 0  # that train together; 0 = one per GPU, on a CPU one
+    scorer: Scorer = Scorer.OFFERS  # whose rules the rows are encoded by
 
 
 class Outcome(Struct, frozen=True, kw_only=True):

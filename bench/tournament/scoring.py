@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from bench.tournament.tasks import CASES
-from shared.messages import FileFormat, TaskType
-from trainer_node.engine.data.examples import IGNORED, Examples, read_rows, scored_length, tokenize
+from shared.messages import FileFormat, Scorer, TaskType
+from trainer_node.engine.data.examples import IGNORED, Examples, longest_row, read_rows, tokenize
 from trainer_node.engine.evaluate import metric
 from trainer_node.engine.model.adapters import load_adapter
 from trainer_node.engine.model.loading import load_config, load_tokenizer
@@ -38,8 +38,9 @@ def score(base: Path, uploaded: Path, test: Path, case_name: str) -> Score:
     """Score a submission on the test rows; the tokenizer is the base model's."""
     case = CASES[case_name]
     rows = read_rows(str(test), FileFormat.JSON, allow_private_urls=False).rows
-    length = scored_length(load_config(str(base)))
-    examples, _ = tokenize(rows, case.task_type, case.dataset_type, load_tokenizer(str(base)), length)
+    length = longest_row(load_config(str(base)), case.task_type, Scorer.CONTESTS)
+    tokenizer = load_tokenizer(str(base))
+    examples, _ = tokenize(rows, case.task_type, case.dataset_type, tokenizer, length, scorer=Scorer.CONTESTS)
     original = _load(base)
     reference = None
     if case.task_type is TaskType.DPO:

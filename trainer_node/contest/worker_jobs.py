@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from shared.messages import FileFormat, Hardware, TaskType, WorkerJob
+from shared.messages import FileFormat, Hardware, Scorer, TaskType, WorkerJob
 from trainer_node.contest.arguments import ContestTask
 from trainer_node.contest.mounts import Mounts
 
@@ -59,4 +59,5 @@ def worker_job(
         profile=profile,
         checkpoint_interval_s=min(CHECKPOINT_S, CHECKPOINT_SHARE * seconds),
         threads=threads,
+        scorer=Scorer.CONTESTS,
     )

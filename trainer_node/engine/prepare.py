@@ -20,7 +20,7 @@ from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, resolve
 from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.download import public_name
-from trainer_node.engine.data.examples import Examples, hold_out, scored_length
+from trainer_node.engine.data.examples import Examples, hold_out, longest_row
 from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
 from trainer_node.engine.distributed.process_group import ProcessGroup, least_free_memory
 from trainer_node.engine.distributed.sharding import fitted
@@ -47,7 +47,7 @@ def ingest(run: RunContext, config: Any) -> JobData:
     tokenizer = load_tokenizer(job.model_path)
     if (template := job.dataset_type.chat_template) not in (None, "chatml", "tokenizer_default"):
         run.reporter.message(f"chat template {template!r:.80}: the model's own is used")
-    length = scored_length(config)
+    length = longest_row(config, job.task_type, job.scorer)
     tokens = tokens_of(job, run.folder, tokenizer, length, run.reporter)
     data = divided(job, tokens, length, vocabulary_of(config))
     for reason, count in sorted(data.dropped.items()):
@@ -104,7 +104,8 @@ def reload_data(run: RunContext, config: Any, fingerprint: str) -> JobData | str
     answer: JobData | str = ""
     if run.process_group.is_main:
         if known := kept(run.folder):
-            answer = divided(run.job, known, scored_length(config), vocabulary_of(config))
+            length = longest_row(config, run.job.task_type, run.job.scorer)
+            answer = divided(run.job, known, length, vocabulary_of(config))
         try:
             if isinstance(answer, str) or answer.train.fingerprint() != fingerprint:
                 answer = ingest(run, config)

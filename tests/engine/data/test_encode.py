@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from tokenizers.processors import TemplateProcessing
 
 from bench.harness.dataset_types import SHAREGPT
 from shared.errors import DataError
-from shared.messages import DatasetType, TaskType
+from shared.messages import DatasetType, Scorer, TaskType
 from tests.engine.data.conftest import END, START, document, ids, turn
-from trainer_node.engine.data.examples import IGNORED, tokenize
+from trainer_node.engine.data.examples import IGNORED, Examples, longest_row, tokenize
 
 INSTRUCT = DatasetType(field_instruction="ask", field_output="say")
 CHAT = replace(SHAREGPT, chat_column="talk")
@@ -116,6 +118,63 @@ def test_pairs_share_the_prompt_and_end(tokenizer: Any) -> None:
         assert document(examples, index) == (prompt + said, [IGNORED] * len(prompt) + said)
     assert len(examples) == 1
     assert examples.lengths.tolist() == [len(examples.ids)]
+
+
+def contest_pairs(tokenizer: Any, length: int, **row: str) -> tuple[Examples, dict[str, int]]:
+    return tokenize([row], TaskType.DPO, DPO, tokenizer, length, scorer=Scorer.CONTESTS)
+
+
+def test_contests_tokenise_prompt_and_completion_as_one_text(tokenizer: Any) -> None:
+    examples, _ = contest_pairs(tokenizer, 256, p="Say", c=" yes", r="no way</s>")
+    prompt = tokenizer("Say")["input_ids"]
+    for index, text in enumerate(("Say yes</s>", "Sayno way</s>")):  # an end token that is there stays one
+        whole = tokenizer(text)["input_ids"]
+        assert whole[-1] == END
+        labels = [IGNORED] * len(prompt) + whole[len(prompt) :]
+        assert document(examples, index) == (prompt + whole[len(prompt) :], labels)
+
+
+def test_contests_keep_the_start_token(tokenizer: Any) -> None:
+    started = copy.deepcopy(tokenizer)
+    started.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", START)]
+    )
+    examples, _ = contest_pairs(started, 256, p="Say", c=" yes", r=" no")
+    assert [document(examples, index)[0][0] for index in (0, 1)] == [START, START]
+    offers, _ = tokenize([{"p": "Say", "c": " yes", "r": " no"}], TaskType.DPO, DPO, started, 256)
+    assert document(offers, 0)[0][0] != START
+
+
+def test_contests_keep_the_start_of_long_pairs(tokenizer: Any) -> None:
+    examples, dropped = contest_pairs(tokenizer, 1500, p="word " * 200, c="yes " * 3000, r="no")
+    assert dropped == {}
+    prompt = tokenizer("word " * 200)["input_ids"]
+    whole = tokenizer("word " * 200 + "yes " * 3000)["input_ids"]
+    kept = (prompt + whole[len(prompt) :])[:1500]
+    assert kept[-1] != END
+    assert document(examples, 0) == (kept, [IGNORED] * len(prompt) + kept[len(prompt) :])
+    assert document(examples, 1)[0][-1] == END
+
+
+def test_contests_score_no_completion_that_is_cut_away(tokenizer: Any) -> None:
+    rows = [{"p": "word " * 300, "c": "yes", "r": "no"}, {"p": "Say", "c": "yes", "r": "no"}]
+    examples, dropped = tokenize(rows, TaskType.DPO, DPO, tokenizer, 64, scorer=Scorer.CONTESTS)
+    assert len(examples) == 1
+    assert dropped == {"nothing to score": 1}
+
+
+@pytest.mark.parametrize(
+    ("task_type", "scorer", "positions", "length"),
+    [
+        (TaskType.DPO, Scorer.CONTESTS, 32768, 32768),
+        (TaskType.DPO, Scorer.CONTESTS, None, 8192),
+        (TaskType.DPO, Scorer.OFFERS, 32768, 4096),
+        (TaskType.INSTRUCT, Scorer.CONTESTS, 32768, 4096),
+        (TaskType.CHAT, Scorer.CONTESTS, 2048, 1024),
+    ],
+)
+def test_the_longest_row(task_type: TaskType, scorer: Scorer, positions: int | None, length: int) -> None:
+    assert longest_row(SimpleNamespace(max_position_embeddings=positions), task_type, scorer) == length
 
 
 def test_long_pairs_keep_their_end(tokenizer: Any) -> None:

@@ -1,8 +1,9 @@
 """Rows -> token ids and label masks, exactly as the upstream scorer makes them.
 
-The scorer is axolotl 0.9.0 for instruct, completion and chat, and TRL 0.17.0 for DPO; their behaviour in odd
-cases (an empty response, an empty turn, content that shares tokens with its surroundings) is reproduced, not
-repaired. A document is (ids, labels): labels are the ids that are scored, and -100 elsewhere.
+The scorer is axolotl 0.9.0 for instruct, completion and chat, and TRL for DPO: 0.17.0 for offers, 1.5.1 for
+contests. Their behaviour in odd cases (an empty response, an empty turn, content that shares tokens with its
+surroundings) is reproduced, not repaired. A document is (ids, labels): labels are the ids that are scored,
+and -100 elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from shared.errors import DataError, in_a_line, is_failure
-from shared.messages import DatasetType, TaskType
+from shared.messages import DatasetType, Scorer, TaskType
 from trainer_node.engine.data.columns import asked_columns
 from trainer_node.engine.data.conversations import Turn, UnusableError, form_of, turns_of
 from trainer_node.engine.data.row_set import AskedColumns, Row, text_of
@@ -38,7 +39,13 @@ Example = tuple[Document, ...]  # one document, or chosen and rejected
 Encoder = Callable[[Sequence[Row]], list[list[Example] | str]]
 
 
-def encoder(task_type: TaskType, columns: DatasetType, tokenizer: Any, length: int) -> Encoder:
+def encoder(
+    task_type: TaskType,
+    columns: DatasetType,
+    tokenizer: Any,
+    length: int,
+    scorer: Scorer = Scorer.OFFERS,
+) -> Encoder:
     """Return the function that encodes rows.
 
     Raises DataError if a column isn't named, a format is malformed or the kind of task has no encoder.
@@ -51,7 +58,8 @@ def encoder(task_type: TaskType, columns: DatasetType, tokenizer: Any, length: i
     if task_type is TaskType.CHAT:
         return _chat(columns, tokenizer, length)
     if task_type is TaskType.DPO:
-        return _dpo(asked.needed, tokenizer, length)
+        pairs = _whole_dpo if scorer is Scorer.CONTESTS else _dpo
+        return pairs(asked.needed, tokenizer, length)
     raise DataError(f"there is no way to read data of a {task_type.value}")
 
 
@@ -291,5 +299,33 @@ def _dpo(names: Sequence[str], tokenizer: Any, length: int) -> Encoder:
     def join(prompt: list[int], completion: list[int]) -> Document:
         ids, labels = prompt + completion, [IGNORED] * len(prompt) + completion
         return ids[-longest:], labels[-longest:]
+
+    return encode
+
+
+def _whole_dpo(names: Sequence[str], tokenizer: Any, length: int) -> Encoder:
+    """Encode as TRL 1.5.1: prompt and completion are tokenised as one text, of which the start is kept.
+
+    The completion is what follows the tokens of the prompt alone; the end token is added as text. What is cut
+    away whole gives no loss, and so no example.
+    """
+    end = tokenizer.eos_token or ""
+
+    def read(row: Row) -> list[str]:
+        prompt, *completions = (_text(row, name) for name in names)
+        ended = (text if text.endswith(end) else text + end for text in completions)
+        return [prompt, *(prompt + text for text in ended)]
+
+    def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
+        parts, answers = _each(rows, read)
+        ids = iter(_ids(tokenizer, [text for part in parts for text in part]))
+        return _fill(answers, ([pair(next(ids), next(ids), next(ids))] for _ in parts))
+
+    def pair(prompt: list[int], *wholes: list[int]) -> Example:
+        return tuple(join(prompt, whole[len(prompt) :]) for whole in wholes)
+
+    def join(prompt: list[int], completion: list[int]) -> Document:
+        ids, labels = prompt + completion, [IGNORED] * len(prompt) + completion
+        return ids[:length], labels[:length]
 
     return encode

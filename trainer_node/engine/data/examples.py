@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import DataError, EngineError
-from shared.messages import DatasetType, ErrorCode, TaskType
+from shared.messages import DatasetType, ErrorCode, Scorer, TaskType
 from shared.planning.throughput import development_rows
 from trainer_node.engine.data.columns import asked_columns, refuse_missing
 from trainer_node.engine.data.conversations import advice, form_of
@@ -33,6 +33,7 @@ CHUNK = (
     512  # rows tokenised in one call: enough to keep all cores busy, little enough to hold as Python lists
 )
 SCORED_LENGTH = 4096
+UNKNOWN_POSITIONS = 8192  # what the scorer takes for a model that states none
 SHORTEST = 2  # tokens; the scorer drops shorter rows
 MOST_REASONS = 50  # a template's own words may be others for each row
 OTHER_REASONS = "another reason"
@@ -101,6 +102,13 @@ def scored_length(config: Any) -> int:
     return math.ceil(positions / 2) if positions and positions < 2 * SCORED_LENGTH else SCORED_LENGTH
 
 
+def longest_row(config: Any, task_type: TaskType, scorer: Scorer) -> int:
+    """Longest row of a kind of task: preference pairs of contests may fill all of the model's positions."""
+    if task_type is TaskType.DPO and scorer is Scorer.CONTESTS:
+        return getattr(config, "max_position_embeddings", None) or UNKNOWN_POSITIONS
+    return scored_length(config)
+
+
 def tokenize(
     rows: list[Row],
     task_type: TaskType,
@@ -109,15 +117,16 @@ def tokenize(
     max_length: int,
     *,
     source: str = "the data",
+    scorer: Scorer = Scorer.OFFERS,
     tick: Callable[[str], None] = lambda text: None,
 ) -> tuple[Examples, dict[str, int]]:
     """Token ids and labels as the scorer makes them, and how many rows were dropped for which reason.
 
-    `max_length` is `scored_length`; `tick` is called with the progress now and then. Raises DataError if no
-    row has the named columns or none is left.
+    `max_length` is `longest_row` of the job; `tick` is called with the progress now and then. Raises
+    DataError if no row has the named columns or none is left.
     """
     source = public_name(source)
-    encode = encoder(task_type, columns, tokenizer, max_length)
+    encode = encoder(task_type, columns, tokenizer, max_length, scorer)
     refuse_missing(asked_columns(task_type, columns), rows, rows[0] if rows else (), source)
     group = 2 if task_type is TaskType.DPO else 1
     parts: list[Examples] = []

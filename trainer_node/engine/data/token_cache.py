@@ -66,6 +66,7 @@ def tokens_of(job: WorkerJob, folder: Path, tokenizer: Any, length: int, reporte
         tokenizer,
         length,
         source=job.dataset,
+        scorer=job.scorer,
         tick=reporter.alive,
     )
     tokens = TokenCache(examples, found.dropped | unusable, len(found))
@@ -92,6 +93,7 @@ def _key(job: WorkerJob, files: list[DataFile], tokenizer: Any, length: int) -> 
     made_of = [
         *(f"{file.format} {file_digest(file.path)}" for file in files if file.path.is_file()),
         job.task_type.value,
+        job.scorer.value,
         msgspec.json.encode(job.dataset_type).decode(),
         str(length),
         _model_of(tokenizer),
