@@ -18,7 +18,8 @@ COMMANDS = {
     **{name: name for name in ("up", "demo", "offer", "status", "watch", "logs", "jobs", "scores")},
     **{name: name for name in ("plan", "train", "score", "policy", "doctor", "env", "settings")},
     **{name: f"broker.{name}" for name in ("keys", "bootstrap", "restore")},
-    **{name: name for name in ("completion", "entry")},
+    "completion": "completion",
+    "entry": "contest.entry",
 }
 EXIT_CODES = """exit codes:
   0    done
