@@ -60,6 +60,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "trainer_node.engine": (
         "signals reporter time_budget",
+        "limits",
         "data",
         "model objectives",
         "distributed",

@@ -6,7 +6,7 @@
 Builds and starts the services in a separate project and offers a job to each slot. When both have a
 checkpoint: `kill -s KILL trainer-a` and its start, kill -9 of node b inside its container (Docker restarts
 that one), `restart nats`, `restart gateway`. Then waits for both results, and reads each submission's digest
-back in the container of the *other* slot. The model is the tests' tiny one. Everything is removed at the
+back in the container of its slot. The model is the tests' tiny one. Everything is removed at the
 end. The last line is one JSON object.
 """
 
@@ -217,8 +217,7 @@ def judge(project: Project, view: TaskView, verdict: Verdict) -> None:
         return
     verdict.submitted += 1
     verdict.resumes.append(result.metrics.resumes if result.metrics else -1)
-    other = "trainer-b" if view.slot == "a" else "trainer-a"
-    if project.python(other, DIGEST % view.task) != result.digest:
+    if project.python(f"trainer-{view.slot}", DIGEST % view.task) != result.digest:
         verdict.wrong_digests += 1
         verdict.violations.append(f"{view.task}: what is stored has another digest than the result")
     if result.deadline_margin_s is None or result.deadline_margin_s < 0:

@@ -127,7 +127,15 @@ def _write(path: Path, text: str, mode: int) -> list[Path]:
         return []
     _folder(path.parent, 0o700)
     write_atomically(path, text.encode(), mode)
+    _give_to_owner(path)
     return [path]
+
+
+def _give_to_owner(path: Path) -> None:
+    """Give a file that root wrote to its folder's owner: a service reads its own key, and no other."""
+    folder = path.parent.stat()
+    if os.geteuid() == 0 and folder.st_uid != 0:
+        os.chown(path, folder.st_uid, folder.st_gid)
 
 
 def _folder(path: Path, mode: int) -> None:

@@ -14,6 +14,8 @@ from typing import NoReturn
 
 from trainer_node.engine.signals import Stop
 
+OUT_OF_MEMORY_SCORE = "500"  # of 1000; any process may raise its own
+
 
 def main() -> int:
     """Run one job; 0 = ready or stopped, 1 = failed, 2 = wrong call."""
@@ -25,6 +27,7 @@ def main() -> int:
     stop.write_outcome = lambda: _write_stopped(job_path.parent)  # until the job is read, and more is known
     stop.install(decides=os.environ.get("RANK", "0") == "0")
     _outlive_pipes(job_path.parent / "worker.log")
+    _go_first()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     began = time.monotonic()
     from trainer_node.engine.distributed import launch  # nothing is imported before signals are listened to
@@ -66,6 +69,12 @@ def _outlive_pipes(log: Path) -> None:
             file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(file, descriptor)
             os.close(file)
+
+
+def _go_first(score: Path = Path("/proc/self/oom_score_adj")) -> None:
+    """Let the kernel end workers before their nodes when memory runs out, whichever is larger."""
+    with suppress(OSError):  # no such file, or a higher score that may not be lowered
+        score.write_text(OUT_OF_MEMORY_SCORE)
 
 
 def _write_stopped(folder: Path) -> None:

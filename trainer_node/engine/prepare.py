@@ -12,12 +12,13 @@ import torch
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from shared.errors import DataError, EngineError, PlanError, SettingsError
-from shared.messages import ErrorCode, Hardware, Phase, WorkerJob
+from shared.errors import DataError, DataUnavailableError, EngineError, PlanError, SettingsError
+from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, WorkerJob
 from shared.planning.hardware import computes_bf16, machine_memory
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, resolve
+from trainer_node.engine import limits
 from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.examples import Examples, hold_out, longest_row
@@ -29,12 +30,14 @@ from trainer_node.engine.model.adapters import add_deltas
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_model, load_tokenizer
 from trainer_node.engine.model.shape import model_shape
+from trainer_node.engine.reporter import write_outcome
 from trainer_node.engine.time_budget import Costs
 
 VERIFY_SHARE = 0.01  # of the budget: what scoring the reloaded export may cost
 VERIFY_MOST_S = 60.0  # and in any case: a broken export shows on its first rows
 SCORE_SHARE = 0.03  # of the budget: what scoring the development rows once may cost
 FREE_SHARE = 0.95  # of a GPU's memory is free before the first tensor: the driver and the context take some
+SILENT_S = 600.0  # while the data is prepared: less than after what a node replaces a worker, to no avail
 SAVE_BYTES_PER_S = 300e6  # of a synced, hashed save, until one is measured
 
 
@@ -44,15 +47,39 @@ def ingest(run: RunContext, config: Any) -> JobData:
     if job.task_type not in SUPPORTED_TASKS:
         raise EngineError(ErrorCode.UNSUPPORTED, f"the engine doesn't train {job.task_type.value} yet")
     run.reporter.phase(Phase.INGEST)
-    tokenizer = load_tokenizer(job.model_path)
     if (template := job.dataset_type.chat_template) not in (None, "chatml", "tokenizer_default"):
         run.reporter.message(f"chat template {template!r:.80}: the model's own is used")
     length = longest_row(config, job.task_type, job.scorer)
-    tokens = tokens_of(job, run.folder, tokenizer, length, run.reporter)
+    tokens = bounded_tokens(run, length)
     data = divided(job, tokens, length, vocabulary_of(config))
     for reason, count in sorted(data.dropped.items()):
         run.reporter.message(f"{count} of {tokens.rows} rows dropped: {reason}")
     return data
+
+
+def bounded_tokens(run: RunContext, length: int) -> TokenCache:
+    """Return the job's rows as tokens, in half of the machine's memory, and never silent for long.
+
+    The other half of the memory is the other slot's. Raises DataError.
+    """
+    most = machine_memory()[0] // 2
+
+    def give_up() -> None:
+        text = (
+            f"for {SILENT_S:.0f} s not one of the next rows was ready: the model's tokenizer or its chat "
+            "template doesn't end on them"
+        )
+        outcome = Outcome(status=OutcomeStatus.FAILED, code=ErrorCode.UNSUPPORTED, error=text)
+        write_outcome(run.folder, run.reporter, outcome)
+        os._exit(1)  # nothing else ends a loop in a library
+
+    try:
+        with limits.silence_limit(run.reporter, SILENT_S, give_up), limits.memory_limit(most):
+            tokenizer = load_tokenizer(run.job.model_path)
+            return tokens_of(run.job, run.folder, tokenizer, length, run.reporter)
+    except MemoryError as error:
+        text = f"reading and tokenising the data needs more than {most / 1e9:.1f} GB of memory"
+        raise DataUnavailableError(f"{public_name(run.job.dataset)}: {text}") from error
 
 
 def vocabulary_of(config: Any) -> int:

@@ -33,7 +33,7 @@ class Reporter:
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":  # killed inside a line
             os.write(self._file, b"\n")
-        self._written = 0.0
+        self._written = 0.0  # never
         self._said = time.monotonic()
         self._lock = RLock()
         self._tokens: deque[tuple[float, int]] = deque()
@@ -109,9 +109,14 @@ class Reporter:
             over.set()
             speaker.join()
 
+    @property
+    def silent_s(self) -> float:
+        """Return how long ago the run last said anything."""
+        return time.monotonic() - self._written
+
     def due(self) -> bool:
         """Return whether to report the next step; asking is cheap, reading a loss from a GPU isn't."""
-        return time.monotonic() - self._written >= PERIOD_S
+        return self.silent_s >= PERIOD_S
 
     def step(self, step: int, progress: float, tokens: int, loss: float, lr: float, eta_s: float) -> None:
         """Report where training stands. `loss` is the mean since the last report."""

@@ -16,7 +16,10 @@ KILLED: Final = frozenset({None, -9, 137})  # exit codes that a SIGKILL may leav
 # What the runtimes say last, when they end a process without asking Python.
 _WORDS: Final = (
     (
-        re.compile(r"out of memory|OutOfMemoryError|MemoryError|can't allocate memory|std::bad_alloc"),
+        re.compile(
+            r"out of memory|OutOfMemoryError|MemoryError|can't allocate memory|std::bad_alloc"
+            r"|memory allocation of \d+ bytes failed"
+        ),
         ErrorCode.OUT_OF_MEMORY,
     ),
     (re.compile(r"No space left on device|Disk quota exceeded"), ErrorCode.DISK_FULL),

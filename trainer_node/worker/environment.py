@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 from shared.settings import Settings
@@ -16,6 +17,7 @@ from shared.settings_sources import PREFIX
 NEEDED: Final = frozenset(
     ["PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD"]
 ).union(("CC", "CXX", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))
+COMPILED: Final = "compiled"
 PROXIES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})  # in either case
 LIBRARIES: Final = (
     *("PYTHON", "LC_", "XDG_", "MALLOC_", "COVERAGE_"),
@@ -31,10 +33,16 @@ SECRET: Final = re.compile(
 
 
 def worker_environment(
-    environment: Mapping[str, str], threads: int, gpus: str | None, also: Iterable[str] = ()
+    environment: Mapping[str, str],
+    threads: int,
+    gpus: str | None,
+    also: Iterable[str] = (),
+    *,
+    temporary: Path | None = None,
 ) -> dict[str, str]:
     """Return a worker's environment; `also` names further variables that the operator lets it have.
 
+    `temporary` is its folder for temporary files. Compiled kernels stay next to it: they serve later jobs.
     What it needs of the settings is in its job.json, so no variable of theirs passes.
     """
     wanted = frozenset(also)
@@ -46,6 +54,9 @@ def worker_environment(
     passed = {name: value for name, value in passed.items() if not name.startswith(PREFIX)}
     passed["OMP_NUM_THREADS"] = str(threads)
     passed["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts them, by which the slot was detected
+    if temporary is not None:
+        passed["TMPDIR"] = str(temporary)
+        passed.setdefault("TORCHINDUCTOR_CACHE_DIR", str(temporary.with_name(COMPILED)))
     if gpus is not None:
         passed["CUDA_VISIBLE_DEVICES"] = gpus
     return passed

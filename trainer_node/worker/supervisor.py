@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from trainer_node.worker.run_folder import RunFolder
 from trainer_node.worker.slot_lock import MachineLock, SlotLock
 
 ENGINE = (sys.executable, "-m", "trainer_node.engine")
+TEMPORARY = "tmp"  # in the node's folder
 POLL_S = 0.05  # between looks at something that has no event
 OTHERS_GRACE_S = 10.0  # for the worker of a node that lost the lease
 ORPHANS_AFTER_S = 5.0  # children that keep the lock so long after their worker's end are killed
@@ -164,7 +166,11 @@ class Supervisor:
 
     def _spawn(self, run: RunFolder, attempt: int, step: int) -> Worker:
         environment = worker_environment(
-            os.environ, self.threads, self.settings.gpus, self.settings.worker_environment
+            os.environ,
+            self.threads,
+            self.settings.gpus,
+            self.settings.worker_environment,
+            temporary=self._emptied(),
         )
         locks = [self.lock.take()]
         try:
@@ -194,6 +200,16 @@ class Supervisor:
         )
         write_atomically(self._file, msgspec.json.encode(file))
         return Worker(file, process)
+
+    def _emptied(self) -> Path:
+        """Return the workers' folder for temporary files, without what the last one left.
+
+        Not the node's `/tmp`: a unit's own vanishes when the node restarts, and the worker trains on.
+        """
+        place = self.folder.absolute() / TEMPORARY
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(mode=0o700, exist_ok=True)
+        return place
 
     def _find(self) -> WorkerFile | None:
         """Return the worker that holds the lock, by worker.json, else by its open files and arguments."""

@@ -104,10 +104,19 @@ def test_every_service_has_its_own_key_and_nobody_elses() -> None:
         assert read_only == [True]
 
 
-def test_halves_share_artifacts_and_nothing_else_that_is_written() -> None:
-    found = services(CPU)
+def test_no_two_services_write_to_the_same_volume() -> None:
+    found = {name: service for name, service in services(CPU).items() if name not in ONE_SHOTS}
     written = [
-        {volume["source"] for volume in found[name]["volumes"] if not volume.get("read_only")}
-        for name in TRAINERS
+        volume["source"]
+        for service in found.values()
+        for volume in service["volumes"]
+        if not volume.get("read_only")
     ]
-    assert written[0] & written[1] == {"artifacts"}
+    assert len(written) == len(set(written))
+    assert {"trainer-a-artifacts", "trainer-b-artifacts"} < set(written)
+
+
+def test_services_have_no_more_than_their_memory() -> None:
+    found = services(CPU, PODIUM_TRAINER_MEMORY="400g")
+    limits = {name: int(found[name]["mem_limit"]) >> 30 for name in ("nats", "gateway", *TRAINERS)}
+    assert limits == {"nats": 4, "gateway": 4, "trainer-a": 400, "trainer-b": 400}

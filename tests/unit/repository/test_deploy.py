@@ -15,6 +15,8 @@ from shared.settings import Settings
 from shared.settings_sources import load_settings
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+TRAINER_UNIT = DEPLOY / "systemd" / "podium-trainer@.service"
 
 
 @pytest.mark.parametrize("name", ["nats.conf", "systemd/nats.conf"])
@@ -41,6 +43,11 @@ def test_unit_environments_are_settings(half: str) -> None:
         if line and not line.startswith("#")
     ]
     settings = load_settings(dict(line.split("=", 1) for line in lines) | {"PODIUM_SLOT": half})
+    # The folders that the unit gives to this slot's user, and no other's.
+    folders = {settings.node, settings.data / "slots" / half, settings.artifacts}
+    given = re.search(r"^StateDirectory=(.*)$", TRAINER_UNIT.read_text(), re.MULTILINE)
+    assert given
+    assert {Path("/var/lib", name.replace("%i", half)) for name in given[1].split()} == folders
     assert settings.gpus == {"a": "0,1,2,3", "b": "4,5,6,7"}[half]
 
 
@@ -60,3 +67,22 @@ def test_dockers_proxy_is_no_crowd_from_one_address() -> None:
     compose = (DEPLOY / "../docker-compose.yml").read_text()
     (limit,) = re.findall(r'PODIUM_MAX_CONNECTIONS_PER_ADDRESS: "(\d+)"', compose)
     assert int(limit) == Settings().max_connections
+
+
+def test_each_unit_has_a_user_of_its_own() -> None:
+    users = [user for unit in UNITS for user in re.findall(r"^User=(.*)$", unit.read_text(), re.MULTILINE)]
+    assert sorted(users) == ["podium-broker", "podium-gateway", "podium-trainer-%i"]
+    made = re.findall(r"^u +(\S+)", (DEPLOY / "systemd" / "podium.sysusers").read_text(), re.MULTILINE)
+    assert sorted(made) == [
+        *("podium-broker", "podium-gateway"),
+        *(f"podium-trainer-{slot}" for slot in Settings().slots),
+    ]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_no_unit_can_take_the_machine(unit: Path) -> None:
+    lines = unit.read_text().splitlines()
+    assert {"NoNewPrivileges=yes", "ProtectSystem=strict", "ProtectHome=yes", "PrivateTmp=yes"} < set(lines)
+    assert any(line.startswith("MemoryMax=") for line in lines)
+    if unit == TRAINER_UNIT:
+        assert {"OOMPolicy=continue", "KillMode=process", "StateDirectoryMode=0700"} < set(lines)

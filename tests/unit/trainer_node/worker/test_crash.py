@@ -21,6 +21,7 @@ MANNER = "the worker ended with exit code 1"
         ("torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", ErrorCode.OUT_OF_MEMORY),
         ("RuntimeError: CUDA error: out of memory", ErrorCode.OUT_OF_MEMORY),
         ("terminate called after throwing an instance of 'std::bad_alloc'", ErrorCode.OUT_OF_MEMORY),
+        ("memory allocation of 9000000000 bytes failed", ErrorCode.OUT_OF_MEMORY),
         ("OSError: [Errno 28] No space left on device", ErrorCode.DISK_FULL),
         ("RuntimeError: something else", ErrorCode.INTERNAL),
         (None, ErrorCode.INTERNAL),

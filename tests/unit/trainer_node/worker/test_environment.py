@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,13 @@ def test_libraries_get_theirs_and_nobody_a_secret() -> None:
         "OMP_NUM_THREADS": "3",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
+
+
+def test_temporary_files_are_its_own_and_kernels_stay() -> None:
+    found = worker_environment(NODE, 3, None, temporary=Path("/node/tmp"))
+    assert (found["TMPDIR"], found["TORCHINDUCTOR_CACHE_DIR"]) == ("/node/tmp", "/node/compiled")
+    own = worker_environment({"TORCHINDUCTOR_CACHE_DIR": "/cache"}, 3, None, temporary=Path("/node/tmp"))
+    assert own["TORCHINDUCTOR_CACHE_DIR"] == "/cache"
 
 
 def test_without_gpus_of_its_own_it_sees_the_nodes() -> None:

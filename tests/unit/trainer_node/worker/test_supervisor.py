@@ -57,6 +57,22 @@ async def test_the_lock_lasts_as_long_as_the_worker(tmp_path: Path) -> None:
     assert events(tmp_path) == ["acquired", "released"]
 
 
+async def test_each_worker_gets_an_empty_folder_for_temporary_files(tmp_path: Path) -> None:
+    shows = "import os, tempfile, time; print('up', tempfile.mkdtemp(), os.listdir(os.environ['TMPDIR'])"
+    supervisor, run = await started(tmp_path, f"{shows}, flush=True); time.sleep(60)")
+    await supervisor.stop("test")
+    run.log_file.unlink()
+    await supervisor.start(run, 2, 0)
+    async with asyncio.timeout(60):
+        while not (run.log_file.exists() and b"]" in run.log_file.read_bytes()):
+            await asyncio.sleep(0.02)
+    await supervisor.stop("test")
+    _, made, *listed = run.log_file.read_text().split()
+    assert Path(made).parent == tmp_path / "tmp"
+    assert (tmp_path / "tmp").stat().st_mode & 0o777 == 0o700
+    assert listed == [f"['{Path(made).name}']"]
+
+
 async def test_a_stubborn_worker_is_killed(tmp_path: Path) -> None:
     supervisor, _ = await started(tmp_path, STUBBORN)
     began = time.monotonic()

@@ -24,6 +24,8 @@ def read_parquet(file: BinaryIO | Path, name: str, asked: AskedColumns | None, i
         with pyarrow.parquet.ParquetFile(file) as table:
             _read_table(table, name, asked, into)
     except pyarrow.ArrowException as error:
+        if isinstance(error, MemoryError):
+            raise
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"{name} is not a readable Parquet file: {reason}") from error
 
@@ -34,8 +36,8 @@ def _read_table(table: Any, name: str, asked: AskedColumns | None, into: RowSet)
     project = Projection(asked, [*fields, *into.columns])
     wanted = [root for root in project.roots or fields if root in fields or root in into.columns]
     wanted = [path for path in wanted if not any(other.startswith(f"{path}.") for other in wanted)]
-    if not wanted and table.metadata.num_rows:
-        into.rows.append({})  # of nothing that is asked for
+    if not wanted:
+        into.rows += [{}] * table.metadata.num_rows  # of nothing that is asked for; each counts
         return
     for column in wanted:
         count = table.schema_arrow.names.count(column)
