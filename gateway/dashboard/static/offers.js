@@ -21,7 +21,7 @@ export function decisionRow(decision) {
       h("span", { class: `badge ${decision.accepted ? "good" : "bad"}` }, decision.accepted ? "accepted" : "rejected"), " ",
       decision.task_id, h("span", { class: "dim" }, ` ${moment(decision.decided_at)}`),
       h("div", { class: "dim" }, decision.reason)),
-    offer ? h("p", {}, `${offer.task_type} of ${offer.model}, ${offer.hours_to_complete} h`) : null,
+    offer ? h("p", {}, `${offer.task_type} of ${offer.model}, ${Number(offer.hours_to_complete.toPrecision(3))} h`) : null,
     termBars(decision),
     decision.accepted ? h("p", {}, h("a", { href: `#/task/${encodeURIComponent(decision.task)}` }, "The task's page")) : null);
 }

@@ -2,6 +2,7 @@
 
 import { follow, get } from "./api.js";
 
+const RETRY_MS = 1000;
 const MOST_TASKS = 500;
 const MOST_DECISIONS = 500;
 const SLOW_MS = 10_000; // alerts, days and the gateway's condition
@@ -9,8 +10,9 @@ export const RUNNING = new Set(["queued", "running", "submitting"]);
 
 export const state = {
   slots: new Map(), tasks: new Map(), decisions: [], nextDecision: null,
-  alerts: [], days: [], gateway: null, skew: 0, link: "connecting", live: false, refused: "",
+  alerts: [], days: [], gateway: null, skew: 0, link: "connecting", live: false, refused: "", loaded: false,
 };
+let reloading = false;
 
 const listeners = new Set();
 export const onChange = (listener) => listeners.add(listener);
@@ -21,7 +23,23 @@ export const now = () => Date.now() / 1000 + state.skew;
 
 export const task = (key) => state.tasks.get(key);
 
-/** Load everything; on a reset or a gap of the stream again. */
+/** Load everything, and try again until it succeeds: a gateway that starts answers 503 for a moment. */
+async function reload() {
+  if (reloading) return;
+  reloading = true;
+  for (;;) {
+    try {
+      await load();
+      break;
+    } catch (error) {
+      failed(error);
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    }
+  }
+  reloading = false;
+}
+
+/** Load everything once. */
 export async function load() {
   const [slots, tasks, decisions] = await Promise.all([
     get("/v1/slots"), get(`/v1/tasks?limit=${MOST_TASKS}`), get("/v1/decisions?limit=100"), loadSlow(),
@@ -31,6 +49,7 @@ export async function load() {
   state.decisions = decisions.decisions;
   state.nextDecision = decisions.next;
   state.refused = "";
+  state.loaded = true;
   changed("all");
 }
 
@@ -75,9 +94,9 @@ async function reloadSlots() {
 }
 
 const apply = {
-  hello: () => state.gateway ?? load().catch(failed),
-  reset: () => load().catch(failed),
-  lost: () => load().catch(failed),
+  hello: () => state.loaded || reload(),
+  reset: reload,
+  lost: reload,
   decision(decision) {
     const known = state.decisions.some((one) => one.task === decision.task && one.decided_at === decision.decided_at);
     if (!known) state.decisions = [decision, ...state.decisions].slice(0, MOST_DECISIONS);

@@ -97,7 +97,7 @@ function drawStory(page) {
   const offer = job?.offer ?? reservation?.offer;
   show(page.story,
     h("section", { class: "card", "aria-labelledby": "offer-title" }, h("h2", { id: "offer-title" }, "Offer"), facts([
-      ["type", offer?.task_type], ["model", offer?.model], ["hours", offer ? String(offer.hours_to_complete) : ""],
+      ["type", offer?.task_type], ["model", offer?.model], ["hours", offer ? String(Number(offer.hours_to_complete.toPrecision(3))) : ""],
       ["data", job?.offer.dataset.split("?")[0]], ["format", job?.offer.file_format],
       ["columns", job ? h("code", {}, columnsOf(job.offer.dataset_type)) : ""],
       ["received", moment(now.received_at)], ["deadline", moment(now.deadline_at)], ["gateway", job?.gateway],
