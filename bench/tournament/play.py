@@ -8,8 +8,8 @@ fixed paths. Without --image the runner is a process with a namespace of its own
 without network and capabilities. What is left after the end, or after a kill, must pass upstream's upload
 rules and load with stock libraries; its loss on rows that it never saw is compared with the base model's, and
 with the engine's own metric. With two --entries the verdict of each of upstream's rules is printed. With
---kills, further containers are killed at random moments after the first tenth of their time. The last line is
-one JSON object.
+--kills, further containers are killed at random moments after the first tenth of their time; with
+--replacement-kills, a process that does nothing but replace submissions. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from msgspec import Struct
 from bench.arena.judge import duel
 from bench.tournament.container import Docker, Namespace, Runtime, run
 from bench.tournament.mounts import Mounted, prepare
+from bench.tournament.replacements import kill_replacements
 from bench.tournament.scoring import Score, score
 from bench.tournament.tasks import CASES, MODELS
 from bench.tournament.uploader import upload
@@ -139,6 +140,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.0, help="of a task (default: %(default)s)")
     parser.add_argument("--entries", nargs="+", default=["auto"], help="profiles; two are judged")
     parser.add_argument("--kills", type=int, default=0, help="further containers, killed at random moments")
+    parser.add_argument(
+        "--replacement-kills", type=int, default=200, help="of a process that replaces without a pause"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image", help="run this Docker image")
     parser.add_argument("--code", type=Path, help="run this entry's code instead of the checkout's")
@@ -159,6 +163,7 @@ def main() -> None:
         killed.append(play(runtime, case, options.entries[0], options, moment))
         show(killed[-1])
     figures = summary(played, killed, seconds)
+    figures["replacements"] = msgspec.to_builtins(kill_replacements(options.replacement_kills, options.seed))
     if len(options.entries) == 2:
         figures["verdicts"] = verdicts(played)
     print(json.dumps(figures))

@@ -10,6 +10,7 @@ import pytest
 from bench.tournament.container import Ended
 from bench.tournament.mounts import REPO, TASK, anonymous, prepare
 from bench.tournament.play import Played, first_times, kill_moments, summary, verdicts
+from bench.tournament.replacements import Replaced, kill_replacements
 from bench.tournament.scoring import Score
 from bench.tournament.tasks import CASES, rows_of
 from bench.tournament.uploader import upload
@@ -140,3 +141,8 @@ def test_the_summary_counts() -> None:
         "valid_after_kills": 1,
         "trained_after_kills": 1,
     }
+
+
+def test_kills_in_a_replacement_are_counted() -> None:
+    found = kill_replacements(5, 0)
+    assert found == Replaced(5, 5, found.interrupted)
