@@ -32,14 +32,16 @@ class WallClock:
 class TokenClock:
     """Time as trained tokens: two runs on it see the same times at the same steps.
 
-    `start` is Unix seconds at zero tokens, `rate` tokens per simulated second.
+    `start` is Unix seconds at zero tokens, `rate` tokens per simulated second of all devices together. One of
+    `devices` that trains alone takes that many times as long: its tokens count so often.
     """
 
-    def __init__(self, start: float, rate: float) -> None:
+    def __init__(self, start: float, rate: float, devices: int = 1) -> None:
         if rate <= 0:
             raise ValueError(f"a token clock needs a positive rate, got {rate}")
         self.start = start
         self.rate = rate
+        self.devices = devices
         self.tokens = 0
 
     def time(self) -> float:
@@ -48,4 +50,4 @@ class TokenClock:
 
     def advance(self, tokens: int) -> None:
         """Move on by `tokens`."""
-        self.tokens += tokens
+        self.tokens += self.devices * tokens

@@ -67,7 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "context",
         "evaluate",
         "train",
-        "export prepare",
+        "export prepare failure",
         "assemble finish",
         "search",
         "pipeline self_test early_export",

@@ -142,7 +142,7 @@ def make_state(
         alive=run.reporter.alive,
         dev=dev or None,
         dev_s=record.costs.score_s * len(dev or ()) / len(record.base_losses),
-        most_best_bytes=COPY_SHARE * prepare.main_memory(job.hardware) / group.world,
+        most_best_bytes=COPY_SHARE * prepare.main_memory(job.hardware) / group.sharers,
         cores=0 if run.simulated or group.device.type != "cpu" else torch.get_num_threads(),
         trial=place.trial,
         steps_before=place.steps_before,
@@ -190,13 +190,15 @@ def make_average(run: RunContext, plan: Plan, deltas: Deltas) -> TailAverage | N
 
 def make_saver(run: RunContext, record: RunRecord) -> Saver:
     """Make the writer of the run's checkpoints."""
+    sharers = 1 + run.process_group.others  # of a group, rank 0 alone writes
     return Saver(
-        run.folder / "checkpoints",
+        run.checkpoints,
         record.fingerprint,
         context.versions(),
-        most_bytes=COPY_SHARE * prepare.main_memory(run.job.hardware),
+        most_bytes=COPY_SHARE * prepare.main_memory(run.job.hardware) / sharers,
         timer=(lambda: 0.0) if run.simulated else run.own_clock.time,
         report=run.reporter.message,
+        sharers=sharers,
     )
 
 

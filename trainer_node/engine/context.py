@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -37,6 +37,7 @@ class RunContext:
     stop: Stop
     process_group: ProcessGroup = SINGLE_PROCESS
     import_s: float = 0.0  # what this process's imports took
+    own_checkpoints: str = "checkpoints"  # in the folder
 
     @property
     def clock(self) -> Clock:
@@ -44,9 +45,32 @@ class RunContext:
         return common_clock(self.own_clock, self.process_group)
 
     @property
+    def checkpoints(self) -> Path:
+        """Return the folder of the checkpoints that this process writes and goes on from."""
+        return self.folder / self.own_checkpoints
+
+    @property
     def left_s(self) -> float:
         """Return the seconds until the outcome must be on disk."""
         return self.job.ready_by - self.clock.time()
+
+    def alone(self) -> RunContext:
+        """Return what this process is given while each trains something else: its own clock and checkpoints.
+
+        Rank 0 still decides when to stop: its request is a file that the others look for.
+        """
+        group, clock, stop = self.process_group, self.own_clock, self.stop
+        if isinstance(clock, TokenClock):
+            clock = TokenClock(clock.start, clock.rate, devices=group.world)
+        if not group.is_main:
+            stop = Stop(elsewhere=self.stop_file.exists)
+        own = "checkpoints" if group.is_main else f"checkpoints/rank-{group.rank}"
+        return replace(self, own_clock=clock, process_group=group.alone(), stop=stop, own_checkpoints=own)
+
+    @property
+    def stop_file(self) -> Path:
+        """Return the file that rank 0 writes when it is asked to stop while each is alone."""
+        return self.folder / "stop"
 
     def patience(self) -> AbstractContextManager[None]:
         """Around one call that can't say that the run is alive: up to PATIENCE of the time left."""

@@ -18,8 +18,7 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import TokenClock, WallClock
-from shared.errors import EngineError, PodiumError
-from shared.files import is_disk_full
+from shared.errors import EngineError
 from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, decode_worker_job
 from shared.planning.plan import Plan
 from trainer_node.engine import context, prepare
@@ -30,6 +29,7 @@ from trainer_node.engine.distributed.process_group import destroy, is_lost_peer,
 from trainer_node.engine.distributed.sharding import fitted, shard_frozen
 from trainer_node.engine.evaluate import reference_logprobs
 from trainer_node.engine.export import unverified
+from trainer_node.engine.failure import explain
 from trainer_node.engine.finish import close, submit_as_is
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_config
@@ -40,7 +40,7 @@ from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
-from trainer_node.engine.train.oom import is_out_of_memory, release
+from trainer_node.engine.train.oom import release
 from trainer_node.engine.train.oom_fallback import SmallerPlan, train_or_stop, was_too_large
 
 
@@ -80,24 +80,6 @@ def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
     return 1 if outcome.status is OutcomeStatus.FAILED else 0
 
 
-def explain(error: Exception) -> tuple[ErrorCode, str]:
-    """Return an error's code and one sentence for people."""
-    if isinstance(error, EngineError):
-        return error.code, str(error)
-    if is_out_of_memory(error):
-        return ErrorCode.OUT_OF_MEMORY, f"out of memory, also at the smallest step: {_first_line(error)}"
-    if isinstance(error, OSError) and is_disk_full(error):
-        return ErrorCode.DISK_FULL, f"the disk is full: {error}"
-    if isinstance(error, torch.AcceleratorError):
-        return ErrorCode.DEVICE, f"the device failed: {_first_line(error)}"
-    prefix = "" if isinstance(error, PodiumError) else f"{type(error).__name__}: "
-    return ErrorCode.INTERNAL, f"{prefix}{_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]
-
-
 def pipeline(run: RunContext) -> Outcome:
     """Run everything; raise what `explain` explains."""
     checkpoints = run.folder / "checkpoints"
@@ -112,7 +94,7 @@ def pipeline(run: RunContext) -> Outcome:
     found = None
     if known:
         found = run.process_group.broadcast_object(
-            checkpoint.newest(checkpoints, run.reporter.message) if run.process_group.is_main else None
+            newest_checkpoint(checkpoints, run.reporter) if run.process_group.is_main else None
         )
     searched = read(run) if known else None
     if isinstance(run.clock, TokenClock):
@@ -128,6 +110,14 @@ def pipeline(run: RunContext) -> Outcome:
     if known and (found or was_too_large(known[1])):
         return resume(run, *known, found)
     return begin(run)
+
+
+def newest_checkpoint(folder: Path, reporter: Reporter) -> Checkpoint | None:
+    """Return rank 0's newest checkpoint, or else that of another process with a trial of its own."""
+    for one in (folder, *sorted(folder.glob("rank-*"))):
+        if found := checkpoint.newest(one, reporter.message):
+            return found
+    return None
 
 
 def begin(run: RunContext) -> Outcome:
@@ -203,17 +193,18 @@ def resume_search(
     run: RunContext, record: RunRecord, plan: Plan, searched: SearchRecord, found: Checkpoint | None
 ) -> Outcome:
     """Go on with a search: with the trial that was under way, from its checkpoint if it has one."""
-    searched, current = take_up(run, searched, plan, found)
     record = replace(record, resumes=record.resumes + 1)
-    context.write_record(run, record, next(iter(searched.plans.values())))
     run.reporter.resumed(searched.steps_before, searched.tokens_before, record.base_loss)
     run.reporter.message(f"resumed in trial {searched.number + 1}")
     data: JobData | str = "no time is left to train or verify"
     if not unverified.is_late(run.left_s, record.costs):
         data = prepare.reload_data(run, load_config(run.job.model_path), record.fingerprint)
     if isinstance(data, str):
+        context.write_record(run, record, plan)
         kept, plan, group = submittable(run, searched, found)
         return submit_as_is(run, record, plan, load_base(run, plan), kept, data, group)
+    searched, current = take_up(run, searched, plan, found)
+    context.write_record(run, record, next(iter(searched.plans.values())))
     models: list[torch.nn.Module] = []
     if data.train.group == 2:  # pairs may need the base model's answers again
         models = [load_base(run, next(iter(searched.plans.values())))]

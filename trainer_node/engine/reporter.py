@@ -64,7 +64,8 @@ class Reporter:
                 self._emit(replace(self.last, message=text))
 
     def restarted(self) -> None:
-        """Note that training starts again from the base model, and so does the smoothed loss."""
+        """Note that training starts again from the base model, and so do the smoothed loss and the speed."""
+        self._tokens.clear()
         with self._lock:
             self.last = replace(self.last, loss=None)
 

@@ -12,11 +12,17 @@ from types import FrameType
 class Stop:
     """A request to stop, and how to write the outcome before an immediate exit."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, elsewhere: Callable[[], bool] = lambda: False) -> None:
         self.write_outcome: Callable[[], None] = lambda: None
+        self._asked = False
+        self._elsewhere = elsewhere
         self._deferred = False
         self._listens = False
+
+    @property
+    def asked(self) -> bool:
+        """Return whether to stop: a signal came, or another process asks for it (`elsewhere`)."""
+        return self._asked or self._elsewhere()
 
     def install(self, *, decides: bool = True) -> None:
         """Handle SIGTERM and SIGINT; survive the end of the node that started us, and of its terminal.
@@ -48,7 +54,7 @@ class Stop:
             self._deferred = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        first, self.asked = not self.asked, True
+        first, self._asked = not self._asked, True
         if not first or self._deferred:
             return
         # No exception: raised between any two instructions of torch or transformers it may surface as another

@@ -23,6 +23,7 @@ from trainer_node.engine.train.disk_plan import (
     Sizes,
     after_failure,
     choose,
+    share_of,
 )
 
 GB = 10**9
@@ -49,6 +50,12 @@ EXPORT = 16 * GB
 def test_the_fullest_content_that_fits(free: int, older: tuple[int, ...], wanted: DiskChoice) -> None:
     sizes = tuple(size * GB for size in older)
     assert choose(DENSE_8B, free * GB, EXPORT, sizes, CheckpointContent.WHOLE) == wanted
+
+
+def test_several_writers_share_what_is_free_and_the_reserve_is_there_once() -> None:
+    assert share_of(1000, 200, 1) == 1000
+    assert share_of(1000, 200, 4) == 400
+    assert share_of(100, 200, 4) < 200  # nothing fits
 
 
 def test_after_a_failure_less_is_tried_but_always_the_weights() -> None:

@@ -17,6 +17,12 @@ def test_token_clock_is_tokens_over_rate() -> None:
     assert clock.time() == 101.5
 
 
+def test_one_device_of_several_takes_as_many_times_as_long() -> None:
+    clock = TokenClock(start=0.0, rate=100.0, devices=4)
+    clock.advance(50)
+    assert clock.time() == 2.0
+
+
 def test_token_clock_needs_a_rate() -> None:
     with pytest.raises(ValueError, match="positive rate"):
         TokenClock(start=0.0, rate=0.0)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,16 @@ class ProcessGroup:
     rank: int = 0
     world: int = 1
     device: torch.device = CPU
+    others: int = 0  # processes of the same job that train something else at the same time
+
+    @property
+    def sharers(self) -> int:
+        """Return how many processes share the job's memory and disk."""
+        return self.world + self.others
+
+    def alone(self) -> ProcessGroup:
+        """Return this process as a group of its own, while the others train something else."""
+        return ProcessGroup(device=self.device, others=self.sharers - 1)
 
     @property
     def is_main(self) -> bool:
@@ -52,6 +62,17 @@ class ProcessGroup:
         box = [value if self.is_main else None]
         dist.broadcast_object_list(box, src=0, device=CPU)
         return box[0]  # type: ignore[return-value]
+
+    def gather_objects(self, value: T) -> list[T]:
+        """All: the `value` of every rank, in their order. Waits for the slowest."""
+        if self.is_single:
+            return [value]
+        found: list[T] = []
+        for rank in range(self.world):
+            box = [value if rank == self.rank else None]
+            dist.broadcast_object_list(box, src=rank, device=CPU)
+            found.append(cast(T, box[0]))
+        return found
 
     def broadcast_floats(self, *numbers: float) -> tuple[float, ...]:
         """All: rank 0's numbers; the one collective of a step besides its gradients, between CPUs."""

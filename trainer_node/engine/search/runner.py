@@ -11,7 +11,7 @@ import torch
 
 from shared.clock import TokenClock
 from shared.errors import EngineError
-from shared.messages import ErrorCode
+from shared.messages import ErrorCode, Phase
 from shared.planning.plan import Plan
 from shared.planning.planner import step_size
 from trainer_node.engine import prepare
@@ -38,6 +38,16 @@ KEPT = 3  # trials whose weights stay on disk: the best ones, to be averaged
 KEPT_BYTES = 4e9  # of trained weights: above it only the best one's stay
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a process has to say of a trial that it trained."""
+
+    result: TrialResult
+    steps: int
+    plan: Plan  # as it was carried out
+    size: int  # bytes of the trained weights in fp32
+
+
 @dataclass
 class TrialRunner:
     """The model that all trials of one arm train, and what is known so far."""
@@ -52,6 +62,12 @@ class TrialRunner:
     arm: str = ""
     adapted: Adapted | None = None
     start: dict[str, torch.Tensor] | None = None  # the trained weights before the first step
+    place: int = 0  # of this process's trial among those that run at once
+
+    @property
+    def number(self) -> int:
+        """The number of the trial that this process runs now."""
+        return self.known.number + self.place
 
     def note(self, known: SearchRecord) -> None:
         """Record the state of the search, in memory and on disk."""
@@ -60,12 +76,25 @@ class TrialRunner:
 
     def run_trial(self, trial: Trial, found: Checkpoint | None) -> bool:
         """Train and score one trial; False if the job was asked to stop."""
-        run, number = self.run, self.known.number
-        run.reporter.restarted()
-        run.reporter.message(f"trial {number + 1}: {trial}")
-        state = self.prepared(trial, found)
-        if not train_or_stop(run, state):
+        number = self.number
+        self.run.reporter.message(f"trial {number + 1}: {trial}")
+        trained = self.train(trial, found)
+        if trained is None:
             return False
+        self.plan_again(trial.arm, trained.plan)
+        self.note(self.known.finished(trained.result, trained.steps, clock_tokens(self.run)))
+        self.prune(trained.size)
+        self.tell(number)
+        return True
+
+    def train(self, trial: Trial, found: Checkpoint | None) -> Trained | None:
+        """Train and score one trial, and keep its weights; None if the job was asked to stop."""
+        run = self.run
+        run.reporter.restarted()
+        state = self.prepared(trial, found)
+        run.reporter.phase(Phase.TRAIN)  # another arm's model may have been loaded
+        if not train_or_stop(run, state):
+            return None
         if state.step == 0 and not self.known.done:
             raise EngineError(ErrorCode.TOO_LATE, "not one step could be trained in the time that was left")
         trained_at = run.clock.time()
@@ -80,19 +109,20 @@ class TrialRunner:
         result = msgspec.structs.replace(result, other_s=run.clock.time() - trained_at)
         if not trial.stage:
             result = self.keep(result, state, saved)
-        self.plan_again(trial.arm, state.plan)
-        self.note(self.known.finished(result, state.step, clock_tokens(run)))
-        self.prune(4 * sum(value.numel() for value in state.deltas.parameters.values()))
-        if trial.stage:
+        size = 4 * sum(value.numel() for value in state.deltas.parameters.values())
+        return Trained(result, state.step, state.plan, size)
+
+    def tell(self, number: int) -> None:
+        """Report what a finished trial showed."""
+        result, best = self.known.done[number], best_of(self.known.done)
+        if result.trial.stage:
             probe = "no number" if result.probe_loss is None else f"{result.probe_loss:.4f}"
-            run.reporter.message(f"trial {number + 1}: loss of the probe {probe}")
-            return True
+            self.run.reporter.message(f"trial {number + 1}: loss of the probe {probe}")
+            return
         loss = "no number" if result.loss is None else f"{result.loss:.4f}"
-        kind = "loss on rows that it was trained on" if trial.refit else "held-out loss"
-        best = best_of(self.known.done)
+        kind = "loss on rows that it was trained on" if result.trial.refit else "held-out loss"
         leads = f"; best so far: {best.loss:.4f}" if best and best is not result else ""
-        run.reporter.message(f"trial {number + 1}: {kind} {loss}{leads}")
-        return True
+        self.run.reporter.message(f"trial {number + 1}: {kind} {loss}{leads}")
 
     def prepared(self, trial: Trial, found: Checkpoint | None) -> TrainState:
         """The state of a trial, fresh or as a checkpoint left it."""
@@ -109,7 +139,7 @@ class TrialRunner:
                 {name: placed(value, parameters[name]) for name, value in start.items()}
             )
         place = Place(
-            trial=self.known.number,
+            trial=self.number,
             steps_before=self.known.steps_before,
             tokens_before=self.known.tokens_before,
             seed=trial.seed,
@@ -133,7 +163,7 @@ class TrialRunner:
         self.adapted, self.arm = adapt(self.run, plan, model, fixed_steps=False), arm
         state = self.adapted.deltas.state()
         size = sum(value.numel() * value.element_size() for value in state.values())
-        if size <= COPY_SHARE * prepare.main_memory(self.run.job.hardware) / self.run.process_group.world:
+        if size <= COPY_SHARE * prepare.main_memory(self.run.job.hardware) / self.run.process_group.sharers:
             self.start = {name: value.to("cpu", copy=True) for name, value in state.items()}
         return self.adapted
 
@@ -155,7 +185,7 @@ class TrialRunner:
             return msgspec.structs.replace(result, loss=None, losses=[])
         if self.run.process_group.is_main:
             kept = {result.weights, *map(snapshot_name, result.snapshots)}
-            checkpoint.link(self.last_step(state), trial_folder(self.run, self.known.number), kept)
+            checkpoint.link(self.last_step(state), trial_folder(self.run, self.number), kept)
         return result
 
     def last_step(self, state: TrainState) -> Path:

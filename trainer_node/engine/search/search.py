@@ -16,7 +16,6 @@ import torch
 
 from shared.errors import EngineError, PlanError
 from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, TaskType
-from shared.planning.memory_fit import round_up
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
 from trainer_node.engine import prepare
@@ -25,20 +24,19 @@ from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.model.shape import model_shape
-from trainer_node.engine.search import rate_search
+from trainer_node.engine.search import rate_search, rounds
+from trainer_node.engine.search.budget import budget_of
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.runner import (
     TrialRunner,
     clock_tokens,
     end_at,
-    is_averaged,
     trial_folder,
     write_known,
 )
 from trainer_node.engine.search.strategy import Budget, arm_name, best_of, next_trial, trial_of
 from trainer_node.engine.search.trial import SearchRecord, Trial, read_search
 from trainer_node.engine.search.weight_rate import with_weight_rate
-from trainer_node.engine.time_budget import SLACK_S
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.oom_fallback import smaller_by, was_too_large
@@ -73,6 +71,8 @@ def take_up(
     ends its worker MOST_STARTS times, without a checkpoint, is given up if another one has a loss: the node
     would give up the whole job.
     """
+    if known.width > 1:
+        return rounds.take_up(run, known), None
     plans = {arm: fitted(one, run.process_group) for arm, one in known.plans.items()}
     if was_too_large(plan) and known.trial:
         arm = known.trial.arm
@@ -108,11 +108,13 @@ def search(
     under way. Once a trial has a loss, one that fails does not fail the job.
     """
     dev = data.dev.take(np.arange(len(record.base_losses)))
+    if known.width > 1:
+        return rounds.search(run, record, known, models, data, dev)
     runner = TrialRunner(run, record, data, dev, known, make_saver(run, record), models)
     run.reporter.phase(Phase.TRAIN)
     mean_length = record.train_tokens / record.train_examples
     while True:
-        budget = _budget(run, record, runner.known, data)
+        budget = budget_of(run, record, runner.known, data)
         trial = runner.known.trial or run.process_group.broadcast_object(
             _next(run, runner.known, mean_length, budget)
         )
@@ -161,7 +163,7 @@ def submittable(
             return kept, known.plans[best.trial.arm], best.weights
     if found is None:
         raise EngineError(ErrorCode.TOO_LATE, "no time is left and no trial has finished")
-    trials = [*(result.trial for result in known.done), *([known.trial] if known.trial else [])]
+    trials = [*(result.trial for result in known.done), *known.running]
     return found, known.plans[trials[found.manifest.position.trial].arm], "weights"
 
 
@@ -196,30 +198,6 @@ def _with_weight_rates(
         sized = recipe.sized(parameters, plan.devices, pairs=job.task_type is TaskType.DPO)
         found[arm] = with_weight_rate(plan, sized, models[0], job.task_type)
     return found
-
-
-def _budget(run: RunContext, record: RunRecord, known: SearchRecord, data: JobData) -> Budget:
-    """What is left, at the speed of the trials so far."""
-    longest = int(data.train.lengths.max())
-    trained_s = sum(one.train_s for one in known.done)
-    tokens = sum(one.tokens for one in known.done)
-    first = next(iter(known.plans.values()))
-    speed = tokens / trained_s if tokens and trained_s > 0 else first.expected_tokens_per_s
-    if run.simulated:
-        speed = run.job.token_clock_rate
-    other = [one.other_s for one in known.done] or [record.costs.score_s + SLACK_S]
-    return Budget(
-        left_s=end_at(run, record) - run.clock.time(),
-        tokens_per_s=speed,
-        epoch_tokens=record.train_tokens,
-        examples=record.train_examples,
-        trial_s=0.0 if run.simulated else sum(other) / len(other),
-        all_s=known.all_s,
-        score_s=0.0 if run.simulated else record.costs.score_s,
-        all_rows=1.0 + int(data.dev.lengths.sum()) / record.train_tokens,
-        single=frozenset(arm for arm, plan in known.plans.items() if not is_averaged(plan)),
-        least_batch=first.devices * round_up(longest) * record.train_examples / record.train_tokens,
-    )
 
 
 def read(run: RunContext) -> SearchRecord | None:

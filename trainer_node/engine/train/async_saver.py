@@ -23,6 +23,7 @@ from trainer_node.engine.train.disk_plan import (
     Sizes,
     after_failure,
     choose,
+    share_of,
 )
 
 MOMENTS_FILE = frozenset({"optimizer"})
@@ -39,8 +40,9 @@ class Saver:
     """Writes one checkpoint at a time below `folder`, the last one that was begun.
 
     `most_bytes` is the memory that copies may take; a larger checkpoint is written while the run waits.
-    `timer` reads the run's clock, so that a simulated run's saves take no time. A checkpoint that can't be
-    written does not end the run: `report` gets the reason, and the next one is smaller.
+    `timer` reads the run's clock, so that a simulated run's saves take no time. Of the free disk this one may
+    use one of `sharers` parts. A checkpoint that can't be written does not end the run: `report` gets the
+    reason, and the next one is smaller.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Saver:
         most_bytes: float,
         timer: Callable[[], float],
         report: Callable[[str], None],
+        sharers: int = 1,
     ) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
@@ -59,6 +62,7 @@ class Saver:
         self.most_bytes = most_bytes
         self.timer = timer
         self.report = report
+        self.sharers = sharers
         self._content = CheckpointContent.WHOLE  # of the checkpoint before
         self._most = CheckpointContent.WHOLE  # that is tried
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
@@ -92,8 +96,8 @@ class Saver:
         self.wait()
         older = checkpoint.by_value(self.folder)[:-1]
         freed = [checkpoint.freed_by(one) for one in older]
-        free = free_bytes(self.folder.parent)
-        choice = choose(sizes, free, export_bytes + SPARE_BYTES, freed, self._most)
+        free, reserved = free_bytes(self.folder), export_bytes + SPARE_BYTES
+        choice = choose(sizes, share_of(free, reserved, self.sharers), reserved, freed, self._most)
         for old in older[: choice.deleted]:
             shutil.rmtree(old)
         if choice.content is not self._content:
@@ -181,7 +185,9 @@ class Saver:
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the bytes that may still be written to a folder's disk."""
+    """Return the bytes that may still be written to the disk of a folder, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
     return shutil.disk_usage(folder).free
 
 

@@ -73,6 +73,11 @@ def choose(
     return DiskChoice(CheckpointContent.NOTHING)
 
 
+def share_of(free: int, reserved: int, sharers: int) -> int:
+    """Return the free bytes that one of several writers may count on; the reserve is there once for all."""
+    return reserved + (free - reserved) // sharers
+
+
 def after_failure(content: CheckpointContent) -> CheckpointContent:
     """Return the most that is tried after a checkpoint with this content could not be written.
 

@@ -45,7 +45,8 @@ def descend(run: RunContext, state: TrainState) -> None:
             text = str(error).strip().partition("\n")[0][:500] or "out of memory"
         state.plan = replace(smaller, deviations=[*state.plan.deviations, _because(state.plan, smaller)])
         run.reporter.message(f"out of memory, going on with a smaller step: {text}")
-        if known := context.read_record(run.folder):
+        known = context.read_record(run.folder)
+        if known and not run.process_group.others:  # those have plans of their own
             context.write_plan(run.folder, smaller_by(known[1], state.plan))
         if known and not run.process_group.is_single:
             raise SmallerPlan
