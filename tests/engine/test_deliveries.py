@@ -23,7 +23,7 @@ from trainer_node.engine.search.trial import Trial, read_search
 # PEFT asks transformers a question under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 SECONDS = Seconds(start=3.0, load=1.0, ingest=1.0, row=0.02, save=1.0, export=1.0, tokens_per_s=20.0)
-READY_BY, DEADLINE = 900.0, 930.0
+READY_BY, DEADLINE, ROWS = 900.0, 930.0, 120
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def one_thread() -> None:
 
 @pytest.mark.parametrize("aim", deliveries.AIMS)
 def test_a_run_that_is_killed_where_it_was_aimed_at_still_delivers(aim: Phase, tmp_path: Path) -> None:
-    data = tiny_jobs.write_rows(tmp_path / "rows.json", deliveries.ROWS)
+    data = tiny_jobs.write_rows(tmp_path / "rows.json", ROWS)
     world = deliveries.AimedWorld(SECONDS, Faults(), random.Random(0), READY_BY, DEADLINE)
     world.aim = aim
     places: list[str] = []
@@ -56,7 +56,7 @@ def test_a_run_that_is_killed_where_it_was_aimed_at_still_delivers(aim: Phase, t
 
 
 def test_simulated_trials_find_the_valley(tmp_path: Path) -> None:
-    data = tiny_jobs.write_rows(tmp_path / "rows.json", deliveries.ROWS)
+    data = tiny_jobs.write_rows(tmp_path / "rows.json", ROWS)
     landscape = Landscape(random.Random(3))
     landscape.best_rate, landscape.best_epochs = 3.0, 2.0
     world = deliveries.AimedWorld(SECONDS, Faults(), random.Random(0), 4 * READY_BY, 4 * DEADLINE)
@@ -74,7 +74,7 @@ def test_simulated_trials_find_the_valley(tmp_path: Path) -> None:
 def test_resumed_runs_decide_alike_and_one_that_does_not_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = tiny_jobs.write_rows(tmp_path / "rows.json", deliveries.ROWS)
+    data = tiny_jobs.write_rows(tmp_path / "rows.json", ROWS)
     figures = decisions.compare(2, 0, tmp_path, data)
     assert figures["kills"] >= figures["resumed"] == 2
     assert figures["trials"] > 0
