@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 from rich.console import Console, Group, RenderableType
@@ -17,11 +18,13 @@ from gateway.views.schemas import TaskView
 from podium.arguments import add_url, examples
 from podium.client import ENDED, find_gateway
 from podium.console import make_console
+from podium.sparkline import sparkline
 from shared.errors import PodiumError
 from shared.messages import Phase
 from shared.subjects import task_key
 
 POLL_S = 1.0
+CURVE_WIDTH = 16  # columns
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -86,6 +89,7 @@ class WatchView:
         self.console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._said: dict[str, tuple[object, ...]] = {}
+        self._losses: dict[str, list[float]] = {}
 
     def __enter__(self) -> WatchView:
         if self._live is not None:
@@ -99,7 +103,9 @@ class WatchView:
     def update(self, tasks: list[TaskView]) -> None:
         """Show the current state of the tasks."""
         if self._live is not None:
-            self._live.update(drawn(tasks), refresh=True)
+            for task in tasks:
+                self._note_loss(task)
+            self._live.update(drawn(tasks, self._losses), refresh=True)
             return
         for task in tasks:
             progress = task.progress
@@ -109,11 +115,19 @@ class WatchView:
                 self._said[task.task] = news
                 self.console.print(line(task), markup=False, highlight=False, soft_wrap=True)
 
+    def _note_loss(self, task: TaskView) -> None:
+        """Note a new loss of a training run: the curve begins when the watching does."""
+        loss, losses = _loss_of(task), self._losses.setdefault(task.task, [])
+        if loss is not None and (not losses or losses[-1] != loss):
+            losses.append(loss)
 
-def drawn(tasks: Iterable[TaskView]) -> RenderableType:
-    """Return a table with one progress bar per task."""
+
+def drawn(
+    tasks: Iterable[TaskView], losses: Mapping[str, Sequence[float]] = MappingProxyType({})
+) -> RenderableType:
+    """Return a table with a progress bar and the curve of the loss per task."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("slot", "task", "state", "", "", "step", "loss", "tokens/s", "deadline"):
+    for column in ("slot", "task", "state", "", "", "step", "loss", "", "tokens/s", "deadline"):
         table.add_column(column)
     for task in tasks:
         progress = task.progress
@@ -123,14 +137,20 @@ def drawn(tasks: Iterable[TaskView]) -> RenderableType:
             task.slot,
             task.task,
             task.state if done or progress is None else f"{task.state}: {progress.phase}",
-            ProgressBar(total=1.0, completed=share, width=30),
+            ProgressBar(total=1.0, completed=share, width=20),
             f"{share:4.0%}",
             str(progress.step) if progress else "",
             _number(progress.loss, ".3f") if progress else "",
+            sparkline(losses.get(task.task, ()), CURVE_WIDTH),
             _number(progress.tokens_per_s, ".0f") if progress else "",
             deadline(task),
         )
     return Group(table)
+
+
+def _loss_of(task: TaskView) -> float | None:
+    progress = task.progress
+    return progress.loss if progress is not None and progress.phase is Phase.TRAIN else None
 
 
 def line(task: TaskView) -> str:
