@@ -1,7 +1,12 @@
-"""A search that runs a trial in each of two processes: what a round leaves on record."""
+"""A search that runs a trial in each of two processes: what a round leaves on record, and whole jobs."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -11,10 +16,16 @@ from msgspec.structs import replace
 
 from shared.clock import TokenClock
 from shared.errors import EngineError
-from shared.messages import ErrorCode, decode_worker_job
+from shared.messages import ErrorCode, OutcomeStatus, decode_worker_job
+from shared.net import free_port
 from shared.planning.plan import Deviation, Plan
 from tests.engine.worker_run import (
+    ENVIRONMENT,
+    outcome_of,
     progress_of,
+    start_worker,
+    weights_of,
+    write_rows,
 )
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.distributed.process_group import ProcessGroup
@@ -22,11 +33,12 @@ from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.search.population import on_one_device
 from trainer_node.engine.search.rounds import TrialReport, end_round, on_own_rows, take_up
 from trainer_node.engine.search.runner import TrialRunner
+from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, read_search, without_loss
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
 
-WAIT_S = 200.0  # a worker is three Python processes here, on two busy cores
+WAIT_S = 300.0  # a worker is three Python processes here, on two busy cores
 TRIALS = [Trial(arm="dense", rate=rate) for rate in (1.0, 3.0)]
 
 
@@ -170,3 +182,118 @@ def test_a_process_alone_has_its_own_clock_and_checkpoints_and_stops_when_rank_0
 def replace_group(run: RunContext, group: ProcessGroup) -> RunContext:
     """The same run, as another process has it."""
     return RunContext(run.job, run.folder, run.own_clock, run.reporter, run.stop, group)
+
+
+# --- whole jobs
+
+
+def slow(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that starts whole workers."""
+    return pytest.mark.slow(pytest.mark.timeout(4 * WAIT_S)(test))
+
+
+@pytest.fixture
+def make_pair(make_job: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Writes a job for two processes with time for three rounds."""
+    rows = str(write_rows(tmp_path, 100))
+    fixed = {
+        "profile": "auto",
+        "processes": 2,
+        "dataset": rows,
+        "ready_by": 36.0,
+        "checkpoint_interval_s": 3.0,
+    }
+    return lambda name, **changes: make_job(name, **{**fixed, **changes})
+
+
+def without_seconds(results: list[TrialResult]) -> list[TrialResult]:
+    """What must be equal when a job is repeated: all but the real time that steps took."""
+    return [replace(result, step_s=0.0, train_s=0.0) for result in results]
+
+
+def wait_for(condition: Callable[[], bool], job: Path, worker: subprocess.Popen[bytes]) -> None:
+    """Wait for something that a worker does."""
+    until = time.monotonic() + WAIT_S
+    while not condition():
+        assert worker.poll() is None, (job.parent / "worker.log").read_text()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def checkpoints(job: Path, rank: int) -> set[Path]:
+    """A process's checkpoints."""
+    folder = job.parent / "checkpoints"
+    return set((folder if rank == 0 else folder / f"rank-{rank}").glob("step-*"))
+
+
+def rank_of(worker: subprocess.Popen[bytes], rank: int) -> int:
+    """The process id of one of a worker's children."""
+    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+    return int(children[rank])
+
+
+@slow
+def test_a_killed_and_a_stopped_search_take_the_same_decisions(make_pair: Callable[..., Path]) -> None:
+    calm, rough = make_pair("calm"), make_pair("rough")
+    worker = start_worker(rough)
+    wait_for(lambda: bool(checkpoints(rough, 0) and checkpoints(rough, 1)), rough, worker)
+    os.kill(rank_of(worker, 1), signal.SIGKILL)  # ends all
+    assert worker.wait(WAIT_S) != 0
+    assert not (rough.parent / "outcome.json").exists()
+
+    worker = start_worker(rough)
+    wait_for(lambda: len(record_of(rough).done) == 2 and bool(record_of(rough).running), rough, worker)
+    seen = checkpoints(rough, 1)
+    wait_for(lambda: bool(checkpoints(rough, 1) - seen), rough, worker)
+    worker.terminate()
+    assert worker.wait(WAIT_S) == 0
+    assert outcome_of(rough).status is OutcomeStatus.STOPPED
+
+    for job in (rough, calm):
+        assert start_worker(job).wait(WAIT_S) == 0, (job.parent / "worker.log").read_text()
+    found, wanted = outcome_of(rough), outcome_of(calm)
+    assert found.status is wanted.status is OutcomeStatus.READY, (found.error, wanted.error)
+    assert found.metrics is not None
+    assert wanted.metrics is not None
+    assert found.metrics.resumes == 2
+    assert found.metrics.final_loss == wanted.metrics.final_loss
+    assert without_seconds(record_of(rough).done) == without_seconds(record_of(calm).done)
+    assert weights_of(rough) == weights_of(calm)
+    the_record_is_that_of_two_devices(calm)
+
+
+def the_record_is_that_of_two_devices(job: Path) -> None:
+    """Check what a search in rounds of two shows: its trials, one run to people, all trials in the card."""
+    known, lines = record_of(job), progress_of(job)
+    assert known.width == 2
+    refits = [one for one in known.done if one.trial.refit]
+    trials = len(known.done) - len(refits)
+    assert trials >= 3
+    assert len({one.trial.seed for one in refits}) == len(refits) >= 2
+    training = [line for line in lines if line.message is None]
+    for values in ([line.progress for line in training], [line.step for line in training]):
+        assert values == sorted(values)
+    card = (job.parent / "export" / "README.md").read_text()
+    assert f"lowest held-out loss of {trials} trials" in card
+    assert not list((job.parent / "checkpoints").glob("rank-*"))
+
+
+@slow
+def test_a_process_whose_trial_fails_does_not_fail_the_job(make_pair: Callable[..., Path]) -> None:
+    job = make_pair("run")
+    side = str(Path(__file__).with_name("failing_side.py"))
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen([sys.executable, side, str(job)], env={**ENVIRONMENT, **shared, "RANK": f"{rank}"})
+        for rank in range(2)
+    ]
+    assert [rank.wait(WAIT_S) for rank in ranks] == [0, 0]
+    outcome, known = outcome_of(job), record_of(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert [one.loss is None for one in known.done[:2]] == [False, True]
+    assert len(known.done) > 2
+    best = best_of(known.done)
+    assert best is not None
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss == pytest.approx(best.loss)
+    assert any("trial 2 failed: RuntimeError: a bad kernel" in (x.message or "") for x in progress_of(job))

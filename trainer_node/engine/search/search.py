@@ -58,6 +58,8 @@ def begin_search(
     plans = _with_weight_rates(run, plans, models)
     now = run.clock.time()
     found = SearchRecord(began_at=now, all_s=end_at(run, record) - now, plans=plans)
+    if not resolve(run.job.profile).probes:
+        found = rounds.as_population(run, record, found, data)
     write_known(run, found)
     return found
 
