@@ -26,6 +26,10 @@ class NotEnteredError(PodiumError):
     """This miner enters nothing for a kind of task, or nothing that upstream would take."""
 
 
+class WrongEntryError(NotEnteredError):
+    """What the operator configured can't be read, or upstream would exclude it."""
+
+
 class EnteredRepository(Struct, frozen=True, forbid_unknown_fields=True):
     """One kind's part of the file."""
 
@@ -48,7 +52,7 @@ def training_repo(settings: Settings, kind: str) -> TrainingRepo:
             f"no training repository for {kind} tasks: name it in the file of PODIUM_TRAINING_REPOS_FILE"
         )
     if wrong := objection(entered):
-        raise NotEnteredError(f"the training repository for {kind} tasks would be excluded: {wrong}")
+        raise WrongEntryError(f"the training repository for {kind} tasks would be excluded: {wrong}")
     return TrainingRepo(
         entered.github_repo,
         entered.commit_hash,
@@ -73,9 +77,22 @@ def _read(path: Path) -> dict[str, EnteredRepository]:
     try:
         found = msgspec.json.decode(path.read_bytes(), type=dict[str, EnteredRepository])
     except OSError as error:
-        raise NotEnteredError(f"PODIUM_TRAINING_REPOS_FILE can't be read: {error}") from error
+        raise WrongEntryError(f"PODIUM_TRAINING_REPOS_FILE can't be read: {error}") from error
     except msgspec.MsgspecError as error:
-        raise NotEnteredError(f"{path} is not the JSON of training repositories: {error}") from error
+        raise WrongEntryError(f"{path} is not the JSON of training repositories: {error}") from error
     if unknown := sorted(found.keys() - set(KINDS)):
-        raise NotEnteredError(f"{path} names {', '.join(unknown)}; the kinds are {', '.join(KINDS)}")
+        raise WrongEntryError(f"{path} names {', '.join(unknown)}; the kinds are {', '.join(KINDS)}")
     return found
+
+
+def faults(settings: Settings) -> list[str]:
+    """Return what is wrong with the configured repositories, each fault once. Reads a file: use a thread."""
+    found: dict[str, None] = {}
+    for kind in KINDS:
+        try:
+            training_repo(settings, kind)
+        except WrongEntryError as error:
+            found[str(error)] = None
+        except NotEnteredError:  # that is no fault
+            continue
+    return list(found)

@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 
 from gateway.api.tokens import own_token
 from gateway.state.ledger import Ledger, TaskHistory, TaskState
+from gateway.upstream import repositories
 from gateway.views.schemas import GatewayInfo
 from podium.client import Client, fetch
 from podium.local.discovery import monitor_url
@@ -111,6 +112,7 @@ class Vitals(Struct, frozen=True, kw_only=True):
     gateway: GatewayVitals
     folders: tuple[Folder, ...] = ()
     nodes_file_age_s: float | None = None  # of upstream's nodes; None if there is no such file
+    entry_faults: tuple[str, ...] = ()  # of the training repositories that are configured
     variables: frozenset[str] = frozenset()  # names of the environment's, here
 
 
@@ -123,9 +125,10 @@ async def gather(
         asyncio.to_thread(probe_gateway, url, settings),
         asyncio.to_thread(probe_folders, settings),
         asyncio.to_thread(probe_nodes_file, settings),
+        asyncio.to_thread(repositories.faults, settings),
     )
     inside = await _probe_broker(settings)
-    seen, gateway, folders, nodes_file_age_s = await outside
+    seen, gateway, folders, nodes_file_age_s, entry_faults = await outside
     return Vitals(
         now=time.time(),
         version=version,
@@ -135,6 +138,7 @@ async def gather(
         gateway=gateway,
         folders=folders,
         nodes_file_age_s=nodes_file_age_s,
+        entry_faults=tuple(entry_faults),
         variables=frozenset(os.environ),
         **inside,
     )

@@ -1,4 +1,4 @@
-"""The check of upstream's side: who was refused in the last hour, and how old the stakes are. Pure."""
+"""The check of upstream's side: who was refused in the last hour, old stakes, wrong entries. Pure."""
 
 from __future__ import annotations
 
@@ -54,7 +54,12 @@ def check_upstream(vitals: Vitals) -> Found:
         who = f"{len(callers)} validator{'s were' if len(callers) > 1 else ' was'}"
         what = f"{who} refused in the last hour, because {because}: {named}{more}"
         found.append((Severity.WARNING, what, do))
-    return found + _check_nodes_file(vitals)
+    return found + _check_nodes_file(vitals) + _check_entries(vitals)
+
+
+def _check_entries(vitals: Vitals) -> Found:
+    do = "correct it before the tournament starts: such a kind is answered with 404 (docs/tournament.md)"
+    return [(Severity.WARNING, fault, do) for fault in vitals.entry_faults]
 
 
 def _check_nodes_file(vitals: Vitals) -> Found:

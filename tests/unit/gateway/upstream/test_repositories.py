@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.upstream.contract import TrainingRepo
-from gateway.upstream.repositories import KINDS, NotEnteredError, training_repo
+from gateway.upstream.repositories import KINDS, NotEnteredError, faults, training_repo
 from shared.settings import Settings
 
 COMMIT = "0123456789" * 4
@@ -81,3 +81,15 @@ def test_what_upstream_would_exclude_is_not_entered(content: Any, words: str, tm
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotEnteredError, match="can't be read"):
         training_repo(Settings(training_repos_file=str(tmp_path / "none.json")), "text")
+
+
+def test_faults_are_listed_once_and_a_kind_left_out_is_none(tmp_path: Path) -> None:
+    assert faults(Settings()) == []
+    assert faults(settings(tmp_path / "repos.json", {"text": TEXT})) == []
+    (fault,) = faults(settings(tmp_path / "repos.json", "{"))
+    assert "is not the JSON" in fault
+    wrong = {"text": {**TEXT, "commit_hash": "main"}, "image": {**IMAGE, "commit_hash": "main"}}
+    assert [fault.split()[4] for fault in faults(settings(tmp_path / "repos.json", wrong))] == [
+        "text",
+        "image",
+    ]

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from gateway.telemetry.refusals import RefusalReason
 from gateway.views.schemas import RefusedCaller
+from podium.diagnostics.findings import Severity
 from podium.diagnostics.probe import GatewayVitals, Monitor, Vitals
 from podium.diagnostics.upstream_checks import CAUSES, check_upstream
 from shared.settings import Settings
@@ -61,3 +62,11 @@ def test_an_old_nodes_file_is_named(values: dict[str, Any], said: list[str]) -> 
     assert len(found) == len(said)
     for (_, what, _), words in zip(found, said, strict=True):
         assert words in what
+
+
+def test_a_wrong_entry_is_a_warning() -> None:
+    (found,) = check_upstream(vitals([], entry_faults=("the training repository for text tasks is wrong",)))
+    severity, what, do = found
+    assert severity is Severity.WARNING
+    assert what == "the training repository for text tasks is wrong"
+    assert "docs/tournament.md" in do
