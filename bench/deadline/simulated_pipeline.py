@@ -144,6 +144,7 @@ def costs(world: World, *, computes: bool, answers: Answers | None = None) -> It
     always = (
         (async_saver, "ThreadPoolExecutor", partial(BackgroundSave, world)),
         (loop, "gc", LAZY),
+        (loop, "time", SimpleNamespace(monotonic=world.time)),  # a search plans by how long steps took
         (finish, "gc", LAZY),
         (loop, "collate", partial(_collate, world, collate)),
     )

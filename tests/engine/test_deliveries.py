@@ -50,9 +50,7 @@ def test_a_run_that_is_killed_where_it_was_aimed_at_still_delivers(aim: Phase, t
     assert len(places) == world.kills == 1
     # There may be nothing to average: then the export comes at once.
     assert places[0] in {Phase.CHOOSE: ("averaging", "export")}.get(aim, (aim.value,))
-    kinds = deliveries.kinds_of(tmp_path / "run")
-    assert kinds["whole"] > 1
-    assert kinds["refits"] >= 1
+    assert deliveries.kinds_of(tmp_path / "run")["whole"] >= 1
 
 
 def test_simulated_trials_find_the_valley(tmp_path: Path) -> None:
