@@ -118,11 +118,12 @@ class Training:
         synchronize(self.device)
         began, losses = time.perf_counter(), []
         for _ in range(count):
-            loss = loop.one_step(self.state, 1.0, Stop())
-            assert loss is not None
-            losses.append(loss)
+            assert loop.one_step(self.state, 1.0, Stop())
+            losses.append(self.state.last_loss)
         synchronize(self.device)
-        return time.perf_counter() - began, losses
+        seconds = time.perf_counter() - began
+        loop.read_results(self.state)
+        return seconds, [*losses[1:], self.state.last_loss]  # a step's loss may be read in the next one
 
     def _mfu(self, rate: float) -> float | None:
         """Return the share of the GPU's peak, by the arithmetic that training asks for; None on a CPU."""

@@ -140,6 +140,7 @@ def make_state(
         forward=adapted.forward,
         cpu_threads=cpu_threads_for(plan, deltas, torch.get_num_threads()),
         alive=run.reporter.alive,
+        lag=1 if group.device.type == "cuda" and not run.simulated else 0,
         dev=dev or None,
         dev_s=record.costs.score_s * len(dev or ()) / len(record.base_losses),
         most_best_bytes=COPY_SHARE * prepare.main_memory(job.hardware) / group.sharers,

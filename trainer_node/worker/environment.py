@@ -57,6 +57,8 @@ def worker_environment(
     if temporary is not None:
         passed["TMPDIR"] = str(temporary)
         passed.setdefault("TORCHINDUCTOR_CACHE_DIR", str(temporary.with_name(COMPILED)))
+    # Segments that grow: packs' numbers of label tokens differ, and fixed blocks would not fit each other.
+    passed.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if gpus is not None:
         passed["CUDA_VISIBLE_DEVICES"] = gpus
     return passed

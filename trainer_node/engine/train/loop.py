@@ -23,10 +23,12 @@ from trainer_node.engine.train.async_saver import size_of
 from trainer_node.engine.train.checkpoint import Checkpoint, Position
 from trainer_node.engine.train.development import measure_dev, measure_due
 from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
+from trainer_node.engine.train.health import is_sound
 from trainer_node.engine.train.oom import release
 from trainer_node.engine.train.optimizer import MOMENTS, apply_gradients, clip, optimizer_tensors
 from trainer_node.engine.train.rollback import go_back, load_trained
 from trainer_node.engine.train.state import TrainState
+from trainer_node.engine.train.step_results import begin_copy
 from trainer_node.engine.train.weight_average import TAIL
 
 
@@ -49,8 +51,11 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
     """
     state.deltas.model.train()
     prepare_saver(state)
-    begun, saved = state.step, -1
+    begun, saved, told = state.step, -1, state.health.skipped
     while True:
+        if state.health.skipped > told:
+            told = state.health.skipped
+            reporter.skipped(told, state.skipped_step)
         due = state.since_report[1] > 0 and (reporter.due() or state.step == 1)
         if written := state.saver.written():
             state.schedule.saved(written.seconds, written.cpu_s / state.cores if state.cores else 0.0)
@@ -58,6 +63,7 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
         if order.report:
             report(state, reporter)
         if order.back:
+            read_results(state)
             go_back(state, reporter)
             continue
         if order.end:
@@ -70,8 +76,9 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
             measure_dev(state, reporter)
             begun = saved = -1  # a checkpoint of this step doesn't know the point, nor its weights
             continue
-        if not timed_step(state, reporter, order.rate * state.health.rate_share, stop):
+        if not timed_step(state, order.rate * state.health.rate_share, stop):
             break
+    read_results(state)
     if state.since_report[1]:
         report(state, reporter)
     # A run that resumed and made no step has its checkpoint already.
@@ -99,9 +106,12 @@ def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) ->
         now = state.clock.time()
         # First of all: whether a save is the last one must not depend on when somebody last looked.
         order = order._replace(progress=schedule.update(now, state.tokens, state.step))
+        save_due = unsaved and state.saves and schedule.save_due(now)
+        if save_due:
+            read_results(state)  # weights that went wrong a moment ago must not be saved
         if state.health.must_return:
             order = order._replace(back=1)
-        elif unsaved and state.saves and not state.health.in_a_row and schedule.save_due(now):
+        elif save_due and not state.health.in_a_row:
             order = order._replace(save=1)
         elif order.progress >= 1.0 or stop.asked or state.health.is_hopeless:
             order = order._replace(end=1)
@@ -125,57 +135,69 @@ def report(state: TrainState, reporter: Reporter) -> None:
     reporter.step(step, min(1.0, progress), tokens, loss, rate, state.schedule.eta_s(now))
 
 
-def timed_step(state: TrainState, reporter: Reporter, rate: float, stop: Stop) -> bool:
+def timed_step(state: TrainState, rate: float, stop: Stop) -> bool:
     """Take one optimiser step, timed; return False if `stop` came first."""
-    began, real, skipped = state.clock.time(), time.monotonic(), state.health.skipped
-    loss = one_step(state, rate, stop)
-    if loss is None:
+    began, real = state.clock.time(), time.monotonic()
+    if not one_step(state, rate, stop):
         return False
-    state.schedule.stepped(state.clock.time() - began)
+    now = state.clock.time()
+    state.schedule.stepped(now - began)
     state.train_s += time.monotonic() - real
-    if state.health.skipped > skipped:
-        reporter.skipped(state.health.skipped, state.step)
-    else:
-        if state.step_losses is not None:
-            state.step_losses.append(loss)
-        state.since_save = (state.since_save[0] + loss, state.since_save[1] + 1)
-        state.since_report = (state.since_report[0] + loss, state.since_report[1] + 1)
     if state.step == 1:
+        if state.plan.compile:
+            state.schedule.begin_again(now)
         gc.collect()
         gc.freeze()  # what lives now lives to the end: later collections needn't look at it
     return True
 
 
-def one_step(state: TrainState, rate: float, stop: Stop) -> float | None:
-    """Take one optimiser step; return its loss, or None if `stop` came between two packs: no step was taken.
+def one_step(state: TrainState, rate: float, stop: Stop) -> bool:
+    """Take one optimiser step; return False if `stop` came between two packs: no step was taken.
 
-    A step without a finite loss and gradient passes, too, but changes no weight.
+    A step without a finite loss and gradient passes, too, but changes no weight. Its loss is read when the
+    device has computed it (`read_results`).
     """
     cursor, done = (state.packs.epoch, state.packs.index), False
     packs = state.packs.take(state.plan.packs_per_step)
     try:
         result = gradients(state, packs, stop)
         if result is None:
-            return None
+            return False
         for group in state.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         part, tokens = result
         total = state.process_group.total(part)
         norm = clip(state.deltas.parameters, state.plan.clip)
         apply_gradients(state.optimizer, skip=~(norm.isfinite() & total.isfinite()))
-        loss, length = torch.stack([total.float(), norm.float()]).tolist()  # waits for the device
+        state.results.append(begin_copy(state.step + 1, total, norm))
+        read_results(state, leave=state.lag if state.step else 0)  # the first step is timed
         done = True
     finally:
         state.optimizer.zero_grad(set_to_none=True)
         if not done:
             state.packs.epoch, state.packs.index = cursor
-    state.health = state.health.after(loss, length)
     state.step += 1
     state.tokens += tokens
     state.clock.advance(tokens)
     if state.average is not None and state.schedule.pulse.progress >= TAIL:
         state.average.update()
-    return loss
+    return True
+
+
+def read_results(state: TrainState, *, leave: int = 0) -> None:
+    """Judge by all results but the newest `leave` how training goes, and add their losses up."""
+    while len(state.results) > leave:
+        result = state.results.pop(0)
+        loss, norm = result.read()
+        state.last_loss = loss
+        state.health = state.health.after(loss, norm)
+        if not is_sound(loss, norm):
+            state.skipped_step = result.step
+            continue
+        if state.step_losses is not None:
+            state.step_losses.append(loss)
+        state.since_save = (state.since_save[0] + loss, state.since_save[1] + 1)
+        state.since_report = (state.since_report[0] + loss, state.since_report[1] + 1)
 
 
 def gradients(state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[torch.Tensor, int] | None:
@@ -216,6 +238,7 @@ def shrink(state: TrainState) -> None:
     A pack plan of another capacity has other packs: unless it has just begun, the run goes on with the next
     epoch's.
     """
+    read_results(state)
     state.optimizer.zero_grad(set_to_none=True)
     release()
     if state.plan.activation_checkpointing:
@@ -237,6 +260,7 @@ def save(state: TrainState, reporter: Reporter) -> None:
     the closing need not wait.
     """
     began, over = state.clock.time(), state.schedule.pulse.progress >= 1.0
+    read_results(state)
     if not is_finite(state):
         reporter.message(f"the weights of step {state.step} are not finite: they are not saved")
         state.schedule.save_begun(began, 0.0)

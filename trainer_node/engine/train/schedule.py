@@ -139,6 +139,10 @@ class Schedule:
         """Count one step that took `seconds`."""
         self.pulse.step_s = [*self.pulse.step_s, seconds][-RECENT:]
 
+    def begin_again(self, now: float) -> None:
+        """Let training begin now: the first step compiled layers, and that is no part of the warm-up."""
+        self.pulse.begun_at, self.pulse.step_s = now, []
+
     def save_due(self, now: float) -> bool:
         """Return whether to save before the next step.
 

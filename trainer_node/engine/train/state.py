@@ -20,6 +20,7 @@ from trainer_node.engine.train.cpu_threads import CpuThreads
 from trainer_node.engine.train.dev_curve import DevCurve
 from trainer_node.engine.train.health import Health
 from trainer_node.engine.train.schedule import Schedule
+from trainer_node.engine.train.step_results import StepResult
 from trainer_node.engine.train.weight_average import TailAverage
 
 
@@ -49,6 +50,10 @@ class TrainState:
     cores: int = 0  # that both training and a save in its thread compute on
     since_save: tuple[float, int] = (0.0, 0)  # sum of the losses, steps
     since_report: tuple[float, int] = (0.0, 0)
+    lag: int = 0  # steps whose results are not read yet: on a GPU one, which computes it meanwhile
+    results: list[StepResult] = field(default_factory=list)  # of these steps
+    last_loss: float = math.nan  # of the newest step whose result was read
+    skipped_step: int = 0  # the newest that changed nothing
     health: Health = field(default_factory=Health)
     untrained: Callable[[], dict[str, torch.Tensor]] = dict  # the weights as they were before the first step
     dev: Examples | None = None  # the development rows that are measured during training

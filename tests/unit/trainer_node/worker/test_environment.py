@@ -46,6 +46,7 @@ def test_libraries_get_theirs_and_nobody_a_secret() -> None:
         "CUDA_VISIBLE_DEVICES": "0,1",
         "OMP_NUM_THREADS": "3",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     }
 
 
@@ -54,6 +55,11 @@ def test_temporary_files_are_its_own_and_kernels_stay() -> None:
     assert (found["TMPDIR"], found["TORCHINDUCTOR_CACHE_DIR"]) == ("/node/tmp", "/node/compiled")
     own = worker_environment({"TORCHINDUCTOR_CACHE_DIR": "/cache"}, 3, None, temporary=Path("/node/tmp"))
     assert own["TORCHINDUCTOR_CACHE_DIR"] == "/cache"
+
+
+def test_an_operator_s_way_to_allocate_stays() -> None:
+    found = worker_environment({**NODE, "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}, 3, None)
+    assert found["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512"
 
 
 def test_without_gpus_of_its_own_it_sees_the_nodes() -> None:
