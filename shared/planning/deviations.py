@@ -6,28 +6,27 @@ from collections.abc import Iterator
 
 from shared.messages import Hardware
 from shared.planning.hardware import is_cpu, usable_memory
-from shared.planning.model_shape import ModulePlan
+from shared.planning.model_shape import ModelShape, ModulePlan
 from shared.planning.plan import Deviation, Plan, Step
 from shared.planning.profiles import (
     DENSE_SHARE,
     LORA_RATE,
-    OTHER_EXPONENT,
     RATE_ALPHA,
-    RATE_EXPONENT,
     pair_share,
+    rate_exponent,
 )
 from shared.planning.recipe import Recipe
 from shared.planning.throughput import MIN_STEPS
 
 
 def deviations(
-    recipe: Recipe, plan: Plan, step: Step, hardware: Hardware, family: str, *, pairs: bool = False
+    recipe: Recipe, plan: Plan, step: Step, hardware: Hardware, shape: ModelShape, *, pairs: bool = False
 ) -> list[Deviation]:
     """Return every deviation of `plan` from `recipe`, in the order of their weight."""
     memory = f"{plan.memory_bytes / 2**30:.1f} of {usable_memory(hardware) / 2**30:.1f} GB"
     return [
         *_of_modules(recipe, plan),
-        *(_of_given_rate(recipe, plan) if recipe.rate else _of_rates(plan, family, pairs)),
+        *(_of_given_rate(recipe, plan) if recipe.rate else _of_rates(plan, shape, pairs)),
         *_of_lengths(recipe, plan),
         *_of_batch(recipe, plan, step),
         *_of_layout(recipe, plan, hardware, memory),
@@ -75,23 +74,25 @@ def _break_even(module: ModulePlan) -> int:
     return module.in_features * module.out_features // (module.in_features + module.out_features)
 
 
-def _of_rates(plan: Plan, family: str, pairs: bool) -> Iterator[Deviation]:
-    exponent = RATE_EXPONENT.get(family, OTHER_EXPONENT)
-    formula = f"{LORA_RATE:g}*(2000/hidden)^{exponent:g} for LoRA at alpha {RATE_ALPHA:g}"
-    if pairs:
-        formula = (
-            f"{pair_share(plan.expected_steps):.2g} (preference pairs, few steps allow more) of {formula}"
-        )
+def _of_rates(plan: Plan, shape: ModelShape, pairs: bool) -> Iterator[Deviation]:
     alphas = {module.alpha for module in plan.modules if module.method == "lora"}
     if alphas:
         alpha = max(alphas)
-        matched = "" if alpha == RATE_ALPHA else f", times sqrt({RATE_ALPHA:g}/{alpha:g}) for alpha {alpha:g}"
-        yield Deviation(
-            "learning rate of LoRA factors", "not given", f"{plan.lr_lora:.2e}", formula + matched
-        )
+        reason = _rate_formula(plan, shape, pairs, dense=False)
+        if alpha != RATE_ALPHA:
+            reason += f", times sqrt({RATE_ALPHA:g}/{alpha:g}) for alpha {alpha:g}"
+        yield Deviation("learning rate of LoRA factors", "not given", f"{plan.lr_lora:.2e}", reason)
     if any(module.method == "dense" for module in plan.modules):
-        reason = f"{DENSE_SHARE:g} of {formula}"
+        reason = f"{DENSE_SHARE:g} of {_rate_formula(plan, shape, pairs, dense=True)}"
         yield Deviation("learning rate of dense deltas", "not given", f"{plan.lr_dense:.2e}", reason)
+
+
+def _rate_formula(plan: Plan, shape: ModelShape, pairs: bool, *, dense: bool) -> str:
+    exponent = rate_exponent(shape.family, shape.hidden, dense=dense)
+    formula = f"{LORA_RATE:g}*(2000/hidden)^{exponent:g} for LoRA at alpha {RATE_ALPHA:g}"
+    if pairs:
+        return f"{pair_share(plan.expected_steps):.2g} (preference pairs, few steps allow more) of {formula}"
+    return formula
 
 
 def _of_given_rate(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:

@@ -65,7 +65,7 @@ def make_plan(
     )
     found, speed, step = _best_attempt(task)
     plan = _assemble(task, found, speed, step, max_length)
-    return replace(plan, deviations=deviations(recipe, plan, step, hardware, task.shape.family, pairs=pairs))
+    return replace(plan, deviations=deviations(recipe, plan, step, hardware, task.shape, pairs=pairs))
 
 
 class _Task(Struct, frozen=True, kw_only=True):

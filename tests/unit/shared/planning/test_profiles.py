@@ -55,6 +55,13 @@ def test_rates_follow_the_published_rule() -> None:
     assert dense_rate("llama", 2000) == pytest.approx(5e-5)
 
 
+def test_small_models_want_higher_dense_rates_than_their_familys_rule() -> None:
+    assert dense_rate("qwen", 160) == pytest.approx(5e-5 * (2000 / 160) ** 0.4)
+    assert dense_rate("qwen", 1999) == pytest.approx(dense_rate("qwen", 2000), rel=1e-3)
+    assert dense_rate("qwen", 3584) == pytest.approx(5e-5 * (2000 / 3584) ** 0.08)
+    assert dense_rate("llama", 160) == pytest.approx(5e-5 * (2000 / 160) ** 0.78)
+
+
 def test_alpha_2048_asks_for_an_eighth_of_the_rate_of_alpha_32() -> None:
     assert lora_rate("llama", 4096, 2048.0) == pytest.approx(lora_rate("llama", 4096, 32.0) / 8)
 
