@@ -10,7 +10,18 @@ from shared.errors import SettingsError
 
 # What the runner and the engine import. torch comes first and alone, as the largest layer of the image.
 ROOTS: Final = (
-    *("torch", "transformers", "peft", "accelerate", "huggingface_hub", "safetensors", "gguf", "pyarrow"),
+    *(
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "huggingface_hub",
+        "safetensors",
+        "gguf",
+        "sentencepiece",
+        "protobuf",
+        "pyarrow",
+    ),
     *("msgspec", "structlog"),
 )
 NAME: Final = re.compile(r"[A-Za-z0-9._-]+")

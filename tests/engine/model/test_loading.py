@@ -18,6 +18,8 @@ from trainer_node.engine.evaluate.metric import score_sft
 from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer
 from trainer_node.engine.model.shape import model_shape
 
+SENTENCEPIECE = Path(__file__).parents[2] / "data" / "sentencepiece" / "tokenizer.model"
+
 
 def test_config_tokenizer_and_shape(tiny_model: Path) -> None:
     shape = model_shape(load_config(str(tiny_model)))
@@ -114,6 +116,17 @@ def test_cut_weights_are_named(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=f"can't load {folder}") as caught:
         load_model(str(folder), "float32")
     assert caught.value.code is ErrorCode.MODEL_UNAVAILABLE
+
+
+def test_a_tokenizer_that_is_sentencepiece_alone(tiny_model: Path, tmp_path: Path) -> None:
+    """As older models have it; the ids are those of the sentencepiece library itself."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "tokenizer.json").unlink()
+    shutil.copy(SENTENCEPIECE, folder)
+    settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    found = load_tokenizer(str(folder))("What is number 17?")["input_ids"]
+    assert found == [1, 39, 28, 44, 45, 57]
 
 
 def test_remote_code_is_not_run(tiny_model: Path, tmp_path: Path) -> None:
