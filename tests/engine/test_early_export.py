@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -14,7 +13,9 @@ from shared.messages import OutcomeStatus, decode_outcome
 from tests.engine.worker_run import finish
 from trainer_node.contest.validity import objections
 from trainer_node.engine import early_export
+from trainer_node.engine.context import RunRecord, read_record
 from trainer_node.engine.early_export import NOTHING_YET, measured_group
+from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position
 from trainer_node.engine.train.dev_curve import DevCurve
@@ -52,9 +53,10 @@ def test_the_files_hold_the_checkpoints_weights(
     assert early.keys() == own.keys()
     config = json.loads((tmp_path / "early" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "upstream/tiny"
-    newest = checkpoint.newest(job.parent / "checkpoints", print)
+    newest, known = checkpoint.newest(job.parent / "checkpoints", print), read_record(job.parent)
     assert newest is not None
-    group, _ = measured_group(newest.manifest.position, checkpoint.groups(newest.folder))
+    assert known is not None
+    group, _ = measured_group(newest.manifest.position, checkpoint.groups(newest.folder), known[0])
     kept = newest.tensors(group)
     total = sum(float(value.double().abs().sum()) for value in early.values())
     assert total == pytest.approx(sum(float(value.double().abs().sum()) for value in kept.values()), rel=1e-5)
@@ -83,10 +85,38 @@ def test_the_best_trial_of_a_search_is_exported(make_job: Callable[..., Path], t
 
 
 def test_measured_weights_come_before_the_last_ones() -> None:
-    curve = DevCurve().extended(3, 300, list(np.array([2.0, 1.0])), 0.1)
-    pulse = ScheduleState(begun_at=0.0)
-    position = Position(
-        step=5, epoch=0, pack=0, tokens=500, clock_tokens=0, train_s=1.0, averaged=0, pulse=pulse, curve=curve
+    position, record = measured(2.0, 1.0), recorded(2.5, 1.5)
+    assert measured_group(position, frozenset({"weights", "best"}), record) == ("best", 1.5)
+    assert measured_group(position, frozenset({"weights"}), record) == ("weights", None)
+
+
+def measured(*losses: float) -> Position:
+    """A position whose curve has one point."""
+    return Position(
+        step=5,
+        epoch=0,
+        pack=0,
+        tokens=500,
+        clock_tokens=0,
+        train_s=1.0,
+        averaged=0,
+        pulse=ScheduleState(begun_at=0.0),
+        curve=DevCurve().extended(3, 300, list(losses), 0.1),
     )
-    assert measured_group(position, frozenset({"weights", "best"})) == ("best", 1.5)
-    assert measured_group(position, frozenset({"weights"})) == ("weights", None)
+
+
+def recorded(*base_losses: float) -> RunRecord:
+    return RunRecord(
+        fingerprint="",
+        base_losses=list(base_losses),
+        train_examples=10,
+        train_tokens=100,
+        dropped={},
+        costs=Costs(),
+    )
+
+
+def test_a_curve_on_some_rows_is_compared_by_what_was_gained_on_them() -> None:
+    """The first two rows are easy: their mean loss is no loss of all four."""
+    groups, record = frozenset({"weights", "best"}), recorded(1.0, 1.0, 5.0, 5.0)
+    assert measured_group(measured(0.5, 0.5), groups, record) == ("best", 2.5)

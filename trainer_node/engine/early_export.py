@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from msgspec import Struct
 from msgspec.structs import replace
@@ -24,6 +25,8 @@ from shared.planning.hardware import machine_memory
 from shared.planning.plan import Plan
 from trainer_node.engine import context
 from trainer_node.engine.context import RunContext, RunRecord
+from trainer_node.engine.evaluate.candidates import Candidate, loss_over_base
+from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.export import writer
 from trainer_node.engine.finish import metrics_of, reached_at
 from trainer_node.engine.model.adapters import add_deltas
@@ -42,7 +45,10 @@ TRIES = 3  # the worker deletes older checkpoints meanwhile
 
 
 class SavedWeights(Struct, frozen=True):
-    """One group of tensors on disk that can be submitted, and its held-out loss if it was measured."""
+    """One group of tensors on disk that can be submitted, and its held-out loss if it was measured.
+
+    The loss is that of all development rows: of fewer it is what these say of the others, as in a search.
+    """
 
     folder: Path
     group: str
@@ -59,7 +65,7 @@ def main(arguments: list[str]) -> int:
     for left in reversed(range(TRIES)):
         try:
             known = context.read_record(folder)
-            choice = best_choice(run, known[1], read_search(folder)) if known else None
+            choice = best_choice(run, *known, read_search(folder)) if known else None
             if known is None or choice is None or not is_wanted(choice, below):
                 return NOTHING_YET
             export(run, known[0], choice, target)
@@ -81,9 +87,11 @@ def is_wanted(choice: SavedWeights, below: float | None) -> bool:
     return below is None or (choice.loss is not None and choice.loss < below)
 
 
-def best_choice(run: RunContext, plan: Plan, searched: SearchRecord | None) -> SavedWeights | None:
+def best_choice(
+    run: RunContext, record: RunRecord, plan: Plan, searched: SearchRecord | None
+) -> SavedWeights | None:
     """Return the lowest measured loss on disk; without any, the newest checkpoint's weights."""
-    choices = [_of_checkpoint(run, plan, searched), _of_trial(run, searched) if searched else None]
+    choices = [_of_checkpoint(run, record, plan, searched), _of_trial(run, searched) if searched else None]
     found = [choice for choice in choices if choice is not None]
     measured = [choice for choice in found if choice.loss is not None]
     return min(measured, key=lambda choice: choice.loss or 0.0, default=found[0] if found else None)
@@ -99,7 +107,9 @@ def _of_trial(run: RunContext, searched: SearchRecord) -> SavedWeights | None:
     return SavedWeights(folder, best.weights, searched.plans[best.trial.arm], best.loss)
 
 
-def _of_checkpoint(run: RunContext, plan: Plan, searched: SearchRecord | None) -> SavedWeights | None:
+def _of_checkpoint(
+    run: RunContext, record: RunRecord, plan: Plan, searched: SearchRecord | None
+) -> SavedWeights | None:
     folders = sorted((run.folder / "checkpoints").glob("step-*"))
     if not folders:
         return None
@@ -109,16 +119,23 @@ def _of_checkpoint(run: RunContext, plan: Plan, searched: SearchRecord | None) -
         if position.trial >= len(trials):
             return None
         plan = searched.plans[trials[position.trial].arm]
-    group, loss = measured_group(position, groups)
+    group, loss = measured_group(position, groups, record)
     return SavedWeights(folders[-1], group, plan, loss) if group in groups else None
 
 
-def measured_group(position: Position, groups: frozenset[str]) -> tuple[str, float | None]:
-    """Return a checkpoint's weights of the lowest measured loss and that loss; else its last weights."""
-    best = position.curve.best
-    if best is not None and "best" in groups:
-        return "best", best.loss
-    return "weights", None
+def measured_group(position: Position, groups: frozenset[str], record: RunRecord) -> tuple[str, float | None]:
+    """Return a checkpoint's weights of the lowest measured loss and that loss; else its last weights.
+
+    The curve is measured on the first development rows, a trial and the base model on all: only what was
+    gained over the base model on the same rows can be compared.
+    """
+    curve = position.curve
+    if curve.best is None or "best" not in groups:
+        return "weights", None
+    score = Evaluation(curve.best.loss or 0.0, np.array(curve.best_losses))
+    return "best", record.base_loss + loss_over_base(
+        Candidate("best", reached_at(position), score), record.base_losses
+    )
 
 
 def export(run: RunContext, record: RunRecord, choice: SavedWeights, target: Path) -> None:
