@@ -125,6 +125,7 @@ def test_a_task_ends_with_the_workers_export_and_nothing_else(container: Contain
     assert "source=final" in container.log
 
 
+@pytest.mark.slow
 def test_a_killed_worker_goes_on_from_its_checkpoint(container: Container) -> None:
     container.start()
     container.until(container.has_checkpoint)
@@ -136,6 +137,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(container: Container) -> No
     assert "resumed from step" in container.log
 
 
+@pytest.mark.slow
 def test_a_kill_in_training_leaves_a_trained_submission(container: Container) -> None:
     container.start()
     container.until(lambda: container.submission.exists())
@@ -160,12 +162,18 @@ def without_tokenizer(container: Container) -> None:
         path.unlink()
 
 
+def without_scratch(container: Container) -> None:
+    """The container's own disk can't be written, the volume can."""
+    (container.root / "tmp").write_text("")
+
+
 @pytest.mark.parametrize(
     ("spoil", "trained", "words"),
     [
         (spoil_rows, True, "dropped"),
         (cut_data, False, "training ends without a result of its own"),
         (without_tokenizer, False, "training ends without a result of its own"),
+        (without_scratch, False, "the run ends early"),
     ],
 )
 def test_spoilt_input_still_leaves_a_submission(

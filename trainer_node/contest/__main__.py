@@ -34,8 +34,6 @@ def main(arguments: list[str]) -> int:
         return 2
     mounts = mounts_of(task)
     os.environ.update(mounts.environment)
-    for name in ("HOME", "TMPDIR"):
-        Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
     describe(task)
     try:
         wrong = asyncio.run(run_task(task, started_at))

@@ -24,17 +24,19 @@ log = get_logger()
 async def hardware_of(settings: Settings, gpus: Path = DRIVER_GPUS) -> Hardware:
     """Return the container's hardware; GPUs are found even where the image got no nvidia-smi.
 
-    A container whose tools are missing would otherwise train on its CPU, on a machine with 8 GPUs.
+    A container whose tools are missing would otherwise train on its CPU, on a machine with 8 GPUs. Raises
+    SettingsError if the setting `hardware` can't be read.
     """
+    if settings.hardware != "auto":
+        return await detect(settings)
     try:
         found = await detect(settings)
     except SettingsError as error:
         log.warning("the GPUs can't be listed; reading the driver's own list", error=str(error))
-        found = Hardware(device="cpu", count=settings.threads or 1, memory_bytes=0)
-    if found.device != "cpu" or settings.hardware != "auto":
-        return found
-    listed = from_driver(gpus)
-    return listed or (found if found.memory_bytes else await detect(replace(settings, hardware="cpu")))
+    else:
+        if found.device != "cpu":
+            return found
+    return from_driver(gpus) or await detect(replace(settings, hardware="cpu"))
 
 
 def from_driver(folder: Path) -> Hardware | None:

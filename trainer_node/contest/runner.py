@@ -12,11 +12,14 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
 
 from shared.errors import PodiumError
 from shared.logs import get_logger
 from shared.messages import TaskType
 from shared.settings import Settings
+from shared.settings_sources import load_settings
 from trainer_node.contest.arguments import ContestTask
 from trainer_node.contest.best_submission import BestSubmission
 from trainer_node.contest.devices import hardware_of
@@ -25,6 +28,8 @@ from trainer_node.contest.submission import SubmissionFolder
 from trainer_node.contest.training_run import STOP_S, TrainingRun
 from trainer_node.contest.worker_jobs import Times, times_of, worker_job
 from trainer_node.hardware import worker_threads
+
+GIVEN: Final = ("PODIUM_HARDWARE", "PODIUM_THREADS")  # settings that a container's environment may change
 
 log = get_logger()
 
@@ -60,7 +65,7 @@ async def train(
 ) -> None:
     """Train with the first profile, and with the next one if that can't be."""
     settings = settings_of(mounts, os.environ)
-    await asyncio.to_thread(shutil.rmtree, mounts.work, ignore_errors=True)
+    await asyncio.to_thread(make_folders, mounts)
     hardware = await hardware_of(settings)
     log.info("hardware", device=hardware.device, count=hardware.count, bytes=hardware.memory_bytes)
     for number, profile in enumerate(task.profiles, 1):
@@ -70,14 +75,23 @@ async def train(
             return
 
 
+def make_folders(mounts: Mounts) -> None:
+    """Remove what a killed container's run left, and make the folders that libraries expect."""
+    shutil.rmtree(mounts.work, ignore_errors=True)
+    for name in ("HOME", "TMPDIR"):
+        Path(mounts.environment[name]).mkdir(parents=True, exist_ok=True)
+
+
 def settings_of(mounts: Mounts, environment: Mapping[str, str]) -> Settings:
-    """Return the settings that the parts of a node need here; the machine is one slot."""
-    return Settings(
+    """Return the settings that the parts of a node need here; the machine is one slot.
+
+    Raises SettingsError if a variable can't be used.
+    """
+    return load_settings(
+        {name: environment[name] for name in GIVEN if name in environment},
         data_dir=str(mounts.work),
         node_dir=str(mounts.work),
         slots=("contest",),
         slot="contest",
         stop_grace_s=STOP_S,
-        hardware=environment.get("PODIUM_HARDWARE", "auto"),
-        threads=int(environment.get("PODIUM_THREADS", "0")),
     )

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from shared.errors import SettingsError
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType
 from trainer_node.contest.arguments import ContestTask
 from trainer_node.contest.baseline_stats import MOST_BYTES, BaselineStats, read_stats
 from trainer_node.contest.container_clock import MOST_AGE_S, age_from
-from trainer_node.contest.devices import from_driver
 from trainer_node.contest.mounts import mounts_of
+from trainer_node.contest.runner import settings_of
 from trainer_node.contest.worker_jobs import times_of, worker_job
 from trainer_node.worker.environment import worker_environment
 
@@ -121,13 +122,9 @@ def test_huge_statistics_are_not_read(tmp_path: Path) -> None:
     assert "more than" in str(read_stats(path))
 
 
-def test_gpus_from_the_drivers_list(tmp_path: Path) -> None:
-    assert from_driver(tmp_path / "none") is None
-    for number in range(4):
-        folder = tmp_path / f"0000:{number:02d}:00.0"
-        folder.mkdir()
-        (folder / "information").write_text("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   190\n")
-    found = from_driver(tmp_path)
-    assert found is not None
-    assert (found.device, found.count) == ("H100", 4)
-    assert found.memory_bytes > 79 * 2**30 * 0.9
+def test_settings_are_the_containers_alone() -> None:
+    given = {"PODIUM_THREADS": "3", "PODIUM_SLOT": "b", "PODIUM_CONTEST_PROFILES": "auto"}
+    settings = settings_of(mounts_of(TASK), given)
+    assert (settings.threads, settings.slot, settings.hardware) == (3, "contest", "auto")
+    with pytest.raises(SettingsError, match="threads"):
+        settings_of(mounts_of(TASK), {"PODIUM_THREADS": "many"})
