@@ -35,8 +35,8 @@ def source_root() -> Path:
 def build(folder: Path, options: EntryOptions) -> list[Path]:
     """Write an entry into an empty folder, or over an earlier entry; return the files, relative to it.
 
-    Files of the operator's own stay. Raises SettingsError if the folder holds something else, or if a file
-    that the operator names can't be read.
+    Files of the operator's own stay. Raises SettingsError if the folder holds something else or can't be
+    written, or if a file that the operator names can't be read.
     """
     legal = {"LICENSE": _text(options.license, "--license"), "NOTICE": _text(options.notice, "--notice")}
     for profile in options.profiles:
@@ -53,9 +53,12 @@ def build(folder: Path, options: EntryOptions) -> list[Path]:
     written[Path("requirements.txt")] = "\n".join(pinned()) + "\n"
     written[Path("README.md")] = texts.readme(version(), options.profiles)
     written |= {Path(name): texts.IGNORED for name in (".gitignore", ".dockerignore")}
-    for path, text in written.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text, encoding="utf-8")
+    try:
+        for path, text in written.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{folder} can't be written: {error}") from error
     return sorted(written)
 
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from podium.entry.sources import missing_modules
 from podium.entry.texts import DOCKERFILES
+from shared.errors import PodiumError
 from shared.planning.profiles import PROFILES
 
 MOST_FILE_BYTES: Final = 1 << 20
@@ -51,12 +52,18 @@ class Repository(Struct, frozen=True):
     files: list[Path]
 
     def text(self, path: Path) -> str | None:
-        """Return a file's text; None if it is none."""
-        data = (self.folder / path).read_bytes()
+        """Return a file's text; None if it is none, or a link to nothing."""
         try:
+            data = (self.folder / path).read_bytes()
             return None if b"\0" in data else data.decode()
-        except UnicodeDecodeError:
+        except (OSError, UnicodeDecodeError):
             return None
+
+    def holds(self, source: str) -> bool:
+        """Return whether a COPY finds something in the context, which is the repository."""
+        pattern = os.path.normpath(source.strip("/") or ".")
+        inside = not pattern.startswith("..")
+        return inside and (pattern == "." or any(self.folder.glob(pattern)))
 
 
 def objections(folder: Path, license_file: Path | None, notice_file: Path | None) -> list[Objection]:
@@ -102,7 +109,7 @@ def _of_dockerfiles(found: Repository) -> Iterator[Objection]:
         yield Objection(
             f"{there[0]} has no ENTRYPOINT", "validators append arguments to it: a CMD would be replaced"
         )
-    elif not started[-1][1].startswith("["):
+    elif not "".join(started[-1][1:]).startswith("["):
         yield Objection(
             f"{there[0]} has an ENTRYPOINT in shell form",
             "write it as a JSON list: a shell drops the arguments",
@@ -115,7 +122,7 @@ def _of_instructions(found: Repository, path: Path, words: list[list[str]]) -> I
         sources = [word for word in line[1:-1] if not word.startswith("--")]
         if line[0].upper() in ("COPY", "ADD") and not any(word.startswith("--from") for word in line):
             for source in sources:
-                if not list(found.folder.glob(source.strip("/"))):
+                if not found.holds(source):
                     yield Objection(
                         f"{path} copies {source}, which is not in the repository",
                         "the build context is the repository's root: add it, or remove the line",
@@ -180,6 +187,8 @@ def _of_content(found: Repository) -> Iterator[Objection]:
         if place.is_symlink():
             if not place.resolve().is_relative_to(found.folder.resolve()):
                 yield Objection(f"{path} is a link out of the repository", "copy the file")
+            elif not place.exists():
+                yield Objection(f"{path} is a link to nothing", "remove it, or add the file")
             continue
         size, kind = place.stat().st_size, path.suffix.lower()
         total += size
@@ -248,15 +257,21 @@ def _of_git(folder: Path) -> Iterator[Objection]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """Return git's output; empty if it fails. The operator's own hooks and settings stay out of it."""
+    """Return git's output; empty if it fails. The operator's own hooks and settings stay out of it.
+
+    Raises PodiumError if there is no git, or if it doesn't answer.
+    """
     environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_OPTIONAL_LOCKS": "0"}
-    done = subprocess.run(
-        ["git", "-C", str(folder), "-c", f"safe.directory={folder.resolve()}", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=GIT_TIMEOUT_S,
-        env=environment,
-    )
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "-c", f"safe.directory={folder.resolve()}", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=GIT_TIMEOUT_S,
+            env=environment,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PodiumError(f"git can't be run: {error}") from error
     return done.stdout.strip() if done.returncode == 0 else ""
 
 

@@ -186,8 +186,12 @@ def removed(*names: str) -> Callable[[Path], None]:
     return spoil
 
 
-def linked(folder: Path) -> None:
-    (folder / "rows").symlink_to("/etc")
+def linked(name: str, target: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+
+    return spoil
 
 
 ROWS = json.dumps([{"instruct": "x" * 100}] * 1000).encode()
@@ -195,9 +199,11 @@ SPOILT: list[tuple[str, Callable[[Path], None], str]] = [
     ("no Dockerfile", removed(*DOCKERFILES), f"there is no {TEXT_IMAGE}"),
     ("another user", edited("image", "ENTRYPOINT", "USER podium\nENTRYPOINT"), "runs as podium"),
     ("no entrypoint", edited("image", "ENTRYPOINT", "CMD"), "has no ENTRYPOINT"),
+    ("an empty entrypoint", edited("image", '["python", "-m", "trainer_node.contest"]', ""), "shell form"),
     ("shell form", edited("image", '["python", "-m", "trainer_node.contest"]', "python -m x"), "shell form"),
     ("unknown profile", edited("image", "auto lora_r16", "autos"), "unknown profile 'autos'"),
     ("copies nothing", edited("image", "COPY shared shared", "COPY data data"), "copies data"),
+    ("copies from outside", edited("image", "COPY shared", "COPY ../repository"), "copies ../repository"),
     ("a model in the image", edited("image", "COPY shared", "RUN hf download x/y\nCOPY shared"), "downloads"),
     ("no licence", removed("LICENSE"), "there is no LICENSE"),
     ("another licence", edited("LICENSE", "terms", "other terms"), "differs from"),
@@ -221,7 +227,8 @@ SPOILT: list[tuple[str, Callable[[Path], None], str]] = [
         "which is not in the repository",
     ),
     ("no runner", removed("trainer_node/contest/__main__.py"), "the runner trainer_node/contest is missing"),
-    ("a link outwards", linked, "is a link out of the repository"),
+    ("a link outwards", linked("rows", "/etc"), "is a link out of the repository"),
+    ("a link to nothing", linked("LICENSE", "terms"), "is a link to nothing"),
     ("git LFS", added(".gitattributes", b"*.x filter=lfs\n"), "uses git LFS"),
     ("submodules", added(".gitmodules", b""), "has submodules"),
 ]
@@ -243,6 +250,30 @@ def test_a_spoilt_entry_is_refused_with_what_to_do(
     (found,) = {one["what"] for one in json.loads(last)["objections"] if words in one["what"]}
     assert words in found
     assert all(one["advice"] for one in json.loads(last)["objections"])
+
+
+@pytest.mark.parametrize("source", [".", "./", "/", "./shared"])
+def test_a_dockerfile_may_copy_the_whole_context(source: str, entry: Path, legal: tuple[Path, Path]) -> None:
+    edited("image", "COPY shared shared", f"COPY {source} shared")(entry)
+    commit(entry)
+    assert objections(entry, *legal) == []
+
+
+def test_without_git_a_check_says_so(
+    entry: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert main(["entry", "check", str(entry)]) == 1
+    assert "git can't be run" in capsys.readouterr().err
+
+
+def test_a_folder_that_can_not_be_written_is_named(
+    legal: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    options = ["--license", str(legal[0]), "--notice", str(legal[1])]
+    assert main(["entry", "build", str(tmp_path / "file" / "entry"), *options]) == 2
+    assert "can't be written" in capsys.readouterr().err
 
 
 def test_what_is_not_committed_is_named(entry: Path, legal: tuple[Path, Path]) -> None:
