@@ -16,6 +16,7 @@ from msgspec import Struct
 from gateway.upstream.contract import TrainingRepo
 from shared.errors import PodiumError
 from shared.settings import Settings
+from shared.settings_sources import without_password
 
 KINDS: Final = ("text", "image", "environment")
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -66,7 +67,7 @@ def objection(entered: EnteredRepository) -> str | None:
     if not COMMIT.fullmatch(entered.commit_hash):
         return f"commit_hash must be 40 hexadecimal digits in lower case, not {entered.commit_hash!r:.60}"
     if not entered.github_repo.startswith("https://"):
-        return f"github_repo must be an https URL, not {entered.github_repo!r:.200}"
+        return f"github_repo must be an https URL, not {without_password(entered.github_repo)!r:.200}"
     if len(entered.requested_datasets) > MOST_DATASETS:
         return f"requested_datasets may name at most {MOST_DATASETS}"
     return None

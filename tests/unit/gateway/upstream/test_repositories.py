@@ -69,6 +69,7 @@ def test_nothing_is_entered_without_settings() -> None:
         ({"text": {**TEXT, "commit_hash": "main"}}, "40 hexadecimal digits"),
         ({"text": {**TEXT, "commit_hash": COMMIT[:39] + "\n"}}, "40 hexadecimal digits"),
         ({"text": {**TEXT, "github_repo": "git@git.example:me/text"}}, "https URL"),
+        ({"text": {**TEXT, "github_repo": f"http://me:{TOKEN}@git.example/text"}}, "https URL"),
         ({"text": {**TEXT, "requested_datasets": ["a/b"] * 3}}, "at most 2"),
     ],
 )
