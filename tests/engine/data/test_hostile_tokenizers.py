@@ -15,6 +15,7 @@ from shared.errors import DataError, EngineError
 from shared.messages import DatasetType, ErrorCode, TaskType
 from tests.engine.data.conftest import turn
 from trainer_node.engine.data import encode
+from trainer_node.engine.data import examples as examples_of
 from trainer_node.engine.data.examples import MOST_REASONS, OTHER_REASONS, TOKENIZER_FAILS, tokenize
 from trainer_node.engine.data.token_cache import _model_of
 from trainer_node.engine.model.loading import load_tokenizer
@@ -128,6 +129,17 @@ def test_a_row_on_which_the_tokenizer_fails_is_counted(tiny_model: Path, tmp_pat
     examples, dropped = tokenize(rows, TaskType.INSTRUCT, PAIRS, own, 256)
     assert len(examples) == 9
     assert dropped == {TOKENIZER_FAILS: 1}
+
+
+def test_bad_rows_at_the_end_are_no_bad_tokenizer(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples_of, "CHUNK", 9)
+    own = with_parts(tiny_model, tmp_path / "model", pre_tokenizer=splitting_by("(a|aa)+b"))
+    rows = [{"q": f"What is {i}?", "a": "A number."} for i in range(9)]
+    rows += [{"q": "a" * 60, "a": "The pattern needs 2 ** 60 steps to say no."}] * 2
+    examples, dropped = tokenize(rows, TaskType.INSTRUCT, PAIRS, own, 256)
+    assert (len(examples), dropped) == (9, {TOKENIZER_FAILS: 2})
 
 
 @pytest.mark.parametrize(

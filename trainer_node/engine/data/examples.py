@@ -29,9 +29,7 @@ from trainer_node.engine.data.sources import read_rows
 
 __all__ = ["IGNORED", "Examples", "hold_out", "read_rows", "scored_length", "tokenize"]
 
-CHUNK = (
-    512  # rows tokenised in one call: enough to keep all cores busy, little enough to hold as Python lists
-)
+CHUNK = 512  # rows tokenised in one call: enough for all cores, little enough to hold as Python lists
 SCORED_LENGTH = 4096
 UNKNOWN_POSITIONS = 8192  # what the scorer takes for a model that states none
 SHORTEST = 2  # tokens; the scorer drops shorter rows
@@ -134,7 +132,8 @@ def tokenize(
     first: dict[str, int] = {}
     for start in range(0, len(rows), CHUNK):
         documents: list[Document] = []
-        for number, answer in enumerate(_encoded(encode, rows[start : start + CHUNK]), start + 1):
+        answers = _encoded(encode, rows[start : start + CHUNK], worked=any(map(len, parts)))
+        for number, answer in enumerate(answers, start + 1):
             usable, reasons = _judge(answer, max_length)
             documents += usable
             for reason in reasons:
@@ -152,10 +151,10 @@ def tokenize(
     return examples, dropped
 
 
-def _encoded(encode: Encoder, rows: list[Row]) -> list[list[Example] | str]:
+def _encoded(encode: Encoder, rows: list[Row], *, worked: bool) -> list[list[Example] | str]:
     """Return the answers for some rows, one by one where the tokenizer fails on one of them.
 
-    Raises EngineError(UNSUPPORTED) if it fails on each of many.
+    Raises EngineError(UNSUPPORTED) if it fails on each of many, and hasn't `worked` on any before.
     """
     try:
         return encode(rows)
@@ -167,7 +166,7 @@ def _encoded(encode: Encoder, rows: list[Row]) -> list[list[Example] | str]:
         except TokenizerError as error:
             answers.append(TOKENIZER_FAILS)
             failure = error
-    if len(rows) > 1 and all(answer == TOKENIZER_FAILS for answer in answers):
+    if not worked and len(rows) > 1 and all(answer == TOKENIZER_FAILS for answer in answers):
         text = f"the model's tokenizer fails on each of {len(rows)} rows: {failure}"
         raise EngineError(ErrorCode.UNSUPPORTED, text) from failure
     return answers
