@@ -7,21 +7,10 @@ from typing import Any
 
 import pytest
 
+from bench.fake_validator.requests import DATASET_TYPES, INSTRUCT
 from shared.errors import SettingsError
 from shared.messages import DatasetType, TaskType
 from trainer_node.contest.arguments import USUAL_PROFILES, ContestTask, dataset_type, parse
-
-INSTRUCT = {
-    "system_prompt": "",
-    "system_format": "{system}",
-    "field_system": None,
-    "field_instruction": "instruct",
-    "field_input": None,
-    "field_output": "output",
-    "format": None,
-    "no_input_format": None,
-    "field": None,
-}
 
 
 def arguments(**changes: str) -> list[str]:
@@ -29,7 +18,7 @@ def arguments(**changes: str) -> list[str]:
         "--task-id": "0b5c0f4e-1111-2222-3333-444455556666",
         "--model": "0123456789abcdef",
         "--dataset": "https://data.example/rows.json?signature=x",
-        "--dataset-type": json.dumps(INSTRUCT),
+        "--dataset-type": json.dumps(DATASET_TYPES[INSTRUCT]),
         "--task-type": "InstructTextTask",
         "--file-format": "s3",
         "--expected-repo-name": "tournament-tourn_1-0b5c0f4e-5F3sa2TJ",
