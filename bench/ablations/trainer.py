@@ -35,7 +35,7 @@ from trainer_node.engine.objectives import Loss
 from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.soup import mean_of
 from trainer_node.engine.search.trial import Trial, TrialResult
-from trainer_node.engine.train import loop
+from trainer_node.engine.train import loop, saved_state
 from trainer_node.engine.train.schedule import Shape
 
 STABLE_TAIL = 0.2  # of a run with a stable rate: it falls to zero in this last part
@@ -131,7 +131,7 @@ def _run(runner: VariantRunner, trial: Trial, training: Training) -> Weights | N
         state.schedule.shape = StableShape(state.schedule.shape.warmup)
     loop.train(state, run.reporter, run.stop)
     free_optimizer(state)
-    if not loop.is_finite(state):
+    if not saved_state.is_finite(state):
         return None
     return {name: value.detach().clone() for name, value in state.deltas.state().items()}
 

@@ -59,7 +59,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "trainer_node.engine": (
-        "signals reporter time_budget",
+        "signals reporter time_budget oom",
         "limits",
         "data",
         "model objectives",

@@ -30,11 +30,11 @@ from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.model.attention import choose_kernels
 from trainer_node.engine.model.shape import model_shape
+from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import loop
-from trainer_node.engine.train.oom import release
 from trainer_node.engine.train.state import TrainState
 
 GIB = 2**30
@@ -122,7 +122,7 @@ class Training:
             losses.append(self.state.last_loss)
         synchronize(self.device)
         seconds = time.perf_counter() - began
-        loop.read_results(self.state)
+        self.state.read_results()
         return seconds, [*losses[1:], self.state.last_loss]  # a step's loss may be read in the next one
 
     def _mfu(self, rate: float) -> float | None:

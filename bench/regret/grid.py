@@ -37,7 +37,7 @@ from trainer_node.engine.search.search import begin_search
 from trainer_node.engine.search.trial import Trial
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
-from trainer_node.engine.train import loop
+from trainer_node.engine.train import loop, saved_state
 
 # Ranks that the arena's models have room for: the planner trains a matrix whole that is hardly larger.
 RANKS = (32, 8)
@@ -119,7 +119,7 @@ def losses_of(runner: TrialRunner, point: Point, test: Examples) -> list[float]:
     state.saves = False
     loop.train(state, run.reporter, run.stop)
     free_optimizer(state)
-    if not loop.is_finite(state):
+    if not saved_state.is_finite(state):
         return []
     plan = msgspec.structs.replace(state.plan, dtype="float32")
     whole = add_deltas(load_model(run.job.model_path, torch.float32), plan, run.job.seed)

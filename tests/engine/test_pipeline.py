@@ -33,7 +33,7 @@ from tests.engine.worker_run import (
     write_rows,
 )
 from trainer_node.engine.context import RunContext
-from trainer_node.engine.train import checkpoint, loop, oom_fallback
+from trainer_node.engine.train import checkpoint, oom_fallback, saved_state
 from trainer_node.engine.train.oom_fallback import descend
 from trainer_node.engine.train.state import TrainState
 
@@ -171,7 +171,7 @@ def test_a_run_that_fails_keeps_the_checkpoint_that_is_being_written(
         time.sleep(0.5)
         write(*args)
 
-    save, write = loop.save, checkpoint.save
+    save, write = saved_state.save, checkpoint.save
     monkeypatch.setattr(oom_fallback, "descend", fails)
     monkeypatch.setattr(checkpoint, "save", slowly)
     job = make_job()

@@ -24,11 +24,11 @@ from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.model.shape import heads_of
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.time_budget import Costs
-from trainer_node.engine.train import loop
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.cpu_threads import cpu_threads_for
 from trainer_node.engine.train.optimizer import make_optimizer
+from trainer_node.engine.train.saved_state import restore
 from trainer_node.engine.train.schedule import Schedule, ScheduleState, Shape
 from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.weight_average import TailAverage
@@ -154,7 +154,7 @@ def make_state(
         untrained=lambda: prepare.untrained_weights(run, plan),
     )
     if found:
-        loop.restore(state, found)
+        restore(state, found)
     return state
 
 

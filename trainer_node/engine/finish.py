@@ -28,7 +28,7 @@ from trainer_node.engine.prepare import untrained_weights, verify_limit_s
 from trainer_node.engine.time_budget import SAFETY, SLACK_S, Part, affordable
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint, Position
-from trainer_node.engine.train.loop import is_finite
+from trainer_node.engine.train.saved_state import is_finite
 from trainer_node.engine.train.state import TrainState
 
 

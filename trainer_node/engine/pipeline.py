@@ -33,6 +33,7 @@ from trainer_node.engine.failure import explain
 from trainer_node.engine.finish import close, submit_as_is
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_config
+from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.search.search import begin_search, read, search, submittable, take_up
 from trainer_node.engine.search.trial import SearchRecord
@@ -40,7 +41,6 @@ from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
-from trainer_node.engine.train.oom import release
 from trainer_node.engine.train.oom_fallback import SmallerPlan, train_or_stop, was_too_large
 
 

@@ -19,11 +19,11 @@ from trainer_node.engine.distributed.sharding import fitted, gathered, local, sh
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
-from trainer_node.engine.train import loop
-from trainer_node.engine.train.oom import release
+from trainer_node.engine.train import loop, saved_state
 from trainer_node.engine.train.optimizer import optimizer_tensors
 from trainer_node.engine.train.rollback import go_back
 from trainer_node.engine.train.state import TrainState
@@ -120,7 +120,7 @@ def skip_and_go_back(training: TrainState, reporter: Reporter) -> None:
     """One process has a gradient that is not finite: no weight changes in any, nor when all go back."""
     parameters, group, objective = training.deltas.parameters, training.process_group, training.objective
     before = {name: local(value.detach()).clone() for name, value in parameters.items()}
-    loop.save(training, reporter)
+    saved_state.save(training, reporter)
     factor = float("nan") if group.rank == group.world - 1 else 1.0
     training.objective = lambda forward, batch: objective(forward, batch) * factor
     assert loop.one_step(training, 1.0, Stop())

@@ -15,7 +15,7 @@ from shared.messages import OutcomeStatus
 from tests.engine.train.test_loop import Build, _StopAfter, build  # noqa: F401 - a fixture
 from tests.engine.worker_run import finish, progress_of
 from trainer_node.engine.export import writer
-from trainer_node.engine.train import async_saver, checkpoint, loop
+from trainer_node.engine.train import async_saver, checkpoint, loop, saved_state
 from trainer_node.engine.train.disk_plan import (
     SPARE_BYTES,
     CheckpointContent,
@@ -83,7 +83,7 @@ def _with_free(monkeypatch: pytest.MonkeyPatch, free: Callable[[], float]) -> No
 
 
 def _room(state: Any, content: CheckpointContent) -> int:
-    return loop.sizes_of(state, over=False).of(content) + loop.export_bytes(state) + SPARE_BYTES
+    return saved_state.sizes_of(state, over=False).of(content) + saved_state.export_bytes(state) + SPARE_BYTES
 
 
 def _deletable(state: Any) -> int:
@@ -122,7 +122,7 @@ def test_a_run_goes_on_with_what_fits(
     loop.train(again, reporter, stop)
     again.saver.wait()
     assert again.step == calm.step
-    assert loop.is_finite(again)
+    assert saved_state.is_finite(again)
     moments = [value for one in again.optimizer.state.values() for value in one.values()]
     assert {value.dtype for value in moments} == {torch.float32}
     wanted, got = calm.deltas.state(), again.deltas.state()
@@ -146,7 +146,7 @@ def test_older_checkpoints_go_before_content_does(
         folders = list(state.saver.folder.glob("step-*"))
         kept.append(len(folders))
         used = sum(map(checkpoint.freed_by, folders))
-        return needed + loop.sizes_of(state, over=False).of(CheckpointContent.WHOLE) + 100_000 - used
+        return needed + saved_state.sizes_of(state, over=False).of(CheckpointContent.WHOLE) + 100_000 - used
 
     _with_free(monkeypatch, free)
     loop.train(state, reporter, stop)

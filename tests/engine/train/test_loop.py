@@ -23,12 +23,12 @@ from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.evaluate.candidates import loaded
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.oom import is_out_of_memory
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
-from trainer_node.engine.train import checkpoint, loop
+from trainer_node.engine.train import checkpoint, loop, saved_state
 from trainer_node.engine.train.development import measure_dev
-from trainer_node.engine.train.oom import is_out_of_memory
 from trainer_node.engine.train.oom_fallback import step_down
 from trainer_node.engine.train.state import TrainState
 
@@ -261,14 +261,14 @@ def test_a_cursor_into_packs_of_another_capacity_goes_on_with_the_next_epoch(
     """A process that is killed after it shrank restores what was saved before."""
     training, reporter, stop = build("run", capacity=80)
     loop.one_step(training, 1.0, stop)
-    loop.save(training, reporter)
+    saved_state.save(training, reporter)
     training.saver.wait()
     found = checkpoint.newest(training.saver.folder, pytest.fail)
     assert found is not None
     assert (found.manifest.position.epoch, found.manifest.position.pack) == (0, 2)
     for capacity, place in ((80, (0, 2)), (60, (1, 0))):
         again, _, _ = build("again", capacity=capacity)
-        loop.restore(again, found)
+        saved_state.restore(again, found)
         assert again.step == 1
         assert (again.packs.epoch, again.packs.index) == place
 

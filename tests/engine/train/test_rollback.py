@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.engine.train.test_loop import Build, _StopAfter, build  # noqa: F401 - a fixture
-from trainer_node.engine.train import checkpoint, loop
+from trainer_node.engine.train import checkpoint, loop, saved_state
 from trainer_node.engine.train.checkpoint import Position
 from trainer_node.engine.train.health import IN_A_ROW, MOST_RETURNS
 from trainer_node.engine.train.rollback import go_back
@@ -47,7 +47,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing(method: str, build: Bu
     assert all(torch.equal(one, other) for one, other in zip(kept, moments, strict=True))
     loop.one_step(state, 1.0, stop)
     assert not all(torch.equal(value, before[name]) for name, value in state.deltas.state().items())
-    assert loop.is_finite(state)
+    assert saved_state.is_finite(state)
 
 
 def test_a_gradient_that_overflows_under_a_finite_loss_is_seen(build: Build) -> None:  # noqa: F811
@@ -67,7 +67,7 @@ def test_a_run_goes_on_over_single_bad_steps(build: Build, tmp_path: Path) -> No
     spoil(state, [0, 5, 6, 11])
     loop.train(state, reporter, stop)
     assert (state.health.skipped, state.health.returns) == (4, 0)
-    assert loop.is_finite(state)
+    assert saved_state.is_finite(state)
     assert reporter.last.skipped_steps == 4
     assert reporter.last.loss is not None
     assert math.isfinite(reporter.last.loss)

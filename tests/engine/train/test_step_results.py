@@ -13,7 +13,7 @@ from shared.clock import TokenClock
 from tests.engine.train.test_loop import Build, build  # noqa: F401
 from tests.engine.train.test_rollback import spoil
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.train import loop
+from trainer_node.engine.train import loop, saved_state
 from trainer_node.engine.train.health import IN_A_ROW
 from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.step_results import StepResult
@@ -67,7 +67,7 @@ def test_nothing_is_saved_or_kept_of_steps_that_went_wrong_unseen(build: Build) 
     loop.train(state, reporter, stop)
     assert state.health.returns == 1
     assert state.health.skipped >= IN_A_ROW
-    assert loop.is_finite(state)
+    assert saved_state.is_finite(state)
 
 
 def test_the_warm_up_begins_after_the_step_in_which_layers_are_compiled(

@@ -25,6 +25,7 @@ from trainer_node.engine.context import LEAST_PATIENCE_S, JobData, RunContext, R
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.failure import explain
+from trainer_node.engine.oom import is_out_of_memory
 from trainer_node.engine.search.budget import budget_of
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.population import give_up, is_population, next_round, on_one_device
@@ -33,7 +34,6 @@ from trainer_node.engine.search.strategy import Budget, best_of, trial_of
 from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, without_loss
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
-from trainer_node.engine.train.oom import is_out_of_memory
 
 MOST_STARTS = 2  # of a worker in one round, of which a trial has no checkpoint: the node gives up after 3
 LATE = 2.0  # a trial may take so many times what it was planned to, before its silence counts

@@ -20,6 +20,7 @@ from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples, joined
 from trainer_node.engine.distributed.sharding import placed
 from trainer_node.engine.finish import free_optimizer
+from trainer_node.engine.oom import release
 from trainer_node.engine.search.rate_search import RAMP_STEPS
 from trainer_node.engine.search.scoring import probed, scored
 from trainer_node.engine.search.soup import mean_of
@@ -29,9 +30,8 @@ from trainer_node.engine.time_budget import SLACK_S
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
-from trainer_node.engine.train.loop import snapshot_name
-from trainer_node.engine.train.oom import release
 from trainer_node.engine.train.oom_fallback import smaller_by, train_or_stop
+from trainer_node.engine.train.saved_state import snapshot_name
 from trainer_node.engine.train.state import TrainState
 
 KEPT = 3  # trials whose weights stay on disk: the best ones, to be averaged

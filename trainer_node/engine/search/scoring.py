@@ -19,7 +19,7 @@ from trainer_node.engine.search.rate_search import LAST_SHARE
 from trainer_node.engine.search.soup import greedy_soup
 from trainer_node.engine.search.trial import Trial, TrialResult
 from trainer_node.engine.time_budget import SAFETY, SLACK_S
-from trainer_node.engine.train import loop
+from trainer_node.engine.train.saved_state import snapshot_name
 from trainer_node.engine.train.state import TrainState
 
 AVERAGE_TIME_SHARE = 0.1  # scoring the averaged weights may cost so much of a trial's time
@@ -28,7 +28,7 @@ SOUP_TIME_SHARE = 0.5  # of the time that is left: scoring averages of snapshots
 
 def probed(run: RunContext, record: RunRecord, dev: Examples, trial: Trial, state: TrainState) -> TrialResult:
     """The result of a probe: the median of its last training losses, or the loss of pairs held out."""
-    losses = loop.step_losses(state)
+    losses = state.step_losses or []
     if dev.group == 2:
         rows = dev.take(np.arange(min(CurveRule().rows, len(dev))))
         found = scorer(run, record, rows, state)().loss
@@ -71,7 +71,7 @@ def scored(
         candidates.append(average.measured(score))
     if "best" in saved and (lowest := lowest_point(state, last.score)):
         candidates.append(replace(lowest, name="best").measured(score))
-    if {"best", *map(loop.snapshot_name, state.snapshots)} <= saved and (
+    if {"best", *map(snapshot_name, state.snapshots)} <= saved and (
         soup := greedy_soup(state, score, _has_time(run, record))
     ):
         candidates, members = [*candidates, soup[0]], soup[1]

@@ -11,22 +11,17 @@ import time
 from typing import NamedTuple
 
 import torch
-from msgspec.structs import replace
 
-from shared.clock import TokenClock
 from trainer_node.engine.data.packing import Packs, collate
-from trainer_node.engine.distributed.sharding import between, decoder_layers, gathered, local
+from trainer_node.engine.distributed.sharding import between, decoder_layers
 from trainer_node.engine.model.compile import compile_layers
+from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.train.async_saver import size_of
-from trainer_node.engine.train.checkpoint import Checkpoint, Position
 from trainer_node.engine.train.development import measure_dev, measure_due
-from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
-from trainer_node.engine.train.health import is_sound
-from trainer_node.engine.train.oom import release
-from trainer_node.engine.train.optimizer import MOMENTS, apply_gradients, clip, optimizer_tensors
-from trainer_node.engine.train.rollback import go_back, load_trained
+from trainer_node.engine.train.optimizer import apply_gradients, clip
+from trainer_node.engine.train.rollback import go_back
+from trainer_node.engine.train.saved_state import prepare_saver, save
 from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.step_results import begin_copy
 from trainer_node.engine.train.weight_average import TAIL
@@ -63,7 +58,7 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
         if order.report:
             report(state, reporter)
         if order.back:
-            read_results(state)
+            state.read_results()
             go_back(state, reporter)
             continue
         if order.end:
@@ -78,7 +73,7 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
             continue
         if not timed_step(state, order.rate * state.health.rate_share, stop):
             break
-    read_results(state)
+    state.read_results()
     if state.since_report[1]:
         report(state, reporter)
     # A run that resumed and made no step has its checkpoint already.
@@ -86,16 +81,6 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
         save(state, reporter)
     if state.schedule.pulse.progress < 1.0:
         state.saver.wait()
-
-
-def prepare_saver(state: TrainState) -> None:
-    """Have memory for the copies that checkpoints are written from, and say if the disk is short."""
-    if state.process_group.is_main:
-        state.saver.make_room(sizes_of(state, over=False), export_bytes(state))
-    if state.process_group.is_main and state.plan.parallel != "fsdp2":
-        parameters = state.deltas.parameters
-        will_be = {f"{name}/{key}": value for key, value in parameters.items() for name in MOMENTS}
-        state.saver.prepare({"weights": state.deltas.state(), "optimizer": will_be})
 
 
 def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) -> Order:
@@ -108,7 +93,7 @@ def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) ->
         order = order._replace(progress=schedule.update(now, state.tokens, state.step))
         save_due = unsaved and state.saves and schedule.save_due(now)
         if save_due:
-            read_results(state)  # weights that went wrong a moment ago must not be saved
+            state.read_results()  # weights that went wrong a moment ago must not be saved
         if state.health.must_return:
             order = order._replace(back=1)
         elif save_due and not state.health.in_a_row:
@@ -155,7 +140,7 @@ def one_step(state: TrainState, rate: float, stop: Stop) -> bool:
     """Take one optimiser step; return False if `stop` came between two packs: no step was taken.
 
     A step without a finite loss and gradient passes, too, but changes no weight. Its loss is read when the
-    device has computed it (`read_results`).
+    device has computed it (`TrainState.read_results`).
     """
     cursor, done = (state.packs.epoch, state.packs.index), False
     packs = state.packs.take(state.plan.packs_per_step)
@@ -170,7 +155,7 @@ def one_step(state: TrainState, rate: float, stop: Stop) -> bool:
         norm = clip(state.deltas.parameters, state.plan.clip)
         apply_gradients(state.optimizer, skip=~(norm.isfinite() & total.isfinite()))
         state.results.append(begin_copy(state.step + 1, total, norm))
-        read_results(state, leave=state.lag if state.step else 0)  # the first step is timed
+        state.read_results(leave=state.lag if state.step else 0)  # the first step is timed
         done = True
     finally:
         state.optimizer.zero_grad(set_to_none=True)
@@ -182,22 +167,6 @@ def one_step(state: TrainState, rate: float, stop: Stop) -> bool:
     if state.average is not None and state.schedule.pulse.progress >= TAIL:
         state.average.update()
     return True
-
-
-def read_results(state: TrainState, *, leave: int = 0) -> None:
-    """Judge by all results but the newest `leave` how training goes, and add their losses up."""
-    while len(state.results) > leave:
-        result = state.results.pop(0)
-        loss, norm = result.read()
-        state.last_loss = loss
-        state.health = state.health.after(loss, norm)
-        if not is_sound(loss, norm):
-            state.skipped_step = result.step
-            continue
-        if state.step_losses is not None:
-            state.step_losses.append(loss)
-        state.since_save = (state.since_save[0] + loss, state.since_save[1] + 1)
-        state.since_report = (state.since_report[0] + loss, state.since_report[1] + 1)
 
 
 def gradients(state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[torch.Tensor, int] | None:
@@ -238,7 +207,7 @@ def shrink(state: TrainState) -> None:
     A pack plan of another capacity has other packs: unless it has just begun, the run goes on with the next
     epoch's.
     """
-    read_results(state)
+    state.read_results()
     state.optimizer.zero_grad(set_to_none=True)
     release()
     if state.plan.activation_checkpointing:
@@ -250,117 +219,3 @@ def shrink(state: TrainState) -> None:
         state.packs = Packs(
             state.packs.lengths, state.plan.capacity, state.seed, state.packs.max_examples, epoch
         )
-
-
-def save(state: TrainState, reporter: Reporter) -> None:
-    """Begin a checkpoint of this moment; the same on any number of devices. Every process must call it.
-
-    None is made of weights that are no longer numbers: what is on disk is better. Nor is one if the disk is
-    full. After the last step the optimiser has done its work; without it, and with nothing left to change,
-    the closing need not wait.
-    """
-    began, over = state.clock.time(), state.schedule.pulse.progress >= 1.0
-    read_results(state)
-    if not is_finite(state):
-        reporter.message(f"the weights of step {state.step} are not finite: they are not saved")
-        state.schedule.save_begun(began, 0.0)
-        return
-    content = make_room(state, over=over)
-    if content is CheckpointContent.NOTHING:
-        state.schedule.save_begun(began, state.clock.time() - began)
-        return
-    extras, average = content is not CheckpointContent.WEIGHTS, state.average
-    # The pulse inside must say that this save was made: a resumed run's next is due as if it never stopped.
-    state.schedule.save_begun(began, 0.0)
-    position = position_of(state, averaged=average.count if average and extras else 0)
-    state.since_save = (0.0, 0)
-    optimizer: dict[str, torch.Tensor] = {}
-    if extras and not over:
-        optimizer = dict(optimizer_tensors(state.optimizer, state.deltas.parameters))
-    tensors = {
-        "weights": gathered(state.deltas.state(), state.process_group),
-        "optimizer": gathered(optimizer, state.process_group),
-        "average": gathered(average.weights, state.process_group) if average and extras else {},
-    }
-    if state.process_group.is_main:
-        kept = {snapshot_name(step): weights for step, weights in state.snapshots.items()}
-        frozen = {"best": state.best, **kept} if extras else {}
-        state.saver.begin(position, tensors, content=content, still=over, frozen=frozen)
-    state.schedule.save_begun(began, state.clock.time() - began)
-
-
-def position_of(state: TrainState, *, averaged: int) -> Position:
-    """Return where training is, for a checkpoint whose average holds `averaged` steps."""
-    loss_sum, steps = state.since_save
-    return Position(
-        step=state.steps_before + state.step,
-        trial=state.trial,
-        steps_before=state.steps_before,
-        epoch=state.packs.epoch,
-        pack=state.packs.index,
-        tokens=state.tokens,
-        clock_tokens=state.clock.tokens if isinstance(state.clock, TokenClock) else 0,
-        train_s=state.train_s,
-        averaged=averaged,
-        capacity=state.plan.capacity,
-        curve=state.curve,
-        pulse=replace(state.schedule.pulse),  # it is written while training goes on
-        loss=loss_sum / steps if steps else None,
-        health=state.health,
-    )
-
-
-def make_room(state: TrainState, *, over: bool) -> CheckpointContent:
-    """All: what the next checkpoint holds, as rank 0's disk allows."""
-    content = CheckpointContent.WHOLE
-    if state.process_group.is_main:
-        content = state.saver.make_room(sizes_of(state, over=over), export_bytes(state))
-    return CheckpointContent(int(state.process_group.broadcast_floats(content)[0]))
-
-
-def sizes_of(state: TrainState, *, over: bool) -> Sizes:
-    """Return the bytes of a checkpoint's parts, all shards together; no moments after the last step."""
-    weights = size_of(state.deltas.parameters)
-    average = weights if state.average and state.average.count else 0
-    best = sum(map(size_of, (state.best, *state.snapshots.values())))
-    return Sizes(weights=weights, moments=0 if over else len(MOMENTS) * weights, extras=average + best)
-
-
-def export_bytes(state: TrainState) -> int:
-    """At most so many bytes are exported: a whole model in 16 bits, or fp32 factors."""
-    if any(module.method == "dense" for module in state.plan.modules):
-        return 2 * sum(value.numel() for value in state.deltas.model.parameters())
-    return 4 * sum(value.numel() for value in state.deltas.parameters.values())
-
-
-def step_losses(state: TrainState) -> list[float]:
-    """Return the training loss of every step that was not skipped; empty if losses are not kept."""
-    return list(state.step_losses or [])
-
-
-def snapshot_name(step: int) -> str:
-    """Return the group of tensors that holds a snapshot in a checkpoint."""
-    return f"snapshot-{step:08d}"
-
-
-def is_finite(state: TrainState) -> bool:
-    """Return whether all trained weights are numbers, in every process."""
-    sums = torch.stack([local(weight.detach()).sum() for weight in state.deltas.parameters.values()])
-    return float(state.process_group.total((~sums.isfinite()).any().float())) == 0.0
-
-
-def restore(state: TrainState, found: Checkpoint) -> None:
-    """Continue where a checkpoint stopped: weights, optimiser, average, cursor and clock."""
-    load_trained(state, found)
-    position = found.manifest.position
-    state.curve, state.best, state.health = position.curve, found.tensors("best"), position.health
-    points = [point.step for point in position.curve.points]
-    snapshots = {step: found.tensors(snapshot_name(step)) for step in points}
-    state.snapshots = {step: weights for step, weights in snapshots.items() if weights}
-    state.step = position.step - position.steps_before
-    state.tokens, state.train_s = position.tokens, position.train_s
-    state.packs.epoch, state.packs.index = position.epoch, position.pack
-    if position.capacity not in (0, state.plan.capacity):  # its packs were others: as in `shrink`
-        state.packs.epoch, state.packs.index = position.epoch + (position.pack > 0), 0
-    if isinstance(state.clock, TokenClock):
-        state.clock.tokens = position.clock_tokens

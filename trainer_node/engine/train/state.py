@@ -18,7 +18,7 @@ from trainer_node.engine.objectives import Loss
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.cpu_threads import CpuThreads
 from trainer_node.engine.train.dev_curve import DevCurve
-from trainer_node.engine.train.health import Health
+from trainer_node.engine.train.health import Health, is_sound
 from trainer_node.engine.train.schedule import Schedule
 from trainer_node.engine.train.step_results import StepResult
 from trainer_node.engine.train.weight_average import TailAverage
@@ -68,3 +68,18 @@ class TrainState:
     tokens_before: int = 0
     saves: bool = True  # whether checkpoints are made of it
     search_at: float | None = None  # when the first trial began, if there are several
+
+    def read_results(self, *, leave: int = 0) -> None:
+        """Judge by all results but the newest `leave` how training goes, and add their losses up."""
+        while len(self.results) > leave:
+            result = self.results.pop(0)
+            loss, norm = result.read()
+            self.last_loss = loss
+            self.health = self.health.after(loss, norm)
+            if not is_sound(loss, norm):
+                self.skipped_step = result.step
+                continue
+            if self.step_losses is not None:
+                self.step_losses.append(loss)
+            self.since_save = (self.since_save[0] + loss, self.since_save[1] + 1)
+            self.since_report = (self.since_report[0] + loss, self.since_report[1] + 1)
