@@ -11,7 +11,7 @@ from trainer_node.engine.time_budget import SLACK_S
 
 
 def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: JobData) -> Budget:
-    """All: what is left, at the speed of the trials so far."""
+    """Return what is left, at the speed of the trials so far. Every process must call it."""
     longest = int(data.train.lengths.max())
     trained_s = sum(one.train_s for one in known.done)
     tokens = sum(one.tokens for one in known.done)

@@ -62,7 +62,7 @@ def submit_best(runner: TrialRunner) -> Outcome:
 
 
 def kept(runner: TrialRunner, best: TrialResult, *, refit: bool = False) -> list[TrialResult]:
-    """The trials of the best one's arm whose weights are on disk, best first; or its refits."""
+    """Return the trials of the best one's arm whose weights are on disk, best first; or its refits."""
     group = runner.run.process_group
     here = [trial_folder(runner.run, number).is_dir() for number in range(len(runner.known.done))]
     here = group.broadcast_object(here)
@@ -75,7 +75,7 @@ def kept(runner: TrialRunner, best: TrialResult, *, refit: bool = False) -> list
 
 
 def candidate(runner: TrialRunner, state: TrainState, result: TrialResult) -> Candidate:
-    """A trial that was kept, as it could be submitted."""
+    """Return a trial that was kept, as it could be submitted."""
     losses = np.array(result.losses)
     return Candidate(
         f"trial {runner.known.done.index(result) + 1}",
@@ -88,7 +88,7 @@ def candidate(runner: TrialRunner, state: TrainState, result: TrialResult) -> Ca
 def refits(
     runner: TrialRunner, state: TrainState, best: TrialResult, parts: frozenset[Part]
 ) -> list[Candidate]:
-    """The runs on all rows: their average, then the first one.
+    """Return the runs on all rows: their average, then the first one.
 
     No row is left that could tell whether they are better. That they are was measured on several data sets
     (docs/experiments.md). One that is worse than the best trial even on its own rows went wrong.
@@ -135,24 +135,24 @@ def with_average(runner: TrialRunner, state: TrainState, candidates: list[Candid
 
 
 def mean_weights(runner: TrialRunner, results: list[TrialResult]) -> dict[str, torch.Tensor]:
-    """The mean of several trials' weights, fp32."""
+    """Return the mean of several trials' weights, fp32."""
     return mean_of(map(runner.weights_of, results))
 
 
 def score_all(runner: TrialRunner, state: TrainState) -> Evaluation:
-    """The development metric of the weights in the model."""
+    """Measure the development metric of the weights in the model."""
     run, until = runner.run, end_at(runner.run, runner.record)
     group, alive = run.process_group, run.reporter.alive
     return measure(state.deltas.model, runner.dev, run.clock, until, group, alive=alive)[0]
 
 
 def lower_on_its_rows(score: Evaluation, other: Evaluation) -> bool:
-    """Whether a score, which time may have cut short, is lower than another one on the rows that it has."""
+    """Return whether a score is lower than another one on its rows: time may have cut it short."""
     return score.loss < float(other.per_example[: len(score.per_example)].mean())
 
 
 def better_on_both_halves(candidate: Candidate, other: Candidate) -> bool:
-    """Whether a candidate has the lower loss on the even and on the odd rows: one half could be chance."""
+    """Return whether a candidate is better on the even and on the odd rows: one half could be chance."""
     if candidate.score is None or other.score is None:
         return False
     mine, others = candidate.score.per_example, other.score.per_example
@@ -163,7 +163,7 @@ def better_on_both_halves(candidate: Candidate, other: Candidate) -> bool:
 
 
 def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
-    """The plan with a deviation that says what was tried and why this was taken."""
+    """Return the plan with a deviation that says what was tried and why this was taken."""
     losses = [one.probe_loss if one.trial.stage else one.loss for one in done]
     tried = "; ".join(
         f"{number}: {one.trial}: {'no number' if loss is None else f'{loss:.4f}'}"

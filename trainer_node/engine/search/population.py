@@ -19,7 +19,7 @@ LEAST_ROUNDS = 3  # two to search in, the second knowing the first's losses, and
 
 
 def is_population(start: Sequence[Trial], budget: Budget) -> bool:
-    """Whether one device has the time for LEAST_ROUNDS trials of full length; `budget` is for one device.
+    """Return whether one device, whose `budget` it is, has time for LEAST_ROUNDS trials of full length.
 
     Otherwise all devices train one trial after another together.
     """
@@ -29,7 +29,7 @@ def is_population(start: Sequence[Trial], budget: Budget) -> bool:
 
 
 def next_round(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budget) -> list[Trial]:
-    """The trials to run at once, at most one for each device; none if no further one is worth its time.
+    """Return the trials to run at once, at most one a device; none if no further one is worth its time.
 
     Each is the one that would be next if those before it had shown nothing: the best trial's neighbours in
     their order, or the best trial on all rows in several orders, never both.
@@ -44,7 +44,7 @@ def next_round(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
 
 
 def on_one_device(plan: Plan) -> Plan:
-    """A plan whose devices each hold the whole model, as one of them carries it out alone."""
+    """Return a plan whose devices each hold the whole model, as one of them carries it out alone."""
     return replace(
         plan,
         parallel="single",
@@ -54,7 +54,7 @@ def on_one_device(plan: Plan) -> Plan:
 
 
 def give_up(checkpoints: Sequence[bool], starts: int, most: int, *, has_loss: bool) -> list[bool]:
-    """Which trials of a round are given up at its next start, by whether each has a checkpoint.
+    """Decide which trials of a round are given up at its next start, by whether each has a checkpoint.
 
     After `most` starts those without one are: they may be what ends the worker. If none has a checkpoint and
     no trial has a loss, there is nothing to go on with, and all are tried again.

@@ -54,7 +54,7 @@ OF_PAIRS = Judge(tolerance=0.0, highest=1.0)
 
 
 def trial_of(arm: str, plan: Plan, mean_length: float) -> Trial:
-    """The plan's own rate and batch; `mean_length` in tokens."""
+    """Return the trial of the plan's own rate and batch; `mean_length` in tokens."""
     batch = plan.packs_per_step * plan.capacity * FILL / mean_length
     return Trial(arm=arm, batch=max(1, round(batch)))
 
@@ -62,7 +62,7 @@ def trial_of(arm: str, plan: Plan, mean_length: float) -> Trial:
 def next_trial(
     start: Trial, done: Sequence[TrialResult], budget: Budget, judge: Judge = OF_TEXT
 ) -> Trial | None:
-    """The next probe, or the run that takes the rest of the time, or its pass over the development rows."""
+    """Return the next probe, or the run that takes all other time, or its pass over the development rows."""
     if done and done[-1].trial.main:
         return _last_pass(done[-1], budget, judge)
     if done and done[-1].trial.last_pass:
@@ -85,7 +85,7 @@ def next_trial(
 
 
 def chosen(done: Sequence[TrialResult], judge: Judge = OF_TEXT) -> float:
-    """The highest rate that is hardly worse than the best one, among the longest probes."""
+    """Return the highest rate that is hardly worse than the best one, among the longest probes."""
     if not done:
         return 1.0
     longest = max(result.trial.epochs for result in done)
@@ -99,13 +99,13 @@ def chosen(done: Sequence[TrialResult], judge: Judge = OF_TEXT) -> float:
 
 
 def _first_stage(start: Trial, budget: Budget) -> tuple[str, float]:
-    """The stage to begin with and the steps of its probes; "" if there is no time for any."""
+    """Return the stage to begin with and the steps of its probes; "" if there is no time for any."""
     step_s = budget.epoch_tokens * start.batch / budget.examples / budget.tokens_per_s
     affordable = budget.all_s * budget.tokens_per_s / budget.epoch_tokens  # epochs
     share_s = FILLED * SHARE * budget.all_s
 
     def steps(probes: int, weight: float) -> float:
-        """Steps of each probe, if all probes together are `weight` times as long as one."""
+        """Return the steps of each probe, if all together are `weight` times as long as one."""
         return (share_s - probes * budget.trial_s) / step_s / weight
 
     if affordable >= FINE_EPOCHS:
@@ -120,7 +120,7 @@ def _first_stage(start: Trial, budget: Budget) -> tuple[str, float]:
 
 
 def _rates(stage: str, done: Sequence[TrialResult], judge: Judge) -> list[float]:
-    """The rates of a stage in decades from the plan's; those before it are done."""
+    """Return the rates of a stage in decades from the plan's; those before it are done."""
     if stage in ("check", "coarse"):
         return list(CHECK if stage == "check" else COARSE)
     before = [result for result in done if result.trial.stage in ("coarse", "fine")[: 1 + (stage == "gaps")]]
@@ -134,7 +134,7 @@ def _rates(stage: str, done: Sequence[TrialResult], judge: Judge) -> list[float]
 
 
 def _after(stage: str, budget: Budget) -> str:
-    """The stage after one that is complete."""
+    """Return the stage after one that is complete."""
     if stage == "coarse":
         return "fine"
     affordable = budget.all_s * budget.tokens_per_s / budget.epoch_tokens
@@ -142,7 +142,7 @@ def _after(stage: str, budget: Budget) -> str:
 
 
 def _main(start: Trial, rate: float, budget: Budget, judge: Judge) -> Trial:
-    """The run that counts; it leaves time to score averages and for the pass over the development rows."""
+    """Return the run that counts; it leaves time to score averages and to pass over the development rows."""
     leaves_s = min(SNAPSHOTS * budget.score_s, SOUP_SHARE * budget.all_s)
     if judge.last_pass:
         leaves_s += LATE * _last_pass_s(budget)
@@ -154,7 +154,7 @@ def _main(start: Trial, rate: float, budget: Budget, judge: Judge) -> Trial:
 
 
 def _last_pass(run: TrialResult, budget: Budget, judge: Judge) -> Trial | None:
-    """One pass over the development rows from the run's weights, if there is time for it."""
+    """Return one pass over the development rows from the run's weights, if there is time for it."""
     if not judge.last_pass or run.loss is None or _last_pass_s(budget) > budget.left_s:
         return None
     trial = replace(run.trial, main=False, refit=True, last_pass=True, leaves_s=0.0)

@@ -53,7 +53,7 @@ class TrialReport(Struct, frozen=True, kw_only=True):
 
 
 def as_population(run: RunContext, record: RunRecord, known: SearchRecord, data: JobData) -> SearchRecord:
-    """All: the record of a search that runs a trial on each device, if one has the time for it."""
+    """Let a search run a trial on each device, if one has the time for it. Every process must call it."""
     group = run.process_group
     if group.is_single:
         return known
@@ -92,7 +92,7 @@ def search(
     data: JobData,
     dev: Examples,
 ) -> Outcome:
-    """All: try, choose and submit."""
+    """Try, choose and submit; every process must call it."""
     alone, group = run.alone(), run.process_group
     own = on_own_rows(record, group.world)
     saver = make_saver(alone, own)
@@ -115,7 +115,7 @@ def search(
 
 
 def begin_round(run: RunContext, runner: TrialRunner, trials: list[Trial]) -> None:
-    """All: write down which trials are under way, unless they were before a restart."""
+    """Write down which trials are under way, unless they were before a restart."""
     known = runner.known
     if not known.running:
         runner.known = known.started(trials[0], clock_tokens(run), trials[1:])
@@ -127,7 +127,7 @@ def begin_round(run: RunContext, runner: TrialRunner, trials: list[Trial]) -> No
 
 
 def meet(run: RunContext, runner: TrialRunner, trials: list[Trial], budget: Budget) -> list[TrialReport]:
-    """All: train a trial each, and return what every process has to say of its own."""
+    """Train a trial in each process; return what every one has to say of its own."""
     known, group, place = runner.known, run.process_group, runner.place
     found = own_checkpoint(runner) if known.starts > 1 and place < len(trials) else None
     here = group.gather_objects(found is not None)[: len(trials)]
@@ -176,7 +176,7 @@ def train_alone(runner: TrialRunner, trial: Trial, found: Checkpoint | None) -> 
 
 
 def end_round(run: RunContext, runner: TrialRunner, record: RunRecord, reports: list[TrialReport]) -> None:
-    """All: put the results of a round on record. Raises EngineError if a trial failed and none has a loss."""
+    """Put the results of a round on record. Raises EngineError if a trial failed and none has a loss."""
     first, finished = runner.known.number, [report for report in reports if report.result]
     tokens = max(runner.known.clock_tokens, *(report.clock_tokens for report in finished))
     if isinstance(run.own_clock, TokenClock):
@@ -204,7 +204,7 @@ def end_round(run: RunContext, runner: TrialRunner, record: RunRecord, reports: 
 
 
 def tell_smaller(run: RunContext, runner: TrialRunner, report: TrialReport) -> None:
-    """TrialReport where a trial needed less memory than its arm's plan."""
+    """Report where a trial needed less memory than its arm's plan."""
     assert report.result is not None
     assert report.plan is not None
     before = len(runner.known.plans[report.result.trial.arm].deviations)
@@ -215,7 +215,7 @@ def tell_smaller(run: RunContext, runner: TrialRunner, report: TrialReport) -> N
 
 
 def own_checkpoint(runner: TrialRunner) -> Checkpoint | None:
-    """The newest checkpoint of this process's trial under way, or None."""
+    """Return the newest checkpoint of this process's trial under way, or None."""
     checkpoint.clean(runner.run.checkpoints)
     for found in checkpoint.whole(runner.run.checkpoints, runner.run.reporter.message):
         return found if found.manifest.position.trial == runner.number else None
@@ -229,12 +229,12 @@ def free_checkpoints(run: RunContext) -> None:
 
 
 def on_own_rows(record: RunRecord, devices: int) -> RunRecord:
-    """The record as one device has it, which scores all development rows alone."""
+    """Return the record as one device has it, which scores all development rows alone."""
     costs = msgspec.structs.replace(record.costs, score_s=devices * record.costs.score_s)
     return msgspec.structs.replace(record, costs=costs)
 
 
 def starts(known: SearchRecord, record: RunRecord) -> list[Trial]:
-    """The arms' first trials."""
+    """Return the arms' first trials."""
     mean_length = record.train_tokens / record.train_examples
     return [trial_of(arm, plan, mean_length) for arm, plan in known.plans.items()]

@@ -66,7 +66,7 @@ class TrialRunner:
 
     @property
     def number(self) -> int:
-        """The number of the trial that this process runs now."""
+        """Return the number of the trial that this process runs now."""
         return self.known.number + self.place
 
     def note(self, known: SearchRecord) -> None:
@@ -75,7 +75,7 @@ class TrialRunner:
         write_known(self.run, known)
 
     def run_trial(self, trial: Trial, found: Checkpoint | None) -> bool:
-        """Train and score one trial; False if the job was asked to stop."""
+        """Train and score one trial; return False if the job was asked to stop."""
         number = self.number
         self.run.reporter.message(f"trial {number + 1}: {trial}")
         trained = self.train(trial, found)
@@ -88,7 +88,7 @@ class TrialRunner:
         return True
 
     def train(self, trial: Trial, found: Checkpoint | None) -> Trained | None:
-        """Train and score one trial, and keep its weights; None if the job was asked to stop."""
+        """Train and score one trial, and keep its weights; return None if the job was asked to stop."""
         run = self.run
         run.reporter.restarted()
         state = self.prepared(trial, found)
@@ -125,7 +125,7 @@ class TrialRunner:
         self.run.reporter.message(f"trial {number + 1}: {kind} {loss}{leads}")
 
     def prepared(self, trial: Trial, found: Checkpoint | None) -> TrainState:
-        """The state of a trial, fresh or as a checkpoint left it."""
+        """Return the state of a trial, fresh or as a checkpoint left it."""
         adapted = self.with_arm(trial.arm)
         arm = msgspec.structs.replace(self.known.plans[trial.arm], compile=adapted.plan.compile)
         record, data = rows_of(trial, self.record, self.data)
@@ -152,7 +152,7 @@ class TrialRunner:
         return make_state(self.run, record, replace(adapted, plan=plan), data, found, self.saver, place)
 
     def with_arm(self, arm: str) -> Adapted:
-        """The model with the arm's weights as they are before the first step."""
+        """Return the model with the arm's weights as they are before the first step."""
         plan = self.known.plans[arm]
         if self.adapted is not None and arm == self.arm and self.start is not None:
             self.adapted.deltas.load_state(self.start)
@@ -174,7 +174,7 @@ class TrialRunner:
         release()
 
     def saved(self, state: TrainState) -> frozenset[str]:
-        """The groups of tensors in the checkpoint of the last step: few or none if the disk is short."""
+        """Return the groups of tensors in the last step's checkpoint: few or none if the disk is short."""
         group = self.run.process_group
         here = checkpoint.groups(self.last_step(state)) if group.is_main else frozenset[str]()
         return group.broadcast_object(here)
@@ -189,11 +189,11 @@ class TrialRunner:
         return result
 
     def last_step(self, state: TrainState) -> Path:
-        """Where the checkpoint of the last step is, if there is one."""
+        """Return where the checkpoint of the last step is, if there is one."""
         return self.saver.folder / f"step-{state.steps_before + state.step:08d}"
 
     def weights_of(self, result: TrialResult) -> dict[str, torch.Tensor]:
-        """The best weights of a trial that was kept."""
+        """Read the best weights of a trial that was kept."""
         folder = trial_folder(self.run, self.known.done.index(result))
 
         def group(name: str) -> dict[str, torch.Tensor]:
@@ -224,7 +224,7 @@ class TrialRunner:
 
 
 def is_averaged(plan: Plan) -> bool:
-    """Whether several runs of a plan may end as one average.
+    """Return whether several runs of a plan may end as one average.
 
     LoRA's factors may not: the mean of two products isn't the product of the means. Nor may weights of which
     only one run's stay on disk.
@@ -234,7 +234,7 @@ def is_averaged(plan: Plan) -> bool:
 
 
 def rows_of(trial: Trial, record: RunRecord, data: JobData) -> tuple[RunRecord, JobData]:
-    """The record and the rows of a trial: some train on the development rows too, or on these alone."""
+    """Return the record and rows of a trial: some train on the development rows too, or on these alone."""
     if not trial.refit:
         return record, data
     train = data.dev if trial.last_pass else joined([data.train, data.dev], data.train.group)
@@ -243,7 +243,7 @@ def rows_of(trial: Trial, record: RunRecord, data: JobData) -> tuple[RunRecord, 
 
 
 def plan_of(trial: Trial, plan: Plan, record: RunRecord, longest: int) -> Plan:
-    """The arm's plan with the trial's rate, length and batch."""
+    """Return the arm's plan with the trial's rate, length and batch."""
     mean_length = record.train_tokens / record.train_examples
     capacity, packs = step_size(trial.batch, mean_length, longest, plan.capacity, plan.devices)
     return msgspec.structs.replace(
@@ -258,7 +258,7 @@ def plan_of(trial: Trial, plan: Plan, record: RunRecord, longest: int) -> Plan:
 
 
 def as_probe(plan: Plan) -> Plan:
-    """The plan of a probe: a constant rate after a short ramp, and no development curve."""
+    """Return the plan of a probe: a constant rate after a short ramp, and no development curve."""
     return msgspec.structs.replace(
         plan,
         decay="constant",
@@ -268,14 +268,14 @@ def as_probe(plan: Plan) -> Plan:
 
 
 def end_at(run: RunContext, record: RunRecord) -> float:
-    """When the last trial must be over: the closing reads the best one's weights again."""
+    """Return when the last trial must be over: the closing reads the best one's weights again."""
     costs = record.costs
     end = run.job.ready_by - costs.closing_s - costs.load_s - 2 * SLACK_S
     return run.process_group.broadcast_floats(end)[0]  # only rank 0 learns what a save costs
 
 
 def trial_folder(run: RunContext, number: int) -> Path:
-    """Where a trial's weights are kept."""
+    """Return where a trial's weights are kept."""
     return run.folder / "trials" / f"{number:03d}"
 
 
@@ -286,5 +286,5 @@ def write_known(run: RunContext, known: SearchRecord) -> None:
 
 
 def clock_tokens(run: RunContext) -> int:
-    """The token clock's tokens; 0 on another clock."""
+    """Return the token clock's tokens; 0 on another clock."""
     return run.own_clock.tokens if isinstance(run.own_clock, TokenClock) else 0

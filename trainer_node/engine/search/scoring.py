@@ -27,7 +27,7 @@ SOUP_TIME_SHARE = 0.5  # of the time that is left: scoring averages of snapshots
 
 
 def probed(run: RunContext, record: RunRecord, dev: Examples, trial: Trial, state: TrainState) -> TrialResult:
-    """The result of a probe: the median of its last training losses, or the loss of pairs held out."""
+    """Return a probe's result: the median of its last training losses, or the loss of pairs held out."""
     losses = state.step_losses or []
     if dev.group == 2:
         rows = dev.take(np.arange(min(CurveRule().rows, len(dev))))
@@ -56,7 +56,7 @@ def scored(
     *,
     first: bool,
 ) -> TrialResult:
-    """The result of a trial: the best of its last weights and of what was kept of earlier ones.
+    """Return a trial's result: the best of its last weights and of what was kept of earlier ones.
 
     Only what is `saved` on disk can be submitted later. A score that time cut short is not compared with
     whole ones: it counts only if it is the `first`.
@@ -96,14 +96,14 @@ def scored(
 
 
 def scorer(run: RunContext, record: RunRecord, rows: Examples, state: TrainState) -> Callable[[], Evaluation]:
-    """What measures the weights in the model, in the time that the closing leaves."""
+    """Return what measures the weights in the model, in the time that the closing leaves."""
     costs, group = record.costs, run.process_group
     until = run.job.ready_by - SAFETY * (costs.export_s + costs.load_s) - costs.verify_s - SLACK_S
     return lambda: measure(state.deltas.model, rows, run.clock, until, group, alive=run.reporter.alive)[0]
 
 
 def lowest_epochs(state: TrainState) -> float | None:
-    """Where the development curve was lowest, in epochs, if it has turned."""
+    """Return where the development curve was lowest, in epochs, if it has turned."""
     best = state.curve.best
     if best is None or state.schedule.pulse.cooldown is None:
         return None
@@ -111,7 +111,7 @@ def lowest_epochs(state: TrainState) -> float | None:
 
 
 def _has_time(run: RunContext, record: RunRecord) -> Callable[[], bool]:
-    """Whether one more average may be scored; all processes must ask together."""
+    """Return what tells whether one more average may be scored; all processes must ask together."""
     costs, now = record.costs, run.clock.time()
     closing_s = costs.closing_s + costs.load_s + 2 * SLACK_S
     until = now + SOUP_TIME_SHARE * (run.job.ready_by - closing_s - now)

@@ -47,7 +47,7 @@ MOST_STARTS = 2  # of a worker in one trial without a checkpoint; the node gives
 def begin_search(
     run: RunContext, record: RunRecord, plan: Plan, data: JobData, models: list[torch.nn.Module]
 ) -> SearchRecord | None:
-    """The record of a search that has not tried anything yet; None if the job is one training run.
+    """Return the record of a search that has tried nothing yet; None if the job is one training run.
 
     That is if its profile is no search, or if no arm fits one device whole: sharded weights are never set
     back.
@@ -141,7 +141,7 @@ def search(
 
 
 def _next(run: RunContext, known: SearchRecord, mean_length: float, budget: Budget) -> Trial | None:
-    """The next trial, by the profile's way of searching."""
+    """Return the next trial, by the profile's way of searching."""
     if not resolve(run.job.profile).probes:
         start = [trial_of(arm, plan, mean_length) for arm, plan in known.plans.items()]
         return next_trial(start, known.done, budget)
@@ -154,7 +154,7 @@ def _next(run: RunContext, known: SearchRecord, mean_length: float, budget: Budg
 def submittable(
     run: RunContext, known: SearchRecord, found: Checkpoint | None
 ) -> tuple[Checkpoint, Plan, str]:
-    """What to submit when there is no time to look: a checkpoint, its plan and its group of tensors.
+    """Return what to submit when there is no time to look: a checkpoint, its plan, its group of tensors.
 
     The best trial's; before any has finished, the newest checkpoint of the one under way.
     """
@@ -170,7 +170,7 @@ def submittable(
 
 
 def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
-    """The plans to search among, by name: the job's own, and its profile's other ones that fit."""
+    """Return the plans to search among, by name: the job's own, and its profile's other ones that fit."""
     plans = {arm_name(plan): plan} if plan.parallel != "fsdp2" else {}
     config, job = load_config(run.job.model_path), run.job
     for profile in resolve(job.profile).arms:
@@ -190,7 +190,7 @@ def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
 def _with_weight_rates(
     run: RunContext, plans: dict[str, Plan], models: list[torch.nn.Module]
 ) -> dict[str, Plan]:
-    """The plans with the rates that their weights ask for, if the profile has such a rule."""
+    """Return the plans with the rates that their weights ask for, if the profile has such a rule."""
     recipe, job = resolve(run.job.profile), run.job
     if not models or not recipe.weight_rate:
         return plans
@@ -203,5 +203,5 @@ def _with_weight_rates(
 
 
 def read(run: RunContext) -> SearchRecord | None:
-    """Where an earlier start of this run left its search."""
+    """Read where an earlier start of this run left its search."""
     return run.process_group.broadcast_object(read_search(run.folder) if run.process_group.is_main else None)

@@ -15,7 +15,7 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def mean_of(several: Iterable[Weights]) -> dict[str, torch.Tensor]:
-    """The mean of several sets of weights, fp32; one at a time is in memory besides it."""
+    """Return the mean of several sets of weights, fp32; one at a time is in memory besides it."""
     mean: dict[str, torch.Tensor] = {}
     for count, weights in enumerate(several, 1):
         for name, value in weights.items():
@@ -49,7 +49,7 @@ def greedy_soup(
 
 
 def progress_at(state: TrainState, step: int, tokens: int) -> TrainProgress:
-    """How far training had come at a point of its curve."""
+    """Return how far training had come at a point of its curve."""
     return TrainProgress(step, tokens, state.train_s * tokens / state.tokens, state.health.skipped)
 
 
@@ -58,7 +58,7 @@ def _mean(state: TrainState, steps: list[int]) -> Callable[[], dict[str, torch.T
 
 
 def _is_lower(one: Candidate, other: Candidate) -> bool:
-    """Whether both were measured on the same rows, and the first has the lower loss."""
+    """Return whether both were measured on the same rows, and the first has the lower loss."""
     if one.score is None or other.score is None:
         return False
     same = len(one.score.per_example) == len(other.score.per_example)

@@ -58,30 +58,30 @@ class Budget(Struct, frozen=True, kw_only=True):
     width: int = 1  # trials that run at once, each on a device of its own
 
     def cost_s(self, trial: Trial) -> float:
-        """Seconds that a trial takes."""
+        """Return the seconds that a trial takes."""
         tokens = trial.epochs * self.epoch_tokens * (self.all_rows if trial.refit else 1.0)
         return self.trial_s + tokens / self.tokens_per_s
 
     def fits(self, trial: Trial) -> bool:
-        """Whether a trial would be over in time."""
+        """Return whether a trial would be over in time."""
         return SAFETY * self.cost_s(trial) <= self.left_s
 
     def refits(self, trial: Trial, count: int) -> int:
-        """Of `count` runs like a trial on all rows, those that are of use."""
+        """Return how many of `count` runs like a trial on all rows are of use."""
         return min(count, 1) if trial.arm in self.single else count
 
     def refits_s(self, trial: Trial, count: int) -> float:
-        """Seconds that `count` runs like a trial on all rows take, as many at once as there are devices."""
+        """Return the seconds that `count` runs like a trial on all rows take, one a device at once."""
         turns = math.ceil(self.refits(trial, count) / self.width)
         return turns * self.cost_s(replace(trial, refit=True))
 
     def steps(self, trial: Trial) -> float:
-        """Optimiser steps of a trial."""
+        """Return the optimiser steps of a trial."""
         return trial.epochs * self.examples / trial.batch
 
 
 def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budget) -> Trial | None:
-    """The next trial, or None if no further one is worth its time.
+    """Return the next trial, or None if no further one is worth its time.
 
     `start` has the arms' first trials, the most promising one first. The first trial is always given.
     """
@@ -99,20 +99,20 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
 
 
 def arm_name(plan: Plan) -> str:
-    """What a plan trains, in two or three words."""
+    """Return what a plan trains, in two or three words."""
     ranks = sorted({module.rank for module in plan.modules if module.method == "lora"})
     dense = any(module.method == "dense" for module in plan.modules)
     return " and ".join(["dense"] * dense + [f"LoRA r{rank}" for rank in ranks[-1:]])
 
 
 def trial_of(arm: str, plan: Plan, mean_length: float) -> Trial:
-    """An arm's first trial: the plan's rates, and its batch as a power of two; `mean_length` in tokens."""
+    """Return an arm's first trial: the plan's rates, its batch as a power of two; `mean_length` in tokens."""
     batch = plan.packs_per_step * plan.capacity / mean_length
     return Trial(arm=arm, batch=max(LEAST_BATCH, 2 ** round(math.log2(max(1.0, batch)))))
 
 
 def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
-    """A run of full length that leaves time for another on all rows; else a short one, or the only one."""
+    """Return a run of full length that leaves time for one on all rows; else a short one, or the only one."""
     least, most = START_EPOCHS
     twice = budget.cost_s(start[0]) + budget.cost_s(replace(start[0], refit=True))
     epochs = start[0].epochs * budget.left_s / (SAFETY * twice)
@@ -123,13 +123,13 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
 
 
 def best_of(done: Sequence[TrialResult]) -> TrialResult | None:
-    """The trial with the lowest loss; the earliest of equals. A refit's loss is no held-out one."""
+    """Return the trial with the lowest loss, the earliest of equals. A refit's loss is no held-out one."""
     measured = [result for result in done if result.loss is not None and not result.trial.refit]
     return min(measured, key=lambda result: result.loss or 0.0, default=None)
 
 
 def settled(result: TrialResult) -> Trial:
-    """A trial that ends where this one's loss was lowest, with some more for the rate to fall to zero."""
+    """Return one that ends where this trial's loss was lowest, and some more for the rate to fall to zero."""
     trial = replace(result.trial, main=False)
     if result.lowest_epochs is None:
         return trial
@@ -159,7 +159,7 @@ def _search(
     done: Sequence[TrialResult],
     budget: Budget,
 ) -> Trial | None:
-    """The first neighbour of the best trial that is new and leaves time for a refit."""
+    """Return the first neighbour of the best trial that is new and leaves time for a refit."""
     centre = settled(result) if result else best
     tried = {_key(one.trial) for one in done}
     for trial in _neighbours(centre, start, turned=bool(result and result.lowest_epochs)):
@@ -176,13 +176,13 @@ def _search(
 
 
 def _refit(best: Trial, count: int, budget: Budget) -> Trial | None:
-    """The best trial once more, on all rows and in another order."""
+    """Return the best trial once more, on all rows and in another order."""
     refit = replace(best, refit=True, seed=best.seed + count)
     return refit if count < budget.refits(refit, MOST_REFITS) and budget.fits(refit) else None
 
 
 def _neighbours(best: Trial, start: Sequence[Trial], *, turned: bool) -> Iterator[Trial]:
-    """The trials next to the best one: coarse steps, then fine ones.
+    """Yield the trials next to the best one: coarse steps, then fine ones.
 
     If the best one's loss has turned, a longer run would turn as well: it is first run as long as it should
     have been.
@@ -210,7 +210,7 @@ def _neighbours(best: Trial, start: Sequence[Trial], *, turned: bool) -> Iterato
 
 
 def _by(*, rate: float = 1.0, epochs: float = 1.0, batch: float = 1.0) -> Move:
-    """A step in the space of trials, by factors."""
+    """Return a step in the space of trials, by factors."""
     return lambda trial: replace(
         trial, rate=trial.rate * rate, epochs=trial.epochs * epochs, batch=int(trial.batch * batch)
     )
@@ -232,7 +232,7 @@ def _key(trial: Trial) -> tuple[str, float, float, int]:
 
 
 def _probe(trial: Trial, budget: Budget) -> Trial | None:
-    """A trial of one part of PROBE_SHARE; None if that has too few steps to tell anything."""
+    """Return a trial of one part of PROBE_SHARE; None if that has too few steps to tell anything."""
     seconds = PROBE_SHARE * budget.all_s / PROBE_TRIALS - budget.trial_s
     epochs = min(seconds * budget.tokens_per_s / budget.epoch_tokens, 0.99 * LEAST_EPOCHS)
     probe = replace(trial, epochs=epochs)
@@ -240,7 +240,7 @@ def _probe(trial: Trial, budget: Budget) -> Trial | None:
 
 
 def _main(trial: Trial, budget: Budget) -> Trial:
-    """The run that takes the rest of the time."""
+    """Return the run that takes the rest of the time."""
     epochs = (budget.left_s - budget.trial_s) * budget.tokens_per_s / budget.epoch_tokens
     return replace(trial, epochs=min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs)), main=True)
 
@@ -263,7 +263,7 @@ def _probe_or_main(start: Sequence[Trial], done: Sequence[TrialResult], budget: 
 
 
 def _between(best: Trial, done: Sequence[TrialResult]) -> float:
-    """The rate at the lowest point of a parabola in log rate, through the best trial and its neighbours."""
+    """Return the lowest point of a parabola in log rate, through the best trial and its neighbours."""
     measured = [result for result in done if result.loss is not None]
     losses = {round(math.log(r.trial.rate / best.rate, RATE_STEP)): r.loss for r in measured}
     low, middle, high = losses.get(-1), losses.get(0), losses.get(1)

@@ -72,17 +72,17 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
 
     @property
     def number(self) -> int:
-        """The number of the trial that runs now, from 0."""
+        """Return the number of the trial that runs now, from 0."""
         return len(self.done)
 
     @property
     def running(self) -> list[Trial]:
-        """The trials that run now, by process; none between two rounds."""
+        """Return the trials that run now, by process; none between two rounds."""
         return [self.trial, *self.others] if self.trial else []
 
     @property
     def in_probe(self) -> bool:
-        """Whether a probe runs now."""
+        """Return whether a probe runs now."""
         return self.trial is not None and bool(self.trial.stage)
 
     def started(self, trial: Trial, clock_tokens: int, others: Sequence[Trial] = ()) -> SearchRecord:
@@ -108,12 +108,12 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
 
 
 def without_loss(trial: Trial) -> TrialResult:
-    """The result of a trial that has shown nothing."""
+    """Return the result of a trial that has shown nothing."""
     return TrialResult(trial=trial, loss=None, tokens=0, train_s=0.0)
 
 
 def read_search(folder: Path) -> SearchRecord | None:
-    """The search that an earlier start of this run began, or None."""
+    """Read the search that an earlier start of this run began, or None."""
     try:
         return msgspec.json.decode((folder / FILE).read_bytes(), type=SearchRecord)
     except FileNotFoundError:

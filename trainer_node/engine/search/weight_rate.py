@@ -18,13 +18,13 @@ BILLION = 1e9  # parameters at which the rule's factor is 1
 
 
 def rate_of(scale: float, rms: float, parameters: int, *, pairs: bool) -> float:
-    """The rate for weights of this median RMS, in a model of so many parameters."""
+    """Return the rate for weights of this median RMS, in a model of so many parameters."""
     least, most = (PAIR_LEAST, PAIR_MOST) if pairs else (LEAST, MOST)
     return float(min(most, max(least, scale * rms * (BILLION / parameters) ** 0.5)))
 
 
 def median_rms(model: torch.nn.Module, names: set[str]) -> float:
-    """The median RMS of the model's matrices of these kinds, which are named by the ends of their paths."""
+    """Return the median RMS of the model's matrices of these kinds, named by the ends of their paths."""
     ends = tuple(f".{name}" for name in names)
     found = [
         float(module.weight.detach().float().square().mean().sqrt())
@@ -35,7 +35,7 @@ def median_rms(model: torch.nn.Module, names: set[str]) -> float:
 
 
 def with_weight_rate(plan: Plan, recipe: Recipe, model: torch.nn.Module, task_type: TaskType) -> Plan:
-    """The plan with the rate of its weights, if it trains all of them whole and its recipe has such a rule.
+    """Return the plan with the rate of its weights, if all are trained whole and the recipe has such a rule.
 
     The batch's factor on the rate stays. For preference pairs the rate is never above the table's. `recipe`
     is that of the model's size.

@@ -154,7 +154,7 @@ class Saver:
         return done.result()
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Wait until nothing is being written."""
         if self._running is not None:
             running, self._running = self._running, None
             running.result()

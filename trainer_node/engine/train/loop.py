@@ -170,9 +170,9 @@ def one_step(state: TrainState, rate: float, stop: Stop) -> bool:
 
 
 def gradients(state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[torch.Tensor, int] | None:
-    """Gradients of the mean over all examples of the step, pack by pack.
+    """Compute gradients of the mean over all examples of the step, pack by pack.
 
-    Returns this process's part of that loss, and the tokens of all. A process that isn't alone can't stop
+    Return this process's part of that loss, and the tokens of all. A process that isn't alone can't stop
     here: the others wait for it.
     """
     examples, tokens = sum(map(len, packs)), int(sum(state.examples.lengths[pack].sum() for pack in packs))

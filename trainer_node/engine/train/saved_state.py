@@ -129,7 +129,7 @@ def sizes_of(state: TrainState, *, over: bool) -> Sizes:
 
 
 def export_bytes(state: TrainState) -> int:
-    """At most so many bytes are exported: a whole model in 16 bits, or fp32 factors."""
+    """Return the most bytes that are exported: a whole model in 16 bits, or fp32 factors."""
     if any(module.method == "dense" for module in state.plan.modules):
         return 2 * sum(value.numel() for value in state.deltas.model.parameters())
     return 4 * sum(value.numel() for value in state.deltas.parameters.values())
