@@ -70,6 +70,19 @@ def test_nothing_is_saved_or_kept_of_steps_that_went_wrong_unseen(build: Build) 
     assert saved_state.is_finite(state)
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_run_whose_last_steps_go_wrong_goes_back_before_it_ends(lag: int, build: Build) -> None:  # noqa: F811
+    calm, reporter, stop = build("calm", "dense")
+    loop.train(calm, reporter, stop)
+    state, reporter, stop = build("run", "dense")
+    state.lag = lag
+    spoil(state, range(calm.step - IN_A_ROW, calm.step))
+    loop.train(state, reporter, stop)
+    assert state.step == calm.step
+    assert (state.health.skipped, state.health.returns) == (IN_A_ROW, 1)
+    assert reporter.last.skipped_steps == IN_A_ROW
+
+
 def test_the_warm_up_begins_after_the_step_in_which_layers_are_compiled(
     build: Build,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,

@@ -48,9 +48,7 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
     prepare_saver(state)
     begun, saved, told = state.step, -1, state.health.skipped
     while True:
-        if state.health.skipped > told:
-            told = state.health.skipped
-            reporter.skipped(told, state.skipped_step)
+        told = report_skipped(state, reporter, told)
         due = state.since_report[1] > 0 and (reporter.due() or state.step == 1)
         if written := state.saver.written():
             state.schedule.saved(written.seconds, written.cpu_s / state.cores if state.cores else 0.0)
@@ -74,6 +72,7 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
         if not timed_step(state, order.rate * state.health.rate_share, stop):
             break
     state.read_results()
+    report_skipped(state, reporter, told)
     if state.since_report[1]:
         report(state, reporter)
     # A run that resumed and made no step has its checkpoint already.
@@ -92,13 +91,14 @@ def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) ->
         # First of all: whether a save is the last one must not depend on when somebody last looked.
         order = order._replace(progress=schedule.update(now, state.tokens, state.step))
         save_due = unsaved and state.saves and schedule.save_due(now)
-        if save_due:
-            state.read_results()  # weights that went wrong a moment ago must not be saved
+        is_over = order.progress >= 1.0 or stop.asked
+        if save_due or is_over:
+            state.read_results()  # weights that went wrong a moment ago must be neither saved nor submitted
         if state.health.must_return:
             order = order._replace(back=1)
         elif save_due and not state.health.in_a_row:
             order = order._replace(save=1)
-        elif order.progress >= 1.0 or stop.asked or state.health.is_hopeless:
+        elif is_over or state.health.is_hopeless:
             order = order._replace(end=1)
         elif measure_due(state):
             order = order._replace(measure=1)
@@ -118,6 +118,13 @@ def report(state: TrainState, reporter: Reporter) -> None:
         progress = (now - state.search_at) / max(1e-9, state.schedule.end_at - state.search_at)
     step, tokens = state.steps_before + state.step, state.tokens_before + state.tokens
     reporter.step(step, min(1.0, progress), tokens, loss, rate, state.schedule.eta_s(now))
+
+
+def report_skipped(state: TrainState, reporter: Reporter, told: int) -> int:
+    """Report the newest skipped step if there are more than `told`; return how many there are."""
+    if state.health.skipped > told:
+        reporter.skipped(state.health.skipped, state.skipped_step)
+    return state.health.skipped
 
 
 def timed_step(state: TrainState, rate: float, stop: Stop) -> bool:
