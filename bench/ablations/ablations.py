@@ -13,10 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +24,11 @@ from numpy.typing import NDArray
 
 from bench.ablations.trainer import VariantResult
 from bench.ablations.variants import GROUPS, Variant, variants_of
-from bench.arena.contest import ROOT, write_job
 from bench.arena.damage import Way
 from bench.arena.packages import cache_folder
 from bench.arena.suite import ROWS
 from bench.arena.task import Task, model_folder
-from bench.regret.grid import RECIPE
+from bench.regret.training_process import results_of
 
 EPOCHS = 8.0  # time enough for every run: the number of its epochs ends it
 RESAMPLES = 2000
@@ -102,26 +97,7 @@ def read_lines(path: Path) -> Known:
 def train(task: Task, missing: Sequence[Variant], cache: Path) -> Iterator[VariantResult]:
     """Train variants in a process of its own; each as soon as it is done."""
     model_folder(task, cache)  # a damaged copy is written once
-    with tempfile.TemporaryDirectory(prefix="ablation-") as name:
-        folder = Path(name)
-        job = write_job(task, RECIPE.profile, cache, folder)
-        (folder / "variants.json").write_bytes(msgspec.json.encode(list(missing)))
-        with (
-            (folder / "errors").open("wb") as errors,
-            subprocess.Popen(
-                [sys.executable, "-m", "bench.ablations.trainer", str(job)],
-                cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-                stdout=subprocess.PIPE,
-                stderr=errors,
-            ) as process,
-        ):
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith(b'{"variant"'):
-                    yield msgspec.json.decode(line, type=VariantResult)
-        if process.returncode:
-            raise RuntimeError(f"{task} ended early: {(folder / 'errors').read_text()[-1000:]}")
+    return results_of("bench.ablations.trainer", task, "variant", missing, VariantResult, cache)
 
 
 def train_missing(tasks: Sequence[Task], wanted: Sequence[Variant], cache: Path, path: Path) -> None:

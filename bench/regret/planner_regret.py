@@ -17,9 +17,6 @@ import argparse
 import itertools
 import json
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,13 +27,14 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from bench.arena.contest import ROOT, play, write_job
+from bench.arena.contest import play
 from bench.arena.models import MODELS
 from bench.arena.packages import cache_folder
 from bench.arena.sources import SOURCES
 from bench.arena.standings import Entry
 from bench.arena.task import Task
-from bench.regret.grid import EPOCHS, RECIPE, Point, PointResult, points
+from bench.regret.grid import EPOCHS, Point, PointResult, points
+from bench.regret.training_process import results_of
 
 PROFILES = ("auto", "auto_once")
 # Four kinds of rows that are short: a grid has 120 runs.
@@ -89,27 +87,9 @@ def read_grids(path: Path) -> dict[GridKey, dict[Point, PointResult]]:
 
 def train_points(key: GridKey, missing: Sequence[Point], cache: Path) -> Iterator[PointResult]:
     """Train points in a process of its own; each as soon as it is done."""
-    with tempfile.TemporaryDirectory(prefix="grid-") as name:
-        folder = Path(name)
-        # Time enough for the longest: the number of epochs ends each run.
-        job = write_job(key.task(2 * max(point.epochs for point in missing)), RECIPE.profile, cache, folder)
-        (folder / "points.json").write_bytes(msgspec.json.encode(list(missing)))
-        with (
-            (folder / "errors").open("wb") as errors,
-            subprocess.Popen(
-                [sys.executable, "-m", "bench.regret.grid", str(job)],
-                cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-                stdout=subprocess.PIPE,
-                stderr=errors,
-            ) as process,
-        ):
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith(b'{"point"'):
-                    yield msgspec.json.decode(line, type=PointResult)
-        if process.returncode:
-            raise RuntimeError(f"the grid of {key} ended early: {(folder / 'errors').read_text()[-1000:]}")
+    # Time enough for the longest: the number of epochs ends each run.
+    task = key.task(2 * max(point.epochs for point in missing))
+    return results_of("bench.regret.grid", task, "point", missing, PointResult, cache)
 
 
 def train_grids(
