@@ -19,31 +19,25 @@ def flash_attn() -> Kernel:
     """Return the varlen kernel of the flash-attn package (2.x); ImportError where it isn't installed."""
     from flash_attn import flash_attn_varlen_func
 
-    def run(
-        q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
-    ) -> Tensor:
-        reach = (-1, -1) if window is None else (window - 1, 0)
-        return _output(
-            flash_attn_varlen_func(
-                q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True, window_size=reach
-            )
-        )
-
-    return run
+    return _causal(flash_attn_varlen_func)
 
 
 def flash_attn_3() -> Kernel:
     """Return the varlen kernel of FlashAttention 3 (Hopper); ImportError where it isn't installed."""
     from flash_attn_interface import flash_attn_varlen_func
 
+    return _causal(flash_attn_varlen_func)
+
+
+def _causal(function: Callable[..., Any]) -> Kernel:
+    """Return the kernel of a function that versions 2 and 3 call alike."""
+
     def run(
         q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
     ) -> Tensor:
         reach = (-1, -1) if window is None else (window - 1, 0)
         return _output(
-            flash_attn_varlen_func(
-                q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True, window_size=reach
-            )
+            function(q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True, window_size=reach)
         )
 
     return run
