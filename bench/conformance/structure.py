@@ -69,6 +69,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "train",
         "export prepare failure",
         "assemble finish",
+        "as_is",
         "search",
         "pipeline self_test early_export",
         "__main__",

@@ -15,7 +15,6 @@ import torch
 from shared.errors import EngineError
 from shared.files import folder_digest, is_disk_full
 from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
-from shared.planning.plan import Plan
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import gathered
@@ -27,7 +26,7 @@ from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.prepare import untrained_weights, verify_limit_s
 from trainer_node.engine.time_budget import SAFETY, SLACK_S, Part, affordable
 from trainer_node.engine.train import checkpoint
-from trainer_node.engine.train.checkpoint import Checkpoint, Position
+from trainer_node.engine.train.checkpoint import Position
 from trainer_node.engine.train.saved_state import is_finite
 from trainer_node.engine.train.state import TrainState
 
@@ -62,7 +61,7 @@ def submit(
     for candidate in candidates:
         metrics, outcome, error = _export(run, record, state, candidate), None, None
         if metrics:  # until rank 0 broadcasts the outcome, the other ranks wait
-            outcome = _ready(run, metrics)
+            outcome = ready(run, metrics)
             unverified.note(run.folder, outcome)
             error = _verify(run, state, dev, candidate) if Part.VERIFY in parts else None
         outcome, error = run.process_group.broadcast_object((outcome, error))
@@ -171,33 +170,6 @@ def untrained(run: RunContext, record: RunRecord, state: TrainState) -> Candidat
     return Candidate("base", TrainProgress(0, 0, 0.0), Evaluation(record.base_loss, losses), weights_applied)
 
 
-def submit_as_is(
-    run: RunContext,
-    record: RunRecord,
-    plan: Plan,
-    model: torch.nn.Module,
-    found: Checkpoint,
-    why: str,
-    group: str = "weights",
-) -> Outcome:
-    """Export a checkpoint's `group` of tensors without data or scoring: its loss is not measured.
-
-    Rank 0 does it alone.
-    """
-    if not run.process_group.is_main:
-        return Outcome(status=OutcomeStatus.READY)
-    run.reporter.message(f"{why}: the newest checkpoint is submitted as it is")
-    deltas = add_deltas(model, plan, run.job.seed)
-    deltas.load_state(found.tensors(group))
-    position = found.manifest.position
-    run.reporter.phase(Phase.EXPORT)
-    metrics = metrics_of(record, None, reached_at(position))
-    with run.patience():
-        outcome = _ready(run, writer.write(deltas, plan, run.job, metrics, run.folder / "export"))
-    run.reporter.phase(Phase.DONE)
-    return outcome
-
-
 def _export(run: RunContext, record: RunRecord, state: TrainState, candidate: Candidate) -> Metrics | None:
     """Write the export on rank 0; the other ranks send the weights they hold, and return None."""
     metrics = metrics_of(record, candidate.held_out or candidate.score, candidate.reached)
@@ -291,7 +263,8 @@ def metrics_of(record: RunRecord, score: Evaluation | None, reached: TrainProgre
     )
 
 
-def _ready(run: RunContext, metrics: Metrics) -> Outcome:
+def ready(run: RunContext, metrics: Metrics) -> Outcome:
+    """Return the outcome of a run whose export is on disk."""
     return Outcome(
         status=OutcomeStatus.READY,
         digest=folder_digest(run.folder / "export"),

@@ -22,6 +22,7 @@ from shared.errors import EngineError
 from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, decode_worker_job
 from shared.planning.plan import Plan
 from trainer_node.engine import context, prepare
+from trainer_node.engine.as_is import checkpoint_as_is, submit_as_is
 from trainer_node.engine.assemble import assemble, load_base
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
@@ -30,12 +31,13 @@ from trainer_node.engine.distributed.sharding import fitted, shard_frozen
 from trainer_node.engine.evaluate import reference_logprobs
 from trainer_node.engine.export import unverified
 from trainer_node.engine.failure import explain
-from trainer_node.engine.finish import close, submit_as_is
+from trainer_node.engine.finish import close
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter, write_outcome
-from trainer_node.engine.search.search import begin_search, read, search, submittable, take_up
+from trainer_node.engine.search.choose import submittable
+from trainer_node.engine.search.search import begin_search, read, search, take_up
 from trainer_node.engine.search.trial import SearchRecord
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
@@ -179,12 +181,13 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
     late = unverified.is_late(run.left_s, record.costs)
     model = load_base(run, plan)
     if late and found:
-        return submit_as_is(run, record, plan, model, found, "no time is left to train or verify")
+        chosen = checkpoint_as_is(found, plan)
+        return submit_as_is(run, record, model, chosen, "no time is left to train or verify")
     data = prepare.reload_data(run, load_config(run.job.model_path), record.fingerprint)
     if isinstance(data, str):
         if found is None:
             raise EngineError(ErrorCode.DATA_UNAVAILABLE, data)  # at the start it could be used
-        return submit_as_is(run, record, plan, model, found, data)
+        return submit_as_is(run, record, model, checkpoint_as_is(found, plan), data)
     data = reference_logprobs.again(run, model, data, record)
     return train(run, record, plan, model, data, found)
 
@@ -201,8 +204,8 @@ def resume_search(
         data = prepare.reload_data(run, load_config(run.job.model_path), record.fingerprint)
     if isinstance(data, str):
         context.write_record(run, record, plan)
-        kept, plan, group = submittable(run, searched, found)
-        return submit_as_is(run, record, plan, load_base(run, plan), kept, data, group)
+        chosen = submittable(run, searched, found)
+        return submit_as_is(run, record, load_base(run, chosen.plan), chosen, data)
     searched, current = take_up(run, searched, plan, found)
     context.write_record(run, record, next(iter(searched.plans.values())))
     models: list[torch.nn.Module] = []

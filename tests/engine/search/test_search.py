@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from shared.messages import OutcomeStatus, Phase, TaskType, decode_worker_job, encode
+from shared.messages import Metrics, OutcomeStatus, Phase, TaskType, decode_worker_job, encode
 from shared.planning.plan import Plan
 from shared.planning.profiles import PROFILES
 from tests.engine.worker_run import (
@@ -25,7 +26,7 @@ from tests.engine.worker_run import (
     write_rows,
 )
 from trainer_node.engine.context import RunContext
-from trainer_node.engine.export import writer
+from trainer_node.engine.export import unverified, writer
 from trainer_node.engine.search.runner import KEPT_BYTES, is_averaged
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, read_search
@@ -270,13 +271,44 @@ def test_a_search_that_comes_back_too_late_submits_its_best_trial(make_job: Call
     done = record_of(job).done
     best = best_of(done)
     assert best is not None
+    metrics = finished_late(job)
+    assert (metrics.steps, metrics.tokens) == (best.step, best.step_tokens)
+    assert metrics.final_loss == pytest.approx(best.loss)
+    assert metrics.dev_examples == len(best.losses)
+    assert said_to_be_submitted(job) == [done.index(best) + 1]
+    assert f"lowest held-out loss of {len(done)} trials" in (job.parent / "export" / "README.md").read_text()
+
+
+def test_a_search_killed_in_its_closing_submits_a_run_on_all_rows(make_job: Callable[..., Path]) -> None:
+    job = make_job(profile="auto", ready_by=140.0)
+    finish(job)
+    for name in ("outcome.json", unverified.FILE):
+        (job.parent / name).unlink(missing_ok=True)
+    done = record_of(job).done
+    best, refits = best_of(done), [one for one in done if one.trial.refit]
+    assert best is not None
+    lowest = min(refits, key=lambda one: one.loss or 0.0)
+    metrics = finished_late(job)
+    assert (metrics.steps, metrics.tokens) == (lowest.step, lowest.step_tokens)
+    assert metrics.final_loss == pytest.approx(best.loss)  # a run on all rows was trained on these
+    assert said_to_be_submitted(job) == [done.index(lowest) + 1]
+
+
+def finished_late(job: Path) -> Metrics:
+    """Start a job again when its time is over; what it submitted."""
     old = decode_worker_job(job.read_bytes())
     job.write_bytes(encode(replace(old, clock="wall", start_at=time.time() - 100, ready_by=time.time())))
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
     assert outcome.metrics is not None
-    assert outcome.metrics.tokens == best.tokens
-    assert any("as it is" in (line.message or "") for line in progress_of(job))
+    return outcome.metrics
+
+
+def said_to_be_submitted(job: Path) -> list[int]:
+    """The trials that were reported to be submitted as they are."""
+    texts = [line.message or "" for line in progress_of(job)]
+    found = [re.search(r"trial (\d+) is submitted as it is", text) for text in texts]
+    return [int(one[1]) for one in found if one]
 
 
 def test_a_search_whose_kept_weights_are_damaged_submits_the_newest_checkpoint(
@@ -287,9 +319,7 @@ def test_a_search_whose_kept_weights_are_damaged_submits_the_newest_checkpoint(
         copy = weights.read_bytes()
         weights.unlink()  # a link: the checkpoint's own file stays as it is
         weights.write_bytes(copy[:-1] + b"x")
-    old = decode_worker_job(job.read_bytes())
-    job.write_bytes(encode(replace(old, clock="wall", start_at=time.time() - 100, ready_by=time.time())))
-    assert finish(job).status is OutcomeStatus.READY
+    assert finished_late(job).final_loss is None
 
 
 @pytest.mark.parametrize("task_type", [TaskType.CHAT, TaskType.DPO])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -10,9 +12,12 @@ import msgspec
 import numpy as np
 import torch
 
-from shared.messages import Outcome, Phase
+from shared.errors import EngineError
+from shared.messages import ErrorCode, Outcome, Phase
 from shared.planning.plan import Deviation, Plan
 from trainer_node.engine import context
+from trainer_node.engine.as_is import AsIs, checkpoint_as_is
+from trainer_node.engine.context import RunContext
 from trainer_node.engine.evaluate.candidates import (
     Candidate,
     TrainProgress,
@@ -25,12 +30,14 @@ from trainer_node.engine.finish import submit, untrained
 from trainer_node.engine.search.runner import (
     TrialRunner,
     end_at,
+    kept_weights,
     trial_folder,
 )
 from trainer_node.engine.search.soup import mean_of
 from trainer_node.engine.search.strategy import best_of
-from trainer_node.engine.search.trial import TrialResult
+from trainer_node.engine.search.trial import SearchRecord, TrialResult
 from trainer_node.engine.time_budget import Part, affordable
+from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.state import TrainState
 
 
@@ -61,26 +68,71 @@ def submit_best(runner: TrialRunner) -> Outcome:
     return submit(run, record, state, runner.dev, candidates, parts)
 
 
-def kept(runner: TrialRunner, best: TrialResult, *, refit: bool = False) -> list[TrialResult]:
-    """Return the trials of the best one's arm whose weights are on disk, best first; or its refits."""
-    group = runner.run.process_group
-    here = [trial_folder(runner.run, number).is_dir() for number in range(len(runner.known.done))]
-    here = group.broadcast_object(here)
+def submittable(run: RunContext, known: SearchRecord, found: Checkpoint | None) -> AsIs:
+    """Return what to submit when there is no time to look.
+
+    It is what `submit_best` prefers without time for averages: a run on all rows, or else the best trial. If
+    none was kept whole, it is the newest checkpoint of the trial under way.
+    """
+    best = best_of(known.done)
+    for result in [*contenders(known.done, best, refit=True), *contenders(known.done, best)] if best else []:
+        number, shown = known.done.index(result), best if result.trial.refit and best else result
+        with suppress(OSError, ValueError):
+            return AsIs(
+                f"trial {number + 1}",
+                explained(known.plans[result.trial.arm], known.done, shown),
+                reached_in(result),
+                kept_weights(trial_folder(run, number), result),
+                evaluation_of(shown),
+            )
+    if found is None:
+        raise EngineError(ErrorCode.TOO_LATE, "no time is left and no trial has finished")
+    trials = [*(result.trial for result in known.done), *known.running]
+    return checkpoint_as_is(found, known.plans[trials[found.manifest.position.trial].arm])
+
+
+def contenders(done: Sequence[TrialResult], best: TrialResult, *, refit: bool = False) -> list[TrialResult]:
+    """Return the trials of the best one's arm, lowest loss first; or its refits.
+
+    A refit that is worse than the best trial even on that one's own rows went wrong.
+    """
+    most = evaluation_of(best).loss if refit else math.inf
     found = [
         one
-        for one, there in zip(runner.known.done, here, strict=True)
-        if there and one.loss is not None and one.trial.arm == best.trial.arm and one.trial.refit == refit
+        for one in done
+        if one.loss is not None
+        and one.trial.arm == best.trial.arm
+        and one.trial.refit == refit
+        and one.loss < most
     ]
     return sorted(found, key=lambda one: one.loss or 0.0)
 
 
+def kept(runner: TrialRunner, best: TrialResult, *, refit: bool = False) -> list[TrialResult]:
+    """Return the contenders whose weights are on disk."""
+    done = runner.known.done
+    here = [trial_folder(runner.run, number).is_dir() for number in range(len(done))]
+    here = runner.run.process_group.broadcast_object(here)
+    return [one for one in contenders(done, best, refit=refit) if here[done.index(one)]]
+
+
+def evaluation_of(result: TrialResult) -> Evaluation:
+    """Return what a trial was measured to be on the development rows."""
+    losses = np.array(result.losses)
+    return Evaluation(float(losses.mean()), losses)
+
+
+def reached_in(result: TrialResult) -> TrainProgress:
+    """Return how far training had come at a trial's best weights."""
+    return TrainProgress(result.step, result.step_tokens, result.step_s, result.step_skipped)
+
+
 def candidate(runner: TrialRunner, state: TrainState, result: TrialResult) -> Candidate:
     """Return a trial that was kept, as it could be submitted."""
-    losses = np.array(result.losses)
     return Candidate(
         f"trial {runner.known.done.index(result) + 1}",
-        TrainProgress(result.step, result.step_tokens, result.step_s, result.step_skipped),
-        Evaluation(float(losses.mean()), losses),
+        reached_in(result),
+        evaluation_of(result),
         partial(loaded, state.deltas, partial(runner.weights_of, result)),
     )
 
@@ -91,10 +143,9 @@ def refits(
     """Return the runs on all rows: their average, then the first one.
 
     No row is left that could tell whether they are better. That they are was measured on several data sets
-    (docs/experiments.md). One that is worse than the best trial even on its own rows went wrong.
+    (docs/experiments.md).
     """
-    held_out = Evaluation(float(np.mean(best.losses)), np.array(best.losses))
-    good = [one for one in kept(runner, best, refit=True) if (one.loss or math.inf) < held_out.loss]
+    held_out, good = evaluation_of(best), kept(runner, best, refit=True)
     single = [replace(candidate(runner, state, one), held_out=held_out) for one in good[:1]]
     if len(good) < 2 or state.deltas.lora or Part.AVERAGE not in parts:
         return single

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -194,14 +196,7 @@ class TrialRunner:
 
     def weights_of(self, result: TrialResult) -> dict[str, torch.Tensor]:
         """Read the best weights of a trial that was kept."""
-        folder = trial_folder(self.run, self.known.done.index(result))
-
-        def group(name: str) -> dict[str, torch.Tensor]:
-            return checkpoint.load(folder, name).tensors(name)
-
-        if result.snapshots:
-            return mean_of(group(snapshot_name(step)) for step in result.snapshots)
-        return group(result.weights)
+        return kept_weights(trial_folder(self.run, self.known.done.index(result)), result)()
 
     def prune(self, size: int) -> None:
         """Free the weights, of `size` bytes each, of all but the best trials."""
@@ -277,6 +272,19 @@ def end_at(run: RunContext, record: RunRecord) -> float:
 def trial_folder(run: RunContext, number: int) -> Path:
     """Return where a trial's weights are kept."""
     return run.folder / "trials" / f"{number:03d}"
+
+
+def kept_weights(folder: Path, result: TrialResult) -> Callable[[], dict[str, torch.Tensor]]:
+    """Return what reads the best weights of a trial. Raises OSError or ValueError if they are damaged."""
+    found = {name: checkpoint.load(folder, name) for name in groups_of(result)}
+    if result.snapshots:
+        return lambda: mean_of(one.tensors(name) for name, one in found.items())
+    return partial(found[result.weights].tensors, result.weights)
+
+
+def groups_of(result: TrialResult) -> list[str]:
+    """Return the groups of tensors that a trial's best weights are made of."""
+    return list(map(snapshot_name, result.snapshots)) or [result.weights]
 
 
 def write_known(run: RunContext, known: SearchRecord) -> None:

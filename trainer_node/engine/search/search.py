@@ -8,14 +8,13 @@ Rank 0's record decides, so all processes and a resumed job make the same choice
 from __future__ import annotations
 
 import traceback
-from contextlib import suppress
 
 import msgspec
 import numpy as np
 import torch
 
 from shared.errors import EngineError, PlanError
-from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, TaskType
+from shared.messages import Outcome, OutcomeStatus, Phase, TaskType
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
 from trainer_node.engine import prepare
@@ -31,13 +30,11 @@ from trainer_node.engine.search.runner import (
     TrialRunner,
     clock_tokens,
     end_at,
-    trial_folder,
     write_known,
 )
 from trainer_node.engine.search.strategy import Budget, arm_name, best_of, next_trial, trial_of
 from trainer_node.engine.search.trial import SearchRecord, Trial, read_search
 from trainer_node.engine.search.weight_rate import with_weight_rate
-from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.oom_fallback import smaller_by, was_too_large
 
@@ -149,24 +146,6 @@ def _next(run: RunContext, known: SearchRecord, mean_length: float, budget: Budg
     first = rate_search.trial_of(arm, plan, mean_length)
     judge = rate_search.OF_PAIRS if run.job.task_type is TaskType.DPO else rate_search.OF_TEXT
     return rate_search.next_trial(first, known.done, budget, judge)
-
-
-def submittable(
-    run: RunContext, known: SearchRecord, found: Checkpoint | None
-) -> tuple[Checkpoint, Plan, str]:
-    """Return what to submit when there is no time to look: a checkpoint, its plan, its group of tensors.
-
-    The best trial's; before any has finished, the newest checkpoint of the one under way.
-    """
-    best = best_of(known.done)
-    if best is not None:
-        with suppress(OSError, ValueError):
-            kept = checkpoint.load(trial_folder(run, known.done.index(best)), best.weights)
-            return kept, known.plans[best.trial.arm], best.weights
-    if found is None:
-        raise EngineError(ErrorCode.TOO_LATE, "no time is left and no trial has finished")
-    trials = [*(result.trial for result in known.done), *known.running]
-    return found, known.plans[trials[found.manifest.position.trial].arm], "weights"
 
 
 def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
