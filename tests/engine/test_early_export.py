@@ -7,18 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file
 
-from shared.messages import OutcomeStatus, decode_outcome
+from shared.clock import WallClock
+from shared.messages import OutcomeStatus, decode_outcome, decode_worker_job
 from tests.engine.worker_run import finish
 from trainer_node.contest.validity import objections
 from trainer_node.engine import early_export
-from trainer_node.engine.context import RunRecord, read_record
+from trainer_node.engine.context import RunContext, RunRecord, read_record
 from trainer_node.engine.early_export import NOTHING_YET, measured_group
+from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.search.runner import trial_folder
+from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.trial import read_search
+from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position
 from trainer_node.engine.train.dev_curve import DevCurve
+from trainer_node.engine.train.saved_state import snapshot_name
 from trainer_node.engine.train.schedule import ScheduleState
 
 
@@ -82,6 +91,43 @@ def test_the_best_trial_of_a_search_is_exported(make_job: Callable[..., Path], t
     assert outcome.metrics.final_loss is not None
     assert outcome.metrics.final_loss < outcome.metrics.base_loss
     assert export(job, tmp_path / "again", repr(outcome.metrics.final_loss)) == NOTHING_YET
+
+
+def test_a_trial_that_was_best_as_an_average_is_exported_as_that(
+    make_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    job = make_job(profile="auto")
+    finish(job)
+    found = read_search(job.parent)
+    assert found is not None
+    best = best_of(found.done)
+    assert best is not None
+    number, run = found.done.index(best), context_of(job)
+    kept = checkpoint.load(trial_folder(run, number), best.weights)
+    weights = kept.tensors(best.weights)
+    groups = {
+        "best": {name: torch.zeros_like(value) for name, value in weights.items()},
+        snapshot_name(1): {name: value + 1.0 for name, value in weights.items()},
+        snapshot_name(2): {name: value - 1.0 for name, value in weights.items()},
+    }
+    made = checkpoint.save(tmp_path / "made", kept.manifest.position, "", groups, {})
+    checkpoint.link(made, trial_folder(run, number), set(groups))
+    averaged = replace(best, weights="best", snapshots=[1, 2])
+    known = read_record(job.parent)
+    assert known is not None
+    choice = early_export.best_choice(run, *known, replace(found, done=[*found.done[:number], averaged]))
+    assert choice is not None
+    assert choice.loss == best.loss
+    assert (choice.reached.step, choice.reached.tokens) == (best.step, best.step_tokens)
+    exported = choice.weights()
+    assert exported.keys() == weights.keys()
+    assert all(torch.allclose(exported[name], weights[name].float(), atol=1e-5) for name in weights)
+
+
+def context_of(job: Path) -> RunContext:
+    given = decode_worker_job(job.read_bytes())
+    reporter = Reporter(job.parent / "progress.jsonl", given.task, given.slot)
+    return RunContext(given, job.parent, WallClock(), reporter, Stop())
 
 
 def test_measured_weights_come_before_the_last_ones() -> None:

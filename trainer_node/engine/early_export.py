@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.clock import WallClock
@@ -25,14 +27,15 @@ from shared.planning.hardware import machine_memory
 from shared.planning.plan import Plan
 from trainer_node.engine import context
 from trainer_node.engine.context import RunContext, RunRecord
-from trainer_node.engine.evaluate.candidates import Candidate, loss_over_base
+from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loss_over_base
 from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.export import writer
 from trainer_node.engine.finish import metrics_of, reached_at
 from trainer_node.engine.model.adapters import add_deltas
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.reporter import Reporter
-from trainer_node.engine.search.runner import trial_folder
+from trainer_node.engine.search.choose import reached_in
+from trainer_node.engine.search.runner import groups_of, kept_weights, trial_folder
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, read_search
 from trainer_node.engine.signals import Stop
@@ -44,16 +47,17 @@ NICENESS = 10
 TRIES = 3  # the worker deletes older checkpoints meanwhile
 
 
-class SavedWeights(Struct, frozen=True):
-    """One group of tensors on disk that can be submitted, and its held-out loss if it was measured.
+@dataclass(frozen=True)
+class SavedWeights:
+    """Weights on disk that can be submitted, and their held-out loss if it was measured.
 
     The loss is that of all development rows: of fewer it is what these say of the others, as in a search.
     """
 
-    folder: Path
-    group: str
     plan: Plan
     loss: float | None
+    reached: TrainProgress
+    weights: Callable[[], dict[str, torch.Tensor]]
 
 
 def main(arguments: list[str]) -> int:
@@ -102,9 +106,10 @@ def _of_trial(run: RunContext, searched: SearchRecord) -> SavedWeights | None:
     if best is None:
         return None
     folder = trial_folder(run, searched.done.index(best))
-    if best.weights not in checkpoint.groups(folder):
+    if not checkpoint.groups(folder).issuperset(groups_of(best)):
         return None
-    return SavedWeights(folder, best.weights, searched.plans[best.trial.arm], best.loss)
+    plan = searched.plans[best.trial.arm]
+    return SavedWeights(plan, best.loss, reached_in(best), lambda: kept_weights(folder, best)())
 
 
 def _of_checkpoint(
@@ -120,7 +125,14 @@ def _of_checkpoint(
             return None
         plan = searched.plans[trials[position.trial].arm]
     group, loss = measured_group(position, groups, record)
-    return SavedWeights(folders[-1], group, plan, loss) if group in groups else None
+    if group not in groups:
+        return None
+    weights = partial(_read, folders[-1], group)
+    return SavedWeights(plan, loss, reached_at(position), weights)
+
+
+def _read(folder: Path, group: str) -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder, group).tensors(group)
 
 
 def measured_group(position: Position, groups: frozenset[str], record: RunRecord) -> tuple[str, float | None]:
@@ -140,17 +152,16 @@ def measured_group(position: Position, groups: frozenset[str], record: RunRecord
 
 def export(run: RunContext, record: RunRecord, choice: SavedWeights, target: Path) -> None:
     """Write the chosen weights as a submission, then the outcome that describes it."""
-    kept = checkpoint.load(choice.folder, choice.group)
-    weights = kept.tensors(choice.group)
+    weights = choice.weights()  # the worker may delete them while the model is read
     model = load_model(run.job.model_path, getattr(torch, choice.plan.dtype))
     deltas = add_deltas(model, choice.plan, run.job.seed)
     deltas.load_state(weights)
-    metrics = metrics_of(record, None, reached_at(kept.manifest.position))
+    metrics = metrics_of(record, None, choice.reached)
     if choice.loss is not None:
         metrics = replace(metrics, final_loss=choice.loss, dev_examples=len(record.base_losses))
     metrics = writer.write(deltas, choice.plan, run.job, metrics, target)
     outcome = Outcome(
-        status=OutcomeStatus.READY, export=target.name, metrics=metrics, step=kept.manifest.position.step
+        status=OutcomeStatus.READY, export=target.name, metrics=metrics, step=choice.reached.step
     )
     write_atomically(target.with_name(f"{target.name}.json"), encode(outcome))
 
