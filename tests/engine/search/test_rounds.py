@@ -19,6 +19,7 @@ from shared.errors import EngineError
 from shared.messages import ErrorCode, OutcomeStatus, decode_worker_job
 from shared.net import free_port
 from shared.planning.plan import Deviation, Plan
+from tests.engine.search.search_run import record_of, without_seconds
 from tests.engine.worker_run import (
     ENVIRONMENT,
     outcome_of,
@@ -34,19 +35,12 @@ from trainer_node.engine.search.population import on_one_device
 from trainer_node.engine.search.rounds import TrialReport, end_round, on_own_rows, take_up
 from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.strategy import best_of
-from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, read_search, without_loss
+from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, without_loss
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
 
 WAIT_S = 300.0  # a worker is three Python processes here, on two busy cores
 TRIALS = [Trial(arm="dense", rate=rate) for rate in (1.0, 3.0)]
-
-
-def record_of(job: Path) -> SearchRecord:
-    """The search's record in a job's folder."""
-    found = read_search(job.parent)
-    assert found is not None
-    return found
 
 
 # --- what a round leaves on record
@@ -204,11 +198,6 @@ def make_pair(make_job: Callable[..., Path], tmp_path: Path) -> Callable[..., Pa
         "checkpoint_interval_s": 3.0,
     }
     return lambda name, **changes: make_job(name, **{**fixed, **changes})
-
-
-def without_seconds(results: list[TrialResult]) -> list[TrialResult]:
-    """What must be equal when a job is repeated: all but the real time that steps took."""
-    return [replace(result, step_s=0.0, train_s=0.0) for result in results]
 
 
 def wait_for(condition: Callable[[], bool], job: Path, worker: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,91 @@
+"""The weights of finished trials on disk: which stay, what they take, and what makes room."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from shared.messages import OutcomeStatus
+from shared.planning.plan import Plan
+from tests.engine.search.search_run import record_of
+from tests.engine.worker_run import (
+    finish,
+    progress_of,
+)
+from trainer_node.engine.export import writer
+from trainer_node.engine.search.runner import KEPT_BYTES, is_averaged
+from trainer_node.engine.train import async_saver
+from trainer_node.engine.train.disk_plan import CheckpointContent, DiskChoice
+
+# PEFT asks transformers a question under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def test_dense_weights_are_averaged_but_not_those_of_lora_nor_very_large_ones(
+    make_plan: Callable[..., Plan],
+) -> None:
+    plan = make_plan()
+    (first, *_), most = plan.modules, int(KEPT_BYTES / 4)
+    for method, parameters, wanted in (("dense", most, True), ("dense", most + 1, False), ("lora", 1, False)):
+        modules = [replace(first, method=method, parameters=parameters)]
+        assert is_averaged(replace(plan, modules=modules)) is wanted
+
+
+def test_only_the_best_trials_weights_stay_on_disk(make_job: Callable[..., Path]) -> None:
+    job = make_job(profile="auto", ready_by=160.0)
+    finish(job)
+    done = record_of(job).done
+    refits = [result for result in done if result.trial.refit]
+    trials = [result for result in done if not result.trial.refit]
+    assert len(trials) > 3
+    best = sorted(trials, key=lambda result: result.loss or 0.0)[:3]
+    kept = sorted(int(folder.name) for folder in (job.parent / "trials").iterdir())
+    assert kept == sorted(done.index(result) for result in [*best, *refits])
+
+
+def test_a_kept_trial_takes_the_room_of_the_weights_that_would_be_submitted(
+    make_job: Callable[..., Path],
+) -> None:
+    job = make_job(profile="auto", ready_by=60.0)
+    finish(job)
+    done = record_of(job).done
+    folders = list((job.parent / "trials").iterdir())
+    assert folders
+    for folder in folders:
+        found = sorted(path.stem for path in folder.glob("*.safetensors"))
+        assert found == [done[int(folder.name)].weights]
+
+
+@pytest.mark.parametrize("profile", ["auto", "winner_2026_06"])
+def test_a_search_whose_disk_has_room_for_the_last_weights_alone_submits_these(
+    profile: str, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_saver, "choose", lambda *_: DiskChoice(CheckpointContent.WEIGHTS))
+    job = make_job(profile=profile, ready_by=120.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    whole = [result for result in record_of(job).done if not result.trial.stage]
+    assert all(result.loss is not None for result in whole)
+    assert {result.weights for result in whole} == {"weights"}
+    assert not any(result.snapshots for result in whole)
+
+
+def test_kept_trials_make_room_for_the_export(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, write = make_job(profile="auto", ready_by=40.0), writer.write
+
+    def full_at_first(*arguments: Any) -> Any:
+        if list((job.parent / "trials").iterdir()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(writer, "write", full_at_first)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert any("trials/000 is deleted" in (line.message or "") for line in progress_of(job))
