@@ -123,7 +123,8 @@ class Training:
         synchronize(self.device)
         seconds = time.perf_counter() - began
         self.state.read_results()
-        return seconds, [*losses[1:], self.state.last_loss]  # a step's loss may be read in the next one
+        late = self.state.lag  # steps after which a step's loss is read
+        return seconds, [*losses, self.state.last_loss][late : late + count]
 
     def _mfu(self, rate: float) -> float | None:
         """Return the share of the GPU's peak, by the arithmetic that training asks for; None on a CPU."""

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from bench.gpu import older_torch, suite
-from bench.gpu.check import Answer, Finding
+from bench.gpu.check import Answer, Finding, Setting
 from bench.gpu.suite import CHECKS, Entry, read_answers, run_suite
+from bench.gpu.training import Case, Training
 from tests.engine.worker_run import ENVIRONMENT, ROOT
 from trainer_node.engine.model import attention
 
@@ -33,6 +34,15 @@ def test_every_check_passes_dry(tmp_path: Path) -> None:
     assert answers["sharded_worker"].figures["parallel"] == "fsdp2"
     assert answers["worker"].figures["dense"]["metrics"]["resumes"] == 1
     assert answers["compile"].figures["llama-1b, dense, 16384 tokens"]["graphs"] > 0
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_every_step_has_its_own_loss_however_late_it_is_read(lag: int, tmp_path: Path) -> None:
+    training = Training(Case(model="smollm2-135m"), Setting(dry=True, folder=tmp_path))
+    training.state.lag, training.state.step_losses = lag, []
+    losses = training.steps(3)["losses"]
+    assert losses == [round(loss, 4) for loss in training.state.step_losses]
+    assert len(set(losses)) == 4
 
 
 def test_an_answer_is_kept_and_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
