@@ -23,7 +23,6 @@ from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.evaluate.candidates import loaded
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.oom import is_out_of_memory
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.time_budget import Costs
@@ -240,19 +239,6 @@ def test_an_average_is_kept_only_beside_all_that_was_planned(make_plan: Callable
     assert averages(make_plan("dense", memory_bytes=free), 4 * 2**30, gpu)
     assert not averages(make_plan("dense", memory_bytes=free + 1), 4 * 2**30, gpu)
     assert not averages(make_plan("dense", memory_bytes=0), 9 * 2**30, gpu)
-
-
-def test_running_out_of_memory_is_told_from_other_errors() -> None:
-    assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
-    assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"))
-    for text in (
-        "CUDA error: out of memory",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'",
-    ):
-        assert is_out_of_memory(RuntimeError(text))
-    assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
 
 def test_a_cursor_into_packs_of_another_capacity_goes_on_with_the_next_epoch(

@@ -31,11 +31,10 @@ from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.population import give_up, is_population, next_round, on_one_device
 from trainer_node.engine.search.runner import Trained, TrialRunner, clock_tokens, write_known
 from trainer_node.engine.search.strategy import Budget, best_of, trial_of
-from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, without_loss
+from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, TrialResult, without_loss
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
 
-MOST_STARTS = 2  # of a worker in one round, of which a trial has no checkpoint: the node gives up after 3
 LATE = 2.0  # a trial may take so many times what it was planned to, before its silence counts
 
 

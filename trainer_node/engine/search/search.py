@@ -32,13 +32,11 @@ from trainer_node.engine.search.runner import (
     end_at,
     write_known,
 )
-from trainer_node.engine.search.strategy import Budget, arm_name, best_of, next_trial, trial_of
-from trainer_node.engine.search.trial import SearchRecord, Trial, read_search
+from trainer_node.engine.search.strategy import Budget, arm_name, best_of, next_trial
+from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, read_search
 from trainer_node.engine.search.weight_rate import with_weight_rate
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.oom_fallback import smaller_by, was_too_large
-
-MOST_STARTS = 2  # of a worker in one trial without a checkpoint; the node gives up a job after 3
 
 
 def begin_search(
@@ -111,11 +109,10 @@ def search(
         return rounds.search(run, record, known, models, data, dev)
     runner = TrialRunner(run, record, data, dev, known, make_saver(run, record), models)
     run.reporter.phase(Phase.TRAIN)
-    mean_length = record.train_tokens / record.train_examples
     while True:
         budget = budget_of(run, record, runner.known, data)
         trial = runner.known.trial or run.process_group.broadcast_object(
-            _next(run, runner.known, mean_length, budget)
+            _next(run, record, runner.known, budget)
         )
         if trial is None:
             return submit_best(runner)
@@ -137,13 +134,12 @@ def search(
         found = None
 
 
-def _next(run: RunContext, known: SearchRecord, mean_length: float, budget: Budget) -> Trial | None:
+def _next(run: RunContext, record: RunRecord, known: SearchRecord, budget: Budget) -> Trial | None:
     """Return the next trial, by the profile's way of searching."""
     if not resolve(run.job.profile).probes:
-        start = [trial_of(arm, plan, mean_length) for arm, plan in known.plans.items()]
-        return next_trial(start, known.done, budget)
+        return next_trial(rounds.starts(known, record), known.done, budget)
     arm, plan = next(iter(known.plans.items()))
-    first = rate_search.trial_of(arm, plan, mean_length)
+    first = rate_search.trial_of(arm, plan, record.train_tokens / record.train_examples)
     judge = rate_search.OF_PAIRS if run.job.task_type is TaskType.DPO else rate_search.OF_TEXT
     return rate_search.next_trial(first, known.done, budget, judge)
 

@@ -13,6 +13,7 @@ from shared.files import write_atomically
 from shared.planning.plan import Plan
 
 FILE = "search.json"
+MOST_STARTS = 2  # of a worker in a trial without a checkpoint of it; the node gives up a job after 3
 
 
 class Trial(Struct, frozen=True, kw_only=True):
