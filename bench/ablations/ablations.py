@@ -1,12 +1,13 @@
 """One choice at a time: what each part of a training run is worth, paired on the same tasks and rows.
 
-python -m bench ablations [--only GROUP ...] [--tasks N] [--results FILE] [--known-only]
+python -m bench ablations [--only GROUP ...] [--tasks N] [--gpu] [--workers N] [--results FILE] [--known-only]
 
 Each group compares ways to train with its first one (bench/ablations/variants.py). Tasks are the arena's: its
 data sets, small models and damage. Every variant is trained by the engine on the same rows, on the token
 clock, and scored on the same 300 rows that nobody trained on. A figure is the mean over tasks of the gap to
 the group's first one in nat (negative: better), with a 95% interval by resampling tasks and rows. Results are
-appended to a file, and what is there is not run again. The last line is one JSON object.
+appended to a file, and what is there is not run again. With --gpu the base model is SmolLM2-135M, on the
+first GPU, which several tasks can share. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from numpy.typing import NDArray
 
 from bench.ablations.trainer import VariantResult
 from bench.ablations.variants import GROUPS, Variant, variants_of
+from bench.arena.contest import CPU, shared_gpu
 from bench.arena.damage import Way
 from bench.arena.packages import cache_folder
 from bench.arena.suite import ROWS
 from bench.arena.task import Task, model_folder
 from bench.regret.training_process import results_of
+from shared.messages import Hardware
 
 EPOCHS = 8.0  # time enough for every run: the number of its epochs ends it
 RESAMPLES = 2000
@@ -50,6 +54,12 @@ TASKS = (
     _task("german_english", "llama", "noise"),
     _task("fortunes", "llama"),
     _task("foldoc", "qwen3"),
+)
+
+GPU_ROWS = 400
+GPU_TASKS = tuple(
+    Task(source, "smollm2", GPU_ROWS, EPOCHS, 7)
+    for source in ("wordnet", "german_english", "messages", "emoji_json")
 )
 
 Known = dict[Task, dict[Variant, VariantResult]]
@@ -94,23 +104,38 @@ def read_lines(path: Path) -> Known:
     return found
 
 
-def train(task: Task, missing: Sequence[Variant], cache: Path) -> Iterator[VariantResult]:
+def train(
+    task: Task, missing: Sequence[Variant], cache: Path, hardware: Hardware = CPU
+) -> Iterator[VariantResult]:
     """Train variants in a process of its own; each as soon as it is done."""
     model_folder(task, cache)  # a damaged copy is written once
-    return results_of("bench.ablations.trainer", task, "variant", missing, VariantResult, cache)
+    return results_of("bench.ablations.trainer", task, "variant", missing, VariantResult, cache, hardware)
 
 
-def train_missing(tasks: Sequence[Task], wanted: Sequence[Variant], cache: Path, path: Path) -> None:
-    """Train what the file lacks, task by task."""
+def train_missing(
+    tasks: Sequence[Task],
+    wanted: Sequence[Variant],
+    cache: Path,
+    path: Path,
+    *,
+    hardware: Hardware = CPU,
+    workers: int = 1,
+) -> None:
+    """Train what the file lacks, several tasks at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for task in tasks:
-        known = read_lines(path).get(task, {})
+    lines = read_lines(path)
+
+    def train_task(task: Task) -> None:
+        known = lines.get(task, {})
         missing = [variant for variant in wanted if variant not in known]
-        for count, result in enumerate(train(task, missing, cache) if missing else (), 1):
-            with path.open("ab") as file:
+        for count, result in enumerate(train(task, missing, cache, hardware) if missing else (), 1):
+            with path.open("ab") as file:  # one write: lines of several threads stay whole
                 file.write(msgspec.json.encode(Line(task, result)) + b"\n")
             loss = f"{np.mean(result.losses):.4f}" if result.losses else "diverged"
             print(f"[{count}/{len(missing)}] {task}: {result.variant.name} {loss}", flush=True)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(train_task, tasks))
 
 
 def gap(
@@ -178,12 +203,17 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups")
     parser.add_argument("--tasks", type=int, default=len(TASKS), help="the first so many")
+    parser.add_argument("--gpu", action="store_true", help="SmolLM2-135M on the first GPU")
+    parser.add_argument("--workers", type=int, default=1, help="tasks at once")
     parser.add_argument("--results", type=Path, default=cache_folder() / "ablations.jsonl")
     parser.add_argument("--known-only", action="store_true", help="train nothing")
     options = parser.parse_args()
-    tasks, wanted = TASKS[: options.tasks], variants_of(options.only)
+    tasks, wanted = (GPU_TASKS if options.gpu else TASKS)[: options.tasks], variants_of(options.only)
     if not options.known_only:
-        train_missing(tasks, wanted, cache_folder(), options.results)
+        hardware = shared_gpu(options.workers) if options.gpu else CPU
+        train_missing(
+            tasks, wanted, cache_folder(), options.results, hardware=hardware, workers=options.workers
+        )
     lines = read_lines(options.results)
     known = {task: lines[task] for task in tasks if task in lines}
     found = table(options.only, known)

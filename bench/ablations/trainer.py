@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from bench.ablations.variants import BASE, Training, Variant
 from bench.arena.contestant import test_rows
+from bench.gpu import older_torch
 from bench.regret.grid import RECIPES, begin
 from shared.clock import TokenClock
 from shared.messages import decode_worker_job
@@ -175,7 +176,7 @@ class Trainer:
         job = self.runner.run.job
         if arm not in self._scored:
             plan = replace(self.runner.known.plans[arm], dtype="float32")
-            model = load_model(job.model_path, torch.float32)
+            model = load_model(job.model_path, torch.float32).to(self.runner.run.process_group.device)
             self._scored[arm] = add_deltas(model, plan, job.seed)
         whole = self._scored[arm]
         whole.load_state(dict(weights))
@@ -187,6 +188,7 @@ def main() -> None:
     """Train the variants and print what they lose."""
     path = Path(sys.argv[1])
     torch.set_num_threads(1)
+    older_torch.patch()
     PROFILES.update(RECIPES)
     wanted = msgspec.json.decode((path.parent / "variants.json").read_bytes(), type=list[Variant])
     trainer = Trainer(path)

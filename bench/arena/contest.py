@@ -6,8 +6,9 @@ python -m bench arena [--sources NAME ...] [--models NAME ...] [--rows N] [--bud
 
 A task is a data set, a base model, a number of training rows, a budget and a seed. The budget is the time of
 E epochs on the token clock, with all the training that a profile does in it, so that a result repeats exactly
-on a noisy machine; scoring takes none. Each run is the real engine in a process of its own. Results are
-appended to a file (by default in the arena's cache), and what is there is not run again. The last line is one
+on a noisy machine; scoring takes none. Each run is the real engine in a process of its own; with --gpu all
+of them share the first GPU, and a result repeats but for that GPU's rounding. Results are appended to a file
+(by default in the arena's cache), and what is there is not run again. The last line is one
 JSON object.
 """
 
@@ -33,7 +34,7 @@ from bench.arena.page import write_page
 from bench.arena.sources import SOURCES
 from bench.arena.standings import Entry, by_task, print_table, summary
 from bench.arena.suite import cpu_suite
-from bench.arena.task import Task, model_folder, rows_of
+from bench.arena.task import Task, model_folder, pack_rows, rows_of
 from shared.messages import (
     DatasetType,
     FileFormat,
@@ -60,13 +61,14 @@ COLUMNS = DatasetType(field_instruction="prompt", field_output="completion")
 CLOCK_RATE = 20.0  # tokens per simulated second: so slow that the reserves before a deadline do not count
 RUN_S = 3600.0
 BOSS = "winner_2026_06"
+CPU = Hardware(device="cpu", count=1, memory_bytes=8 * 2**30)
 
 
-def run(task: Task, profile: str, cache: Path) -> Entry:
+def run(task: Task, profile: str, cache: Path, hardware: Hardware = CPU) -> Entry:
     """Train and score in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="arena-") as name:
         folder = Path(name)
-        job = write_job(task, profile, cache, folder)
+        job = write_job(task, profile, cache, folder, hardware)
         command = [sys.executable, "-m", "bench.arena.contestant", str(job)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
@@ -83,7 +85,7 @@ def run(task: Task, profile: str, cache: Path) -> Entry:
         return Entry(task, profile, float(np.mean(losses)), losses, metrics.steps, metrics.epochs)
 
 
-def write_job(task: Task, profile: str, cache: Path, folder: Path) -> Path:
+def write_job(task: Task, profile: str, cache: Path, folder: Path, hardware: Hardware = CPU) -> Path:
     """The engine's job for a task, with its rows; the path of its job.json."""
     model = model_folder(task, cache)
     train, test = rows_of(task, cache)
@@ -102,7 +104,7 @@ def write_job(task: Task, profile: str, cache: Path, folder: Path) -> Path:
         dataset_type=COLUMNS,
         start_at=0.0,
         ready_by=task.epochs * tokens / CLOCK_RATE,
-        hardware=Hardware(device="cpu", count=1, memory_bytes=8 * 2**30),
+        hardware=hardware,
         threads=1,
         clock="token",
         token_clock_rate=CLOCK_RATE,
@@ -112,6 +114,14 @@ def write_job(task: Task, profile: str, cache: Path, folder: Path) -> Path:
     path = folder / "job.json"
     path.write_bytes(encode(job))
     return path
+
+
+def shared_gpu(workers: int) -> Hardware:
+    """The first GPU as each of several processes sees it: with its part of the memory."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return Hardware(device=properties.name, count=1, memory_bytes=properties.total_memory // workers)
 
 
 def tokens_of(path: Path, model: Path) -> int:
@@ -134,7 +144,12 @@ def read_entries(path: Path) -> dict[tuple[Task, str], Entry]:
 
 
 def play(
-    tasks: Sequence[Task], profiles: Sequence[str], cache: Path, results: Path, workers: int
+    tasks: Sequence[Task],
+    profiles: Sequence[str],
+    cache: Path,
+    results: Path,
+    workers: int,
+    hardware: Hardware = CPU,
 ) -> list[Entry]:
     """Run what the results file lacks, several at once; all entries of these tasks and profiles."""
     known = read_entries(results)
@@ -144,7 +159,9 @@ def play(
         model_folder(task, cache)  # a damaged copy is written once, not by several runs at the same time
     results.parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool, results.open("ab") as file:
-        running = {pool.submit(run, task, profile, cache): (task, profile) for task, profile in missing}
+        running = {
+            pool.submit(run, task, profile, cache, hardware): (task, profile) for task, profile in missing
+        }
         for count, done in enumerate(as_completed(running), 1):
             entry = done.result()
             known[entry.task, entry.profile] = entry
@@ -167,17 +184,24 @@ def main() -> None:
     parser.add_argument("--profiles", nargs="+", default=list(PROFILES), help="the first one is judged")
     parser.add_argument("--boss", default=BOSS, help="whom the winner of a tournament has to beat")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--gpu", action="store_true", help="all workers share the first GPU")
+    parser.add_argument("--pack", type=Path, help="only write rows for a machine without packages")
     parser.add_argument("--results", type=Path, default=cache_folder() / "results.jsonl")
     parser.add_argument("--page", type=Path, help="folder for a page with plots")
     parser.add_argument("--known-only", action="store_true", help="judge the tasks whose results are there")
     options = parser.parse_args()
+    if options.pack:
+        for source in options.sources:
+            print(pack_rows(source, cache_folder(), options.pack))
+        return
     parts = (options.sources, options.models, options.rows, options.budgets, range(options.seeds))
     tasks = cpu_suite() if options.suite else [Task(*values) for values in itertools.product(*parts)]
     champion, *rivals = options.profiles
     if options.known_only:
         known = read_entries(options.results)
         tasks = [task for task in tasks if all((task, name) in known for name in options.profiles)]
-    entries = play(tasks, options.profiles, cache_folder(), options.results, options.workers)
+    hardware = shared_gpu(options.workers) if options.gpu else CPU
+    entries = play(tasks, options.profiles, cache_folder(), options.results, options.workers, hardware)
     found = by_task(entries)
     print_table(found, options.profiles)
     figures = {"champion": champion, **summary(found, champion, rivals, options.boss)}

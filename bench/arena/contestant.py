@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from msgspec.structs import replace
 
+from bench.gpu import older_torch
 from shared.messages import FileFormat, decode_worker_job
 from shared.planning.profiles import PROFILES
 from trainer_node.engine import pipeline
@@ -34,6 +35,7 @@ def test_losses(job_path: Path) -> list[float]:
     network: torch.nn.Module = load_model(job.model_path if adapter else str(export), torch.float32)
     if adapter:
         network = load_adapter(network, str(export))
+    network = network.to("cpu" if job.hardware.device == "cpu" else "cuda")
     losses: list[float] = metric.score(network, test_rows(job_path)).per_example.tolist()
     return losses
 
@@ -51,6 +53,7 @@ def main() -> int:
     """Run the job, score what it submits; the worker's exit status."""
     job_path = Path(sys.argv[1])
     torch.set_num_threads(1)
+    older_torch.patch()
     PROFILES[AUTO_ONCE] = replace(PROFILES["auto"], profile=AUTO_ONCE, arms=())
     status = pipeline.main(job_path, Stop())
     if status == 0:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
 from bench.arena.damage import Way, damage_folder
 from bench.arena.models import base_model
-from bench.arena.rows import Row, split
+from bench.arena.rows import Row, Split, split
 from bench.arena.sources import load
 
 SMOLLM2 = Path.home() / ".cache" / "podium" / "smollm2-135m-instruct"
@@ -50,6 +51,27 @@ def damage_seed(task: Task) -> int:
 
 def rows_of(task: Task, cache: Path) -> tuple[list[Row], list[Row]]:
     """The task's training and test rows; the seed decides which of the data set's rows are trained on."""
-    parts = split(load(task.source, cache), most_test=MOST_TEST)
+    parts = parts_of(task.source, cache)
     order = np.random.default_rng(task.seed).permutation(len(parts.train))[: task.rows]
     return [parts.train[number] for number in order], parts.test
+
+
+def parts_of(source: str, cache: Path) -> Split:
+    """A data set's rows to train on and to score on; as `pack_rows` wrote them into the cache, if it did."""
+    packed = packed_path(source, cache)
+    if packed.exists():
+        return msgspec.json.decode(packed.read_bytes(), type=Split)
+    return split(load(source, cache), most_test=MOST_TEST)
+
+
+def pack_rows(source: str, cache: Path, folder: Path) -> Path:
+    """Write a data set's rows, for a machine that can fetch no packages: there the folder is the cache."""
+    path = packed_path(source, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(parts_of(source, cache)))
+    return path
+
+
+def packed_path(source: str, cache: Path) -> Path:
+    """Where a data set's packed rows are."""
+    return cache / "rows" / f"{source}.json"

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from bench.gpu import kernel_table, machine, steps, trl_trainer, workers
+from bench.gpu import kernel_table, kernel_times, machine, sharing, steps, trl_trainer, workers
 from bench.gpu.check import Answer, Check, run_check
 from shared.files import write_atomically
 
@@ -48,6 +48,8 @@ CHECKS: dict[str, Entry] = {
     "compile": Entry(steps.compiled, 120),
     "memory": Entry(steps.memory, 100),
     "throughput": Entry(steps.throughput, 150),
+    "kernel_times": Entry(kernel_times.kernel_times, 90),
+    "sharing": Entry(sharing.sharing, 110),
     "out_of_memory": Entry(steps.out_of_memory, 40),
     "rates": Entry(machine.rates, 40),
     "trl": Entry(trl_trainer.beside_trl, 60),

@@ -100,9 +100,9 @@ class Training:
 
     def steps(self, count: int) -> dict[str, Any]:
         """Take one step, then `count` timed ones; return seconds, tokens per second and losses."""
-        first_s, losses = self._take(1)
+        first_s, losses = self.take(1)
         tokens = self.state.tokens
-        seconds, more = self._take(count)
+        seconds, more = self.take(count)
         rate = (self.state.tokens - tokens) / seconds
         rounded = [round(loss, 4) for loss in losses + more]
         return {
@@ -114,7 +114,8 @@ class Training:
             **self._memory(),
         }
 
-    def _take(self, count: int) -> tuple[float, list[float]]:
+    def take(self, count: int) -> tuple[float, list[float]]:
+        """Take steps; return their seconds and losses."""
         synchronize(self.device)
         began, losses = time.perf_counter(), []
         for _ in range(count):

@@ -27,6 +27,7 @@ from trainer_node.engine import prepare
 from trainer_node.engine.assemble import load_base, make_saver
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.distributed.process_group import join
 from trainer_node.engine.evaluate import metric
 from trainer_node.engine.finish import free_optimizer
 from trainer_node.engine.model.adapters import add_deltas
@@ -89,6 +90,7 @@ def begin(job: WorkerJob, folder: Path) -> TrialRunner:
         TokenClock(job.start_at, job.token_clock_rate),
         Reporter(folder / "progress.jsonl", job.task, job.slot),
         Stop(),
+        join(job.hardware, job.ready_by - job.start_at),
     )
     prepare.set_threads(job, run.process_group)
     config = load_config(job.model_path)
@@ -122,7 +124,8 @@ def losses_of(runner: TrialRunner, point: Point, test: Examples) -> list[float]:
     if not saved_state.is_finite(state):
         return []
     plan = msgspec.structs.replace(state.plan, dtype="float32")
-    whole = add_deltas(load_model(run.job.model_path, torch.float32), plan, run.job.seed)
+    model = load_model(run.job.model_path, torch.float32).to(run.process_group.device)
+    whole = add_deltas(model, plan, run.job.seed)
     whole.load_state(state.deltas.state())
     losses: list[float] = metric.score(whole.model, test).per_example.tolist()
     return losses if all(map(math.isfinite, losses)) else []

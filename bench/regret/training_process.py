@@ -13,15 +13,22 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from bench.arena.contest import ROOT, write_job
+from bench.arena.contest import CPU, ROOT, write_job
 from bench.arena.task import Task
 from bench.regret.grid import RECIPE
+from shared.messages import Hardware
 
 Result = TypeVar("Result", bound=Struct)
 
 
 def results_of(
-    module: str, task: Task, name: str, wanted: Sequence[Struct], kind: type[Result], cache: Path
+    module: str,
+    task: Task,
+    name: str,
+    wanted: Sequence[Struct],
+    kind: type[Result],
+    cache: Path,
+    hardware: Hardware = CPU,
 ) -> Iterator[Result]:
     """Have `module` train what is wanted of a task; yield each result as soon as it is done.
 
@@ -30,7 +37,7 @@ def results_of(
     """
     with tempfile.TemporaryDirectory(prefix=f"{name}s-") as temporary:
         folder = Path(temporary)
-        job = write_job(task, RECIPE.profile, cache, folder)
+        job = write_job(task, RECIPE.profile, cache, folder, hardware)
         (folder / f"{name}s.json").write_bytes(msgspec.json.encode(list(wanted)))
         with (
             (folder / "errors").open("wb") as errors,
