@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from msgspec import Struct
@@ -12,6 +11,7 @@ from msgspec import Struct
 from bench.arena.task import Task
 from bench.regret import training_process
 from bench.regret.training_process import results_of
+from shared.messages import Hardware
 
 TRAINER = """
 import json, sys
@@ -37,7 +37,7 @@ class Found(Struct, frozen=True):
 def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module `trainer` in the folder that the process is started in."""
 
-    def write_job(task: Task, profile: str, cache: Path, folder: Path, **_: Any) -> Path:
+    def write_job(task: Task, profile: str, cache: Path, folder: Path, hardware: Hardware) -> Path:
         return folder / "job.json"
 
     (tmp_path / "trainer.py").write_text(TRAINER)
