@@ -55,6 +55,7 @@ GROUPS: dict[str, tuple[Variant, ...]] = {
     "optimizer": (
         BASE,
         _with("betas .9, .95", betas=(0.9, 0.95)),
+        _with("betas .6, .99", betas=(0.6, 0.99)),
         _with("clip at .1", clip=0.1),
         _with("no clip", clip=1e9),
         _with("decay .01", weight_decay=0.01),
