@@ -66,6 +66,7 @@ async def test_results_and_scores_change_the_terms_of_the_next_decision(
         "prior_strength": 10.0,
         "half_life_days": 30.0,
         "results": 1,
+        "unused_results": 0,
         "scores": 1,
     }
     assert set(tables["tables"]["model_performance"]["rates"]) == {"smollm"}
