@@ -46,6 +46,14 @@ def test_a_narrower_limit_stays() -> None:
         bytearray(400 * MIB)
 
 
+def test_memory_is_asked_for_before_a_library_takes_it() -> None:
+    limits.require_memory(1 << 60)  # no limit
+    with limits.memory_limit(200 * MIB):
+        limits.require_memory(100 * MIB)
+        with pytest.raises(MemoryError):
+            limits.require_memory(190 * MIB)
+
+
 def test_no_status_no_count(tmp_path: Path) -> None:
     (tmp_path / "status").write_text("Name:\tpython\n")
     with pytest.raises(OSError, match="lacks VmData"):

@@ -14,6 +14,7 @@ from threading import Event, Thread
 
 from trainer_node.engine.reporter import Reporter
 
+SPARE = 16 << 20  # bytes that a library may take besides what is known: threads, buffers
 LOOK_S = 1.0  # between two looks at a reporter
 STATUS = Path("/proc/self/status")
 
@@ -22,8 +23,8 @@ STATUS = Path("/proc/self/status")
 def memory_limit(more: int) -> Iterator[None]:
     """Inside, this process may take so many further bytes; then Python raises MemoryError.
 
-    A library in Rust aborts the process. What is mapped but not written, as CUDA's address space, isn't
-    counted.
+    Libraries in Rust and C may end the process instead: call `require_memory` or `has_memory` before them.
+    What is mapped but not written, as CUDA's address space, isn't counted.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     wanted = [data_bytes() + more, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
@@ -32,6 +33,18 @@ def memory_limit(more: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def require_memory(size: int) -> None:
+    """Raise MemoryError if the limit leaves less than so many bytes, and some to spare."""
+    if not has_memory(size):
+        raise MemoryError(f"{size} bytes are needed, more than the limit leaves")
+
+
+def has_memory(size: int) -> bool:
+    """Return whether the limit leaves so many bytes, and some to spare."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return limit == resource.RLIM_INFINITY or data_bytes() + size + SPARE <= limit
 
 
 def data_bytes(status: Path = STATUS) -> int:

@@ -20,6 +20,7 @@ from shared.messages import DatasetType, Scorer, TaskType
 from trainer_node.engine.data.columns import asked_columns
 from trainer_node.engine.data.conversations import Turn, UnusableError, form_of, turns_of
 from trainer_node.engine.data.row_set import AskedColumns, Row, text_of
+from trainer_node.engine.data.token_ids import token_ids
 
 IGNORED = -100
 COMPLETION_CHUNKS = 64  # a completion text is cut at this multiple of the scored length
@@ -27,10 +28,6 @@ DUMMY = "[[dummy_message]]"  # stands in for a turn's content when the scorer lo
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a chat template; anything else is code
 EOS_REACH = 3  # an end token so near after a turn belongs to it
 DPO_LENGTH, DPO_PROMPT_LENGTH = 1024, 512
-
-
-class TokenizerError(Exception):
-    """The model's tokenizer fails on some of the texts that it was given."""
 
 
 Document = tuple[list[int], list[int]]
@@ -95,19 +92,6 @@ def _fill(answers: list[list[Any] | str], examples: Iterator[list[Any] | str]) -
     return [answer if isinstance(answer, str) else next(examples) for answer in answers]
 
 
-def _ids(tokenizer: Any, texts: list[str], **options: Any) -> list[list[int]]:
-    """Tokenize many texts together, which fast tokenizers do on all cores. Raises TokenizerError."""
-    if not texts:
-        return []
-    try:
-        found: list[list[int]] = tokenizer(texts, return_attention_mask=False, **options)["input_ids"]
-    except BaseException as error:
-        if not is_failure(error):
-            raise
-        raise TokenizerError(in_a_line(error)) from error
-    return found
-
-
 # --- instruct and completion
 
 
@@ -135,8 +119,9 @@ def _instruct(asked: AskedColumns, columns: DatasetType, tokenizer: Any, length:
 
     def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
         parts, answers = _each(rows, read)
-        prompts = _ids(tokenizer, [prompt for prompt, _ in parts], truncation=True, max_length=length)
-        responses = _ids(tokenizer, [response for _, response in parts], truncation=True, max_length=length)
+        cut = {"truncation": True, "max_length": length}
+        prompts = token_ids(tokenizer, [prompt for prompt, _ in parts], **cut)
+        responses = token_ids(tokenizer, [response for _, response in parts], **cut)
         pairs = zip(parts, prompts, responses, strict=True)
         return _fill(answers, ([(join(part[0], prompt, ids),)] for part, prompt, ids in pairs))
 
@@ -178,7 +163,7 @@ def _completion(column: str, tokenizer: Any, length: int) -> Encoder:
 
     def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
         texts, answers = _each(rows, read)
-        return _fill(answers, map(cut, _ids(tokenizer, texts, truncation=True, max_length=longest)))
+        return _fill(answers, map(cut, token_ids(tokenizer, texts, truncation=True, max_length=longest)))
 
     def cut(ids: list[int]) -> list[Example]:
         ids = _ended(ids, end, longest)
@@ -215,11 +200,11 @@ def _chat(columns: DatasetType, tokenizer: Any, length: int) -> Encoder:
 
     def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
         conversations, answers = _each(rows, read)
-        wholes = _ids(tokenizer, [text for _, text in conversations], add_special_tokens=False)
+        wholes = token_ids(tokenizer, [text for _, text in conversations], add_special_tokens=False)
         turns = [turns for turns, _ in conversations]
         parts, reasons = _each(list(zip(turns, wholes, strict=True)), cut)
         texts = [text for *_, some in parts for text in some]
-        found = iter(_ids(tokenizer, texts, add_special_tokens=False))
+        found = iter(token_ids(tokenizer, texts, add_special_tokens=False))
         marked = _fill(reasons, (mark(turns, ids, found) for turns, ids, _ in parts))
         return _fill(answers, iter(marked))
 
@@ -289,7 +274,7 @@ def _dpo(names: Sequence[str], tokenizer: Any, length: int) -> Encoder:
 
     def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
         parts, answers = _each(rows, read)
-        ids = iter(_ids(tokenizer, [text for part in parts for text in part], add_special_tokens=False))
+        ids = iter(token_ids(tokenizer, [text for part in parts for text in part], add_special_tokens=False))
         return _fill(answers, ([pair(next(ids), next(ids), next(ids))] for _ in parts))
 
     def pair(prompt: list[int], *completions: list[int]) -> Example:
@@ -318,7 +303,7 @@ def _whole_dpo(names: Sequence[str], tokenizer: Any, length: int) -> Encoder:
 
     def encode(rows: Sequence[Row]) -> list[list[Example] | str]:
         parts, answers = _each(rows, read)
-        ids = iter(_ids(tokenizer, [text for part in parts for text in part]))
+        ids = iter(token_ids(tokenizer, [text for part in parts for text in part]))
         return _fill(answers, ([pair(next(ids), next(ids), next(ids))] for _ in parts))
 
     def pair(prompt: list[int], *wholes: list[int]) -> Example:

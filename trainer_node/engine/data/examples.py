@@ -23,9 +23,10 @@ from shared.planning.throughput import development_rows
 from trainer_node.engine.data.columns import asked_columns, refuse_missing
 from trainer_node.engine.data.conversations import advice, form_of
 from trainer_node.engine.data.download import public_name
-from trainer_node.engine.data.encode import IGNORED, Document, Encoder, Example, TokenizerError, encoder
+from trainer_node.engine.data.encode import IGNORED, Document, Encoder, Example, encoder
 from trainer_node.engine.data.row_set import Row
 from trainer_node.engine.data.sources import read_rows
+from trainer_node.engine.data.token_ids import TokenizerError
 
 __all__ = ["IGNORED", "Examples", "hold_out", "read_rows", "scored_length", "tokenize"]
 

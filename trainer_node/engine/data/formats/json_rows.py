@@ -2,6 +2,7 @@
 
 msgspec decodes only the columns that are asked for. What it refuses but Python and pandas write (NaN,
 Infinity, half characters, numbers beyond a double) goes by Python's own decoder, which is ten times slower.
+So does what there may not be memory for: msgspec 0.22 ends the process where Python raises MemoryError.
 """
 
 from __future__ import annotations
@@ -23,10 +24,21 @@ from trainer_node.engine.data.row_set import (
     column_names,
     without_halves,
 )
+from trainer_node.engine.limits import has_memory
 
 HEAD = 1 << 20  # bytes that are searched for the first row, whose columns are needed
+BLOCK = 1 << 20  # bytes of lines that memory is looked at for
 SPACE = re.compile(r"\s*")
 BETWEEN = re.compile("[\\s,\ufeff\x1e]*")  # between objects: also commas, marks of joined files and sequences
+MARK_SIZES = {  # what one of these can stand for, besides the characters of strings
+    b'"': 40,  # half a string's head
+    b",": 56,  # a number and its place in a list
+    b":": 128,  # a number and its place in a dictionary
+    b"[": 128,
+    b"{": 256,
+}
+WIDEST = 4  # bytes of each character of a string that has one emoji
+MOST_PER_BYTE = WIDEST + max(MARK_SIZES.values())
 INVALID = "not valid JSON"
 NOT_OBJECT = "not a JSON object"
 
@@ -109,6 +121,9 @@ class _Rows:
 
 def _read_array(file: BinaryIO, rows: _Rows) -> None:
     content = file.read()
+    if not _is_safe([content]):
+        _read_text(content.decode(), rows)
+        return
     try:
         found: list[Row] = msgspec.json.decode(content, type=list[rows.type])  # type: ignore[name-defined]
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -137,19 +152,39 @@ def _read_lines(file: BinaryIO, rows: _Rows, *, begun_well: bool) -> bool:
     """Read one object per line; return False at once if the first isn't one, unless it has `begun_well`."""
     decode: Callable[[bytes], Row] = msgspec.json.Decoder(rows.type).decode
     found, project = rows.into.rows, None if rows.project.is_plain else rows.project
-    for number, line in enumerate(file, 1):
+    for number, (line, is_safe) in enumerate(_lines(file), 1):
         try:
-            row = decode(line)
+            row = decode(line) if is_safe else None
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            if _read_line(line.decode(), number, rows):
-                continue
+            row = None
+        if row is not None:
+            found.append(row if project is None else project(row))
+        elif not _read_line(line.decode(), number, rows):
             if not (begun_well or found):
                 return False
             begin = line.strip()[:60].decode(errors="replace")
             rows.into.drop(INVALID, f"{rows.name}, line {number}: {INVALID}: {begin!r}")
-        else:
-            found.append(row if project is None else project(row))
     return True
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """Yield lines, and whether there is memory for what is decoded of them."""
+    while lines := file.readlines(BLOCK):
+        is_safe = _is_safe(lines)
+        for line in lines:
+            yield line, is_safe
+
+
+def _is_safe(texts: list[bytes]) -> bool:
+    """Return whether there is memory for what is decoded of some texts, whatever it is or by its marks."""
+    most = MOST_PER_BYTE * sum(map(len, texts))
+    return has_memory(most) or has_memory(sum(map(decoded_size, texts)))
+
+
+def decoded_size(text: bytes) -> int:
+    """Return the most bytes that the objects of JSON can take, in CPython; two to five times what most do."""
+    characters = len(text) * (1 if text.isascii() else WIDEST)
+    return characters + sum(size * text.count(mark) for mark, size in MARK_SIZES.items())
 
 
 def _read_line(line: str, number: int, rows: _Rows) -> bool:
