@@ -24,6 +24,10 @@ class Setting(Struct, frozen=True, kw_only=True):
     dry: bool  # on the CPU, with tiny shapes: does the suite itself work?
     folder: Path  # for files of a check, removed after it
 
+    def keep(self, figures: dict[str, Any]) -> None:
+        """Write down what is found so far: it counts even if the check fails or is killed."""
+        _write(self.folder / "found.json", msgspec.json.encode(figures))
+
 
 class Skip(Exception):
     """This machine has nothing for the check to look at; the text says what is missing."""
@@ -64,11 +68,13 @@ def run_check(check: Check, *, dry: bool, limit_s: float) -> Answer:
             _answer(check, setting, place)
         ended = _wait(child, began + limit_s)
         seconds = round(time.monotonic() - began, 1)
+        kept = setting.folder / "found.json"
+        figures = msgspec.json.decode(kept.read_bytes(), type=dict[str, Any]) if kept.exists() else {}
         if place.exists():
             answer = msgspec.json.decode(place.read_bytes(), type=Answer)
-            return msgspec.structs.replace(answer, seconds=seconds)
+            return msgspec.structs.replace(answer, seconds=seconds, figures=figures | answer.figures)
         fault = f"it ended with exit status {ended}" if ended is not None else f"no answer in {limit_s:.0f} s"
-        return Answer(status="failed", seconds=seconds, faults=[fault])
+        return Answer(status="failed", seconds=seconds, figures=figures, faults=[fault])
 
 
 def _answer(check: Check, setting: Setting, place: Path) -> None:
@@ -86,10 +92,14 @@ def _answer(check: Check, setting: Setting, place: Path) -> None:
         text = f"{type(error).__name__}: {str(error)[:400]}"
         answer = Answer(status="failed", seconds=0.0, figures={"where": where}, faults=[text])
     finally:
-        temporary = place.with_suffix(".part")
-        temporary.write_bytes(msgspec.json.encode(answer))
-        os.replace(temporary, place)
+        _write(place, msgspec.json.encode(answer))
         os._exit(0)  # taking CUDA apart can hang, and nothing is left to do
+
+
+def _write(place: Path, text: bytes) -> None:
+    temporary = place.with_suffix(".part")
+    temporary.write_bytes(text)
+    os.replace(temporary, place)
 
 
 def _wait(child: int, until: float) -> int | None:

@@ -30,6 +30,7 @@ def kernel_times(setting: Setting) -> Finding:
         training = Training(case, setting)
         step_ms = 1000 * training.steps(DRY_STEPS if setting.dry else STEPS)["step_s"]
         figures[case.name] = {"step_ms": round(step_ms, 1), **profiled(training, step_ms)}
+        setting.keep(figures)
         del training
     return Finding(figures)
 

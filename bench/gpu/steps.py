@@ -27,6 +27,16 @@ MEMORY_CASES = (
     Case(model="gemma3-1b", rank=128),
     Case(model="smollm2-135m", capacity=32768),
 )
+MEMORY_SHARE = 0.9  # of a GPU's memory: a case that is estimated to need less must fit
+RECORDED_CASES = (
+    Case(model="smollm2-135m", capacity=1536),
+    Case(model="smollm2-135m", capacity=8192),
+    Case(model="smollm2-135m", rank=128, capacity=1536),
+    Case(model="qwen2.5-0.5b", capacity=4096),
+    Case(model="gemma3-1b", rank=16, capacity=1536),
+    Case(model="smollm2-135m", capacity=8192, compiled=True),
+)
+RECORDED_STEPS = 12
 LEAST_ESTIMATE, MOST_ESTIMATE = -0.03, 0.15  # of the measured peak
 SPEED_CASES = (
     Case(model="smollm2-135m", compiled=True),
@@ -56,6 +66,7 @@ def compiled(setting: Setting) -> Finding:
         graphs = counters["stats"].get("unique_graphs", 0)
         gain = round(plain["step_s"] / fast["step_s"], 3)
         figures[case.name] = {"plain": plain, "compiled": fast, "gain": gain, "graphs": graphs, "off": off}
+        setting.keep(figures)
         if not off <= LOSS_TOLERANCE:
             faults.append(f"{case.name}: compiled losses are off by {off:.3g}")
         if not graphs:
@@ -70,14 +81,59 @@ def memory(setting: Setting) -> Finding:
     faults = []
     for case in MEMORY_CASES[:2] if setting.dry else MEMORY_CASES:
         training = Training(case, setting)
-        found, estimated = training.steps(2), training.estimate_gib()
+        estimated = training.estimate_gib()
+        found = steps_in_memory(training)
         del training
         figures[case.name] = {"estimate_gib": round(estimated, 2), **found}
+        setting.keep(figures)
+        if "cause" in found and estimated * GIB < MEMORY_SHARE * total_memory():
+            faults.append(f"{case.name}: {estimated:.1f} GiB are estimated, and all there is was too little")
         if peak := found.get("peak_gib"):
             error = estimated / peak - 1
             figures[case.name]["error"] = round(error, 3)
             if not LEAST_ESTIMATE <= error <= MOST_ESTIMATE:
                 faults.append(f"{case.name}: the estimate is {error:+.1%} off the peak of {peak:.1f} GiB")
+    return Finding(figures, faults)
+
+
+def steps_in_memory(training: Training) -> dict[str, Any]:
+    """Return the figures of two steps, or that memory ran out in them."""
+    try:
+        return training.steps(2)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return {"cause": "memory ran out"}
+
+
+def total_memory() -> int:
+    """Return the bytes of the first GPU; 0 without one."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+
+
+def recorded(setting: Setting) -> Finding:
+    """Compare passes that are recorded as a CUDA graph with computed ones: seconds, loss."""
+    older_torch.patch()
+    figures: dict[str, Any] = {}
+    faults = []
+    count = DRY_STEPS if setting.dry else RECORDED_STEPS
+    for case in RECORDED_CASES[:1] if setting.dry else RECORDED_CASES:
+        training = Training(case, setting)
+        training.state.recorded = None
+        plain = training.steps(count)
+        training = Training(case, setting)
+        graph = training.state.recorded
+        fast = training.steps(count)
+        pairs = zip(plain["losses"], fast["losses"], strict=True)
+        off = max(abs(a - b) / (1 + abs(a)) for a, b in pairs)
+        gain = round(plain["step_s"] / fast["step_s"], 3)
+        figures[case.name] = {"plain": plain, "recorded": fast, "gain": gain, "off": off}
+        setting.keep(figures)
+        if not off <= LOSS_TOLERANCE:
+            faults.append(f"{case.name}: recorded losses are off by {off:.3g}")
+        if not setting.dry and (graph is None or graph.failed):
+            faults.append(f"{case.name}: nothing was recorded")
+        del training, graph
     return Finding(figures, faults)
 
 
@@ -89,6 +145,7 @@ def throughput(setting: Setting) -> Finding:
         # A CPU compiles each of them in half a minute: the check before has shown that it can be done.
         training = Training(replace(case, compiled=case.compiled and not setting.dry), setting)
         figures[case.name] = training.steps(DRY_STEPS if setting.dry else STEPS)
+        setting.keep(figures)
         del training
     broken = [name for name, found in figures.items() if not all(map(math.isfinite, found["losses"]))]
     return Finding(figures, [f"{name}: its loss is not finite" for name in broken])

@@ -48,6 +48,7 @@ CHECKS: dict[str, Entry] = {
     "compile": Entry(steps.compiled, 120),
     "memory": Entry(steps.memory, 100),
     "throughput": Entry(steps.throughput, 150),
+    "recorded": Entry(steps.recorded, 90),
     "kernel_times": Entry(kernel_times.kernel_times, 90),
     "sharing": Entry(sharing.sharing, 110),
     "out_of_memory": Entry(steps.out_of_memory, 40),

@@ -20,7 +20,7 @@ from shared.messages import Hardware, OutcomeStatus, Phase, Progress, decode_pro
 from shared.net import free_port
 from trainer_node.engine.context import read_record
 
-JOB_S = 35.0  # of a job on a GPU, by its clock
+JOB_S = 100.0  # of a job on a GPU, by its clock: with 35 s there was no time to go on after a kill
 DRY_TOKEN_S = 12.0  # of one on the CPU, on the token clock
 ROWS = 400
 WAIT_S = 150.0

@@ -28,6 +28,7 @@ from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.cpu_threads import cpu_threads_for
 from trainer_node.engine.train.optimizer import make_optimizer
+from trainer_node.engine.train.recorded_pass import recorded_pass_for
 from trainer_node.engine.train.saved_state import restore
 from trainer_node.engine.train.schedule import Schedule, ScheduleState, Shape
 from trainer_node.engine.train.state import TrainState
@@ -123,14 +124,16 @@ def make_state(
     """Return the state of a training run whose weights are in the model, or in the checkpoint."""
     plan, deltas, job, group = adapted.plan, adapted.deltas, run.job, run.process_group
     dev = curve_rows(plan, record, data) if place.curve else None
+    packs = make_packs(adapted, data.train, job.seed + place.seed)
+    objective = loss_for(job.task_type)
     state = TrainState(
         plan=plan,
         seed=job.seed + place.seed,
         deltas=deltas,
         optimizer=make_optimizer(deltas, plan),
-        objective=loss_for(job.task_type),
+        objective=objective,
         examples=data.train,
-        packs=make_packs(adapted, data.train, job.seed + place.seed),
+        packs=packs,
         schedule=make_schedule(run, record, plan, found, place),
         clock=run.own_clock,
         average=make_average(run, plan, deltas),
@@ -139,6 +142,7 @@ def make_state(
         process_group=group,
         forward=adapted.forward,
         cpu_threads=cpu_threads_for(plan, deltas, torch.get_num_threads()),
+        recorded=recorded_pass_for(plan, deltas, objective, data.train, packs),
         alive=run.reporter.alive,
         lag=1 if group.device.type == "cuda" and not run.simulated else 0,
         dev=dev or None,

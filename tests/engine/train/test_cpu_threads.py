@@ -69,6 +69,7 @@ def _step(
         process_group=SINGLE_PROCESS,
         forward=None,
         cpu_threads=cpu_threads,
+        recorded=None,
         alive=lambda: None,
     )
     size = len(rows) // packs

@@ -71,7 +71,8 @@ class Batch:
     ids_T: Tensor  # int64
     positions_T: Tensor  # int64, from 0 in every document; the padding has only 0
     cu_seqlens: Tensor  # int32[D + 1, or D + 2 with padding]: the documents' borders
-    document_lengths: list[int]  # with the padding, on the host: no step may wait for the device to tell
+    # With the padding, on the host: no step may wait for the device to tell. Empty: only the device knows.
+    document_lengths: list[int]
     max_seqlen: int  # the longest document: with the pack's length, a 0.5B model trains 17% slower on an H100
     label_positions_N: Tensor  # int64: where the hidden state is that predicts the label
     labels_N: Tensor  # int64
@@ -144,11 +145,15 @@ class Packs:
         """Return the next `count` packs and advance."""
         return [self._next() for _ in range(count)]
 
-    def _next(self) -> list[int]:
+    def of_epoch(self) -> list[list[int]]:
+        """Return all packs of the epoch."""
         if self._plan is None or self._plan[0] != self.epoch:
             packs = pack(self.lengths, self.capacity, self.seed, self.epoch, self.max_examples)
             self._plan = (self.epoch, packs)
-        packs = self._plan[1]
+        return self._plan[1]
+
+    def _next(self) -> list[int]:
+        packs = self.of_epoch()
         chosen = packs[self.index]
         self.index += 1
         if self.index == len(packs):

@@ -142,7 +142,8 @@ def packed_attention(
         kernel = _kernel(query.device, form)
         out = kernel(q, k, v, layout.cu_seqlens, layout.max_seqlen, scale, sliding_window)
         return out[..., :size].unsqueeze(0), None
-    return _per_document(query, key, value, layout.document_lengths, scale, sliding_window, attend), None
+    lengths = layout.document_lengths or layout.cu_seqlens.diff().tolist()
+    return _per_document(query, key, value, lengths, scale, sliding_window, attend), None
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:

@@ -198,13 +198,12 @@ def gradients(state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[to
         state.alive()
         if stop.asked and state.process_group.is_single:
             return None
-        if state.cpu_threads is not None and not state.plan.activation_checkpointing:
-            part = state.cpu_threads.backward(
-                state.deltas, state.objective, state.examples, indices, examples
-            )
-            if part is not None:
-                total += part
-                continue
+        part = shared_out(state, indices, examples)
+        if part is None and state.recorded is not None:
+            part = state.recorded.backward(state.examples, indices, examples)
+        if part is not None:
+            total += part
+            continue
         # Random numbers belong to a pack, not to a process: dropout is the same on any number of devices.
         torch.manual_seed(((state.seed * 1_000_003 + state.step) * 65_537 + number) % 2**63)
         batch = collate(state.examples, indices, state.plan.capacity, state.device)
@@ -217,6 +216,13 @@ def gradients(state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[to
     return total, tokens
 
 
+def shared_out(state: TrainState, indices: list[int], examples: int) -> torch.Tensor | None:
+    """Compute a pack's gradients on several CPU threads; its loss, or None if that isn't possible."""
+    if state.cpu_threads is None or state.plan.activation_checkpointing:
+        return None
+    return state.cpu_threads.backward(state.deltas, state.objective, state.examples, indices, examples)
+
+
 def shrink(state: TrainState) -> None:
     """Take over a smaller plan: what the failed step held is freed, and the cursor is put right.
 
@@ -225,6 +231,7 @@ def shrink(state: TrainState) -> None:
     """
     state.read_results()
     state.optimizer.zero_grad(set_to_none=True)
+    state.recorded = None
     release()
     if state.plan.activation_checkpointing:
         state.deltas.model.base.activation_checkpointing_enable()

@@ -19,6 +19,7 @@ from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.cpu_threads import CpuThreads
 from trainer_node.engine.train.dev_curve import DevCurve
 from trainer_node.engine.train.health import Health, is_sound
+from trainer_node.engine.train.recorded_pass import RecordedPass
 from trainer_node.engine.train.schedule import Schedule
 from trainer_node.engine.train.step_results import StepResult
 from trainer_node.engine.train.weight_average import TailAverage
@@ -46,6 +47,7 @@ class TrainState:
     process_group: ProcessGroup = SINGLE_PROCESS
     forward: torch.nn.Module | None = None  # the deltas' model, or what is around it (sharding.spread)
     cpu_threads: CpuThreads | None = None  # threads that a pack is shared out to
+    recorded: RecordedPass | None = None  # what stands in for a pack's passes
     alive: Callable[[], None] = lambda: None  # said at every pack: a step may take long
     cores: int = 0  # that both training and a save in its thread compute on
     since_save: tuple[float, int] = (0.0, 0)  # sum of the losses, steps

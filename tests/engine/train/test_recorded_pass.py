@@ -1,0 +1,179 @@
+"""Passes that are recorded once: the same gradients and losses as passes that are computed each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from shared.planning.plan import Plan
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import collate, pack
+from trainer_node.engine.distributed.process_group import SINGLE_PROCESS
+from trainer_node.engine.model.adapters import Deltas, add_deltas
+from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.objectives import sft
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train import loop
+from trainer_node.engine.train.recorded_pass import (
+    Pass,
+    RecordedPass,
+    Room,
+    fitted_pack,
+    on_cuda,
+    recorded_pass_for,
+    room_for,
+    waits_for_launches,
+)
+
+LENGTHS = [9, 30, 4, 17, 12, 25, 7, 14, 11, 6, 22, 8, 19, 5, 10, 16]
+CAPACITY = 64
+
+
+def by_hand(compute: Pass) -> tuple[Callable[[], None], Tensor]:
+    """Stand in for a graph on a CPU: the pass is computed again, on what lies in the same tensors now."""
+    loss = torch.zeros(())
+
+    def replay() -> None:
+        loss.copy_(compute())
+
+    for _ in range(2):  # as before a recording: what they add to the gradients must not stay
+        compute()
+    return replay, loss
+
+
+@pytest.fixture
+def deltas(tiny_model: Path, make_plan: Callable[..., Plan]) -> Deltas:
+    made = add_deltas(load_model(str(tiny_model), "float32"), make_plan("mixed"), seed=3)
+    made.model.train()
+    return made
+
+
+def steps(deltas: Deltas, rows: Examples, plan: Plan, recorded: RecordedPass | None) -> list[Any]:
+    """Losses and gradients of the loop's own steps, over packs that are filled differently."""
+    run: Any = SimpleNamespace(
+        plan=plan,
+        seed=0,
+        step=0,
+        deltas=deltas,
+        objective=sft.loss,
+        examples=rows,
+        device=torch.device("cpu"),
+        process_group=SINGLE_PROCESS,
+        forward=None,
+        cpu_threads=None,
+        recorded=recorded,
+        alive=lambda: None,
+    )
+    found = []
+    for packs in ([[0, 1], [2, 3, 4]], [[5, 6, 7]], [[8], [9, 10, 11, 2], [12]]):
+        answer = loop.gradients(run, packs, Stop())
+        assert answer is not None
+        found.append(float(answer[0]))
+        for parameter in deltas.parameters.values():
+            assert parameter.grad is not None
+            found.append(parameter.grad.clone())
+            parameter.grad = None
+    return found
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        Room(CAPACITY, documents=9, labels=60, longest=30),
+        Room(
+            CAPACITY, documents=4, labels=60, longest=30
+        ),  # some packs have no room and are computed as usual
+        Room(CAPACITY, documents=9, labels=24, longest=30),
+    ],
+)
+def test_steps_are_those_without_a_recording(
+    room: Room, deltas: Deltas, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+) -> None:
+    rows, plan = make_examples(LENGTHS), make_plan("mixed", capacity=CAPACITY)
+    wanted = steps(deltas, rows, plan, None)
+    recorded = RecordedPass(deltas, sft.loss, room, by_hand)
+    found = steps(deltas, rows, plan, recorded)
+    assert not recorded.failed
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(torch.as_tensor(one), torch.as_tensor(other), rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_recorded_is_computed_as_usual(
+    deltas: Deltas, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+) -> None:
+    rows, plan = make_examples(LENGTHS), make_plan("mixed", capacity=CAPACITY)
+    tries = []
+
+    def refuse(compute: Pass) -> tuple[Callable[[], None], Tensor]:
+        tries.append(compute())
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    recorded = RecordedPass(deltas, sft.loss, room_for(rows, [[0, 1]], CAPACITY), refuse)
+    found = steps(deltas, rows, plan, recorded)
+    assert recorded.failed
+    assert len(tries) == 1
+    for one, other in zip(found, steps(deltas, rows, plan, None), strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
+def test_every_pack_of_an_epoch_has_room(make_examples: Callable[..., Examples]) -> None:
+    rows = make_examples(LENGTHS)
+    packs = pack(rows.lengths, CAPACITY, 0, 0)
+    room = room_for(rows, packs, CAPACITY)
+    for indices in packs:
+        fitted = fitted_pack(collate(rows, indices, CAPACITY), room)
+        assert fitted is not None
+        assert len(fitted.cu_seqlens) == room.documents + 1
+        assert len(fitted.weights_N) == len(fitted.labels_N) == room.labels
+        assert fitted.cu_seqlens[-1] == CAPACITY
+        assert fitted.cu_seqlens.diff().max() <= room.longest
+        assert fitted.cu_seqlens.diff().min() >= 0
+        assert float(fitted.weights_N.sum()) == pytest.approx(len(indices))
+
+
+def test_only_what_is_small_waits_for_launches() -> None:
+    assert waits_for_launches(135_000_000, 30, 1_500)
+    assert waits_for_launches(494_000_000, 24, 8_192)
+    assert not waits_for_launches(494_000_000, 24, 32_768)
+    assert not waits_for_launches(1_240_000_000, 16, 16_384)
+    assert not waits_for_launches(8_000_000_000, 32, 4_096)
+
+
+def test_a_cpu_records_nothing(
+    deltas: Deltas, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+) -> None:
+    rows = make_examples(LENGTHS)
+    plan = make_plan("mixed", capacity=CAPACITY, dtype="bfloat16")
+    packs = SimpleNamespace(of_epoch=lambda: [[0, 1]])
+    assert recorded_pass_for(plan, deltas, sft.loss, rows, packs) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_graph_gives_the_same_gradients(
+    tiny_model: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+) -> None:
+    plan, rows = make_plan("mixed", capacity=CAPACITY, dtype="bfloat16"), make_examples(LENGTHS)
+    model = load_model(str(tiny_model), "bfloat16").cuda()
+    deltas = add_deltas(model, plan, seed=3)
+    deltas.model.train()
+    recorded = RecordedPass(deltas, sft.loss, Room(CAPACITY, 9, 60, 30), on_cuda)
+    for indices in ([0, 1], [2, 3, 4], [5, 6, 7]):
+        loss = recorded.backward(rows, indices, 3)
+        assert loss is not None
+        found = [
+            parameter.grad.clone() for parameter in deltas.parameters.values() if parameter.grad is not None
+        ]
+        usual = sft.loss(deltas.model, collate(rows, indices, CAPACITY, "cuda")) / 3
+        wanted = torch.autograd.grad(usual, list(deltas.parameters.values()))
+        assert float(loss) == pytest.approx(float(usual), rel=1e-2)
+        for one, other in zip(found, wanted, strict=True):
+            assert float((one - other).norm()) <= 3e-2 * float(other.norm())
+        for parameter in deltas.parameters.values():
+            parameter.grad = None

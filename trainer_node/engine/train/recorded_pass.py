@@ -1,0 +1,202 @@
+"""A pack's forward and backward pass, recorded once as a CUDA graph and replayed for every pack.
+
+Small models wait for the CPU: a layer's pass and its gradients are about 300 kernels, and the CPU needs
+longer to start them than the GPU to run them. A graph starts all of them at once. It reads and writes the
+same memory each time, so packs are copied into tensors of fixed sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import structlog
+import torch
+from torch import Tensor
+
+from shared.planning.architectures import Batching
+from shared.planning.plan import Plan
+from trainer_node.engine.data.examples import IGNORED, Examples
+from trainer_node.engine.data.packing import Batch, Packs, collate
+from trainer_node.engine.model.adapters import Deltas
+from trainer_node.engine.objectives import Loss, sft
+from trainer_node.engine.oom import is_out_of_memory, release
+
+LAYER_S = 0.0033  # to start a layer's kernels: 135M takes .1 s for 30 layers, however short the pack (H100)
+FLOPS_PER_S = 4e14  # that a GPU reaches in large products: 40% of an H100's peak
+WARM_UP = 2  # passes before the recording: compilers and libraries choose their kernels in them
+SPARE = 1.25  # room for packs with more documents or labels than any of the first epoch's
+log = structlog.get_logger(__name__)
+
+Pass = Callable[[], Tensor]  # computes a pack's gradients; its loss
+Recorder = Callable[[Pass], tuple[Callable[[], None], Tensor]]  # what replays it, and the loss it writes to
+
+
+@dataclass(frozen=True)
+class Room:
+    """The sizes of the tensors that every pack of a run is copied into."""
+
+    capacity: int  # tokens
+    documents: int  # with the pieces of the padding
+    labels: int
+    longest: int  # tokens of a document
+
+
+def room_for(examples: Examples, packs: Sequence[Sequence[int]], capacity: int) -> Room:
+    """Return room for these packs and for somewhat fuller ones."""
+    longest = int(examples.lengths.max())
+    counts = np.add.reduceat(examples.labels != IGNORED, examples.offsets[:-1], dtype=np.int64)
+    documents = max(len(pack) + (capacity - int(examples.lengths[pack].sum())) // longest for pack in packs)
+    labels = max(int(counts[pack].sum()) for pack in packs)
+    return Room(
+        capacity,
+        documents=int(SPARE * documents) + 2,
+        labels=min(capacity, int(SPARE * labels) + 1),
+        longest=longest,
+    )
+
+
+def fitted_pack(batch: Batch, room: Room) -> Batch | None:
+    """Return the pack with tensors of fixed sizes, which gives the same loss; None if it has no room.
+
+    The padding becomes documents that are no longer than the longest, and further ones are empty. Further
+    labels weigh nothing.
+    """
+    borders = batch.cu_seqlens[: batch.documents + 1].tolist()
+    if batch.tokens < room.capacity:
+        borders += [*range(batch.tokens + room.longest, room.capacity, room.longest), room.capacity]
+    missing, free = room.documents + 1 - len(borders), room.labels - batch.label_tokens
+    if missing < 0 or free < 0:
+        return None
+
+    def filled(tensor: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, free))
+
+    return replace(
+        batch,
+        cu_seqlens=torch.tensor(borders + [room.capacity] * missing, dtype=torch.int32),
+        document_lengths=[],
+        max_seqlen=room.longest,
+        label_positions_N=filled(batch.label_positions_N),
+        labels_N=filled(batch.labels_N),
+        weights_N=filled(batch.weights_N),
+        label_documents_N=filled(batch.label_documents_N),
+    )
+
+
+def on_cuda(compute: Pass) -> tuple[Callable[[], None], Tensor]:
+    """Record a pass as a CUDA graph."""
+    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            compute()
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # Of this thread: another one may copy a checkpoint meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        loss = compute()
+    return graph.replay, loss
+
+
+class RecordedPass:
+    """What stands in for a pack's passes, once the first one is recorded."""
+
+    def __init__(self, deltas: Deltas, objective: Loss, room: Room, record: Recorder = on_cuda) -> None:
+        self.deltas, self.objective, self.room = deltas, objective, room
+        self._record = record
+        self._parameters = list(deltas.parameters.values())
+        self._gradients: list[Tensor] = []
+        self._batch: Batch | None = None  # on the device
+        self._scale = torch.ones((), device=self._parameters[0].device)
+        self._replay: Callable[[], None] | None = None
+        self._loss = self._scale
+        self.failed = False
+
+    def backward(self, examples: Examples, indices: Sequence[int], divisor: int) -> Tensor | None:
+        """Add a pack's gradients to the parameters'; its loss, or None if it must be computed as usual."""
+        pack = None if self.failed else fitted_pack(collate(examples, indices, self.room.capacity), self.room)
+        if pack is None:
+            return None
+        self._fill(pack, divisor)
+        if self._replay is None and not self._recorded():
+            return None
+        assert self._replay is not None
+        self._take_gradients()
+        self._replay()
+        return self._loss
+
+    def _fill(self, pack: Batch, divisor: int) -> None:
+        device = self._scale.device
+        self._scale.fill_(1.0 / divisor)
+        if self._batch is None:
+            moved = {name: value.to(device) for name, value in _tensors(pack).items()}
+            self._batch = replace(pack, **moved)
+        kept = _tensors(self._batch)
+        for name, value in _tensors(pack).items():
+            source = value.pin_memory() if device.type == "cuda" else value
+            kept[name].copy_(source, non_blocking=True)
+
+    def _recorded(self) -> bool:
+        """Record the pass; False, and no further try, if the model's code can't be recorded."""
+        self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
+        try:
+            self._replay, self._loss = self._record(self._compute)
+        except Exception as error:
+            if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
+                torch.cuda.synchronize()  # raises if nothing works on this device any more
+            cause = str(error).partition("\n")[0][:200]
+            log.warning("passes are not recorded, which costs time", cause=cause)
+            self.failed, self._gradients, self._batch = True, [], None
+        if self.failed:  # outside of the handler, which holds what the pass had in memory
+            release()
+            return False
+        log.info("passes are recorded as a CUDA graph", room=self.room)
+        return True
+
+    def _compute(self) -> Tensor:
+        assert self._batch is not None
+        loss = self.objective(self.deltas.model, self._batch) * self._scale
+        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        torch._foreach_add_(self._gradients, gradients)
+        return loss.detach()
+
+    def _take_gradients(self) -> None:
+        """Let the parameters' gradients be those that the recording adds to; what they were is kept."""
+        if self._parameters[0].grad is self._gradients[0]:
+            return
+        torch._foreach_zero_(self._gradients)
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            if parameter.grad is not None:
+                gradient.copy_(parameter.grad)
+            parameter.grad = gradient
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def recorded_pass_for(
+    plan: Plan, deltas: Deltas, objective: Loss, examples: Examples, packs: Packs
+) -> RecordedPass | None:
+    """Return a recorded pass where it is exact and pays: a small model's supervised steps on one GPU.
+
+    Dropout draws other numbers for every pack, preference pairs differ in number, and recomputed layers
+    belong to models that are large enough to keep a GPU busy.
+    """
+    exact = objective is sft.loss and deltas.model.batching is Batching.PACKED and not plan.dropout
+    single = plan.parallel == "single" and not plan.activation_checkpointing and plan.dtype == "bfloat16"
+    if not (exact and single and next(iter(deltas.parameters.values())).is_cuda):
+        return None
+    layers = deltas.model.base.config.get_text_config().num_hidden_layers
+    weights = sum(weight.numel() for weight in deltas.network.parameters())
+    if not waits_for_launches(weights, layers, plan.capacity):
+        return None
+    return RecordedPass(deltas, objective, room_for(examples, packs.of_epoch(), plan.capacity))
+
+
+def waits_for_launches(weights: int, layers: int, tokens: int) -> bool:
+    """Return whether starting a pack's kernels takes longer than 6 operations for each weight and token."""
+    return 6.0 * weights * tokens / FLOPS_PER_S < LAYER_S * layers
