@@ -21,6 +21,7 @@ from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.attention import choose_kernels, max_documents
 from trainer_node.engine.model.compile import missing_compiler
 from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.model.recorded_pass import recorded_pass_for
 from trainer_node.engine.model.shape import heads_of
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.time_budget import Costs
@@ -28,7 +29,6 @@ from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.cpu_threads import cpu_threads_for
 from trainer_node.engine.train.optimizer import make_optimizer
-from trainer_node.engine.train.recorded_pass import recorded_pass_for
 from trainer_node.engine.train.saved_state import restore
 from trainer_node.engine.train.schedule import Schedule, ScheduleState, Shape
 from trainer_node.engine.train.state import TrainState

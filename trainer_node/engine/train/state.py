@@ -14,12 +14,12 @@ from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer_node.engine.model.adapters import Deltas
+from trainer_node.engine.model.recorded_pass import RecordedPass
 from trainer_node.engine.objectives import Loss
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.cpu_threads import CpuThreads
 from trainer_node.engine.train.dev_curve import DevCurve
 from trainer_node.engine.train.health import Health, is_sound
-from trainer_node.engine.train.recorded_pass import RecordedPass
 from trainer_node.engine.train.schedule import Schedule
 from trainer_node.engine.train.step_results import StepResult
 from trainer_node.engine.train.weight_average import TailAverage

@@ -17,10 +17,7 @@ from trainer_node.engine.data.packing import collate, pack
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.objectives import sft
-from trainer_node.engine.signals import Stop
-from trainer_node.engine.train import loop
-from trainer_node.engine.train.recorded_pass import (
+from trainer_node.engine.model.recorded_pass import (
     Pass,
     RecordedPass,
     Room,
@@ -30,6 +27,9 @@ from trainer_node.engine.train.recorded_pass import (
     room_for,
     waits_for_launches,
 )
+from trainer_node.engine.objectives import sft
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train import loop
 
 LENGTHS = [9, 30, 4, 17, 12, 25, 7, 14, 11, 6, 22, 8, 19, 5, 10, 16]
 CAPACITY = 64

@@ -20,7 +20,6 @@ from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.data.packing import Batch, Packs, collate
 from trainer_node.engine.model.adapters import Deltas
-from trainer_node.engine.objectives import Loss, sft
 from trainer_node.engine.oom import is_out_of_memory, release
 
 LAYER_S = 0.0033  # to start a layer's kernels: 135M takes .1 s for 30 layers, however short the pack (H100)
@@ -29,6 +28,7 @@ WARM_UP = 2  # passes before the recording: compilers and libraries choose their
 SPARE = 1.25  # room for packs with more documents or labels than any of the first epoch's
 log = structlog.get_logger(__name__)
 
+Loss = Callable[[torch.nn.Module, Batch], Tensor]  # an objective
 Pass = Callable[[], Tensor]  # computes a pack's gradients; its loss
 Recorder = Callable[[Pass], tuple[Callable[[], None], Tensor]]  # what replays it, and the loss it writes to
 
@@ -186,7 +186,7 @@ def recorded_pass_for(
     Dropout draws other numbers for every pack, preference pairs differ in number, and recomputed layers
     belong to models that are large enough to keep a GPU busy.
     """
-    exact = objective is sft.loss and deltas.model.batching is Batching.PACKED and not plan.dropout
+    exact = examples.group == 1 and deltas.model.batching is Batching.PACKED and not plan.dropout
     single = plan.parallel == "single" and not plan.activation_checkpointing and plan.dtype == "bfloat16"
     if not (exact and single and next(iter(deltas.parameters.values())).is_cuda):
         return None
