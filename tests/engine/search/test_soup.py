@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from trainer_node.engine.evaluate.candidates import TrainProgress
 from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.search.soup import greedy_soup, mean_of
 from trainer_node.engine.train.dev_curve import DevCurve
+from trainer_node.engine.train.health import Health
 from trainer_node.engine.train.state import TrainState
 
 
@@ -39,7 +41,12 @@ def trained(*places: tuple[float, float]) -> tuple[TrainState, Model]:
         curve = curve.extended(10 * number, 100 * number, losses.tolist(), 0.0)
         snapshots[10 * number] = {"w": torch.tensor(place)}
     state = SimpleNamespace(
-        curve=curve, snapshots=snapshots, deltas=model, train_s=60.0, tokens=100 * len(places)
+        curve=curve,
+        snapshots=snapshots,
+        deltas=model,
+        train_s=60.0,
+        tokens=100 * len(places),
+        health=Health(skipped=2),
     )
     return cast(TrainState, state), model
 
@@ -68,7 +75,7 @@ def test_its_progress_is_that_of_the_lowest_point() -> None:
     state, model = trained((2.0, 1.0), (-0.5, 1.0))
     found = greedy_soup(state, model.score, lambda: True)
     assert found is not None
-    assert (found[0].reached.step, found[0].reached.tokens, found[0].reached.train_s) == (10, 100, 30.0)
+    assert found[0].reached == TrainProgress(step=10, tokens=100, train_s=30.0, skipped=2)
 
 
 def test_there_is_no_soup_if_no_second_snapshot_helps_or_there_is_no_time() -> None:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from shared.planning.plan import Deviation, Plan
 from trainer_node.engine import context
 from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.train import loop
 from trainer_node.engine.train.oom_fallback import OUT_OF_MEMORY, SmallerPlan, descend, was_too_large
 
@@ -25,13 +26,13 @@ HALF_PACKS = Deviation("pack capacity", "128", "64", OUT_OF_MEMORY)
 class FakeRun:
     """A run whose training ends as `ends` says, one for each call: None is success."""
 
-    def __init__(self, state: Any, ends: list[Exception | None], single: bool = True) -> None:
+    def __init__(self, state: Any, ends: list[Exception | None], process_group: ProcessGroup) -> None:
         self.state = state
         self.ends = ends
         self.folder = Path("run")
         self.reporter = self
         self.stop = None
-        self.process_group = SimpleNamespace(is_single=single)
+        self.process_group = process_group
         self.messages: list[str] = []
         self.written: list[Plan] = []
         self.shrunk = 0
@@ -54,10 +55,12 @@ def start(
 ) -> Callable[..., FakeRun]:
     """Makes a run of packs of 128 with rows of up to 60 tokens; `known` is whether it has a `run.json`."""
 
-    def start(*ends: Exception | None, known: bool = True, single: bool = True, **changes: Any) -> FakeRun:
+    def start(
+        *ends: Exception | None, known: bool = True, group: ProcessGroup | None = None, **changes: Any
+    ) -> FakeRun:
         plan = make_plan("lora", capacity=128, **changes)
         state = SimpleNamespace(plan=plan, examples=make_examples([9, 60, 20]))
-        run = FakeRun(state, list(ends), single)
+        run = FakeRun(state, list(ends), group or ProcessGroup())
         monkeypatch.setattr(loop, "train", run.train)
         monkeypatch.setattr(loop, "shrink", run.shrink)
         monkeypatch.setattr(context, "read_record", lambda folder: ("record", plan) if known else None)
@@ -105,8 +108,15 @@ def test_before_the_run_is_known_nothing_is_written(start: Callable[..., FakeRun
     assert (run.shrunk, run.written) == (1, [])
 
 
+def test_beside_others_that_train_something_else_nothing_is_written(start: Callable[..., FakeRun]) -> None:
+    run = start(FULL, None, group=ProcessGroup(others=1))
+    go(run)
+    assert run.state.plan.deviations == [CHECKPOINTING]
+    assert (run.shrunk, run.written) == (1, [])
+
+
 def test_one_of_several_processes_writes_the_smaller_plan_and_ends(start: Callable[..., FakeRun]) -> None:
-    run = start(FULL, None, single=False, parallel="ddp", devices=2)
+    run = start(FULL, None, group=ProcessGroup(world=2), parallel="ddp", devices=2)
     with pytest.raises(SmallerPlan):
         go(run)
     assert [smaller.deviations for smaller in run.written] == [[CHECKPOINTING]]
