@@ -144,6 +144,7 @@ def test_a_run_outlives_its_node(make_job: Callable[..., Path]) -> None:
     assert outcome_of(job).status is OutcomeStatus.READY
 
 
+@pytest.mark.alone
 def test_real_time_ends_before_the_deadline(make_job: Callable[..., Path], tmp_path: Path) -> None:
     data, start = write_rows(tmp_path, 20_000), time.time()  # more than there is time for
     job = make_job(clock="wall", start_at=start, ready_by=start + 25.0, dataset=str(data))
