@@ -1,14 +1,24 @@
 // Curves of a run with uPlot: training loss, held-out loss, learning rate. Thousands of points stay smooth.
 
 import { h } from "./dom.js";
-import { clockTime, moment, number } from "./format.js";
+import { clockTime, moment, number, rate } from "./format.js";
 
+export const TRAINING_LOSS = "training loss (smoothed)"; // by the worker's reporter
 const REDRAW_MS = 500;
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** Merge training and development points to columns over one axis of times. */
-export function columns(view) {
-  const loss = [view.curve.at, view.curve.loss];
+/** What the legend shows: the value at the cursor, or the last one before it. */
+const legendValue = (format) => (plot, _, series, index) =>
+  format(plot.data[series].findLast((one, place) => place <= index && (one ?? null) !== null) ?? null);
+
+/** Let the legend show the newest values while no cursor is in the chart. */
+function showNewest(plot) {
+  if (plot.cursor.left < 0) plot.setLegend({ idx: plot.data[0].length - 1 }, false);
+}
+
+/** Merge training points of one field and development points to columns over one axis of times. */
+export function columns(view, field = "loss") {
+  const loss = [view.curve.at, view.curve[field]];
   const development = [view.development.map(({ at }) => at), view.development.map((point) => point.loss)];
   return window.uPlot.join([loss, development].filter(([at]) => at.length)).concat(
     view.curve.at.length && !view.development.length ? [new Array(view.curve.at.length).fill(null)] : []);
@@ -40,9 +50,8 @@ export class RunChart {
   }
 
   data() {
-    const { curve } = this.view;
-    if (this.field !== "loss") return [curve.at, curve[this.field]];
-    return columns(this.view);
+    const all = columns(this.view, this.field); // both charts of a page have the same axis of times
+    return this.field === "loss" ? all : all.slice(0, 2);
   }
 
   draw() {
@@ -57,9 +66,14 @@ export class RunChart {
     }
     const held = development.length ? `; held-out ${number(development.at(-1).loss)}` : "";
     this.node.setAttribute("aria-label",
-      `${this.label} over ${curve.at.length} points: now ${number(curve[this.field].at(-1), this.field === "lr" ? 6 : 3)}${held}`);
+      `${this.label} over ${curve.at.length} points: now ${this.text(curve[this.field].at(-1))}${held}`);
     if (this.plot) this.plot.setData(this.data());
     else this.remake();
+  }
+
+  /** A value of the curve as text. */
+  text(value) {
+    return this.field === "lr" ? rate(value) : number(value);
   }
 
   remake() {
@@ -67,14 +81,16 @@ export class RunChart {
     this.plot?.destroy();
     this.node.textContent = "";
     const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
-    const line = { label: this.label, stroke: colour("--bar"), width: 1.5, points: { show: false }, spanGaps: true };
-    const dots = { label: "held-out loss", stroke: colour("--warn"), width: 2, spanGaps: true, points: { show: true, size: 6 } };
+    const line = { label: this.label, stroke: colour("--bar"), width: 1.5, points: { show: false }, spanGaps: true,
+      value: legendValue((value) => this.text(value)) };
+    const dots = { label: "held-out loss", stroke: colour("--warn"), width: 2, spanGaps: true, points: { show: true, size: 6 },
+      value: legendValue(number) };
     this.plot = new window.uPlot({
       width: this.width(), height: this.height,
-      series: [{ label: "time", value: (_, at) => (at === null ? "-" : moment(at)) }, line, ...(this.field === "loss" ? [dots] : [])],
-      axes: [{ ...axis, space: 90, values: (_, marks) => marks.map(clockTime) }, { ...axis, size: 64, values: this.field === "lr" ? (_, marks) => marks.map((mark) => mark.toExponential(1)) : undefined }],
+      series: [{ label: "time", value: legendValue(moment) }, line, ...(this.field === "loss" ? [dots] : [])],
+      axes: [{ ...axis, space: 70, values: (_, marks) => marks.map(clockTime) }, { ...axis, size: 64, values: this.field === "lr" ? (_, marks) => marks.map(rate) : undefined }],
       cursor: { drag: { x: true, y: false } },
-      hooks: { draw: [(plot) => this.marks(plot)] },
+      hooks: { draw: [(plot) => this.marks(plot), showNewest], setLegend: [showNewest] },
     }, this.data(), this.node);
   }
 

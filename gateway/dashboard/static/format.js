@@ -9,7 +9,10 @@ export const percent = (share) => (share === null || share === undefined ? "-" :
 
 export const gigabytes = (bytes) => `${(bytes / 2 ** 30).toFixed(1)} GB`;
 
-export const rate = (value) => (value === null || value === undefined ? "-" : value.toExponential(2));
+export const rate = (value) => (value === null || value === undefined ? "-" : value === 0 ? "0" : value.toExponential(1));
+
+/** The start of a digest, enough to tell it from others. */
+export const shortDigest = (digest) => `${digest.slice(0, 12)}...`;
 
 /** 4000 -> "1 h 06 min"; below a minute in seconds. */
 export function duration(seconds) {

@@ -1,7 +1,7 @@
 // The stream of offers: each with its decision, and the terms of the score as bars.
 
 import { bar, h, show } from "./dom.js";
-import { moment, number } from "./format.js";
+import { duration, moment, number } from "./format.js";
 import { loadMoreDecisions, state } from "./store.js";
 
 export function offers(main) {
@@ -21,7 +21,7 @@ export function decisionRow(decision) {
       h("span", { class: `badge ${decision.accepted ? "good" : "bad"}` }, decision.accepted ? "accepted" : "rejected"), " ",
       decision.task_id, h("span", { class: "dim" }, ` ${moment(decision.decided_at)}`),
       h("div", { class: "dim" }, decision.reason)),
-    offer ? h("p", {}, `${offer.task_type} of ${offer.model}, ${Number(offer.hours_to_complete.toPrecision(3))} h`) : null,
+    offer ? h("p", {}, `${offer.task_type} of ${offer.model}, within ${duration(3600 * offer.hours_to_complete)}`) : null,
     termBars(decision),
     decision.accepted ? h("p", {}, h("a", { href: `#/task/${encodeURIComponent(decision.task)}` }, "The task's page")) : null);
 }

@@ -1,7 +1,7 @@
 // The first page: what needs you, both slots, the newest offers and results.
 
 import { get } from "./api.js";
-import { RunChart } from "./charts.js";
+import { RunChart, TRAINING_LOSS } from "./charts.js";
 import { bar, facts, h, show } from "./dom.js";
 import { duration, gigabytes, number, percent, whole } from "./format.js";
 import { decisionRow } from "./offers.js";
@@ -58,7 +58,7 @@ export function hardwareName({ device, count, memory_bytes }) {
 function devices(slot, live) {
   if (!live) return null;
   const rows = slot.gpus.map((gpu) => {
-    const more = [gpu.temperature_c !== null && `${Math.round(gpu.temperature_c)} C`, gpu.power_w !== null && `${Math.round(gpu.power_w)} W`];
+    const more = [gpu.temperature_c !== null && `${Math.round(gpu.temperature_c)} \u00b0C`, gpu.power_w !== null && `${Math.round(gpu.power_w)} W`];
     const memory = `${percent(gpu.utilization)}, ${gigabytes(gpu.memory_used)} of ${gigabytes(gpu.memory_total)}`;
     return h("div", { class: "meter" }, h("span", {}, `GPU ${gpu.index}`), bar(gpu.utilization ?? gpu.memory_used / gpu.memory_total),
       h("span", {}, [memory, ...more.filter(Boolean)].join(", ")));
@@ -108,7 +108,7 @@ function mountCharts(slots) {
     if (known) continue;
     charts.set(key, { push() {} }); // asked for once
     get(`/v1/tasks/${encodeURIComponent(key)}/progress?points=600`)
-      .then((course) => charts.set(key, new RunChart(course, { height: 200, label: "training loss" })))
+      .then((course) => charts.set(key, new RunChart(course, { height: 200, label: TRAINING_LOSS })))
       .catch(() => charts.delete(key));
   }
 }

@@ -20,7 +20,7 @@ export function results(main) {
 
 export function resultsTable(most) {
   const ended = [...state.tasks.values()].filter((view) => !RUNNING.has(view.state) && view.result).slice(0, most);
-  return table("Ended tasks, newest first", ["task", "result", "loss", "spare time", "rank", "artifact or reason"],
+  return table("Ended tasks, newest first", ["task", "result", "held-out loss, before -> after", "spare time", "rank", "artifact or reason"],
     ended.map((view) => [
       h("a", { href: `#/task/${encodeURIComponent(view.task)}` }, view.task),
       h("span", { class: `badge ${view.state === "submitted" ? "good" : "bad"}` }, view.state),

@@ -1,9 +1,9 @@
 // A task's whole story: offer, decision, plan, attempts, curves, messages, submission.
 
 import { get, post, token } from "./api.js";
-import { RunChart, trialsOf } from "./charts.js";
+import { RunChart, TRAINING_LOSS, trialsOf } from "./charts.js";
 import { facts, h, show, table } from "./dom.js";
-import { clockTime, moment, number, whole } from "./format.js";
+import { clockTime, duration, moment, number, shortDigest, whole } from "./format.js";
 import { termBars } from "./offers.js";
 import { progressBar, timeLeft } from "./overview.js";
 import { lossOf, rankOf, spareOf } from "./results.js";
@@ -32,7 +32,7 @@ async function read(page, also_course = true) {
   page.records = await get(`${path}/story`);
   if (also_course) {
     page.course = await get(`${path}/progress?points=${POINTS}`);
-    page.charts = [new RunChart(page.course, { label: "training loss" }),
+    page.charts = [new RunChart(page.course, { label: TRAINING_LOSS }),
       new RunChart(page.course, { field: "lr", label: "learning rate", height: 160 })];
     show(page.curves, h("h2", { id: "curves-title" }, "Curves"), page.charts.map((chart) => chart.node),
       h("p", { class: "dim" }, "Drag to zoom, double-click to see all. Dashed lines are the trials of the profile auto."));
@@ -61,9 +61,10 @@ function drawHead(page) {
     facts([
       ["slot", view.slot], ["model", view.model], ["time left", timeLeft(view)],
       ["phase", progress && !result ? `${progress.phase}, step ${whole(progress.step)}, ${whole(progress.tokens_per_s)} tokens/s` : ""],
-      ["loss", result ? lossOf(result) : progress && progress.loss !== null ? `${number(progress.loss)}, held-out ${number(progress.dev_loss)}, base ${number(progress.base_loss)}` : ""],
+      ["loss", !result && progress && progress.loss !== null ? `${number(progress.loss)}, held-out ${number(progress.dev_loss)}, base ${number(progress.base_loss)}` : ""],
+      ["held-out loss", result ? lossOf(result) : ""],
       ["spare time", result ? spareOf(result) : ""], ["upstream's rank", result ? rankOf(page.records.now.score) : ""],
-      ["artifact", result?.artifact], ["reason", result?.reason], ["digest", result?.digest],
+      ["artifact", result?.artifact], ["reason", result?.reason === result?.status ? "" : result?.reason], ["digest", result?.digest],
     ]),
     actions(page, view));
 }
@@ -97,17 +98,17 @@ function drawStory(page) {
   const offer = job?.offer ?? reservation?.offer;
   show(page.story,
     h("section", { class: "card", "aria-labelledby": "offer-title" }, h("h2", { id: "offer-title" }, "Offer"), facts([
-      ["type", offer?.task_type], ["model", offer?.model], ["hours", offer ? String(Number(offer.hours_to_complete.toPrecision(3))) : ""],
+      ["type", offer?.task_type], ["model", offer?.model], ["time to complete", offer ? duration(3600 * offer.hours_to_complete) : ""],
       ["data", job?.offer.dataset.split("?")[0]], ["format", job?.offer.file_format],
       ["columns", job ? h("code", {}, columnsOf(job.offer.dataset_type)) : ""],
       ["received", moment(now.received_at)], ["deadline", moment(now.deadline_at)], ["gateway", job?.gateway],
     ])),
     h("section", { class: "card", "aria-labelledby": "decision-title" }, h("h2", { id: "decision-title" }, "Decision"),
       h("p", {}, now.decision.reason), termBars(now.decision)),
-    h("section", { class: "card", "aria-label": "Records" }, table("Attempts and records", ["stored", "record", "node", "what"],
+    result(now),
+    h("section", { class: "card whole", "aria-label": "Records" }, table("Attempts and records", ["stored", "record", "node", "what"],
       chain.map(({ stored, record }) => [stored ? moment(Date.parse(stored) / 1000) : moment(record.at), record.kind, record.node ?? "",
-        h("td", { class: "wide" }, detail(record))]), "No node has claimed it yet.")),
-    result(now));
+        h("td", { class: "wide" }, detail(record))]), "No node has claimed it yet.")));
 }
 
 function columnsOf(columns) {
@@ -116,36 +117,39 @@ function columnsOf(columns) {
 
 function detail(record) {
   if (record.kind === "claimed") return `attempt ${record.attempt} from step ${record.step}, lease epoch ${record.epoch}`;
-  if (record.kind === "submitting") return record.digest;
+  if (record.kind === "submitting") return `digest ${shortDigest(record.digest)}`;
   if (record.kind === "moved") return `off slot ${record.slot}: ${record.reason}`;
-  return [record.status, record.code, record.reason].filter(Boolean).join(": ");
+  return [...new Set([record.status, record.code, record.reason])].filter(Boolean).join(": ");
 }
 
 function result(now) {
   const metrics = now.result?.metrics;
   if (!metrics) return null;
   return h("section", { class: "card", "aria-labelledby": "measured-title" }, h("h2", { id: "measured-title" }, "Measured"), facts([
-    ["loss", lossOf(now.result)], ["rows", `${whole(metrics.train_examples)} trained, ${whole(metrics.dev_examples)} held out`],
+    ["held-out loss", lossOf(now.result)], ["rows", `${whole(metrics.train_examples)} trained, ${whole(metrics.dev_examples)} held out`],
     ["dropped", Object.entries(metrics.dropped_rows).map(([why, count]) => `${count}: ${why}`).join("; ")],
-    ["steps", `${whole(metrics.steps)}, ${whole(metrics.tokens)} tokens, ${number(metrics.epochs, 2)} epochs`],
+    ["steps", whole(metrics.steps)], ["tokens", `${whole(metrics.tokens)}, ${number(metrics.epochs, 2)} epochs`],
     ["speed", `${whole(metrics.tokens_per_s)} tokens/s`], ["resumes", String(metrics.resumes)],
     ["skipped steps", metrics.skipped_steps ? String(metrics.skipped_steps) : ""], ["submission", metrics.kind],
   ]));
 }
 
+const isPlan = ({ text }) => text.startsWith("plan: ");
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
 function drawSaid(page) {
   const { course } = page;
   const trials = trialsOf(course);
-  const plan = course.messages.filter(({ text }) => text.startsWith("plan: "));
+  const plan = course.messages.filter(isPlan), log = course.messages.filter((message) => !isPlan(message));
   show(page.said, h("h2", { id: "said-title" }, "Log"),
     trials.length ? table("Trials of the profile auto", ["trial", "what", "outcome"],
       trials.map(({ name, what, outcome }) => [name, h("td", { class: "wide" }, what), outcome]), "") : h("p", { class: "dim" }, "One training run, no trials."),
-    h("details", {}, h("summary", {}, `Plan: ${plan.length} deviations from the profile`),
+    h("details", {}, h("summary", {}, `Plan: ${counted(plan.length, "deviation")} from the profile`),
       h("ul", {}, plan.map(({ text }) => h("li", {}, text.slice(6))))),
-    h("details", {}, h("summary", {}, `Held-out loss: ${course.development.length} measurements`),
+    h("details", {}, h("summary", {}, `Held-out loss: ${counted(course.development.length, "measurement")}`),
       table("Held-out loss", ["time", "step", "loss"], course.development.map((point) => [moment(point.at), whole(point.step), number(point.loss, 4)]), "None yet.")),
     h("div", { class: "log", tabindex: "0", role: "log", "aria-label": "messages of the run" },
-      course.messages.length ? course.messages.slice(-500).map(({ at, phase, step, text }) => h("p", {},
+      log.length ? log.slice(-500).map(({ at, phase, step, text }) => h("p", {},
         h("span", { class: "dim" }, clockTime(at)), h("span", {}, phase), h("span", { class: "dim" }, step ? `step ${step}` : ""), h("span", {}, text)))
         : h("p", { class: "dim" }, "The run has said nothing yet.")));
 }
