@@ -85,7 +85,7 @@ def test_links_lead_somewhere(document: str) -> None:
             continue
         path, _, heading = target.partition("#")
         page = (ROOT / document).parent / path if path else ROOT / document
-        headings = re.findall(r"(?m)^#+ (.*)$", page.read_text()) if page.is_file() else []
+        headings = re.findall(r"(?m)^#+ (.*)$", page.read_text()) if heading and page.is_file() else []
         if not page.exists() or (heading and heading not in map(anchor, headings)):
             dead.append(target)
     assert dead == []
