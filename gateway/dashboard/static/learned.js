@@ -11,11 +11,16 @@ export function learned(main) {
     const view = await get("/v1/tables");
     show(place, Object.entries(view.tables).map(([name, one]) => h("section", { class: "card", "aria-label": name },
       h("h2", {}, name.replaceAll("_", " ")),
-      h("p", { class: "dim" }, `${one.rate_of}; house value ${number(one.house, 2)}`),
-      table(name.replaceAll("_", " "), ["of", "rate", "", "yes", "trials", "because"], Object.entries(one.rates).map(([key, rate]) => [
-        key, number(rate.value), bar(rate.value), number(rate.successes, 1), number(rate.trials, 1), h("td", { class: "wide" }, rate.cause),
-      ]), "The house value, no evidence yet."))));
+      rates(`Rate of: ${one.rate_of}. House value: ${number(one.house, 2)}.`, one.rates))));
   };
   draw().catch((error) => show(place, h("p", { class: "bad" }, error.message)));
   return (what) => what === "slow" && draw().catch(() => {});
+}
+
+function rates(caption, known) {
+  const heads = ["for", "rate", "successes", "trials", "where it comes from"];
+  return table(caption, heads, Object.entries(known).map(([key, rate]) => [
+    key, h("td", { class: "rate" }, number(rate.value), bar(rate.value)), number(rate.successes, 1), number(rate.trials, 1),
+    h("td", { class: "wide" }, rate.cause),
+  ]), `${caption} No evidence yet.`);
 }

@@ -1,9 +1,10 @@
 // Results of tasks, and how they went day by day.
 
 import { h, show, table } from "./dom.js";
-import { duration, number, percent } from "./format.js";
-import { RUNNING, state } from "./store.js";
+import { duration, number, percent, whole } from "./format.js";
+import { RUNNING, now, state } from "./store.js";
 
+const DAYS = 30, DAY_S = 86_400;
 const RANKS = { 3: "first place", 0: "valid", "-1": "not valid" };
 
 export function results(main) {
@@ -12,20 +13,21 @@ export function results(main) {
   main.replaceChildren(days, list);
   const draw = () => {
     show(days, h("h2", { id: "days-title" }, "The last 30 days"), daysChart(), daysTable());
-    show(list, resultsTable(500));
+    show(list, resultsTable(500, true));
   };
   draw();
   return draw;
 }
 
-export function resultsTable(most) {
+/** The newest results; `details` adds the column that needs a whole page's width. */
+export function resultsTable(most, details = false) {
   const ended = [...state.tasks.values()].filter((view) => !RUNNING.has(view.state) && view.result).slice(0, most);
-  return table("Ended tasks, newest first", ["task", "result", "held-out loss, before -> after", "spare time", "rank", "artifact or reason"],
+  return table("Ended tasks, newest first", ["task", "result", "held-out loss", "spare time", "rank", details && "artifact or reason"].filter(Boolean),
     ended.map((view) => [
       h("a", { href: `#/task/${encodeURIComponent(view.task)}` }, view.task),
       h("span", { class: `badge ${view.state === "submitted" ? "good" : "bad"}` }, view.state),
       lossOf(view.result), spareOf(view.result), rankOf(view.score),
-      h("td", { class: "wide" }, view.result.artifact ?? view.result.reason),
+      ...(details ? [h("td", { class: "wide" }, view.result.artifact ?? view.result.reason)] : []),
     ]), "No task has ended yet.");
 }
 
@@ -40,13 +42,21 @@ export function spareOf({ deadline_margin_s: spare }) {
 
 export const rankOf = (score) => (score ? RANKS[score.quality_score] ?? `score ${score.quality_score}` : "not known");
 
-/** One column per day: submitted, late and failed ones on each other. The table below has the numbers. */
+/** One column for each of the last days (UTC): in time, late and failed ones on each other. The table of days has the numbers. */
 export function daysChart() {
   if (!state.days.length) return null;
-  const ends = (day) => day.submitted + day.failed + day.expired + day.cancelled;
-  const most = Math.max(...state.days.map(ends), 1);
-  return h("div", { class: "days", "aria-hidden": "true" }, state.days.map((day) => h("div", { title: day.day },
-    part("", (day.submitted - day.late) / most), part("late", day.late / most), part("failed", (day.failed + day.expired) / most))));
+  const known = new Map(state.days.map((day) => [day.day, day]));
+  const names = Array.from({ length: DAYS }, (_, index) => new Date(1000 * (now() - (DAYS - 1 - index) * DAY_S)).toISOString().slice(0, 10));
+  const most = Math.max(...state.days.map((day) => day.submitted + day.failed + day.expired));
+  return h("div", { "aria-hidden": "true" },
+    h("div", { class: "days" }, names.map((name) => h("div", { title: name }, dayParts(known.get(name), most)))),
+    h("p", { class: "dim" }, `The last ${DAYS} days, today on the right, at most ${whole(most)} a day: `, h("span", { class: "in-time" }, "in time"), ", ",
+      h("span", { class: "warn" }, "late"), ", ", h("span", { class: "bad" }, "failed or expired")));
+}
+
+function dayParts(day, most) {
+  if (!day || !most) return null;
+  return [part("", (day.submitted - day.late) / most), part("late", day.late / most), part("failed", (day.failed + day.expired) / most)];
 }
 
 function part(kind, share) {

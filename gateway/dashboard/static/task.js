@@ -14,7 +14,7 @@ const POINTS = 10_000;
 export function taskPage(main, key) {
   const head = h("section", { class: "card", "aria-labelledby": "task-title" });
   const curves = h("section", { class: "card", "aria-labelledby": "curves-title" });
-  const story = h("div", { class: "cards" });
+  const story = h("div", { class: "stack" });
   const said = h("section", { class: "card", "aria-labelledby": "said-title" });
   main.replaceChildren(head, curves, story, said);
   const page = { key, head, curves, story, said, records: null, course: null, charts: [], answer: "" };
@@ -96,17 +96,17 @@ async function act(page, operation, question) {
 function drawStory(page) {
   const { now, job, reservation, chain } = page.records;
   const offer = job?.offer ?? reservation?.offer;
+  const offered = h("section", { class: "card", "aria-labelledby": "offer-title" }, h("h2", { id: "offer-title" }, "Offer"), facts([
+    ["type", offer?.task_type], ["model", offer?.model], ["time to complete", offer ? duration(3600 * offer.hours_to_complete) : ""],
+    ["data", job?.offer.dataset.split("?")[0]], ["format", job?.offer.file_format],
+    ["columns", job ? h("code", {}, columnsOf(job.offer.dataset_type)) : ""],
+    ["received", moment(now.received_at)], ["deadline", moment(now.deadline_at)], ["gateway", job?.gateway],
+  ]));
+  const decided = h("section", { class: "card", "aria-labelledby": "decision-title" }, h("h2", { id: "decision-title" }, "Decision"),
+    h("p", {}, now.decision.reason), termBars(now.decision));
   show(page.story,
-    h("section", { class: "card", "aria-labelledby": "offer-title" }, h("h2", { id: "offer-title" }, "Offer"), facts([
-      ["type", offer?.task_type], ["model", offer?.model], ["time to complete", offer ? duration(3600 * offer.hours_to_complete) : ""],
-      ["data", job?.offer.dataset.split("?")[0]], ["format", job?.offer.file_format],
-      ["columns", job ? h("code", {}, columnsOf(job.offer.dataset_type)) : ""],
-      ["received", moment(now.received_at)], ["deadline", moment(now.deadline_at)], ["gateway", job?.gateway],
-    ])),
-    h("section", { class: "card", "aria-labelledby": "decision-title" }, h("h2", { id: "decision-title" }, "Decision"),
-      h("p", {}, now.decision.reason), termBars(now.decision)),
-    result(now),
-    h("section", { class: "card whole", "aria-label": "Records" }, table("Attempts and records", ["stored", "record", "node", "what"],
+    h("div", { class: "cards" }, h("div", { class: "stack" }, offered, result(now)), decided),
+    h("section", { class: "card", "aria-label": "Records" }, table("Attempts and records", ["stored", "record", "node", "what"],
       chain.map(({ stored, record }) => [stored ? moment(Date.parse(stored) / 1000) : moment(record.at), record.kind, record.node ?? "",
         h("td", { class: "wide" }, detail(record))]), "No node has claimed it yet.")));
 }
