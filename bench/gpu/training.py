@@ -53,12 +53,14 @@ class Case(Struct, frozen=True, kw_only=True):
     compiled: bool = False
     sharded: bool = False  # FSDP2 over one process
     layers: int | None = None  # of the model, if not all
+    packs: int = 1  # of a step
 
     @property
     def name(self) -> str:
         """Return the case in words."""
         parts = [self.model, "dense" if self.rank is None else f"LoRA {self.rank}", f"{self.capacity} tokens"]
         parts += [f"{self.layers} layers"] if self.layers else []
+        parts += [f"{self.packs} packs"] if self.packs > 1 else []
         parts += [word for word in ("recomputed", "compiled", "sharded") if getattr(self, word)]
         return ", ".join(parts)
 
@@ -168,7 +170,7 @@ def plan_of(case: Case, shape: ModelShape, capacity: int) -> Plan:
         lr_dense=RATE,
         max_length=4096,
         capacity=capacity,
-        packs_per_step=1,
+        packs_per_step=case.packs,
         max_epochs=1000.0,
         dtype="bfloat16",
         parallel="fsdp2" if case.sharded else "single",
