@@ -44,6 +44,7 @@ def close(run: RunContext, record: RunRecord, state: TrainState, dev: Examples) 
 def free_optimizer(state: TrainState) -> None:
     """Free the memory that only training needs: scoring and the verified copy need it."""
     state.optimizer.state.clear()
+    state.recorded = None
     gc.unfreeze()
     gc.collect()
 
