@@ -29,7 +29,14 @@ from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, family_of, resolve
 from trainer_node.engine.search import rate_search
-from trainer_node.engine.search.strategy import LEAST_EPOCHS, Budget, arm_name, first_trial, trial_of
+from trainer_node.engine.search.strategy import (
+    LEAST_EPOCHS,
+    SHORT_TRIALS,
+    Budget,
+    arm_name,
+    first_trial,
+    trial_of,
+)
 
 SHARDED = "One training run: with no method do the weights fit one device whole."
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmb]?)", re.IGNORECASE)
@@ -136,6 +143,12 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     if first.epochs < LEAST_EPOCHS:
         return (
             f"Short runs of {first.epochs:.2f} epochs compare rates; one long run takes the rest of the time."
+        )
+    if first.short:
+        return (
+            f"First up to {SHORT_TRIALS} runs of {first.epochs:.2g} epochs: {first}, and next to it. Then "
+            f"runs of full length by {methods}, as long as there is time: it is enough for about {runs:.0f} "
+            "short ones. The best one is run again on all rows, and submitted."
         )
     return (
         f"First: {first}. Then its neighbours in rate, epochs and batch, by {methods}: there is time for "

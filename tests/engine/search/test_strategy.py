@@ -81,6 +81,39 @@ def test_with_time_the_search_comes_close_to_the_lowest_point(rate: float, epoch
     assert left > 0
 
 
+@pytest.mark.parametrize("rate", [0.3, 1.0, 2.7, 8.0])
+def test_short_trials_find_the_rate_of_one_run_on_all_rows(rate: float) -> None:
+    # Six epochs of time: for a run of full length and one on all rows, or for short ones and that one.
+    done, left = searched(bowl(rate, 2.0, 32), 6000.0, epoch_tokens=1_000_000, examples=3_200)
+    *short, last = [result.trial for result in done]
+    assert [trial.short for trial in short] == [True] * 3
+    assert all(trial.epochs <= 1.0 for trial in short)
+    assert last.refit
+    assert not last.short
+    assert last.epochs >= 2.0
+    assert last.rate == pytest.approx(rate, rel=0.3)  # a longer run wants a lower one
+    assert 0 <= left < 1000.0
+
+
+def test_with_more_time_the_search_goes_on_from_the_best_short_trial() -> None:
+    done, _ = searched(bowl(0.3, 2.0, 32), 40_000.0, epoch_tokens=1_000_000, examples=3_200)
+    trials = [result.trial for result in done]
+    assert [trial.short for trial in trials[:4]] == [True, True, True, False]
+    assert trials[3].epochs == 4.0
+    assert trials[3].rate == pytest.approx(0.3, rel=0.3)
+
+
+def test_short_trials_that_diverge_are_followed_by_lower_rates() -> None:
+    def loss(trial: Trial) -> float | None:
+        return None if trial.rate > 0.5 else bowl(0.3, 2.0, 32)(trial)
+
+    done, _ = searched(loss, 6000.0, epoch_tokens=1_000_000, examples=3_200)
+    rates = [result.trial.rate for result in done if result.trial.short]
+    assert rates == sorted(rates, reverse=True)
+    assert done[-1].trial.refit
+    assert done[-1].trial.rate < 0.5
+
+
 def test_the_better_arm_is_found() -> None:
     done, _ = searched(bowl(1.0, 2.0, 32, lora=-0.3), 3000.0)
     best = best_of(done)

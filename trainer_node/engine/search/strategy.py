@@ -1,10 +1,11 @@
 """Which training run to try next, from those that were tried: pure, so that a resumed job decides alike.
 
 A trial is a whole training run whose rate falls to zero within it, scored on the development rows. There are
-two regimes. If the time is enough for a run of full length and one more on all rows, each trial is such a
-run: the best of them is the centre from which the search goes on to its neighbours, coarse steps first.
-Otherwise short trials compare rates, and one long run takes the time that is left, or a part of it if its
-loss turns. In the end the best trial is run again on all rows, in several orders, to be averaged.
+two regimes. If the time is enough for a run of full length and one more on all rows, up to three short trials
+compare rates. Then each trial is of full length: the best of them is the centre from which the search goes on
+to its neighbours, coarse steps first. Otherwise still shorter trials compare rates, and one long run takes
+the time that is left, or a part of it if its loss turns. In the end the best trial is run again on all rows,
+in several orders, to be averaged.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ LEAST_BATCH, MOST_BATCH = 4, 256  # examples
 LEAST_STEPS = 100  # of a first trial, if a batch leaves so many: batch 4 beats 8 by .01 to .04 on 250 rows
 LEAST_RATE, MOST_RATE = 1 / 30, 30.0
 SHORT_STEPS, SHORT_RATE = 150, 2.7  # with so few steps so many times the plan's rate: `with_prior`
+# The best rate is not known before: with 200 steps of batch 4 SmolLM2-135M loses .16 and .28 nat at 2.7 times
+# the plan's rate on two data sets, and wins .07 on a third (docs/experiments.md).
+SHORT_TRIALS, SHORT_EPOCHS = 3, 1.0
+SHORT_SHARE = 1 / 6  # of the time, that each of them may take
 PROBE_SHARE = 0.12  # of the time, for all short trials together
 PROBE_TRIALS = 4
 PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
@@ -89,13 +94,16 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
         return first_trial(start, budget)
     refits = [result for result in done if result.trial.refit]
     best = best_of(done)
-    if not refits:
-        main = any(result.trial.main for result in done)
-        if done[0].trial.epochs < LEAST_EPOCHS and not main:
-            return _probe_or_main(start, done, budget)
-        if trial := _search(best.trial if best else done[0].trial, best, start, done, budget):
-            return trial
-    return _refit(settled(best), len(refits), budget) if best else None
+    if refits:
+        return _refit(refits[0].trial, len(refits), budget)
+    if all(result.trial.short for result in done):
+        return _rate_or_whole(start, done, budget)
+    main = any(result.trial.main for result in done)
+    if done[0].trial.epochs < LEAST_EPOCHS and not main:
+        return _probe_or_main(start, done, budget)
+    if trial := _search(best.trial if best else done[0].trial, best, start, done, budget):
+        return trial
+    return _refit(settled(best), 0, budget) if best else None
 
 
 def arm_name(plan: Plan) -> str:
@@ -112,12 +120,13 @@ def trial_of(arm: str, plan: Plan, mean_length: float) -> Trial:
 
 
 def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
-    """Return a run of full length that leaves time for one on all rows; else a short one, or the only one."""
-    least, most = START_EPOCHS
-    twice = budget.cost_s(start[0]) + budget.cost_s(replace(start[0], refit=True))
-    epochs = start[0].epochs * budget.left_s / (SAFETY * twice)
-    if epochs >= least:
-        return with_prior(replace(start[0], epochs=min(most, epochs)), budget)
+    """Return a short trial if there is time for runs of full length after it; else one that is still shorter.
+
+    Rows that are too few for a short trial get a run of full length.
+    """
+    if whole := _whole(start[0], budget):
+        whole = with_prior(whole, budget)
+        return _short(whole, budget) or whole
     probe = _probe(start[0], budget)
     return probe or with_prior(_main(start[0], budget), budget)
 
@@ -130,7 +139,7 @@ def best_of(done: Sequence[TrialResult]) -> TrialResult | None:
 
 def settled(result: TrialResult) -> Trial:
     """Return one that ends where this trial's loss was lowest, and some more for the rate to fall to zero."""
-    trial = replace(result.trial, main=False)
+    trial = replace(result.trial, main=False, short=False)
     if result.lowest_epochs is None:
         return trial
     return replace(trial, epochs=max(LEAST_EPOCHS, min(trial.epochs, AFTER_LOWEST * result.lowest_epochs)))
@@ -228,7 +237,62 @@ def _key(trial: Trial) -> tuple[str, float, float, int]:
     return (trial.arm, round(math.log(trial.rate), 3), round(trial.epochs, 3), trial.batch)
 
 
-# --- short trials, then one long run
+# --- short trials, then runs of full length
+
+
+def _whole(trial: Trial, budget: Budget) -> Trial | None:
+    """Return the trial at full length, if that leaves time for one more on all rows."""
+    least, most = START_EPOCHS
+    twice = budget.cost_s(trial) + budget.cost_s(replace(trial, refit=True))
+    epochs = trial.epochs * budget.left_s / (SAFETY * twice)
+    return replace(trial, epochs=min(most, epochs), short=False) if epochs >= least else None
+
+
+def _short(whole: Trial, budget: Budget) -> Trial | None:
+    """Return a trial of SHORT_SHARE that stands for a whole one; None if it has too few steps.
+
+    Several devices run whole trials at once, and need none.
+    """
+    seconds = SHORT_SHARE * budget.all_s / SAFETY - budget.trial_s
+    epochs = min(SHORT_EPOCHS, seconds * budget.tokens_per_s / budget.epoch_tokens)
+    short = replace(whole, epochs=epochs, short=True)
+    if budget.width > 1 or epochs < LEAST_EPOCHS or budget.steps(short) < PROBE_STEPS:
+        return None
+    return replace(short, rate=min(MOST_RATE, short.rate * (whole.epochs / epochs) ** HORIZON))
+
+
+def _rate_or_whole(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budget) -> Trial | None:
+    """Return the next short trial, or what they lead to: a whole run, or at once the one on all rows."""
+    best = best_of(done)
+    if trial := _next_rate(best.trial if best else done[-1].trial, done, budget):
+        return trial
+    if best is None:
+        return with_prior(_main(start[0], budget), budget)
+
+    def lengthened(trial: Trial) -> Trial:
+        factor = (trial.epochs / best.trial.epochs) ** -HORIZON
+        return replace(trial, rate=max(LEAST_RATE, _between(best.trial, done) * factor), short=False)
+
+    if whole := _whole(best.trial, budget):
+        return lengthened(whole)
+    epochs = (budget.left_s / SAFETY - budget.trial_s) * budget.tokens_per_s / budget.epoch_tokens
+    final = lengthened(replace(best.trial, epochs=min(START_EPOCHS[1], epochs / budget.all_rows)))
+    return _refit(final, 0, budget) if final.epochs >= LEAST_EPOCHS else None
+
+
+def _next_rate(centre: Trial, done: Sequence[TrialResult], budget: Budget) -> Trial | None:
+    """Return a short trial next to the best one that is new and leaves time for a run on all rows."""
+    tried = {_key(result.trial) for result in done}
+    for factor in (1 / RATE_STEP, RATE_STEP) if len(done) < SHORT_TRIALS else ():
+        trial = replace(centre, rate=centre.rate * factor)
+        last = replace(trial, epochs=START_EPOCHS[0], refit=True)
+        fits = SAFETY * (budget.cost_s(trial) + budget.cost_s(last)) <= budget.left_s
+        if fits and LEAST_RATE <= trial.rate <= MOST_RATE and _key(trial) not in tried:
+            return trial
+    return None
+
+
+# --- shorter trials, then one long run
 
 
 def _probe(trial: Trial, budget: Budget) -> Trial | None:

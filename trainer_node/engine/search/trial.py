@@ -24,6 +24,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     epochs: float = 2.0
     batch: int = 32  # examples of one optimiser step
     seed: int = 0  # added to the job's: another order of the rows
+    short: bool = False  # it compares rates, before runs of full length
     main: bool = False  # the run that takes all the time that is left
     refit: bool = False  # a run like the best one, on the development rows as well
     last_pass: bool = False  # from the run before, over the development rows alone; it is a refit too
@@ -33,7 +34,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         order = f", order {self.seed + 1}" if self.seed else ""
         order += ", development rows alone" if self.last_pass else ", all rows" if self.refit else ""
-        order += f", probe ({self.stage})" if self.stage else ""
+        order += f", probe ({self.stage})" if self.stage else ", to compare rates" if self.short else ""
         return f"{self.arm}, rate x {self.rate:.2g}, {self.epochs:.2g} epochs, batch {self.batch}{order}"
 
 
