@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -29,12 +30,14 @@ from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, family_of, resolve
 from trainer_node.engine.search import rate_search
+from trainer_node.engine.search.population import is_population, on_one_device
 from trainer_node.engine.search.strategy import (
     LEAST_EPOCHS,
-    SHORT_TRIALS,
+    START_EPOCHS,
     Budget,
     arm_name,
     first_trial,
+    is_tiny,
     trial_of,
 )
 
@@ -136,7 +139,9 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
         return SHARDED
     plan, methods = whole[0], ", or ".join(map(arm_name, whole))
     mean_length, budget = stats.tokens / stats.examples, _budget(plan, stats)
-    first = first_trial([trial_of(arm_name(plan), plan, mean_length)], budget)
+    start = [trial_of(arm_name(plan), plan, mean_length)]
+    alone = replace(_budget(on_one_device(plan), stats), width=plan.devices)
+    first = first_trial(start, alone if is_population(start, alone) else budget)
     runs = plan.train_s / budget.cost_s(first)
     if first.main:
         return f"One training run ({arm_name(plan)}, {first.epochs:.1f} epochs): no time to compare."
@@ -145,10 +150,11 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
             f"Short runs of {first.epochs:.2f} epochs compare rates; one long run takes the rest of the time."
         )
     if first.short:
+        most = START_EPOCHS[1]
         return (
-            f"First up to {SHORT_TRIALS} runs of {first.epochs:.2g} epochs: {first}, and next to it. Then "
-            f"runs of full length by {methods}, as long as there is time: it is enough for about {runs:.0f} "
-            "short ones. The best one is run again on all rows, and submitted."
+            f"First: {first}; then at lower rates, until that is worse. Then whole runs by {methods}: "
+            f"there is time for about {runs * first.epochs / most:.0f} of {most:g} epochs. "
+            "The best one on the development rows is run again on all rows, and submitted."
         )
     return (
         f"First: {first}. Then its neighbours in rate, epochs and batch, by {methods}: there is time for "
@@ -182,6 +188,7 @@ def _budget(plan: Plan, stats: DataStats) -> Budget:
         examples=stats.examples,
         trial_s=0.0,
         all_s=plan.train_s,
+        tiny=is_tiny(plan),
     )
 
 

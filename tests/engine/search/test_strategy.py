@@ -14,6 +14,7 @@ from trainer_node.engine.search.strategy import (
     SAFETY,
     WANTED_REFITS,
     Budget,
+    _whole,
     best_of,
     next_trial,
     with_prior,
@@ -81,37 +82,46 @@ def test_with_time_the_search_comes_close_to_the_lowest_point(rate: float, epoch
     assert left > 0
 
 
-@pytest.mark.parametrize(("rate", "count"), [(0.3, 3), (0.9, 3), (2.7, 2)])
-def test_short_trials_find_the_rate_of_one_run_on_all_rows(rate: float, count: int) -> None:
-    # Six epochs of time: for a run of full length and one on all rows, or for short ones and that one.
-    done, left = searched(bowl(rate, 2.0, 32), 6000.0, epoch_tokens=1_000_000, examples=3_200)
-    *short, last = [result.trial for result in done]
-    assert [trial.short for trial in short] == [True] * count
-    assert all(trial.epochs <= 1.0 for trial in short)
-    assert last.refit
-    assert not last.short
-    assert last.epochs >= 2.0
-    assert last.rate == pytest.approx(rate, rel=0.3)  # a longer run wants a lower one
-    assert 0 <= left < 1000.0
-
-
 def test_with_more_time_the_search_goes_on_from_the_best_short_trial() -> None:
-    done, _ = searched(bowl(0.3, 2.0, 32), 40_000.0, epoch_tokens=1_000_000, examples=3_200)
-    trials = [result.trial for result in done]
-    assert [trial.short for trial in trials[:4]] == [True, True, True, False]
-    assert trials[3].epochs == 4.0
-    assert trials[3].rate == pytest.approx(0.3, rel=0.3)
+    for rate, count in ((0.3, 3), (0.9, 3), (2.7, 2)):
+        done, _ = searched(bowl(rate, 2.0, 32), 40_000.0, epoch_tokens=1_000_000, examples=3_200)
+        trials = [result.trial for result in done]
+        assert [trial.short for trial in trials[: count + 1]] == [True] * count + [False]
+        assert trials[count].epochs == 4.0
+        assert trials[count].rate == pytest.approx(rate, rel=0.3)  # a longer run wants a lower one
+        assert sum(trial.short for trial in trials) == count
+
+
+def test_a_whole_run_is_not_given_up_for_short_trials() -> None:
+    for seconds in range(4_000, 20_000, 271):
+        done, left = searched(bowl(1.0, 2.0, 32), float(seconds), epoch_tokens=1_000_000, examples=3_200)
+        trials = [result.trial for result in done]
+        assert left >= 0
+        assert trials[-1].refit or trials[-1].main
+        assert (
+            any(trial.epochs >= 2.0 and not (trial.short or trial.refit) for trial in trials)
+            or trials[-1].main
+        )
+
+
+def test_the_length_of_a_whole_run_is_not_that_of_the_trial_before() -> None:
+    budget = Budget(
+        left_s=1000.0, tokens_per_s=100.0, epoch_tokens=10_000, examples=1_000, trial_s=60.0, all_s=1000.0
+    )
+    found = {_whole(replace(START[0], epochs=epochs), budget) for epochs in (0.5, 1.0, 4.0)}
+    assert found == {replace(START[0], epochs=4.0)}
 
 
 def test_short_trials_that_diverge_are_followed_by_lower_rates() -> None:
     def loss(trial: Trial) -> float | None:
-        return None if trial.rate > 0.5 else bowl(0.3, 2.0, 32)(trial)
+        return None if trial.rate > 0.2 else bowl(0.1, 2.0, 32)(trial)
 
-    done, _ = searched(loss, 6000.0, epoch_tokens=1_000_000, examples=3_200)
-    rates = [result.trial.rate for result in done if result.trial.short]
-    assert rates == sorted(rates, reverse=True)
+    done, _ = searched(loss, 20_000.0, epoch_tokens=1_000_000, examples=3_200)
+    *short, whole = [result.trial for result in done[:4]]
+    assert all(trial.short for trial in short)
+    assert not whole.short
+    assert whole.rate < 0.2
     assert done[-1].trial.refit
-    assert done[-1].trial.rate < 0.5
 
 
 def test_the_better_arm_is_found() -> None:
@@ -173,13 +183,22 @@ def test_without_time_for_short_trials_there_is_one_run() -> None:
 
 
 def test_a_run_of_few_steps_begins_with_a_higher_rate() -> None:
-    def rate(examples: int) -> float:
+    def rate(examples: int, *, tiny: bool = False) -> float:
         budget = Budget(
-            left_s=1.0, tokens_per_s=SPEED, epoch_tokens=10_000, examples=examples, trial_s=0.0, all_s=1.0
+            left_s=1.0,
+            tokens_per_s=SPEED,
+            epoch_tokens=10_000,
+            examples=examples,
+            trial_s=0.0,
+            all_s=1.0,
+            tiny=tiny,
         )
         return with_prior(START[0], budget).rate
 
-    assert rate(20) == 2.7
+    assert rate(20, tiny=True) == 2.7
+    assert rate(20) == 1.0  # its batch is 4
+    assert rate(400) == pytest.approx(2.7 * 0.25**0.5)  # 8
+    assert rate(1600) == 2.7  # 32
     assert rate(10_000) == pytest.approx(2.7 * (150 / 625) ** 0.3)
     assert rate(100_000) == 1.0
 

@@ -47,6 +47,7 @@ class FakeRun:
     def shrink(self, state: Any) -> None:
         assert state is self.state
         self.shrunk += 1
+        state.recorded = None
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def start(
         *ends: Exception | None, known: bool = True, group: ProcessGroup | None = None, **changes: Any
     ) -> FakeRun:
         plan = make_plan("lora", capacity=128, **changes)
-        state = SimpleNamespace(plan=plan, examples=make_examples([9, 60, 20]))
+        state = SimpleNamespace(plan=plan, examples=make_examples([9, 60, 20]), recorded=None)
         run = FakeRun(state, list(ends), group or ProcessGroup())
         monkeypatch.setattr(loop, "train", run.train)
         monkeypatch.setattr(loop, "shrink", run.shrink)
@@ -99,6 +100,15 @@ def test_each_time_memory_runs_out_is_one_rung_written_down_before_it_goes_on(
         "out of memory, going on with a smaller step: out of memory",
     ]
     assert was_too_large(plan)
+
+
+def test_recorded_passes_are_given_up_before_the_plan_is_changed(start: Callable[..., FakeRun]) -> None:
+    run = start(FULL, None)
+    before, run.state.recorded = run.state.plan, object()
+    go(run)
+    assert run.state.plan is before
+    assert (run.shrunk, run.written) == (1, [])
+    assert run.messages == ["out of memory, going on without recorded passes: CUDA out of memory."]
 
 
 def test_before_the_run_is_known_nothing_is_written(start: Callable[..., FakeRun]) -> None:

@@ -142,7 +142,7 @@ def packed_attention(
         kernel = _kernel(query.device, form)
         out = kernel(q, k, v, layout.cu_seqlens, layout.max_seqlen, scale, sliding_window)
         return out[..., :size].unsqueeze(0), None
-    lengths = layout.document_lengths or layout.cu_seqlens.diff().tolist()
+    lengths = layout.document_lengths or [size for size in layout.cu_seqlens.diff().tolist() if size]
     return _per_document(query, key, value, lengths, scale, sliding_window, attend), None
 
 

@@ -29,6 +29,7 @@ class LabelModel(nn.Module):
         self.training = network.training
         self.bf16 = bf16
         self.batching = Batching.PACKED
+        self.recordable = True  # as a CUDA graph, until that fails
         self.plain_head = True  # logits are hidden states times the output matrix, and nothing else
 
     @property

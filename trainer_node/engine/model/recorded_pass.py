@@ -7,6 +7,7 @@ same memory each time, so packs are copied into tensors of fixed sizes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -25,6 +26,7 @@ from trainer_node.engine.oom import is_out_of_memory, release
 LAYER_S = 0.0033  # to start a layer's kernels: 135M takes .1 s for 30 layers, however short the pack (H100)
 FLOPS_PER_S = 4e14  # that a GPU reaches in large products: 40% of an H100's peak
 WARM_UP = 2  # passes before the recording: compilers and libraries choose their kernels in them
+TOLERANCE = 0.05  # of a replay: on a GPU the same pass gives gradients up to .003 of their norm apart
 SPARE = 1.25  # room for packs with more documents or labels than any of the first epoch's
 log = structlog.get_logger(__name__)
 
@@ -89,14 +91,14 @@ def on_cuda(compute: Pass) -> tuple[Callable[[], None], Tensor]:
     """Record a pass as a CUDA graph."""
     current, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(current)
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(side):  # around all of it: whatever fails, `current` is the stream again
         for _ in range(WARM_UP):
             compute()
+        graph = torch.cuda.CUDAGraph()
+        # Of this thread: another one may copy a checkpoint meanwhile.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            loss = compute()
     current.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Of this thread: another one may copy a checkpoint meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        loss = compute()
     return graph.replay, loss
 
 
@@ -112,11 +114,12 @@ class RecordedPass:
         self._scale = torch.ones((), device=self._parameters[0].device)
         self._replay: Callable[[], None] | None = None
         self._loss = self._scale
-        self.failed = False
 
     def backward(self, examples: Examples, indices: Sequence[int], divisor: int) -> Tensor | None:
         """Add a pack's gradients to the parameters'; its loss, or None if it must be computed as usual."""
-        pack = None if self.failed else fitted_pack(collate(examples, indices, self.room.capacity), self.room)
+        if not self.deltas.model.recordable:
+            return None
+        pack = fitted_pack(collate(examples, indices, self.room.capacity), self.room)
         if pack is None:
             return None
         self._fill(pack, divisor)
@@ -139,21 +142,38 @@ class RecordedPass:
             kept[name].copy_(source, non_blocking=True)
 
     def _recorded(self) -> bool:
-        """Record the pass; False, and no further try, if the model's code can't be recorded."""
-        self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
+        """Record the pass; False, and never again with this model, if its code can't be recorded."""
+        cause = ""
         try:
+            self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
             self._replay, self._loss = self._record(self._compute)
-        except Exception as error:
-            if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
+            if (error := self._error()) > TOLERANCE:
+                cause = f"what is replayed is off by {error:.3g}"
+        except Exception as failure:
+            if isinstance(failure, torch.AcceleratorError) and not is_out_of_memory(failure):
                 torch.cuda.synchronize()  # raises if nothing works on this device any more
-            cause = str(error).partition("\n")[0][:200]
+            cause = str(failure.__context__ or failure).partition("\n")[0][:200] or type(failure).__name__
+        if cause:  # outside of the handler, which holds what the pass had in memory
             log.warning("passes are not recorded, which costs time", cause=cause)
-            self.failed, self._gradients, self._batch = True, [], None
-        if self.failed:  # outside of the handler, which holds what the pass had in memory
+            self.deltas.model.recordable = False
+            self._replay, self._gradients, self._batch, self._loss = None, [], None, self._scale
             release()
             return False
         log.info("passes are recorded as a CUDA graph", room=self.room)
         return True
+
+    def _error(self) -> float:
+        """Replay once, compute once: how far the gradients are apart, as a share of their norm."""
+        assert self._replay is not None
+        torch._foreach_zero_(self._gradients)
+        self._replay()
+        replayed, loss = [gradient.clone() for gradient in self._gradients], self._loss.clone()
+        torch._foreach_zero_(self._gradients)
+        usual = self._compute()
+        apart = torch._foreach_sub(replayed, self._gradients)
+        norms = [torch.stack(torch._foreach_norm(some)).norm() for some in (apart, self._gradients)]
+        error = torch.maximum(norms[0] / norms[1].clamp(min=1e-30), (loss - usual).abs() / (1 + usual.abs()))
+        return float(error) if torch.isfinite(error) or not torch.isfinite(usual) else math.inf
 
     def _compute(self) -> Tensor:
         assert self._batch is not None
@@ -186,11 +206,13 @@ def recorded_pass_for(
     Dropout draws other numbers for every pack, preference pairs differ in number, and recomputed layers
     belong to models that are large enough to keep a GPU busy.
     """
-    exact = examples.group == 1 and deltas.model.batching is Batching.PACKED and not plan.dropout
+    model = deltas.model
+    packed = model.recordable and model.batching is Batching.PACKED
+    exact = packed and examples.group == 1 and not plan.dropout
     single = plan.parallel == "single" and not plan.activation_checkpointing and plan.dtype == "bfloat16"
     if not (exact and single and next(iter(deltas.parameters.values())).is_cuda):
         return None
-    layers = deltas.model.base.config.get_text_config().num_hidden_layers
+    layers = model.base.config.get_text_config().num_hidden_layers
     weights = sum(weight.numel() for weight in deltas.network.parameters())
     if not waits_for_launches(weights, layers, plan.capacity):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shared.planning.memory_fit import round_up
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.search.runner import end_at, is_averaged
-from trainer_node.engine.search.strategy import Budget
+from trainer_node.engine.search.strategy import Budget, is_tiny
 from trainer_node.engine.search.trial import SearchRecord
 from trainer_node.engine.time_budget import SLACK_S
 
@@ -32,4 +32,5 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         single=frozenset(arm for arm, plan in known.plans.items() if not is_averaged(plan)),
         least_batch=first.devices * round_up(longest) * record.train_examples / record.train_tokens,
         width=known.width,
+        tiny=is_tiny(first),
     )

@@ -28,10 +28,11 @@ LEAST_BATCH, MOST_BATCH = 4, 256  # examples
 LEAST_STEPS = 100  # of a first trial, if a batch leaves so many: batch 4 beats 8 by .01 to .04 on 250 rows
 LEAST_RATE, MOST_RATE = 1 / 30, 30.0
 SHORT_STEPS, SHORT_RATE = 150, 2.7  # with so few steps so many times the plan's rate: `with_prior`
+RATE_BATCH = 32  # from this batch on; below it falls with the root of the batch, down to the plan's rate
+TINY = 512  # inputs of a model's narrowest matrix
 # The best rate is not known before: with 200 steps of batch 4 SmolLM2-135M loses .16 and .28 nat at 2.7 times
 # the plan's rate on two data sets, and wins .07 on a third (docs/experiments.md).
 SHORT_TRIALS, SHORT_EPOCHS = 3, 1.0
-SHORT_SHARE = 1 / 6  # of the time, that each of them may take
 PROBE_SHARE = 0.12  # of the time, for all short trials together
 PROBE_TRIALS = 4
 PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
@@ -61,6 +62,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     all_rows: float = 1.0  # training and development rows' tokens, as a multiple of the training rows'
     single: frozenset[str] = frozenset()  # arms whose runs aren't averaged: a second one on all rows is lost
     width: int = 1  # trials that run at once, each on a device of its own
+    tiny: bool = False  # the model is so small that it wants the same high rate in small batches
 
     def cost_s(self, trial: Trial) -> float:
         """Return the seconds that a trial takes."""
@@ -97,7 +99,7 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
     if refits:
         return _refit(refits[0].trial, len(refits), budget)
     if all(result.trial.short for result in done):
-        return _rate_or_whole(start, done, budget)
+        return _rate_or_whole(done, budget)
     main = any(result.trial.main for result in done)
     if done[0].trial.epochs < LEAST_EPOCHS and not main:
         return _probe_or_main(start, done, budget)
@@ -117,6 +119,11 @@ def trial_of(arm: str, plan: Plan, mean_length: float) -> Trial:
     """Return an arm's first trial: the plan's rates, its batch as a power of two; `mean_length` in tokens."""
     batch = plan.packs_per_step * plan.capacity / mean_length
     return Trial(arm=arm, batch=max(LEAST_BATCH, 2 ** round(math.log2(max(1.0, batch)))))
+
+
+def is_tiny(plan: Plan) -> bool:
+    """Return whether a plan's model is smaller than real ones, and other rates hold for it."""
+    return min(module.in_features for module in plan.modules) < TINY
 
 
 def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
@@ -148,14 +155,16 @@ def settled(result: TrialResult) -> Trial:
 def with_prior(trial: Trial, budget: Budget) -> Trial:
     """Return the trial with a batch that leaves LEAST_STEPS, if one does, and a rate that fits its steps.
 
-    Short runs want higher rates. SmolLM2-135M: with 36 steps 3 times the plan's rate is .04 nat better, with
-    156 steps as good; a Qwen3 of 4 M weights: .05 to .1 better with 25 to 100 steps; a Llama of 3 M weights:
-    .03 better with 100 steps, up to .03 worse with 25 (docs/experiments.md).
+    Short runs want higher rates, small batches lower ones. SmolLM2-135M: with 36 steps of a large batch 3
+    times the plan's rate is .04 nat better, with 156 as good; with 200 steps of batch 4, .28 and .16 worse on
+    two data sets and .07 better on a third. Models of 3 to 4 M weights: .03 to .1 better with 50 to 100 steps
+    of batch 4 (docs/experiments.md).
     """
     while budget.steps(trial) < LEAST_STEPS and trial.batch >= max(2 * LEAST_BATCH, 2 * budget.least_batch):
         trial = replace(trial, batch=trial.batch // 2)
-    factor = SHORT_RATE * (SHORT_STEPS / max(1.0, budget.steps(trial))) ** RATE_BY_STEPS
-    return replace(trial, rate=trial.rate * min(SHORT_RATE, max(1.0, factor)))
+    most = SHORT_RATE if budget.tiny else SHORT_RATE * min(1.0, trial.batch / RATE_BATCH) ** 0.5
+    factor = most * (SHORT_STEPS / max(1.0, budget.steps(trial))) ** RATE_BY_STEPS
+    return replace(trial, rate=trial.rate * max(1.0, min(most, factor)))
 
 
 # --- full length
@@ -243,53 +252,44 @@ def _key(trial: Trial) -> tuple[str, float, float, int]:
 def _whole(trial: Trial, budget: Budget) -> Trial | None:
     """Return the trial at full length, if that leaves time for one more on all rows."""
     least, most = START_EPOCHS
-    twice = budget.cost_s(trial) + budget.cost_s(replace(trial, refit=True))
-    epochs = trial.epochs * budget.left_s / (SAFETY * twice)
+    tokens = (budget.left_s / SAFETY - 2 * budget.trial_s) * budget.tokens_per_s
+    epochs = tokens / (budget.epoch_tokens * (1.0 + budget.all_rows))
     return replace(trial, epochs=min(most, epochs), short=False) if epochs >= least else None
 
 
 def _short(whole: Trial, budget: Budget) -> Trial | None:
-    """Return a trial of SHORT_SHARE that stands for a whole one; None if it has too few steps.
+    """Return a trial of one epoch at most that stands for a whole one.
 
-    Several devices run whole trials at once, and need none.
+    None if it has too few steps, or if there is no time for all of them, a whole run and one on all rows:
+    when to end is worth as much as the rate, and only a whole run shows it. Several devices run whole trials
+    at once, and need no short ones.
     """
-    seconds = SHORT_SHARE * budget.all_s / SAFETY - budget.trial_s
-    epochs = min(SHORT_EPOCHS, seconds * budget.tokens_per_s / budget.epoch_tokens)
-    short = replace(whole, epochs=epochs, short=True)
-    if budget.width > 1 or epochs < LEAST_EPOCHS or budget.steps(short) < PROBE_STEPS:
+    short = replace(whole, epochs=min(SHORT_EPOCHS, whole.epochs), short=True)
+    after = replace(budget, left_s=budget.left_s - SAFETY * SHORT_TRIALS * budget.cost_s(short))
+    if budget.width > 1 or budget.steps(short) < PROBE_STEPS or not _whole(whole, after):
         return None
-    return replace(short, rate=min(MOST_RATE, short.rate * (whole.epochs / epochs) ** HORIZON))
+    return replace(short, rate=min(MOST_RATE, short.rate * (whole.epochs / short.epochs) ** HORIZON))
 
 
-def _rate_or_whole(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budget) -> Trial | None:
-    """Return the next short trial, or what they lead to: a whole run, or at once the one on all rows."""
-    best = best_of(done)
-    if trial := _next_rate(best.trial if best else done[-1].trial, done, budget):
-        return trial
-    if best is None:
-        return with_prior(_main(start[0], budget), budget)
+def _rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
+    """Return the next short trial, or the run of full length that they lead to.
 
-    def lengthened(trial: Trial) -> Trial:
-        factor = (trial.epochs / best.trial.epochs) ** -HORIZON
-        return replace(trial, rate=max(LEAST_RATE, _between(best.trial, done) * factor), short=False)
-
-    if whole := _whole(best.trial, budget):
-        return lengthened(whole)
-    epochs = (budget.left_s / SAFETY - budget.trial_s) * budget.tokens_per_s / budget.epoch_tokens
-    final = lengthened(replace(best.trial, epochs=min(START_EPOCHS[1], epochs / budget.all_rows)))
-    return _refit(final, 0, budget) if final.epochs >= LEAST_EPOCHS else None
-
-
-def _next_rate(centre: Trial, done: Sequence[TrialResult], budget: Budget) -> Trial | None:
-    """Return a short trial at a third of the best one's rate, if that is new and time for all rows is left.
-
-    The first rate is rather too high than too low, and a run of full length tries a higher one.
+    Each further short trial has a third of the best one's rate, which is rather too high than too low: the
+    search from the whole run on tries higher ones.
     """
-    trial = replace(centre, rate=centre.rate / RATE_STEP)
-    last = replace(trial, epochs=START_EPOCHS[0], refit=True)
-    fits = SAFETY * (budget.cost_s(trial) + budget.cost_s(last)) <= budget.left_s
-    is_new = _key(trial) not in {_key(result.trial) for result in done}
-    return trial if len(done) < SHORT_TRIALS and fits and is_new and trial.rate >= LEAST_RATE else None
+    best = best_of(done)
+    centre = best.trial if best else done[-1].trial
+    lower = replace(centre, rate=centre.rate / RATE_STEP)
+    is_new = _key(lower) not in {_key(result.trial) for result in done}
+    if len(done) < SHORT_TRIALS and is_new and lower.rate >= LEAST_RATE and budget.fits(lower):
+        return lower
+    if best is None:  # they diverged
+        centre = lower
+    whole = _whole(centre, budget)
+    if whole is None:
+        return _refit(settled(best), 0, budget) if best else None
+    factor = (whole.epochs / centre.epochs) ** -HORIZON
+    return replace(whole, rate=max(LEAST_RATE, _between(centre, done) * factor))
 
 
 # --- shorter trials, then one long run

@@ -33,16 +33,20 @@ def train_or_stop(run: RunContext, state: TrainState) -> bool:
 
 
 def descend(run: RunContext, state: TrainState) -> None:
-    """Train; whenever memory runs out, step down by one rung."""
+    """Train; whenever memory runs out, step down by one rung. What is recorded of passes goes first."""
     while True:
         try:
             loop.train(state, run.reporter, run.stop)
             return
         except (RuntimeError, MemoryError) as error:
             smaller = step_down(state.plan, int(state.examples.lengths.max()))
-            if not is_out_of_memory(error) or smaller is None:
+            if not is_out_of_memory(error) or (smaller is None and state.recorded is None):
                 raise
             text = str(error).strip().partition("\n")[0][:500] or "out of memory"
+        if smaller is None or state.recorded is not None:
+            run.reporter.message(f"out of memory, going on without recorded passes: {text}")
+            loop.shrink(state)
+            continue
         state.plan = replace(smaller, deviations=[*state.plan.deviations, _because(state.plan, smaller)])
         run.reporter.message(f"out of memory, going on with a smaller step: {text}")
         known = context.read_record(run.folder)
