@@ -8,17 +8,18 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from shared.messages import DatasetType, ErrorCode, FileFormat, Outcome, OutcomeStatus, TaskType
-from tests.engine.worker_run import finish, outcome_of
+from tests.engine.worker_run import ENVIRONMENT, ROOT, WAIT_S, outcome_of
 from trainer_node.engine import limits, pipeline, prepare
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
@@ -81,8 +82,12 @@ def test_who_speaks_is_not_silent(reporter: Reporter, monkeypatch: pytest.Monkey
 # --- data that unpacks to more than there is memory for
 
 
-def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "machine_memory", lambda: (2 * FOR_DATA, 2 * FOR_DATA))
+def finish_on_small_machine(job: Path) -> Outcome:
+    """Run a job where 2 * FOR_DATA is all the memory, in a process whose heap is new."""
+    command = [sys.executable, "-m", "tests.engine.small_machine_side", str(job), str(2 * FOR_DATA)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=WAIT_S)
+    assert (job.parent / "outcome.json").exists(), (done.returncode, done.stderr[-2000:])
+    return outcome_of(job)
 
 
 def write_lines(path: Path) -> FileFormat:
@@ -120,19 +125,6 @@ def write_rows_of_nothing(path: Path) -> FileFormat:
     return FileFormat.PARQUET
 
 
-@pytest.fixture
-def no_free_heap() -> Iterator[None]:
-    """Take what earlier tests left free in the heap: it doesn't count, and a bomb would fit into it."""
-    taken: list[list[dict[str, Any]]] = []
-    grown = 0
-    while grown < 5 * MIB:  # until 100,000 dictionaries of 64 bytes are all in new memory
-        before = limits.data_bytes()
-        taken.append([{} for _ in range(100_000)])
-        grown = limits.data_bytes() - before
-    yield
-    taken.clear()
-
-
 BOMBS = (
     write_lines,
     write_empty_objects,
@@ -143,19 +135,16 @@ BOMBS = (
 )
 
 
-@pytest.mark.usefixtures("no_free_heap")
 @pytest.mark.parametrize("write", BOMBS)
 def test_data_bombs(
     write: Callable[[Path], FileFormat],
     make_job: Callable[..., Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    small_machine(monkeypatch)
     data = tmp_path / "bomb"
     kind = write(data)
     assert data.stat().st_size < 4 * MIB
-    outcome = finish(make_job(dataset=str(data), file_format=kind))
+    outcome = finish_on_small_machine(make_job(dataset=str(data), file_format=kind))
     assert (outcome.status, outcome.code) == (OutcomeStatus.FAILED, ErrorCode.DATA_UNAVAILABLE), outcome.error
     text = "bomb: reading and tokenising the data needs more than 0.2 GB of memory"
     assert (outcome.error or "").endswith(text)
@@ -199,10 +188,8 @@ def test_a_template_that_takes_all_memory(
     make_job: Callable[..., Path],
     tiny_model: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    small_machine(monkeypatch)
-    outcome = finish(template_job(make_job, tiny_model, tmp_path, template))
+    outcome = finish_on_small_machine(template_job(make_job, tiny_model, tmp_path, template))
     assert (outcome.status, outcome.code) == (OutcomeStatus.FAILED, ErrorCode.DATA_UNAVAILABLE)
     assert "needs more than 0.2 GB of memory" in (outcome.error or "")
 
