@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from bench.ablations.trainer import VariantResult
 from bench.ablations.variants import GROUPS, Variant, variants_of
-from bench.arena.contest import CPU, shared_gpu
+from bench.arena.contest import CPU, results_file, shared_gpu
 from bench.arena.damage import Way
 from bench.arena.packages import cache_folder
 from bench.arena.suite import ROWS
@@ -205,16 +205,15 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=len(TASKS), help="the first so many")
     parser.add_argument("--gpu", action="store_true", help="SmolLM2-135M on the first GPU")
     parser.add_argument("--workers", type=int, default=1, help="tasks at once")
-    parser.add_argument("--results", type=Path, default=cache_folder() / "ablations.jsonl")
+    parser.add_argument("--results", type=Path, help="by default in the cache, one for CPUs and one for GPUs")
     parser.add_argument("--known-only", action="store_true", help="train nothing")
     options = parser.parse_args()
+    results = options.results or results_file("ablations", gpu=options.gpu)
     tasks, wanted = (GPU_TASKS if options.gpu else TASKS)[: options.tasks], variants_of(options.only)
     if not options.known_only:
         hardware = shared_gpu(options.workers) if options.gpu else CPU
-        train_missing(
-            tasks, wanted, cache_folder(), options.results, hardware=hardware, workers=options.workers
-        )
-    lines = read_lines(options.results)
+        train_missing(tasks, wanted, cache_folder(), results, hardware=hardware, workers=options.workers)
+    lines = read_lines(results)
     known = {task: lines[task] for task in tasks if task in lines}
     found = table(options.only, known)
     print("\n".join(map(str, found)))

@@ -124,6 +124,11 @@ def shared_gpu(workers: int) -> Hardware:
     return Hardware(device=properties.name, count=1, memory_bytes=properties.total_memory // workers)
 
 
+def results_file(name: str, *, gpu: bool) -> Path:
+    """Where results are kept by default: those of a GPU are not compared with those of a CPU."""
+    return cache_folder() / f"{name}{'-gpu' if gpu else ''}.jsonl"
+
+
 def tokens_of(path: Path, model: Path) -> int:
     """The tokens of the rows in a file, as the engine reads them."""
     from trainer_node.engine.data.examples import read_rows, scored_length, tokenize
@@ -186,10 +191,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--gpu", action="store_true", help="all workers share the first GPU")
     parser.add_argument("--pack", type=Path, help="only write rows for a machine without packages")
-    parser.add_argument("--results", type=Path, default=cache_folder() / "results.jsonl")
+    parser.add_argument("--results", type=Path, help="by default in the cache, one for CPUs and one for GPUs")
     parser.add_argument("--page", type=Path, help="folder for a page with plots")
     parser.add_argument("--known-only", action="store_true", help="judge the tasks whose results are there")
     options = parser.parse_args()
+    results = options.results or results_file("results", gpu=options.gpu)
     if options.pack:
         for source in options.sources:
             print(pack_rows(source, cache_folder(), options.pack))
@@ -198,10 +204,10 @@ def main() -> None:
     tasks = cpu_suite() if options.suite else [Task(*values) for values in itertools.product(*parts)]
     champion, *rivals = options.profiles
     if options.known_only:
-        known = read_entries(options.results)
+        known = read_entries(results)
         tasks = [task for task in tasks if all((task, name) in known for name in options.profiles)]
     hardware = shared_gpu(options.workers) if options.gpu else CPU
-    entries = play(tasks, options.profiles, cache_folder(), options.results, options.workers, hardware)
+    entries = play(tasks, options.profiles, cache_folder(), results, options.workers, hardware)
     found = by_task(entries)
     print_table(found, options.profiles)
     figures = {"champion": champion, **summary(found, champion, rivals, options.boss)}
