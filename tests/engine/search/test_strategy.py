@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -19,7 +20,14 @@ from trainer_node.engine.search.strategy import (
     next_trial,
     with_prior,
 )
-from trainer_node.engine.search.trial import Trial, TrialResult
+from trainer_node.engine.search.trial import (
+    FILE,
+    SearchRecord,
+    Trial,
+    TrialResult,
+    read_search,
+    write_search,
+)
 
 START = (Trial(arm="dense"), Trial(arm="lora"))
 SPEED = 1000.0
@@ -323,3 +331,19 @@ def test_a_main_run_that_turned_early_leaves_time_for_a_better_one() -> None:
     assert again.epochs == AFTER_LOWEST
     done.append(TrialResult(trial=again, loss=1.0, tokens=1, train_s=1.0))
     assert best_of(done) == done[0]
+
+
+def test_a_search_of_an_older_version_goes_on_as_it_began(tmp_path: Path) -> None:
+    whole = TrialResult(trial=replace(START[0], epochs=4.0), loss=2.0, tokens=1, train_s=1.0)
+    record = SearchRecord(began_at=0.0, all_s=1e6, plans={}, done=[whole])
+    write_search(tmp_path, record)
+    path = tmp_path / FILE
+    path.write_bytes(path.read_bytes().replace(b'"short":false,', b""))
+    assert b"short" not in path.read_bytes()
+    found = read_search(tmp_path)
+    assert found == record
+    budget = Budget(left_s=1e6, tokens_per_s=SPEED, epoch_tokens=10_000, examples=500, trial_s=1.0, all_s=1e6)
+    trial = next_trial(START, found.done, budget)
+    assert trial
+    assert not trial.short
+    assert trial.epochs == 4.0
