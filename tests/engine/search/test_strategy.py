@@ -270,12 +270,22 @@ def test_a_batch_below_the_smallest_pack_is_not_tried() -> None:
 
 def test_after_a_turn_the_next_run_ends_there_and_none_is_longer() -> None:
     budget = Budget(left_s=1e6, tokens_per_s=SPEED, epoch_tokens=10_000, examples=500, trial_s=1.0, all_s=1e6)
-    done = [TrialResult(trial=START[0], loss=2.0, tokens=1, train_s=1.0, lowest_epochs=0.8)]
+    done = [TrialResult(trial=START[0], loss=2.0, tokens=1, train_s=1.0, lowest_epochs=1.2)]
     first = next_trial(START, done, budget)
-    assert first == replace(START[0], epochs=AFTER_LOWEST * 0.8)
+    assert first == replace(START[0], epochs=AFTER_LOWEST * 1.2)
     while trial := next_trial(START, done, budget):
         assert trial.epochs <= START[0].epochs
         done.append(TrialResult(trial=trial, loss=3.0, tokens=1, train_s=1.0))
+
+
+def test_a_turn_within_the_first_epoch_asks_for_a_lower_rate() -> None:
+    budget = Budget(left_s=1e6, tokens_per_s=SPEED, epoch_tokens=10_000, examples=500, trial_s=1.0, all_s=1e6)
+    early = TrialResult(trial=START[0], loss=2.0, tokens=1, train_s=1.0, lowest_epochs=0.8)
+    first = next_trial(START, [early], budget)
+    assert first
+    assert (first.rate, first.epochs) == (1 / 3, 2.0)
+    worse = TrialResult(trial=first, loss=2.1, tokens=1, train_s=1.0)
+    assert next_trial(START, [early, worse], budget) == replace(START[0], epochs=AFTER_LOWEST * 0.8)
 
 
 def test_the_best_trial_is_run_again_on_all_rows_in_other_orders() -> None:

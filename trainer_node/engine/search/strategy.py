@@ -180,7 +180,8 @@ def _search(
     """Return the first neighbour of the best trial that is new and leaves time for a refit."""
     centre = settled(result) if result else best
     tried = {_key(one.trial) for one in done}
-    for trial in _neighbours(centre, start, turned=bool(result and result.lowest_epochs)):
+    lowest = result.lowest_epochs if result else None
+    for trial in _neighbours(centre, start, lowest):
         # Below the smallest pack a smaller batch would be the same one.
         if _key(trial) in tried or 2 * trial.batch <= budget.least_batch:
             continue
@@ -199,15 +200,19 @@ def _refit(best: Trial, count: int, budget: Budget) -> Trial | None:
     return refit if count < budget.refits(refit, MOST_REFITS) and budget.fits(refit) else None
 
 
-def _neighbours(best: Trial, start: Sequence[Trial], *, turned: bool) -> Iterator[Trial]:
+def _neighbours(best: Trial, start: Sequence[Trial], lowest: float | None) -> Iterator[Trial]:
     """Yield the trials next to the best one: coarse steps, then fine ones.
 
-    If the best one's loss has turned, a longer run would turn as well: it is first run as long as it should
-    have been.
+    If the best one's loss has turned, at `lowest` epochs, a longer run would turn as well: it is first run as
+    long as it should have been. If it turned within the first epoch, its rate is too high: no row was seen
+    twice.
     """
+    turned = lowest is not None
     higher, lower = _by(rate=RATE_STEP), _by(rate=1 / RATE_STEP)
     longer, shorter = _by(epochs=2.0), _by(epochs=0.5)
     larger, smaller = _by(batch=BATCH_STEP), _by(batch=1 / BATCH_STEP)
+    if lowest is not None and lowest < 1.0 and best.rate / RATE_STEP >= LEAST_RATE:
+        yield lower(replace(best, epochs=max(best.epochs, START_EPOCHS[0])))
     if turned:
         yield best
         moves = [smaller, lower, higher, shorter, larger]
