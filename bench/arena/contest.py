@@ -8,8 +8,7 @@ A task is a data set, a base model, a number of training rows, a budget and a se
 E epochs on the token clock, with all the training that a profile does in it, so that a result repeats exactly
 on a noisy machine; scoring takes none. Each run is the real engine in a process of its own; with --gpu all
 of them share the first GPU, and a result repeats but for that GPU's rounding. Results are appended to a file
-(by default in the arena's cache), and what is there is not run again. The last line is one
-JSON object.
+(by default in the arena's cache), and what is there is not run again. The last line is one JSON object.
 """
 
 from __future__ import annotations

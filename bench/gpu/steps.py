@@ -65,8 +65,7 @@ def compiled(setting: Setting) -> Finding:
         counters.clear()
         plain = Training(case, setting).steps(count)
         fast = Training(replace(case, compiled=True), setting).steps(count)
-        pairs = zip(plain["losses"], fast["losses"], strict=True)
-        off = max(abs(a - b) / (1 + abs(a)) for a, b in pairs)
+        off = losses_off(plain, fast)
         graphs = counters["stats"].get("unique_graphs", 0)
         gain = round(plain["step_s"] / fast["step_s"], 3)
         figures[case.name] = {"plain": plain, "compiled": fast, "gain": gain, "graphs": graphs, "off": off}
@@ -76,6 +75,12 @@ def compiled(setting: Setting) -> Finding:
         if not graphs:
             faults.append(f"{case.name}: nothing was compiled")
     return Finding(figures, faults)
+
+
+def losses_off(plain: dict[str, Any], fast: dict[str, Any]) -> float:
+    """Return how far the losses of two ways to take the same steps are apart, as a share of their size."""
+    pairs = zip(plain["losses"], fast["losses"], strict=True)
+    return float(max(abs(a - b) / (1 + abs(a)) for a, b in pairs))
 
 
 def memory(setting: Setting) -> Finding:
@@ -129,9 +134,7 @@ def recorded(setting: Setting) -> Finding:
         training = Training(case, setting)
         graph, model = training.state.recorded, training.state.deltas.model
         fast = training.steps(count)
-        pairs = zip(plain["losses"], fast["losses"], strict=True)
-        off = max(abs(a - b) / (1 + abs(a)) for a, b in pairs)
-        gain = round(plain["step_s"] / fast["step_s"], 3)
+        off, gain = losses_off(plain, fast), round(plain["step_s"] / fast["step_s"], 3)
         figures[case.name] = {"plain": plain, "recorded": fast, "gain": gain, "off": off}
         setting.keep(figures)
         if not off <= LOSS_TOLERANCE:

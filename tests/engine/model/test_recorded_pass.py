@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from shared.planning.plan import Plan
+from tests.engine.step_state import step_state
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate, pack
-from trainer_node.engine.distributed.process_group import SINGLE_PROCESS
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.model.recorded_pass import (
@@ -56,20 +56,7 @@ def deltas(tiny_model: Path, make_plan: Callable[..., Plan]) -> Deltas:
 
 def steps(deltas: Deltas, rows: Examples, plan: Plan, recorded: RecordedPass | None) -> list[Any]:
     """Losses and gradients of the loop's own steps, over packs that are filled differently."""
-    run: Any = SimpleNamespace(
-        plan=plan,
-        seed=0,
-        step=0,
-        deltas=deltas,
-        objective=sft.loss,
-        examples=rows,
-        device=torch.device("cpu"),
-        process_group=SINGLE_PROCESS,
-        forward=None,
-        cpu_threads=None,
-        recorded=recorded,
-        alive=lambda: None,
-    )
+    run = step_state(plan, deltas, rows, recorded=recorded)
     found = []
     for packs in ([[0, 1], [2, 3, 4]], [[5, 6, 7]], [[8], [9, 10, 11, 2], [12]]):
         answer = loop.gradients(run, packs, Stop())

@@ -1,81 +1,21 @@
 """The search for the best training run, on loss surfaces that are known."""
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from tests.engine.search.surfaces import START, bowl, plenty, searched
 from trainer_node.engine.search.strategy import (
     AFTER_LOWEST,
-    LEAST_EPOCHS,
     MOST_REFITS,
-    PROBE_SHARE,
     SAFETY,
     WANTED_REFITS,
     Budget,
-    _whole,
     best_of,
     next_trial,
-    with_prior,
 )
-from trainer_node.engine.search.trial import (
-    FILE,
-    SearchRecord,
-    Trial,
-    TrialResult,
-    read_search,
-    write_search,
-)
-
-START = (Trial(arm="dense"), Trial(arm="lora"))
-SPEED = 1000.0
-
-
-def searched(
-    loss: Callable[[Trial], float | None],
-    seconds: float,
-    *,
-    epoch_tokens: int = 10_000,
-    examples: int = 500,
-    single: frozenset[str] = frozenset(),
-) -> tuple[list[TrialResult], float]:
-    """All trials of one job on a surface, and the time left."""
-    done: list[TrialResult] = []
-    left = seconds
-    while True:
-        budget = Budget(
-            left_s=left,
-            tokens_per_s=SPEED,
-            epoch_tokens=epoch_tokens,
-            examples=examples,
-            trial_s=1.0,
-            all_s=seconds,
-            single=single,
-        )
-        trial = next_trial(START, done, budget)
-        if trial is None:
-            return done, left
-        left -= budget.cost_s(trial)
-        done.append(
-            TrialResult(
-                trial=trial,
-                loss=loss(trial),
-                tokens=int(trial.epochs * epoch_tokens),
-                train_s=budget.cost_s(trial),
-            )
-        )
-
-
-def bowl(rate: float, epochs: float, batch: int, lora: float = 0.05) -> Callable[[Trial], float]:
-    """Quadratic in the logs of everything, lowest at the given place."""
-
-    def loss(trial: Trial) -> float:
-        parts = (math.log(trial.rate / rate), math.log(trial.epochs / epochs), math.log(trial.batch / batch))
-        return 2.0 + 0.05 * sum(part**2 for part in parts) + (lora if trial.arm == "lora" else 0.0)
-
-    return loss
+from trainer_node.engine.search.trial import FILE, SearchRecord, Trial, TrialResult, read_search, write_search
 
 
 @pytest.mark.parametrize("rate", [0.1, 1.0, 5.0])
@@ -88,48 +28,6 @@ def test_with_time_the_search_comes_close_to_the_lowest_point(rate: float, epoch
     assert best.loss is not None
     assert best.loss < 2.02
     assert left > 0
-
-
-def test_with_more_time_the_search_goes_on_from_the_best_short_trial() -> None:
-    for rate, count in ((0.3, 3), (0.9, 3), (2.7, 2)):
-        done, _ = searched(bowl(rate, 2.0, 32), 40_000.0, epoch_tokens=1_000_000, examples=3_200)
-        trials = [result.trial for result in done]
-        assert [trial.short for trial in trials[: count + 1]] == [True] * count + [False]
-        assert trials[count].epochs == 4.0
-        assert trials[count].rate == pytest.approx(rate, rel=0.3)  # a longer run wants a lower one
-        assert sum(trial.short for trial in trials) == count
-
-
-def test_a_whole_run_is_not_given_up_for_short_trials() -> None:
-    for seconds in range(4_000, 20_000, 271):
-        done, left = searched(bowl(1.0, 2.0, 32), float(seconds), epoch_tokens=1_000_000, examples=3_200)
-        trials = [result.trial for result in done]
-        assert left >= 0
-        assert trials[-1].refit or trials[-1].main
-        assert (
-            any(trial.epochs >= 2.0 and not (trial.short or trial.refit) for trial in trials)
-            or trials[-1].main
-        )
-
-
-def test_the_length_of_a_whole_run_is_not_that_of_the_trial_before() -> None:
-    budget = Budget(
-        left_s=1000.0, tokens_per_s=100.0, epoch_tokens=10_000, examples=1_000, trial_s=60.0, all_s=1000.0
-    )
-    found = {_whole(replace(START[0], epochs=epochs), budget) for epochs in (0.5, 1.0, 4.0)}
-    assert found == {replace(START[0], epochs=4.0)}
-
-
-def test_short_trials_that_diverge_are_followed_by_lower_rates() -> None:
-    def loss(trial: Trial) -> float | None:
-        return None if trial.rate > 0.2 else bowl(0.1, 2.0, 32)(trial)
-
-    done, _ = searched(loss, 20_000.0, epoch_tokens=1_000_000, examples=3_200)
-    *short, whole = [result.trial for result in done[:4]]
-    assert all(trial.short for trial in short)
-    assert not whole.short
-    assert whole.rate < 0.2
-    assert done[-1].trial.refit
 
 
 def test_the_better_arm_is_found() -> None:
@@ -171,73 +69,6 @@ def test_a_diverged_trial_is_left_behind() -> None:
     assert best.trial.rate < 0.9
 
 
-def test_with_little_time_short_trials_choose_the_rate_of_one_long_run() -> None:
-    # One epoch takes 10,000 s, the job has 9,000: no second run would fit.
-    done, left = searched(bowl(3.0, 2.0, 32), 9000.0, epoch_tokens=10_000_000, examples=50_000)
-    *probes, main = done
-    assert main.trial.main
-    assert not any(result.trial.main for result in probes)
-    assert all(result.trial.epochs < LEAST_EPOCHS for result in probes)
-    assert sum(result.train_s for result in probes) <= 2 * PROBE_SHARE * 9000
-    assert 1.0 < main.trial.rate < 3.5  # towards 3, less what a longer run wants
-    assert left < 0.05 * 9000
-
-
-def test_without_time_for_short_trials_there_is_one_run() -> None:
-    done, _ = searched(bowl(3.0, 2.0, 32), 20.0, epoch_tokens=100_000, examples=500)
-    (main,) = done
-    assert main.trial.main
-    assert main.trial.arm == "dense"
-
-
-def test_a_run_of_few_steps_begins_with_a_higher_rate() -> None:
-    def rate(examples: int, *, tiny: bool = False) -> float:
-        budget = Budget(
-            left_s=1.0,
-            tokens_per_s=SPEED,
-            epoch_tokens=10_000,
-            examples=examples,
-            trial_s=0.0,
-            all_s=1.0,
-            tiny=tiny,
-        )
-        return with_prior(START[0], budget).rate
-
-    assert rate(20, tiny=True) == 2.7
-    assert rate(20) == 1.0  # its batch is 4
-    assert rate(400) == pytest.approx(2.7 * 0.25**0.5)  # 8
-    assert rate(1600) == 2.7  # 32
-    assert rate(10_000) == pytest.approx(2.7 * (150 / 625) ** 0.3)
-    assert rate(100_000) == 1.0
-
-
-def test_few_rows_get_a_small_batch_so_that_there_are_enough_steps() -> None:
-    def first(examples: int, least_batch: float = 1.0) -> Trial | None:
-        budget = Budget(
-            left_s=1e6,
-            tokens_per_s=SPEED,
-            epoch_tokens=10_000,
-            examples=examples,
-            trial_s=1.0,
-            all_s=1e6,
-            least_batch=least_batch,
-        )
-        return next_trial(START, [], budget)
-
-    for examples, batch in ((10_000, 32), (400, 16), (200, 8), (100, 4), (50, 4)):
-        trial = first(examples)
-        assert trial
-        assert trial.batch == batch
-    trial = first(50, least_batch=8.0)
-    assert trial
-    assert trial.batch == 8
-
-
-def test_the_first_trial_is_given_whatever_the_time() -> None:
-    done, _ = searched(bowl(1.0, 2.0, 32), 0.0)
-    assert len(done) == 1
-
-
 def test_a_slower_machine_gets_fewer_trials() -> None:
     many, _ = searched(bowl(1.0, 2.0, 32), 600.0)
     few, _ = searched(bowl(1.0, 2.0, 32), 200.0)
@@ -252,15 +83,7 @@ def test_a_budget_leaves_room_for_a_late_trial() -> None:
 
 
 def test_a_batch_below_the_smallest_pack_is_not_tried() -> None:
-    budget = Budget(
-        left_s=1e6,
-        tokens_per_s=SPEED,
-        epoch_tokens=10_000,
-        examples=500,
-        trial_s=1.0,
-        all_s=1e6,
-        least_batch=20.0,
-    )
+    budget = plenty(least_batch=20.0)
     done: list[TrialResult] = []
     surface = bowl(1.0, 2.0, 4)
     while trial := next_trial(START, done, budget):
@@ -269,7 +92,7 @@ def test_a_batch_below_the_smallest_pack_is_not_tried() -> None:
 
 
 def test_after_a_turn_the_next_run_ends_there_and_none_is_longer() -> None:
-    budget = Budget(left_s=1e6, tokens_per_s=SPEED, epoch_tokens=10_000, examples=500, trial_s=1.0, all_s=1e6)
+    budget = plenty()
     done = [TrialResult(trial=START[0], loss=2.0, tokens=1, train_s=1.0, lowest_epochs=1.2)]
     first = next_trial(START, done, budget)
     assert first == replace(START[0], epochs=AFTER_LOWEST * 1.2)
@@ -279,7 +102,7 @@ def test_after_a_turn_the_next_run_ends_there_and_none_is_longer() -> None:
 
 
 def test_a_turn_within_the_first_epoch_asks_for_a_lower_rate() -> None:
-    budget = Budget(left_s=1e6, tokens_per_s=SPEED, epoch_tokens=10_000, examples=500, trial_s=1.0, all_s=1e6)
+    budget = plenty()
     early = TrialResult(trial=START[0], loss=2.0, tokens=1, train_s=1.0, lowest_epochs=0.8)
     first = next_trial(START, [early], budget)
     assert first
@@ -330,9 +153,7 @@ def test_a_search_past_its_share_of_the_time_leaves_enough_to_average_runs() -> 
 
 
 def test_a_main_run_that_turned_early_leaves_time_for_a_better_one() -> None:
-    budget = Budget(
-        left_s=20.0, tokens_per_s=SPEED, epoch_tokens=10_000, examples=500, trial_s=1.0, all_s=40.0
-    )
+    budget = plenty(left_s=20.0, all_s=40.0)
     main = replace(START[0], epochs=4.0, main=True)
     done = [TrialResult(trial=main, loss=2.0, tokens=1, train_s=1.0, lowest_epochs=1.0)]
     again = next_trial(START, done, budget)
@@ -352,7 +173,7 @@ def test_a_search_of_an_older_version_goes_on_as_it_began(tmp_path: Path) -> Non
     assert b"short" not in path.read_bytes()
     found = read_search(tmp_path)
     assert found == record
-    budget = Budget(left_s=1e6, tokens_per_s=SPEED, epoch_tokens=10_000, examples=500, trial_s=1.0, all_s=1e6)
+    budget = plenty()
     trial = next_trial(START, found.done, budget)
     assert trial
     assert not trial.short

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -13,8 +11,8 @@ from torch import Tensor
 
 from shared.messages import TaskType
 from shared.planning.plan import Plan
+from tests.engine.step_state import step_state
 from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.distributed.process_group import SINGLE_PROCESS
 from trainer_node.engine.evaluate.metric import reference_logprobs
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
@@ -58,20 +56,7 @@ def _step(
     packs: int = 1,
 ) -> Gradients:
     """The loop's own gradients of a step of `packs` packs."""
-    run: Any = SimpleNamespace(
-        plan=plan,
-        seed=0,
-        step=0,
-        deltas=deltas,
-        objective=loss_for(task_type),
-        examples=rows,
-        device=torch.device("cpu"),
-        process_group=SINGLE_PROCESS,
-        forward=None,
-        cpu_threads=cpu_threads,
-        recorded=None,
-        alive=lambda: None,
-    )
+    run = step_state(plan, deltas, rows, objective=loss_for(task_type), cpu_threads=cpu_threads)
     size = len(rows) // packs
     found = loop.gradients(run, [list(range(i * size, (i + 1) * size)) for i in range(packs)], Stop())
     assert found is not None

@@ -1,0 +1,124 @@
+"""How a search begins: by the time there is, with which batch and rate, and with which short trials."""
+
+from collections.abc import Callable
+
+import pytest
+from msgspec.structs import replace
+
+from shared.planning.memory_fit import split
+from shared.planning.model_shape import shape_from_params
+from shared.planning.plan import Plan
+from shared.planning.profiles import resolve
+from tests.engine.search.surfaces import START, bowl, plenty, searched
+from trainer_node.engine.search.strategy import (
+    LEAST_EPOCHS,
+    PROBE_SHARE,
+    Budget,
+    _whole,
+    is_tiny,
+    next_trial,
+    with_prior,
+)
+from trainer_node.engine.search.trial import Trial
+
+
+def test_with_more_time_the_search_goes_on_from_the_best_short_trial() -> None:
+    for rate, count in ((0.3, 3), (0.9, 3), (2.7, 2)):
+        done, _ = searched(bowl(rate, 2.0, 32), 40_000.0, epoch_tokens=1_000_000, examples=3_200)
+        trials = [result.trial for result in done]
+        assert [trial.short for trial in trials[: count + 1]] == [True] * count + [False]
+        assert trials[count].epochs == 4.0
+        assert trials[count].rate == pytest.approx(rate, rel=0.3)  # a longer run wants a lower one
+        assert sum(trial.short for trial in trials) == count
+
+
+def test_a_whole_run_is_not_given_up_for_short_trials() -> None:
+    for seconds in range(4_000, 20_000, 271):
+        done, left = searched(bowl(1.0, 2.0, 32), float(seconds), epoch_tokens=1_000_000, examples=3_200)
+        trials = [result.trial for result in done]
+        assert left >= 0
+        assert trials[-1].refit or trials[-1].main
+        assert (
+            any(trial.epochs >= 2.0 and not (trial.short or trial.refit) for trial in trials)
+            or trials[-1].main
+        )
+
+
+def test_the_length_of_a_whole_run_is_not_that_of_the_trial_before() -> None:
+    budget = Budget(
+        left_s=1000.0, tokens_per_s=100.0, epoch_tokens=10_000, examples=1_000, trial_s=60.0, all_s=1000.0
+    )
+    found = {_whole(replace(START[0], epochs=epochs), budget) for epochs in (0.5, 1.0, 4.0)}
+    assert found == {replace(START[0], epochs=4.0)}
+
+
+def test_short_trials_that_diverge_are_followed_by_lower_rates() -> None:
+    def loss(trial: Trial) -> float | None:
+        return None if trial.rate > 0.2 else bowl(0.1, 2.0, 32)(trial)
+
+    done, _ = searched(loss, 20_000.0, epoch_tokens=1_000_000, examples=3_200)
+    *short, whole = [result.trial for result in done[:4]]
+    assert all(trial.short for trial in short)
+    assert not whole.short
+    assert whole.rate < 0.2
+    assert done[-1].trial.refit
+
+
+def test_with_little_time_short_trials_choose_the_rate_of_one_long_run() -> None:
+    # One epoch takes 10,000 s, the job has 9,000: no second run would fit.
+    done, left = searched(bowl(3.0, 2.0, 32), 9000.0, epoch_tokens=10_000_000, examples=50_000)
+    *probes, main = done
+    assert main.trial.main
+    assert not any(result.trial.main for result in probes)
+    assert all(result.trial.epochs < LEAST_EPOCHS for result in probes)
+    assert sum(result.train_s for result in probes) <= 2 * PROBE_SHARE * 9000
+    assert 1.0 < main.trial.rate < 3.5  # towards 3, less what a longer run wants
+    assert left < 0.05 * 9000
+
+
+def test_without_time_for_short_trials_there_is_one_run() -> None:
+    done, _ = searched(bowl(3.0, 2.0, 32), 20.0, epoch_tokens=100_000, examples=500)
+    (main,) = done
+    assert main.trial.main
+    assert main.trial.arm == "dense"
+
+
+def test_a_run_of_few_steps_begins_with_a_higher_rate() -> None:
+    def rate(examples: int, *, tiny: bool = False) -> float:
+        budget = plenty(examples=examples, tiny=tiny)
+        return with_prior(START[0], budget).rate
+
+    assert rate(20, tiny=True) == 2.7
+    assert rate(20) == 1.0  # its batch is 4
+    assert rate(400) == pytest.approx(2.7 * 0.25**0.5)  # 8
+    assert rate(1600) == 2.7  # 32
+    assert rate(10_000) == pytest.approx(2.7 * (150 / 625) ** 0.3)
+    assert rate(100_000) == 1.0
+
+
+def test_few_rows_get_a_small_batch_so_that_there_are_enough_steps() -> None:
+    def first(examples: int, least_batch: float = 1.0) -> Trial | None:
+        budget = plenty(examples=examples, least_batch=least_batch)
+        return next_trial(START, [], budget)
+
+    for examples, batch in ((10_000, 32), (400, 16), (200, 8), (100, 4), (50, 4)):
+        trial = first(examples)
+        assert trial
+        assert trial.batch == batch
+    trial = first(50, least_batch=8.0)
+    assert trial
+    assert trial.batch == 8
+
+
+def test_the_first_trial_is_given_whatever_the_time() -> None:
+    done, _ = searched(bowl(1.0, 2.0, 32), 0.0)
+    assert len(done) == 1
+
+
+def test_only_what_is_far_smaller_than_real_models_is_tiny(make_plan: Callable[..., Plan]) -> None:
+    tiny = make_plan("dense")
+    shape = shape_from_params(135_000_000)
+    real = replace(tiny, modules=split(shape, resolve("auto"), 2**31))
+    assert is_tiny(tiny)
+    assert not is_tiny(real)
+    assert not is_tiny(replace(tiny, modules=split(shape, resolve("lora_r16"), 16)))
