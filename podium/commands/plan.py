@@ -152,8 +152,8 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     if first.short:
         most = START_EPOCHS[1]
         return (
-            f"First: {first}; then at lower rates, until that is worse. Then whole runs by {methods}: "
-            f"there is time for about {runs * first.epochs / most:.0f} of {most:g} epochs. "
+            f"First: {first}; then at lower rates, until that is worse. Then whole runs by {methods}: there "
+            f"is time for about {runs * first.epochs / most:.0f} runs of {most:g} epochs. "
             "The best one on the development rows is run again on all rows, and submitted."
         )
     return (

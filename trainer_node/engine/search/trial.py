@@ -35,7 +35,9 @@ class Trial(Struct, frozen=True, kw_only=True):
         order = f", order {self.seed + 1}" if self.seed else ""
         order += ", development rows alone" if self.last_pass else ", all rows" if self.refit else ""
         order += f", probe ({self.stage})" if self.stage else ", to compare rates" if self.short else ""
-        return f"{self.arm}, rate x {self.rate:.2g}, {self.epochs:.2g} epochs, batch {self.batch}{order}"
+        epochs = f"{self.epochs:.2g}"
+        noun = "epoch" if epochs == "1" else "epochs"
+        return f"{self.arm}, rate x {self.rate:.2g}, {epochs} {noun}, batch {self.batch}{order}"
 
 
 class TrialResult(Struct, frozen=True, kw_only=True):
