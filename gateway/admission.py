@@ -60,7 +60,7 @@ class Admission:
         self._settings = settings
         self._records = Records(settings)
         self._ledger = ledger
-        self._writer = JobsWriter(bus, ledger, follower)
+        self.writer = JobsWriter(bus, ledger, follower)
         self._follower = follower
         self._decisions = decisions
         self._policy = policy
@@ -124,8 +124,8 @@ class Admission:
             moved = self._records.moved(task.job, slot.slot)
             return moved, moved
 
-        async with self._writer.exclusive():
-            return await self._writer.store(make)
+        async with self.writer.exclusive():
+            return await self.writer.store(make)
 
     def _at_once(self, asked: AskedOffer) -> Decision | None:
         """Answer without reading the logs, which were read a moment ago; most offers are answered so.
@@ -174,12 +174,12 @@ class Admission:
             verdict = self._judge(asked, self.views.recent())
             if not verdict.accepted:
                 return self._rejected(asked, verdict)
-            if self._writer.idle:
-                async with self._writer.exclusive():
+            if self.writer.idle:
+                async with self.writer.exclusive():
                     return await self._admit(asked)
             # All waiters check again as soon as a record is stored: of hundreds that arrive together, all but
             # two are refused then. In a lock's queue each would wait for all those before it.
-            await self._writer.wait()
+            await self.writer.wait()
 
     async def _admit(self, asked: AskedOffer) -> Decision:
         """Judge on the newest state, and store an accepted offer."""
@@ -193,7 +193,7 @@ class Admission:
             decision = self._records.decision(asked, verdict)
             return self._records.accepted(asked, decision), decision
 
-        return await self._writer.store(make)
+        return await self.writer.store(make)
 
     async def _start(
         self,
@@ -216,8 +216,8 @@ class Admission:
             started = self._begin(task.record, request, received_at)
             return started, started
 
-        async with self._writer.exclusive():
-            job = await self._writer.store(make)
+        async with self.writer.exclusive():
+            job = await self.writer.store(make)
         log.info("job started", task=key, slot=job.slot, deadline_at=job.deadline_at)
         return job
 

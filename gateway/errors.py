@@ -29,6 +29,10 @@ class UnknownTaskError(PodiumError):
     """No such task was accepted."""
 
 
+class UnknownSlotError(PodiumError):
+    """The fleet has no such slot."""
+
+
 class NotPossibleError(PodiumError):
     """The task is past the point where this can be done; nothing was changed."""
 

@@ -1,6 +1,6 @@
-"""Operators' commands on an accepted task, cancel and requeue; and the results that a gateway may write.
+"""Operators' commands: cancel and requeue a task, drain a slot; and the results that a gateway may write.
 
-Those are `expired` and `cancelled`, and never after `submitting`.
+The results are `expired` and `cancelled`, and never after `submitting`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 import uuid
 
-from gateway.errors import NodeSilentError, NotPossibleError, UnknownTaskError
+from gateway.errors import NodeSilentError, NotPossibleError, UnknownSlotError, UnknownTaskError
+from gateway.state.jobs_writer import JobsWriter
 from gateway.state.ledger import Ledger, Task
 from gateway.state.log_reader import LogReader
 from shared import subjects
@@ -26,9 +27,11 @@ from shared.messages import (
     Job,
     Result,
     ResultStatus,
+    SlotDrain,
     decode_control_answer,
     encode,
 )
+from shared.settings import Settings
 
 CANCEL_TRIES = 8  # each lost to a record that a node wrote meanwhile
 ANSWER_S = 30.0  # a node gives a worker ten seconds to write its checkpoint
@@ -39,11 +42,15 @@ log = get_logger()
 class Operations:
     """Operators' commands. Results are written by compare-and-set, so a node that ends a task first wins."""
 
-    def __init__(self, bus: Bus, ledger: Ledger, follower: LogReader, gateway: str) -> None:
+    def __init__(
+        self, bus: Bus, ledger: Ledger, follower: LogReader, writer: JobsWriter, settings: Settings
+    ) -> None:
         self._bus = bus
         self._ledger = ledger
         self._follower = follower
-        self._gateway = gateway
+        self._writer = writer
+        self._slots = settings.slots
+        self._gateway = settings.gateway_name
 
     async def cancel(self, key: str, reason: str) -> Task:
         """End a task as `cancelled`, for good.
@@ -94,6 +101,41 @@ class Operations:
         log.warning("task requeued", task=key, slot=job.slot, reason=reason)
         await self._follower.catch_up()
         return self._find(key)
+
+    async def drain(self, slot: str, reason: str) -> None:
+        """Give a slot no new job; the one it has is seen through. Raises UnknownSlotError and BusError.
+
+        The record is in JOBS, by compare-and-set on the log's end like every acceptance. So a job is either
+        stored before it, or decided with it, on every gateway and after every restart.
+        """
+        await self._set_drained(slot, True, reason)
+
+    async def resume(self, slot: str, reason: str) -> None:
+        """Let a drained slot get jobs again. Raises UnknownSlotError and BusError."""
+        await self._set_drained(slot, False, reason)
+
+    async def _set_drained(self, slot: str, drained: bool, reason: str) -> None:
+        if slot not in self._slots:
+            raise UnknownSlotError(f"unknown slot {slot[:50]!r}; the slots are {', '.join(self._slots)}")
+
+        def make() -> tuple[SlotDrain | None, bool]:
+            if (self._ledger.drain_of(slot) is not None) is drained:  # also if only the answer was lost
+                return None, False
+            record = SlotDrain(
+                record_id=uuid.uuid4().hex,
+                slot=slot,
+                drained=drained,
+                reason=reason,
+                gateway=self._gateway,
+                at=time.time(),
+            )
+            return record, True
+
+        await self._follower.catch_up()
+        async with self._writer.exclusive():
+            new = await self._writer.store(make)
+        if new:
+            log.warning("slot drained" if drained else "slot put to work again", slot=slot, reason=reason)
 
     def _find(self, key: str) -> Task:
         task = self._ledger.task(key)

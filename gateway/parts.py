@@ -78,6 +78,7 @@ class LocalParts:
         self.scores_seen = asyncio.Event()
         self.event_sources = EventSources(self.events, self.ledger, self.presence, self.measures, self.folded)
         self.ledger.on_task = self.event_sources.on_task
+        self.ledger.on_drain = self.event_sources.on_drain
         self.presence.on_message = self._on_run_message
 
     def _on_run_message(self, message: Heartbeat | Progress, data: bytes) -> None:
@@ -113,7 +114,7 @@ class Connected:
             facts=local.families.facts,
             policy=local.policy,
         )
-        self.operations = Operations(bus, ledger, self.log_reader, settings.gateway_name)
+        self.operations = Operations(bus, ledger, self.log_reader, self.admission.writer, settings)
         self.relocation = Relocation(settings, bus, ledger, self.log_reader, self.admission, local.measures)
         self._local = local
 

@@ -112,6 +112,14 @@ class Client:
         """Restart a job. Raises PodiumError with the reason if that is refused."""
         return self._operate(task_id, "requeue", reason)
 
+    def drain(self, slot: str, reason: str) -> SlotView:
+        """Give a slot no new job. Raises PodiumError with the reason if that is refused."""
+        return self._operate_slot(slot, "drain", reason)
+
+    def resume(self, slot: str, reason: str) -> SlotView:
+        """Let a drained slot get jobs again. Raises PodiumError with the reason if that is refused."""
+        return self._operate_slot(slot, "resume", reason)
+
     def gateway(self) -> GatewayInfo:
         """Return the gateway's settings and state."""
         info: GatewayInfo = self._get("/v1/gateway", GatewayInfo)
@@ -143,6 +151,12 @@ class Client:
         path = f"{_path(task_id)}/{operation}"
         task: TaskView = self._get(path, TaskView, body, timeout_s=OPERATION_S)
         return task
+
+    def _operate_slot(self, slot: str, operation: str, reason: str) -> SlotView:
+        body = msgspec.json.encode({"reason": reason} if reason else {})
+        path = f"/v1/slots/{urllib.parse.quote(slot, safe='')}/{operation}"
+        view: SlotView = self._get(path, SlotView, body)
+        return view
 
     def _get(self, path: str, kind: Any, body: bytes | None = None, *, timeout_s: float = TIMEOUT_S) -> Any:
         status, answer = self._request(path, body, timeout_s)

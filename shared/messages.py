@@ -231,6 +231,17 @@ class Job(Struct, frozen=True, kw_only=True, tag_field="kind", tag="job"):
     moved_at: float | None = None
 
 
+class SlotDrain(Struct, frozen=True, kw_only=True, tag_field="kind", tag="drain"):
+    """An operator drains a slot, which then gets no new job, or ends that; the newest one counts."""
+
+    record_id: str
+    slot: str
+    drained: bool
+    reason: str = ""
+    gateway: str = ""
+    at: float = 0.0
+
+
 class Metrics(Struct, frozen=True, kw_only=True):
     """Measurements of a finished run; losses are the scorer's metric on the held-out development rows."""
 
@@ -468,6 +479,7 @@ def encode(message: Struct) -> bytes:
 
 decode_offer = msgspec.json.Decoder(Offer).decode
 decode_job_record = msgspec.json.Decoder(JobRecord).decode
+decode_drain = msgspec.json.Decoder(SlotDrain).decode
 decode_state_record = msgspec.json.Decoder(StateRecord).decode
 decode_score = msgspec.json.Decoder(Score).decode
 decode_lease = msgspec.json.Decoder(Lease).decode

@@ -31,6 +31,7 @@ ANY_SCORE = "podium.scores.>"
 NONCES = "podium.nonces"
 ANY_LEASE = f"$KV.{LEASES_BUCKET}.>"
 
+_DRAIN = "@drain"  # in the place of a task's key; no key has this form
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -62,6 +63,16 @@ def job_on_any_slot(task: str) -> str:
 def reservation(slot: str, task: str) -> str:
     """Return the subject under which a reservation is stored."""
     return f"podium.reservations.{slot}.{task}"
+
+
+def drain(slot: str) -> str:
+    """Return the subject under which an operator drains a slot, or ends that."""
+    return f"podium.reservations.{slot}.{_DRAIN}"
+
+
+def is_drain(subject: str) -> bool:
+    """Return whether records of this subject drain a slot."""
+    return subject.endswith(f".{_DRAIN}")
 
 
 def state(slot: str, task: str) -> str:

@@ -153,6 +153,10 @@ def _slots(service: Service) -> Iterator[Metric]:
             age.add_metric((view.slot,), view.last_heartbeat_age_s)
     yield live
     yield age
+    drained = _by_slot("podium_slot_drained", "1 if an operator keeps new jobs away from the slot.")
+    for view in views:
+        drained.add_metric((view.slot,), float(view.drain is not None))
+    yield drained
     yield from _gpus(service, views)
 
 

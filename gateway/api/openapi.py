@@ -14,7 +14,7 @@ from gateway.api.problems import Fault
 from gateway.api.routing import JSON, Route
 from gateway.problem_details import MEDIA_TYPE, Problem
 from gateway.telemetry.event_log import EventType, Hello, Lost, Reset
-from gateway.views.schemas import TaskView
+from gateway.views.schemas import SlotView, TaskView
 from shared.messages import Decision, Heartbeat, Progress
 
 REF: Final = "#/components/schemas/{name}"
@@ -34,6 +34,7 @@ EVENTS: Final[dict[str, type]] = {
     "lost": Lost,
     EventType.DECISION: Decision,
     EventType.TASK: TaskView,
+    EventType.SLOT: SlotView,
     EventType.PROGRESS: Progress,
     EventType.HEARTBEAT: Heartbeat,
 }
@@ -42,7 +43,10 @@ DESCRIPTION: Final = (
     "are bytes. Unknown fields in a request body are ignored; new fields may appear in any response. Every "
     "path also works with a trailing slash. Errors are RFC 9457 problem details."
 )
-PARAMETERS: Final = {"task_id": "the upstream task id, URL-encoded, or the task key"}
+PARAMETERS: Final = {
+    "task_id": "the upstream task id, URL-encoded, or the task key",
+    "slot": "the slot's name",
+}
 
 Json = dict[str, Any]
 

@@ -17,6 +17,7 @@ from gateway.errors import (
     NodeSilentError,
     NotPossibleError,
     UnauthorizedError,
+    UnknownSlotError,
     UnknownTaskError,
 )
 from gateway.problem_details import problem
@@ -60,6 +61,7 @@ FOREIGN: Final = Fault(
     403, "foreign-request", "no API tokens are configured, so only requests from this host are accepted"
 )
 UNKNOWN_TASK: Final = Fault(404, "unknown-task", "no such task was accepted")
+UNKNOWN_SLOT: Final = Fault(404, "unknown-slot", "the fleet has no such slot")
 NOT_POSSIBLE: Final = Fault(
     409, "not-possible", "the task is past the point where this is possible; nothing was changed"
 )
@@ -73,6 +75,13 @@ INTERNAL: Final = Fault(500, "internal", "the gateway failed; its log has the de
 NOT_READY: Final = Fault(503, "not-ready", "the broker is unavailable; retry")
 NODE_SILENT: Final = Fault(503, "node-silent", "the slot's node did not confirm")
 BUSY: Final = Fault(503, "busy", "too many concurrent requests")
+_REFUSED: Final = {
+    ForeignRequestError: FOREIGN,
+    UnknownTaskError: UNKNOWN_TASK,
+    UnknownSlotError: UNKNOWN_SLOT,
+    NotPossibleError: NOT_POSSIBLE,
+    MismatchedStartError: MISMATCHED,
+}
 
 
 def unavailable(why: str) -> web.Response:
@@ -92,14 +101,6 @@ def problem_of(request: web.Request, error: Exception, max_body_bytes: int) -> w
             return _problem(error.fault, error, field=error.field)
         case UnauthorizedError():
             return problem(401, UNAUTHORIZED.slug, str(error), {"WWW-Authenticate": 'Bearer realm="podium"'})
-        case ForeignRequestError():
-            return _problem(FOREIGN, error)
-        case UnknownTaskError():
-            return _problem(UNKNOWN_TASK, error)
-        case NotPossibleError():
-            return _problem(NOT_POSSIBLE, error)
-        case MismatchedStartError():
-            return _problem(MISMATCHED, error)
         case NodeSilentError():
             return problem(503, NODE_SILENT.slug, str(error), {"Retry-After": str(RETRY_AFTER_S)})
         case BusyError():
@@ -108,6 +109,9 @@ def problem_of(request: web.Request, error: Exception, max_body_bytes: int) -> w
             return unavailable(str(error))
         case web.HTTPException():
             return _http_problem(request, error, max_body_bytes)
+    for kind, fault in _REFUSED.items():
+        if isinstance(error, kind):
+            return _problem(fault, error)
     _log_failure(request)
     return problem(500, INTERNAL.slug, "the gateway failed on this request; its log has the details")
 

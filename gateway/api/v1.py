@@ -34,6 +34,7 @@ from gateway.api.problems import (
     NODE_SILENT,
     NOT_POSSIBLE,
     NOT_READY,
+    UNKNOWN_SLOT,
     UNKNOWN_TASK,
     MalformedRequestError,
     unavailable,
@@ -47,11 +48,11 @@ from gateway.api.routing import (
     Route,
     add_routes,
     json_response,
-    read_message,
     read_query,
     started,
     task_of,
 )
+from gateway.api.slots import OperationRequest, get_slots, post_drain, post_resume, read_operation
 from gateway.api.sse import MEDIA_TYPE as EVENTS
 from gateway.api.sse import EventQuery, get_events
 from gateway.api.throttle import LoopThrottle
@@ -62,7 +63,7 @@ from gateway.offers import parse_offer
 from gateway.service import Service
 from gateway.state.ledger import TaskState
 from gateway.views.alerts import AlertPage
-from gateway.views.build import TaskFilter, slot_view, task_page, task_records, task_view
+from gateway.views.build import TaskFilter, task_page, task_records, task_view
 from gateway.views.days import DayPage
 from gateway.views.run import RunView
 from gateway.views.schemas import (
@@ -71,6 +72,7 @@ from gateway.views.schemas import (
     GatewayInfo,
     ScoresTaken,
     SlotPage,
+    SlotView,
     Status,
     TablesView,
     TaskPage,
@@ -83,12 +85,6 @@ from shared.version import version
 
 PAGE: Final = 50
 LARGEST_CURSOR: Final = (1 << 63) - 1
-
-
-class OperationRequest(Struct, frozen=True):
-    """The optional body of a request to cancel or requeue."""
-
-    reason: Annotated[str, Meta(max_length=500)] = "requested by an operator"
 
 
 class TaskQuery(Struct, frozen=True, forbid_unknown_fields=True):
@@ -176,13 +172,6 @@ async def get_tables(request: web.Request) -> web.Response:
     return json_response((await started(request)).tables())
 
 
-async def get_slots(request: web.Request) -> web.Response:
-    """List all slots of the fleet."""
-    service, now = await started(request), time.time()
-    slots = [slot_view(slot, service.ledger, service.presence, now) for slot in service.settings.slots]
-    return json_response(SlotPage(slots))
-
-
 async def get_gateway(request: web.Request) -> web.Response:
     """Get this gateway's version, settings and state."""
     return json_response(request.app[SERVICE].info())
@@ -228,9 +217,7 @@ def _scored(service: Service, view: TaskView) -> TaskView:
 async def _operation(request: web.Request) -> tuple[Service, str, OperationRequest]:
     """Read a request to cancel or requeue."""
     service = await started(request)
-    limit = service.settings.max_body_bytes
-    operation = await read_message(request, OperationRequest, limit, '{"reason": "..."}')
-    return service, subjects.task_key(request.match_info["task_id"]), operation
+    return service, subjects.task_key(request.match_info["task_id"]), await read_operation(request)
 
 
 def _states(text: str) -> frozenset[TaskState] | None:
@@ -245,11 +232,13 @@ def _states(text: str) -> frozenset[TaskState] | None:
 
 
 _OPEN: Final = Access.OPEN
+_Request: Final = OperationRequest
 _DECIDING: Final = (MALFORMED_OFFER, MISMATCHED, NOT_READY)
 _UNKNOWN: Final = (UNKNOWN_TASK, NOT_READY)
 _CANCEL: Final = (UNKNOWN_TASK, NOT_POSSIBLE, NOT_READY)
 _SCORING: Final = (MALFORMED_SCORE, UNKNOWN_TASK, NOT_READY)
 _REQUEUE: Final = (*_CANCEL, NODE_SILENT)
+_SLOT: Final = (UNKNOWN_SLOT, NOT_READY)
 
 # fmt: off
 ROUTES: Final = [
@@ -258,8 +247,8 @@ ROUTES: Final = [
     Route("GET", "/v1/tasks/{task_id}", get_task, TaskView, faults=(UNKNOWN_TASK, NOT_READY)),
     Route("GET", "/v1/tasks/{task_id}/story", get_records, TaskRecords, faults=(UNKNOWN_TASK, NOT_READY)),
     Route("GET", "/v1/tasks/{task_id}/progress", get_progress, RunView, query=RunQuery, faults=_UNKNOWN),
-    Route("POST", "/v1/tasks/{task_id}/cancel", post_cancel, TaskView, OperationRequest, faults=_CANCEL),
-    Route("POST", "/v1/tasks/{task_id}/requeue", post_requeue, TaskView, OperationRequest, faults=_REQUEUE),
+    Route("POST", "/v1/tasks/{task_id}/cancel", post_cancel, TaskView, _Request, faults=_CANCEL),
+    Route("POST", "/v1/tasks/{task_id}/requeue", post_requeue, TaskView, _Request, faults=_REQUEUE),
     Route(
         "POST",
         "/v1/scores",
@@ -275,6 +264,8 @@ ROUTES: Final = [
     Route("GET", "/v1/days", get_days, DayPage, query=DayQuery, faults=(NOT_READY,)),
     Route("GET", "/v1/alerts", get_alerts, AlertPage, tag="fleet"),
     Route("GET", "/v1/slots", get_slots, SlotPage, faults=(NOT_READY,), tag="fleet"),
+    Route("POST", "/v1/slots/{slot}/drain", post_drain, SlotView, _Request, None, _SLOT, tag="fleet"),
+    Route("POST", "/v1/slots/{slot}/resume", post_resume, SlotView, _Request, None, _SLOT, tag="fleet"),
     Route("GET", "/v1/gateway", get_gateway, GatewayInfo, tag="fleet"),
     Route("GET", "/v1/events", get_events, None, None, EventQuery, (BUSY,), media_type=EVENTS, tag="events"),
     Route("GET", "/metrics", get_metrics, None, access=Access.METRICS, media_type="text/plain", tag="health"),

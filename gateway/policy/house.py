@@ -144,6 +144,8 @@ def _hardware_bonus(view: PolicyView, chosen: SlotFacts | None) -> Term:
 def _condition(facts: SlotFacts) -> str:
     if facts.busy:
         return "busy"
+    if facts.drained:
+        return "drained by an operator"
     if facts.live and facts.faults:
         return f"failed its self-test, {facts.faults[0]}"
     return _name(facts) if facts.live else "not live"

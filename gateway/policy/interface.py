@@ -22,11 +22,12 @@ class SlotFacts(Struct, frozen=True, kw_only=True):
     live: bool  # its node holds the lease and sent a sign of life recently
     hardware: Hardware | None = None
     faults: tuple[str, ...] = ()  # that its self-test found
+    drained: bool = False  # an operator wants it to get no new job
 
     @property
     def healthy(self) -> bool:
-        """Return whether a job would run here now: the slot is live, and passed its self-test."""
-        return self.live and not self.faults
+        """Return whether a new job would run here: the slot is live, passed its self-test, isn't drained."""
+        return self.live and not self.faults and not self.drained
 
 
 class PolicyView(Struct, frozen=True, kw_only=True):

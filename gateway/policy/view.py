@@ -69,6 +69,7 @@ class PolicyViews:
             live=self._presence.live(slot),
             hardware=sign.hardware if sign is not None else None,
             faults=tuple(sign.heartbeat.faults) if sign is not None and sign.heartbeat else (),
+            drained=self._ledger.drain_of(slot) is not None,
         )
 
     def _feasible(self, offer: BareOffer, hours: float, hardware: Hardware) -> Feasibility:

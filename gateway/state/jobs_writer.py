@@ -12,7 +12,7 @@ from gateway.state.log_reader import LogReader
 from shared import subjects
 from shared.broker.bus import Bus, Record
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
-from shared.messages import Job, JobRecord, encode
+from shared.messages import Job, JobRecord, SlotDrain, encode
 
 JOBS = subjects.JOBS_STREAM
 APPEND_TIMEOUT_S = 0.9
@@ -52,13 +52,13 @@ class JobsWriter:
             self._storing = None
             done.set_result(None)
 
-    async def store(self, make: Callable[[], tuple[JobRecord | None, T]]) -> T:
+    async def store(self, make: Callable[[], tuple[JobRecord | SlotDrain | None, T]]) -> T:
         """Append the record that `make` returns, if any; return the answer that it returns with it.
 
         Both are made again until the log's end is the one they were made on. Without a record nothing is
         stored, for instance because the task is there already. Raises BusError: then it may be stored.
         """
-        made: tuple[JobRecord | None, T] | None = None
+        made: tuple[JobRecord | SlotDrain | None, T] | None = None
         expected = -1
         cause: BusError | None = None
         for _ in range(STORE_TRIES):
@@ -80,12 +80,16 @@ class JobsWriter:
             f"the record could not be stored in {STORE_TRIES} tries: {cause}"
         ) from cause
 
-    async def _append(self, record: JobRecord, expected: int) -> None:
+    async def _append(self, record: JobRecord | SlotDrain, expected: int) -> None:
         """Store one record if JOBS still ends at `expected`; a job also only as the task's next one."""
-        known = self._ledger.task(record.task)
-        subject, pattern, data = subjects.reservation(record.slot, record.task), None, encode(record)
-        if isinstance(record, Job):
+        known, pattern, data = None, None, encode(record)
+        if isinstance(record, SlotDrain):
+            subject = subjects.drain(record.slot)
+        elif isinstance(record, Job):
+            known = self._ledger.task(record.task)
             subject, pattern = subjects.job(record.slot, record.task), subjects.job_on_any_slot(record.task)
+        else:
+            subject = subjects.reservation(record.slot, record.task)
         sequence = await self._bus.append(
             JOBS,
             subject,

@@ -21,8 +21,10 @@ from shared.messages import (
     Moved,
     Reservation,
     Result,
+    SlotDrain,
     StateRecord,
     Submitting,
+    decode_drain,
     decode_job_record,
     decode_state_record,
 )
@@ -93,10 +95,12 @@ class Ledger:
         self.malformed = 0
         self.ended: list[tuple[str, str]] = []  # slot and key of every result, as they were folded
         self.on_task: Callable[[str], None] = lambda key: None  # after each record of a task that counts
+        self.on_drain: Callable[[str], None] = lambda slot: None  # was drained or put to work again
         self._tasks: dict[str, Task] = {}  # by key, in order of acceptance
         self._chains: dict[tuple[str, str], TaskHistory] = {}  # by slot and key
         self._newest_job: dict[str, str] = {}  # slot -> key
         self._newest_reservation: dict[str, Reservation] = {}  # by slot
+        self._drains: dict[str, SlotDrain] = {}  # by slot, the newest
 
     def apply(self, stream: str, record: Record) -> None:
         """Fold one record; one folded before changes nothing, a malformed one is logged and counted."""
@@ -104,7 +108,9 @@ class Ledger:
             return
         self.folded[stream], self.newest[stream] = record.sequence, record
         try:
-            if stream == subjects.JOBS_STREAM:
+            if subjects.is_drain(record.subject):
+                self._apply_drain(record)
+            elif stream == subjects.JOBS_STREAM:
                 self._apply_job(record)
             else:
                 self._apply_state(record)
@@ -151,6 +157,11 @@ class Ledger:
         task = self._tasks[reservation.task]
         return task if task.job is None and task.reservation is reservation else None
 
+    def drain_of(self, slot: str) -> SlotDrain | None:
+        """Return the operator's drain of a slot; None if the slot may get jobs."""
+        newest = self._drains.get(slot)
+        return newest if newest is not None and newest.drained else None
+
     def reserved_for(self, validator: str, now: float) -> Reservation | None:
         """Return a validator's active reservation, if it holds one."""
         for slot in self._newest_reservation:
@@ -189,6 +200,12 @@ class Ledger:
             return False
         chain = self._chains.get((slot, key))
         return chain is None or chain.result is None
+
+    def _apply_drain(self, record: Record) -> None:
+        message = decode_drain(record.data)
+        _must_match(record, subjects.drain(message.slot))
+        self._drains[message.slot] = message
+        self.on_drain(message.slot)
 
     def _apply_job(self, record: Record) -> None:
         message = decode_job_record(record.data)

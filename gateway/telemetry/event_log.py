@@ -30,6 +30,7 @@ class EventType(StrEnum):
 
     DECISION = "decision"  # any gateway's answer to an offer
     TASK = "task"  # a task was accepted, or its state has changed
+    SLOT = "slot"  # an operator drained a slot, or ended that
     PROGRESS = "progress"  # where a run stands
     HEARTBEAT = "heartbeat"  # a node's sign of life
 

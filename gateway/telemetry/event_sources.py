@@ -19,7 +19,7 @@ from gateway.state.ledger import Ledger
 from gateway.state.presence import Presence
 from gateway.telemetry.counters import Measures
 from gateway.telemetry.event_log import EventLog, EventType
-from gateway.views.build import task_view
+from gateway.views.build import slot_view, task_view
 from shared import subjects
 from shared.aio import pause
 from shared.broker.bus import Bus
@@ -100,6 +100,12 @@ class EventSources:
         if self._folded.is_set():
             view = task_view(task, self._ledger, self._presence, time.time())
             self._events.add(EventType.TASK, _encode(view), task=key, slot=view.slot)
+
+    def on_drain(self, slot: str) -> None:
+        """Note a slot that an operator drained, or put to work again."""
+        if self._folded.is_set():
+            view = slot_view(slot, self._ledger, self._presence, time.time())
+            self._events.add(EventType.SLOT, _encode(view), slot=slot)
 
     def on_run_message(self, message: Heartbeat | Progress, data: bytes) -> None:
         """Note a heartbeat or progress."""

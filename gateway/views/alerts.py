@@ -77,6 +77,14 @@ def _of_slots(ledger: Ledger, presence: Presence, settings: Settings, now: float
                 do = "repair it; until then this slot is offered no job (`podium doctor --self-test`)"
                 yield _error(f"slot {slot}: {fault}", do, slot=slot)
 
+        if (drain := ledger.drain_of(slot)) is not None:
+            what = f"slot {slot} is drained for {_span(now - drain.at)}: it gets no new job ({drain.reason})"
+            yield _warning(what, f"`podium resume {slot}` when it may work again", slot=slot)
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+
 
 def _of_tasks(ledger: Ledger, now: float) -> Iterator[Alert]:
     for task in ledger.tasks():

@@ -123,6 +123,7 @@ def slot_view(slot: str, ledger: Ledger, presence: Presence, now: float) -> Slot
         memory_used=beat.memory_used if beat else 0,
         faults=beat.faults if beat else [],
         version=beat.version if beat else "",
+        drain=ledger.drain_of(slot),
     )
 
 

@@ -18,6 +18,7 @@ from shared.messages import (
     Reservation,
     Result,
     Score,
+    SlotDrain,
     TaskType,
 )
 
@@ -97,6 +98,7 @@ class SlotView(Struct, frozen=True, kw_only=True):
     memory_used: int = 0
     faults: list[str] = []
     version: str = ""
+    drain: SlotDrain | None = None  # set while an operator keeps new jobs away
 
 
 class SlotPage(Struct, frozen=True):

@@ -53,7 +53,7 @@ def slots_table(slots: list[SlotView]) -> Table:
         age = slot.last_heartbeat_age_s
         table.add_row(
             slot.slot,
-            slot.state,
+            state_of(slot),
             (slot.node or "-") if slot.live else "[red]not seen[/]",
             slot.hardware.name if slot.hardware else "-",
             slot.task or "-",
@@ -62,6 +62,13 @@ def slots_table(slots: list[SlotView]) -> Table:
             "never" if age is None else f"{age:.0f} s ago",
         )
     return table
+
+
+def state_of(slot: SlotView) -> str:
+    """Return a slot's state, with an operator's drain."""
+    if slot.drain is None:
+        return slot.state
+    return "drained" if slot.state == "free" else f"{slot.state}, draining"
 
 
 def tasks_table(tasks: list[TaskView]) -> Table:

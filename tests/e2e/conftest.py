@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from podium.client import Client
 from trainer_node.worker.slot_lock import SlotLock
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ORACLE = Path(__file__).parents[1] / "data" / "oracle"
 MODEL = "org/tiny-0.001B"
@@ -115,6 +120,23 @@ class Machine:
                 if process.stdout is not None:
                     process.stdout.close()
         assert self.workers() == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real chromium; without one the test is skipped."""
+    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    chromium = next(filter(None, found), None)
+    if chromium is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    if find_spec("playwright") is None:
+        pytest.skip("playwright is not installed: make setup")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,6 @@ from shared.messages import Phase, Progress
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TASK, OTHER = "dash-one", "dash-two"
 PAGES = ("", "#/decisions", "#/results", "#/learned", f"#/task/{TASK}")
 ROWS, JOB_HOURS = 60_000, 0.05
@@ -43,23 +41,13 @@ pytestmark = [
     pytest.mark.alone,  # it measures times
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
-    pytest.mark.skipif(find_spec("playwright") is None, reason="playwright is not installed: make setup"),
 ]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def machine(machine_with: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def machine(
+    browser: Browser, machine_with: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     """One stack for all tests here, with so many rows that a job uses all its time on any machine."""
     folder = tmp_path_factory.mktemp("dashboard")
     rows = [{"instruct": f"Count on from {i % 701}.", "output": f"{i % 701 + 1}."} for i in range(ROWS)]

@@ -5,7 +5,7 @@ export function h(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (value === false || value === null || value === undefined) continue;
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    if (name.startsWith("on")) node[name] = value;
     else node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children.flat(9).filter((child) => child !== null && child !== undefined && child !== false));
@@ -27,13 +27,14 @@ export function show(place, ...nodes) {
 function merge(old, fresh) {
   if (old.dataset.keep && old.dataset.keep === fresh.dataset.keep) return;
   if (old.isEqualNode(fresh) && !old.querySelector("button")) return;
-  // A list of other elements, or a button whose listener knows the old values: take the new one.
-  if (old.tagName !== fresh.tagName || old.tagName === "BUTTON" || old.id !== fresh.id) {
+  if (old.tagName !== fresh.tagName || old.id !== fresh.id) {
     const focused = old === document.activeElement;
     old.replaceWith(fresh);
     if (focused) fresh.focus();
     return;
   }
+  // A button stays the same element: one that is replaced between press and release is not clicked.
+  if (old.tagName === "BUTTON") old.onclick = fresh.onclick;
   for (const { name } of [...old.attributes])
     if (!fresh.hasAttribute(name) && !(old.tagName === "DETAILS" && name === "open")) old.removeAttribute(name);
   for (const { name, value } of [...fresh.attributes]) {

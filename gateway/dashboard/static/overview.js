@@ -1,13 +1,14 @@
 // The first page: what needs you, both slots, the newest offers and results.
 
-import { get } from "./api.js";
+import { get, post, token } from "./api.js";
 import { RunChart, TRAINING_LOSS } from "./charts.js";
 import { bar, facts, h, show } from "./dom.js";
-import { duration, gigabytes, number, percent, whole } from "./format.js";
+import { duration, gigabytes, moment, number, percent, whole } from "./format.js";
 import { decisionRow } from "./offers.js";
 import { daysChart, resultsTable } from "./results.js";
-import { isLive, now, state, task } from "./store.js";
+import { isLive, now, reloadSlots, state, task } from "./store.js";
 
+const answers = new Map(); // by slot: what became of an operator's request
 const charts = new Map(); // by task, of the running ones
 
 export function overview(main) {
@@ -44,10 +45,34 @@ function slotCard(slot) {
   const age = slot.seen_at === null ? "never seen" : `last seen ${duration(Date.now() / 1000 - slot.seen_at)} ago`;
   return h("section", { class: "card", "aria-labelledby": `slot-${slot.slot}`, id: `card-${slot.slot}` },
     h("h2", { id: `slot-${slot.slot}` }, `Slot ${slot.slot} `,
-      h("span", { class: `badge ${live ? "good" : "bad"}` }, live ? slot.state : `no node: ${age}`)),
-    facts([["node", slot.node], ["hardware", slot.hardware ? hardwareName(slot.hardware) : ""]]),
+      h("span", { class: `badge ${live ? "good" : "bad"}` }, live ? slot.state : `no node: ${age}`), " ",
+      slot.drain ? h("span", { class: "badge warn" }, slot.state === "free" ? "drained" : "draining") : null),
+    facts([["node", slot.node], ["hardware", slot.hardware ? hardwareName(slot.hardware) : ""],
+      ["drained", slot.drain ? `${moment(slot.drain.at)}: ${slot.drain.reason}` : ""]]),
     devices(slot, live),
-    view ? running(view) : h("p", { class: "dim" }, slot.state === "reserved" ? "Reserved for a job whose data comes later." : "No job."));
+    view ? running(view) : h("p", { class: "dim" }, slot.state === "reserved" ? "Reserved for a job whose data comes later." : "No job."),
+    slotActions(slot));
+}
+
+/** What an operator with a token may do to a slot. */
+function slotActions(slot) {
+  if (!token()) return null;
+  const button = slot.drain
+    ? h("button", { type: "button", onclick: () => act(slot.slot, "resume", `Let slot ${slot.slot} get jobs again?`) }, `Resume slot ${slot.slot}`)
+    : h("button", { type: "button", onclick: () => act(slot.slot, "drain", `Give slot ${slot.slot} no new job? The job that it has is seen through.`) }, `Drain slot ${slot.slot}`);
+  return h("p", { class: "row" }, button, h("span", { role: "status" }, answers.get(slot.slot) ?? ""));
+}
+
+async function act(name, operation, question) {
+  if (!confirm(question)) return;
+  answers.set(name, `${operation} was sent`);
+  try {
+    await post(`/v1/slots/${encodeURIComponent(name)}/${operation}`, { reason: "requested on the dashboard" });
+    answers.set(name, operation === "drain" ? "drained: it gets no new job" : "it may get jobs");
+  } catch (error) {
+    answers.set(name, error.message);
+  }
+  await reloadSlots().catch(() => {});
 }
 
 export function hardwareName({ device, count, memory_bytes }) {

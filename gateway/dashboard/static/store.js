@@ -78,7 +78,7 @@ function setSlots(page) {
 }
 
 let asking = false, askAgain = false;
-async function reloadSlots() {
+export async function reloadSlots() {
   askAgain = true; // what changes while an answer is on its way may not be in it
   if (asking) return;
   asking = true;
@@ -110,6 +110,7 @@ const apply = {
     if (view.result) loadSlow().catch(failed);
     changed("tasks", view.task);
   },
+  slot: () => reloadSlots().then(loadSlow).catch(failed),
   progress(progress) {
     const view = state.tasks.get(progress.task);
     if (view) state.tasks.set(progress.task, { ...view, progress });

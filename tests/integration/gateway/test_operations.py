@@ -10,7 +10,7 @@ from nats.aio.msg import Msg
 
 from podium.__main__ import main
 from podium.client import Client
-from podium.commands.jobs import show
+from podium.commands.fleet.jobs import show
 from podium.console import make_console
 from shared import subjects
 from shared.broker.bus import Bus

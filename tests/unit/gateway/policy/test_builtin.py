@@ -228,8 +228,10 @@ def test_a_policy_of_ones_own(module: str) -> None:
 def test_what_it_does_wrong_refuses_the_offer(module: str, function: str, why: str) -> None:
     busy = SlotFacts(slot="b", busy=True, live=True, hardware=H100)
     free = SlotFacts(slot="a", busy=False, live=True, hardware=H100)
-    verdict = load_policy(f"{module}:{function}")(offer(), view(free, busy))
-    assert (verdict.slot, verdict.reason) == (None, f"Policy my_policies:{function} failed: {why}")
+    drained = SlotFacts(slot="b", busy=False, live=True, hardware=H100, drained=True)
+    for other in (busy, drained):
+        verdict = load_policy(f"{module}:{function}")(offer(), view(free, other))
+        assert (verdict.slot, verdict.reason) == (None, f"Policy my_policies:{function} failed: {why}")
 
 
 @pytest.mark.parametrize(

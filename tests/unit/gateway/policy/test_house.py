@@ -152,6 +152,14 @@ def test_a_slot_that_failed_its_self_test_is_not_taken() -> None:
     assert maximum_accuracy(offer(), view(sick, free("b"))).slot == "b"
 
 
+def test_a_drained_slot_is_not_taken() -> None:
+    drained = SlotFacts(slot="a", busy=False, live=True, hardware=H100, drained=True)
+    verdict = maximum_accuracy(offer(), view(drained))
+    assert verdict.slot is None
+    assert verdict.reason.endswith("(a: drained by an operator)")
+    assert maximum_accuracy(offer(), view(drained, free("b"))).slot == "b"
+
+
 def test_cpu_slots_earn_the_bonus_where_cpus_are_expected() -> None:
     verdict = maximum_accuracy(offer(), view(free("a", CPU), expected=parse_hardware("cpu")))
     assert verdict.accepted

@@ -62,13 +62,14 @@ H100 = parse_hardware("4xH100-80GB")
 
 
 def slot(name: str, condition: str, reserved: str | None) -> SlotFacts:
-    """A slot that is `fine`, `down`, `faulty`, or `other`: with other hardware than expected."""
+    """A slot that is `fine`, `down`, `faulty`, `drained`, or `other`: with other hardware than expected."""
     return SlotFacts(
         slot=name,
         busy=name == reserved,  # held by its reservation
         live=condition != "down",
         hardware=parse_hardware("cpu-8x32GB") if condition == "other" else H100,
         faults=("kernels: wrong",) if condition == "faulty" else (),
+        drained=condition == "drained",
     )
 
 
@@ -85,9 +86,13 @@ def slot(name: str, condition: str, reserved: str | None) -> SlotFacts:
         ("down", "faulty", None, "b"),
         ("faulty", "other", None, "b"),
         ("down", "down", None, "a"),
+        ("drained", "fine", "a", "b"),
+        ("drained", "down", "a", "a"),  # it was promised before
+        ("drained", "down", None, "b"),
+        ("drained", "drained", None, None),
     ],
 )
-def test_a_start_goes_where_it_would_run(a: str, b: str, reserved: str | None, chosen: str) -> None:
+def test_a_start_goes_where_it_would_run(a: str, b: str, reserved: str | None, chosen: str | None) -> None:
     slots = (slot("a", a, reserved), slot("b", b, reserved))
     assert slot_of_start(view(slots), reserved) == chosen
 

@@ -23,6 +23,7 @@ from shared.messages import (
     Reservation,
     Result,
     ResultStatus,
+    SlotDrain,
     Submitting,
     TaskType,
     encode,
@@ -144,6 +145,30 @@ def test_a_reservation_holds_a_slot_until_it_lapses_or_becomes_a_job() -> None:
     assert ledger.holder("a", NOW + 10) is None
     assert state_of(ledger, "t", NOW + 10) is TaskState.LAPSED
     assert ledger.accepted("t", NOW + 10) is None
+
+
+def test_the_newest_drain_counts_and_touches_no_task() -> None:
+    ledger = ledger_of([job("t", "a")])
+    drained = list[str]()
+    ledger.on_drain = drained.append
+    for number, on in enumerate((True, True, False, True), start=2):
+        record = SlotDrain(record_id=f"d{number}", slot="a", drained=on, reason=f"r{number}")
+        ledger.apply(JOBS, Record(number, subjects.drain("a"), encode(record)))
+        assert (ledger.drain_of("a") == record) is on
+    assert drained == ["a"] * 4
+    assert ledger.drain_of("b") is None
+    assert state_of(ledger, "t") is TaskState.QUEUED
+    assert ledger.malformed == 0
+    stray = SlotDrain(record_id="x", slot="b", drained=True)
+    ledger.apply(JOBS, Record(6, subjects.drain("a"), encode(stray)))
+    ledger.apply(JOBS, Record(7, subjects.drain("a"), b"{}"))
+    assert (ledger.malformed, ledger.drain_of("b")) == (2, None)
+
+
+def test_no_task_has_the_subject_of_a_drain() -> None:
+    for task_id in ("@drain", "drain", "a.@drain"):
+        assert not subjects.is_drain(subjects.reservation("a", subjects.task_key(task_id)))
+    assert subjects.is_drain(subjects.drain("box2-a"))
 
 
 def test_a_reserved_task_may_start_on_another_slot() -> None:

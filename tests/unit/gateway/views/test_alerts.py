@@ -22,6 +22,7 @@ from shared.messages import (
     Offer,
     Result,
     ResultStatus,
+    SlotDrain,
     TaskType,
     encode,
 )
@@ -115,6 +116,15 @@ def test_no_trouble_is_no_alert() -> None:
 def test_troubles_of_the_gateway(change: dict[str, Any], expected: str) -> None:
     (found,) = House().alerts(replace(GOOD, **change))
     assert found.startswith(expected)
+
+
+def test_a_drained_slot_is_not_forgotten() -> None:
+    house = House()
+    drain = SlotDrain(record_id="d", slot="a", drained=True, reason="new disk", at=NOW - 7200)
+    house.store(subjects.JOBS_STREAM, subjects.drain("a"), drain)
+    assert house.alerts() == ["warning: slot a is drained for 2.0 h: it gets no new job (new disk)"]
+    house.store(subjects.JOBS_STREAM, subjects.drain("a"), replace(drain, drained=False))
+    assert house.alerts() == []
 
 
 def test_a_slot_without_node_or_with_a_fault() -> None:

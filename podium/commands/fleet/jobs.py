@@ -20,6 +20,11 @@ from podium.commands.watch import deadline, line
 from podium.console import make_console
 from shared.messages import Claimed, Metrics, Moved, StateRecord, Submitting
 
+OPERATIONS = {
+    "cancel": "end a task as cancelled, unless it has a result or is being submitted",
+    "requeue": "end a job's worker and restart it from its newest checkpoint; attempts count from 1 again",
+}
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `jobs` and its own commands to the command line."""
@@ -49,21 +54,28 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("task", metavar="TASK", help="the task's id")
     parser.set_defaults(run=run_inspect)
-    for name, words in (
-        ("cancel", "end a task as cancelled, unless it has a result or is being submitted"),
-        (
-            "requeue",
-            "end a job's worker and restart it from its newest checkpoint; attempts count from 1 again",
-        ),
-    ):
-        example = examples(f'podium jobs {name} wordnet-nouns-1 --reason "wrong data"')
-        parser = commands.add_parser(name, help=words, description=words, epilog=example)
-        parser.add_argument("task", metavar="TASK", help="the task's id")
-        parser.add_argument("--reason", default="", help="stored with the operation")
-        parser.set_defaults(run=run_operation)
     for parser in commands.choices.values():
-        add_url(parser)
-        parser.add_argument("--json", action="store_true", help="print the gateway's answer as JSON")
+        _add_output(parser)
+    for name in OPERATIONS:
+        add_operation(commands, name, f"podium jobs {name}")
+
+
+def add_operation(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: str
+) -> None:
+    """Add `cancel` or `requeue`, which are commands of their own and of `jobs`."""
+    words = OPERATIONS[name]
+    example = examples(f'{command} wordnet-nouns-1 --reason "wrong data"')
+    parser = commands.add_parser(name, help=words, description=words, epilog=example)
+    parser.add_argument("task", metavar="TASK", help="the task's id")
+    parser.add_argument("--reason", default="", help="stored with the operation")
+    _add_output(parser)
+    parser.set_defaults(run=run_operation, operation=name)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    add_url(parser)
+    parser.add_argument("--json", action="store_true", help="print the gateway's answer as JSON")
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -89,11 +101,11 @@ def run_inspect(args: argparse.Namespace) -> int:
 def run_operation(args: argparse.Namespace) -> int:
     """Cancel or requeue; exit code 1 and the reason if it is refused."""
     client = _client(args)
-    operation = client.cancel if args.jobs_command == "cancel" else client.requeue
+    operation = client.cancel if args.operation == "cancel" else client.requeue
     task = operation(args.task, args.reason)
     if args.json:
         print(msgspec.json.encode(task).decode())
-    elif args.jobs_command == "cancel":
+    elif args.operation == "cancel":
         print(f"{task.task} is cancelled; slot {task.slot} is free, and its node ends the worker")
     else:
         print(f"{task.task} restarts on slot {task.slot} (attempt {task.attempts}, node {task.node})")
