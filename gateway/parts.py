@@ -29,6 +29,7 @@ from gateway.telemetry.counters import Measures
 from gateway.telemetry.decision_log import DecisionLog
 from gateway.telemetry.event_log import EventLog
 from gateway.telemetry.event_sources import EventSources
+from gateway.telemetry.missed_progress import fill_for_ever
 from gateway.telemetry.refusals import Refusals
 from gateway.telemetry.run_history import RunHistory
 from gateway.views.schemas import RefusedScore, ScoresTaken
@@ -143,6 +144,7 @@ class Connected:
             "leases": self._read_leases(),
             "decisions": local.decisions.run(bus),
             "runs": local.runs.run(),
+            "missed progress": fill_for_ever(bus, local.runs),
             "event sources": local.event_sources.run(bus),
             "mirror": local.mirror.run(bus, ledger.folded),
             "relocation": self._relocate(),

@@ -1,7 +1,7 @@
 """The course of every run, one file of points per task: what is shown after a restart of the gateway.
 
-Progress is published and stored nowhere else that a gateway can read. So each gateway keeps what it
-receives; a gap of the gateway is a gap in the curve. Nothing is decided by it.
+The broker keeps progress for minutes only, in memory. So each gateway keeps what it receives, and reads at
+its start what it missed (`missed_progress.py`); the rest is a gap in the curve. Nothing is decided by it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +48,21 @@ def is_news(point: RunPoint, before: RunPoint | None) -> bool:
     )
 
 
+def missing(known: Sequence[RunPoint], candidates: Iterable[RunPoint]) -> list[RunPoint]:
+    """Return the candidates that say more than the known point before them, in the order of their times."""
+    have = {(point.at, point.message) for point in known}
+    found: list[RunPoint] = []
+    before: RunPoint | None = None
+    for point in sorted((*known, *candidates), key=lambda point: point.at):
+        if (point.at, point.message) not in have:
+            if not is_news(point, before):
+                continue
+            have.add((point.at, point.message))
+            found.append(point)
+        before = point
+    return found
+
+
 class RunHistory:
     """Note points at once, write them every second."""
 
@@ -74,6 +90,18 @@ class RunHistory:
         self._waiting[progress.task].append(_encode(point))
         self._count += 1
         self._some.set()
+
+    async def fill(self, received: Mapping[str, Iterable[Progress]]) -> None:
+        """Note what the files lack of these runs. Raises OSError."""
+        await self.flush()  # so that the files have all that was noted
+        for task, messages in received.items():
+            if task_key(task) != task:
+                continue
+            points = map(point_of, messages)
+            found = await asyncio.to_thread(lambda: missing(self.read(task), points))  # noqa: B023 - awaited
+            self._waiting[task] += map(_encode, found)
+            self._count += len(found)
+        await self.flush()
 
     async def run(self) -> None:
         """Write what was noted; until cancelled."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
 from typing import Final
 
 from msgspec import Struct
@@ -10,6 +12,8 @@ from msgspec import Struct
 from shared.messages import Phase
 
 MOST_MESSAGES: Final = 2000
+GAP_S: Final = 20.0  # without a report; a run reports every second, and is noted every ten seconds at least
+GAP_INTERVALS: Final = 5.0  # of a run whose reports are further apart, for example one per slow step
 
 
 class RunPoint(Struct, frozen=True, array_like=True):
@@ -63,6 +67,13 @@ class RunMessage(Struct, frozen=True):
     text: str
 
 
+class Gap(Struct, frozen=True):
+    """A time without a report: the node, the broker or the gateway was down, or the worker was silent."""
+
+    from_at: float  # the last report before it
+    to_at: float  # the first one after it
+
+
 class RunView(Struct, frozen=True, kw_only=True):
     """The course of a task's run, as far as this gateway received it."""
 
@@ -73,13 +84,18 @@ class RunView(Struct, frozen=True, kw_only=True):
     development: list[DevelopmentPoint]
     phases: list[PhaseStart]
     messages: list[RunMessage]  # the newest, oldest first
+    gaps: list[Gap] = []  # oldest first
+    gap_after_s: float = GAP_S  # how long this run must be silent for a gap
 
 
 def run_view(task: str, points: Sequence[RunPoint], most: int) -> RunView:
     """Return the view, with at most `most` points of the curve."""
     training = [point for point in points if point.phase is Phase.TRAIN and point.loss is not None]
     said = [RunMessage(each.at, each.phase, each.step, each.message) for each in points if each.message]
+    after_s = gap_after(points)
     return RunView(
+        gaps=[Gap(one.at, next_.at) for one, next_ in pairwise(points) if next_.at - one.at > after_s],
+        gap_after_s=after_s,
         task=task,
         points=len(training),
         base_loss=next((point.base_loss for point in points if point.base_loss is not None), None),
@@ -88,6 +104,12 @@ def run_view(task: str, points: Sequence[RunPoint], most: int) -> RunView:
         phases=phases_of(points),
         messages=said[-MOST_MESSAGES:],
     )
+
+
+def gap_after(points: Sequence[RunPoint]) -> float:
+    """Return how many seconds without a report are a gap in this run."""
+    usual_s = median([next_.at - one.at for one, next_ in pairwise(points)] or [0.0])
+    return max(GAP_S, GAP_INTERVALS * usual_s)
 
 
 def curve_of(points: Sequence[RunPoint]) -> Curve:

@@ -6,6 +6,7 @@ Set SCREENSHOTS to a folder to get the pictures of docs/dashboard.md there.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -227,11 +228,13 @@ FRAMES = """async () => {
 }"""
 
 
-def write_course(folder: Path, task: str, points: int) -> None:
-    """Write a run of so many steps, as a gateway does."""
+def write_course(folder: Path, task: str, points: int, silent: range = range(0)) -> None:
+    """Write a run of so many steps, as a gateway does that heard nothing of some."""
     (folder / f"{task}.jsonl").unlink(missing_ok=True)
     history = RunHistory(folder)
     for step in range(points):
+        if step in silent:
+            continue
         at, loss = 1.8e9 + step, 3 - step / points
         history.note(Progress(task=task, slot="a", phase=Phase.TRAIN, step=step, loss=loss, lr=1e-4, at=at))
     with ThreadPoolExecutor() as aside:  # playwright has a loop in this thread
@@ -248,6 +251,38 @@ def test_ten_thousand_points_stay_smooth(machine: Any, browser: Browser) -> None
     median, slow = frames[len(frames) // 2], frames[int(0.95 * len(frames))]
     print(f"frames of 10,000 points: median {median:.1f} ms, 95% below {slow:.1f}, worst {frames[-1]:.1f}")
     assert median < MOST_FRAME_MS
+    page.close()
+
+
+# Columns of the first chart's canvas, 0 to 1 of its width, in which the curve's own colour is drawn.
+DRAWN = """() => {
+  const canvas = document.querySelector(".chart canvas"), context = canvas.getContext("2d");
+  const { width, height } = canvas, { data } = context.getImageData(0, 0, width, height);
+  const [red, green, blue] = [11, 92, 173];  // --bar in light
+  const drawn = [];
+  for (let x = 0; x < width; x++)
+    for (let y = 0; y < height; y++) {
+      const i = 4 * (y * width + x);
+      if (Math.abs(data[i] - red) + Math.abs(data[i + 1] - green) + Math.abs(data[i + 2] - blue) < 60) { drawn.push(x); break; }
+    }
+  return [drawn, width];
+}"""
+
+
+def test_a_time_without_a_report_is_a_gap_in_the_curve(machine: Any, browser: Browser) -> None:
+    machine.until(lambda: all(view.result for view in machine.client.tasks()), "the jobs have ended", 300)
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    for silent, gaps in ((range(0), 0), (range(400, 600), 1)):
+        write_course(machine.data / "runs", TASK, 1000, silent)
+        page.goto(f"{machine.url}/#/task/{TASK}")
+        page.reload()
+        page.locator(".chart[aria-label*='points']").first.wait_for()
+        label = page.locator(".chart[role=img]").first.get_attribute("aria-label") or ""
+        assert ("1 gap without a report" in label) == bool(gaps), label
+        page.wait_for_timeout(500)
+        drawn, width = page.evaluate(DRAWN)
+        widest = max(after - before for before, after in itertools.pairwise(drawn)) / width
+        assert (0.1 < widest < 0.25) if gaps else widest < 0.02, (gaps, widest)
     page.close()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.api.tokens import Token
 from podium.client import Client
+from shared.messages import Decision
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -75,6 +76,7 @@ def test_an_operator_with_the_token_drains_requeues_and_cancels(
     page.get_by_text("slot a is drained for").wait_for()
 
     decision = client.offer(json.dumps(machine.fields(TASK)).encode())
+    assert isinstance(decision, Decision)
     assert (decision.accepted, decision.slot) == (True, "b"), decision
     page.goto(f"{machine.url}/#/task/{TASK}")
     machine.until(lambda: client.task(TASK).state == "running", "the task runs")

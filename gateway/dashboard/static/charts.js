@@ -16,12 +16,29 @@ function showNewest(plot) {
   if (plot.cursor.left < 0) plot.setLegend({ idx: plot.data[0].length - 1 }, false);
 }
 
+/** Times and values with an empty value in each gap, where nothing was received: no line is drawn over it. */
+function withGaps(at, values, gaps) {
+  if (!gaps.length) return [at, values];
+  const times = [], all = [];
+  let next = 0;
+  at.forEach((time, index) => {
+    for (; next < gaps.length && gaps[next].to_at <= time; next += 1) {
+      if (!index || gaps[next].from_at < at[index - 1]) continue; // before the curve, or thinned away
+      times.push((gaps[next].from_at + gaps[next].to_at) / 2);
+      all.push(null);
+    }
+    times.push(time);
+    all.push(values[index]);
+  });
+  return [times, all];
+}
+
 /** Merge training points of one field and development points to columns over one axis of times. */
 export function columns(view, field = "loss") {
-  const loss = [view.curve.at, view.curve[field]];
+  const loss = withGaps(view.curve.at, view.curve[field], view.gaps);
   const development = [view.development.map(({ at }) => at), view.development.map((point) => point.loss)];
   return window.uPlot.join([loss, development].filter(([at]) => at.length)).concat(
-    view.curve.at.length && !view.development.length ? [new Array(view.curve.at.length).fill(null)] : []);
+    view.curve.at.length && !view.development.length ? [new Array(loss[0].length).fill(null)] : []);
 }
 
 /** One chart of a run. `push(progress)` adds a point; the canvas is drawn at most twice a second. */
@@ -40,13 +57,22 @@ export class RunChart {
   }
 
   push(progress) {
-    const { curve, development } = this.view;
+    const { curve, development, gaps } = this.view;
+    const heard = this.view.heard ?? curve.at.at(-1) ?? progress.at;
+    if (progress.at - heard > this.view.gap_after_s) gaps.push({ from_at: heard, to_at: progress.at });
+    this.view.heard = Math.max(heard, progress.at);
     if (progress.phase === "train" && progress.loss !== null && progress.at > (curve.at.at(-1) ?? 0)) {
       for (const name of Object.keys(curve)) curve[name].push(progress[name]);
     }
     if (progress.dev_loss !== null && progress.dev_loss !== development.at(-1)?.loss)
       development.push({ at: progress.at, step: progress.step, loss: progress.dev_loss });
     this.timer ??= setTimeout(() => { this.timer = null; this.draw(); }, REDRAW_MS);
+  }
+
+  /** Show another course of the same run. */
+  renew(view) {
+    this.view = view;
+    this.draw();
   }
 
   data() {
@@ -65,8 +91,10 @@ export class RunChart {
       return;
     }
     const held = development.length ? `; held-out ${number(development.at(-1).loss)}` : "";
+    const count = this.view.gaps.length;
+    const gaps = count ? `; ${count} gap${count > 1 ? "s" : ""} without a report` : "";
     this.node.setAttribute("aria-label",
-      `${this.label} over ${curve.at.length} points: now ${this.text(curve[this.field].at(-1))}${held}`);
+      `${this.label} over ${curve.at.length} points: now ${this.text(curve[this.field].at(-1))}${held}${gaps}`);
     if (this.plot) this.plot.setData(this.data());
     else this.remake();
   }
@@ -81,7 +109,7 @@ export class RunChart {
     this.plot?.destroy();
     this.node.textContent = "";
     const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
-    const line = { label: this.label, stroke: colour("--bar"), width: 1.5, points: { show: false }, spanGaps: true,
+    const line = { label: this.label, stroke: colour("--bar"), width: 1.5, points: { show: false },
       value: legendValue((value) => this.text(value)) };
     const dots = { label: "held-out loss", stroke: colour("--warn"), width: 2, spanGaps: true, points: { show: true, size: 6 },
       value: legendValue(number) };

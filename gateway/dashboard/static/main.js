@@ -41,7 +41,8 @@ function draw() {
   const points = seen.filter(([what]) => what === "progress");
   for (const [what, data] of points) part?.(what, data);
   for (const [what, data] of seen.filter(([what]) => what === "tasks")) part?.(what, data);
-  if (!points.length && seen.some(([what]) => what !== "tasks")) part?.(seen.at(-1)[0]);
+  if (seen.some(([what]) => what === "all")) part?.("all");
+  else if (!points.length && seen.some(([what]) => what !== "tasks")) part?.(seen.at(-1)[0]);
 }
 
 onChange((what, data) => {

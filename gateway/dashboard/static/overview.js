@@ -8,6 +8,7 @@ import { decisionRow } from "./offers.js";
 import { daysChart, resultsTable } from "./results.js";
 import { isLive, now, reloadSlots, state, task } from "./store.js";
 
+export const FILLED_MS = 3000; // after a restart a gateway reads what it missed
 const answers = new Map(); // by slot: what became of an operator's request
 const charts = new Map(); // by task, of the running ones
 
@@ -28,6 +29,7 @@ export function overview(main) {
   draw();
   return (what, data) => {
     if (what === "progress") charts.get(data.task)?.push(data);
+    if (what === "all") setTimeout(() => charts.clear(), FILLED_MS);
     draw();
   };
 }

@@ -5,7 +5,7 @@ import { RunChart, TRAINING_LOSS, trialsOf } from "./charts.js";
 import { facts, h, show, table } from "./dom.js";
 import { clockTime, duration, moment, number, shortDigest, whole } from "./format.js";
 import { termBars } from "./offers.js";
-import { progressBar, timeLeft } from "./overview.js";
+import { FILLED_MS, progressBar, timeLeft } from "./overview.js";
 import { lossOf, rankOf, spareOf } from "./results.js";
 import { RUNNING, task } from "./store.js";
 
@@ -23,6 +23,7 @@ export function taskPage(main, key) {
     if (!page.records) return;
     if (what === "progress" && data.task === key) grow(page, data);
     if (what === "tasks" && data === key) read(page, false).catch(() => {});
+    if (what === "all") setTimeout(() => page.head.isConnected && read(page).catch(() => {}), FILLED_MS);
     drawHead(page);
   };
 }
@@ -32,7 +33,8 @@ async function read(page, also_course = true) {
   page.records = await get(`${path}/story`);
   if (also_course) {
     page.course = await get(`${path}/progress?points=${POINTS}`);
-    page.charts = [new RunChart(page.course, { label: TRAINING_LOSS }),
+    if (page.charts.length) page.charts.forEach((chart) => chart.renew(page.course));
+    else page.charts = [new RunChart(page.course, { label: TRAINING_LOSS }),
       new RunChart(page.course, { field: "lr", label: "learning rate", height: 160 })];
     show(page.curves, h("h2", { id: "curves-title" }, "Curves"), page.charts.map((chart) => chart.node),
       h("p", { class: "dim" }, "Drag to zoom, double-click to see all. Dashed lines are the trials of the profile auto."));

@@ -65,6 +65,38 @@ async def test_a_runs_course_is_shown_before_and_after_a_restart(
     assert status == 404
 
 
+async def test_what_was_published_while_no_gateway_ran_is_there_and_a_lost_time_is_a_gap(
+    bus: Bus, start_gateway: Any, heartbeats: Callable[..., None], make_offer: MakeOffer
+) -> None:
+    heartbeats("a", "b")
+    began = time.time() - 300
+    async with start_gateway() as api:
+        await api.until_live("a", "b")
+        slot = await accept(api, make_offer("one"))
+        await train(bus, "one", slot, 30, began)
+        await api.until("/v1/tasks/one/progress", lambda view: view.get("points") == 30)
+
+    async def more(first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            point = Progress(
+                task="one", slot=slot, phase=Phase.TRAIN, step=step, loss=2.0, at=began + step, base_loss=3.0
+            )
+            await bus.publish(subjects.progress(slot, "one"), encode(point))
+
+    await more(31, 60)  # to a broker that lives, and no gateway
+    async with start_gateway() as api:
+        await api.until_ready()
+        view = await api.until("/v1/tasks/one/progress", lambda view: view.get("points") == 60)
+        assert view["curve"]["step"] == list(range(1, 61))
+        assert view["gaps"] == []
+        await more(101, 110)  # what was published in between, nobody has
+        view = await api.until("/v1/tasks/one/progress", lambda view: view.get("points") == 70)
+        assert view["gaps"] == [{"from_at": began + 60, "to_at": began + 101}]
+    async with start_gateway("other") as other:  # with an empty data folder
+        view = await other.until("/v1/tasks/one/progress", lambda view: view.get("points") == 70)
+        assert len(view["gaps"]) == 1
+
+
 async def test_decisions_are_listed_with_terms_also_rejected_ones(api: Any, make_offer: MakeOffer) -> None:
     await accept(api, make_offer("one"))
     status, refused = await api.offer(make_offer("two", hours_to_complete=97))

@@ -47,6 +47,32 @@ async def test_equal_points_of_two_gateways_are_one(tmp_path: Path) -> None:
     assert [point.at for point in RunHistory(tmp_path).read("t")] == [1.0, 2.0]
 
 
+async def test_missed_points_are_filled_in_once_and_only_where_they_say_something(tmp_path: Path) -> None:
+    published = [progress(float(at), at // 5, loss=2.0) for at in range(100)]
+    whole = RunHistory(tmp_path / "whole")
+    for each in published:
+        whole.note(each)
+    await whole.flush()
+    history = RunHistory(tmp_path / "cut")
+    for each in published[:30] + published[70:]:
+        history.note(each)
+    for _ in range(2):
+        await history.fill({"t": published, "no/key": published})
+        assert [point.step for point in history.read("t")] == [point.step for point in whole.read("t")]
+    assert len((tmp_path / "cut" / "t.jsonl").read_bytes().splitlines()) == 20
+    assert [file.name for file in (tmp_path / "cut").iterdir()] == ["t.jsonl"]
+
+
+async def test_filling_in_keeps_messages_and_adds_no_repetition(tmp_path: Path) -> None:
+    history = RunHistory(tmp_path)
+    for at in range(0, 30, 2):
+        history.note(progress(float(at), 1))
+    await history.flush()
+    said = progress(13.0, 1, message="a row is dropped")
+    await history.fill({"t": [progress(float(at), 1) for at in range(3, 30)] + [said, said]})
+    assert [point.at for point in history.read("t")] == [0.0, 10.0, 13.0, 20.0]
+
+
 async def test_a_cut_line_is_skipped(tmp_path: Path) -> None:
     history = RunHistory(tmp_path)
     history.note(progress(1.0, 1))

@@ -25,6 +25,29 @@ def test_a_curve_has_a_bounded_length_and_keeps_its_ends(count: int, most: int, 
         assert points[0].step == 0
 
 
+@pytest.mark.parametrize(
+    ("times", "gaps", "after_s"),
+    [
+        ([], [], 20.0),
+        ([1.0], [], 20.0),
+        ([0.0, 1.0, 2.0, 22.0], [], 20.0),  # a slow step or a compiler
+        ([0.0, 1.0, 2.0, 22.5, 23.0, 60.0, 61.0], [(2.0, 22.5), (23.0, 60.0)], 20.0),
+        ([0.0, 30.0, 60.0, 90.0, 230.0, 390.0], [(230.0, 390.0)], 150.0),  # a step takes half a minute
+    ],
+)
+def test_a_time_without_a_report_is_a_gap(
+    times: list[float], gaps: list[tuple[float, float]], after_s: float
+) -> None:
+    points = [RunPoint(at=at, phase=Phase.TRAIN, step=step, loss=2.0) for step, at in enumerate(times)]
+    view = run_view("t", points, 3)
+    assert ([(gap.from_at, gap.to_at) for gap in view.gaps], view.gap_after_s) == (gaps, after_s)
+
+
+def test_other_phases_are_no_gap_in_the_curve() -> None:
+    points = [RunPoint(at=10.0 * n, phase=Phase.TRAIN if n in (0, 6) else Phase.CHOOSE) for n in range(7)]
+    assert run_view("t", points, 100).gaps == []
+
+
 def test_development_points_are_changes_of_the_loss() -> None:
     base = RunPoint(at=0.0, phase=Phase.BASELINE, base_loss=3.0, dev_loss=3.0)
     points = [base]
