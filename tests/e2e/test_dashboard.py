@@ -263,7 +263,8 @@ DRAWN = """() => {
   for (let x = 0; x < width; x++)
     for (let y = 0; y < height; y++) {
       const i = 4 * (y * width + x);
-      if (Math.abs(data[i] - red) + Math.abs(data[i + 1] - green) + Math.abs(data[i + 2] - blue) < 60) { drawn.push(x); break; }
+      const off = Math.abs(data[i] - red) + Math.abs(data[i + 1] - green) + Math.abs(data[i + 2] - blue);
+      if (off < 60) { drawn.push(x); break; }
     }
   return [drawn, width];
 }"""

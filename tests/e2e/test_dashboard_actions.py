@@ -14,7 +14,7 @@ from podium.client import Client
 from shared.messages import Decision
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Dialog, Page
 
 SECRET = "0123456789abcdef0123"
 TASK = "steered"
@@ -60,11 +60,14 @@ def test_an_operator_with_the_token_drains_requeues_and_cancels(
     page.get_by_role("button", name="Use it").click()
     page.get_by_role("button", name="Drain slot a").wait_for()
 
-    decide = ["dismiss", "accept", "accept", "accept", "accept"]  # the first question is answered with no
-    page.on(
-        "dialog",
-        lambda dialog: (questions.append(dialog.message), getattr(dialog, decide[len(questions) - 1])()),
-    )
+    def answer(dialog: Dialog) -> None:
+        questions.append(dialog.message)
+        if len(questions) == 1:  # the first question is answered with no
+            dialog.dismiss()
+        else:
+            dialog.accept()
+
+    page.on("dialog", answer)
     press(page, "Drain slot a")
     page.wait_for_timeout(500)
     assert [slot.drain for slot in client.slots()] == [None, None]
