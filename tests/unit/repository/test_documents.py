@@ -19,7 +19,9 @@ FOLDERS = ("bench", "deploy", "docs", "examples", "gateway", "podium", "shared",
 FILES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
 PATHS = {path.relative_to(ROOT).as_posix() for path in (*FILES, *ROOT.glob("*")) if path.is_file()}
 DOCUMENTS = sorted(path for path in PATHS if path.endswith(".md"))
+COMPOSE = "".join(path.read_text() for path in ROOT.glob("docker-compose*.yml"))
 SETTINGS = {PREFIX + name.upper() for name in Settings.__struct_fields__} | {f"{PREFIX}CONFIG"}
+SETTINGS |= set(re.findall(rf"\$\{{({PREFIX}[A-Z_]+)", COMPOSE))  # variables of compose alone
 
 CODE = re.compile(r"(?s:```.*?```)|`[^`\n]+`|^    \S.*$", re.MULTILINE)
 FILE = re.compile(r"(?<![\w/.*-])[\w./-]+\.(?:py|md|sh|yml|toml)(?!\w)")
