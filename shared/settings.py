@@ -56,6 +56,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gateway_host: Annotated[str, Meta(description="address the gateway listens on")] = "127.0.0.1"
     gateway_port: Annotated[int, Meta(ge=0, le=65535, description="its port; 0 = any free one")] = 7999
     gateway_id: Annotated[str, Meta(description="this gateway's name in records")] = ""
+    public_address: Annotated[
+        str | None,
+        Meta(description="where upstream reaches this gateway, as posted on chain: host:port; for doctor"),
+    ] = None
     api_token_file: Annotated[
         str | None,
         Meta(
@@ -167,7 +171,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gpus: Annotated[
         str | None, Meta(description="GPU indices of this slot, such as 0,1,2,3; none = all that are visible")
     ] = None
-    hardware: Annotated[str, Meta(description="auto = detect; or a name, such as cpu")] = "auto"
+    hardware: Annotated[
+        str,
+        Meta(description="auto = GPUs, or a CPU if there are none; gpu = never a CPU; or a name such as cpu"),
+    ] = "auto"
     self_test: Annotated[
         str,
         Meta(

@@ -18,6 +18,20 @@ from shared.settings import Settings
 
 PREFIX = "PODIUM_"
 CONFIG_VARIABLE = "PODIUM_CONFIG"  # path of the TOML file
+GPUS_VARIABLE = "PODIUM_GPUS"  # an empty list is a value: none
+# Variables of docker-compose.yml alone. deploy/podium.env has them next to settings, and serves units too.
+OF_COMPOSE = frozenset(
+    PREFIX + name
+    for name in (
+        "PUBLISH",
+        "NODES_DIR",
+        "DATA_ROOT",
+        "TRAINER_MEMORY",
+        "METRICS_KEPT",
+        "PROMETHEUS_PORT",
+        "GRAFANA_PORT",
+    )
+)
 _PASSWORD = re.compile(r"(://[^/@\s]*?:|://)[^/@\s:]+@")  # a user without a password is a token
 
 
@@ -106,8 +120,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     for variable, text in environ.items():
         if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
             continue
+        if variable in OF_COMPOSE:
+            continue
         key = variable.removeprefix(PREFIX).lower()
         _must_be_known(key, variable)
+        if not text.strip() and variable != GPUS_VARIABLE:
+            continue  # `PODIUM_HOTKEY=` in a file of variables: not set
         values[key] = _parse(key, text)
     return values
 

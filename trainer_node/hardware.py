@@ -18,6 +18,8 @@ from shared.settings import Settings
 QUERY_TIMEOUT_S = 10.0  # nvidia-smi takes seconds while a driver initialises
 QUERY_TRIES = 3
 DRIVER = Path("/proc/driver/nvidia/version")  # there while the driver is loaded
+PCI = Path("/sys/bus/pci/devices")
+NVIDIA, DISPLAY = "0x10de", "0x03"  # PCI's vendor, and the class of display and 3D controllers
 MIB = 1 << 20
 FIELDS = (
     *("index", "name", "memory.total", "memory.used", "utilization.gpu", "uuid"),
@@ -44,19 +46,45 @@ class GpuQueryHangsError(GpuQueryError):
 async def detect(settings: Settings) -> Hardware:
     """Return the slot's hardware: as set, else its GPUs, else its share of the CPU.
 
-    Raises SettingsError if `gpus` names GPUs that nvidia-smi doesn't show, if they differ, or if nvidia-smi
-    fails although there is a driver: a slot of GPUs must not become a CPU for that.
+    Raises SettingsError if GPUs are wanted and can't be used: a slot of GPUs must not become a CPU in
+    silence. They are wanted with `hardware = gpu`, if `gpus` names some, and if the machine has any. GPUs
+    that differ are refused too.
     """
-    if settings.hardware not in ("auto", "cpu"):
+    if settings.hardware not in ("auto", "gpu", "cpu"):
         return parse_hardware(settings.hardware)
-    if settings.hardware == "auto":
+    if settings.hardware != "cpu":
         wanted = visible_gpus(settings.gpus, os.environ)
         gpus = await _found_gpus(wanted)
         if gpus:
             return _of_gpus(gpus)
         if settings.gpus:
             raise SettingsError(f"PODIUM_GPUS={settings.gpus}, but nvidia-smi shows no such GPU")
+        if why := _why_no_cpu(settings.hardware, wanted):
+            raise SettingsError(f"{why}; to train on the CPU set PODIUM_HARDWARE=cpu")
     return Hardware(device="cpu", count=worker_threads(settings), memory_bytes=machine_memory()[0])
+
+
+def _why_no_cpu(hardware: str, wanted: str | None) -> str | None:
+    """Return why a machine without usable GPUs must not become a CPU, or None."""
+    if hardware == "gpu":
+        return (
+            "PODIUM_HARDWARE=gpu, and no GPU can be used here: look at nvidia-smi, or at the container's GPUs"
+        )
+    if wanted is None and (built_in := pci_gpus(PCI)):
+        return f"this machine has {built_in} NVIDIA GPU(s) and no driver that works: install or repair it"
+    return None
+
+
+def pci_gpus(devices: Path) -> int:
+    """Return the number of NVIDIA GPUs that the machine has, whether or not a driver uses them."""
+    found = 0
+    for device in devices.glob("*") if devices.is_dir() else ():
+        try:
+            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        except OSError:  # it was unplugged
+            continue
+        found += vendor == NVIDIA and kind.startswith(DISPLAY)
+    return found
 
 
 def visible_gpus(gpus: str | None, environment: Mapping[str, str]) -> str | None:

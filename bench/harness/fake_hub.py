@@ -30,6 +30,7 @@ ROUTES = {
     "verify": r"POST /verify",
     "commit": rf"POST /api/models/{REPO}/commit/main",
     "yaml": r"POST /api/validate-yaml",
+    "whoami": r"GET /api/whoami-v2",
     "resolve": rf"GET /{REPO}/resolve/(?P<rev>\w+)/(?P<path>.+)",
 }
 
@@ -69,6 +70,7 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.token = TOKEN
+        self.role = "write"
         self.repos: dict[str, list[dict[str, Any]]] = {}
         self.visibility: dict[str, str | None] = {}
         self.large: dict[str, bytes] = {}
@@ -192,6 +194,10 @@ class FakeHub:
         if len(self.large.get(body["oid"], b"")) != body["size"]:
             raise Refused(404, "no such object")
         return {}
+
+    def whoami(self, body: Any) -> Any:
+        """Return whose token it is, as a hub does."""
+        return {"name": "me", "orgs": [{"name": "team"}], "auth": {"accessToken": {"role": self.role}}}
 
     def do_commit(self, body: list[Any], repo: str) -> Any:
         """Commit files, if the parent is still the newest commit."""

@@ -21,6 +21,7 @@ from gateway.telemetry.refusals import RefusalReason
 from gateway.views.build import slot_view
 from gateway.views.schemas import SlotView
 from shared.messages import DecisionKind, Phase, Progress, ResultStatus
+from shared.planning.hardware import parse_hardware
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SLOT_STATES: Final = ("free", "reserved", "busy")
@@ -153,6 +154,12 @@ def _slots(service: Service) -> Iterator[Metric]:
             age.add_metric((view.slot,), view.last_heartbeat_age_s)
     yield live
     yield age
+    wanted = parse_hardware(service.settings.expected_hardware).name
+    expected = _by_slot("podium_slot_expected_hardware", "1 if the slot shows the hardware it should have.")
+    for view in views:
+        if view.live and view.hardware is not None:
+            expected.add_metric((view.slot,), float(view.hardware.name == wanted))
+    yield expected
     drained = _by_slot("podium_slot_drained", "1 if an operator keeps new jobs away from the slot.")
     for view in views:
         drained.add_metric((view.slot,), float(view.drain is not None))

@@ -11,6 +11,7 @@ from gateway.state.ledger import Ledger, TaskState
 from gateway.state.presence import Presence
 from gateway.views.schemas import GatewayInfo
 from shared.messages import ResultStatus
+from shared.planning.hardware import parse_hardware
 from shared.settings import Settings
 
 RECENT_S = 86400.0  # how long a task without a submission is shown
@@ -73,6 +74,9 @@ def _of_slots(ledger: Ledger, presence: Presence, settings: Settings, now: float
             do = "start its trainer node, or look at its log"
             yield _error(f"slot {slot} has no live node{kept}", do, slot=slot)
         elif sign and sign.heartbeat:
+            if (shows := sign.hardware.name) != (wanted := parse_hardware(settings.expected_hardware).name):
+                what = f"slot {slot} shows {shows} instead of {wanted}: no offer is accepted for it"
+                yield _error(what, "repair its GPUs, or set PODIUM_EXPECTED_HARDWARE", slot=slot)
             for fault in sign.heartbeat.faults:
                 do = "repair it; until then this slot is offered no job (`podium doctor --self-test`)"
                 yield _error(f"slot {slot}: {fault}", do, slot=slot)

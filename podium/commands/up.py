@@ -18,8 +18,8 @@ from podium.arguments import examples
 from podium.local.gpu_split import SlotShare, split
 from podium.local.stack import Stack
 from shared.net import LOOPBACK
-from shared.settings_sources import CONFIG_VARIABLE, PREFIX, load_settings
-from trainer_node.hardware import gpu_status
+from shared.settings_sources import CONFIG_VARIABLE, OF_COMPOSE, PREFIX, load_settings
+from trainer_node.hardware import detect, gpu_status
 
 READY_S = 60.0
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -88,7 +88,9 @@ async def make_stack(overrides: dict[str, Any], environ: Mapping[str, str]) -> S
         defaults["dataset_roots"] = (str(EXAMPLES),)
     defaults = {key: value for key, value in defaults.items() if key not in chosen}
     settings = msgspec.structs.replace(settings, **defaults)
-    gpus = await gpu_status(settings.gpus) if settings.hardware == "auto" else []
+    gpus = await gpu_status(settings.gpus) if settings.hardware in ("auto", "gpu") else []
+    if not gpus:
+        await detect(settings)  # raises if GPUs are wanted: else each node would exit, again and again
     assignment = split(settings, gpus, expectation_set="expected_hardware" in chosen)
     for note in assignment.notes:
         print(note)
@@ -97,7 +99,8 @@ async def make_stack(overrides: dict[str, Any], environ: Mapping[str, str]) -> S
 
 def chosen_settings(environ: Mapping[str, str]) -> set[str]:
     """Return the names of the settings that the environment or its TOML file sets (both are valid)."""
-    names = {name.removeprefix(PREFIX).lower() for name in environ if name.startswith(PREFIX)}
+    given = {name for name, text in environ.items() if name.startswith(PREFIX) and text.strip()}
+    names = {name.removeprefix(PREFIX).lower() for name in given - OF_COMPOSE}
     if path := environ.get(CONFIG_VARIABLE):
         names |= tomllib.loads(Path(path).expanduser().read_text()).keys()
     return names

@@ -7,6 +7,14 @@ from collections.abc import Callable
 from gateway.views.build import agreed
 from podium.diagnostics.findings import Finding, Found, Severity, live, newest
 from podium.diagnostics.job_checks import check_jobs
+from podium.diagnostics.machine_checks import (
+    check_devices,
+    check_hotkey,
+    check_hub,
+    check_large_run,
+    check_reachability,
+    check_time_source,
+)
 from podium.diagnostics.probe import Vitals
 from podium.diagnostics.upstream_checks import check_upstream
 from shared import subjects
@@ -269,13 +277,19 @@ CHECKS: dict[str, Callable[[Vitals], Found]] = {
     "permissions": check_permissions,
     "gateway": check_gateway,
     "upstream": check_upstream,
+    "hotkey": check_hotkey,
+    "reachability": check_reachability,
+    "hub": check_hub,
     "nodes": check_nodes,
     "workers": check_workers,
     "jobs": check_jobs,
+    "devices": check_devices,
     "gpus": check_gpus,
     "self-tests": check_self_tests,
     "clocks": check_clocks,
+    "time source": check_time_source,
     "disks": check_disks,
+    "large run": check_large_run,
     "versions": check_versions,
 }
 NEED_BROKER = {"store", "streams", "nodes", "jobs", "gpus", "self-tests"}

@@ -21,6 +21,7 @@ from gateway.state.ledger import Ledger, TaskHistory, TaskState
 from gateway.upstream import repositories
 from gateway.views.schemas import GatewayInfo
 from podium.client import Client, fetch
+from podium.diagnostics.machine import MachineVitals, probe_machine
 from podium.local.discovery import monitor_url
 from shared import subjects
 from shared.broker.bus import Bus
@@ -114,6 +115,7 @@ class Vitals(Struct, frozen=True, kw_only=True):
     nodes_file_age_s: float | None = None  # of upstream's nodes; None if there is no such file
     entry_faults: tuple[str, ...] = ()  # of the training repositories that are configured
     variables: frozenset[str] = frozenset()  # names of the environment's, here
+    machine: MachineVitals = MachineVitals()
 
 
 async def gather(
@@ -126,9 +128,10 @@ async def gather(
         asyncio.to_thread(probe_folders, settings),
         asyncio.to_thread(probe_nodes_file, settings),
         asyncio.to_thread(repositories.faults, settings),
+        asyncio.to_thread(probe_machine, settings),
     )
     inside = await _probe_broker(settings)
-    seen, gateway, folders, nodes_file_age_s, entry_faults = await outside
+    seen, gateway, folders, nodes_file_age_s, entry_faults, machine = await outside
     return Vitals(
         now=time.time(),
         version=version,
@@ -140,6 +143,7 @@ async def gather(
         nodes_file_age_s=nodes_file_age_s,
         entry_faults=tuple(entry_faults),
         variables=frozenset(os.environ),
+        machine=machine,
         **inside,
     )
 

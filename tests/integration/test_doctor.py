@@ -15,7 +15,7 @@ import pytest
 
 from gateway.server import listening_socket, running
 from podium.commands.doctor import table
-from podium.diagnostics import probe
+from podium.diagnostics import machine, probe
 from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Finding, Severity
 from podium.local.nats_server import Broker
@@ -37,6 +37,12 @@ from shared.settings import Settings
 from shared.version import version
 
 CPU = Hardware(device="cpu", count=1, memory_bytes=1 << 30)
+
+
+@pytest.fixture(autouse=True)
+def kept_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the machine that runs the tests may be kept by nothing."""
+    monkeypatch.setattr(machine, "clock_is_synchronised", lambda: True)
 
 
 @pytest.fixture

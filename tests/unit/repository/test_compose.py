@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from gateway.api.tokens import FILE as TOKEN_FILE
 from podium.diagnostics.checks import OLDEST_BROKER
+from shared.settings import Settings
+from shared.settings_sources import OF_COMPOSE, load_settings
 
 ROOT = Path(__file__).parents[3]
 CPU, GPU = "docker-compose.yml", "docker-compose.gpu.yml"
@@ -138,6 +141,55 @@ def test_the_profile_observability_adds_two_services_that_only_this_machine_reac
 def test_the_broker_is_new_enough_for_doctor() -> None:
     version = services(CPU)["nats"]["image"].removeprefix("nats:").removesuffix("-alpine")
     assert tuple(map(int, version.split("."))) >= OLDEST_BROKER
+
+
+def test_one_file_of_variables_serves_compose(tmp_path: Path) -> None:
+    given = {
+        "PODIUM_HOTKEY": "5Hot",
+        "PODIUM_UPSTREAM_VALIDATORS": "5One,5Two",
+        "PODIUM_NODES_DIR": str(tmp_path),
+        "PODIUM_PUBLIC_ADDRESS": "203.0.113.7:7999",
+        "PODIUM_PUBLISH": "0.0.0.0",
+        "PODIUM_ARTIFACTS_KIND": "hub",
+        "PODIUM_HUB_NAMESPACE": "me",
+        "PODIUM_HUB_TOKEN_FILE": str(tmp_path / "token"),
+        "PODIUM_PROFILE": "auto",
+    }
+    found = services(CPU, GPU, **given)
+    gateway = load_settings(environment_of(found["gateway"]))
+    assert (gateway.hotkey, gateway.upstream_validators) == ("5Hot", ("5One", "5Two"))
+    assert (gateway.upstream_nodes_file, gateway.public_address) == (
+        "/run/podium/upstream/nodes.json",
+        "203.0.113.7:7999",
+    )
+    assert found["gateway"]["ports"][0]["host_ip"] == "0.0.0.0"
+    for name in TRAINERS:
+        trainer = load_settings(environment_of(found[name]))
+        assert (trainer.artifacts_kind, trainer.hub_namespace, trainer.profile) == ("hub", "me", "auto")
+        assert trainer.hub_token_file == "/run/podium/hub.token"
+        assert trainer.hardware == "gpu", "a broken driver must not make it a CPU"
+        mounted = {volume["target"]: volume["source"] for volume in found[name]["volumes"]}
+        assert mounted["/run/podium/hub.token"] == given["PODIUM_HUB_TOKEN_FILE"]
+
+
+def test_the_file_as_it_is_changes_nothing() -> None:
+    lines = (ROOT / "deploy" / "podium.env").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    variables = set(re.findall(r"\$\{(PODIUM_\w+)", (ROOT / CPU).read_text()))
+    assert variables - {"PODIUM_DEADLINE_MARGIN_S"} <= set(given), (
+        "an operator finds each variable in the file"
+    )
+    assert set(given) - variables == {"PODIUM_UPSTREAM_NODES_FILE"}  # of units: compose mounts its folder
+    assert set(given) - {f"PODIUM_{name.upper()}" for name in Settings.__struct_fields__} == OF_COMPOSE
+    plain, with_file = services(CPU), services(CPU, **given)
+    for name in ("gateway", *TRAINERS):
+        ours, theirs = environment_of(plain[name]), environment_of(with_file[name])
+        assert load_settings(ours) == load_settings(theirs)
+        assert plain[name].get("ports") == with_file[name].get("ports")
+
+
+def environment_of(service: dict[str, Any]) -> dict[str, str]:
+    return {name: value or "" for name, value in service.get("environment", {}).items()}
 
 
 def test_services_have_no_more_than_their_memory() -> None:

@@ -38,8 +38,8 @@ def test_broker_configuration_is_valid_and_syncs_every_write(name: str, tmp_path
 def test_unit_environments_are_settings(half: str) -> None:
     lines = [
         line
-        for name in ("podium.env", f"trainer-{half}.env")
-        for line in (DEPLOY / "systemd" / name).read_text().splitlines()
+        for name in ("systemd/units.env", "podium.env", f"systemd/trainer-{half}.env")
+        for line in (DEPLOY / name).read_text().splitlines()
         if line and not line.startswith("#")
     ]
     settings = load_settings(dict(line.split("=", 1) for line in lines) | {"PODIUM_SLOT": half})

@@ -104,3 +104,15 @@ def test_no_password_is_shown(url: str, shown: str) -> None:
 def test_folders_follow_from_the_data_folder() -> None:
     settings = load_settings({}, data_dir="/d", slot="b")
     assert (str(settings.node), str(settings.artifacts)) == ("/d/nodes/b", "/d/artifacts")
+
+
+def test_an_empty_variable_is_not_set_and_compose_has_variables_of_its_own() -> None:
+    environ = {"PODIUM_HOTKEY": "", "PODIUM_SLOTS": " ", "PODIUM_PUBLISH": "0.0.0.0", "PODIUM_GPUS": ""}
+    assert load_settings(environ) == Settings(gpus="")
+    sources = {each.name: each.source for each in settings_in_force(environ)}
+    assert (sources["hotkey"], sources["gpus"]) == ("default", "environment")
+
+
+def test_an_empty_variable_must_be_known_too() -> None:
+    with pytest.raises(SettingsError, match="unknown setting PODIUM_HOTKEI"):
+        load_settings({"PODIUM_HOTKEI": ""})

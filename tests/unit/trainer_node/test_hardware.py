@@ -13,7 +13,7 @@ from shared.errors import SettingsError
 from shared.planning.hardware import machine_memory
 from shared.settings import Settings
 from trainer_node import hardware as module
-from trainer_node.hardware import detect, parse_gpus, short_name, visible_gpus, worker_threads
+from trainer_node.hardware import detect, parse_gpus, pci_gpus, short_name, visible_gpus, worker_threads
 
 H100 = "{index}, NVIDIA H100 80GB HBM3, 81559, 1024, 37, GPU-{index}, 41, 312.50, 700.00\n"
 
@@ -144,6 +144,47 @@ async def test_a_query_that_can_t_be_killed_is_not_waited_for(
     (process,) = asked  # it was not tried again
     process.send_signal(signal.SIGKILL)
     await process.communicate()
+
+
+def pci_device(folder: Path, number: int, vendor: str, kind: str) -> None:
+    device = folder / f"0000:0{number}:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text(f"{vendor}\n")
+    (device / "class").write_text(f"{kind}\n")
+
+
+@pytest.fixture
+def without_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with two NVIDIA GPUs, a sound device of one and another vendor's GPU; no nvidia-smi."""
+    for number, (vendor, kind) in enumerate(
+        [("0x10de", "0x030200"), ("0x10de", "0x030000"), ("0x10de", "0x040300"), ("0x1234", "0x030000")]
+    ):
+        pci_device(tmp_path / "pci", number, vendor, kind)
+    monkeypatch.setattr(module, "PCI", tmp_path / "pci")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path / "pci"
+
+
+async def test_a_machine_whose_driver_is_gone_does_not_become_a_cpu(without_driver: Path) -> None:
+    assert pci_gpus(without_driver) == 2
+    with pytest.raises(
+        SettingsError, match=r"has 2 NVIDIA GPU\(s\) and no driver that works.*PODIUM_HARDWARE=cpu"
+    ):
+        await detect(Settings())
+    assert (await detect(Settings(hardware="cpu"))).device == "cpu"
+    assert (await detect(Settings(gpus=""))).device == "cpu", "it was said that there are none"
+
+
+async def test_hardware_gpu_is_never_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PCI", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (await detect(Settings())).device == "cpu"
+    with pytest.raises(SettingsError, match=r"PODIUM_HARDWARE=gpu, and no GPU can be used here"):
+        await detect(Settings(hardware="gpu"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    fake_smi(tmp_path, "".join(H100.format(index=index) for index in range(2)))
+    assert (await detect(Settings(hardware="gpu"))).name == "2xH100-80GB"
 
 
 async def test_without_gpus_it_is_a_share_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from shared.messages import (
 from shared.settings import Settings
 
 NOW = 100_000.0
-SETTINGS = Settings(slots=("a",))
+SETTINGS = Settings(slots=("a",), expected_hardware="cpu")
 CPU = Hardware(device="cpu", count=2, memory_bytes=8 << 30)
 GOOD = GatewayInfo(
     gateway="g",
@@ -116,6 +116,14 @@ def test_no_trouble_is_no_alert() -> None:
 def test_troubles_of_the_gateway(change: dict[str, Any], expected: str) -> None:
     (found,) = House().alerts(replace(GOOD, **change))
     assert found.startswith(expected)
+
+
+def test_a_slot_with_other_hardware_is_no_silent_cpu() -> None:
+    settings = Settings(slots=("a",), expected_hardware="4xH100-80GB")
+    house = House()
+    (alert,) = alerts_of(GOOD, house.ledger, house.presence, settings, NOW)
+    assert alert.level is AlertLevel.ERROR
+    assert alert.what == "slot a shows cpu instead of 4xH100-80GB: no offer is accepted for it"
 
 
 def test_a_drained_slot_is_not_forgotten() -> None:

@@ -121,7 +121,7 @@ def with_job(job: OpenJob, task: str | None = "t") -> dict[str, Any]:
 def test_a_healthy_world_is_fine() -> None:
     findings = examine(HEALTHY)
     assert {finding.severity for finding in findings} == {Severity.OK}
-    assert len(findings) == 14
+    assert len(findings) == 20
 
 
 @pytest.mark.parametrize(
