@@ -1,8 +1,9 @@
 """Damage a base model's weights in the four ways that upstream does before a tournament.
 
-Upstream (validator/tasks/prep/constants.py) draws one of: Gaussian noise, scaled weights, magnitude pruning,
-re-initialised entries. Scaling and re-initialisation change a random 25-75% of the matrices; noise and
-pruning change from one matrix to all of them. Vectors (norms, biases) stay.
+Upstream (validator/tasks/prep and trainer/model_prep, read in 2026-11) draws one way and one strength for all
+matrices that it hits: Gaussian noise, one factor, magnitude pruning, or entries drawn anew. Factors and new
+entries hit a random 25-75% of the matrices; noise and pruning one, all of one kind, such a share, or all.
+Embeddings, norms and biases stay. Numbers are computed in fp32 and stored in the model's own precision.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ Way = Literal["noise", "scaling", "pruning", "reinit"]
 WAYS: tuple[Way, ...] = get_args(Way)
 # How often upstream draws each way.
 SHARES: dict[Way, float] = {"noise": 0.2, "scaling": 0.4, "pruning": 0.25, "reinit": 0.15}
-# Noise in standard deviations of the matrix; factor of scaling; share of entries pruned or re-initialised.
+# Noise in standard deviations of the matrix; the factor; share of entries pruned or drawn anew.
 RANGES: dict[Way, tuple[float, float]] = {
     "noise": (0.01, 0.3),
     "scaling": (0.5, 1.5),
     "pruning": (0.25, 0.5),
     "reinit": (0.01, 0.1),
 }
-MATRIX_SHARE = 0.25, 0.75
-INIT_STD = 0.02
+Scope = Literal["one", "kind", "several", "all"]
+SCOPES: dict[Scope, float] = {"one": 0.1, "kind": 0.15, "several": 0.35, "all": 0.4}
+MATRIX_SHARE = 0.25, 0.75  # of several
 
 
 class Damage(msgspec.Struct, frozen=True):
-    """What to do to which matrices; `strength` has the unit of RANGES, and scaling draws one per matrix."""
+    """What to do to which matrices; `strength` has the unit of RANGES."""
 
     way: Way
     seed: int
@@ -45,12 +47,21 @@ def draw(names: list[str], seed: int, way: Way | None = None) -> Damage:
     dice = random.Random(f"damage {seed}")
     drawn = dice.choices(WAYS, [SHARES[one] for one in WAYS])[0]
     way = way or drawn
-    if way in ("scaling", "reinit"):
-        count = round(len(names) * dice.uniform(*MATRIX_SHARE))
-    else:
-        count = dice.randint(1, len(names))
-    chosen = tuple(sorted(dice.sample(sorted(names), max(1, count))))
-    return Damage(way, seed, dice.uniform(*RANGES[way]), chosen)
+    scope = dice.choices(list(SCOPES), list(SCOPES.values()))[0]
+    chosen = _hit(sorted(names), "several" if way in ("scaling", "reinit") else scope, dice)
+    return Damage(way, seed, dice.uniform(*RANGES[way]), tuple(sorted(chosen)))
+
+
+def _hit(names: list[str], scope: Scope, dice: random.Random) -> list[str]:
+    """Draw the matrices of a scope."""
+    if scope == "all":
+        return names
+    if scope == "kind":
+        kind = dice.choice(names).rsplit(".", 2)[-2]
+        return [name for name in names if name.rsplit(".", 2)[-2] == kind]
+    return dice.sample(
+        names, max(1, int(len(names) * dice.uniform(*MATRIX_SHARE))) if scope == "several" else 1
+    )
 
 
 def _damaged(matrix: torch.Tensor, damage: Damage, generator: torch.Generator) -> torch.Tensor:
@@ -58,21 +69,21 @@ def _damaged(matrix: torch.Tensor, damage: Damage, generator: torch.Generator) -
     if damage.way == "noise":
         values = values + torch.randn(values.shape, generator=generator) * values.std() * damage.strength
     elif damage.way == "scaling":
-        low, high = RANGES["scaling"]
-        values = values * (low + (high - low) * torch.rand((), generator=generator))
+        values = values * damage.strength
     elif damage.way == "pruning":
         count = int(values.numel() * damage.strength)
         smallest = values.abs().flatten().argsort(stable=True)[:count]
         values = values.flatten().index_fill(0, smallest, 0.0).view(values.shape)
     else:
         hit = torch.rand(values.shape, generator=generator) < damage.strength
-        values = torch.where(hit, torch.randn(values.shape, generator=generator) * INIT_STD, values)
+        drawn = values.mean() + torch.randn(values.shape, generator=generator) * values.std()
+        values = torch.where(hit, drawn, values)
     return values.to(matrix.dtype)
 
 
 def matrices_of(weights: dict[str, torch.Tensor]) -> list[str]:
     """Return the names of the weights that upstream may damage."""
-    return sorted(name for name, tensor in weights.items() if tensor.dim() == 2)
+    return sorted(name for name, tensor in weights.items() if tensor.dim() == 2 and "embed" not in name)
 
 
 def apply(weights: dict[str, torch.Tensor], damage: Damage) -> dict[str, torch.Tensor]:

@@ -22,6 +22,13 @@ class DataStats(Struct, frozen=True, kw_only=True):
     max_length: int  # longest row, tokens
 
 
+class Repair(Struct, frozen=True):
+    """What is undone in the base model before it is trained."""
+
+    factor: float  # that the weights were multiplied by
+    weights: list[str]  # names of parameters
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     """Everything the engine does in one run, resolved to numbers."""
 
@@ -58,6 +65,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     )
     ddp_bucket_mb: int = 200
     train_s: float = 0.0  # estimate of the time that is left to train
+    repair: Repair | None = None
 
 
 class Step(Struct, frozen=True):

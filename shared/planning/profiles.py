@@ -46,6 +46,7 @@ PROFILES = {
             compile=True,
             betas=(0.6, 0.99),  # a run of 100 steps ends .01 to .03 lower than with (.9, .999)
             arms=("lora_r128",),
+            repairs=True,
         ),
         Recipe(profile="lora_r16", rank=16, alpha=32.0, dropout=0.0, device_batch=32),
         Recipe(profile="lora_r128", rank=128, alpha=32.0, dropout=0.0, device_batch=32, compile=True),

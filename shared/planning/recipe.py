@@ -67,6 +67,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     curve: CurveRule = CurveRule()
     arms: tuple[str, ...] = ()  # profiles to try besides this one; with any, the engine searches
     probes: bool = False  # the engine compares rates in short runs before the one that counts
+    repairs: bool = False  # weights that were scaled are restored before training
 
     @property
     def searches(self) -> bool:

@@ -14,6 +14,7 @@ from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
 from trainer_node.engine import context, prepare
 from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.damage.repair import undo_scaling
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.distributed.sharding import spread
@@ -68,10 +69,11 @@ ONLY = Place()
 
 
 def load_base(run: RunContext, plan: Plan) -> torch.nn.Module:
-    """Load the base model in the plan's dtype; on its device, unless its weights will be sharded first."""
+    """Load the base model in the plan's dtype, repaired; on its device, unless it will be sharded first."""
     run.reporter.phase(Phase.LOADING)
     with run.patience():
         model = load_model(run.job.model_path, getattr(torch, plan.dtype))
+        undo_scaling(model, plan.repair)
         choose_kernels(model.config, run.process_group.device)
     return model if plan.parallel == "fsdp2" else model.to(run.process_group.device)
 

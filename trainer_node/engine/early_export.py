@@ -27,6 +27,7 @@ from shared.planning.hardware import machine_memory
 from shared.planning.plan import Plan
 from trainer_node.engine import context
 from trainer_node.engine.context import RunContext, RunRecord
+from trainer_node.engine.damage.repair import undo_scaling
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loss_over_base
 from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.export import writer
@@ -154,6 +155,7 @@ def export(run: RunContext, record: RunRecord, choice: SavedWeights, target: Pat
     """Write the chosen weights as a submission, then the outcome that describes it."""
     weights = choice.weights()  # the worker may delete them while the model is read
     model = load_model(run.job.model_path, getattr(torch, choice.plan.dtype))
+    undo_scaling(model, choice.plan.repair)
     deltas = add_deltas(model, choice.plan, run.job.seed)
     deltas.load_state(weights)
     metrics = metrics_of(record, None, choice.reached)

@@ -16,6 +16,7 @@ from shared.errors import EngineError
 from shared.files import folder_digest, is_disk_full
 from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
 from trainer_node.engine.context import RunContext, RunRecord
+from trainer_node.engine.damage.repair import undo_scaling
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import gathered
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loaded, loss_over_base, ranked
@@ -207,6 +208,7 @@ def _whole(run: RunContext, state: TrainState) -> Deltas | None:
     if state.plan.parallel != "fsdp2":
         return state.deltas
     model = load_model(run.job.model_path, getattr(torch, state.plan.dtype))
+    undo_scaling(model, state.plan.repair)
     whole = add_deltas(model, state.plan, run.job.seed)
     whole.load_state(weights)
     return whole

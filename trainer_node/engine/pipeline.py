@@ -25,6 +25,7 @@ from trainer_node.engine import context, prepare
 from trainer_node.engine.as_is import checkpoint_as_is, submit_as_is
 from trainer_node.engine.assemble import assemble, load_base
 from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.damage.repair import repaired
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
 from trainer_node.engine.distributed.process_group import destroy, is_lost_peer, join
 from trainer_node.engine.distributed.sharding import fitted, shard_frozen
@@ -143,6 +144,7 @@ def begin(run: RunContext) -> Outcome:
     plan = prepare.draw_plan(run, config, data, budget_s, rate)
     measured = prepare.first_costs(run, plan, load_s, ingested - start, row_s * len(data.dev))
     data = reference_logprobs.first(run, model, data, plan)
+    plan, model = repaired(run, model, data, base, plan, lambda: load_base(run, plan))
     record = RunRecord(
         fingerprint=fingerprint,
         base_losses=base.per_example.tolist(),

@@ -20,6 +20,7 @@ from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, resolve
 from trainer_node.engine import limits
 from trainer_node.engine.context import JobData, RunContext
+from trainer_node.engine.damage.repair import undo_scaling
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.examples import Examples, hold_out, longest_row
 from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
@@ -277,6 +278,7 @@ def main_memory(hardware: Hardware) -> float:
 def untrained_weights(run: RunContext, plan: Plan) -> dict[str, torch.Tensor]:
     """Return what the plan trains as it is before the first step, read from the base model again."""
     model = load_model(run.job.model_path, getattr(torch, plan.dtype))
+    undo_scaling(model, plan.repair)
     return add_deltas(model, plan, run.job.seed).state()
 
 

@@ -23,6 +23,7 @@ from transformers.utils import cached_file
 from shared.files import sync
 from shared.messages import Metrics, WorkerJob
 from shared.planning.plan import Plan
+from trainer_node.engine.damage.repair import restores_frozen
 from trainer_node.engine.export.dense_as_lora import factors, fit_better, rank_of
 from trainer_node.engine.export.verify import UnverifiedError, verify
 from trainer_node.engine.model.adapters import Deltas, has_transposed
@@ -41,7 +42,11 @@ def write(deltas: Deltas, plan: Plan, job: WorkerJob, metrics: Metrics, folder: 
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    whole = (deltas.dense and not fit_better(plan, base_of(deltas))) or is_renamed(deltas)
+    whole = (
+        (deltas.dense and not fit_better(plan, base_of(deltas)))
+        or is_renamed(deltas)
+        or restores_frozen(plan.repair, set(deltas.parameters))
+    )
     try:
         if whole:
             write_model(base_of(deltas), job, temporary)

@@ -157,7 +157,9 @@ def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
             run.reporter.message(f"{profile} is not tried: {error}")
             continue
         if other.parallel != "fsdp2":
-            as_own = msgspec.structs.replace(other, profile=job.profile, betas=plan.betas, deviations=[])
+            as_own = msgspec.structs.replace(
+                other, profile=job.profile, betas=plan.betas, deviations=[], repair=plan.repair
+            )
             plans.setdefault(arm_name(other), as_own)
     return plans
 

@@ -1,0 +1,157 @@
+"""Jobs on a base model that was scaled: training begins from what it was, the submission holds it all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from shared.messages import OutcomeStatus, TaskType
+from shared.planning.plan import Repair
+from tests.engine.search.search_run import record_of
+from tests.engine.worker_run import (
+    data_of,
+    finish,
+    outcome_of,
+    progress_of,
+    start_worker,
+    wait_for_checkpoint,
+)
+from trainer_node.engine.context import read_record
+from trainer_node.engine.damage import repair
+from trainer_node.engine.damage.scaling import Scaling
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+FACTOR = 1.4217
+
+
+@pytest.fixture(scope="session")
+def clean(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in bf16 with a head of its own: the larger its weights, the worse its random answers."""
+    folder = tmp_path_factory.mktemp("clean") / "model"
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=1000,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        bos_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def damaged(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with its head and the first layer's matrices multiplied."""
+    folder = tmp_path_factory.mktemp("damaged") / "model"
+    folder.mkdir()
+    for path in clean.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    state = load_file(clean / "model.safetensors")
+    for name in hit(state):
+        state[name] = (state[name].float() * FACTOR).bfloat16()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def hit(state: dict[str, Any]) -> list[str]:
+    return [name for name in state if "lm_head" in name or ("layers.0." in name and "norm" not in name)]
+
+
+def test_a_job_begins_from_what_the_model_was(
+    clean: Path, damaged: Path, make_job: Callable[..., Path]
+) -> None:
+    job = make_job(profile="auto", model_path=str(damaged), ready_by=60.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    state = load_file(clean / "model.safetensors")
+    for plan in record_of(job).plans.values():
+        assert plan.repair is not None
+        assert plan.repair.factor == pytest.approx(FACTOR, rel=1e-3)
+        assert sorted(plan.repair.weights) == sorted(hit(state))
+    assert any("were multiplied by 1.42" in (line.message or "") for line in progress_of(job))
+    # The head isn't trained, and no adapter holds what was done to it.
+    assert outcome.metrics is not None
+    assert outcome.metrics.kind == "model"
+    head = load_file(job.parent / "export" / "model.safetensors")["lm_head.weight"]
+    assert torch.allclose(head.float(), state["lm_head.weight"].float(), rtol=2**-7, atol=0)
+    # The base model's loss is that of the model as it was given.
+    untouched = finish(make_job("untouched", profile="auto", model_path=str(clean), ready_by=60.0))
+    assert untouched.metrics is not None
+    assert outcome.metrics.base_loss > untouched.metrics.base_loss
+    assert outcome.metrics.final_loss == pytest.approx(untouched.metrics.final_loss, abs=0.03)
+
+
+def test_a_killed_job_goes_on_from_the_same_weights(damaged: Path, make_job: Callable[..., Path]) -> None:
+    calm = make_job("calm", profile="auto", model_path=str(damaged))
+    rough = make_job("rough", profile="auto", model_path=str(damaged))
+    finish(calm)
+    worker = start_worker(rough)
+    wait_for_checkpoint(rough, worker)
+    worker.kill()
+    worker.wait()
+    finish(rough)
+    assert record_of(rough).plans == record_of(calm).plans
+    exports = [load_file(job.parent / "export" / "model.safetensors") for job in (calm, rough)]
+    assert all(torch.equal(exports[0][name], one) for name, one in exports[1].items())
+    assert outcome_of(rough).metrics is not None
+
+
+@pytest.mark.parametrize(
+    ("profile", "changes"),
+    [("lora_r16", {}), ("auto", {"task_type": TaskType.DPO})],
+    ids=["another profile", "preference pairs"],
+)
+def test_other_jobs_take_the_model_as_it_is(
+    profile: str, changes: dict[str, Any], damaged: Path, make_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    if changes:
+        changes = data_of(TaskType.DPO, tmp_path)
+    job = make_job(profile=profile, model_path=str(damaged), **changes)
+    assert finish(job).status is OutcomeStatus.READY
+    known = read_record(job.parent)
+    assert known is not None
+    assert known[1].repair is None
+
+
+def test_what_would_raise_the_loss_is_not_undone(
+    clean: Path, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Divided by .7, the head's answers are surer, and worse.
+    monkeypatch.setattr(repair, "find_scaling", lambda weights: Scaling(1.4, ["lm_head.weight"]))
+    monkeypatch.setattr(repair, "candidates", lambda factor: [0.7])
+    job = make_job(profile="auto", model_path=str(clean))
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert {plan.repair for plan in record_of(job).plans.values()} == {None}
+    assert any("they stay so" in (line.message or "") for line in progress_of(job))
+    # Trained and verified with the head as it is.
+    whole = job.parent / "export" / "model.safetensors"
+    if whole.exists():
+        head = load_file(whole)["lm_head.weight"]
+        assert torch.equal(head, load_file(clean / "model.safetensors")["lm_head.weight"])
+
+
+def test_both_factors_that_leave_the_same_gaps_are_tried() -> None:
+    assert repair.candidates(1.2) == [1.2, 0.6]
+    assert repair.candidates(1.8) == [0.9]
+
+
+def test_an_adapter_misses_what_it_does_not_train() -> None:
+    found = Repair(1.2, ["lm_head.weight", "layers.0.q_proj.weight"])
+    assert repair.restores_frozen(found, {"layers.0.q_proj.weight"})
+    assert not repair.restores_frozen(found, {"lm_head.weight", "layers.0.q_proj.weight"})
+    assert not repair.restores_frozen(None, set())
