@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 MANTISSAS = 128  # of bfloat16
-GRID = 2**14  # factors that are told apart: about as many as have gaps of their own
+GRID = 2**14  # different factors: about as many as have gaps of their own
 SAMPLE = 2**18  # values of a matrix that are looked at: 2,000 for each mantissa
 LEAST = 30 * MANTISSAS  # values; with fewer a mantissa can be missing by chance
 EMPTY = 0.02  # of the mean count: below it a mantissa is a gap; two weights that happen to be odd make none
@@ -87,6 +87,6 @@ def gaps_of_factors() -> NDArray[np.bool_]:
 
 @cache
 def factors() -> NDArray[np.float64]:
-    """Return the factors that are told apart, from 1 to 2, each the same ratio above the one before."""
+    """Return the factors that are tried, from 1 to 2, each the same ratio above the one before."""
     found: NDArray[np.float64] = 2.0 ** ((np.arange(GRID) + 0.5) / GRID)
     return found
