@@ -32,6 +32,21 @@ def test_with_more_time_the_search_goes_on_from_the_best_short_trial() -> None:
         assert sum(trial.short for trial in trials) == count
 
 
+def test_what_short_trials_have_shown_is_not_tried_again_at_full_length() -> None:
+    for rate, count, known in ((0.9, 3, (3.0, 1 / 3)), (2.7, 2, (1 / 3,)), (0.3, 3, (3.0,))):
+        done, _ = searched(bowl(rate, 2.0, 32), 60_000.0, epoch_tokens=1_000_000, examples=3_200)
+        trials = [result.trial for result in done]
+        whole = trials[count]
+        steps = [
+            trial.rate / whole.rate
+            for trial in trials[count + 1 :]
+            if not trial.refit and replace(trial, rate=whole.rate) == whole
+        ]
+        assert steps  # finer ones, or coarse ones that no short trial has tried
+        for step in known:
+            assert step not in [pytest.approx(one) for one in steps]
+
+
 def test_a_whole_run_is_not_given_up_for_short_trials() -> None:
     for seconds in range(4_000, 20_000, 271):
         done, left = searched(bowl(1.0, 2.0, 32), float(seconds), epoch_tokens=1_000_000, examples=3_200)

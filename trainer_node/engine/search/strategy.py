@@ -183,7 +183,7 @@ def _search(
     lowest = result.lowest_epochs if result else None
     for trial in _neighbours(centre, start, lowest):
         # Below the smallest pack a smaller batch would be the same one.
-        if _key(trial) in tried or 2 * trial.batch <= budget.least_batch:
+        if _key(trial) in tried or 2 * trial.batch <= budget.least_batch or _refuted(trial, centre, done):
             continue
         spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
         wanted = 1 if spent_s <= SEARCH_SHARE * budget.all_s else WANTED_REFITS
@@ -230,6 +230,28 @@ def _neighbours(best: Trial, start: Sequence[Trial], lowest: float | None) -> It
     for move in fine:
         if _in_range(trial := move(best)):
             yield trial
+
+
+def _refuted(trial: Trial, centre: Trial, done: Sequence[TrialResult]) -> bool:
+    """Return whether short trials have shown that a coarse step of the rate, and no other one, is wrong.
+
+    They hold for the first whole run, whose rate they chose, and for its neighbours at that rate.
+    """
+    short = [result for result in done if result.trial.short and result.loss is not None]
+    first = next((result.trial for result in done if not result.trial.short), None)
+    best = min(short, key=lambda result: result.loss or 0.0, default=None)
+    if best is None or first is None or replace(trial, rate=centre.rate) != centre:
+        return False
+    if not math.isclose(centre.rate, first.rate) or centre.arm != first.arm:
+        return False
+    step = trial.rate / centre.rate
+    if not math.isclose(abs(math.log(step)), math.log(RATE_STEP)):
+        return False
+    return any(
+        (result.trial.rate / best.trial.rate > FINE_STEP) == (step > 1)
+        for result in short
+        if result is not best
+    )
 
 
 def _by(*, rate: float = 1.0, epochs: float = 1.0, batch: float = 1.0) -> Move:
