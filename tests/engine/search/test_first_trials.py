@@ -34,7 +34,7 @@ def test_with_more_time_the_search_goes_on_from_the_best_short_trial() -> None:
 
 def test_what_short_trials_have_shown_is_not_tried_again_at_full_length() -> None:
     for rate, count, known in ((0.9, 3, (3.0, 1 / 3)), (2.7, 2, (1 / 3,)), (0.3, 3, (3.0,))):
-        done, _ = searched(bowl(rate, 2.0, 32), 60_000.0, epoch_tokens=1_000_000, examples=3_200)
+        done, _ = searched(bowl(rate, 4.0, 32), 60_000.0, epoch_tokens=1_000_000, examples=3_200)
         trials = [result.trial for result in done]
         whole = trials[count]
         steps = [

@@ -233,25 +233,23 @@ def _neighbours(best: Trial, start: Sequence[Trial], lowest: float | None) -> It
 
 
 def _refuted(trial: Trial, centre: Trial, done: Sequence[TrialResult]) -> bool:
-    """Return whether short trials have shown that a coarse step of the rate, and no other one, is wrong.
+    """Return whether a short trial has shown that a coarse step of the rate, and nothing else, is wrong.
 
-    They hold for the first whole run, whose rate they chose, and for its neighbours at that rate.
+    It has if its rate is nearer to the trial's than a fine step and another short trial was better.
     """
     short = [result for result in done if result.trial.short and result.loss is not None]
-    first = next((result.trial for result in done if not result.trial.short), None)
-    best = min(short, key=lambda result: result.loss or 0.0, default=None)
-    if best is None or first is None or replace(trial, rate=centre.rate) != centre:
+    best = best_of(short)
+    if best is None or _key(trial)[2:] != _key(centre)[2:] or not _differs(trial, centre, RATE_STEP):
         return False
-    if not math.isclose(centre.rate, first.rate) or centre.arm != first.arm:
-        return False
-    step = trial.rate / centre.rate
-    if not math.isclose(abs(math.log(step)), math.log(RATE_STEP)):
-        return False
+    near = [one for one in short if not _differs(one.trial, trial, FINE_STEP)]
     return any(
-        (result.trial.rate / best.trial.rate > FINE_STEP) == (step > 1)
-        for result in short
-        if result is not best
+        one is not best and (one.trial.arm, one.trial.batch) == (trial.arm, trial.batch) for one in near
     )
+
+
+def _differs(trial: Trial, other: Trial, step: float) -> bool:
+    """Return whether two rates are a step or more apart."""
+    return abs(math.log(trial.rate / other.rate)) > math.log(step) - 1e-6
 
 
 def _by(*, rate: float = 1.0, epochs: float = 1.0, batch: float = 1.0) -> Move:
