@@ -2,13 +2,14 @@
 
 python -m bench arena --suite cpu [--page FOLDER]
 python -m bench arena [--sources NAME ...] [--models NAME ...] [--rows N] [--budgets E ...] [--seeds N] \
-    [--profiles NAME ...] [--workers N] [--results FILE]
+    [--damage WAY ...] [--profiles NAME ...] [--workers N] [--results FILE]
 
-A task is a data set, a base model, a number of training rows, a budget and a seed. The budget is the time of
-E epochs on the token clock, with all the training that a profile does in it, so that a result repeats exactly
-on a noisy machine; scoring takes none. Each run is the real engine in a process of its own; with --gpu all
-of them share the first GPU, and a result repeats but for that GPU's rounding. Results are appended to a file
-(by default in the arena's cache), and what is there is not run again. The last line is one JSON object.
+A task is a data set, a base model, a number of training rows, a budget, a seed, and damage to the model. The
+budget is the time of E epochs on the token clock, with all the training that a profile does in it, so that a
+result repeats exactly on a noisy machine; scoring takes none. Each run is the real engine in a process of its
+own; with --gpu all of them share the first GPU, and a result repeats but for that GPU's rounding. Results are
+appended to a file (by default in the arena's cache), and what is there is not run again. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from bench.arena.damage import WAYS
 from bench.arena.models import MODELS
 from bench.arena.packages import cache_folder
 from bench.arena.page import write_page
@@ -179,12 +181,13 @@ def play(
 def main() -> None:
     """Run the arena and print who won."""
     parser = argparse.ArgumentParser(prog="python -m bench arena", description=__doc__)
-    parser.add_argument("--suite", choices=("cpu",), help="the fixed list of tasks, instead of the next five")
+    parser.add_argument("--suite", choices=("cpu",), help="the fixed list of tasks, instead of the next six")
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
     parser.add_argument("--models", nargs="+", choices=(*MODELS, "smollm2"), default=list(MODELS))
     parser.add_argument("--rows", type=int, nargs="+", default=[400])
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.0, 10.0], help="in epochs")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--damage", nargs="+", choices=WAYS, default=[None], help="of the base models")
     parser.add_argument("--profiles", nargs="+", default=list(PROFILES), help="the first one is judged")
     parser.add_argument("--boss", default=BOSS, help="whom the winner of a tournament has to beat")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -199,7 +202,14 @@ def main() -> None:
         for source in options.sources:
             print(pack_rows(source, cache_folder(), options.pack))
         return
-    parts = (options.sources, options.models, options.rows, options.budgets, range(options.seeds))
+    parts = (
+        options.sources,
+        options.models,
+        options.rows,
+        options.budgets,
+        range(options.seeds),
+        options.damage,
+    )
     tasks = cpu_suite() if options.suite else [Task(*values) for values in itertools.product(*parts)]
     champion, *rivals = options.profiles
     if options.known_only:

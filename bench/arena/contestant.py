@@ -25,6 +25,7 @@ from trainer_node.engine.model.loading import load_config, load_model, load_toke
 from trainer_node.engine.signals import Stop
 
 AUTO_ONCE = "auto_once"  # the plan of `auto`, carried out once without a search
+AUTO_UNREPAIRED = "auto_unrepaired"  # `auto` on the base model as it is given
 
 
 def test_losses(job_path: Path) -> list[float]:
@@ -54,6 +55,7 @@ def main() -> int:
     job_path = Path(sys.argv[1])
     torch.set_num_threads(1)
     older_torch.patch()
+    PROFILES[AUTO_UNREPAIRED] = replace(PROFILES["auto"], profile=AUTO_UNREPAIRED, repairs=False)
     PROFILES[AUTO_ONCE] = replace(PROFILES["auto"], profile=AUTO_ONCE, arms=())
     status = pipeline.main(job_path, Stop())
     if status == 0:
