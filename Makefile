@@ -8,7 +8,7 @@ COMPAT := .venv-compat/.podium-setup
 COMPAT_PIP := .venv-compat/bin/python -m pip --disable-pip-version-check
 MODEL := $(HOME)/.cache/podium/smollm2-135m-instruct/config.json
 
-.PHONY: help setup demo test lint clean compat
+.PHONY: help setup demo test lint clean compat docs
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -54,6 +54,11 @@ $(COMPAT): constraints.txt
 
 compat: setup $(COMPAT)  ## submissions scored by the versions that upstream evaluates with, in an environment of their own
 	$(BIN)/python -m bench compat
+
+# --strict: a link to nowhere ends it
+docs: $(STAMP)  ## the documents as a site with search, in build/site
+	$(PIP) install --quiet --constraint constraints.txt --group docs
+	$(BIN)/zensical build --strict
 
 clean:  ## remove the environments and caches
 	rm -rf .venv .venv-compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

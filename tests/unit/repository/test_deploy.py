@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -60,6 +61,19 @@ def test_the_gateway_has_descriptors_for_its_connections(name: str, words: str) 
     allowed = re.match(r"\d+", after)
     assert allowed
     assert int(allowed[0]) >= Settings().max_connections + SPARE_FILES
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
+    """In a folder of their own, with a program that exists here."""
+    for unit in (*UNITS, *(DEPLOY / "systemd").glob("*.socket")):
+        text = re.sub(r"/opt/podium/\.venv/bin/\w+", "/bin/true", unit.read_text())
+        (tmp_path / unit.name).write_text(text)
+    names = [unit.name for unit in sorted(tmp_path.iterdir())]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *names], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr.strip()) == (0, "")
 
 
 def test_dockers_proxy_is_no_crowd_from_one_address() -> None:
