@@ -154,6 +154,10 @@ def test_a_day_at_the_dashboard(machine: Any, browser: Browser) -> None:
     watched.until(lambda: watched.legend_is_newest(card), "the legend follows the curve", 10)
     assert row.get_attribute("open") is not None, "what was opened stays open while the page is drawn"
     picture(page, "overview", after_s=30)
+    for width, name in ((390, "overview-phone"), (1920, "overview-wide")):
+        page.set_viewport_size({"width": width, "height": 900})
+        picture(page, name)
+    page.set_viewport_size({"width": 1280, "height": 900})
 
     node = machine.pid(f"node-{slot}")
     os.kill(node, signal.SIGSTOP)  # silent, so that its end is seen: a killed one is back within a second
@@ -191,6 +195,17 @@ def test_no_table_is_cut_off(machine: Any, browser: Browser, path: str) -> None:
     page.locator("#link.live").wait_for()
     page.locator("main table, main details").first.wait_for()
     assert page.evaluate(CUT_OFF) == []
+    page.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_no_page_is_wider_than_the_screen(machine: Any, browser: Browser, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    for path in PAGES:
+        page.goto(f"{machine.url}/{path}")
+        page.locator("#link.live").wait_for()
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
     page.close()
 
 
