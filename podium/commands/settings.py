@@ -24,10 +24,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "settings",
         help="show every setting, its value and its source",
         description=__doc__,
-        epilog=examples("podium settings", "podium settings --set", "podium settings --json"),
+        epilog=examples("podium settings", "podium settings --set", "podium settings --markdown"),
     )
     parser.add_argument("--set", action="store_true", help="only settings that are not left at their default")
-    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print a JSON list")
+    form.add_argument(
+        "--markdown",
+        action="store_true",
+        help="print the table of docs/settings.md: names, defaults, meanings",
+    )
     parser.set_defaults(run=run)
 
 
@@ -36,9 +42,21 @@ def run(args: argparse.Namespace) -> int:
     settings = [one for one in settings_in_force() if not args.set or one.source != "default"]
     if args.json:
         print(msgspec.json.encode(settings).decode())
+    elif args.markdown:
+        print(markdown(settings))
     else:
         make_console().print(table(settings))
     return 0
+
+
+def markdown(settings: list[SettingInForce]) -> str:
+    """Return the settings as a table for a document; nothing in it is of this machine."""
+    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for one in settings:
+        default = f"`{shown(one.default)}`" if shown(one.default) else "empty"
+        meaning = f"{one.meaning} ({one.type})".replace("<", "&lt;").replace("|", "or")
+        lines.append(f"| `{one.variable}` | {default} | {meaning} |")
+    return "\n".join(lines)
 
 
 def table(settings: list[SettingInForce]) -> Table:

@@ -34,6 +34,7 @@ RUN: dict[str, str] = {
     "env": "env",
     "settings": "settings",
     "settings --set": "settings --set",
+    "settings --markdown": "settings --markdown",
     "doctor": "doctor",
     "doctor --strict": "doctor --strict",
     "train examples/offer.json --preview 2": "",

@@ -48,6 +48,16 @@ def test_settings_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "PODIUM_NATS_URL" in capsys.readouterr().out
 
 
+def test_the_page_of_settings_is_what_the_code_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a change: `podium settings --markdown` prints the table of docs/settings.md."""
+    monkeypatch.setenv("PODIUM_LOG_LEVEL", "debug")  # what is set here doesn't show
+    assert main(["settings", "--markdown"]) == 0
+    page = (Path(__file__).parents[3] / "docs" / "settings.md").read_text()
+    assert page.endswith(capsys.readouterr().out)
+
+
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(
         f"{sys.executable} -m podium settings | head -1",
