@@ -55,6 +55,7 @@ class Admission:
         tables: Callable[[], Tables] = Tables,
         family: Callable[[str], str] = model_family,
         facts: Callable[[str], ModelFacts | None] = lambda _: None,
+        look: Callable[[str], Awaitable[None]] | None = None,
         policy: Policy = maximum_accuracy,
     ) -> None:
         self._settings = settings
@@ -64,6 +65,7 @@ class Admission:
         self._follower = follower
         self._decisions = decisions
         self._policy = policy
+        self._look = look
         self.views = PolicyViews(settings, ledger, presence, expected, tables, family, facts)
         self._askers = Askers(settings.reservation_s)
         self._log = log.bind()  # made once: the module's makes a logger for every line
@@ -79,7 +81,8 @@ class Admission:
     ) -> Decision:
         """Answer one offer; `received_at` is when its first byte arrived, `validator` who sent it.
 
-        `before` is awaited before anything is stored or answered as accepted; its errors are raised.
+        `before` is awaited before anything is stored or answered as accepted; its errors are raised. So is
+        `look`, which finds out about the offer's model.
 
         An accepted offer with its data becomes a job, one without a reservation. Raises BusError if nothing
         can be decided now. Then it may still have been stored: the same offer sent again answers accepted
@@ -164,6 +167,8 @@ class Admission:
         if before is not None:
             await before()
         offer = asked.offer
+        if self._look is not None:
+            await self._look(offer.model)
         while True:
             if known := self._known(asked):
                 if not (known.accepted and isinstance(offer, Offer) and self._is_reserved(asked.key)):

@@ -113,6 +113,7 @@ class Connected:
             tables=local.learner.tables,
             family=local.families,
             facts=local.families.facts,
+            look=local.families.look,
             policy=local.policy,
         )
         self.operations = Operations(bus, ledger, self.log_reader, self.admission.writer, settings)

@@ -86,6 +86,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int, Meta(ge=4, description="of one address; loopback, and so a proxy there, has no such limit")
     ] = 512
     max_hours: Annotated[float, Meta(gt=0, description="offers with more hours are rejected")] = 96.0
+    hub_look_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1.0,
+            description="how long an offer waits for its model's config from hub_url before it is accepted; "
+            "0 = the hub is not asked, and names decide",
+        ),
+    ] = 0.8
     deadline_margin_s: Annotated[
         float,
         Meta(ge=0, description="deadline = receipt + hours - this: upstream's clock starts earlier"),

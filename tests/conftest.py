@@ -41,6 +41,7 @@ def make_settings(broker: Broker, tmp_path: Path) -> Callable[..., Settings]:
             "gateway_port": 0,
             "expected_hardware": "cpu",
             "hardware": "cpu",
+            "hub_look_s": 0.0,
         }
         return load_settings({}, **(values | overrides))
 

@@ -130,6 +130,7 @@ class Fleet:
             expected_hardware="cpu",
             hardware="cpu",
             deadline_margin_s=0.0,
+            hub_look_s=0.0,
             threads=1,
             slots=tuple(sorted(set(self.nodes.values()))),
             worker_command=command,

@@ -147,6 +147,7 @@ async def start_gateway(folder: Path, nats_url: str, port: int) -> asyncio.subpr
         "PODIUM_DATA_DIR": str(folder / "data"),
         "PODIUM_GATEWAY_PORT": str(port),
         "PODIUM_EXPECTED_HARDWARE": "cpu",
+        "PODIUM_HUB_LOOK_S": "0",
         "PODIUM_LOG_FORMAT": "json",
     }
     with (folder / "gateway.log").open("wb") as log:

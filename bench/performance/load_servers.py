@@ -98,6 +98,7 @@ async def ours(
             "PODIUM_DATA_DIR": str(folder / "data"),
             "PODIUM_GATEWAY_PORT": str(port),
             "PODIUM_EXPECTED_HARDWARE": "cpu",
+            "PODIUM_HUB_LOOK_S": "0",
             "PODIUM_LOG_FORMAT": "json",
             "PODIUM_RESERVATION_S": "86400",
             "PODIUM_HOTKEY": miner.address,

@@ -1,4 +1,4 @@
-"""A model's family, and whether it can be trained: by its name, or by the config of a local copy."""
+"""A model's family, and whether it can be trained: by its config here or on the hub, or by its name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from gateway.policy.hub_models import HubModels
 from shared.logs import get_logger
 from shared.planning.architectures import ModelFacts, facts_from_config
 from shared.planning.model_family import find_family
@@ -57,10 +58,14 @@ class LocalModel(Struct, frozen=True):
 
 
 class Families:
-    """Families of models, and what else is known: by config if this machine has a copy, read once."""
+    """Families of models, and what else is known: by config if this machine has a copy, read once.
+
+    The hub is asked whether a model can be trained, but families don't depend on whether it answers.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._hub = HubModels(settings)
         self._known: dict[str, LocalModel] = {}  # by upstream id, or by the folder's name in lower case
 
     def __call__(self, model: str) -> str:
@@ -69,9 +74,14 @@ class Families:
         return model_family(model) if found is None else found.family
 
     def facts(self, model: str) -> ModelFacts | None:
-        """Return what the config of a local copy says; None if there is no copy."""
+        """Return what the config of a local copy says, else the hub's; None if neither is known."""
         found = self._find(model)
-        return None if found is None else found.facts
+        return self._hub.facts(model) if found is None else found.facts
+
+    async def look(self, model: str) -> None:
+        """Ask the hub for the config of a model without a local copy; ends in time and never raises."""
+        if self._find(model) is None:
+            await self._hub.look(model)
 
     def _find(self, model: str) -> LocalModel | None:
         flat, name = model.replace("/", "--").lower(), model.rpartition("/")[2].lower()

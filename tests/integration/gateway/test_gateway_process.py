@@ -38,7 +38,8 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
 
     async def start(listening: socket.socket | None = None, **variables: str) -> asyncio.subprocess.Process:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PODIUM_")}
-        environ |= {"PODIUM_DATA_DIR": str(tmp_path / "data"), "PODIUM_EXPECTED_HARDWARE": "cpu"} | variables
+        environ |= {"PODIUM_DATA_DIR": str(tmp_path / "data"), "PODIUM_EXPECTED_HARDWARE": "cpu"}
+        environ |= {"PODIUM_HUB_LOOK_S": "0"} | variables
         command = [sys.executable, "-m", "gateway"]
         passed: tuple[int, ...] = ()
         if listening is not None:
