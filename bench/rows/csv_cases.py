@@ -50,6 +50,12 @@ CASES = (
         notices=("in single quotes",),
     ),
     Case(
+        name="spaces_before_quotes.csv",
+        content=b'q, a\n"One, two", "Four"\n"Five, six", "Seven"\n',
+        right=(("One, two", "Four"), ("Five, six", "Seven")),
+        notices=("with spaces before quotes",),
+    ),
+    Case(
         name="backslashes.csv",
         content=b'q,a\n"He said \\"hi\\", twice","Four"\n"Five","Six"\n',
         right=(('He said "hi", twice', "Four"), ("Five", "Six")),

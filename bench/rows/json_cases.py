@@ -48,6 +48,18 @@ FORMS = (
         right=QA,
     ),
     Case(name="concatenated.json", content=b"".join(dumped(row) for row in ROWS), right=QA),
+    Case(name="sequence.json", content=b"".join(b"\x1e" + dumped(row) + b"\n" for row in ROWS), right=QA),
+    Case(
+        name="line_breaks_in_text.json",
+        content=b'[{"q": "one\ntwo", "a": "three\tfour"}]',
+        right=(("one\ntwo", "three\tfour"),),
+    ),
+    Case(name="tabs_in_text.jsonl", content=b'{"q": "one\ttwo", "a": "x"}\n', right=(("one\ttwo", "x"),)),
+    Case(
+        name="capital_columns.json",
+        content=dumped([{"Q": question, "A": answer} for question, answer in QA]),
+        refusal="no row has the column 'q'; the columns of row 1 are 'Q', 'A'; is 'Q' meant?",
+    ),
     Case(name="commas_between.json", content=b",\n".join(dumped(row) for row in ROWS), right=QA),
     Case(name="arrays_joined.json", content=dumped(ROWS[:2]) + b"\n" + dumped(ROWS[2:]), right=QA),
     Case(
@@ -204,6 +216,19 @@ DAMAGE = (
         content=dumped(ROWS)[:-30],
         refusal="it ends inside row 4, so a part of the file is missing",
     ),
+    Case(
+        name="array_bad_row.json",
+        content=dumped(ROWS)[:-1] + b', {"q": "\\x", "a": "y"}, ' + dumped(ROWS[0]) + b"]",
+        right=(*QA, QA[0]),
+        dropped={"not valid JSON": 1},
+        notices=('row 5: not valid JSON: \'{"q": "',),
+    ),
+    Case(
+        name="array_mostly_bad.json",
+        content=b"[" + b", ".join([b'{"q": "\\x", "a": "y"}'] * 3) + b", " + dumped(ROWS[0]) + b"]",
+        refusal="array_mostly_bad.json is not valid JSON: row 1: ",
+    ),
+    Case(name="array_comma_at_end.json", content=dumped(ROWS)[:-1] + b",\n]", right=QA),
     Case(name="array_of_arrays.json", content=dumped([["a", "b"], ["c", "d"]]), refusal="with named columns"),
     Case(name="empty.json", content=b"", refusal="empty.json holds no rows"),
     Case(name="empty_array.json", content=b"[]", refusal="holds no rows"),

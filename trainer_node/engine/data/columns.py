@@ -56,7 +56,7 @@ def present_columns(missing: str, present: Sequence[str]) -> str:
     """Return the columns that there are instead of the missing one, and which may be meant."""
     text = f"the columns of row 1 are {listed(present) or 'none'}"
     near = difflib.get_close_matches(missing, present, n=1) or [
-        path for path in present if path.endswith(f".{missing}")
+        path for path in present if path.endswith(f".{missing}") or path.lower() == missing.lower()
     ]
     if near:
         text += f"; is {near[0]!r} meant?"

@@ -22,6 +22,7 @@ MISSING = frozenset(
     ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"]
 ).union(("NA", "NULL", "NaN", "None", "n/a", "nan", "null"))
 SINGLE_QUOTED = re.compile(r"(^|[,;\t|])'[^'\n]*'([,;\t|\r\n]|$)", re.MULTILINE)
+SPACED = re.compile(r"""[,;\t|] +["'][^"'\n]*["']([,;\t|\r\n]|$)""", re.MULTILINE)
 TOO_MANY = "more fields than the header has"
 UNCLOSED = "a quote that never closes"
 
@@ -32,6 +33,7 @@ class Dialect(NamedTuple):
     separator: str = ","
     quote: str = '"'
     escape: str | None = None
+    spaced: bool = False  # a field may begin with spaces, which don't count
 
     def __str__(self) -> str:
         """Return the dialect in words."""
@@ -40,6 +42,8 @@ class Dialect(NamedTuple):
             parts.append("in single quotes")
         if self.escape:
             parts.append("with backslashes before quotes")
+        if self.spaced:
+            parts.append("with spaces before quotes")
         return " ".join(parts)
 
     def records(self, lines: Iterable[str], *, strict: bool) -> Iterator[list[str]]:
@@ -50,6 +54,7 @@ class Dialect(NamedTuple):
             quotechar=self.quote,
             escapechar=self.escape,
             doublequote=self.escape is None,
+            skipinitialspace=self.spaced,
             strict=strict,
         )
 
@@ -83,7 +88,8 @@ def dialect_of(sample: str, asked: AskedColumns | None) -> tuple[Dialect, int]:
         return Dialect(said[1]), 1
     quotes = "\"'" if SINGLE_QUOTED.search(sample) else '"'
     escapes = (None, "\\") if '\\"' in sample or "\\'" in sample else (None,)
-    candidates = [Dialect(*parts) for parts in product(SEPARATORS, quotes, escapes)]
+    spaces = (False, True) if SPACED.search(sample) else (False,)
+    candidates = [Dialect(*parts) for parts in product(SEPARATORS, quotes, escapes, spaces)]
     return min(candidates, key=lambda dialect: _faults(dialect, sample, asked)), 0
 
 
@@ -95,7 +101,7 @@ def has_header(sample: str, asked: AskedColumns) -> bool:
 
 
 def _faults(dialect: Dialect, sample: str, asked: AskedColumns | None) -> tuple[int, bool, int, int]:
-    """Asked columns that are missing; a header of one field; faulty rows; fields in other quotes."""
+    """Asked columns that are missing; a header of one field; faulty rows; fields that still have quotes."""
     records = dialect.records(io.StringIO(sample, newline=""), strict=True)
     rows: list[list[str]] = []
     errors = 0
@@ -112,7 +118,14 @@ def _faults(dialect: Dialect, sample: str, asked: AskedColumns | None) -> tuple[
     uneven = sum(len(row) != len(header) for row in rows)
     other = "'" if dialect.quote == '"' else '"'
     enclosed = sum(len(field) > 1 and field[0] == field[-1] == other for row in rows for field in row)
-    return missing, len(header) < 2, errors + uneven, enclosed
+    spaced = sum(_is_spaced(field, dialect.quote) for row in rows for field in row)
+    return missing, len(header) < 2, errors + uneven, enclosed + spaced
+
+
+def _is_spaced(field: str, quote: str) -> bool:
+    """Return whether a field still has its quotes, because of spaces before them."""
+    text = field.lstrip(" ")
+    return len(field) > len(text) > 1 and text[0] == text[-1] == quote
 
 
 class _Records:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, BinaryIO, TypedDict
+from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 import msgspec
 
@@ -29,6 +29,8 @@ from trainer_node.engine.limits import has_memory
 HEAD = 1 << 20  # bytes that are searched for the first row, whose columns are needed
 BLOCK = 1 << 20  # bytes of lines that memory is looked at for
 SPACE = re.compile(r"\s*")
+AROUND = " \t\r\n\ufeff\x1e"  # the first row: a joined file's mark, or that of a JSON sequence
+NEXT_ROW = re.compile(r"\}\s*,\s*(?=\{)")  # what may be the end of a damaged element of an array
 BETWEEN = re.compile("[\\s,\ufeff\x1e]*")  # between objects: also commas, marks of joined files and sequences
 MARK_SIZES = {  # what one of these can stand for, besides the characters of strings
     b'"': 40,  # half a string's head
@@ -39,11 +41,12 @@ MARK_SIZES = {  # what one of these can stand for, besides the characters of str
 }
 WIDEST = 4  # bytes of each character of a string that has one emoji
 MOST_PER_BYTE = WIDEST + max(MARK_SIZES.values())
+MOST_DAMAGED = 100  # elements of an array: each error counts the lines before it
 INVALID = "not valid JSON"
 NOT_OBJECT = "not a JSON object"
 
-# NaN and the infinities are missing values, as in pandas and `datasets`.
-_decode = json.JSONDecoder(parse_constant=lambda _: None).raw_decode
+# NaN and the infinities are missing values, as in pandas and `datasets`; text may have line breaks.
+_decode = json.JSONDecoder(parse_constant=lambda _: None, strict=False).raw_decode
 
 
 def read_json(file: BinaryIO, name: str, asked: AskedColumns | None, into: RowSet) -> None:
@@ -54,7 +57,7 @@ def read_json(file: BinaryIO, name: str, asked: AskedColumns | None, into: RowSe
     start = file.tell()
     head = file.read(HEAD)
     file.seek(start)
-    first = head.lstrip()[:1]
+    first = head.lstrip(AROUND.encode())[:1]
     if not first:
         return
     if first not in (b"[", b"{"):
@@ -78,6 +81,13 @@ def read_json(file: BinaryIO, name: str, asked: AskedColumns | None, into: RowSe
 
 class _InvalidError(DataError):
     """The text is not JSON."""
+
+
+class _Damaged(NamedTuple):
+    """An element of an array that is not JSON, and is followed by others."""
+
+    begin: str
+    error: ValueError
 
 
 class _Rows:
@@ -201,13 +211,22 @@ def _read_line(line: str, number: int, rows: _Rows) -> bool:
 def _read_text(text: str, rows: _Rows) -> None:
     """Read a whole file with Python's decoder."""
     number, only = 0, None
+    damaged: list[str] = []
     try:
         for number, value in enumerate(_values(text), 1):
             only = value if number == 1 else None
-            rows.add(value, f"row {number}")
+            if isinstance(value, _Damaged):
+                damaged.append(f"row {number}: {value.error}")
+                rows.into.drop(INVALID, f"{rows.name}, row {number}: {INVALID}: {value.begin!r}")
+                if len(damaged) > MOST_DAMAGED:
+                    break
+            else:
+                rows.add(value, f"row {number}")
     except ValueError as error:
         raise _InvalidError(f"{rows.name} is {INVALID}: {_explained(error, text, number + 1)}") from error
-    if isinstance(only, dict) and text.lstrip("\ufeff \t\r\n")[0] == "{":
+    if len(damaged) > MOST_DAMAGED or (damaged and not rows.mostly_read):
+        raise _InvalidError(f"{rows.name} is {INVALID}: {damaged[0]}")
+    if isinstance(only, dict) and text.lstrip(AROUND)[0] == "{":
         _read_only(only, rows)
 
 
@@ -239,17 +258,21 @@ def _values(text: str) -> Iterator[Any]:
 def _elements(text: str, position: int) -> Generator[Any, None, int]:
     """Yield the elements of the array that begins there, one by one; returns where it ends."""
     position = _after(SPACE, text, position + 1)
-    if text.startswith("]", position):
-        return position + 1
-    while True:
-        value, position = _decode(text, position)
+    while not text.startswith("]", position):
+        try:
+            value, end = _decode(text, position)
+        except json.JSONDecodeError as error:
+            found = NEXT_ROW.search(text, error.pos)
+            if found is None:
+                raise
+            value, end = _Damaged(text[position : position + 60], error), found.start() + 1
         yield value
-        position = _after(SPACE, text, position)
-        if text.startswith("]", position):
-            return position + 1
-        if not text.startswith(",", position):
+        position = _after(SPACE, text, end)
+        if text.startswith(",", position):
+            position = _after(SPACE, text, position + 1)
+        elif not text.startswith("]", position):
             raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
-        position = _after(SPACE, text, position + 1)
+    return position + 1
 
 
 def _after(pattern: re.Pattern[str], text: str, position: int) -> int:
