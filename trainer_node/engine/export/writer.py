@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
@@ -202,7 +203,9 @@ def is_renamed(deltas: Deltas) -> bool:
 
 
 def full_state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Return all weights of the model in bf16, LoRA factors added to their matrices; tied ones once.
+    """Return all weights of the model, LoRA factors added to their matrices; tied ones once.
+
+    In bf16, but for those that the model's own code keeps in fp32, such as some routers.
 
     Added, not merged in place: taking them out of bf16 weights again would not give the old ones back.
     """
@@ -211,6 +214,7 @@ def full_state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, module in base.named_modules()
         if isinstance(module, LoraLayer)
     }
+    exact = kept_in_fp32(base)
     seen: set[int] = set()
     for name, value in base.state_dict(keep_vars=True).items():
         if ".lora_" in name or (value.numel() and value.data_ptr() in seen):
@@ -219,8 +223,23 @@ def full_state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
         full = value.detach()
         if layer := layers.get(name):
             full = full.float() + layer.get_delta_weight(ADAPTER)
-        dtype = torch.bfloat16 if full.is_floating_point() else full.dtype
-        yield name.replace(".base_layer.", "."), full.detach().to(dtype).cpu()
+        plain = name.replace(".base_layer.", ".")
+        dtype = torch.bfloat16 if full.is_floating_point() and plain not in exact else full.dtype
+        yield plain, full.detach().to(dtype).cpu()
+
+
+def kept_in_fp32(base: nn.Module) -> set[str]:
+    """Return the weights that stay fp32 where a model is loaded in bf16; none of what is no stock model."""
+    if not isinstance(base, PreTrainedModel):
+        return set()
+    with torch.device("meta"):
+        loaded = AutoModelForCausalLM.from_config(base.config, dtype=torch.bfloat16)
+    named = loaded._keep_in_fp32_modules_strict or ()
+    return {
+        name
+        for name, value in loaded.state_dict().items()
+        if value.dtype == torch.float32 or any(f".{part}." in f".{name}." for part in named)
+    }
 
 
 def model_config(base: Any, job: WorkerJob) -> dict[str, Any]:
