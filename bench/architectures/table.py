@@ -21,8 +21,9 @@ import msgspec
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from bench.architectures.samples import SAMPLES, Sample
 from bench.architectures.trial import METHODS, Trial, try_out
-from bench.architectures.zoo import SAMPLES, Sample, config_of
+from bench.architectures.zoo import config_of
 from bench.harness.page import with_part
 from shared.planning.architectures import ARCHITECTURES, facts_from_config
 

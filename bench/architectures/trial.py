@@ -18,7 +18,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 from transformers import AutoModelForCausalLM
 
-from bench.architectures.zoo import Sample, write
+from bench.architectures.samples import Sample
+from bench.architectures.zoo import write
 from bench.harness.tiny_jobs import write_job, write_rows
 from shared.errors import EngineError
 from shared.messages import FileFormat, Outcome, OutcomeStatus, TaskType, WorkerJob, decode_outcome

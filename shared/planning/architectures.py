@@ -21,14 +21,17 @@ class Batching(StrEnum):
 
 
 _PACKED = """
-apertus arcee biogpt cohere cohere2 cwm deepseek_v2 deepseek_v3 diffllama ernie4_5 exaone4 gemma gemma2 gemma3
-gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gpt_oss granite granitemoe helium hunyuan_v1_dense
-llama minicpm3 ministral ministral3 mistral mixtral nanochat olmo olmo2 olmo3 olmoe opt persimmon phi phi3
-qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 starcoder2
+afmoe apertus arcee biogpt bitnet cohere cohere2 ctrl cwm deepseek_v2 deepseek_v3 diffllama dots1 ernie4_5
+ernie4_5_moe exaone4 exaone_moe flex_olmo gemma gemma2 gemma3 gemma3_text gemma3n_text gemma4 gemma4_text
+glm glm4 glm4_moe glm4_moe_lite gpt2 gpt_bigcode gpt_neox gpt_oss granite granite_swa granitemoe
+granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 iquestcoder jais2 jetmoe llama
+mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 mistral mixtral nanochat olmo olmo2 olmo3 olmoe opt
+persimmon phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open starcoder2 vaultgemma
 """
 _PADDED = """
-bamba bloom codegen falcon falcon_h1 falcon_mamba gpt_neo gptj granitemoehybrid jamba lfm2 mamba mamba2 mpt
-nemotron qwen3_5_text qwen3_next recurrent_gemma stablelm xglm
+bamba bloom codegen falcon falcon_h1 falcon_mamba gpt_neo gpt_neox_japanese gptj granitemoehybrid jamba lfm2
+lfm2_moe mamba mamba2 minimax mpt nemotron nemotron_h olmo_hybrid openai-gpt qwen3_5 qwen3_5_moe_text
+qwen3_5_text qwen3_next recurrent_gemma rwkv stablelm xglm
 """
 # By `model_type`. Each passes whole jobs in `python -m bench models`, batched like this.
 ARCHITECTURES: dict[str, Batching] = {
@@ -45,9 +48,14 @@ _PARTS = re.compile(r"(?:layers?|experts)$")
 _QUANTISED = """
 gptq awq bnb 4bit 8bit int4 int8 nf4 fp8 nvfp4 mxfp4 w4a16 w8a8 exl2 exl3 mlx gguf hqq aqlm onnx openvino
 """
-_OTHER_KINDS = """
+# Published only in weights that are quantised, which their names don't say.
+_QUANTISED_ONLY = r"""
+gpt-oss deepseek-v3(?:\.\d)? deepseek-r1(?!.*distill) kimi-k2(?:\.\d)? minimax-m2(?:\.\d)?
+"""
+_OTHER_KINDS = r"""
 bert roberta deberta albert distilbert modernbert electra t5 mt5 bart mbart pegasus whisper clip siglip
-wav2vec2 vit embed embedding embeddings reranker sdxl flux stable-diffusion
+wav2vec2 vit embed embedding embeddings reranker sdxl flux stable-diffusion vl vlm smolvlm internvl llava
+pixtral paligemma idefics\d? moondream vision omni audio ocr tts mistral-small-(?:3\.[12]|4) ministral-3
 """
 _PADDED_FAMILIES = """
 bloom codegen falcon(?!-?3) gpt-?neo(?!-?x) gpt-?j jamba lfm2 mamba mpt ^nemotron ^minitron stablelm
@@ -60,6 +68,7 @@ def _words(words: str) -> re.Pattern[str]:
 
 
 _QUANTISED_NAME, _OTHER_NAME = _words(_QUANTISED), _words(_OTHER_KINDS)
+_QUANTISED_MODEL, _PLAIN_NAME = _words(_QUANTISED_ONLY), _words("bf16 fp16")
 _PADDED_NAME = re.compile("|".join(_PADDED_FAMILIES.split()))
 
 
@@ -90,6 +99,8 @@ def facts_from_name(model: str) -> ModelFacts:
     name = model.rpartition("/")[2].lower().replace("_", "-")
     if found := _QUANTISED_NAME.search(name):
         return ModelFacts(f"its name says {found[0]!r}, and quantised weights can't be trained")
+    if (found := _QUANTISED_MODEL.search(name)) and not _PLAIN_NAME.search(name):
+        return ModelFacts(f"{found[0]!r} is published in quantised weights only, which can't be trained")
     if found := _OTHER_NAME.search(name):
         return ModelFacts(f"its name says {found[0]!r}, which is no causal language model")
     return ModelFacts("", Batching.PADDED if _PADDED_NAME.search(name) else Batching.PACKED)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
+from bench.architectures.samples import SAMPLES
 from bench.architectures.table import BEGIN, END, line_of, other_types, page_with, summary_of
 from bench.architectures.trial import Trial
-from bench.architectures.zoo import SAMPLES
 from shared.planning.architectures import ARCHITECTURES, facts_from_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"

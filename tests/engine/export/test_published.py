@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from bench.architectures.zoo import SAMPLES, Sample, write
+from bench.architectures.samples import SAMPLES, Sample
+from bench.architectures.zoo import write
 from bench.harness.tiny_jobs import write_job
 from shared.messages import decode_worker_job
 from trainer_node.engine.export.writer import write_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from bench.architectures.zoo import SMALL
+from bench.architectures.samples import SMALL
 from shared.errors import EngineError
 from shared.messages import ErrorCode
 from shared.planning.plan import Plan

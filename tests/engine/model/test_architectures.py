@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from bench.architectures.samples import SAMPLES, SMALL, Sample
 from bench.architectures.trial import ALONE, try_model
-from bench.architectures.zoo import SAMPLES, SMALL, Sample, build
+from bench.architectures.zoo import build
 from shared.errors import EngineError
 from shared.messages import ErrorCode
 from shared.planning.architectures import ARCHITECTURES, Batching

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.architectures.samples import SAMPLES, SMALL
 from bench.architectures.trial import batch_of, examples
-from bench.architectures.zoo import SAMPLES, SMALL, build
+from bench.architectures.zoo import build
 from shared.errors import EngineError
 from shared.messages import ErrorCode
 from trainer_node.engine.model.adapters import no_dropout, target_modules

@@ -73,6 +73,14 @@ def test_quantised_weights_are_refused_by_their_config(tiny_model: Path, tmp_pat
     assert caught.value.code is ErrorCode.UNSUPPORTED
 
 
+@pytest.mark.parametrize("kind", ["mistral3", "qwen2_5_vl", "t5"])
+def test_models_without_a_causal_form_are_refused_by_their_config(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(EngineError, match=f"models of type '{kind}' have no causal form") as caught:
+        load_config(str(tmp_path))
+    assert caught.value.code is ErrorCode.UNSUPPORTED
+
+
 class Evil:
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -17,6 +17,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
 from shared.errors import EngineError, in_a_line, is_failure
@@ -43,7 +44,10 @@ def load_config(path: str) -> PretrainedConfig:
     Raises EngineError(UNSUPPORTED) for one that can't be trained, before its weights are downloaded.
     """
     config: PretrainedConfig = _load(AutoConfig, path)
-    if refusal := why_not(config.to_dict()):
+    refusal = why_not(config.to_dict())
+    if refusal is None and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        refusal = f"models of type {config.model_type!r} have no causal form"
+    if refusal:
         raise EngineError(ErrorCode.UNSUPPORTED, f"{path}: {refusal}")
     return config
 

@@ -51,6 +51,17 @@ def test_configs_that_are_refused(config: dict[str, object], refusal: str) -> No
         "openai/whisper-small",
         "Qwen/Qwen3-Embedding-0.6B",
         "FacebookAI/roberta-base",
+        "openai/gpt-oss-20b",  # published in MXFP4 only, which its name doesn't say
+        "deepseek-ai/DeepSeek-V3.1",
+        "deepseek-ai/DeepSeek-R1-0528",
+        "moonshotai/Kimi-K2-Instruct",
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        "meta-llama/Llama-3.2-11B-Vision-Instruct",
+        "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+        "mistralai/Ministral-3-8B-Instruct-2512",
+        "llava-hf/llava-1.5-7b-hf",
+        "Qwen/Qwen2-Audio-7B",
+        "HuggingFaceTB/SmolVLM-Instruct",
     ],
 )
 def test_names_that_are_refused(name: str) -> None:
@@ -68,6 +79,12 @@ def test_names_that_are_refused(name: str) -> None:
         "EleutherAI/gpt-neox-20b",
         "tiiuae/Falcon3-7B-Base",
         "nvidia/Llama-3.1-Nemotron-70B-Instruct-HF",
+        "unsloth/gpt-oss-20b-BF16",
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+        "deepseek-ai/DeepSeek-V2-Lite",
+        "mistralai/Ministral-8B-Instruct-2410",
+        "mistralai/Mistral-Small-24B-Instruct-2501",
+        "vision-lab/llama-7b",
         "",
     ],
 )
