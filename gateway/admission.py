@@ -55,6 +55,7 @@ class Admission:
         tables: Callable[[], Tables] = Tables,
         family: Callable[[str], str] = model_family,
         facts: Callable[[str], ModelFacts | None] = lambda _: None,
+        is_here: Callable[[str], bool] = lambda _: True,
         look: Callable[[str], Awaitable[None]] | None = None,
         policy: Policy = maximum_accuracy,
     ) -> None:
@@ -66,7 +67,7 @@ class Admission:
         self._decisions = decisions
         self._policy = policy
         self._look = look
-        self.views = PolicyViews(settings, ledger, presence, expected, tables, family, facts)
+        self.views = PolicyViews(settings, ledger, presence, expected, tables, family, facts, is_here)
         self._askers = Askers(settings.reservation_s)
         self._log = log.bind()  # made once: the module's makes a logger for every line
 

@@ -113,6 +113,7 @@ class Connected:
             tables=local.learner.tables,
             family=local.families,
             facts=local.families.facts,
+            is_here=local.families.is_here,
             look=local.families.look,
             policy=local.policy,
         )

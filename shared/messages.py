@@ -395,6 +395,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     at: float = 0.0
     version: str = ""  # of Podium
     faults: list[str] = []  # that the slot's self-test found: it is offered no job
+    upload_bytes_per_s: float | None = None  # of this node's uploads to a hub; none yet: null
 
 
 class Progress(Struct, frozen=True, kw_only=True):

@@ -231,6 +231,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         14 * 86400.0
     )
     hub_url: Annotated[str, Meta(description="the hub")] = "https://huggingface.co"
+    hub_download_bytes_per_s: Annotated[
+        float,
+        Meta(gt=0, description="how fast models without a local copy arrive; their time is planned for"),
+    ] = 100e6
+    hub_upload_bytes_per_s: Annotated[
+        float, Meta(gt=0, description="how fast submissions are uploaded, until a node has measured it")
+    ] = 50e6
     hub_namespace: Annotated[
         str | None, Meta(description="user or organisation on the hub that submissions go to")
     ] = None

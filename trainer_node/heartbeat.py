@@ -18,7 +18,9 @@ from shared.planning.hardware import machine_memory
 from shared.settings import Settings
 from shared.version import version
 from trainer_node.hardware import GpuQueryHangsError, gpu_status
+from trainer_node.upload_rate import measured
 
+RATE_READ_S = 60.0
 GPU_QUERY_S = 5.0  # nvidia-smi costs 20 to 100 ms of CPU per call
 
 log = get_logger()
@@ -53,11 +55,13 @@ class HeartbeatPublisher:
         self.wake = asyncio.Event()  # beat now: who listens has missed some, or the lease has changed
         self.faults: list[str] = []  # that the slot's self-test found
         self._gpus: list[GpuStatus] = []
+        self._upload_bytes_per_s: float | None = None
 
     async def run(self) -> None:
         """Beat for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._beat())
+            tasks.create_task(self._read_upload_rate())
             if self.hardware.device != "cpu":
                 tasks.create_task(self._look_at_gpus())
 
@@ -78,6 +82,7 @@ class HeartbeatPublisher:
             step=activity.step,
             worker_alive=activity.worker_alive,
             faults=self.faults,
+            upload_bytes_per_s=self._upload_bytes_per_s,
             at=time.time(),
             version=version(),
         )
@@ -91,6 +96,11 @@ class HeartbeatPublisher:
             except BusError as error:  # the next one follows in a second
                 log.debug("heartbeat not sent", error=str(error))
             await pause(self.settings.heartbeat_s, self.wake)
+
+    async def _read_upload_rate(self) -> None:
+        while True:
+            self._upload_bytes_per_s = await asyncio.to_thread(measured, self.settings.node)
+            await asyncio.sleep(RATE_READ_S)
 
     async def _look_at_gpus(self) -> None:
         while True:

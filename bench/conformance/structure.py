@@ -49,7 +49,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "trainer_node": (
-        "lease hardware fault_injection",
+        "lease hardware fault_injection upload_rate",
         "worker heartbeat",
         "context self_test",
         "artifacts",

@@ -78,6 +78,10 @@ class Families:
         found = self._find(model)
         return self._hub.facts(model) if found is None else found.facts
 
+    def is_here(self, model: str) -> bool:
+        """Return whether this machine has a copy of a model."""
+        return self._find(model) is not None
+
     async def look(self, model: str) -> None:
         """Ask the hub for the config of a model without a local copy; ends in time and never raises."""
         if self._find(model) is None:

@@ -12,6 +12,7 @@ from gateway.state.presence import Presence
 from shared.messages import BareOffer, Hardware
 from shared.planning.architectures import ModelFacts
 from shared.planning.feasibility import Feasibility, check_offer
+from shared.planning.transfers import Transfers
 from shared.settings import Settings
 
 VIEW_S = 0.05  # the oldest view that an offer may be refused on
@@ -29,6 +30,7 @@ class PolicyViews:
         tables: Callable[[], Tables],
         family: Callable[[str], str],
         facts: Callable[[str], ModelFacts | None],
+        is_here: Callable[[str], bool],
     ) -> None:
         self._settings = settings
         self._ledger = ledger
@@ -37,6 +39,7 @@ class PolicyViews:
         self._tables = tables
         self._family = family
         self._facts_of = facts
+        self._is_here = is_here
         self._viewed: tuple[int, ...] = ()
         self._viewed_at, self._recent = 0.0, self.now()
 
@@ -81,4 +84,15 @@ class PolicyViews:
             hardware,
             self._settings.profile,
             self._facts_of(offer.model),
+            self._transfers(offer.model),
         )
+
+    def _transfers(self, model: str) -> Transfers:
+        """Return what a job of this model moves; uploads at the slowest rate that a live slot measured."""
+        settings = self._settings
+        upload = None
+        if settings.artifacts_kind == "hub":
+            signs = [self._presence.sign(slot) for slot in settings.slots if self._presence.live(slot)]
+            rates = [sign.heartbeat.upload_bytes_per_s for sign in signs if sign and sign.heartbeat]
+            upload = min((rate for rate in rates if rate), default=settings.hub_upload_bytes_per_s)
+        return Transfers(None if self._is_here(model) else settings.hub_download_bytes_per_s, upload)

@@ -17,6 +17,7 @@ from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import family_of, resolve
 from shared.planning.throughput import MODEL_BYTES_PER_S, export_bytes
+from shared.planning.transfers import HERE, Transfers
 
 MIN_OFFER_STEPS = 3  # an offer states no data, and real rows may be ten times shorter than the assumed ones
 ASSUMED_PARAMETERS = 7_000_000_000
@@ -34,6 +35,7 @@ class Feasibility(Struct, frozen=True):
     ok: bool
     cause: str
     plan: Plan | None = None
+    submission_bytes: int = 0  # about; of what the plan exports
 
 
 @lru_cache(maxsize=1024)
@@ -45,12 +47,14 @@ def check_offer(
     hardware: Hardware,
     profile: str = "maximum_accuracy",
     known: ModelFacts | None = None,
+    transfers: Transfers = HERE,
 ) -> Feasibility:
     """Return whether a slot with `hardware` can win an offer, by what the offer states. Never raises; cached.
 
     `known` is what the model's config says, if there is a copy of it; else its name has to do.
     The data is assumed: 20,000 rows of 300 tokens, or pairs of twice as many. A size that neither the offer
-    nor the model's name states is taken as 7 billion parameters, and the cause states it.
+    nor the model's name states is taken as 7 billion parameters, and the cause states it. What `transfers`
+    take is no time to train in.
     """
     if task_type not in SUPPORTED_TASKS:
         return Feasibility(False, f"task type {task_type} is not supported by the engine")
@@ -67,8 +71,16 @@ def check_offer(
     try:
         shape = _shape(model, parameters)
         data = ASSUMED_PAIRS if task_type is TaskType.DPO else ASSUMED_DATA
-        budget_s = min(hours, LONGEST_HOURS) * 3600
-        plan = make_plan(resolve(profile), shape, data, hardware, budget_s, task_type=task_type)
+        whole_s = min(hours, LONGEST_HOURS) * 3600
+        recipe, down_s = resolve(profile), transfers.download_s(parameters)
+        plan = make_plan(recipe, shape, data, hardware, whole_s, task_type=task_type)
+        up_s = transfers.upload_s(export_bytes(shape, plan.modules))
+        budget_s = whole_s - down_s - up_s
+        if budget_s <= 0:
+            what = f"the model's download takes {down_s:.0f} s and the submission's upload {up_s:.0f} s"
+            return Feasibility(False, f"{what}, there are {whole_s:.0f} s ({size})")
+        if budget_s < whole_s:
+            plan = make_plan(recipe, shape, data, hardware, budget_s, task_type=task_type)
     except (PlanError, SettingsError) as error:
         return Feasibility(False, f"{error} ({size})")
     if plan.parallel == "fsdp2" and (why := _whole_only(model, facts)):
@@ -76,7 +88,7 @@ def check_offer(
     if why := _too_short(plan, shape, budget_s, f"{hours:g} hours", hardware):
         return Feasibility(False, f"{why} ({size})")
     cause = f"fits {hardware.name} and leaves about {plan.expected_steps} steps ({size})"
-    return Feasibility(True, cause, plan)
+    return Feasibility(True, cause, plan, export_bytes(shape, plan.modules))
 
 
 def _too_short(plan: Plan, shape: ModelShape, budget_s: float, hours: str, hardware: Hardware) -> str | None:

@@ -13,7 +13,10 @@ from shared.messages import (
     Job,
     WorkerJob,
 )
+from shared.planning.feasibility import check_offer
+from shared.planning.transfers import Transfers
 from shared.settings import Settings
+from trainer_node.upload_rate import measured
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _HUB_ID = re.compile(rf"({_NAME}/)?{_NAME}")
@@ -73,12 +76,34 @@ def dataset_path(settings: Settings, dataset: str, file_format: FileFormat) -> s
 
 
 RESERVE_SHARE = 0.1  # of a short job's whole time that the submit reserve may take at most
+UPLOAD_SHARE = (
+    0.25  # likewise, what an upload may take: a slower one is late, and a run of no time worth nothing
+)
+
+
+def upload_s(settings: Settings, job: Job, hardware: Hardware) -> float:
+    """Return how long the upload of a job's submission is expected to take; 0 if it stays here. Blocks."""
+    if settings.artifacts_kind != "hub":
+        return 0.0
+    offer = job.offer
+    found = check_offer(
+        offer.model,
+        offer.model_params_count,
+        offer.task_type,
+        offer.hours_to_complete,
+        hardware,
+        settings.profile,
+    )
+    rate = measured(settings.node) or settings.hub_upload_bytes_per_s
+    return Transfers(upload_bytes_per_s=rate).upload_s(found.submission_bytes)
 
 
 def worker_job(settings: Settings, job: Job, hardware: Hardware, threads: int) -> WorkerJob:
     """Return all that a worker needs to know about a job. Raises EngineError for a bad model or data."""
     offer = job.offer
-    reserve = min(settings.submit_reserve_s, RESERVE_SHARE * max(0.0, job.deadline_at - job.received_at))
+    whole_s = max(0.0, job.deadline_at - job.received_at)
+    reserve = min(settings.submit_reserve_s, RESERVE_SHARE * whole_s)
+    reserve += min(upload_s(settings, job, hardware), UPLOAD_SHARE * whole_s)
     return WorkerJob(
         task_id=job.task_id,
         task=job.task,

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from shared.errors import DataError, EngineError
-from shared.messages import FileFormat
+from shared.messages import DatasetType, Decision, FileFormat, Job, Offer, TaskType
+from shared.planning.hardware import parse_hardware
 from shared.settings import Settings
-from trainer_node.job.inputs import dataset_path, model_path
+from trainer_node import upload_rate
+from trainer_node.job.inputs import dataset_path, model_path, worker_job
 
 JSON = FileFormat.JSON
 
@@ -88,3 +90,45 @@ def test_what_names_no_file_is_an_error_of_the_data(tmp_path: Path, name: str) -
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(DataError, match="not the name of a file"):
         dataset_path(Settings(dataset_roots=(str(tmp_path),)), name, JSON)
+
+
+def job_of_8b(hours: float) -> Job:
+    offer = Offer(
+        task_id="t1",
+        task_type=TaskType.INSTRUCT,
+        model="org/llama-8b",
+        model_params_count=8_000_000_000,
+        hours_to_complete=hours,
+        dataset="https://host/x.json",
+        dataset_type=DatasetType(field_instruction="q", field_output="a"),
+    )
+    decision = Decision(task_id="t1", task="t1", accepted=True, reason="", decided_at=0.0, gateway="g")
+    return Job(
+        record_id="r",
+        task_id="t1",
+        task="t1",
+        slot="a",
+        gateway="g",
+        offer=offer,
+        decision=decision,
+        received_at=0.0,
+        deadline_at=hours * 3600.0,
+    )
+
+
+def reserve_s(settings: Settings, hours: float) -> float:
+    job = job_of_8b(hours)
+    return job.deadline_at - worker_job(settings, job, parse_hardware("4xH100-80GB"), 1).ready_by
+
+
+def test_a_run_ends_early_enough_for_its_upload(tmp_path: Path) -> None:
+    """16 GB over 100 MB/s: 160 s, where 30 s were kept."""
+    disk = Settings(node_dir=str(tmp_path), submit_reserve_s=30.0)
+    hub = Settings(node_dir=str(tmp_path), submit_reserve_s=30.0, artifacts_kind="hub")
+    assert reserve_s(disk, 4.0) == 30.0
+    assumed = reserve_s(hub, 4.0)
+    assert assumed > 30.0
+    upload_rate.note(tmp_path, 10**9, 10**9 / (2 * hub.hub_upload_bytes_per_s))
+    assert reserve_s(hub, 4.0) - 30.0 == pytest.approx((assumed - 30.0) / 2)
+    upload_rate.note(tmp_path, 10**9, 10**9)
+    assert reserve_s(hub, 4.0) <= 30.0 + 4 * 3600 / 4  # a quarter of the time at most

@@ -1,0 +1,43 @@
+"""What an offer's model and submission need of the network is no time to train in."""
+
+from __future__ import annotations
+
+from shared.messages import TaskType
+from shared.planning.feasibility import Feasibility, check_offer
+from shared.planning.hardware import parse_hardware
+from shared.planning.transfers import Transfers
+
+H100 = parse_hardware("4xH100-80GB")
+SMOLLM, LLAMA_70B = ("HuggingFaceTB/SmolLM2-135M", 134_515_008), ("org/llama-70b", 70_000_000_000)
+
+
+def check(model: tuple[str, int], hours: float, transfers: Transfers) -> Feasibility:
+    return check_offer(*model, TaskType.INSTRUCT, hours, H100, "maximum_accuracy", None, transfers)
+
+
+def test_times() -> None:
+    transfers = Transfers(100e6, 50e6)
+    assert transfers.download_s(8_000_000_000) == 160.0
+    assert transfers.upload_s(16_000_000_000) == 320.0
+    assert Transfers().download_s(10**12) == Transfers().upload_s(10**12) == 0.0
+
+
+def test_what_is_left_after_the_download_must_be_enough_for_some_steps() -> None:
+    """8B at 4.5 MB/s: 3,556 of 3,600 s."""
+    llama = ("org/llama-8b", 8_000_000_000)
+    assert check(llama, 1.0, Transfers(100e6)).ok
+    assert not check(llama, 1.0, Transfers(4.5e6)).ok
+
+
+def test_an_offer_that_is_over_before_its_model_has_arrived_is_refused() -> None:
+    assert check(LLAMA_70B, 1.0, Transfers()).ok
+    slow = check(LLAMA_70B, 1.0, Transfers(30e6))
+    assert not slow.ok
+    assert "the model's download takes 4667 s" in slow.cause
+
+
+def test_a_submission_is_as_large_as_what_the_plan_exports() -> None:
+    found = check(SMOLLM, 1.0, Transfers())
+    assert found.plan is not None
+    assert 0 < found.submission_bytes <= 2 * 150_000_000
+    assert not check(SMOLLM, 1.0, Transfers(None, found.submission_bytes / 3600)).ok
