@@ -47,6 +47,7 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     hardware: str = "auto"
     threads: Annotated[int, Meta(ge=1)] | None = None
     seed: Annotated[int, Meta(ge=0)] = 0
+    kl_coef: Annotated[float, Meta(ge=0)] = 0.0
 
 
 def read_config(file: Path | None, options: Mapping[str, Any]) -> TrainConfig:
@@ -70,6 +71,8 @@ def read_config(file: Path | None, options: Mapping[str, Any]) -> TrainConfig:
         config = msgspec.convert(values, TrainConfig)
     except msgspec.ValidationError as error:
         raise SettingsError(f"{where}: {error}") from error
+    if config.kl_coef and config_task_type(config) is TaskType.DPO:
+        raise SettingsError(f"{where}: kl_coef is for instruct and chat tasks: preferences have a reference")
     if config.task_type not in (None, *TRAINED):
         raise SettingsError(f"{where}: a {config.task_type} can't be trained, only {', '.join(TRAINED)}")
     return config
@@ -137,4 +140,5 @@ def worker_job_of(config: TrainConfig, model: str, data: str) -> WorkerJob:
         profile=config.profile,
         seed=config.seed,
         threads=config.threads,
+        kl_coefficient=config.kl_coef,
     )

@@ -442,6 +442,7 @@ class WorkerJob(Struct, frozen=True, kw_only=True):
     threads: int | None = None  # CPU threads; None = this slot's share
     processes: int = 0  # that train together; 0 = one per GPU, on a CPU one
     scorer: Scorer = Scorer.OFFERS  # whose rules the rows are encoded by
+    kl_coefficient: float = 0.0  # what the divergence from the base model counts for in the score
 
 
 class Outcome(Struct, frozen=True, kw_only=True):

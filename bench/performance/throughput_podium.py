@@ -194,7 +194,7 @@ def apply(change: str, deltas: Deltas) -> None:
     """Change what of our step lies in the model; the other changes are made where they lie."""
     if change == "label_only":  # all T x V logits, as a stock model makes them
 
-        def forward(self: LabelModel, batch: Batch) -> torch.Tensor:
+        def forward(self: LabelModel, batch: Batch, *, compared_states: bool = False) -> torch.Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
                 hidden = self.base.get_decoder()(
                     input_ids=batch.ids_T[None],

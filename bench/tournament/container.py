@@ -78,7 +78,7 @@ class Docker(Struct, frozen=True):
     """Containers of an image, with the limits that upstream sets; no network at all."""
 
     image: str
-    name: str = "podium-contest"
+    name: str = f"podium-contest-{os.getpid()}"  # of this bench: several may run
 
     def start(self, mounted: Mounted, profiles: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start a container: everything read-only but the volume of submissions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from bench.tournament.tasks import CASES
 from shared.messages import FileFormat, Scorer, TaskType
-from trainer_node.engine.data.examples import IGNORED, Examples, longest_row, read_rows, tokenize
+from trainer_node.engine.data.examples import IGNORED, BaseStates, Examples, longest_row, read_rows, tokenize
 from trainer_node.engine.evaluate import metric
 from trainer_node.engine.model.adapters import load_adapter
+from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_config, load_tokenizer
 
 BETA = 0.1
@@ -24,14 +26,15 @@ BETA = 0.1
 class Score(Struct, frozen=True):
     """A submission's losses on the test rows, by stock code and by the engine's metric."""
 
-    per_row: list[float]
+    per_row: list[float]  # without a divergence: entries are compared row by row without it
     engine_loss: float
     base_loss: float
+    divergence: float = 0.0  # weighted: what it adds to the mean over rows
 
     @property
     def loss(self) -> float:
-        """Return the mean over rows."""
-        return float(np.mean(self.per_row))
+        """Return what the task is scored by."""
+        return float(np.mean(self.per_row)) + self.divergence
 
 
 def score(base: Path, uploaded: Path, test: Path, case_name: str) -> Score:
@@ -47,12 +50,52 @@ def score(base: Path, uploaded: Path, test: Path, case_name: str) -> Score:
         examples = examples.with_reference(metric.reference_logprobs(original, examples))
         reference = summed(original, examples)
     base_rows = losses(original, examples, reference)
+    coefficient = float(case.environment.get("KL_COEF", 0.0))
+    before = distributions(original, examples) if coefficient else []
+    if coefficient:
+        examples = with_states(original, examples, coefficient)
     if (uploaded / "adapter_config.json").is_file():
         model = load_adapter(original, str(uploaded))
     else:
         model = _load(uploaded)
     found = losses(model, examples, reference)
-    return Score(found.tolist(), metric.score(model, examples).loss, float(base_rows.mean()))
+    added = coefficient * divergence(before, distributions(model, examples)) if coefficient else 0.0
+    return Score(found.tolist(), metric.score(model, examples).loss, float(base_rows.mean()), added)
+
+
+def distributions(model: Any, examples: Examples) -> list[torch.Tensor]:
+    """Return each row's next-token log-probabilities, [K, V], at its labels: the mask isn't shifted."""
+    model.eval()
+    found: list[torch.Tensor] = []
+    with torch.inference_mode():
+        for start, end in pairwise(examples.offsets.tolist()):
+            ids = torch.from_numpy(examples.ids[start:end].astype(np.int64))[None]
+            labels = examples.labels[start:end] != IGNORED
+            if examples.first_labelled is not None:
+                labels[0] = examples.first_labelled[len(found)]
+            found.append(
+                torch.log_softmax(model(input_ids=ids).logits[0].float(), -1)[torch.from_numpy(labels)]
+            )
+    return found
+
+
+def divergence(base: list[torch.Tensor], model: list[torch.Tensor]) -> float:
+    """Return KL(model || base), the mean over all places of all rows."""
+    pairs = zip(base, model, strict=True)
+    sums = [float((new.exp() * (new - old)).sum().double()) for old, new in pairs]
+    return sum(sums) / sum(len(places) for places in base)
+
+
+def with_states(base: Any, examples: Examples, coefficient: float) -> Examples:
+    """Return the rows as the engine's metric wants them where a divergence is scored."""
+    counts = np.add.reduceat(examples.compared, examples.offsets[:-1], dtype=np.int64)
+    network = label_model(base)
+    states = np.zeros((int(counts.sum()), base.get_output_embeddings().weight.shape[1]), np.float32)
+    asked = examples.with_base(BaseStates(None, np.cumsum(counts) - counts))
+    for rows, found in metric.compared_states(network, asked):
+        states[rows] = found.numpy()
+    weight = coefficient * len(examples) / len(states)
+    return examples.with_base(BaseStates(states, np.cumsum(counts) - counts, weight))
 
 
 def losses(model: Any, examples: Examples, reference: NDArray[np.float64] | None) -> NDArray[np.float64]:

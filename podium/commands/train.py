@@ -100,6 +100,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--threads", type=positive, help="CPU threads (default: half of the cores)")
     parser.add_argument("--seed", type=int, help="of data order, adapters and dropout (default: 0)")
     parser.add_argument(
+        "--kl-coef",
+        type=float,
+        metavar="NUMBER",
+        help="weight of the divergence from the base model in the score (default: 0)",
+    )
+    parser.add_argument(
         "--preview",
         type=positive,
         nargs="?",

@@ -100,6 +100,32 @@ def test_a_killed_preference_run_ends_bit_equal_and_never_asks_the_base_model_ag
 
 
 @pytest.mark.parametrize("profile", ["maximum_accuracy", "lora_r16"])
+def test_a_killed_run_with_a_divergence_ends_bit_equal_and_nearer_to_the_base_model(
+    profile: str, make_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    kind = {"profile": profile, "kl_coefficient": 2.0, "checkpoint_interval_s": 1.0}
+    calm, rough, free = make_job("calm", **kind), make_job("rough", **kind), make_job("free", profile=profile)
+    worker = start_worker(rough)
+    wait_for_checkpoint(rough, worker)
+    worker.kill()
+    worker.wait()
+    written = (rough.parent / "base_states.json").stat().st_mtime_ns
+    found, wanted, other = finish(rough), finish(calm), finish(free)
+    assert found.metrics is not None
+    assert wanted.metrics is not None
+    assert other.metrics is not None
+    assert found.metrics.resumes == 1
+    assert (rough.parent / "base_states.json").stat().st_mtime_ns == written
+    assert not any("refused" in (line.message or "") for line in progress_of(calm))
+    assert found.metrics.final_loss == wanted.metrics.final_loss
+    assert weights_of(rough) == weights_of(calm)
+    assert wanted.metrics.base_loss == other.metrics.base_loss
+    assert wanted.metrics.final_loss is not None
+    assert other.metrics.final_loss is not None
+    assert other.metrics.final_loss + 0.1 < wanted.metrics.final_loss < wanted.metrics.base_loss - 0.05
+
+
+@pytest.mark.parametrize("profile", ["maximum_accuracy", "lora_r16"])
 @pytest.mark.parametrize("task_type", [TaskType.CHAT, TaskType.DPO])
 def test_chat_and_preference_jobs_end_better_than_they_began(
     task_type: TaskType, profile: str, make_job: Callable[..., Path], tmp_path: Path

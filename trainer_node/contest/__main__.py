@@ -53,9 +53,7 @@ def describe(task: ContestTask) -> None:
     if task.ignored:
         log.warning("unknown arguments are ignored", arguments=task.ignored)
     if task.kl_coefficient is not None:
-        log.warning(
-            "the score has a KL term that the objective doesn't have", coefficient=task.kl_coefficient
-        )
+        log.info("the divergence from the base model is part of the score", coefficient=task.kl_coefficient)
     if task.stats_path is not None:
         stats = read_stats(Path(task.stats_path))
         if isinstance(stats, str):

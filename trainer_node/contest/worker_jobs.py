@@ -60,4 +60,5 @@ def worker_job(
         checkpoint_interval_s=min(CHECKPOINT_S, CHECKPOINT_SHARE * seconds),
         threads=threads,
         scorer=Scorer.CONTESTS,
+        kl_coefficient=task.kl_coefficient or 0.0,
     )

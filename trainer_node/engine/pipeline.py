@@ -29,7 +29,7 @@ from trainer_node.engine.damage.repair import repaired
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
 from trainer_node.engine.distributed.process_group import destroy, is_lost_peer, join
 from trainer_node.engine.distributed.sharding import fitted, shard_frozen
-from trainer_node.engine.evaluate import reference_logprobs
+from trainer_node.engine.evaluate import base_states, reference_logprobs
 from trainer_node.engine.export import unverified
 from trainer_node.engine.failure import explain
 from trainer_node.engine.finish import close
@@ -143,8 +143,12 @@ def begin(run: RunContext) -> Outcome:
         rate = prepare.train_rate(draft, float(data.dev.lengths.mean()) / row_s)
     plan = prepare.draw_plan(run, config, data, budget_s, rate)
     measured = prepare.first_costs(run, plan, load_s, ingested - start, row_s * len(data.dev))
+<<<<<<< HEAD
     data = reference_logprobs.first(run, model, data, plan)
     plan, model = repaired(run, model, data, base, plan, lambda: load_base(run, plan))
+=======
+    data = base_states.first(run, model, reference_logprobs.first(run, model, data, plan), plan)
+>>>>>>> f831731 (Divergence from the base model: part of the objective and the metric)
     record = RunRecord(
         fingerprint=fingerprint,
         base_losses=base.per_example.tolist(),
@@ -190,7 +194,7 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
         if found is None:
             raise EngineError(ErrorCode.DATA_UNAVAILABLE, data)  # at the start it could be used
         return submit_as_is(run, record, model, checkpoint_as_is(found, plan), data)
-    data = reference_logprobs.again(run, model, data, record)
+    data = base_states.again(run, model, reference_logprobs.again(run, model, data, record), record)
     return train(run, record, plan, model, data, found)
 
 
@@ -211,9 +215,10 @@ def resume_search(
     searched, current = take_up(run, searched, plan, found)
     context.write_record(run, record, next(iter(searched.plans.values())))
     models: list[torch.nn.Module] = []
-    if data.train.group == 2:  # pairs may need the base model's answers again
+    if data.train.group == 2 or base_states.wanted(run.job):  # the base model may have to answer again
         models = [load_base(run, next(iter(searched.plans.values())))]
         data = reference_logprobs.again(run, models[0], data, record)
+        data = base_states.again(run, models[0], data, record)
     return search(run, record, searched, models, data, current)
 
 

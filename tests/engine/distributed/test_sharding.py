@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,11 +199,13 @@ def test_killed_ranks_end_the_worker_and_the_next_start_is_bit_equal(
 
 
 @slow
+@pytest.mark.parametrize("kl_coefficient", [0.0, 1.0])
 def test_another_number_of_processes_goes_on_with_the_same_data(
-    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    kl_coefficient: float, start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     """Two processes by DDP, killed; two by FSDP2, stopped; one to the end: as if one had done it all."""
     calm, rough = tmp_path / "calm", tmp_path / "rough"
+    start = partial(start, kl_coefficient=kl_coefficient)
     worker = start("rough")
     _wait_for_checkpoint(rough, worker)
     os.killpg(worker.pid, signal.SIGKILL)
@@ -210,6 +213,7 @@ def test_another_number_of_processes_goes_on_with_the_same_data(
     plan = json.loads((rough / "plan.json").read_text())
     assert (plan["parallel"], plan["devices"]) == ("ddp", 2)
     (rough / "plan.json").write_text(json.dumps(plan | {"parallel": "fsdp2"}))
+    (rough / "base_states.json").unlink(missing_ok=True)  # then both ask the base model again
     worker = start("rough")
     _wait_for_checkpoint(rough, worker)
     worker.terminate()

@@ -40,12 +40,27 @@ TOKENIZER_FAILS = "the model's tokenizer fails on it"
 
 
 @dataclass(frozen=True)
+class BaseStates:
+    """The base model's hidden states before its head, at the places where its distributions are compared.
+
+    `states` [*, H], float32 or the bits of bfloat16, holds those of many documents, `starts` int64[D] where
+    each document's begin; None: they are not known yet. `weight` is what one place's divergence counts for in
+    the loss of its document.
+    """
+
+    states: NDArray[Any] | None
+    starts: NDArray[np.int64]
+    weight: float = 0.0
+
+
+@dataclass(frozen=True)
 class Examples:
     """N examples as flat arrays over their documents, D = N * group of them.
 
     `ids` and `labels` are int32 over all tokens (labels: -100 = not scored), `offsets` int64[D + 1] the
     documents' borders, `reference` float32[D] the reference model's log-probability of each document's labels
-    (preferences only).
+    (preferences only). `first_labelled` bool[D]: which documents had a label on their first token, where it
+    can't be predicted (None: none had); `base` is there where the score has a divergence from the base model.
     """
 
     ids: NDArray[np.int32]
@@ -53,6 +68,8 @@ class Examples:
     offsets: NDArray[np.int64]
     group: int = 1
     reference: NDArray[np.float32] | None = None
+    first_labelled: NDArray[np.bool_] | None = None
+    base: BaseStates | None = None
 
     def __len__(self) -> int:
         return (len(self.offsets) - 1) // self.group
@@ -80,12 +97,35 @@ class Examples:
         starts, lengths = self.offsets[documents], np.diff(self.offsets)[documents]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         tokens = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-        reference = None if self.reference is None else self.reference[documents]
-        return Examples(self.ids[tokens], self.labels[tokens], offsets, self.group, reference)
+        return Examples(
+            self.ids[tokens],
+            self.labels[tokens],
+            offsets,
+            self.group,
+            None if self.reference is None else self.reference[documents],
+            None if self.first_labelled is None else self.first_labelled[documents],
+            None if self.base is None else replace(self.base, starts=self.base.starts[documents]),
+        )
 
     def with_reference(self, reference: NDArray[np.float32]) -> Examples:
         """Return the same examples with the reference model's log-probabilities, float32[D]."""
         return replace(self, reference=reference)
+
+    def with_base(self, base: BaseStates) -> Examples:
+        """Return the same examples with the base model's states."""
+        return replace(self, base=base)
+
+    @property
+    def compared(self) -> NDArray[np.bool_]:
+        """Return the tokens after which the model's distribution is compared with the base model's, bool[T].
+
+        The scorer's mask is that of the labels, not shifted: it has the place after the last label, and not
+        the one that predicts the first.
+        """
+        mask: NDArray[np.bool_] = self.labels != IGNORED
+        if self.first_labelled is not None:
+            mask[self.offsets[:-1]] = self.first_labelled
+        return mask
 
     def fingerprint(self) -> str:
         """Hex sha256 of the tokens, labels and borders: equal exactly for equal data."""
@@ -203,8 +243,11 @@ def _flat(documents: list[Document], group: int) -> Examples:
     total = int(offsets[-1])
     ids = np.fromiter(chain.from_iterable(ids for ids, _ in documents), np.int32, total)
     labels = np.fromiter(chain.from_iterable(labels for _, labels in documents), np.int32, total)
+    first_labelled = labels[offsets[:-1]] != IGNORED
     labels[offsets[:-1]] = IGNORED  # nothing comes before a document's first token to predict it from
-    return Examples(ids, labels, offsets, group)
+    return Examples(
+        ids, labels, offsets, group, first_labelled=first_labelled if any(first_labelled) else None
+    )
 
 
 def joined(parts: list[Examples], group: int) -> Examples:
@@ -212,13 +255,34 @@ def joined(parts: list[Examples], group: int) -> Examples:
     starts = np.cumsum([0] + [len(part.ids) for part in parts])
     references = [part.reference for part in parts if part.reference is not None]
     offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
+    firsts = [
+        np.zeros(len(part.offsets) - 1, dtype=bool) if part.first_labelled is None else part.first_labelled
+        for part in parts
+    ]
     return Examples(
         np.concatenate([part.ids for part in parts] or [np.empty(0, np.int32)]),
         np.concatenate([part.labels for part in parts] or [np.empty(0, np.int32)]),
         np.concatenate([np.zeros(1, np.int64), *offsets]),
         group,
         np.concatenate(references) if references and len(references) == len(parts) else None,
+        np.concatenate(firsts) if any(first.any() for first in firsts) else None,
+        _joined_base(parts),
     )
+
+
+def _joined_base(parts: list[Examples]) -> BaseStates | None:
+    """Return all parts' base states, which must lie in one array; the divergence keeps its weight per place.
+
+    That is the coefficient times rows over places, and both are other numbers in all parts together.
+    """
+    bases = [part.base for part in parts if part.base is not None]
+    if not bases or len(bases) < len(parts):
+        return None
+    assert all(base.states is bases[0].states for base in bases)
+    places = [int(part.compared.sum()) for part in parts]
+    coefficient = bases[0].weight * places[0] / max(1, len(parts[0]))
+    weight = coefficient * sum(map(len, parts)) / sum(places)
+    return BaseStates(bases[0].states, np.concatenate([base.starts for base in bases]), weight)
 
 
 def hold_out(examples: Examples, seed: int) -> tuple[Examples, Examples]:

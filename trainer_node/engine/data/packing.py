@@ -65,6 +65,16 @@ def _best_fit(
 
 
 @dataclass(frozen=True, slots=True)
+class ComparedPlaces:
+    """The K places of a pack where the model's distributions are compared with the base model's."""
+
+    positions_K: Tensor  # int64
+    documents_K: Tensor  # int64, 0..D-1
+    states_KH: Tensor | None  # the base model's hidden states; None: they are asked for
+    weight: float  # what one place's divergence counts for in the loss of its document
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One pack on its device: T tokens of D documents, then padding that is a document of its own."""
 
@@ -83,6 +93,7 @@ class Batch:
     examples: int
     tokens: int  # without the padding
     label_tokens: int  # N
+    compared: ComparedPlaces | None = None  # where the score has a divergence from the base model
 
 
 def collate(
@@ -118,7 +129,21 @@ def collate(
         examples=len(chosen),
         tokens=tokens,
         label_tokens=len(where),
+        compared=_compared(chosen, device),
     )
+
+
+def _compared(chosen: Examples, device: torch.device | str) -> ComparedPlaces | None:
+    if chosen.base is None:
+        return None
+    where, states = np.flatnonzero(chosen.compared), None
+    owners = np.searchsorted(chosen.offsets, where, side="right") - 1
+    if chosen.base.states is not None:
+        counts = np.bincount(owners, minlength=len(chosen.base.starts))
+        rows = np.arange(len(where)) + np.repeat(chosen.base.starts - np.cumsum(counts) + counts, counts)
+        states = _to(chosen.base.states[rows], device)
+        states = states.view(torch.bfloat16) if states.dtype == torch.uint16 else states
+    return ComparedPlaces(_to(where, device), _to(owners, device), states, chosen.base.weight)
 
 
 def _to(array: NDArray, device: torch.device | str) -> Tensor:

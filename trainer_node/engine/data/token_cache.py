@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -82,10 +83,12 @@ def kept(folder: Path, key: str | None = None) -> TokenCache | None:
             if key is not None and about.get("key") != key:
                 return None
             ids, labels, offsets = (file.get_tensor(name) for name in ("ids", "labels", "offsets"))
+            firsts = file.get_tensor("firsts").astype(bool) if "firsts" in file.keys() else None  # noqa: SIM118
     except (FileNotFoundError, SafetensorError):
         return None
     dropped = msgspec.json.decode(about["dropped"], type=dict[str, int])
-    return TokenCache(Examples(ids, labels, offsets, int(about["group"])), dropped, int(about["rows"]))
+    examples = Examples(ids, labels, offsets, int(about["group"]), first_labelled=firsts)
+    return TokenCache(examples, dropped, int(about["rows"]))
 
 
 def _key(job: WorkerJob, files: list[DataFile], tokenizer: Any, length: int) -> str:
@@ -116,6 +119,8 @@ def _model_of(tokenizer: Any) -> str:
 def _write(path: Path, tokens: TokenCache, key: str) -> None:
     examples = tokens.examples
     arrays = {"ids": examples.ids, "labels": examples.labels, "offsets": examples.offsets}
+    if examples.first_labelled is not None:
+        arrays["firsts"] = examples.first_labelled.astype(np.int32)
     about = {
         "key": key,
         "group": str(examples.group),

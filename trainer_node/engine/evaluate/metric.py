@@ -17,7 +17,7 @@ from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, Proces
 from trainer_node.engine.model.compile import eager
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.label_model import LabelModel
-from trainer_node.engine.objectives import dpo
+from trainer_node.engine.objectives import divergence, dpo
 
 BATCH_TOKENS = 4096
 FIRST_PIECE, MOST_PIECE = 4, 128  # rows scored between two looks at the clock
@@ -100,12 +100,16 @@ def score_sft(
 ) -> Evaluation:
     """Mean over examples of the mean negative log-likelihood of their label tokens.
 
+    Examples with the base model's states add the weighted divergence from it, each at its own places: over
+    all rows that is the mean over all places.
     Examples come several to a batch; the result is that of one by one. `model` may be a plain Hugging Face or
     PEFT model; it keeps its mode.
     """
 
-    def losses(logp_N: Tensor, batch: Batch) -> Tensor:
-        return -dpo.document_logprobs(logp_N * batch.weights_N, batch)
+    def losses(answer: Tensor, batch: Batch) -> Tensor:
+        losses_D = -dpo.document_logprobs(answer[: batch.label_tokens] * batch.weights_N, batch)
+        added_D = divergence.weighted(answer, batch)
+        return losses_D if added_D is None else losses_D + added_D
 
     return _score(model, examples, batch_tokens, process_group, losses)
 
@@ -142,6 +146,26 @@ def reference_logprobs(
     return process_group.merged(result).ravel()
 
 
+def compared_states(
+    model: LabelModel,
+    examples: Examples,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Yield hidden states [K, H] at places where distributions are compared, with the rows they belong in.
+
+    The examples' `base.starts` say where each document's rows begin. Each process gets its share of them.
+    """
+    assert examples.base is not None
+    for indices, batch, states_KH in _batches(model, examples, batch_tokens, process_group, states=True):
+        assert batch.compared is not None
+        owners = batch.compared.documents_K.cpu().numpy()
+        counts = np.bincount(owners, minlength=len(indices))
+        starts = examples.base.starts[indices] - np.cumsum(counts) + counts
+        yield np.arange(len(owners)) + starts[owners], states_KH
+
+
 def _score(
     model: torch.nn.Module,
     examples: Examples,
@@ -157,9 +181,14 @@ def _score(
 
 
 def _batches(
-    model: LabelModel, examples: Examples, batch_tokens: int, process_group: ProcessGroup
+    model: LabelModel,
+    examples: Examples,
+    batch_tokens: int,
+    process_group: ProcessGroup,
+    *,
+    states: bool = False,
 ) -> Iterator[tuple[list[int], Batch, Tensor]]:
-    """Yield this process's examples' label log-probabilities, in batches of neighbours in length.
+    """Yield the model's answer for this process's examples, in batches of neighbours in length.
 
     The batches are the same, and so is every bit of a result, on any number of processes.
     """
@@ -172,9 +201,9 @@ def _batches(
             groups = list(_groups(examples.lengths.tolist(), batch_tokens))
             for _, indices, counts in process_group.share(groups):
                 batch = collate(examples, indices, int(examples.lengths[indices].sum()), device)
-                logp_N = model(batch)
+                answer = model(batch, compared_states=states)
                 if counts:
-                    yield indices, batch, logp_N
+                    yield indices, batch, answer
     finally:
         model.train(training)
 

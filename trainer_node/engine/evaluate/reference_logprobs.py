@@ -42,7 +42,7 @@ def first(run: RunContext, model: torch.nn.Module, data: JobData, plan: Plan) ->
     run.reporter.message(
         f"the base model scores {count} of {len(data.train)} pairs, before training changes it"
     )
-    train = _ask(run, model, _chosen(data.train, count, run.job.seed))
+    train = _ask(run, model, chosen(data.train, count, run.job.seed))
     if len(train) < len(data.train):
         run.reporter.message(f"{len(train)} of {len(data.train)} pairs are trained on: no time to see more")
     if run.process_group.is_main:
@@ -54,7 +54,7 @@ def again(run: RunContext, model: torch.nn.Module, data: JobData, record: RunRec
     """Return the same pairs with the same references, for a resumed run."""
     if data.train.group == 1:
         return data
-    train = _chosen(data.train, record.train_examples, run.job.seed)
+    train = chosen(data.train, record.train_examples, run.job.seed)
     dev = data.dev.take(np.arange(len(record.base_losses)))
     known = run.process_group.broadcast_object(
         _read(run.folder, train, dev) if run.process_group.is_main else None
@@ -70,7 +70,7 @@ def again(run: RunContext, model: torch.nn.Module, data: JobData, record: RunRec
     return replace(data, train=train, dev=dev)
 
 
-def _chosen(train: Examples, count: int, seed: int) -> Examples:
+def chosen(train: Examples, count: int, seed: int) -> Examples:
     """Return `count` of the pairs: the first ones in an order that the seed decides."""
     return train.take(np.random.default_rng(seed).permutation(len(train))[:count])
 

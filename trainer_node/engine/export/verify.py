@@ -23,9 +23,11 @@ from transformers import AutoModelForCausalLM
 from shared.messages import WorkerJob
 from shared.planning.hardware import machine_memory
 from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.model.adapters import load_adapter
 from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.model.own_head import own_logits
 from trainer_node.engine.objectives import dpo
 from trainer_node.engine.oom import is_out_of_memory
 
@@ -58,6 +60,8 @@ def verify(
         dev = dev.take(np.arange(min(len(dev), len(trained.per_example))))
     try:
         model = _placed(_reload(folder, job, dtype), device)
+        if dev.base is not None and hasattr(model, "hf_device_map"):
+            raise UnverifiedError("the divergence of a model that is spread over devices isn't computed")
         losses = _losses(model, dev, limit_s, device, dtype)
     except (OSError, ValueError, RuntimeError, MemoryError, KeyError, SafetensorError) as error:
         if is_out_of_memory(error):
@@ -149,11 +153,27 @@ def _losses(
 def _stock_loss(model: Any, example: Examples) -> float:
     """Return the scorer's loss of one row, from plain logits."""
     if example.group == 1:
-        return _nll(model, example.ids, example.labels, "mean")
+        return _nll(model, example.ids, example.labels, "mean") + _divergence(model, example)
     spans = [slice(start, end) for start, end in pairwise(example.offsets.tolist())]
     logp_D = torch.tensor([-_nll(model, example.ids[span], example.labels[span], "sum") for span in spans])
     reference = None if example.reference is None else torch.from_numpy(example.reference)
     return float(dpo.pair_losses(logp_D, reference))
+
+
+def _divergence(model: Any, example: Examples) -> float:
+    """Return what the divergence from the base model adds to a row's loss, from whole distributions."""
+    if example.base is None:
+        return 0.0
+    places = collate(example, [0], len(example.ids)).compared
+    assert places is not None
+    assert places.states_KH is not None
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    device = next(model.parameters()).device
+    ids_1T = torch.from_numpy(example.ids.astype(np.int64))[None].to(device)
+    logits_KV = model(input_ids=ids_1T, use_cache=False).logits[0][places.positions_K.to(device)]
+    logp_KV = torch.log_softmax(logits_KV.float(), 1)
+    base_KV = torch.log_softmax(own_logits(base)(places.states_KH.to(device, logits_KV.dtype)).float(), 1)
+    return places.weight * float((logp_KV.exp() * (logp_KV - base_KV)).sum())
 
 
 def _nll(model: Any, ids: NDArray[np.int32], labels: NDArray[np.int32], reduction: str) -> float:

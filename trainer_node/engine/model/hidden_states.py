@@ -1,6 +1,6 @@
-"""The hidden states that predict a batch's labels, from documents in one pack or in padded rows.
+"""The hidden states at places of a batch, from documents in one pack or in padded rows.
 
-Shape letters: T tokens of a pack, N label tokens, B rows, L tokens of a row, H hidden size.
+Shape letters: T tokens of a pack, N places, B rows, L tokens of a row, H hidden size.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.model.attention import attention_kwargs
 
 
-def packed_states(decoder: Any, batch: Batch) -> Tensor:
+def packed_states(decoder: Any, batch: Batch, positions_N: Tensor, documents_N: Tensor) -> Tensor:
     """Compute one pass over the pack as it is, [N, H]: the decoder's attention must keep documents apart."""
     takes = inspect.signature(decoder.forward).parameters
     positions = {"position_ids": batch.positions_T[None]} if "position_ids" in takes else {}
     hidden_1TH = decoder(
         input_ids=batch.ids_T[None], use_cache=False, **positions, **attention_kwargs(batch)
     ).last_hidden_state
-    return hidden_1TH[0].index_select(0, batch.label_positions_N)
+    return hidden_1TH[0].index_select(0, positions_N)
 
 
-def padded_states(decoder: Any, batch: Batch) -> Tensor:
+def padded_states(decoder: Any, batch: Batch, positions_N: Tensor, documents_N: Tensor) -> Tensor:
     """Passes over rows of one document each, [N, H]; nothing is asked of the decoder but that it is causal.
 
     Rows are filled up on the right, where no earlier token can see it: so they need no mask either. Each pass
@@ -34,7 +34,7 @@ def padded_states(decoder: Any, batch: Batch) -> Tensor:
     """
     lengths = batch.document_lengths[: batch.documents]
     starts_D = batch.cu_seqlens[: batch.documents].long()
-    within_N = batch.label_positions_N - starts_D[batch.label_documents_N]
+    within_N = positions_N - starts_D[documents_N]
     states, places = [], []
     for documents in rows_of_one_length(lengths, len(batch.ids_T)):
         longest = max(lengths[index] for index in documents)
@@ -45,10 +45,10 @@ def padded_states(decoder: Any, batch: Batch) -> Tensor:
         hidden_BLH = decoder(input_ids=ids_BL, use_cache=False).last_hidden_state
         row_D = torch.full((len(lengths),), -1, device=starts_D.device)
         row_D[documents_B] = torch.arange(len(documents), device=starts_D.device)
-        row_N = row_D[batch.label_documents_N]
-        labels = torch.nonzero(row_N >= 0).squeeze(1)
-        states.append(hidden_BLH[row_N[labels], within_N[labels]])
-        places.append(labels)
+        row_N = row_D[documents_N]
+        found = torch.nonzero(row_N >= 0).squeeze(1)
+        states.append(hidden_BLH[row_N[found], within_N[found]])
+        places.append(found)
     return torch.cat(states)[torch.argsort(torch.cat(places))]
 
 

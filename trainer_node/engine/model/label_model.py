@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from shared.planning.architectures import Batching
 from trainer_node.engine.data.packing import Batch
+from trainer_node.engine.model.divergence import divergences, plain_logits
 from trainer_node.engine.model.hidden_states import packed_states, padded_states
 from trainer_node.engine.model.logprobs import label_logprobs
-from trainer_node.engine.model.own_head import own_logprobs
+from trainer_node.engine.model.own_head import own_logits, own_logprobs
 
 
 class LabelModel(nn.Module):
@@ -37,13 +38,33 @@ class LabelModel(nn.Module):
         """Return the Hugging Face model, with LoRA layers inside where the network is a PEFT model."""
         return self.network.get_base_model() if hasattr(self.network, "get_base_model") else self.network
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Log-probability of every label token of the batch."""
-        base = self.base
+    def forward(self, batch: Batch, *, compared_states: bool = False) -> Tensor:
+        """Log-probability of every label token of the batch, fp32[N].
+
+        Where the batch has K compared places, [N + K]: then the divergence from the base model at each. With
+        `compared_states`, the hidden states at those places instead, [K, H].
+        """
+        base, places = self.base, batch.compared
+        positions_M, documents_M = batch.label_positions_N, batch.label_documents_N
+        if places is not None:
+            positions_M = torch.cat([positions_M, places.positions_K])
+            documents_M = torch.cat([documents_M, places.documents_K])
         # No weight is cast twice in a pass, and a cache would be shared between threads.
         with torch.autocast(batch.ids_T.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
             states = packed_states if self.batching is Batching.PACKED else padded_states
-            hidden_NH = states(base.get_decoder(), batch)
-            if not self.plain_head:
-                return own_logprobs(base, hidden_NH, batch.labels_N)
-            return label_logprobs(hidden_NH, base.get_output_embeddings().weight, batch.labels_N)
+            hidden_MH = states(base.get_decoder(), batch, positions_M, documents_M)
+            labels = len(batch.labels_N)
+            if compared_states:
+                return hidden_MH[labels:]
+            logp_N = self._label_logprobs(hidden_MH[:labels], batch.labels_N)
+            if places is None or places.states_KH is None:
+                return logp_N
+            head = plain_logits(base) if self.plain_head else own_logits(base)
+            vocabulary = len(base.get_output_embeddings().weight)
+            found_K = divergences(head, vocabulary, hidden_MH[labels:], places.states_KH)
+            return torch.cat([logp_N, found_K])
+
+    def _label_logprobs(self, hidden_NH: Tensor, labels_N: Tensor) -> Tensor:
+        if not self.plain_head:
+            return own_logprobs(self.base, hidden_NH, labels_N)
+        return label_logprobs(hidden_NH, self.base.get_output_embeddings().weight, labels_N)

@@ -8,6 +8,7 @@ size, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +34,12 @@ def own_logprobs(base: PreTrainedModel, hidden_NH: Tensor, labels_N: Tensor) -> 
         else:
             parts.append(some(hidden, labels))
     return torch.cat(parts)
+
+
+def own_logits(base: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """Return what computes logits [N, V] from hidden states [N, H] as the model's own code does."""
+    head = _without_decoder(base)
+    return lambda hidden_NH: _logits(head, hidden_NH)
 
 
 def has_plain_head(base: PreTrainedModel, hidden_NH: Tensor) -> bool:

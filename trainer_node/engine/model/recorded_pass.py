@@ -203,12 +203,12 @@ def recorded_pass_for(
 ) -> RecordedPass | None:
     """Return a recorded pass where it is exact and pays: a small model's supervised steps on one GPU.
 
-    Dropout draws other numbers for every pack, preference pairs differ in number, and recomputed layers
-    belong to models that are large enough to keep a GPU busy.
+    Dropout draws other numbers for every pack, preference pairs and compared places differ in number, and
+    recomputed layers belong to models that are large enough to keep a GPU busy.
     """
     model = deltas.model
     packed = model.recordable and model.batching is Batching.PACKED
-    exact = packed and examples.group == 1 and not plan.dropout
+    exact = packed and examples.group == 1 and examples.base is None and not plan.dropout
     single = plan.parallel == "single" and not plan.activation_checkpointing and plan.dtype == "bfloat16"
     if not (exact and single and next(iter(deltas.parameters.values())).is_cuda):
         return None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer_node.engine.data.packing import Batch
+from trainer_node.engine.objectives import divergence
 
 
 def loss(model: torch.nn.Module, batch: Batch) -> Tensor:
@@ -13,6 +14,9 @@ def loss(model: torch.nn.Module, batch: Batch) -> Tensor:
 
     `model` answers a batch with fp32[N] log-probabilities (see model.LabelModel). Divided by the number of
     examples of the whole step, this is the mean over examples that the scorer computes; a mean over tokens
-    would not be.
+    would not be. Where the score has a divergence from the base model, that is added.
     """
-    return -torch.dot(model(batch), batch.weights_N)
+    answer = model(batch)
+    loss = -torch.dot(answer[: len(batch.weights_N)], batch.weights_N)
+    added_D = divergence.weighted(answer, batch)
+    return loss if added_D is None else loss + added_D.sum()
