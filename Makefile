@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.podium-setup
 COMPAT := .venv-compat/.podium-setup
 COMPAT_PIP := .venv-compat/bin/python -m pip --disable-pip-version-check
+COMPAT_2026 := .venv-compat-2026/.podium-setup
+COMPAT_2026_PIP := .venv-compat-2026/bin/python -m pip --disable-pip-version-check
 MODEL := $(HOME)/.cache/podium/smollm2-135m-instruct/config.json
 
 .PHONY: help setup demo test lint clean compat docs
@@ -52,8 +54,20 @@ $(COMPAT): constraints.txt
 	$(COMPAT_PIP) install --quiet --constraint .venv-compat/constraints.txt transformers==4.51.3 peft==0.15.1
 	@touch $@
 
-compat: setup $(COMPAT)  ## submissions scored by the versions that upstream evaluates with, in an environment of their own
+# axolotl alone: its code for rows needs none of what it trains with.
+$(COMPAT_2026): constraints.txt
+	test -x .venv-compat-2026/bin/python || $(PYTHON) -m venv .venv-compat-2026
+	grep '^torch==' constraints.txt > .venv-compat-2026/constraints.txt
+	$(COMPAT_2026_PIP) install --quiet --constraint .venv-compat-2026/constraints.txt torch
+	$(COMPAT_2026_PIP) install --quiet --constraint .venv-compat-2026/constraints.txt \
+		transformers==5.12.1 peft==0.19.1 trl==1.5.1 accelerate==1.13.0 datasets==4.8.5 addict colorama
+	$(COMPAT_2026_PIP) install --quiet --no-deps axolotl==0.18.0
+	@touch $@
+
+compat: setup $(COMPAT) $(COMPAT_2026)  ## submissions and labels by the versions that upstream evaluates with, in environments of their own
 	$(BIN)/python -m bench compat
+	$(BIN)/python -m bench compat --python .venv-compat-2026/bin/python
+	$(BIN)/python -m bench labels
 
 # --strict: a link to nowhere ends it
 docs: $(STAMP)  ## the documents as a site with search, in build/site
@@ -61,4 +75,4 @@ docs: $(STAMP)  ## the documents as a site with search, in build/site
 	$(BIN)/zensical build --strict
 
 clean:  ## remove the environments and caches
-	rm -rf .venv .venv-compat build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf .venv .venv-compat .venv-compat-2026 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

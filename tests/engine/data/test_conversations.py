@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from bench.harness.dataset_types import SHAREGPT
 from shared.errors import DataError
-from shared.messages import DatasetType, TaskType
-from tests.engine.data.conftest import document, ids, turn
+from shared.messages import DatasetType, Scorer, TaskType
+from tests.engine.data.conftest import END, document, ids, turn
 from trainer_node.engine.data.conversations import advice, form_of, turns_of
 from trainer_node.engine.data.examples import IGNORED, tokenize
 from trainer_node.engine.data.job_rows import unmet
@@ -133,3 +133,41 @@ def test_rows_that_the_models_own_template_refuses_are_counted(tokenizer: Any) -
     examples, dropped = tokenize([good, bad], TaskType.CHAT, kind, own, 256)
     assert len(examples) == 1
     assert dropped == {"the model's chat template refuses it: no system please": 1}
+
+
+# Writes an empty thought before the last answer, and asks for that answer's place where it may be told it.
+THINKS = (
+    "{%- for m in messages %}{{ m['role'] }}: "
+    "{%- set last = real_last_index if real_last_index is defined else messages | length - 1 %}"
+    "{% if loop.index0 == last %}(think){% endif %}{{ m['content'] }}</s>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(("scorer", "told"), [(Scorer.CONTESTS, True), (Scorer.OFFERS, False)])
+def test_contests_tell_a_template_which_turn_is_the_last(tokenizer: Any, scorer: Scorer, told: bool) -> None:
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = THINKS
+    kind = replace(CHAT, chat_template="tokenizer_default")
+    row = {
+        "talk": [turn("human", "Hi"), turn("gpt", "Good day"), turn("human", "Bye"), turn("gpt", "So long")]
+    }
+    examples, _ = tokenize([row], TaskType.CHAT, kind, own, 256, scorer=scorer)
+    labels = [label for label in document(examples, 0)[1] if label != IGNORED]
+    wanted = [*ids(own, "Good day"), END, *ids(own, "So long"), END]
+    assert (labels == wanted) is told
+
+
+def test_a_fallback_is_for_models_without_a_template(tokenizer: Any) -> None:
+    own = copy.deepcopy(tokenizer)
+    row = {"talk": [turn("human", "Hi"), turn("gpt", "Good day")]}
+
+    def encoded(template: str) -> tuple[list[int], list[int]]:
+        kind = replace(CHAT, chat_template=template)
+        return document(tokenize([row], TaskType.CHAT, kind, own, 256)[0], 0)
+
+    own.chat_template = THINKS
+    assert encoded("tokenizer_default_fallback_chatml") == encoded("tokenizer_default")
+    own.chat_template = None
+    assert encoded("tokenizer_default_fallback_chatml") == encoded("chatml")
+    with pytest.raises(DataError, match="can't be used"):
+        encoded("tokenizer_default_fallback_llama3")

@@ -18,6 +18,7 @@ HELPERS = {
     "arena.contestant",
     "regret.grid",
     "conformance.compat_worker",
+    "conformance.label_worker",
     "performance.fastapi_gateway",
 }
 

@@ -25,6 +25,7 @@ from trainer_node.engine.data.token_ids import token_ids
 IGNORED = -100
 COMPLETION_CHUNKS = 64  # a completion text is cut at this multiple of the scored length
 DUMMY = "[[dummy_message]]"  # stands in for a turn's content when the scorer looks for its borders
+FALLBACK = "tokenizer_default_fallback_"  # before the name of what a model without a template gets
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a chat template; anything else is code
 EOS_REACH = 3  # an end token so near after a turn belongs to it
 DPO_LENGTH, DPO_PROMPT_LENGTH = 1024, 512
@@ -53,7 +54,7 @@ def encoder(
             return _completion(asked.needed[0], tokenizer, length)
         return _instruct(asked, columns, tokenizer, length)
     if task_type is TaskType.CHAT:
-        return _chat(columns, tokenizer, length)
+        return _chat(columns, tokenizer, length, scorer)
     if task_type is TaskType.DPO:
         pairs = _whole_dpo if scorer is Scorer.CONTESTS else _dpo
         return pairs(asked.needed, tokenizer, length)
@@ -176,10 +177,12 @@ def _completion(column: str, tokenizer: Any, length: int) -> Encoder:
 # --- chat
 
 
-def _chat(columns: DatasetType, tokenizer: Any, length: int) -> Encoder:
+def _chat(columns: DatasetType, tokenizer: Any, length: int, scorer: Scorer) -> Encoder:
     form = form_of(columns)
     render = _renderer(columns.chat_template or "chatml", tokenizer)
     end = tokenizer.eos_token_id
+    # Templates of axolotl's own, such as `qwen3`, treat the last turn specially and ask which one it is.
+    tells_last = scorer is Scorer.CONTESTS
 
     def read(row: Row) -> tuple[list[Turn], str]:
         turns = turns_of(row, form)
@@ -189,8 +192,12 @@ def _chat(columns: DatasetType, tokenizer: Any, length: int) -> Encoder:
         turns, ids = whole
         texts = list[str]()
         # One that is too long is dropped: its turns' borders would cost the square of their number.
+        last = len(turns) - 1 if tells_last else 0
         for index in _assistant_turns(turns) if len(ids) <= length else []:
-            texts += [render(turns[: index + 1]), render([*turns[:index], (turns[index][0], DUMMY)])]
+            texts += [
+                render(turns[: index + 1], last),
+                render([*turns[:index], (turns[index][0], DUMMY)], last),
+            ]
         return turns, ids, texts
 
     def mark(turns: list[Turn], ids: list[int], found: Iterator[list[int]]) -> list[Example]:
@@ -211,23 +218,29 @@ def _chat(columns: DatasetType, tokenizer: Any, length: int) -> Encoder:
     return encode
 
 
-def _renderer(template: str, tokenizer: Any) -> Callable[[list[Turn]], str]:
+def _renderer(template: str, tokenizer: Any) -> Callable[..., str]:
+    """Return what renders turns; a second argument above 0 is the whole conversation's last turn."""
+    if template.startswith(FALLBACK):
+        template = "tokenizer_default" if tokenizer.chat_template else template.removeprefix(FALLBACK)
     if template == "chatml":
-        return lambda turns: "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+        return lambda turns, last=0: "".join(
+            f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns
+        )
     # A template's name, such as `llama3`, goes by the model's own: the scorer's copy of it says the same.
     if NAME.fullmatch(template) and tokenizer.chat_template:
-        return lambda turns: _rendered(tokenizer, turns)
+        return lambda turns, last=0: _rendered(tokenizer, turns, last)
     raise DataError(
         f"chat template {template!r:.80} can't be used: it must be 'chatml', or a name where the model has a "
         "template of its own"
     )
 
 
-def _rendered(tokenizer: Any, turns: list[Turn]) -> str:
+def _rendered(tokenizer: Any, turns: list[Turn], last: int) -> str:
     """Return a conversation by the model's template. Raises UnusableError if that can't be had."""
+    told = {"real_last_index": last} if last else {}
     messages = [{"role": role, "content": content} for role, content in turns]
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, **told)
     except TemplateError as error:
         raise UnusableError(f"the model's chat template refuses it: {error!s:.200}") from error
     except Exception as error:  # whatever a template does to a row that it wasn't made for
