@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bench.arena.task import SMOLLM2
 from bench.harness.dataset_types import SHAREGPT
@@ -73,6 +74,11 @@ CASES: Final = {
         task_type=TaskType.INSTRUCT, dataset_type=DatasetType(field_instruction="text"), row=_text
     ),
     "chat": ContestCase(task_type=TaskType.CHAT, dataset_type=SHAREGPT, row=_talk),
+    "chat_own": ContestCase(  # the model's own template, if it has one
+        task_type=TaskType.CHAT,
+        dataset_type=replace(SHAREGPT, chat_template="tokenizer_default_fallback_chatml"),
+        row=_talk,
+    ),
     "dpo": ContestCase(task_type=TaskType.DPO, dataset_type=PAIRS, row=_pair),
 }
 
