@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, Protocol
 
@@ -22,6 +23,8 @@ from bench.tournament.mounts import Mounted
 ROOT: Final = Path(__file__).parents[2]
 NAMESPACE: Final = ("unshare", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc")
 MEMORY, SHARED_MEMORY = "8g", "1g"
+WORKER: Final = b"trainer_node.engine"
+WORKER_S: Final = 0.15  # of a task's time, before the worker is killed
 
 
 class Ended(Struct, frozen=True):
@@ -45,6 +48,10 @@ class Runtime(Protocol):
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """End all processes of a container with SIGKILL."""
+        ...
+
+    def processes(self, process: subprocess.Popen[bytes]) -> list[int]:
+        """Return a container's processes, as this machine numbers them."""
         ...
 
 
@@ -73,11 +80,20 @@ class Namespace(Struct, frozen=True):
         process.kill()
         process.wait()
 
+    def processes(self, process: subprocess.Popen[bytes]) -> list[int]:
+        """Return the descendants of `unshare`."""
+        found = [process.pid]
+        for pid in found:
+            children = Path(f"/proc/{pid}/task/{pid}/children")
+            found += map(int, children.read_text().split()) if children.exists() else ()
+        return found
+
 
 class Docker(Struct, frozen=True):
     """Containers of an image, with the limits that upstream sets; no network at all."""
 
     image: str
+    memory: str = MEMORY
     name: str = f"podium-contest-{os.getpid()}"  # of this bench: several may run
 
     def start(self, mounted: Mounted, profiles: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -86,7 +102,7 @@ class Docker(Struct, frozen=True):
         cache = mounted.root / "cache"
         options = [
             *("--name", self.name, "--rm", "--network", "none", "--cap-drop", "ALL"),
-            *("--security-opt", "no-new-privileges", "--memory", MEMORY, "--shm-size", SHARED_MEMORY),
+            *("--security-opt", "no-new-privileges", "--memory", self.memory, "--shm-size", SHARED_MEMORY),
             *("--volume", f"{cache}:/cache:ro"),
             *("--volume", f"{mounted.root / 'app' / 'checkpoints'}:/app/checkpoints:rw"),
         ]
@@ -105,16 +121,42 @@ class Docker(Struct, frozen=True):
         subprocess.run(["docker", "kill", "--signal", "KILL", self.name], capture_output=True, check=False)
         process.wait()
 
+    def processes(self, process: subprocess.Popen[bytes]) -> list[int]:
+        """Return what runs in the container."""
+        command = ["docker", "top", self.name, "-eo", "pid"]
+        answer = subprocess.run(command, capture_output=True, check=False, text=True).stdout
+        return [int(line) for line in answer.split() if line.isdigit()]
 
-def run(runtime: Runtime, mounted: Mounted, profiles: str, seconds: float) -> Ended:
-    """Run a task's container for so long at most, then kill it."""
+
+def kill_worker(runtime: Runtime, process: subprocess.Popen[bytes], after_s: float) -> bool:
+    """Kill a container's worker with SIGKILL once it has run for so long; return whether it could be."""
+    workers = list[int]()
+    while not workers:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.5)
+        for pid in runtime.processes(process):
+            line = Path(f"/proc/{pid}/cmdline")
+            if line.exists() and WORKER in line.read_bytes().split(b"\0"):
+                workers.append(pid)
+    time.sleep(after_s)
+    for pid in workers:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def run(runtime: Runtime, mounted: Mounted, profiles: str, seconds: float, *, worker_kills: int = 0) -> Ended:
+    """Run a task's container for so long at most, then kill it; kill its worker so many times before."""
     if isinstance(runtime, Namespace) and shutil.which(NAMESPACE[0]) is None:
         raise SystemExit("this bench needs `unshare` (util-linux) or --image")
     began = time.monotonic()
     with (mounted.root / "log").open("ab") as log:
         process = runtime.start(mounted, profiles, log)
+        for _ in range(worker_kills):
+            kill_worker(runtime, process, WORKER_S * seconds)
         try:
-            status = process.wait(seconds)
+            status = process.wait(max(0.0, began + seconds - time.monotonic()))
         except subprocess.TimeoutExpired:
             runtime.kill(process)
             return Ended(None, time.monotonic() - began)

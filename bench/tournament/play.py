@@ -9,7 +9,9 @@ without network and capabilities. What is left after the end, or after a kill, m
 rules and load with stock libraries; its loss on rows that it never saw is compared with the base model's, and
 with the engine's own metric. With two --entries the verdict of each of upstream's rules is printed. With
 --kills, further containers are killed at random moments after the first tenth of their time; with
---replacement-kills, a process that does nothing but replace submissions. The last line is one JSON object.
+--replacement-kills, a process that does nothing but replace submissions. With --faults, containers whose
+worker is killed, that have too little memory or disk, or whose data or model is broken: each must end with
+status 0, a valid submission and a clear line in its log. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -20,15 +22,18 @@ import random
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bench.arena.judge import duel
 from bench.tournament.container import Docker, Namespace, Runtime, run
+from bench.tournament.faults import FAULTS, Fault, spoilt
 from bench.tournament.mounts import Mounted, prepare
 from bench.tournament.replacements import kill_replacements
 from bench.tournament.scoring import Score, score
@@ -50,23 +55,42 @@ class Played(Struct, frozen=True):
     trained_s: float | None  # when the first trained one was
     objections: list[str]
     score: Score | None
+    fault: str = ""
 
 
-def play(runtime: Runtime, case: str, entry: str, options: argparse.Namespace, seconds: float) -> Played:
+def play(
+    runtime: Runtime, case: str, entry: str, options: argparse.Namespace, seconds: float, fault: str = ""
+) -> Played:
     """Run one container for `seconds`, take what it leaves, score it."""
-    with tempfile.TemporaryDirectory(prefix="contest-") as name:
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="contest-"))
         mounted = prepare(Path(name), case, options.model, options.rows, options.minutes / 60.0)
-        ended = run(runtime, mounted, entry, seconds)
+        wanted = FAULTS.get(fault)
+        stack.enter_context(spoilt(wanted, mounted))
+        if wanted and wanted.memory and isinstance(runtime, Docker):
+            runtime = replace(runtime, memory=wanted.memory)
+        ended = run(runtime, mounted, entry, seconds, worker_kills=wanted.kills if wanted else 0)
         uploaded = Path(name) / "uploaded"
         wrong = [] if ended.uploads else [f"exit status {ended.status}"]
         wrong += objections(mounted.submission, mounted.model)
         if refused := upload(mounted.submission, uploaded, str(mounted.model)):
             wrong.append(refused)
         first, trained = first_times(mounted)
-        scored = None if wrong else score(mounted.model, uploaded, mounted.test, case)
+        if wanted:
+            wrong += unmet(wanted, (mounted.root / "log").read_text(), trained)
+        # Without a tokenizer upstream, which has the model's own, could score it; this machine can't.
+        scorable = not wrong and fault != "no tokenizer"
+        scored = score(mounted.model, uploaded, mounted.test, case) if scorable else None
         if wrong or options.verbose:
             print((mounted.root / "log").read_text()[-4000:])
-        return Played(case, entry, ended.status, ended.seconds, first, trained, wrong, scored)
+        return Played(case, entry, ended.status, ended.seconds, first, trained, wrong, scored, fault)
+
+
+def unmet(fault: Fault, log: str, trained_s: float | None) -> list[str]:
+    """Return what a container under a fault lacks: a line in its log, or a trained submission."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log)
+    wrong = [] if re.search(fault.says, text) else [f"the log has nothing like {fault.says!r}"]
+    return wrong + (["nothing trained was submitted"] if fault.trains and trained_s is None else [])
 
 
 def first_times(mounted: Mounted) -> tuple[float | None, float | None]:
@@ -107,7 +131,10 @@ def show(one: Played) -> None:
         text += f", loss {found.loss:.4f} (base {found.base_loss:.4f}, engine {found.engine_loss:.4f})"
     how = "killed" if one.status is None else f"status {one.status}"
     times = f"first {one.first_s} s, trained {one.trained_s} s"
-    print(f"{one.case:12} {one.entry:18} {how} after {one.seconds:.0f} s; {times}; {text}", flush=True)
+    print(
+        f"{one.fault or one.case:13} {one.entry:10} {how} after {one.seconds:.0f} s; {times}; {text}",
+        flush=True,
+    )
 
 
 def summary(played: Sequence[Played], killed: Sequence[Played], seconds: float) -> dict[str, Any]:
@@ -134,7 +161,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--model", choices=MODELS, default="tiny")
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--minutes", type=float, default=2.0, help="of a task (default: %(default)s)")
@@ -142,6 +169,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0, help="further containers, killed at random moments")
     parser.add_argument(
         "--replacement-kills", type=int, default=200, help="of a process that replaces without a pause"
+    )
+    parser.add_argument(
+        "--faults", nargs="*", choices=FAULTS, default=[], help="further containers with faults"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image", help="run this Docker image")
@@ -162,7 +192,13 @@ def main() -> None:
         case = options.cases[number % len(options.cases)]
         killed.append(play(runtime, case, options.entries[0], options, moment))
         show(killed[-1])
+    faulty = [
+        play(runtime, "instruct", options.entries[0], options, seconds, name) for name in options.faults
+    ]
+    for one in faulty:
+        show(one)
     figures = summary(played, killed, seconds)
+    figures |= {"faults": len(faulty), "valid_after_faults": sum(not one.objections for one in faulty)}
     figures["replacements"] = msgspec.to_builtins(kill_replacements(options.replacement_kills, options.seed))
     if len(options.entries) == 2:
         figures["verdicts"] = verdicts(played)

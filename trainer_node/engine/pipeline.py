@@ -143,12 +143,8 @@ def begin(run: RunContext) -> Outcome:
         rate = prepare.train_rate(draft, float(data.dev.lengths.mean()) / row_s)
     plan = prepare.draw_plan(run, config, data, budget_s, rate)
     measured = prepare.first_costs(run, plan, load_s, ingested - start, row_s * len(data.dev))
-<<<<<<< HEAD
-    data = reference_logprobs.first(run, model, data, plan)
-    plan, model = repaired(run, model, data, base, plan, lambda: load_base(run, plan))
-=======
     data = base_states.first(run, model, reference_logprobs.first(run, model, data, plan), plan)
->>>>>>> f831731 (Divergence from the base model: part of the objective and the metric)
+    plan, model = repaired(run, model, data, base, plan, lambda: load_base(run, plan))
     record = RunRecord(
         fingerprint=fingerprint,
         base_losses=base.per_example.tolist(),

@@ -112,7 +112,7 @@ def test_a_killed_job_goes_on_from_the_same_weights(damaged: Path, make_job: Cal
 
 @pytest.mark.parametrize(
     ("profile", "changes"),
-    [("lora_r16", {}), ("auto", {"task_type": TaskType.DPO})],
+    [("lora_r16", {}), ("auto", {"task_type": TaskType.DPO}), ("auto", {"kl_coefficient": 0.5})],
     ids=["another profile", "preference pairs"],
 )
 def test_other_jobs_take_the_model_as_it_is(

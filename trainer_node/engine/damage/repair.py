@@ -43,9 +43,11 @@ def repaired(
     """All: the plan with what undoes the base model's scaling, and the model without it, if any is found.
 
     `base` is the base model's metric on the first development rows: if undoing doesn't lower it, the model is
-    loaded again. Preference pairs are scored relative to the base model as it is, which stays so for them.
+    loaded again. Preference pairs are scored relative to the base model as it is, which stays so for them,
+    and so does a score with a divergence from it: its distributions are made with the model's own head.
     """
-    if not resolve(run.job.profile).repairs or data.train.group == 2:
+    relative = data.train.group == 2 or data.train.base is not None
+    if relative or not resolve(run.job.profile).repairs:
         return plan, model
     found = find_scaling(
         {name: local(weight) for name, weight in network_of(model).named_parameters() if weight.dim() == 2}
