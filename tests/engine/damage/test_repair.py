@@ -113,12 +113,12 @@ def test_a_killed_job_goes_on_from_the_same_weights(damaged: Path, make_job: Cal
 @pytest.mark.parametrize(
     ("profile", "changes"),
     [("lora_r16", {}), ("auto", {"task_type": TaskType.DPO}), ("auto", {"kl_coefficient": 0.5})],
-    ids=["another profile", "preference pairs"],
+    ids=["another profile", "preference pairs", "a divergence from the model as it is"],
 )
 def test_other_jobs_take_the_model_as_it_is(
     profile: str, changes: dict[str, Any], damaged: Path, make_job: Callable[..., Path], tmp_path: Path
 ) -> None:
-    if changes:
+    if "task_type" in changes:
         changes = data_of(TaskType.DPO, tmp_path)
     job = make_job(profile=profile, model_path=str(damaged), **changes)
     assert finish(job).status is OutcomeStatus.READY
