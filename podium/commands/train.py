@@ -170,9 +170,11 @@ def job_from(config: TrainConfig) -> WorkerJob:
     model, data = local_model(config.model, MODELS), local_data(config.dataset, EXAMPLES)
     if path.exists():
         job = decode_worker_job(path.read_bytes())
-        if (job.model_path, job.dataset, job.profile) != (model, data, config.profile):
+        known = (job.model_path, job.dataset, job.profile, job.kl_coefficient)
+        if known != (model, data, config.profile, config.kl_coef):
             raise SettingsError(
-                f"{folder} holds a run of another model, data or profile: name another folder with --out"
+                f"{folder} holds a run of another model, data, profile or kl_coef: name another folder with "
+                "--out"
             )
         return job
     job = worker_job_of(config, model, data)

@@ -60,6 +60,18 @@ def test_a_folder_of_another_run_is_refused(tiny_model: Path, data: Path, tmp_pa
     assert train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--hours", "9m")) == job
     with pytest.raises(SettingsError, match="another model"):
         train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--profile", "lora_r16"))
+    with pytest.raises(SettingsError, match="kl_coef"):
+        train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--kl-coef", "0.5"))
+
+
+def test_a_divergence_is_asked_for_by_its_coefficient(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    job = train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--kl-coef", "0.5"))
+    assert job.kl_coefficient == 0.5
+    assert train.job_from(_parsed(tiny_model, data, tmp_path / "other")).kl_coefficient == 0.0
+    with pytest.raises(SettingsError, match="kl_coef"):
+        _parsed(tiny_model, data, tmp_path / "third", "--kl-coef", "-1")
+    with pytest.raises(SettingsError, match="preferences have a reference"):
+        _parsed(tiny_model, data, tmp_path / "third", "--kl-coef", "0.5", "--task-type", "DpoTask")
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])

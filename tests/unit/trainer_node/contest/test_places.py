@@ -128,3 +128,12 @@ def test_settings_are_the_containers_alone() -> None:
     assert (settings.threads, settings.slot, settings.hardware) == (3, "contest", "auto")
     with pytest.raises(SettingsError, match="threads"):
         settings_of(mounts_of(TASK), {"PODIUM_THREADS": "many"})
+
+
+def test_the_job_knows_what_the_divergence_counts_for() -> None:
+    def coefficient(task: ContestTask) -> float:
+        times = times_of(task, 0.0)
+        return worker_job(task, TaskType.INSTRUCT, mounts_of(task), times, GPU, 8, "auto").kl_coefficient
+
+    assert coefficient(TASK) == 0.0
+    assert coefficient(replace(TASK, kl_coefficient=0.25)) == 0.25
