@@ -13,6 +13,7 @@ def table(separator: str = ",", end: str = "\r\n", quote: str = "") -> str:
     return "".join(separator.join(f"{quote}{field}{quote}" for field in line) + end for line in lines)
 
 
+MIXED = (("one", "two"), ("three", "four"), ("five", "six"))
 CASES = (
     Case(name="plain.csv", content=table().encode(), right=QA),
     Case(name="unix.csv", content=table(end="\n").encode(), right=QA),
@@ -123,6 +124,14 @@ CASES = (
         content=b"question,a\none,two\n",
         refusal="no row has the column 'q'; the columns of row 1 are 'question', 'a'",
     ),
+    Case(
+        name="long_field.csv",
+        content=b"q,a\n" + b"x" * 200_000 + b",y\none,two\n",
+        right=(("one", "two"),),
+        dropped={"longer than 4096 tokens": 1},
+    ),
+    Case(name="mixed_ends.csv", content=b"q,a\r\none,two\nthree,four\rfive,six\n", right=MIXED),
+    Case(name="comma_at_end.csv", content=b"q,a,\none,two,\n", right=(("one", "two"),)),
     Case(name="only_header.csv", content=b"q,a\n", refusal="holds no rows"),
     Case(name="really_json.csv", content=dumped(ROWS), right=QA),
     Case(name="called_json.json", content=table().encode(), right=QA, notices=("is CSV, though",)),

@@ -48,6 +48,32 @@ FORMS = (
         right=QA,
     ),
     Case(name="concatenated.json", content=b"".join(dumped(row) for row in ROWS), right=QA),
+    Case(
+        name="splits_of_columns.json",
+        content=dumped(
+            {
+                "train": {"q": [question for question, _ in QA], "a": [answer for _, answer in QA]},
+                "test": {"q": ["not this"], "a": ["one"]},
+            }
+        ),
+        right=QA,
+        notices=("the columns under 'train' are read, not those under 'test'",),
+    ),
+    Case(
+        name="data_of_columns.json",
+        content=dumped({"data": {"q": ["one", "two"], "a": ["three", "four"]}, "status": "ok"}),
+        right=(("one", "three"), ("two", "four")),
+        notices=("the columns under 'data' are read",),
+    ),
+    Case(name="keys_twice.jsonl", content=b'{"q": "one", "a": "x", "q": "two"}\n', right=(("two", "x"),)),
+    Case(
+        name="nothing_among_rows.json",
+        content=dumped([None, *ROWS, {}]),
+        right=QA,
+        dropped={"not a JSON object": 1, "column 'q' is missing": 1},
+        notices=("row 1: a row must be a JSON object",),
+    ),
+    Case(name="marks_amid.jsonl", content=2 * (b"\xef\xbb\xbf" + JSON_LINES.encode()), right=(*QA, *QA)),
     Case(name="sequence.json", content=b"".join(b"\x1e" + dumped(row) + b"\n" for row in ROWS), right=QA),
     Case(
         name="line_breaks_in_text.json",

@@ -25,6 +25,8 @@ def rows_of_object(value: Row, asked: AskedColumns | None, name: str) -> tuple[l
     columns, data = value.get("columns"), value.get("data")
     if isinstance(columns, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
         return [dict(zip(columns, row, strict=False)) for row in data], f"{name}: 'data' is read by 'columns'"
+    if found := _split_of_columns(value, asked, name):
+        return found
     rows = list(value.values())
     if rows and all(isinstance(row, dict) for row in rows) and asked and _has_asked(rows[0], asked):
         return rows, f"{name} holds its rows by name: all {len(rows)} are read"
@@ -55,6 +57,18 @@ def _wrapped(value: Row, asked: AskedColumns | None, name: str) -> tuple[list[An
     others = f", not those under {', '.join(repr(other) for other in keys if other != key)}"
     rows = f"{name}: the {len(value[key])} rows under {key!r} are read"
     return value[key], rows + (others if len(keys) > 1 else "")
+
+
+def _split_of_columns(value: Row, asked: AskedColumns | None, name: str) -> tuple[list[Any], str] | None:
+    """Return the rows of columns that are under one of the usual keys, such as `train`."""
+    keys = [key for key, columns in value.items() if isinstance(columns, dict) and _has_asked(columns, asked)]
+    for key in (usual for usual in USUAL if usual in keys):
+        if rows := _from_lists(value[key], asked) or _from_indexed(value[key], asked):
+            others = ", ".join(repr(other) for other in keys if other != key)
+            return rows, f"{name}: the columns under {key!r} are read" + (
+                f", not those under {others}" if others else ""
+            )
+    return None
 
 
 def _from_lists(value: Row, asked: AskedColumns | None) -> list[Row]:
