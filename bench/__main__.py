@@ -41,6 +41,9 @@ BENCHES: dict[str, Bench] = {
     "throughput": Bench("performance.throughput", 10, "tokens per second against TRL"),
     "dense_vs_lora": Bench("performance.dense_vs_lora", 30, "dense deltas against LoRA of the same freedom"),
     "memory": Bench("performance.memory", 5, "peak memory against the planner's estimate"),
+    "host_memory": Bench(
+        "performance.host_memory", 2, "main memory of 8 processes that load and export a model once"
+    ),
     "gpu": Bench("gpu.suite", 9, "the engine on real GPUs; --dry: on a CPU, 2 minutes"),
     "arena": Bench("arena.contest", 90, "which profile ends lowest on real rows in the same time"),
     "planner_regret": Bench("regret.planner_regret", 80, "loss of the planner's choice over a grid's best"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,16 +16,18 @@ from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
 from trainer_node.engine import context, prepare
 from trainer_node.engine.context import JobData, RunContext, RunRecord
-from trainer_node.engine.damage.repair import undo_scaling
+from trainer_node.engine.damage.repair import undo_scaling, unscaled
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Packs
-from trainer_node.engine.distributed.sharding import spread
+from trainer_node.engine.distributed.sharding import spread, untrained
+from trainer_node.engine.distributed.turns import first_then_others, weighed
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.attention import choose_kernels, max_documents
 from trainer_node.engine.model.compile import missing_compiler
-from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.model.loading import load_model, load_unread
 from trainer_node.engine.model.recorded_pass import recorded_pass_for
 from trainer_node.engine.model.shape import heads_of
+from trainer_node.engine.model.weight_slices import slices_of, without_weights
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train.async_saver import Saver
@@ -68,30 +72,53 @@ class Place:
 ONLY = Place()
 
 
-def load_base(run: RunContext, plan: Plan) -> torch.nn.Module:
-    """Load the base model in the plan's dtype, repaired; on its device, unless it will be sharded first."""
+def load_base(run: RunContext, plan: Plan, *, whole: bool = False) -> torch.nn.Module:
+    """All: the base model in the plan's dtype, repaired, on its device.
+
+    One that will be sharded has no weights yet, only where they are read (`weight_slices.without_weights`);
+    `whole`: it has them, in main memory.
+    """
     run.reporter.phase(Phase.LOADING)
+    path, dtype, group = run.job.model_path, getattr(torch, plan.dtype), run.process_group
+
+    def load() -> tuple[torch.nn.Module, int]:
+        if plan.parallel != "fsdp2" or whole:
+            model, size = weighed(lambda: load_model(path, dtype))
+            undo_scaling(model, plan.repair)
+            return model if whole else model.to(group.device), size
+        model, size = weighed(lambda: load_unread(path, dtype))
+        return without_weights(model, path, group.rank, group.world, dtype), size
+
     with run.patience():
-        model = load_model(run.job.model_path, getattr(torch, plan.dtype))
-        undo_scaling(model, plan.repair)
-        choose_kernels(model.config, run.process_group.device)
-    return model if plan.parallel == "fsdp2" else model.to(run.process_group.device)
+        model = first_then_others(group, load)
+        choose_kernels(model.config, group.device)
+    return model
 
 
 def adapt(run: RunContext, plan: Plan, model: torch.nn.Module, *, fixed_steps: bool = True) -> Adapted:
-    """Add what the plan trains to the model, which must be on its device.
+    """Add what the plan trains to the model, which must be on its device; one to be sharded has no weights.
 
     Without `fixed_steps`, later plans may have another number of packs per step.
     """
     if plan.compile and (missing := missing_compiler(run.process_group.device)):
         plan = replace(plan, compile=False)
         run.reporter.message(f"layers are not compiled: that needs {missing}, which is not installed here")
+    if plan.parallel == "fsdp2" and slices_of(model) is None:
+        group = run.process_group
+        without_weights(model, run.job.model_path, group.rank, group.world, getattr(torch, plan.dtype))
     heads, head_dim = heads_of(model.config)
     deltas = add_deltas(model, plan, run.job.seed)
     if deltas.model.batching is Batching.PADDED:
         run.reporter.message("this model's documents can't share a row: each has one of its own, padded")
         plan = replace(plan, compile=False)  # each batch has another shape, and each would be compiled
-    deltas, forward = spread(deltas, plan, run.process_group, fixed_steps=fixed_steps)
+    deltas, forward = spread(
+        deltas,
+        plan,
+        run.process_group,
+        seed=run.job.seed,
+        slices=unscaled(slices_of(model), plan.repair),
+        fixed_steps=fixed_steps,
+    )
     return Adapted(plan, deltas, forward, heads, head_dim)
 
 
@@ -105,7 +132,7 @@ def assemble(
 ) -> TrainState:
     """Return all parts of training, new or as in the checkpoint."""
     adapted = adapt(run, plan, model)
-    return make_state(run, record, adapted, data, found, make_saver(run, record))
+    return make_state(run, record, adapted, data, found, make_saver(run, record, [plan]))
 
 
 def make_packs(adapted: Adapted, train: Examples, seed: int) -> Packs:
@@ -157,11 +184,22 @@ def make_state(
         search_at=place.search_at,
         saves=place.saves,
         step_losses=[] if place.keeps_losses else None,
-        untrained=lambda: prepare.untrained_weights(run, plan),
+        untrained=partial(untrained_weights, run, plan, deltas),
     )
     if found:
         restore(state, found)
     return state
+
+
+def untrained_weights(run: RunContext, plan: Plan, deltas: Deltas) -> dict[str, torch.Tensor]:
+    """Return what the plan trains as it is before the first step, read from the base model again."""
+    if plan.parallel == "fsdp2":
+        slices = unscaled(slices_of(deltas.model.base), plan.repair)
+        assert slices is not None
+        return untrained(deltas, run.process_group, slices, run.job.seed)
+    model = load_model(run.job.model_path, getattr(torch, plan.dtype))
+    undo_scaling(model, plan.repair)
+    return add_deltas(model, plan, run.job.seed).state()
 
 
 def make_schedule(
@@ -195,14 +233,18 @@ def make_average(run: RunContext, plan: Plan, deltas: Deltas) -> TailAverage | N
     return None
 
 
-def make_saver(run: RunContext, record: RunRecord) -> Saver:
-    """Make the writer of the run's checkpoints."""
-    sharers = 1 + run.process_group.others  # of a group, rank 0 alone writes
+def make_saver(run: RunContext, record: RunRecord, plans: Iterable[Plan] = ()) -> Saver:
+    """Make the writer of the run's checkpoints, by one of these plans.
+
+    Of a group rank 0 alone writes, unless the weights are sharded.
+    """
+    sharers = 1 + run.process_group.others
+    writers = run.process_group.world if any(plan.parallel == "fsdp2" for plan in plans) else 1
     return Saver(
         run.checkpoints,
         record.fingerprint,
         context.versions(),
-        most_bytes=COPY_SHARE * prepare.main_memory(run.job.hardware) / sharers,
+        most_bytes=COPY_SHARE * prepare.main_memory(run.job.hardware) / sharers / writers,
         timer=(lambda: 0.0) if run.simulated else run.own_clock.time,
         report=run.reporter.message,
         sharers=sharers,

@@ -18,13 +18,14 @@ from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.damage.repair import undo_scaling
 from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer_node.engine.distributed.sharding import gathered
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loaded, loss_over_base, ranked
 from trainer_node.engine.evaluate.metric import Evaluation, measure
-from trainer_node.engine.export import unverified, writer
+from trainer_node.engine.export import sharded_writer, unverified, writer
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.prepare import untrained_weights, verify_limit_s
+from trainer_node.engine.prepare import verify_limit_s
 from trainer_node.engine.time_budget import SAFETY, SLACK_S, Part, affordable
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position
@@ -156,52 +157,68 @@ def earlier(run: RunContext, state: TrainState) -> Iterator[Candidate]:
         position = one.manifest.position
         if position.step < state.step:
             reached = reached_at(position)
-            weights_applied = partial(loaded, state.deltas, partial(one.tensors, "weights"))
+            weights_applied = partial(loaded, state.deltas, partial(one.pieces, "weights"))
             yield Candidate(f"step {position.step}", reached, weights_applied=weights_applied)
 
 
 def untrained(run: RunContext, record: RunRecord, state: TrainState) -> Candidate:
     """Return the base model as a candidate: the plan's weights as they were before the first step."""
-    plan, losses = state.plan, np.array(record.base_losses)
+    losses = np.array(record.base_losses)
 
     def weights() -> dict[str, torch.Tensor]:
         with run.patience():
-            return untrained_weights(run, plan)
+            return state.untrained()
 
     weights_applied = partial(loaded, state.deltas, weights)
     return Candidate("base", TrainProgress(0, 0, 0.0), Evaluation(record.base_loss, losses), weights_applied)
 
 
 def _export(run: RunContext, record: RunRecord, state: TrainState, candidate: Candidate) -> Metrics | None:
-    """Write the export on rank 0; the other ranks send the weights they hold, and return None."""
+    """Write the export; rank 0's metrics, None for the other ranks. Each writes the rows that it holds."""
     metrics = metrics_of(record, candidate.held_out or candidate.score, candidate.reached)
     run.reporter.losses(base=metrics.base_loss, dev=metrics.final_loss)
     run.reporter.phase(Phase.EXPORT)
     with candidate.weights_applied(), run.patience():
-        deltas = _whole(run, state)
-        return _write(run, state, deltas, metrics) if deltas else None
+        target, plan, group = run.folder / "export", state.plan, run.process_group
+        if plan.parallel == "fsdp2" and sharded_writer.keeps_names(state.deltas):
+            write = partial(sharded_writer.write, state.deltas, plan, run.job, metrics, target, group)
+            written = _write(run, write, group)
+            return written if group.is_main else None
+        if (deltas := _whole(run, state)) is None:
+            return None
+        write = partial(writer.write, deltas, plan, run.job, metrics, target)
+        return _write(run, write, SINGLE_PROCESS)
 
 
-def _write(run: RunContext, state: TrainState, deltas: Deltas, metrics: Metrics) -> Metrics:
-    """Write the export; on a full disk checkpoints make room for it, the least valuable first, then trials.
+def _write(run: RunContext, write: Callable[[], Metrics], group: ProcessGroup) -> Metrics:
+    """All: write the export; on a full disk checkpoints make room, the least valuable first, then trials.
 
     The weights to export are in the model. Files that a trial keeps are not freed by their checkpoint alone.
     """
-    target = run.folder / "export"
     while True:
         try:
-            return writer.write(deltas, state.plan, run.job, metrics, target)
-        except OSError as error:
-            trials = sorted((run.folder / "trials").glob("[0-9]*"))
-            last = next(iter([*checkpoint.by_value(run.folder / "checkpoints"), *trials]), None)
-            if not is_disk_full(error) or last is None:
+            return write()
+        except OSError as error:  # in every process of the group
+            freed = group.is_main and is_disk_full(error) and _free_disk(run)
+            if not group.broadcast_object(freed):
                 raise
-            run.reporter.message(f"no room for the export: {last.relative_to(run.folder)} is deleted")
-            shutil.rmtree(last)
+
+
+def _free_disk(run: RunContext) -> bool:
+    """Delete the least valuable of what training left on disk; return False if there is nothing."""
+    trials = sorted((run.folder / "trials").glob("[0-9]*"))
+    last = next(iter([*checkpoint.by_value(run.folder / "checkpoints"), *trials]), None)
+    if last is None:
+        return False
+    run.reporter.message(f"no room for the export: {last.relative_to(run.folder)} is deleted")
+    shutil.rmtree(last)
+    return True
 
 
 def _whole(run: RunContext, state: TrainState) -> Deltas | None:
-    """Return what rank 0 exports: sharded weights are gathered in main memory, in a new copy of the base."""
+    """Return what rank 0 exports. Sharded weights of a model that is published otherwise are gathered in
+    main memory, in a new copy of the base.
+    """
     weights = gathered(state.deltas.state(), run.process_group)
     if not run.process_group.is_main:
         return None

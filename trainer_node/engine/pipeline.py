@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,6 @@ from trainer_node.engine.evaluate import base_states, reference_logprobs
 from trainer_node.engine.export import unverified
 from trainer_node.engine.failure import explain
 from trainer_node.engine.finish import close
-from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter, write_outcome
@@ -134,7 +134,7 @@ def begin(run: RunContext) -> Outcome:
     model = load_base(run, draft)
     load_s = run.clock.time() - ingested
     if draft.parallel == "fsdp2":
-        model = shard_frozen(label_model(model), run.process_group)
+        model = shard_frozen(model, run.process_group)
     fingerprint = data.train.fingerprint()
     data, base, row_s = prepare.baseline(run, model, data, draft)
     if run.simulated:
@@ -181,7 +181,7 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
         if position.pulse.progress < 1.0 and not found.has_moments:
             run.reporter.message("the checkpoint has no optimizer moments: they start again from zero")
     late = unverified.is_late(run.left_s, record.costs)
-    model = load_base(run, plan)
+    model = load_base(run, plan, whole=late)
     if late and found:
         chosen = checkpoint_as_is(found, plan)
         return submit_as_is(run, record, model, chosen, "no time is left to train or verify")
@@ -189,9 +189,19 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
     if isinstance(data, str):
         if found is None:
             raise EngineError(ErrorCode.DATA_UNAVAILABLE, data)  # at the start it could be used
-        return submit_as_is(run, record, model, checkpoint_as_is(found, plan), data)
-    data = base_states.again(run, model, reference_logprobs.again(run, model, data, record), record)
+        del model
+        whole = load_base(run, plan, whole=True)
+        return submit_as_is(run, record, whole, checkpoint_as_is(found, plan), data)
+    base = partial(frozen_base, run, plan, model)
+    data = base_states.again(run, base, reference_logprobs.again(run, base, data, record), record)
     return train(run, record, plan, model, data, found)
+
+
+def frozen_base(run: RunContext, plan: Plan, model: torch.nn.Module) -> torch.nn.Module:
+    """All: the base model to be scored with; one without weights is read again and sharded."""
+    if plan.parallel != "fsdp2":
+        return model
+    return shard_frozen(load_base(run, plan), run.process_group)
 
 
 def resume_search(
@@ -207,14 +217,15 @@ def resume_search(
     if isinstance(data, str):
         context.write_record(run, record, plan)
         chosen = submittable(run, searched, found)
-        return submit_as_is(run, record, load_base(run, chosen.plan), chosen, data)
+        return submit_as_is(run, record, load_base(run, chosen.plan, whole=True), chosen, data)
     searched, current = take_up(run, searched, plan, found)
     context.write_record(run, record, next(iter(searched.plans.values())))
     models: list[torch.nn.Module] = []
     if data.train.group == 2 or base_states.wanted(run.job):  # the base model may have to answer again
-        models = [load_base(run, next(iter(searched.plans.values())))]
-        data = reference_logprobs.again(run, models[0], data, record)
-        data = base_states.again(run, models[0], data, record)
+        plan = next(iter(searched.plans.values()))
+        models = [load_base(run, plan)]
+        base = partial(frozen_base, run, plan, models[0])
+        data = base_states.again(run, base, reference_logprobs.again(run, base, data, record), record)
     return search(run, record, searched, models, data, current)
 
 

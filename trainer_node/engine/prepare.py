@@ -20,16 +20,14 @@ from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, resolve
 from trainer_node.engine import limits
 from trainer_node.engine.context import JobData, RunContext
-from trainer_node.engine.damage.repair import undo_scaling
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.examples import Examples, hold_out, longest_row
 from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
 from trainer_node.engine.distributed.process_group import ProcessGroup, least_free_memory
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.evaluate.metric import Evaluation, measure, reference_logprobs, score
-from trainer_node.engine.model.adapters import add_deltas
 from trainer_node.engine.model.exactness import label_model
-from trainer_node.engine.model.loading import load_model, load_tokenizer
+from trainer_node.engine.model.loading import load_tokenizer
 from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.reporter import write_outcome
 from trainer_node.engine.time_budget import Costs
@@ -273,13 +271,6 @@ def main_memory(hardware: Hardware) -> float:
     if hardware.device == "cpu":
         return hardware.memory_bytes
     return machine_memory()[0] / 2  # the other slot's processes need the rest
-
-
-def untrained_weights(run: RunContext, plan: Plan) -> dict[str, torch.Tensor]:
-    """Return what the plan trains as it is before the first step, read from the base model again."""
-    model = load_model(run.job.model_path, getattr(torch, plan.dtype))
-    undo_scaling(model, plan.repair)
-    return add_deltas(model, plan, run.job.seed).state()
 
 
 def set_threads(job: WorkerJob, process_group: ProcessGroup) -> int:

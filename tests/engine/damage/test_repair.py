@@ -25,6 +25,8 @@ from tests.engine.worker_run import (
 from trainer_node.engine.context import read_record
 from trainer_node.engine.damage import repair
 from trainer_node.engine.damage.scaling import Scaling
+from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.model.weight_slices import slices_of, without_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 FACTOR = 1.4217
@@ -155,3 +157,21 @@ def test_an_adapter_misses_what_it_does_not_train() -> None:
     assert repair.restores_frozen(found, {"layers.0.q_proj.weight"})
     assert not repair.restores_frozen(found, {"lm_head.weight", "layers.0.q_proj.weight"})
     assert not repair.restores_frozen(None, set())
+
+
+def test_weights_that_are_read_by_rows_are_restored_alike(tiny_model: Path) -> None:
+    """A sharded model has no weights to change before each process has read its rows."""
+    names = ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"]
+    undo = Repair(0.8125, names)
+    whole = load_model(str(tiny_model), "bfloat16")
+    repair.undo_scaling(whole, undo)
+    empty = without_weights(load_model(str(tiny_model), "bfloat16"), str(tiny_model), 0, 1)
+    given = slices_of(empty)
+    slices = repair.unscaled(given, undo)
+    assert given is not None
+    assert slices is not None
+    for name, weight in whole.named_parameters():
+        assert torch.equal(slices[name](1, 5).to(torch.bfloat16), weight[1:5]), name
+        changed = not torch.equal(given[name](1, 5).to(torch.bfloat16), weight[1:5])
+        assert changed == (name in names)
+    assert repair.unscaled(given, None) is given

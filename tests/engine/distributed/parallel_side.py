@@ -6,20 +6,25 @@ import importlib.util
 import sys
 import tempfile
 import weakref
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import torch
+from safetensors.torch import load_file
 
 from shared.clock import TokenClock
-from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
+from shared.messages import DatasetType, FileFormat, Hardware, Metrics, TaskType, WorkerJob
 from trainer_node.engine.assemble import assemble
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.distributed.process_group import destroy, join
 from trainer_node.engine.distributed.sharding import fitted, gathered, local, shard_frozen
 from trainer_node.engine.evaluate.metric import score
-from trainer_node.engine.model.exactness import label_model
+from trainer_node.engine.export import sharded_writer, writer
+from trainer_node.engine.model.adapters import add_deltas
 from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.model.weight_slices import without_weights
 from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
@@ -79,7 +84,8 @@ def main() -> None:
                 costs=Costs(),
             )
             reporter = Reporter(folder / "progress.jsonl", "t", "a")
-            run = RunContext(JOB, folder, TokenClock(0.0, 100.0), reporter, Stop(), process_group)
+            job = msgspec.structs.replace(JOB, model_path=sys.argv[1])
+            run = RunContext(job, folder, TokenClock(0.0, 100.0), reporter, Stop(), process_group)
             data = JobData(examples, examples, {}, 256)
             model = load_model(sys.argv[1], plan.dtype)
             training = assemble(run, record, plan, model, data, None)
@@ -95,6 +101,8 @@ def main() -> None:
                 losses.append(torch.tensor(training.last_loss))
             assert way != "ddp" or gradients_are_in_buckets(training)
             skip_and_go_back(training, reporter)
+            if way == "fsdp2":
+                exports_alike(training, run, folder)
             tensors = {
                 **training.deltas.state(),
                 **dict(optimizer_tensors(training.optimizer, training.deltas.parameters)),
@@ -107,7 +115,9 @@ def main() -> None:
                 "skipped": torch.tensor(training.health.skipped),
             }
     if not process_group.is_single:
-        frozen = shard_frozen(label_model(load_model(sys.argv[1], "float32")), process_group)
+        group, empty = process_group, load_model(sys.argv[1], "float32")
+        frozen = shard_frozen(without_weights(empty, "", group.rank, group.world), group)
+        del empty
         score(frozen, examples, batch_tokens=60, process_group=process_group)
         gone = weakref.ref(frozen)
         del frozen
@@ -140,6 +150,41 @@ def gradients_are_in_buckets(training: TrainState) -> bool:
     training.objective = objective
     training.packs.epoch, training.packs.index = cursor
     return all(found)
+
+
+def exports_alike(training: TrainState, run: RunContext, folder: Path) -> None:
+    """Both kinds of submission: what all processes write is what one writes that has all weights."""
+    deltas, plan, group = training.deltas, training.plan, run.process_group
+    assert sharded_writer.keeps_names(deltas)
+    metrics = Metrics(base_loss=1.0, dev_examples=1, train_examples=1, steps=1, tokens=1)
+    weights = gathered(deltas.state(), group)
+    shared = {kind: Path(group.broadcast_object(str(folder))) / kind for kind in ("adapter", "model")}
+    sharded_writer.write(deltas, plan, run.job, metrics, shared["adapter"], group)
+    whole = partial(sharded_writer.write_model, deltas, run.job, group=group)
+    sharded_writer.write_folder(whole, plan, run.job, metrics, shared["model"], group)
+    if not group.is_main:
+        return
+    model = load_model(sys.argv[1], plan.dtype)
+    alone = add_deltas(model, plan, run.job.seed)
+    alone.load_state(weights)
+    for kind, found in shared.items():
+        wanted = folder / f"alone-{kind}"
+        wanted.mkdir()
+        if kind == "adapter":
+            writer.write(alone, plan, run.job, metrics, wanted)
+        else:
+            writer.write_model(writer.base_of(alone), run.job, wanted)
+        names = {path.name for path in wanted.iterdir()} | {"README.md"}
+        assert names == {path.name for path in found.iterdir()}, (kind, names)
+        for name in names - {"README.md", "model.safetensors"}:
+            assert (found / name).read_bytes() == (wanted / name).read_bytes(), (kind, name)
+    expected = load_file(folder / "alone-model" / "model.safetensors")
+    tensors = load_file(shared["model"] / "model.safetensors")
+    assert tensors.keys() == expected.keys(), tensors.keys() ^ expected.keys()
+    for name, value in tensors.items():
+        # Products of fewer rows may round otherwise: by one step of bf16 where LoRA was added.
+        merged = deltas.lora and name.endswith("_proj.weight")
+        torch.testing.assert_close(value, expected[name], rtol=2**-7 if merged else 0, atol=0)
 
 
 def skip_and_go_back(training: TrainState, reporter: Reporter) -> None:

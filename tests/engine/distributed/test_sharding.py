@@ -33,16 +33,17 @@ from tests.engine.worker_run import ENVIRONMENT, outcome_of, progress_of, weight
 from trainer_node.engine.distributed import launch
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer_node.engine.distributed.sharding import fitted
+from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.oom_fallback import OUT_OF_MEMORY
 
 SIDE = Path(__file__).with_name("parallel_side.py")
-WAIT_S = 120.0
+WAIT_S = 400.0
 # A worker is three Python processes here: on two busy cores it takes many seconds to start.
 
 
 def slow(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test that starts whole workers."""
-    return pytest.mark.slow(pytest.mark.timeout(400)(test))
+    return pytest.mark.slow(pytest.mark.timeout(1200)(test))
 
 
 # --- pure
@@ -262,6 +263,38 @@ def test_sharded_to_the_end_with_the_lock_held_by_every_process(
 
 
 @slow
+def test_sharded_and_killed_in_the_middle_of_a_save_it_goes_on_from_the_one_before(
+    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """Each process writes its own rows; whatever of that a kill leaves, the next start ends bit-equal."""
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    for folder in (calm, rough):  # a plan for shards, as that of a large model would be
+        worker = start(folder.name)
+        _wait_for_checkpoint(folder, worker)
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+        shutil.rmtree(folder / "checkpoints")
+        plan = json.loads((folder / "plan.json").read_text()) | {"parallel": "fsdp2"}
+        plan["deviations"] = [{"what": "", "wanted": "", "got": "", "reason": OUT_OF_MEMORY}]
+        (folder / "plan.json").write_text(json.dumps(plan))
+    halves = 0
+    for _ in range(3):
+        worker = start("rough", checkpoint_interval_s=0.5)
+        _wait_for_checkpoint(rough, worker)
+        _wait_for_a_save(rough, worker)
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+        halves += bool(list((rough / "checkpoints").glob(".tmp-*")))
+        found = checkpoint.newest(rough / "checkpoints", pytest.fail)
+        assert found is not None
+        assert set(found.manifest.files) >= {f"weights.0000{rank}-of-00002.safetensors" for rank in (0, 1)}
+    assert halves
+    assert start("rough").wait(WAIT_S) == start("calm").wait(WAIT_S) == 0
+    assert _outcome(rough).status is _outcome(calm).status is OutcomeStatus.READY
+    assert weights_of(rough / "job.json") == weights_of(calm / "job.json")
+
+
+@slow
 def test_torchrun_starts_it_too(job: Callable[..., WorkerJob], tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     path.write_bytes(encode(job(ready_by=6.0)))
@@ -302,6 +335,14 @@ def _wait_for_checkpoint(folder: Path, worker: subprocess.Popen[bytes]) -> None:
         assert worker.poll() is None, (folder / "worker.log").read_text()
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def _wait_for_a_save(folder: Path, worker: subprocess.Popen[bytes]) -> None:
+    """Until one is being written."""
+    until = time.monotonic() + WAIT_S
+    while not list((folder / "checkpoints").glob(".tmp-*/*")):
+        assert worker.poll() is None, (folder / "worker.log").read_text()
+        assert time.monotonic() < until
 
 
 def _ranks(worker: subprocess.Popen[bytes]) -> list[int]:

@@ -131,7 +131,7 @@ def test_resumed_run_reads_the_same_rows_and_states(
     run = make_run(WallClock(), seconds=3600.0)
     few = base_states.first(run, model, data, make_plan(expected_steps=5))
     assert 20 < len(few.train) < 80
-    assert_same(base_states.again(run, torch.nn.Module(), data, record_of(few)), few)
+    assert_same(base_states.again(run, torch.nn.Module, data, record_of(few)), few)
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut", "of other rows", "never finished"])
@@ -154,7 +154,7 @@ def test_a_file_that_can_not_be_used_is_made_again(
         about.unlink()
     else:
         base_states.first(run, model, replace(data, train=data.train.take(range(40))), make_plan())
-    again = base_states.again(run, model, data, record_of(full))
+    again = base_states.again(run, lambda: model, data, record_of(full))
     assert_same(again, full)
     assert path.read_bytes() == whole
 
@@ -165,7 +165,7 @@ def test_a_slow_machine_uses_the_rows_that_it_could_read(
     run = make_run(_Slow(), seconds=40.0)
     some = base_states.first(run, model, data, make_plan(expected_steps=1000))
     assert len(some.train) == PIECE
-    assert_same(base_states.again(run, torch.nn.Module(), data, record_of(some)), some)
+    assert_same(base_states.again(run, torch.nn.Module, data, record_of(some)), some)
 
 
 def test_a_small_disk_holds_fewer_rows(
@@ -227,5 +227,5 @@ def test_other_jobs_stay_as_they_are(
 ) -> None:
     run = make_run(WallClock(), **changes)
     assert base_states.first(run, model, data, make_plan()) is data
-    assert base_states.again(run, model, data, record_of(data)) is data
+    assert base_states.again(run, lambda: model, data, record_of(data)) is data
     assert not (run.folder / base_states.FILE).exists()

@@ -102,7 +102,7 @@ def test_resumed_run_reads_the_same_pairs_and_references(
     assert 15 < len(few.train) < 80  # 5 packs of 64 tokens hold some 20 pairs of 19 tokens
     record = _record(few)
     broken = torch.nn.Module()  # a call of it fails
-    found = reference_logprobs.again(run, broken, data, record)
+    found = reference_logprobs.again(run, lambda: broken, data, record)
     for mine, wanted in ((found.train, few.train), (found.dev, few.dev)):
         assert mine.fingerprint() == wanted.fingerprint()
         np.testing.assert_array_equal(mine.reference, wanted.reference)
@@ -128,7 +128,7 @@ def test_a_file_that_can_not_be_used_is_made_again(
     else:
         other = replace(ready, train=ready.train.take(range(40)))
         reference_logprobs.first(run, model, other, make_plan())
-    again = reference_logprobs.again(run, model, data, _record(full))
+    again = reference_logprobs.again(run, lambda: model, data, _record(full))
     assert path.read_bytes() == whole
     np.testing.assert_array_equal(again.train.reference, full.train.reference)
 
@@ -152,5 +152,5 @@ def test_rows_without_pairs_stay_as_they_are(
 ) -> None:
     run, text = make_run(WallClock()), JobData(make_examples([9, 8]), make_examples([7]), {}, 256)
     assert reference_logprobs.first(run, model, text, make_plan()) is text
-    assert reference_logprobs.again(run, model, text, _record(text)) is text
+    assert reference_logprobs.again(run, lambda: model, text, _record(text)) is text
     assert not (run.folder / reference_logprobs.FILE).exists()

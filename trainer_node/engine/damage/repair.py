@@ -7,6 +7,7 @@ changes relative to the base model as it is given.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from trainer_node.engine.damage.scaling import find_scaling
 from trainer_node.engine.distributed.sharding import local
 from trainer_node.engine.evaluate.metric import Evaluation, score
 from trainer_node.engine.model.exactness import label_model
+from trainer_node.engine.model.weight_slices import Rows
 
 FACTORS = 0.5, 1.5  # upstream draws one of these
 CHECK_ROWS = 64  # development rows: what a factor does to the loss is seen on far fewer
@@ -30,6 +32,18 @@ def undo_scaling(model: nn.Module, repair: Repair | None) -> None:
     """Set the weights that were scaled to what they were: numbers of bfloat16."""
     if repair is not None:
         _scale(model, repair.weights, 1 / repair.factor)
+
+
+def unscaled(slices: dict[str, Rows] | None, repair: Repair | None) -> dict[str, Rows] | None:
+    """Return where weights are read, with what undoes their scaling: the same numbers as `undo_scaling`."""
+    if slices is None or repair is None:
+        return slices
+
+    def undone(rows: Rows, first: int, end: int) -> Tensor:
+        return (rows(first, end).float() * (1 / repair.factor)).to(torch.bfloat16)
+
+    changed = {name: partial(undone, slices[name]) for name in repair.weights if name in slices}
+    return {**slices, **changed}
 
 
 def repaired(

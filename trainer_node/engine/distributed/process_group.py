@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -55,24 +55,19 @@ class ProcessGroup:
         """Return whether there are no other processes."""
         return self.world == 1
 
-    def broadcast_object(self, value: T) -> T:
-        """Return rank 0's `value` on every rank; the others' values are ignored."""
+    def broadcast_object(self, value: T, source: int = 0) -> T:
+        """All: the `value` of the rank `source`; the others' values are ignored."""
         if self.is_single:
             return value
-        box = [value if self.is_main else None]
-        dist.broadcast_object_list(box, src=0, device=CPU)
+        box = [value if self.rank == source else None]
+        dist.broadcast_object_list(box, src=source, device=CPU)
         return box[0]  # type: ignore[return-value]
 
     def gather_objects(self, value: T) -> list[T]:
         """All: the `value` of every rank, in their order. Waits for the slowest."""
         if self.is_single:
             return [value]
-        found: list[T] = []
-        for rank in range(self.world):
-            box = [value if rank == self.rank else None]
-            dist.broadcast_object_list(box, src=rank, device=CPU)
-            found.append(cast(T, box[0]))
-        return found
+        return [self.broadcast_object(value, rank) for rank in range(self.world)]
 
     def broadcast_floats(self, *numbers: float) -> tuple[float, ...]:
         """All: rank 0's numbers; the one collective of a step besides its gradients, between CPUs."""

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import msgspec.structs
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.errors import EngineError
-from shared.messages import ErrorCode
 from shared.planning.architectures import Batching
 from shared.planning.plan import Plan
 from trainer_node.engine.distributed.process_group import ProcessGroup
-from trainer_node.engine.model.adapters import Deltas
+from trainer_node.engine.model.adapters import Deltas, lora_starts, stable_name
 from trainer_node.engine.model.compile import compile_layers
+from trainer_node.engine.model.exactness import choose_batching
 from trainer_node.engine.model.label_model import LabelModel
+from trainer_node.engine.model.weight_slices import Rows, cut, joined, rows_of, slices_of
 
 
 def fitted(plan: Plan, process_group: ProcessGroup) -> Plan:
@@ -37,19 +39,28 @@ def fitted(plan: Plan, process_group: ProcessGroup) -> Plan:
 
 
 def spread(
-    deltas: Deltas, plan: Plan, process_group: ProcessGroup, *, fixed_steps: bool = True
+    deltas: Deltas,
+    plan: Plan,
+    process_group: ProcessGroup,
+    *,
+    seed: int = 0,
+    slices: Mapping[str, Rows] | None = None,
+    fixed_steps: bool = True,
 ) -> tuple[Deltas, nn.Module]:
     """All: the deltas as this process holds them, and what the loop calls for gradients.
 
     Single: the model itself. DDP: a replica in every process. FSDP2: every parameter is cut over the
-    processes, layer by layer, and moved to this process's device; the deltas' parameters are DTensors then.
+    processes, layer by layer, and this process's rows of it are read from `slices` onto its device; the
+    deltas' parameters are DTensors then.
     """
     layers = decoder_layers(deltas.model)
+    if plan.parallel == "fsdp2":
+        assert slices is not None
+        deltas = sharded(deltas, plan, process_group, slices, seed)
+        check_sharded(deltas.model)
     if plan.compile:
         compile_layers(layers, recomputed=plan.activation_checkpointing)
-    if plan.parallel == "fsdp2":
-        deltas = _shard(deltas, layers, plan, process_group)
-    elif plan.parallel == "ddp":
+    if plan.parallel == "ddp":
         return deltas, DistributedDataParallel(
             deltas.model,
             bucket_cap_mb=plan.ddp_bucket_mb,
@@ -68,23 +79,92 @@ def decoder_layers(model: LabelModel) -> list[nn.Module]:
     return [module for module in model.base.modules() if type(module).__name__ in kinds]
 
 
-def shard_frozen(model: LabelModel, process_group: ProcessGroup) -> LabelModel:
-    """All: cut a frozen model over the processes, so that one that fits no single device can be scored."""
-    _refuse_padded(model)
+def shard_frozen(network: nn.Module, process_group: ProcessGroup) -> LabelModel:
+    """All: a frozen model cut over the processes, so that one that fits no single device can be scored.
+
+    The network has no weights yet (`weight_slices.without_weights`).
+    """
+    slices = slices_of(network)
+    assert slices is not None
+    model = LabelModel(network, next(network.parameters()).dtype == torch.bfloat16)
     model.requires_grad_(False)
     mesh = init_device_mesh(process_group.device.type, (process_group.world,))
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    _fill(model, process_group, first_values(network, slices, process_group))
+    check_sharded(model)
+    return model
 
 
-def _shard(deltas: Deltas, layers: list[nn.Module], plan: Plan, process_group: ProcessGroup) -> Deltas:
-    """FSDP2 over layers; the embeddings, the last norm and the head are the root's and stay gathered.
+def first_values(
+    network: nn.Module, slices: Mapping[str, Rows], process_group: ProcessGroup, seed: int = 0
+) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Yield, by the name of each weight, what gives this process's rows of it before the first step.
 
+    One is read at a time, and before the next one is yielded.
+    """
+    starts = lora_starts(network, seed)
+    for name, weight in network.named_parameters():
+        first, end = rows_of(len(weight), process_group.rank, process_group.world)
+        if ".lora_A." in name:
+            _, start = next(starts)
+            yield name, partial(start.__getitem__, slice(first, end))
+        elif ".lora_" in name:  # the other factor starts at zero
+            yield name, partial(torch.zeros, (end - first, *weight.shape[1:]))
+        else:
+            yield name, partial(slices[stable_name(name)], first, end)
+
+
+def untrained(
+    deltas: Deltas, process_group: ProcessGroup, slices: Mapping[str, Rows], seed: int
+) -> dict[str, Tensor]:
+    """Return sharded trained weights as they were before the first step."""
+    found: dict[str, Tensor] = {}
+    for name, read in first_values(deltas.network, slices, process_group, seed):
+        if (weight := deltas.parameters.get(stable_name(name))) is not None:
+            found[stable_name(name)] = torch.empty_like(weight)
+            local(found[stable_name(name)]).copy_(read())
+    return found
+
+
+@torch.no_grad()
+def _fill(
+    model: LabelModel, process_group: ProcessGroup, first: Iterator[tuple[str, Callable[[], Tensor]]]
+) -> None:
+    """Give a sharded model without weights this process's rows of them."""
+    buffers = dict(model.named_buffers())
+    model.to_empty(device=process_group.device)
+    for name, value in buffers.items():
+        place, _, leaf = name.rpartition(".")
+        model.get_submodule(place)._buffers[leaf] = value.to(process_group.device)
+    weights = dict(model.network.named_parameters())
+    for name, read in first:
+        local(weights[name].detach()).copy_(read())
+
+
+def check_sharded(model: LabelModel) -> None:
+    """All: check what a sharded model computes. Raises EngineError(UNSUPPORTED) if it can't be trained."""
+    register_fsdp_forward_method(model, "answer")
+    try:
+        choose_batching(model, [Batching.PACKED])
+    except EngineError as error:
+        raise EngineError(
+            error.code,
+            f"{error}; it is too large for one device, and documents that can't share a row can't be trained "
+            "over several",
+        ) from error
+
+
+def sharded(
+    deltas: Deltas, plan: Plan, process_group: ProcessGroup, slices: Mapping[str, Rows], seed: int
+) -> Deltas:
+    """All: FSDP2 over layers, with this process's rows of all weights; `check_sharded` follows.
+
+    The embeddings, the last norm and the head are the root's and stay gathered.
     What is frozen is bf16 and what is trained fp32: a group may hold both, as long as those that have
     gradients agree. Inputs aren't cast: autocast does what it does without sharding.
     """
-    _refuse_padded(deltas.model)
     mesh = init_device_mesh(process_group.device.type, (process_group.world,))
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if plan.dtype == "bfloat16" else None,
@@ -93,21 +173,12 @@ def _shard(deltas: Deltas, layers: list[nn.Module], plan: Plan, process_group: P
     )
     names = {id(parameter): name for name, parameter in deltas.parameters.items()}
     paths = {path: names[id(value)] for path, value in deltas.model.named_parameters() if id(value) in names}
-    for layer in layers:
+    for layer in decoder_layers(deltas.model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(deltas.model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    sharded = dict(deltas.model.named_parameters())
-    return replace(deltas, parameters={name: sharded[path] for path, name in paths.items()})
-
-
-def _refuse_padded(model: LabelModel) -> None:
-    """Padded documents make as many passes as they need, and each pass gathers shards in all processes."""
-    if model.batching is Batching.PADDED:
-        raise EngineError(
-            ErrorCode.UNSUPPORTED,
-            f"{type(model.base).__name__} is too large for one device, and documents that can't share a row "
-            "can't be trained over several",
-        )
+    _fill(deltas.model, process_group, first_values(deltas.network, slices, process_group, seed))
+    cut = dict(deltas.model.named_parameters())
+    return replace(deltas, parameters={name: cut[path] for path, name in paths.items()})
 
 
 def between(forward: nn.Module, *, last: bool) -> AbstractContextManager[None]:
@@ -136,12 +207,18 @@ def gathered(tensors: Mapping[str, Tensor], process_group: ProcessGroup) -> dict
     return whole
 
 
-def placed(whole: Tensor, like: Tensor) -> Tensor:
-    """Return a whole tensor as `like` is held here: on its device, sharded if that is."""
-    on_device = whole.to(like.device, copy=True)
+def placed(whole: Tensor | Sequence[Tensor], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor, whole or in blocks of rows, as `like` is held here: on its device and sharded."""
+    if isinstance(whole, DTensor):
+        return whole
+    rows = [whole] if isinstance(whole, Tensor) else whole
     if not isinstance(like, DTensor):
-        return on_device
-    return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
+        return joined(rows).to(like.device, dtype, copy=True)
+    found = torch.empty_like(like, dtype=dtype or rows[0].dtype, requires_grad=False)
+    group = like.device_mesh.get_group()
+    first, end = rows_of(len(like), group.rank(), group.size())
+    local(found).copy_(cut(rows, first, end))
+    return found
 
 
 def local(tensor: Tensor) -> Tensor:

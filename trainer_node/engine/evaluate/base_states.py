@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -69,8 +70,8 @@ def first(run: RunContext, model: torch.nn.Module, data: JobData, plan: Plan) ->
     return _asked(run, label_model(model), replace(data, train=chosen(data.train, count, run.job.seed)))
 
 
-def again(run: RunContext, model: torch.nn.Module, data: JobData, record: RunRecord) -> JobData:
-    """Return the same rows with the same states, for a resumed run."""
+def again(run: RunContext, base: Callable[[], torch.nn.Module], data: JobData, record: RunRecord) -> JobData:
+    """Return the same rows with the same states, for a resumed run; `base` gives the base model."""
     if not wanted(run.job):
         return data
     data = _recorded(run, data, record)
@@ -78,7 +79,7 @@ def again(run: RunContext, model: torch.nn.Module, data: JobData, record: RunRec
     if about is not None:
         return _with_states(run, data, about)
     run.reporter.message(f"{FILE} is missing or of other rows: the base model is asked again")
-    return _asked(run, label_model(model), data)
+    return _asked(run, label_model(base()), data)
 
 
 def _recorded(run: RunContext, data: JobData, record: RunRecord) -> JobData:

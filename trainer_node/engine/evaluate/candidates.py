@@ -19,11 +19,12 @@ from trainer_node.engine.distributed.sharding import placed
 from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.model.adapters import Deltas
 
+Weights = Mapping[str, torch.Tensor | Sequence[torch.Tensor]]  # whole or in blocks of rows
 ENOUGH_ROWS = 32  # to compare candidates on the same rows
 
 
 @contextmanager
-def loaded(deltas: Deltas, weights: Callable[[], Mapping[str, torch.Tensor]]) -> Iterator[None]:
+def loaded(deltas: Deltas, weights: Callable[[], Weights]) -> Iterator[None]:
     """Load other weights into the model, and put back on exit those it had, of which a copy is kept."""
     before = {name: value.clone() for name, value in deltas.state().items()}
     deltas.load_state({name: placed(value, deltas.parameters[name]) for name, value in weights().items()})

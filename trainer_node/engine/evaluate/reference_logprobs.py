@@ -8,6 +8,7 @@ other rows, the base model is asked again, which it must still be wherever this 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,8 @@ def first(run: RunContext, model: torch.nn.Module, data: JobData, plan: Plan) ->
     return replace(data, train=train)
 
 
-def again(run: RunContext, model: torch.nn.Module, data: JobData, record: RunRecord) -> JobData:
-    """Return the same pairs with the same references, for a resumed run."""
+def again(run: RunContext, base: Callable[[], torch.nn.Module], data: JobData, record: RunRecord) -> JobData:
+    """Return the same pairs with the same references, for a resumed run; `base` gives the base model."""
     if data.train.group == 1:
         return data
     train = chosen(data.train, record.train_examples, run.job.seed)
@@ -61,6 +62,7 @@ def again(run: RunContext, model: torch.nn.Module, data: JobData, record: RunRec
     )
     if known is None:
         run.reporter.message(f"{FILE} is missing or of other rows: the base model is asked again")
+        model = base()
         asked = [reference_logprobs(model, part, process_group=run.process_group) for part in (train, dev)]
         train, dev = train.with_reference(asked[0]), dev.with_reference(asked[1])
         if run.process_group.is_main:

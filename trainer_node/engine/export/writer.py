@@ -53,17 +53,22 @@ def write(deltas: Deltas, plan: Plan, job: WorkerJob, metrics: Metrics, folder: 
             write_model(base_of(deltas), job, temporary)
         else:
             _write_adapter(deltas, plan, job, temporary)
-        size = sum(path.stat().st_size for path in temporary.iterdir())
-        metrics = replace(metrics, kind="model" if whole else "adapter", bytes=size)
-        (temporary / "README.md").write_text(card(job, plan, metrics))
-        for path in temporary.iterdir():
-            path.chmod(0o644)
-            sync(path)
-        sync(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        kind = "model" if whole else "adapter"
+        return complete(temporary, folder, plan, job, replace(metrics, kind=kind))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def complete(temporary: Path, folder: Path, plan: Plan, job: WorkerJob, metrics: Metrics) -> Metrics:
+    """Add the README to written files, and let the folder appear; the metrics with its size."""
+    metrics = replace(metrics, bytes=sum(path.stat().st_size for path in temporary.iterdir()))
+    (temporary / "README.md").write_text(card(job, plan, metrics))
+    for path in temporary.iterdir():
+        path.chmod(0o644)
+        sync(path)
+    sync(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
     sync(folder.parent)
     return metrics
 
@@ -120,7 +125,7 @@ def _write_adapter(deltas: Deltas, plan: Plan, job: WorkerJob, folder: Path) -> 
     if deltas.dense:
         state |= _dense_factors(deltas, plan, job)
     write_tensors(folder / "adapter_model.safetensors", state)
-    _adapter_config(deltas, plan, job).save_pretrained(str(folder))
+    adapter_config(deltas, plan, job).save_pretrained(str(folder))
 
 
 def _dense_factors(deltas: Deltas, plan: Plan, job: WorkerJob) -> dict[str, Tensor]:
@@ -146,7 +151,8 @@ def _dense_factors(deltas: Deltas, plan: Plan, job: WorkerJob) -> dict[str, Tens
     return state
 
 
-def _adapter_config(deltas: Deltas, plan: Plan, job: WorkerJob) -> LoraConfig:
+def adapter_config(deltas: Deltas, plan: Plan, job: WorkerJob) -> LoraConfig:
+    """Return the configuration of an adapter with all that was trained."""
     dense = {module.name: rank_of(module) for module in plan.modules if module.method == "dense"}
     if deltas.lora:
         config = copy.deepcopy(deltas.network.peft_config[ADAPTER])
@@ -168,6 +174,11 @@ def write_model(base: Any, job: WorkerJob, folder: Path) -> None:
     split = split_torch_state_dict_into_shards(state, max_shard_size=SHARD)
     for name, keys in split.filename_to_tensors.items():
         write_tensors(folder / name, {key: state[key] for key in keys})
+    write_configs(base, job, split, folder)
+
+
+def write_configs(base: Any, job: WorkerJob, split: Any, folder: Path) -> None:
+    """Write what belongs to a whole model's weights, which are `split` into files."""
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))

@@ -93,7 +93,8 @@ def add_deltas(model: PreTrainedModel, plan: Plan, seed: int) -> Deltas:
 
     Load the model in the plan's dtype: frozen bf16 weights gave 200 tokens/s, fp32 ones under bf16 autocast
     142, all in fp32 92 (SmolLM2, LoRA r 16, one core). What is trained is fp32 in any case.
-    Call it with the model on its device. The same seed gives the same factors on every device.
+    Call it with the model on its device. The same seed gives the same factors on every device. One without
+    weights stays unchecked (`exactness.choose_batching`), and LoRA's factors unset, until it has them.
     Raises EngineError(UNSUPPORTED) if the model lacks a module of the plan.
     """
     model.requires_grad_(False)
@@ -120,9 +121,11 @@ def add_deltas(model: PreTrainedModel, plan: Plan, seed: int) -> Deltas:
     if plan.activation_checkpointing:
         _recompute_activations(model)
     parameters = {
-        _stable(name): weight for name, weight in network.named_parameters() if weight.requires_grad
+        stable_name(name): weight for name, weight in network.named_parameters() if weight.requires_grad
     }
-    labels = label_model(network, bf16=plan.dtype == "bfloat16")
+    bf16 = plan.dtype == "bfloat16"
+    empty = any(weight.is_meta for weight in network.parameters())
+    labels = LabelModel(network, bf16) if empty else label_model(network, bf16=bf16)
     return Deltas(labels, parameters, bool(ranks), bool(dense), tuple(words))
 
 
@@ -178,12 +181,12 @@ def _with_lora(model: PreTrainedModel, plan: Plan, targets: list[str], seed: int
     )
     with _peft_warnings_off():
         network = peft.get_peft_model(model, config)  # keeps its factors in fp32 also where the model is bf16
-    random = torch.Generator().manual_seed(seed)
-    for name, weight in network.named_parameters():
-        if ".lora_A." in name:  # PEFT's own start, but from the seed and on the CPU: equal on every device
-            weight.data.copy_(
-                torch.empty(weight.shape).uniform_(-1, 1, generator=random) / math.sqrt(weight.shape[1])
-            )
+    weights = dict(network.named_parameters())
+    if any(weight.is_meta for weight in weights.values()):
+        _empty_factors(network)
+    else:
+        for name, start in lora_starts(network, seed):
+            weights[name].data.copy_(start)
     for layer in network.modules():
         if isinstance(layer, peft.tuners.lora.LoraLayer):
             layer.cast_input_dtype_enabled = (
@@ -191,6 +194,23 @@ def _with_lora(model: PreTrainedModel, plan: Plan, targets: list[str], seed: int
             )
     fuse_lora(network)
     return network
+
+
+def _empty_factors(network: nn.Module) -> None:
+    """Put LoRA's factors on the meta device, too, until their model gets its weights."""
+    for layer in network.modules():
+        for name, weight in layer._parameters.items():
+            if weight is not None and not weight.is_meta:
+                layer._parameters[name] = nn.Parameter(weight.to("meta"), weight.requires_grad)
+
+
+def lora_starts(network: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield LoRA's first factors by their names: PEFT's own start, but from the seed: equal everywhere."""
+    random = torch.Generator().manual_seed(seed)
+    for name, weight in network.named_parameters():
+        if ".lora_A." in name:
+            start = torch.empty(weight.shape).uniform_(-1, 1, generator=random)
+            yield name, start / math.sqrt(weight.shape[1])
 
 
 @contextmanager
@@ -201,6 +221,6 @@ def _peft_warnings_off() -> Iterator[None]:
         yield
 
 
-def _stable(name: str) -> str:
+def stable_name(name: str) -> str:
     """Return a parameter's name as in the Hugging Face model, without PEFT's prefix and adapter name."""
     return name.removeprefix("base_model.model.").replace(".default.", ".").replace(".base_layer.", ".")

@@ -7,6 +7,9 @@ in the same shapes the same numbers come out the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -40,30 +43,32 @@ def label_model(network: nn.Module, *, bf16: bool | None = None) -> LabelModel:
     if bf16 is None:
         bf16 = next(network.parameters()).dtype == torch.bfloat16
     model = LabelModel(network, bf16)
-    training = model.training
-    model.eval()
-    try:
-        _choose(model)
-    finally:
-        model.train(training)
+    choose_batching(model)
     return model
 
 
-@torch.no_grad()
-def _choose(model: LabelModel) -> None:
+def choose_batching(model: LabelModel, batchings: Iterable[Batching] = Batching) -> None:
     """Set the model's batching and head; EngineError(UNSUPPORTED) with what each batching lacks."""
+    training = model.training
+    model.eval()
+    try:
+        _choose(model, batchings)
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def _choose(model: LabelModel, batchings: Iterable[Batching]) -> None:
     name = type(model.base).__name__
     try:
         use_stock_attention(model.base)
         rows = _documents(_vocabulary(model.base))
-        wanted_N, hidden_NH = _stock(model, rows)
-        with _autocast(model):
-            model.plain_head = has_plain_head(model.base, hidden_NH)
+        wanted_N, model.plain_head = model.answer(partial(_stock_head, model, rows))
         _check_direction(model, rows, wanted_N)
     except Exception as error:
         raise _unsupported(name, {"as it is": _cause(error)}) from error
     lacks: dict[str, str] = {}
-    for batching in Batching:
+    for batching in batchings:
         model.batching = batching
         try:
             if batching is Batching.PACKED:
@@ -84,7 +89,8 @@ def _check_direction(model: LabelModel, rows: Examples, wanted_N: Tensor) -> Non
     last = rows.offsets[1:] - 1
     ids = rows.ids.copy()
     ids[last] = (ids[last] + 1) % (int(ids.max()) + 1)
-    found_N, _ = _stock(model, Examples(ids, rows.labels, rows.offsets))  # the same labels are asked for
+    other = partial(_stock, model, Examples(ids, rows.labels, rows.offsets))  # the same labels are asked for
+    found_N, _ = model.answer(other)
     moved = float((found_N - wanted_N).abs().max())
     if not moved <= _tolerance(model, wanted_N):
         text = f"it is no causal model: later tokens move earlier ones by {moved:.2g}"
@@ -130,6 +136,13 @@ def _documents(vocabulary: int) -> Examples:
 
 def _batch(rows: Examples, device: torch.device) -> Batch:
     return collate(rows, list(range(len(rows))), sum(LENGTHS), device)
+
+
+def _stock_head(model: LabelModel, rows: Examples) -> tuple[Tensor, bool]:
+    """Return each label's log-probability by the model's own code, [N], and whether its head is plain."""
+    wanted_N, hidden_NH = _stock(model, rows)
+    with _autocast(model):
+        return wanted_N, has_plain_head(model.base, hidden_NH)
 
 
 def _stock(model: LabelModel, rows: Examples) -> tuple[Tensor, Tensor]:

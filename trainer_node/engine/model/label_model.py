@@ -5,6 +5,9 @@ Everything that is trained or scored goes through `LabelModel`; wrappers such as
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -15,6 +18,8 @@ from trainer_node.engine.model.divergence import divergences, plain_logits
 from trainer_node.engine.model.hidden_states import packed_states, padded_states
 from trainer_node.engine.model.logprobs import label_logprobs
 from trainer_node.engine.model.own_head import own_logits, own_logprobs
+
+T = TypeVar("T")
 
 
 class LabelModel(nn.Module):
@@ -37,6 +42,10 @@ class LabelModel(nn.Module):
     def base(self) -> PreTrainedModel:
         """Return the Hugging Face model, with LoRA layers inside where the network is a PEFT model."""
         return self.network.get_base_model() if hasattr(self.network, "get_base_model") else self.network
+
+    def answer(self, question: Callable[[], T]) -> T:
+        """Return what a question about the model's parts gives, which are whole in it if they are sharded."""
+        return question()
 
     def forward(self, batch: Batch, *, compared_states: bool = False) -> Tensor:
         """Log-probability of every label token of the batch, fp32[N].

@@ -73,6 +73,19 @@ def load_model(path: str, dtype: torch.dtype | str) -> PreTrainedModel:
     return model.eval()
 
 
+def load_unread(path: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a model as it is stored, if it can be: then its weights take no memory until they are read.
+
+    Else in `dtype`. Raises EngineError as `load_model`.
+    """
+    if _gguf(path) is not None:
+        return load_model(path, dtype)
+    model = _with_weights(path, dtype="auto").eval()
+    wide = (getattr(model, name, None) for name in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"))
+    # Which of its weights would stay fp32 does not show in a model that is all fp32.
+    return load_model(path, dtype) if any(wide) and model.dtype is not dtype else model
+
+
 def _with_weights(path: str, **options: Any) -> PreTrainedModel:
     """Return the model with all its weights from its files: what they lack would be random numbers."""
     _check_indices(path)

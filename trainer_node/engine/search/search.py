@@ -107,7 +107,7 @@ def search(
     dev = data.dev.take(np.arange(len(record.base_losses)))
     if known.width > 1:
         return rounds.search(run, record, known, models, data, dev)
-    runner = TrialRunner(run, record, data, dev, known, make_saver(run, record), models)
+    runner = TrialRunner(run, record, data, dev, known, make_saver(run, record, known.plans.values()), models)
     run.reporter.phase(Phase.TRAIN)
     while True:
         budget = budget_of(run, record, runner.known, data)

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position, Tensors
+from trainer_node.engine.train.checkpoint_parts import Writer
 from trainer_node.engine.train.disk_plan import (
     DESCRIPTIONS,
     SPARE_BYTES,
@@ -83,7 +84,7 @@ class Saver:
         def touch() -> float:
             computed = time.thread_time()
             for key, tensor in wanted.items():
-                self._copies[key] = torch.empty_like(tensor, device="cpu").zero_()
+                self._copies[key] = _buffer(tensor).zero_()
             return time.thread_time() - computed
 
         self._preparing = self._pool.submit(touch)
@@ -113,11 +114,13 @@ class Saver:
         content: CheckpointContent = CheckpointContent.WHOLE,
         still: bool = False,
         frozen: Mapping[str, Tensors] | None = None,
+        writer: Writer | None = None,
     ) -> None:
         """Start to save; waits for the save before, if that is still running.
 
         `still` promises that the tensors don't change until `wait` returns: then no copy is made. Those in
-        `frozen` never change: what the checkpoint before has of them is linked.
+        `frozen` never change: what the checkpoint before has of them is linked. `writer`: this process is one
+        of several that write it, each what it holds.
         """
         self.wait()
         preparing_s = self._prepared()
@@ -134,7 +137,7 @@ class Saver:
             narrow = MOMENTS_FILE if content is CheckpointContent.NARROW_MOMENTS else frozenset()
             try:
                 folder = checkpoint.save(
-                    self.folder, position, self.fingerprint, tensors, self.versions, unchanged, narrow
+                    self.folder, position, self.fingerprint, tensors, self.versions, unchanged, narrow, writer
                 )
             except OSError as error:
                 self._failed(position.step, content, error)
@@ -179,9 +182,25 @@ class Saver:
         for name, tensor in tensors.items():
             kept = self._copies.get((group, name))
             if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
-                self._copies[group, name] = torch.empty_like(tensor, device="cpu")
-            self._copies[group, name].copy_(tensor)
+                self._copies[group, name] = _buffer(tensor)
+            self._copies[group, name].copy_(tensor, non_blocking=True)
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            torch.cuda.current_stream().synchronize()  # the weights may change from now on
         return {name: self._copies[group, name] for name in tensors}
+
+    def open(self, step: int) -> Path | None:
+        """Make the folder for a checkpoint of several processes; None if that is impossible."""
+        self.wait()  # for the one before, of all processes
+        try:
+            return checkpoint.open_temporary(self.folder, step)
+        except OSError as error:
+            self._failed(step, self._content, error)
+            return None
+
+
+def _buffer(tensor: torch.Tensor) -> torch.Tensor:
+    """Return memory for a copy; pinned for a GPU's: five times as fast (55 GB/s, H100)."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
 
 
 def free_bytes(folder: Path) -> int:
@@ -192,5 +211,5 @@ def free_bytes(folder: Path) -> int:
 
 
 def size_of(tensors: Tensors) -> int:
-    """Return the bytes of some tensors, all shards together."""
+    """Return the bytes of some tensors; of a sharded one, all shards together."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -2,8 +2,9 @@
 
     checkpoints/step-00000120/{weights,optimizer,average,best}.safetensors, manifest.json
 
-A save writes into `.tmp-*`, the manifest with sizes and checksums last, syncs files and folder, renames.
-`newest` takes the newest folder whose manifest and checksums hold and reports each that it skips.
+Of sharded weights each process writes its rows into a file of its own (`checkpoint_parts`). A save writes
+into `.tmp-*`, the manifest with sizes and checksums last, syncs files and folder, renames. `newest` takes the
+newest folder whose manifest and checksums hold and reports each that it skips.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,14 @@ from msgspec import Struct
 from safetensors.torch import load_file
 
 from shared.files import file_digest, sync, write_atomically
+from trainer_node.engine.model.weight_slices import joined
+from trainer_node.engine.train.checkpoint_parts import FileEntry, Note, Writer, blocks, group_of
 from trainer_node.engine.train.dev_curve import DevCurve
 from trainer_node.engine.train.health import Health
 from trainer_node.engine.train.schedule import ScheduleState
 
 KEPT = 2
+MOST_HASHED = 4  # files at a time
 PIECE = 64 * 2**20  # bytes hashed and written at once: they are still in the cache for the second use
 NAMES = {
     torch.float32: "F32",
@@ -39,13 +44,6 @@ NAMES = {
 }
 
 Tensors = Mapping[str, torch.Tensor]
-
-
-class FileEntry(Struct, frozen=True):
-    """One file of a checkpoint."""
-
-    bytes: int
-    sha256: str
 
 
 class Position(Struct, frozen=True, kw_only=True):
@@ -85,12 +83,16 @@ class Checkpoint(Struct, frozen=True):
     @property
     def has_moments(self) -> bool:
         """Return whether it holds the optimizer's moments: not without room, nor after the last step."""
-        return "optimizer.safetensors" in self.manifest.files
+        return "optimizer" in map(group_of, self.manifest.files)
 
-    def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """Return one of its files, mapped into memory; empty if it has no such file."""
-        path = self.folder / f"{name}.safetensors"
-        return load_file(path) if path.name in self.manifest.files else {}
+    def pieces(self, group: str) -> dict[str, list[torch.Tensor]]:
+        """Return a group's tensors as the blocks of rows that are on disk, mapped; empty without."""
+        files = sorted(file for file in self.manifest.files if group_of(file) == group)
+        return blocks([load_file(self.folder / file) for file in files])
+
+    def tensors(self, group: str) -> dict[str, torch.Tensor]:
+        """Return a group's tensors, mapped into memory unless several processes wrote them; empty without."""
+        return {name: joined(rows) for name, rows in self.pieces(group).items()}
 
 
 def save(
@@ -101,24 +103,27 @@ def save(
     versions: dict[str, str],
     unchanged: Mapping[str, Path] | None = None,
     narrow: frozenset[str] = frozenset(),
+    writer: Writer | None = None,
 ) -> Path:
     """Write one checkpoint below `folder`, then delete all that isn't `kept`; OSError if it can't.
 
     `unchanged` names files of an earlier one that hold the same tensors: they are linked. The groups in
-    `narrow` are written in 16 bits.
+    `narrow` are written in 16 bits. A `writer` is one of several processes, each with its rows.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{position.step:08d}"
-    temporary = folder / f".tmp-{position.step:08d}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary = writer.folder if writer else open_temporary(folder, position.step)
+    if writer and writer.rank:
+        _write_part(writer, tensors, narrow)
+        return final
     try:
-        files = {
-            f"{name}.safetensors": _linked(temporary / f"{name}.safetensors", (unchanged or {}).get(name))
-            or write_tensors(temporary / f"{name}.safetensors", group, narrow=name in narrow)
-            for name, group in tensors.items()
-            if group
-        }
+        files = {}
+        for name, group in tensors.items():
+            path = temporary / (writer.file_name(name) if writer else f"{name}.safetensors")
+            if group:
+                files[path.name] = _linked(path, (unchanged or {}).get(name)) or write_tensors(
+                    path, group, narrow=name in narrow
+                )
+        files |= writer.others() if writer else {}
         manifest = Manifest(position=position, fingerprint=fingerprint, files=files, versions=versions)
         write_atomically(temporary / "manifest.json", msgspec.json.encode(manifest))
         sync(temporary)
@@ -131,6 +136,30 @@ def save(
     for old in set(_folders(folder)) - kept(folder):
         shutil.rmtree(old)
     return final
+
+
+def open_temporary(folder: Path, step: int) -> Path:
+    """Make the folder that a checkpoint is written into. Raises OSError."""
+    temporary = folder / f".tmp-{step:08d}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def _write_part(writer: Writer, tensors: Mapping[str, Tensors], narrow: frozenset[str]) -> None:
+    """Write the rows of a process that isn't rank 0. Raises OSError, which rank 0 hears of, too."""
+    try:
+        files = {
+            writer.file_name(name): write_tensors(
+                writer.folder / writer.file_name(name), group, narrow=name in narrow
+            )
+            for name, group in tensors.items()
+            if group
+        }
+    except OSError as error:
+        writer.leave(Note(error=str(error), errno=error.errno or 0))
+        raise
+    writer.leave(Note(files))
 
 
 def _linked(path: Path, earlier: Path | None) -> FileEntry | None:
@@ -185,7 +214,7 @@ def groups(folder: Path) -> frozenset[str]:
     """Return the names of the groups of tensors that a checkpoint holds; none if it was not written."""
     if not folder.is_dir():
         return frozenset()
-    return frozenset(Path(name).stem for name in _manifest(folder).files)
+    return frozenset(map(group_of, _manifest(folder).files))
 
 
 def position_at(folder: Path) -> Position:
@@ -199,7 +228,8 @@ def link(source: Path, target: Path, groups: Collection[str]) -> None:
     temporary = target.with_name(f".tmp-{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name in ("manifest.json", *(f"{group}.safetensors" for group in groups)):
+    files = [file for file in _manifest(source).files if group_of(file) in groups]
+    for name in ("manifest.json", *files):
         os.link(source / name, temporary / name)
     os.replace(temporary, target)
     sync(target.parent)
@@ -222,30 +252,38 @@ def write_tensors(path: Path, tensors: Tensors, *, narrow: bool = False) -> File
     The library's own writer first copies everything into one buffer, and hashing its file would read all of
     it again: for a 1.3 GB checkpoint that is 1.3 GB of memory and about as much time as the writing.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        dtype = _written_dtype(tensor, narrow)
-        begin, end = end, end + tensor.numel() * dtype.itemsize
-        header[name] = {
-            "dtype": NAMES[dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the data aligned
-    digest = hashlib.sha256()
+    kinds = {name: (_written_dtype(tensor, narrow), tensor.shape) for name, tensor in tensors.items()}
+    header, _, end = header_of(kinds)
+    digest = hashlib.sha256(header)
     with path.open("wb", buffering=0) as file:
-        for part in (len(text).to_bytes(8, "little"), text):
-            digest.update(part)
-            _write(file.fileno(), part)
+        _write(file.fileno(), header)
         for tensor in tensors.values():
-            data = memoryview(_bytes(tensor.to(_written_dtype(tensor, narrow))))
+            data = memoryview(bytes_of(tensor.to(_written_dtype(tensor, narrow))))
             for start in range(0, len(data), PIECE):
                 digest.update(data[start : start + PIECE])
                 _write(file.fileno(), data[start : start + PIECE])
         os.fsync(file.fileno())
-    return FileEntry(8 + len(text) + end, digest.hexdigest())
+    return FileEntry(len(header) + end, digest.hexdigest())
+
+
+def header_of(
+    tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+) -> tuple[bytes, dict[str, int], int]:
+    """Return a safetensors file's header, where each tensor begins after it, and where the last one ends."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offsets: dict[str, int] = {}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        offsets[name] = end
+        end += math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offsets[name], end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    return len(text).to_bytes(8, "little") + text, offsets, end
 
 
 def _written_dtype(tensor: torch.Tensor, narrow: bool) -> torch.dtype:
@@ -254,7 +292,8 @@ def _written_dtype(tensor: torch.Tensor, narrow: bool) -> torch.dtype:
     return torch.bfloat16 if narrowed else tensor.dtype
 
 
-def _bytes(tensor: torch.Tensor) -> Any:
+def bytes_of(tensor: torch.Tensor) -> Any:
+    """Return a tensor's bytes; on a CPU in its own memory."""
     flat = tensor.detach().cpu().contiguous().flatten()
     return flat.view(torch.uint8).numpy()
 
@@ -285,13 +324,13 @@ def _manifest(folder: Path) -> Manifest:
 
 def _verified(folder: Path, only: str) -> Manifest:
     manifest = _manifest(folder)
-    for name, entry in manifest.files.items():
-        if only and name != f"{only}.safetensors":
-            continue
-        path = folder / name
-        size = path.stat().st_size
-        if size != entry.bytes:
+    files = {name: entry for name, entry in manifest.files.items() if only in ("", group_of(name))}
+    for name, entry in files.items():
+        if (size := (folder / name).stat().st_size) != entry.bytes:
             raise ValueError(f"{name} has {size} bytes instead of {entry.bytes}")
-        if file_digest(path) != entry.sha256:
-            raise ValueError(f"{name} has another checksum than its manifest")
+    with ThreadPoolExecutor(MOST_HASHED) as pool:
+        digests = pool.map(file_digest, [folder / name for name in files])
+        for (name, entry), digest in zip(files.items(), digests, strict=True):
+            if digest != entry.sha256:
+                raise ValueError(f"{name} has another checksum than its manifest")
     return manifest

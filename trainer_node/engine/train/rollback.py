@@ -37,21 +37,21 @@ def go_back(state: TrainState, reporter: Reporter) -> None:
 def load_trained(state: TrainState, found: Checkpoint) -> None:
     """Take weights, optimiser moments and average from a checkpoint."""
     parameters = state.deltas.parameters
-    weights = found.tensors("weights").items()
+    weights = found.pieces("weights").items()
     state.deltas.load_state({name: placed(value, parameters[name]) for name, value in weights})
-    for key, tensor in found.tensors("optimizer").items():
+    for key, pieces in found.pieces("optimizer").items():
         field_name, name = key.split("/", 1)
         parameter = parameters[name]
         # Moments may be stored in 16 bits; the step counter is fp32, where fused AdamW wants it.
-        if tensor.shape:
-            value = placed(tensor.to(parameter.dtype), parameter)
+        if pieces[0].shape:
+            value = placed(pieces, parameter, parameter.dtype)
         else:
-            value = tensor.to(parameter.device, copy=True)
+            value = pieces[0].to(parameter.device, copy=True)
         state.optimizer.state[parameter][field_name] = value
     if state.average is not None:
         state.average.count = found.manifest.position.averaged
         state.average.weights = {
-            name: placed(value, parameters[name]) for name, value in found.tensors("average").items()
+            name: placed(value, parameters[name]) for name, value in found.pieces("average").items()
         }
 
 

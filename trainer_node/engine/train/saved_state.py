@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 import torch
 from msgspec.structs import replace
 
 from shared.clock import TokenClock
-from trainer_node.engine.distributed.sharding import gathered, local
+from trainer_node.engine.distributed.sharding import local
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.train.async_saver import size_of
 from trainer_node.engine.train.checkpoint import Checkpoint, Position
+from trainer_node.engine.train.checkpoint_parts import Writer
 from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
 from trainer_node.engine.train.optimizer import MOMENTS, optimizer_tensors
 from trainer_node.engine.train.rollback import load_trained
@@ -20,10 +24,10 @@ def prepare_saver(state: TrainState) -> None:
     """Have memory for the copies that checkpoints are written from, and say if the disk is short."""
     if state.process_group.is_main:
         state.saver.make_room(sizes_of(state, over=False), export_bytes(state))
-    if state.process_group.is_main and state.plan.parallel != "fsdp2":
-        parameters = state.deltas.parameters
+    if state.process_group.is_main or state.plan.parallel == "fsdp2":
+        parameters = own(state, state.deltas.state())
         will_be = {f"{name}/{key}": value for key, value in parameters.items() for name in MOMENTS}
-        state.saver.prepare({"weights": state.deltas.state(), "optimizer": will_be})
+        state.saver.prepare({"weights": parameters, "optimizer": will_be})
 
 
 def save(state: TrainState, reporter: Reporter) -> None:
@@ -52,15 +56,34 @@ def save(state: TrainState, reporter: Reporter) -> None:
     if extras and not over:
         optimizer = dict(optimizer_tensors(state.optimizer, state.deltas.parameters))
     tensors = {
-        "weights": gathered(state.deltas.state(), state.process_group),
-        "optimizer": gathered(optimizer, state.process_group),
-        "average": gathered(average.weights, state.process_group) if average and extras else {},
+        "weights": own(state, state.deltas.state()),
+        "optimizer": own(state, optimizer),
+        "average": own(state, average.weights) if average and extras else {},
     }
-    if state.process_group.is_main:
-        kept = {snapshot_name(step): weights for step, weights in state.snapshots.items()}
-        frozen = {"best": state.best, **kept} if extras else {}
-        state.saver.begin(position, tensors, content=content, still=over, frozen=frozen)
+    frozen: dict[str, Mapping[str, torch.Tensor]] = {}
+    if state.process_group.is_main and extras:
+        frozen = {snapshot_name(step): weights for step, weights in state.snapshots.items()}
+        frozen["best"] = state.best
+    begin = partial(state.saver.begin, position, tensors, content=content, still=over, frozen=frozen)
+    if state.plan.parallel != "fsdp2":
+        if state.process_group.is_main:
+            begin()
+    elif (writer := writer_for(state, position.step)) is not None:
+        begin(writer=writer)
     state.schedule.save_begun(began, state.clock.time() - began)
+
+
+def own(state: TrainState, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what this process writes of some tensors: its rows of sharded ones, of others rank 0 all."""
+    main = state.process_group.is_main
+    return {name: local(one) for name, one in tensors.items() if main or local(one) is not one}
+
+
+def writer_for(state: TrainState, step: int) -> Writer | None:
+    """All: this process's part in writing a checkpoint; None if it can't be begun."""
+    group = state.process_group
+    folder = group.broadcast_object(state.saver.open(step) if group.is_main else None)
+    return None if folder is None else Writer(group.rank, group.world, folder)
 
 
 def restore(state: TrainState, found: Checkpoint) -> None:

@@ -1,0 +1,170 @@
+"""Checkpoints that several processes write together: all of it appears, or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer_node.engine.model.weight_slices import cut, rows_of
+from trainer_node.engine.train import checkpoint
+from trainer_node.engine.train.async_saver import Saver
+from trainer_node.engine.train.checkpoint import Checkpoint, Position
+from trainer_node.engine.train.checkpoint_parts import Note, Writer
+from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
+from trainer_node.engine.train.schedule import ScheduleState
+
+WHOLE = torch.arange(35, dtype=torch.float32).view(7, 5)
+WORLD = 3  # of 7 rows they have 3, 3 and 1
+
+
+def _position(step: int) -> Position:
+    return Position(
+        step=step,
+        epoch=0,
+        pack=0,
+        tokens=1,
+        clock_tokens=1,
+        train_s=0.0,
+        averaged=0,
+        pulse=ScheduleState(begun_at=0.0),
+    )
+
+
+def _groups(rank: int) -> dict[str, dict[str, torch.Tensor]]:
+    first, end = rows_of(len(WHOLE), rank, WORLD)
+    moments = {"exp_avg/w": WHOLE[first:end] / 2}
+    if rank == 0:
+        moments["step/w"] = torch.tensor(4.0)
+    return {"weights": {"w": WHOLE[first:end]}, "optimizer": moments}
+
+
+@pytest.fixture
+def savers(tmp_path: Path) -> list[Saver]:
+    """The savers of three processes."""
+    return [
+        Saver(tmp_path, "rows", {}, most_bytes=1e9, timer=lambda: 0.0, report=lambda text: None)
+        for _ in range(WORLD)
+    ]
+
+
+def _save(savers: list[Saver], step: int, only: int = WORLD) -> None:
+    folder = savers[0].open(step)
+    assert folder is not None
+    for rank, saver in enumerate(savers[:only]):
+        saver.begin(_position(step), _groups(rank), writer=Writer(rank, WORLD, folder))
+
+
+def _newest(folder: Path) -> Checkpoint:
+    found = checkpoint.newest(folder, pytest.fail)
+    assert found is not None
+    return found
+
+
+def test_every_process_writes_its_rows_and_any_number_reads_them(savers: list[Saver], tmp_path: Path) -> None:
+    _save(savers, 7)
+    for saver in savers:
+        saver.wait()
+    found = _newest(tmp_path)
+    parts = {f"{group}.{rank:05d}-of-00003.safetensors" for group in _groups(0) for rank in range(WORLD)}
+    assert found.manifest.files.keys() == parts
+    assert {path.name for path in found.folder.iterdir()} == {*parts, "manifest.json"}
+    assert checkpoint.groups(found.folder) == {"weights", "optimizer"}
+    assert found.has_moments
+    assert torch.equal(found.tensors("weights")["w"], WHOLE)
+    assert torch.equal(found.tensors("optimizer")["step/w"], torch.tensor(4.0))
+    for world in (1, 2, 3, 8):
+        for rank in range(world):
+            first, end = rows_of(len(WHOLE), rank, world)
+            assert torch.equal(cut(found.pieces("weights")["w"], first, end), WHOLE[first:end])
+
+
+def test_it_appears_when_the_last_process_is_done(savers: list[Saver], tmp_path: Path) -> None:
+    _save(savers, 7)
+    for saver in savers:
+        saver.wait()
+    _save(savers, 9, only=2)  # the third is slow, or about to be killed
+    savers[1].wait()
+    assert savers[0].written() is None
+    assert _newest(tmp_path).manifest.position.step == 7
+    (folder,) = tmp_path.glob(".tmp-*")
+    savers[2].begin(_position(9), _groups(2), writer=Writer(2, WORLD, folder))
+    for saver in savers:
+        saver.wait()
+    assert _newest(tmp_path).manifest.position.step == 9
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_what_a_kill_leaves_of_it_is_deleted_and_the_older_one_is_whole(
+    savers: list[Saver], tmp_path: Path
+) -> None:
+    _save(savers, 7)
+    for saver in savers:
+        saver.wait()
+    folder = checkpoint.open_temporary(tmp_path, 9)  # and all are killed before rank 0 is done
+    checkpoint.save(tmp_path, _position(9), "rows", _groups(1), {}, writer=Writer(1, WORLD, folder))
+    assert len(list(folder.iterdir())) == 3
+    checkpoint.clean(tmp_path)
+    assert not list(tmp_path.glob(".tmp-*"))
+    assert torch.equal(_newest(tmp_path).tensors("weights")["w"], WHOLE)
+
+
+def test_one_that_can_not_write_is_reported_by_rank_0_and_the_older_one_stays(
+    savers: list[Saver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _save(savers, 7)
+    for saver in savers:
+        saver.wait()
+    real = checkpoint.write_tensors
+
+    def full(path: Path, *rest: object, **options: object) -> object:
+        if "00002-of" in path.name:
+            raise OSError(28, "No space left on device")
+        return real(path, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    said: list[str] = []
+    savers[0].report = said.append
+    _save(savers, 9)
+    for saver in savers:
+        saver.wait()
+    assert "the checkpoint of step 9 could not be written" in said[0]
+    assert "rank 2" in said[0]
+    assert "No space left on device" in said[0]
+    assert not list(tmp_path.glob(".tmp-*"))
+    assert _newest(tmp_path).manifest.position.step == 7
+    sizes = Sizes(weights=4, moments=8, extras=0)
+    assert savers[0].make_room(sizes, 0) is CheckpointContent.NARROW_MOMENTS
+
+
+def test_a_note_that_comes_after_rank_0_gave_up_is_dropped(tmp_path: Path) -> None:
+    Writer(1, 2, tmp_path / "gone").leave(Note())
+    assert not (tmp_path / "gone").exists()
+
+
+def test_kept_trials_have_all_parts(savers: list[Saver], tmp_path: Path) -> None:
+    _save(savers, 7)
+    for saver in savers:
+        saver.wait()
+    checkpoint.link(_newest(tmp_path).folder, tmp_path / "trials" / "000", {"weights"})
+    kept = checkpoint.load(tmp_path / "trials" / "000", "weights")
+    assert torch.equal(kept.tensors("weights")["w"], WHOLE)
+
+
+@pytest.mark.parametrize("damage", ["one part", "no part"])
+def test_a_damaged_part_damages_the_checkpoint(savers: list[Saver], tmp_path: Path, damage: str) -> None:
+    for step in (7, 9):
+        _save(savers, step)
+        for saver in savers:
+            saver.wait()
+    part = tmp_path / "step-00000009" / "weights.00001-of-00003.safetensors"
+    content = part.read_bytes()
+    part.unlink()
+    if damage == "one part":
+        part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    said: list[str] = []
+    found = checkpoint.newest(tmp_path, said.append)
+    assert found is not None
+    assert found.manifest.position.step == 7
+    assert len(said) == 1

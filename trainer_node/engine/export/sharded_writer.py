@@ -1,0 +1,270 @@
+"""A submission of sharded weights: each process writes its rows into the files, and nothing is gathered.
+
+Only for models that are published under the names and in the tensors that they train with; of others rank 0
+writes all (`writer.write`). All processes see the same folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from msgspec.structs import replace
+from peft import get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers.pytorch_utils import Conv1D
+
+from shared.messages import Metrics, WorkerJob
+from shared.planning.plan import Plan
+from trainer_node.engine.damage.repair import restores_frozen
+from trainer_node.engine.distributed.process_group import ProcessGroup
+from trainer_node.engine.distributed.sharding import local
+from trainer_node.engine.export import writer
+from trainer_node.engine.export.dense_as_lora import fit_better
+from trainer_node.engine.model.adapters import Deltas
+from trainer_node.engine.model.weight_slices import Rows, rows_of, slices_of
+from trainer_node.engine.train.checkpoint import PIECE, bytes_of, header_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of a file, of which each process writes some rows."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    first: int  # of this process's rows
+    rows: Callable[[], Tensor | None]  # all processes call it; None: this one has nothing to write
+
+    @property
+    def empty(self) -> Tensor:
+        """Return the tensor without its values."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+def keeps_names(deltas: Deltas) -> bool:
+    """Return whether a model is published as it is in memory: neither renamed nor put together otherwise."""
+    base = writer.base_of(deltas)
+    known = {name: part.empty for name, part in model_parts(deltas, 0, 1).items()}
+    found = writer.as_published(base, known)
+    return found.keys() == known.keys() and all(found[name] is value for name, value in known.items())
+
+
+def write(
+    deltas: Deltas, plan: Plan, job: WorkerJob, metrics: Metrics, folder: Path, group: ProcessGroup
+) -> Metrics:
+    """All: write the submission into `folder`, which appears whole; the metrics with its kind and size.
+
+    Raises OSError in every process if one can't write.
+    """
+    restored = restores_frozen(plan.repair, set(deltas.parameters))
+    whole = restored or (deltas.dense and not fit_better(plan, writer.base_of(deltas)))
+    kind = "model" if whole else "adapter"
+
+    def fill(temporary: Path) -> None:
+        if whole:
+            write_model(deltas, job, temporary, group)
+        else:
+            parts = adapter_parts(deltas, plan, group)
+            write_parts(temporary / "adapter_model.safetensors", parts, group)
+            if group.is_main:
+                writer.adapter_config(deltas, plan, job).save_pretrained(str(temporary))
+
+    return write_folder(fill, plan, job, replace(metrics, kind=kind), folder, group)
+
+
+def write_folder(
+    fill: Callable[[Path], None],
+    plan: Plan,
+    job: WorkerJob,
+    metrics: Metrics,
+    folder: Path,
+    group: ProcessGroup,
+) -> Metrics:
+    """All: write a folder's files by `fill`, then let it appear; the metrics with its size."""
+    temporary = folder.with_name(f".{folder.name}.{group.broadcast_object(os.getpid())}")
+
+    def begin() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+
+    def end() -> None:
+        nonlocal metrics
+        metrics = writer.complete(temporary, folder, plan, job, metrics)
+
+    try:
+        _on_main(begin, group)
+        fill(temporary)
+        _on_main(end, group)
+    finally:
+        if group.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return metrics
+
+
+def write_model(deltas: Deltas, job: WorkerJob, folder: Path, group: ProcessGroup) -> None:
+    """All: write a whole model, in bf16 and in files of one size, and its configuration."""
+    parts = model_parts(deltas, group.rank, group.world)
+    split = split_torch_state_dict_into_shards(
+        {name: part.empty for name, part in parts.items()}, max_shard_size=writer.SHARD
+    )
+    for name, keys in split.filename_to_tensors.items():
+        write_parts(folder / name, {key: parts[key] for key in keys}, group)
+    _on_main(lambda: writer.write_configs(writer.base_of(deltas), job, split, folder), group)
+
+
+def model_parts(deltas: Deltas, rank: int, world: int) -> dict[str, Part]:
+    """Return all weights of the model in bf16, LoRA factors added to their matrices; tied ones once."""
+    base = writer.base_of(deltas)
+    layers = {
+        f"{name}.base_layer.weight": module
+        for name, module in base.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    parts: dict[str, Part] = {}
+    seen: set[int] = set()
+    for name, value in base.state_dict(keep_vars=True).items():
+        if ".lora_" in name or id(value) in seen:
+            continue
+        seen.add(id(value))
+        dtype = torch.bfloat16 if value.is_floating_point() else value.dtype
+        rows = partial(_with_lora, layers[name], value, rank, world) if name in layers else None
+        parts[name.replace(".base_layer.", ".")] = _part(value, dtype, rank, world, rows)
+    return parts
+
+
+def _part(
+    value: Tensor, dtype: torch.dtype, rank: int, world: int, rows: Callable[[], Tensor | None] | None = None
+) -> Part:
+    """Return a tensor's part: of a shard the own rows, of anything else all of it, which rank 0 writes."""
+    if isinstance(value, DTensor):
+        first = rows_of(len(value), rank, world)[0]
+        return Part(tuple(value.shape), dtype, first, rows or partial(local, value.detach()))
+    mine = value.detach() if rank == 0 else None
+    return Part(tuple(value.shape), dtype, 0, lambda: mine)
+
+
+def _with_lora(layer: LoraLayer, value: DTensor, rank: int, world: int) -> Tensor:
+    """Return the own rows of a matrix and its factors' product, fp32."""
+    first, end = rows_of(len(value), rank, world)
+    factors: list[Any] = [layer.lora_A[writer.ADAPTER].weight, layer.lora_B[writer.ADAPTER].weight]
+    a, b = (one.detach().full_tensor() for one in factors)
+    turned = isinstance(layer.get_base_layer(), Conv1D)
+    change = a[:, first:end].T @ b.T if turned else b[first:end] @ a
+    return local(value.detach()).float() + change * layer.scaling[writer.ADAPTER]
+
+
+def adapter_parts(deltas: Deltas, plan: Plan, group: ProcessGroup) -> dict[str, Part]:
+    """Return LoRA's factors in fp32, and the changes of dense matrices as factors in bf16."""
+    parts: dict[str, Part] = {}
+    if deltas.lora:
+        found = get_peft_model_state_dict(
+            deltas.network, adapter_name=writer.ADAPTER, save_embedding_layers=False
+        )
+        parts = {name: _part(value, torch.float32, group.rank, group.world) for name, value in found.items()}
+    slices = slices_of(writer.base_of(deltas))
+    assert slices is not None
+    for name, weight in deltas.parameters.items():
+        if ".lora_" not in name:
+            path = name.removesuffix(".weight")
+            module = writer.base_of(deltas).get_submodule(path)
+            pair = _factors(cast(DTensor, weight.detach()), slices[name], plan, module, group)
+            parts |= {f"base_model.model.{path}.{key}": part for key, part in pair}
+    return parts
+
+
+def _factors(
+    weight: DTensor, base: Rows, plan: Plan, module: Any, group: ProcessGroup
+) -> Iterator[tuple[str, Part]]:
+    """Yield the two factors of a dense change: itself, and the identity (`dense_as_lora.factors`)."""
+    computed, bf16 = getattr(torch, plan.dtype), torch.bfloat16
+    first, end = rows_of(len(weight), group.rank, group.world)
+
+    def change() -> Tensor:
+        own = local(weight)
+        before = base(first, end).to(own.device, bf16).float()
+        return (own.to(computed).float() - before).to(bf16)
+
+    shape, at, rows = tuple(weight.shape), first, cast("Callable[[], Tensor | None]", change)
+    if isinstance(module, Conv1D):  # the other way round; PEFT's factors never are
+        shape, at, rows = shape[::-1], 0, partial(_turned, weight, change, group)
+    changed = Part(shape, bf16, at, rows)
+    size = min(shape)
+    identity = Part((size, size), bf16, 0, lambda: torch.eye(size, dtype=bf16) if group.is_main else None)
+    names = ("lora_A.weight", "lora_B.weight")
+    yield from zip(names, (changed, identity) if shape[0] <= shape[1] else (identity, changed), strict=True)
+
+
+def _turned(weight: DTensor, change: Callable[[], Tensor], group: ProcessGroup) -> Tensor | None:
+    """All: the whole change of a matrix that is held as inputs x outputs, for rank 0 to write."""
+    whole = DTensor.from_local(
+        change(), weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride()
+    )
+    found = whole.full_tensor()
+    return found.T.contiguous() if group.is_main else None
+
+
+def write_parts(path: Path, parts: Mapping[str, Part], group: ProcessGroup) -> None:
+    """All: write one safetensors file, each process its rows. Raises OSError in all if one can't."""
+    header, offsets, end = header_of({name: (part.dtype, part.shape) for name, part in parts.items()})
+
+    def begin() -> None:
+        with path.open("wb", buffering=0) as file:
+            os.posix_fallocate(file.fileno(), 0, len(header) + end)  # a full disk shows here
+            os.pwrite(file.fileno(), header, 0)
+
+    _on_main(begin, group)
+    error: OSError | None = None
+    descriptor = -1
+    try:
+        descriptor = os.open(path, os.O_WRONLY)
+    except OSError as failure:
+        error = failure
+    try:
+        for name, part in parts.items():
+            rows = part.rows()  # also after an error: the others may wait for it
+            if rows is None or not rows.numel() or error is not None:
+                continue
+            row = part.dtype.itemsize * rows[0].numel() if part.shape else 0
+            try:
+                _write_at(descriptor, rows.to(part.dtype), len(header) + offsets[name] + part.first * row)
+            except OSError as failure:
+                error = failure
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    _agree(error, group)
+
+
+def _write_at(descriptor: int, rows: Tensor, offset: int) -> None:
+    data = memoryview(bytes_of(rows))
+    while data:
+        written = os.pwrite(descriptor, data[:PIECE], offset)
+        data, offset = data[written:], offset + written
+
+
+def _on_main(action: Callable[[], None], group: ProcessGroup) -> None:
+    """All: rank 0 does something; if it can't, its OSError is raised in all processes."""
+    error: OSError | None = None
+    if group.is_main:
+        try:
+            action()
+        except OSError as failure:
+            error = failure
+    _agree(error, group)
+
+
+def _agree(error: OSError | None, group: ProcessGroup) -> None:
+    """All: raise the first process's error that has one."""
+    told = None if error is None else (error.errno, str(error))
+    for one in group.gather_objects(told):
+        if one is not None:
+            raise OSError(*one)
