@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from shared.errors import PlanError
 from shared.messages import Hardware, TaskType
+from shared.planning.closing import Measured
 from shared.planning.deviations import deviations
 from shared.planning.hardware import device_count
 from shared.planning.memory_fit import Fit, Layout, fit, round_up
@@ -39,11 +40,13 @@ def make_plan(
     family: str = "",
     bf16: bool = True,
     task_type: TaskType = TaskType.INSTRUCT,
+    closing: Measured | None = None,
 ) -> Plan:
     """Make the recipe fit; the same arguments always give the same plan.
 
-    `budget_s` is all the time until the outcome must be on disk. `tokens_per_s`, once measured, replaces the
-    estimate. `family` (a model's name or type) overrides the shape's. `bf16`: the device computes in it.
+    `budget_s` is all the time until the outcome must be on disk. `tokens_per_s`, once measured with layers
+    that aren't compiled, replaces the estimate, and so does `closing`. `family` (a model's name or type)
+    overrides the shape's. `bf16`: the device computes in it.
     Preference pairs need no second model in memory, as the reference's outputs are computed beforehand; but
     both documents of a pair must fit one pack, and their learning rate and number of epochs are lower.
     Raises PlanError if no rung of the memory ladder fits, or if not one step would be done in time.
@@ -62,6 +65,7 @@ def make_plan(
         budget_s=budget_s,
         dtype="bfloat16" if recipe.bf16 and bf16 else "float32",
         measured=tokens_per_s,
+        closing=closing,
     )
     found, speed, step = _best_attempt(task)
     plan = _assemble(task, found, speed, step, max_length)
@@ -77,6 +81,7 @@ class _Task(Struct, frozen=True, kw_only=True):
     budget_s: float
     dtype: str
     measured: float | None
+    closing: Measured | None
 
 
 def _best_attempt(task: _Task) -> tuple[Fit, Pace, Step]:
@@ -103,7 +108,9 @@ def _attempt(task: _Task, most: float) -> tuple[Fit, Pace, Step]:
         task.hardware,
         task.budget_s,
         compiles=task.recipe.compile,
+        dropout=task.recipe.dropout if any(one.method == "lora" for one in found.modules) else 0.0,
         measured=task.measured,
+        closing=task.closing,
     )
     return found, speed, _step(task, found.layout, speed)
 

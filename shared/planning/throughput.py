@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from shared.messages import Hardware
+from shared.planning.closing import Measured, expected_costs
 from shared.planning.hardware import flops_per_s, is_cpu
 from shared.planning.memory_fit import Layout
 from shared.planning.model_shape import ModelShape, ModulePlan
@@ -17,6 +18,12 @@ COMPILE_GAIN = 1.25  # on an H100 1.31 at 1B, 1.27 recomputed, 1.33 at 135M; 8B 
 COMPILE_S = 45.0  # one layer's graph, forward and backward: 8 to 16 s on an H100 with 16 cores
 IMPORT_S = 15.0  # torch, transformers and peft, and a model's first use
 MODEL_BYTES_PER_S = 500e6  # of a disk, for files of models; a synced save is slower
+# To start a layer's kernels, both ways: 135M takes .1 s for 30 layers, however short the pack (H100).
+LAYER_S = 0.0033
+# The same where a graph starts them: 135M with packs of 1,536 and 8,192 tokens takes 28 and 52 ms, which is
+# 23 ms for 30 layers and 24% of the peak for the tokens; 0.5B with 4,096 tokens 56 ms.
+RECORDED_LAYER_S, RECORDED_SHARE = 0.00077, 0.25
+LARGE_PRODUCTS = 4e14  # FLOP/s that a GPU reaches in large products: 40% of an H100's peak
 CHECKPOINT_SHARE = 0.05  # of training time: checkpoints and evaluation on the way
 EVALUATION_SHARE = 0.05  # of the budget: what one evaluation may cost
 MIN_STEPS = 100  # fewer optimiser steps are too few: the batch is halved until there are as many
@@ -59,6 +66,44 @@ def flops_per_token(
     return forward + backward + 2.0 * head + (forward if checkpointing else 0.0)
 
 
+def waits_for_launches(weights: int, layers: int, tokens: int) -> bool:
+    """Return whether starting a pack's kernels takes longer than 6 operations for each weight and token."""
+    return 6.0 * weights * tokens / LARGE_PRODUCTS < LAYER_S * layers
+
+
+def is_recorded(shape: ModelShape, layout: Layout, *, dropout: float, pairs: bool) -> bool:
+    """Return whether the engine trains such packs by passes that are recorded as a CUDA graph."""
+    exact = not dropout and not pairs and not layout.checkpointing and layout.dtype == "bfloat16"
+    small = waits_for_launches(shape.parameters, shape.layers, layout.capacity)
+    return exact and small and layout.parallel == "single" and not layout.cpu
+
+
+def small_model_gain(shape: ModelShape, layout: Layout, flops: float, hardware: Hardware) -> float:
+    """Return how much faster a pack trains recorded than started kernel by kernel; `flops` are a token's."""
+    work = layout.capacity * flops
+    started = max(work / flops_per_s(hardware, layout.dtype), LAYER_S * shape.layers)
+    return max(1.0, started / _recorded_s(shape, layout, work))
+
+
+def _recorded_s(shape: ModelShape, layout: Layout, work: float) -> float:
+    return work / (RECORDED_SHARE / 0.4 * LARGE_PRODUCTS) + RECORDED_LAYER_S * shape.layers
+
+
+def estimated_rate(
+    shape: ModelShape, layout: Layout, flops: float, hardware: Hardware, *, recorded: bool
+) -> float:
+    """Return real tokens/s of training on all devices, not compiled; small models wait for launches."""
+    share = FSDP_SHARE if layout.parallel == "fsdp2" else 1.0
+    rate = share * flops_per_s(hardware, layout.dtype) / flops
+    if is_cpu(hardware):
+        return FILL * rate
+    devices = layout.devices
+    pack_s = max(layout.capacity * devices / rate, LAYER_S * shape.layers)
+    if recorded:
+        pack_s = min(pack_s, _recorded_s(shape, layout, layout.capacity * flops))
+    return FILL * layout.capacity * devices / pack_s
+
+
 def pace(
     shape: ModelShape,
     modules: Sequence[ModulePlan],
@@ -68,24 +113,26 @@ def pace(
     budget_s: float,
     *,
     compiles: bool,
+    dropout: float = 0.0,
     measured: float | None = None,
+    closing: Measured | None = None,
 ) -> Pace:
-    """Divide `budget_s` into start, training and reserve; `measured` tokens/s replace the estimate.
+    """Divide `budget_s` into start, training and reserve.
 
+    `measured` tokens/s, of layers that aren't compiled, and `closing` replace the estimates.
     torch.compile is used only if it saves more than twice what it costs, and never on a CPU, where it needs a
     C++ compiler.
     """
     flops = flops_per_token(shape, modules, rows, checkpointing=layout.checkpointing)
-    share = FSDP_SHARE if layout.parallel == "fsdp2" else 1.0
-    rate = measured or FILL * share * flops_per_s(hardware, layout.dtype) / flops
+    recorded = is_recorded(shape, layout, dropout=dropout, pairs=rows.pairs)
+    rate = measured or estimated_rate(shape, layout, flops, hardware, recorded=recorded)
     # A forward pass costs half of LoRA's step and a third of a dense one: half is the cautious figure.
     affordable = int(2 * rate * EVALUATION_SHARE * budget_s / rows.mean_length)
     dev = max(1, min(development_rows(rows.count), affordable))
     evaluation = dev * rows.mean_length / (2 * rate)
     load = IMPORT_S + 2 * shape.parameters / MODEL_BYTES_PER_S
-    reserve = min(
-        load + 2 * export_bytes(shape, modules) / MODEL_BYTES_PER_S + 2 * evaluation, MOST_RESERVE * budget_s
-    )
+    closing = closing or Measured(load_s=load, score_s=evaluation)
+    reserve = min(expected_costs(shape, modules, closing, budget_s).reserve_s, MOST_RESERVE * budget_s)
     start = min(load + evaluation, MOST_START * budget_s)
     train = (budget_s - reserve - start) * (1 - CHECKPOINT_SHARE)
     if rows.pairs:
@@ -93,7 +140,7 @@ def pace(
     compiled = compiles and not is_cpu(hardware) and train * (1 - 1 / COMPILE_GAIN) > 2 * COMPILE_S
     if compiled:
         train -= COMPILE_S
-        rate = measured or rate * COMPILE_GAIN
+        rate *= COMPILE_GAIN
     return Pace(rate, max(0.0, train), reserve, dev, compiled)
 
 
@@ -109,10 +156,3 @@ def _after_references(train_s: float, all_s: float) -> float:
 def development_rows(examples: int) -> int:
     """Return how many of a job's examples are held out to choose and verify by; at least one."""
     return max(1, min(1000, max(min(400, examples // 5), examples // 33)))
-
-
-def export_bytes(shape: ModelShape, modules: Sequence[ModulePlan]) -> int:
-    """Size of what is submitted: the whole model in 16 bits if any delta is dense, else fp32 factors."""
-    if any(module.method == "dense" for module in modules):
-        return 2 * shape.parameters
-    return 4 * sum(module.parameters for module in modules)

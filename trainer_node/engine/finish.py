@@ -15,6 +15,7 @@ import torch
 from shared.errors import EngineError
 from shared.files import folder_digest, is_disk_full
 from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
+from shared.planning.closing import verify_limit_s
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.damage.repair import undo_scaling
 from trainer_node.engine.data.examples import Examples
@@ -25,7 +26,6 @@ from trainer_node.engine.evaluate.metric import Evaluation, measure
 from trainer_node.engine.export import sharded_writer, unverified, writer
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.prepare import verify_limit_s
 from trainer_node.engine.time_budget import SAFETY, SLACK_S, Part, affordable
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position
@@ -238,7 +238,7 @@ def _verify(run: RunContext, state: TrainState, dev: Examples, candidate: Candid
     if left_s < state.schedule.costs.load_s + SLACK_S:
         run.reporter.message("short of time, skipped: verify")
         return None
-    limit_s = min(verify_limit_s(run.job), left_s / 4)
+    limit_s = min(verify_limit_s(run.job.ready_by - run.job.start_at), left_s / 4)
     folder, dtype = run.folder / "export", getattr(torch, state.plan.dtype)
     try:
         with run.patience():

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from shared.clock import TokenClock, WallClock
 from shared.errors import EngineError
 from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, decode_worker_job
+from shared.planning.closing import Measured
 from shared.planning.plan import Plan
 from trainer_node.engine import context, prepare
 from trainer_node.engine.as_is import checkpoint_as_is, submit_as_is
@@ -132,17 +133,21 @@ def begin(run: RunContext) -> Outcome:
     ingested = run.clock.time()
     draft = prepare.draw_plan(run, config, data, budget_s)
     model = load_base(run, draft)
-    load_s = run.clock.time() - ingested
     if draft.parallel == "fsdp2":
         model = shard_frozen(model, run.process_group)
+    load_s = run.clock.time() - ingested
     fingerprint = data.train.fingerprint()
     data, base, row_s = prepare.baseline(run, model, data, draft)
     if run.simulated:
         rate = run.job.token_clock_rate
     else:
         rate = prepare.train_rate(draft, float(data.dev.lengths.mean()) / row_s)
-    plan = prepare.draw_plan(run, config, data, budget_s, rate)
-    measured = prepare.first_costs(run, plan, load_s, ingested - start, row_s * len(data.dev))
+        rate *= prepare.recorded_gain(config, draft, data, run.job.hardware)
+    closing = Measured(
+        load_s=load_s, score_s=row_s * len(data.dev), save_bytes_per_s=prepare.save_rate(run, draft)
+    )
+    plan = prepare.draw_plan(run, config, data, budget_s, rate, closing=None if run.simulated else closing)
+    measured = prepare.first_costs(run, config, plan, closing, ingested - start)
     data = base_states.first(run, model, reference_logprobs.first(run, model, data, plan), plan)
     plan, model = repaired(run, model, data, base, plan, lambda: load_base(run, plan))
     record = RunRecord(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -14,10 +15,13 @@ from numpy.typing import NDArray
 
 from shared.errors import DataError, DataUnavailableError, EngineError, PlanError, SettingsError
 from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, WorkerJob
+from shared.planning.closing import SAVE_BYTES_PER_S, Costs, Measured, expected_costs
 from shared.planning.hardware import computes_bf16, machine_memory
+from shared.planning.memory_fit import Layout
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, resolve
+from shared.planning.throughput import Rows, flops_per_token, is_recorded, small_model_gain
 from trainer_node.engine import limits
 from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.download import public_name
@@ -30,14 +34,13 @@ from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_tokenizer
 from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.reporter import write_outcome
-from trainer_node.engine.time_budget import Costs
+from trainer_node.engine.train.checkpoint import write_tensors
 
-VERIFY_SHARE = 0.01  # of the budget: what scoring the reloaded export may cost
-VERIFY_MOST_S = 60.0  # and in any case: a broken export shows on its first rows
 SCORE_SHARE = 0.03  # of the budget: what scoring the development rows once may cost
 FREE_SHARE = 0.95  # of a GPU's memory is free before the first tensor: the driver and the context take some
 SILENT_S = 600.0  # while the data is prepared: less than after what a node replaces a worker, to no avail
-SAVE_BYTES_PER_S = 300e6  # of a synced, hashed save, until one is measured
+# Of a checkpoint, to measure the disk with: its speed, and not only how long a sync takes.
+LEAST_TRIED, MOST_TRIED, TRIED_SHARE = 2**16, 2**26, 0.05
 
 
 def ingest(run: RunContext, config: Any) -> JobData:
@@ -191,6 +194,7 @@ def draw_plan(
     budget_s: float,
     train_tokens_per_s: float | None = None,
     profile: str = "",
+    closing: Measured | None = None,
 ) -> Plan:
     """Return the plan for this job on these processes' devices in `budget_s`; the profile is the job's.
 
@@ -213,6 +217,7 @@ def draw_plan(
             family=job.model,
             bf16=computes_bf16(job.hardware),
             task_type=job.task_type,
+            closing=closing,
         )
     except PlanError as error:
         if 2 * budget_s < job.ready_by - job.start_at:
@@ -246,24 +251,51 @@ def with_free_memory(job: WorkerJob, process_group: ProcessGroup, report: Callab
     return replace(job, hardware=replace(job.hardware, memory_bytes=free))
 
 
-def first_costs(run: RunContext, plan: Plan, load_s: float, ingest_s: float, score_s: float) -> Costs:
-    """Return what was measured, and bytes over a slow disk for what wasn't."""
-    trained = sum(module.parameters for module in plan.modules)
-    return Costs(
-        import_s=run.import_s,
-        load_s=load_s,
-        ingest_s=ingest_s,
-        score_s=score_s,
-        save_s=0.5 + 12 * trained / SAVE_BYTES_PER_S,
-        # Shards are put together in a model that is loaded for it.
-        export_s=0.5 + 6 * trained / SAVE_BYTES_PER_S + (load_s if plan.parallel == "fsdp2" else 0.0),
-        verify_s=verify_limit_s(run.job),
+def first_costs(run: RunContext, config: Any, plan: Plan, closing: Measured, ingest_s: float) -> Costs:
+    """Return what was measured, and bytes over the disk's measured speed for what wasn't yet."""
+    budget_s = run.job.ready_by - run.job.start_at
+    costs = expected_costs(model_shape(config), plan.modules, closing, budget_s)
+    costs.import_s, costs.ingest_s = run.import_s, ingest_s
+    return costs
+
+
+def save_rate(run: RunContext, plan: Plan) -> float:
+    """All: the bytes per second of a hashed, synced save on the run's disk, of a part of a checkpoint."""
+    if run.simulated:
+        return SAVE_BYTES_PER_S
+    rate = SAVE_BYTES_PER_S
+    if run.process_group.is_main:
+        trained = sum(module.parameters for module in plan.modules)
+        size = int(min(MOST_TRIED, max(LEAST_TRIED, TRIED_SHARE * 12 * trained)))
+        path, began = run.folder / ".disk-speed", time.monotonic()
+        try:
+            write_tensors(path, {"bytes": torch.ones(size, dtype=torch.uint8)})
+            rate = size / max(1e-6, time.monotonic() - began)
+        except OSError:
+            pass  # a full disk is found out, and reported, by the first checkpoint
+        finally:
+            path.unlink(missing_ok=True)
+    return run.process_group.broadcast_floats(rate)[0]
+
+
+def recorded_gain(config: Any, plan: Plan, data: JobData, hardware: Hardware) -> float:
+    """Return how much faster a small model's steps are than its forward passes say, which aren't recorded."""
+    shape, stats = model_shape(config), data_stats(data.train)
+    lora = any(module.method == "lora" for module in plan.modules)
+    layout = Layout(
+        capacity=plan.capacity,
+        parallel=plan.parallel,
+        devices=plan.devices,
+        checkpointing=plan.activation_checkpointing,
+        dtype=plan.dtype,
+        cpu=hardware.device == "cpu",
     )
-
-
-def verify_limit_s(job: WorkerJob) -> float:
-    """Return what scoring the reloaded export may cost."""
-    return min(VERIFY_MOST_S, VERIFY_SHARE * (job.ready_by - job.start_at))
+    dropout = plan.dropout if lora else 0.0
+    if not is_recorded(shape, layout, dropout=dropout, pairs=data.train.group == 2):
+        return 1.0
+    rows = Rows(stats.examples, stats.tokens / stats.examples, stats.label_tokens / stats.tokens)
+    flops = flops_per_token(shape, plan.modules, rows, checkpointing=False)
+    return small_model_gain(shape, layout, flops, hardware)
 
 
 def main_memory(hardware: Hardware) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shared.planning.plan import Plan
+from shared.planning.throughput import waits_for_launches
 from tests.engine.step_state import step_state
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate, pack
@@ -25,7 +26,6 @@ from trainer_node.engine.model.recorded_pass import (
     on_cuda,
     recorded_pass_for,
     room_for,
-    waits_for_launches,
 )
 from trainer_node.engine.objectives import sft
 from trainer_node.engine.signals import Stop

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from shared.planning.architectures import Batching
 from shared.planning.plan import Plan
+from shared.planning.throughput import waits_for_launches
 from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.data.packing import Batch, Packs, collate
 from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.oom import is_out_of_memory, release
 
-LAYER_S = 0.0033  # to start a layer's kernels: 135M takes .1 s for 30 layers, however short the pack (H100)
-FLOPS_PER_S = 4e14  # that a GPU reaches in large products: 40% of an H100's peak
 WARM_UP = 2  # passes before the recording: compilers and libraries choose their kernels in them
 TOLERANCE = 0.05  # of a replay: on a GPU the same pass gives gradients up to .003 of their norm apart
 SPARE = 1.25  # room for packs with more documents or labels than any of the first epoch's
@@ -208,7 +207,8 @@ def recorded_pass_for(
     """
     model = deltas.model
     packed = model.recordable and model.batching is Batching.PACKED
-    exact = packed and examples.group == 1 and examples.base is None and not plan.dropout
+    plain = examples.group == 1 and examples.base is None
+    exact = packed and plain and not (plan.dropout and deltas.lora)
     single = plan.parallel == "single" and not plan.activation_checkpointing and plan.dtype == "bfloat16"
     if not (exact and single and next(iter(deltas.parameters.values())).is_cuda):
         return None
@@ -217,8 +217,3 @@ def recorded_pass_for(
     if not waits_for_launches(weights, layers, plan.capacity):
         return None
     return RecordedPass(deltas, objective, room_for(examples, packs.of_epoch(), plan.capacity))
-
-
-def waits_for_launches(weights: int, layers: int, tokens: int) -> bool:
-    """Return whether starting a pack's kernels takes longer than 6 operations for each weight and token."""
-    return 6.0 * weights * tokens / FLOPS_PER_S < LAYER_S * layers

@@ -17,6 +17,7 @@ from shared.errors import EngineError, PlanError
 from shared.messages import Outcome, OutcomeStatus, Phase, TaskType
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
+from shared.planning.throughput import COMPILE_GAIN
 from trainer_node.engine import prepare
 from trainer_node.engine.assemble import make_saver
 from trainer_node.engine.context import JobData, RunContext, RunRecord
@@ -148,11 +149,10 @@ def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
     """Return the plans to search among, by name: the job's own, and its profile's other ones that fit."""
     plans = {arm_name(plan): plan} if plan.parallel != "fsdp2" else {}
     config, job = load_config(run.job.model_path), run.job
+    rate = plan.expected_tokens_per_s / (COMPILE_GAIN if plan.compile else 1.0)  # measured without compiling
     for profile in resolve(job.profile).arms:
         try:
-            other = prepare.draw_plan(
-                run, config, data, job.ready_by - job.start_at, plan.expected_tokens_per_s, profile
-            )
+            other = prepare.draw_plan(run, config, data, job.ready_by - job.start_at, rate, profile)
         except (PlanError, EngineError) as error:
             run.reporter.message(f"{profile} is not tried: {error}")
             continue

@@ -1,10 +1,21 @@
 import pytest
+from msgspec.structs import replace
 
+from shared.planning.closing import Measured, expected_costs, export_bytes
 from shared.planning.hardware import parse_hardware
 from shared.planning.memory_fit import Layout, split
 from shared.planning.model_shape import ModelShape, ModulePlan, shape_from_params
 from shared.planning.profiles import resolve
-from shared.planning.throughput import COMPILE_S, Rows, development_rows, export_bytes, flops_per_token, pace
+from shared.planning.throughput import (
+    COMPILE_GAIN,
+    COMPILE_S,
+    Rows,
+    development_rows,
+    estimated_rate,
+    flops_per_token,
+    is_recorded,
+    pace,
+)
 
 SHAPE = shape_from_params(8_030_000_000)
 DENSE = split(SHAPE, resolve("maximum_accuracy"), 8192)
@@ -78,3 +89,85 @@ def test_development_rows(rows: int, held_out: int) -> None:
 def test_dense_deltas_submit_the_whole_model() -> None:
     assert export_bytes(SHAPE, DENSE) == 2 * SHAPE.parameters
     assert export_bytes(SHAPE, LORA) == 4 * sum(module.parameters for module in LORA)
+
+
+H100 = parse_hardware("1xH100-80GB")
+HOUSE = resolve("maximum_accuracy")
+SMOLLM2 = ModelShape(
+    hidden=576, layers=30, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocab=49152, tied=True
+)
+QWEN = ModelShape(
+    hidden=896, layers=24, intermediate=4864, heads=14, kv_heads=2, head_dim=64, vocab=151936, tied=True
+)
+
+
+def speed(shape: ModelShape, capacity: int, *, recorded: bool) -> float:
+    """Tokens/s of dense training on one H100, as estimated."""
+    layout = Layout(
+        capacity=capacity, parallel="single", devices=1, checkpointing=False, dtype="bfloat16", cpu=False
+    )
+    flops = flops_per_token(shape, split(shape, HOUSE, 8192), ROWS, checkpointing=False)
+    return estimated_rate(shape, layout, flops, H100, recorded=recorded)
+
+
+@pytest.mark.parametrize(
+    ("shape", "capacity", "computed", "recorded"),
+    [
+        (SMOLLM2, 1_536, 7_070, 53_900),
+        (SMOLLM2, 8_192, 57_800, 157_100),
+        (QWEN, 4_096, 37_100, 73_700),
+    ],
+)
+def test_small_models_train_as_fast_as_an_h100_was_seen_to(
+    shape: ModelShape, capacity: int, computed: float, recorded: float
+) -> None:
+    """What was measured for steps of one pack (docs/gpu.md); without recording the CPU starts each kernel."""
+    assert speed(shape, capacity, recorded=True) == pytest.approx(recorded, rel=0.15)
+    assert 0.8 * computed < speed(shape, capacity, recorded=False) < 2.3 * computed
+
+
+def test_a_plan_of_a_small_model_counts_on_recorded_passes_where_the_engine_has_them() -> None:
+    layout = replace(LAYOUT, parallel="single", devices=1, capacity=8192)
+    assert is_recorded(SMOLLM2, layout, dropout=0.0, pairs=False)
+    for other in (
+        replace(layout, parallel="ddp"),
+        replace(layout, checkpointing=True),
+        replace(layout, dtype="float32"),
+        replace(layout, cpu=True),
+    ):
+        assert not is_recorded(SMOLLM2, other, dropout=0.0, pairs=False)
+    assert not is_recorded(SMOLLM2, layout, dropout=0.05, pairs=False)
+    assert not is_recorded(SMOLLM2, layout, dropout=0.0, pairs=True)
+    assert not is_recorded(SHAPE, layout, dropout=0.0, pairs=False)
+    modules = split(SMOLLM2, HOUSE, 8192)
+    plain = pace(SMOLLM2, modules, layout, ROWS, H100, 3600.0, compiles=False, dropout=0.05)
+    fast = pace(SMOLLM2, modules, layout, ROWS, H100, 3600.0, compiles=False)
+    assert fast.tokens_per_s > 1.8 * plain.tokens_per_s
+
+
+def test_a_large_model_is_as_fast_as_its_arithmetic() -> None:
+    assert speed(SHAPE, 16384, recorded=False) == pytest.approx(
+        0.97 * 0.35 * 989e12 / flops_per_token(SHAPE, DENSE, ROWS, checkpointing=False), rel=0.01
+    )
+
+
+def test_the_reserve_is_what_the_schedule_keeps() -> None:
+    """8B, dense: 485 s were kept and 120 planned."""
+    measured = Measured(load_s=33.0, score_s=40.0, save_bytes_per_s=300e6)
+    clock = pace(SHAPE, DENSE, LAYOUT, ROWS, HALF, 14_400.0, compiles=False, closing=measured)
+    costs = expected_costs(SHAPE, DENSE, measured, 14_400.0)
+    assert clock.reserve_s == costs.reserve_s == costs.closing_s + 2.0
+    assert costs.save_s == pytest.approx(0.5 + 12 * 6_979e6 / 300e6, rel=0.01)
+    quick = replace(measured, save_bytes_per_s=680e6)
+    assert pace(SHAPE, DENSE, LAYOUT, ROWS, HALF, 14_400.0, compiles=False, closing=quick).reserve_s < (
+        0.6 * clock.reserve_s
+    )
+
+
+def test_a_measured_rate_is_of_layers_that_are_not_compiled() -> None:
+    slow, fast = (
+        pace(SHAPE, LORA, LAYOUT, ROWS, HALF, 14_400.0, compiles=compiles, measured=1000.0)
+        for compiles in (False, True)
+    )
+    assert fast.compile
+    assert (slow.tokens_per_s, fast.tokens_per_s) == (1000.0, 1000.0 * COMPILE_GAIN)
