@@ -96,10 +96,13 @@ def main() -> None:
             )
             training.deltas.model.train()
             losses = []
+            buckets = gradient_memory(training)
+            assert way != "ddp" or len(buckets) < len(training.deltas.parameters)
             for _ in range(STEPS):
                 assert loop.one_step(training, 1.0, Stop())
                 losses.append(torch.tensor(training.last_loss))
             assert way != "ddp" or gradients_are_in_buckets(training)
+            assert way != "ddp" or gradient_memory(training) == buckets  # none was made next to them
             skip_and_go_back(training, reporter)
             if way == "fsdp2":
                 exports_alike(training, run, folder)
@@ -185,6 +188,12 @@ def exports_alike(training: TrainState, run: RunContext, folder: Path) -> None:
         # Products of fewer rows may round otherwise: by one step of bf16 where LoRA was added.
         merged = deltas.lora and name.endswith("_proj.weight")
         torch.testing.assert_close(value, expected[name], rtol=2**-7 if merged else 0, atol=0)
+
+
+def gradient_memory(training: TrainState) -> set[int]:
+    """The memory that gradients are parts of."""
+    gradients = [parameter.grad for parameter in training.deltas.parameters.values()]
+    return {one.untyped_storage().data_ptr() for one in gradients if one is not None}
 
 
 def skip_and_go_back(training: TrainState, reporter: Reporter) -> None:

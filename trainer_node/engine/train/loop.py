@@ -11,6 +11,7 @@ import time
 from typing import NamedTuple
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from trainer_node.engine.data.packing import Packs, collate
 from trainer_node.engine.distributed.sharding import between, decoder_layers
@@ -177,12 +178,13 @@ def one_step(state: TrainState, rate: float, stop: Stop) -> bool:
 
 
 def free_gradients(state: TrainState) -> None:
-    """Free the gradients. DDP's stay, as zeros: they are parts of its buckets.
+    """Free the gradients. DDP's stay, as zeros, if a step adds packs up: they are parts of its buckets.
 
     Without them the first of a step's packs would be given gradients of its own, next to the buckets: 4 bytes
     a weight more while a step adds packs up.
     """
-    state.optimizer.zero_grad(set_to_none=state.plan.parallel != "ddp")
+    adds_up = isinstance(state.forward, DistributedDataParallel) and not state.forward.static_graph
+    state.optimizer.zero_grad(set_to_none=not adds_up)
 
 
 def gradients(state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[torch.Tensor, int] | None:
