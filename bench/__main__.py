@@ -40,7 +40,7 @@ BENCHES: dict[str, Bench] = {
     "overhead": Bench("performance.overhead", 3, "seconds from an accepted job to its first step"),
     "throughput": Bench("performance.throughput", 10, "tokens per second against TRL"),
     "dense_vs_lora": Bench("performance.dense_vs_lora", 30, "dense deltas against LoRA of the same freedom"),
-    "memory": Bench("performance.memory", 5, "peak memory against the planner's estimate"),
+    "memory": Bench("performance.memory", 8, "the planner's estimate against traced peaks of memory"),
     "host_memory": Bench(
         "performance.host_memory", 2, "main memory of 8 processes that load and export a model once"
     ),

@@ -1,10 +1,10 @@
-"""Compare the planner's memory estimate with the measured peak of real training steps, on this machine's CPU.
+"""Compare the planner's memory estimate with the peak of real training steps.
 
-    python -m bench memory
+    python -m bench memory              # of a GPU, traced with fake tensors (`traced_memory`)
+    python -m bench memory --measured   # of this machine's CPU, each case in a process: several minutes
 
-Each case runs in a separate process: a decoder with random weights, three packs through the engine's own
-forward, backward and AdamW; several minutes on two cores. The last line is one JSON object: `{"cases",
-"worst_error", "worst_case"}`; an error is estimate / peak - 1.
+The last line is one JSON object: `{"cases", "outside", "worst_error", "worst_case"}`; an error is
+estimate / peak - 1, and those outside of -3% to +15% end with status 1.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ SHAPES = {
         hidden=896, layers=24, intermediate=4864, heads=14, kv_heads=2, head_dim=64, vocab=151936, tied=True
     ),
 }
+FIRST = next(iter(SHAPES))
+LEAST, MOST = -0.03, 0.15  # of the peak: how far the estimate may be off
 # profile, rank, capacity, checkpointing
 CASES = {
     "dense": ("maximum_accuracy", 8192, 1024, False),
@@ -106,25 +108,54 @@ def peak(model: str, case: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main() -> None:
-    """Measure every case in its own process and print a table."""
-    if len(sys.argv) == 3:
-        print(json.dumps(peak(sys.argv[1], sys.argv[2])))
-        return
+def traced() -> dict[str, float]:
+    """Trace every case; return the errors."""
+    from bench.performance.traced_memory import CASES as TRACED
+    from bench.performance.traced_memory import estimated, traced_peak
+
+    errors: dict[str, float] = {}
+    for case in TRACED:
+        memory = estimated(case)
+        expected, found = memory.total - memory.process, traced_peak(case, plan_of(FIRST, "LoRA 16"))
+        errors[case.name] = expected / found - 1
+        sizes = f"{expected / 2**30:6.2f} GiB estimated, {found / 2**30:6.2f} traced"
+        print(f"{case.name:46} {sizes}, {errors[case.name]:+.1%}", flush=True)
+    return errors
+
+
+def measured() -> dict[str, float]:
+    """Measure every case in its own process; return the errors."""
     errors: dict[str, float] = {}
     for model in SHAPES:
         for case in CASES:
             command = [sys.executable, "-m", "bench.performance.memory", model, case]
             lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
-            measured: Any = json.loads(lines.strip().splitlines()[-1])
-            estimated = plan_of(model, case).memory_bytes
-            error = estimated / measured - 1
-            errors[f"{model}, {case}"] = error
-            sizes = f"{estimated / 2**30:6.2f} GB estimated, {measured / 2**30:6.2f} measured"
+            found: Any = json.loads(lines.strip().splitlines()[-1])
+            expected = plan_of(model, case).memory_bytes
+            errors[f"{model}, {case}"] = error = expected / found - 1
+            sizes = f"{expected / 2**30:6.2f} GB estimated, {found / 2**30:6.2f} measured"
             print(f"{model:14} {case:22} {sizes}, {error:+.1%}", flush=True)
+    return errors
+
+
+def main() -> int:
+    """Compare all cases; return the exit status."""
+    arguments = sys.argv[1:]
+    if len(arguments) == 2:
+        print(json.dumps(peak(*arguments)))
+        return 0
+    errors = measured() if arguments == ["--measured"] else traced()
+    outside = [name for name, error in errors.items() if not LEAST <= error <= MOST]
     worst = max(errors, key=lambda name: abs(errors[name]))
-    print(json.dumps({"cases": len(errors), "worst_error": round(errors[worst], 3), "worst_case": worst}))
+    result = {
+        "cases": len(errors),
+        "outside": len(outside),
+        "worst_error": round(errors[worst], 3),
+        "worst_case": worst,
+    }
+    print(json.dumps(result))
+    return 1 if outside else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

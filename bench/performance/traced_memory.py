@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
+import msgspec
 import torch
 from msgspec import Struct
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -48,6 +49,7 @@ class Case(Struct, frozen=True, kw_only=True):
     capacity: int = 16384
     recomputed: bool = False
     dropout: float = 0.0
+    layers: int | None = None  # of the model, if not all
 
     @property
     def name(self) -> str:
@@ -88,7 +90,7 @@ def modules_of(case: Case, shape: ModelShape) -> list[Any]:
 
 def estimated(case: Case) -> Memory:
     """Return the planner's estimate for one GPU."""
-    shape = model_shape(config_of(case.model, dry=False))
+    shape = model_shape(config_of(case.model, dry=False, layers=case.layers))
     layout = Layout(
         capacity=case.capacity,
         parallel="single",
@@ -185,7 +187,7 @@ def _as_on_a_gpu() -> Iterator[None]:
 
 def traced_peak(case: Case, plan: Plan) -> int:
     """Return the most bytes that were alive in two steps."""
-    config = config_of(case.model, dry=False)
+    config = config_of(case.model, dry=False, layers=case.layers)
     plan = replace_plan(plan, case, model_shape(config))
     rows = random_rows(PACKS * case.capacity, config.vocab_size, dry=False)
     packs = Packs(rows.lengths.tolist(), case.capacity, 0, 10**6).take(PACKS)
@@ -215,9 +217,7 @@ def _fake(mode: FakeTensorMode, batch: Batch) -> Batch:
 
 def replace_plan(plan: Plan, case: Case, shape: ModelShape) -> Plan:
     """Return the plan as the case asks for."""
-    from msgspec.structs import replace as changed
-
-    return changed(
+    return msgspec.structs.replace(
         plan,
         modules=modules_of(case, shape),
         capacity=case.capacity,
@@ -226,10 +226,3 @@ def replace_plan(plan: Plan, case: Case, shape: ModelShape) -> Plan:
         dtype="bfloat16",
         packs_per_step=PACKS,
     )
-
-
-def errors_of(cases: Sequence[Case], plan: Plan) -> Iterator[tuple[Case, int, int]]:
-    """Yield each case with its estimate and its traced peak, both without the process."""
-    for case in cases:
-        memory = estimated(case)
-        yield case, memory.total - memory.process, traced_peak(case, plan)
