@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from msgspec.structs import replace
+from transformers import LlamaConfig
 
+from bench.performance.memory import plan_of
+from shared.clock import TokenClock, WallClock
 from shared.messages import Hardware
+from shared.planning.closing import SAVE_BYTES_PER_S
+from shared.planning.memory_fit import split
+from shared.planning.plan import Plan
+from shared.planning.profiles import resolve
 from tests.engine.train.test_loop import JOB
 from trainer_node.engine import prepare
+from trainer_node.engine.context import JobData, RunContext
+from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from trainer_node.engine.model.shape import model_shape
+from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train import checkpoint
 
 GIB = 2**30
 
@@ -37,3 +55,64 @@ def test_the_plan_is_made_for_the_memory_that_is_free(
 
 def test_a_cpu_has_the_memory_that_its_half_states() -> None:
     assert prepare.with_free_memory(JOB, SINGLE_PROCESS, pytest.fail) is JOB
+
+
+def _plan_of(config: LlamaConfig, parallel: str = "single", **changes: Any) -> Plan:
+    shape = model_shape(config)
+    modules = split(shape, resolve("maximum_accuracy"), 2**31)
+    plan = plan_of("smollm2-135m", "dense")
+    return replace(plan, modules=modules, capacity=8192, parallel=parallel, **changes)
+
+
+def _data(rows: Examples) -> JobData:
+    return JobData(rows, rows, {}, 4096)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "low", "high"),
+    [
+        ((576, 30, 1536, 9, 3, 49152), 1.6, 3.5),  # 135M: 2.7 times as fast was measured
+        ((4096, 2, 14336, 32, 8, 128256), 1.0, 1.0),  # wide layers keep a GPU busy
+    ],
+)
+def test_a_small_model_is_expected_to_train_faster_than_its_forward_passes_say(
+    sizes: tuple[int, ...], low: float, high: float, make_examples: Callable[..., Examples]
+) -> None:
+    names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
+    config = LlamaConfig(**dict(zip((*names, "num_key_value_heads", "vocab_size"), sizes, strict=True)))
+    hardware = Hardware(device="H100", count=1, memory_bytes=80 * GIB)
+    data = _data(make_examples([300] * 20))
+    assert low <= prepare.recorded_gain(config, _plan_of(config), data, hardware) <= high
+    cpu = Hardware(device="cpu", count=2, memory_bytes=80 * GIB)
+    for plan, where in ((_plan_of(config), cpu), (_plan_of(config, "ddp"), hardware)):
+        assert prepare.recorded_gain(config, plan, data, where) == 1.0
+
+
+def test_the_disk_is_measured_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reporter = Reporter(tmp_path / "progress.jsonl", "t", "a")
+    run = RunContext(JOB, tmp_path, WallClock(), reporter, Stop())
+    plan = plan_of("smollm2-135m", "LoRA 16")
+    sizes: list[int] = []
+    real = checkpoint.write_tensors
+
+    def slow(path: Path, tensors: dict[str, torch.Tensor]) -> Any:
+        sizes.append(tensors["bytes"].numel())
+        time.sleep(0.2)
+        return real(path, tensors)
+
+    monkeypatch.setattr(prepare, "write_tensors", slow)
+    assert 0 < prepare.save_rate(run, plan) < sizes[0] / 0.2
+    assert not list(tmp_path.glob(".disk*"))
+    assert prepare.LEAST_TRIED <= sizes[0] <= prepare.MOST_TRIED
+
+    def full(path: Path, tensors: dict[str, torch.Tensor]) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare, "write_tensors", full)
+    assert prepare.save_rate(run, plan) == SAVE_BYTES_PER_S
+    assert prepare.save_rate(replace_clock(run), plan) == SAVE_BYTES_PER_S
+
+
+def replace_clock(run: RunContext) -> RunContext:
+    """The run, counted in tokens: then nothing takes time."""
+    return RunContext(run.job, run.folder, TokenClock(0.0, 100.0), run.reporter, run.stop)

@@ -20,11 +20,13 @@ from shared.clock import TokenClock
 from shared.errors import EngineError
 from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase
 from shared.planning.plan import Plan
+from trainer_node.engine import prepare
 from trainer_node.engine.assemble import make_saver
 from trainer_node.engine.context import LEAST_PATIENCE_S, JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.failure import explain
+from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.oom import is_out_of_memory
 from trainer_node.engine.search.budget import budget_of
 from trainer_node.engine.search.choose import submit_best
@@ -56,13 +58,22 @@ def as_population(run: RunContext, record: RunRecord, known: SearchRecord, data:
     group = run.process_group
     if group.is_single:
         return known
-    plans = {arm: on_one_device(plan) for arm, plan in known.plans.items()}
+    plans = {arm: _alone(run, plan, data) for arm, plan in known.plans.items()}
     population = msgspec.structs.replace(known, plans=plans, width=group.world)
     budget = budget_of(run, on_own_rows(record, group.world), population, data)
     found = group.broadcast_object(population if is_population(starts(population, record), budget) else known)
     if found.width > 1:
         run.reporter.message(f"{found.width} devices train a trial each, at the same time")
     return found
+
+
+def _alone(run: RunContext, plan: Plan, data: JobData) -> Plan:
+    """Return a plan as one device carries it out, which may record a small model's passes."""
+    alone, hardware = on_one_device(plan), run.job.hardware
+    if hardware.device == "cpu" or plan.parallel == "single":
+        return alone
+    gain = prepare.recorded_gain(load_config(run.job.model_path), alone, data, hardware)
+    return msgspec.structs.replace(alone, expected_tokens_per_s=gain * alone.expected_tokens_per_s)
 
 
 def take_up(run: RunContext, known: SearchRecord) -> SearchRecord:
