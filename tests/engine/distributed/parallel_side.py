@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tempfile
+import time
 import weakref
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -18,8 +20,9 @@ from shared.messages import DatasetType, FileFormat, Hardware, Metrics, TaskType
 from trainer_node.engine.assemble import assemble
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.packing import Batch
-from trainer_node.engine.distributed.process_group import destroy, join
+from trainer_node.engine.distributed.process_group import ProcessGroup, destroy, join
 from trainer_node.engine.distributed.sharding import fitted, gathered, local, shard_frozen
+from trainer_node.engine.distributed.turns import first_then_others
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.export import sharded_writer, writer
 from trainer_node.engine.model.adapters import add_deltas
@@ -126,9 +129,28 @@ def main() -> None:
         del frozen
         release()  # it refers to itself: without this it stays in memory with the next one
         assert gone() is None
+    if not process_group.is_single:
+        assert not loads_overlap(process_group, 2**60)  # more than there is: one after the other
+        assert loads_overlap(process_group, 0) is not None
     if process_group.is_main:
         torch.save(found, sys.argv[2])
     destroy(process_group)
+
+
+def loads_overlap(group: ProcessGroup, size: int) -> bool:
+    """Whether the processes after rank 0 load at the same time what takes `size` bytes in each."""
+    times: list[tuple[float, float]] = []
+
+    def load() -> tuple[str, int]:
+        began = time.monotonic()
+        time.sleep(0.1)
+        times.append((began, time.monotonic()))
+        return "model", size
+
+    assert first_then_others(group, load) == "model"
+    (first, *others) = [spans[0] for spans in group.gather_objects(times)]
+    assert all(began >= first[1] for began, _ in others)
+    return any(later[0] < earlier[1] for earlier, later in pairwise(sorted(others)))
 
 
 def gradients_are_in_buckets(training: TrainState) -> bool:
