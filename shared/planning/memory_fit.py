@@ -99,6 +99,7 @@ def activation_bytes(shape: ModelShape, modules: Sequence[ModulePlan], layout: L
     # Two norms keep their input in fp32 and hand on a copy; attention keeps q, k, v and its output; the MLP
     # gate, up, silu(gate) and their product. A fused kernel never stores the matrix of attention itself.
     layer = 2 * shape.hidden * (4 + width) + (2 * query + 2 * key) * width + 4 * shape.intermediate * width
+    layer += max(0, shape.layer_norms - 2) * shape.hidden * 4  # further norms keep their fp32 input
     if shape.head_norms:  # of queries and keys: their weights are frozen, so only the fp32 input is kept
         layer += (query + key) * 4
     # A LoRA module's input is kept already, by what computed it; with dropout the module keeps it masked, and

@@ -62,6 +62,7 @@ class ModelShape(Struct, frozen=True, kw_only=True):
     vocab: int
     tied: bool  # the output matrix is the embedding matrix
     head_norms: bool = False  # queries and keys are normed, as in Qwen3
+    layer_norms: int = 2  # of a layer, over the hidden size; four in Gemma 2 and 3
     max_positions: int = 8192
     family: str = "other"  # "llama", "qwen" or "other": decides the learning rate
     own_linears: tuple[Linear, ...] = ()  # the kinds that are trained, where the model itself was looked at

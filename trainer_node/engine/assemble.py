@@ -116,7 +116,7 @@ def adapt(run: RunContext, plan: Plan, model: torch.nn.Module, *, fixed_steps: b
         plan,
         run.process_group,
         seed=run.job.seed,
-        slices=unscaled(slices_of(model), plan.repair),
+        slices=unscaled(slices_of(model), plan.repair, getattr(torch, plan.dtype)),
         fixed_steps=fixed_steps,
     )
     return Adapted(plan, deltas, forward, heads, head_dim)
@@ -194,7 +194,7 @@ def make_state(
 def untrained_weights(run: RunContext, plan: Plan, deltas: Deltas) -> dict[str, torch.Tensor]:
     """Return what the plan trains as it is before the first step, read from the base model again."""
     if plan.parallel == "fsdp2":
-        slices = unscaled(slices_of(deltas.model.base), plan.repair)
+        slices = unscaled(slices_of(deltas.model.base), plan.repair, getattr(torch, plan.dtype))
         assert slices is not None
         return untrained(deltas, run.process_group, slices, run.job.seed)
     model = load_model(run.job.model_path, getattr(torch, plan.dtype))

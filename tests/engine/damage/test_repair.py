@@ -167,11 +167,11 @@ def test_weights_that_are_read_by_rows_are_restored_alike(tiny_model: Path) -> N
     repair.undo_scaling(whole, undo)
     empty = without_weights(load_model(str(tiny_model), "bfloat16"), str(tiny_model), 0, 1)
     given = slices_of(empty)
-    slices = repair.unscaled(given, undo)
+    slices = repair.unscaled(given, undo, torch.bfloat16)
     assert given is not None
     assert slices is not None
     for name, weight in whole.named_parameters():
         assert torch.equal(slices[name](1, 5).to(torch.bfloat16), weight[1:5]), name
         changed = not torch.equal(given[name](1, 5).to(torch.bfloat16), weight[1:5])
         assert changed == (name in names)
-    assert repair.unscaled(given, None) is given
+    assert repair.unscaled(given, None, torch.bfloat16) is given

@@ -34,13 +34,15 @@ def undo_scaling(model: nn.Module, repair: Repair | None) -> None:
         _scale(model, repair.weights, 1 / repair.factor)
 
 
-def unscaled(slices: dict[str, Rows] | None, repair: Repair | None) -> dict[str, Rows] | None:
+def unscaled(
+    slices: dict[str, Rows] | None, repair: Repair | None, dtype: torch.dtype
+) -> dict[str, Rows] | None:
     """Return where weights are read, with what undoes their scaling: the same numbers as `undo_scaling`."""
     if slices is None or repair is None:
         return slices
 
     def undone(rows: Rows, first: int, end: int) -> Tensor:
-        return (rows(first, end).float() * (1 / repair.factor)).to(torch.bfloat16)
+        return (rows(first, end).to(dtype).float() * (1 / repair.factor)).to(torch.bfloat16)
 
     changed = {name: partial(undone, slices[name]) for name in repair.weights if name in slices}
     return {**slices, **changed}

@@ -36,7 +36,7 @@ from trainer_node.engine.train.checkpoint import PIECE, bytes_of, header_of
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """One tensor of a file, of which each process writes some rows."""
 
     shape: tuple[int, ...]
@@ -121,7 +121,7 @@ def write_model(deltas: Deltas, job: WorkerJob, folder: Path, group: ProcessGrou
     _on_main(lambda: writer.write_configs(writer.base_of(deltas), job, split, folder), group)
 
 
-def model_parts(deltas: Deltas, rank: int, world: int) -> dict[str, Part]:
+def model_parts(deltas: Deltas, rank: int, world: int) -> dict[str, FilePart]:
     """Return all weights of the model in bf16, LoRA factors added to their matrices; tied ones once."""
     base = writer.base_of(deltas)
     layers = {
@@ -129,7 +129,7 @@ def model_parts(deltas: Deltas, rank: int, world: int) -> dict[str, Part]:
         for name, module in base.named_modules()
         if isinstance(module, LoraLayer)
     }
-    parts: dict[str, Part] = {}
+    parts: dict[str, FilePart] = {}
     seen: set[int] = set()
     for name, value in base.state_dict(keep_vars=True).items():
         if ".lora_" in name or id(value) in seen:
@@ -143,13 +143,13 @@ def model_parts(deltas: Deltas, rank: int, world: int) -> dict[str, Part]:
 
 def _part(
     value: Tensor, dtype: torch.dtype, rank: int, world: int, rows: Callable[[], Tensor | None] | None = None
-) -> Part:
+) -> FilePart:
     """Return a tensor's part: of a shard the own rows, of anything else all of it, which rank 0 writes."""
     if isinstance(value, DTensor):
         first = rows_of(len(value), rank, world)[0]
-        return Part(tuple(value.shape), dtype, first, rows or partial(local, value.detach()))
+        return FilePart(tuple(value.shape), dtype, first, rows or partial(local, value.detach()))
     mine = value.detach() if rank == 0 else None
-    return Part(tuple(value.shape), dtype, 0, lambda: mine)
+    return FilePart(tuple(value.shape), dtype, 0, lambda: mine)
 
 
 def _with_lora(layer: LoraLayer, value: DTensor, rank: int, world: int) -> Tensor:
@@ -162,9 +162,9 @@ def _with_lora(layer: LoraLayer, value: DTensor, rank: int, world: int) -> Tenso
     return local(value.detach()).float() + change * layer.scaling[writer.ADAPTER]
 
 
-def adapter_parts(deltas: Deltas, plan: Plan, group: ProcessGroup) -> dict[str, Part]:
+def adapter_parts(deltas: Deltas, plan: Plan, group: ProcessGroup) -> dict[str, FilePart]:
     """Return LoRA's factors in fp32, and the changes of dense matrices as factors in bf16."""
-    parts: dict[str, Part] = {}
+    parts: dict[str, FilePart] = {}
     if deltas.lora:
         found = get_peft_model_state_dict(
             deltas.network, adapter_name=writer.ADAPTER, save_embedding_layers=False
@@ -183,7 +183,7 @@ def adapter_parts(deltas: Deltas, plan: Plan, group: ProcessGroup) -> dict[str, 
 
 def _factors(
     weight: DTensor, base: Rows, plan: Plan, module: Any, group: ProcessGroup
-) -> Iterator[tuple[str, Part]]:
+) -> Iterator[tuple[str, FilePart]]:
     """Yield the two factors of a dense change: itself, and the identity (`dense_as_lora.factors`)."""
     computed, bf16 = getattr(torch, plan.dtype), torch.bfloat16
     first, end = rows_of(len(weight), group.rank, group.world)
@@ -196,9 +196,9 @@ def _factors(
     shape, at, rows = tuple(weight.shape), first, cast("Callable[[], Tensor | None]", change)
     if isinstance(module, Conv1D):  # the other way round; PEFT's factors never are
         shape, at, rows = shape[::-1], 0, partial(_turned, weight, change, group)
-    changed = Part(shape, bf16, at, rows)
+    changed = FilePart(shape, bf16, at, rows)
     size = min(shape)
-    identity = Part((size, size), bf16, 0, lambda: torch.eye(size, dtype=bf16) if group.is_main else None)
+    identity = FilePart((size, size), bf16, 0, lambda: torch.eye(size, dtype=bf16) if group.is_main else None)
     names = ("lora_A.weight", "lora_B.weight")
     yield from zip(names, (changed, identity) if shape[0] <= shape[1] else (identity, changed), strict=True)
 
@@ -212,7 +212,7 @@ def _turned(weight: DTensor, change: Callable[[], Tensor], group: ProcessGroup) 
     return found.T.contiguous() if group.is_main else None
 
 
-def write_parts(path: Path, parts: Mapping[str, Part], group: ProcessGroup) -> None:
+def write_parts(path: Path, parts: Mapping[str, FilePart], group: ProcessGroup) -> None:
     """All: write one safetensors file, each process its rows. Raises OSError in all if one can't."""
     header, offsets, end = header_of({name: (part.dtype, part.shape) for name, part in parts.items()})
 

@@ -61,12 +61,19 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
         vocab=int(embedding.shape[0]),
         tied=head is embedding,
         head_norms=any(name.endswith("q_norm") for name, _ in model.named_modules()),
+        layer_norms=_norms(layers[0], int(config.hidden_size)),
         max_positions=_whole(config, "max_position_embeddings", POSITIONS),
         family=family_of(str(config.model_type)),
         own_linears=linears,
         own_parameters=sum(weight.numel() for weight in model.parameters()),
         idle_parameters=_idle(model, config),
     )
+
+
+def _norms(layer: Any, hidden: int) -> int:
+    """Return how many norms over the hidden size a layer has."""
+    found = [module for name, module in layer.named_modules() if name.rpartition(".")[2].endswith("norm")]
+    return sum(tuple(getattr(module, "weight", torch.empty(0)).shape) == (hidden,) for module in found)
 
 
 def _idle(model: PreTrainedModel, config: Any) -> int:

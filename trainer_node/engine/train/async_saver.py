@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from msgspec import Struct
 
+from trainer_node.engine.distributed.checkpoint_parts import Writer
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position, Tensors
-from trainer_node.engine.train.checkpoint_parts import Writer
 from trainer_node.engine.train.disk_plan import (
     DESCRIPTIONS,
     SPARE_BYTES,

@@ -9,11 +9,11 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import TokenClock
+from trainer_node.engine.distributed.checkpoint_parts import Writer
 from trainer_node.engine.distributed.sharding import local
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.train.async_saver import size_of
 from trainer_node.engine.train.checkpoint import Checkpoint, Position
-from trainer_node.engine.train.checkpoint_parts import Writer
 from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
 from trainer_node.engine.train.optimizer import MOMENTS, optimizer_tensors
 from trainer_node.engine.train.rollback import load_trained

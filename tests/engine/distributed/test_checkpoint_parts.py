@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainer_node.engine.distributed.checkpoint_parts import Note, Writer
 from trainer_node.engine.model.weight_slices import cut, rows_of
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint, Position
-from trainer_node.engine.train.checkpoint_parts import Note, Writer
 from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
 from trainer_node.engine.train.schedule import ScheduleState
 
