@@ -145,11 +145,11 @@ def one_process(folder: Path) -> None:
     from trainer_node.engine.context import RunContext
     from trainer_node.engine.distributed.process_group import destroy, join
     from trainer_node.engine.distributed.sharding import sharded
+    from trainer_node.engine.distributed.weight_slices import slices_of
     from trainer_node.engine.export import sharded_writer
     from trainer_node.engine.model.adapters import add_deltas
     from trainer_node.engine.model.loading import load_config
     from trainer_node.engine.model.shape import model_shape
-    from trainer_node.engine.model.weight_slices import slices_of
     from trainer_node.engine.reporter import Reporter
     from trainer_node.engine.signals import Stop
 

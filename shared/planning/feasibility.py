@@ -11,13 +11,12 @@ from msgspec.structs import replace
 from shared.errors import PlanError, SettingsError
 from shared.messages import Hardware, TaskType
 from shared.planning.architectures import Batching, ModelFacts, facts_from_name
-from shared.planning.closing import export_bytes
 from shared.planning.model_name import is_mixture, parameters_from_name
 from shared.planning.model_shape import ModelShape, shape_from_params
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import family_of, resolve
-from shared.planning.throughput import MODEL_BYTES_PER_S
+from shared.planning.throughput import MODEL_BYTES_PER_S, export_bytes
 from shared.planning.transfers import HERE, Transfers
 
 MIN_OFFER_STEPS = 3  # an offer states no data, and real rows may be ten times shorter than the assumed ones

@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from shared.errors import PlanError
 from shared.messages import Hardware, TaskType
-from shared.planning.closing import Measured
 from shared.planning.deviations import deviations
 from shared.planning.hardware import device_count
 from shared.planning.memory_fit import Fit, Layout, fit, round_up
@@ -22,7 +21,7 @@ from shared.planning.model_shape import (
 from shared.planning.plan import DataStats, Plan, Step
 from shared.planning.profiles import dense_rate, family_of, lora_rate, pair_share
 from shared.planning.recipe import Recipe
-from shared.planning.throughput import FILL, MIN_STEPS, Pace, Rows, pace
+from shared.planning.throughput import FILL, MIN_STEPS, Measured, Pace, Rows, pace
 
 MIN_BATCH = 8  # examples
 LEAST_BATCH_SHARE = 0.8  # of the batch that is wanted: above it is the same batch, rounded to packs

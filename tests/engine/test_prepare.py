@@ -15,10 +15,10 @@ from transformers import LlamaConfig
 from bench.performance.memory import plan_of
 from shared.clock import TokenClock, WallClock
 from shared.messages import Hardware
-from shared.planning.closing import SAVE_BYTES_PER_S
 from shared.planning.memory_fit import split
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
+from shared.planning.throughput import SAVE_BYTES_PER_S
 from tests.engine.train.test_loop import JOB
 from trainer_node.engine import prepare
 from trainer_node.engine.context import JobData, RunContext

@@ -21,13 +21,13 @@ from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.distributed.sharding import spread, untrained
 from trainer_node.engine.distributed.turns import first_then_others, weighed
+from trainer_node.engine.distributed.weight_slices import slices_of, without_weights
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.attention import choose_kernels, max_documents
 from trainer_node.engine.model.compile import missing_compiler
 from trainer_node.engine.model.loading import load_model, load_unread
 from trainer_node.engine.model.recorded_pass import recorded_pass_for
 from trainer_node.engine.model.shape import heads_of
-from trainer_node.engine.model.weight_slices import slices_of, without_weights
 from trainer_node.engine.objectives import loss_for
 from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train.async_saver import Saver

@@ -21,8 +21,8 @@ from msgspec.structs import replace
 from shared.clock import TokenClock, WallClock
 from shared.errors import EngineError
 from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, decode_worker_job
-from shared.planning.closing import Measured
 from shared.planning.plan import Plan
+from shared.planning.throughput import Measured
 from trainer_node.engine import context, prepare
 from trainer_node.engine.as_is import checkpoint_as_is, submit_as_is
 from trainer_node.engine.assemble import assemble, load_base

@@ -15,13 +15,21 @@ from numpy.typing import NDArray
 
 from shared.errors import DataError, DataUnavailableError, EngineError, PlanError, SettingsError
 from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, WorkerJob
-from shared.planning.closing import SAVE_BYTES_PER_S, Costs, Measured, expected_costs
 from shared.planning.hardware import computes_bf16, machine_memory
 from shared.planning.memory_fit import Layout
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, resolve
-from shared.planning.throughput import Rows, flops_per_token, is_recorded, small_model_gain
+from shared.planning.throughput import (
+    SAVE_BYTES_PER_S,
+    Costs,
+    Measured,
+    Rows,
+    expected_costs,
+    flops_per_token,
+    is_recorded,
+    small_model_gain,
+)
 from trainer_node.engine import limits
 from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.download import public_name

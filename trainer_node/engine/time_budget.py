@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from shared.planning.closing import SAFETY, SLACK_S, Costs
+from shared.planning.throughput import SAFETY, SLACK_S, Costs
 
 __all__ = ["SAFETY", "SLACK_S", "Costs", "Part", "affordable"]
 

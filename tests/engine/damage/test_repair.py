@@ -25,8 +25,8 @@ from tests.engine.worker_run import (
 from trainer_node.engine.context import read_record
 from trainer_node.engine.damage import repair
 from trainer_node.engine.damage.scaling import Scaling
+from trainer_node.engine.distributed.weight_slices import slices_of, without_weights
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.model.weight_slices import slices_of, without_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 FACTOR = 1.4217

@@ -23,11 +23,11 @@ from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.distributed.process_group import ProcessGroup, destroy, join
 from trainer_node.engine.distributed.sharding import fitted, gathered, local, shard_frozen
 from trainer_node.engine.distributed.turns import first_then_others
+from trainer_node.engine.distributed.weight_slices import without_weights
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.export import sharded_writer, writer
 from trainer_node.engine.model.adapters import add_deltas
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.model.weight_slices import without_weights
 from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer_node.engine.distributed.checkpoint_parts import Note, Writer
-from trainer_node.engine.model.weight_slices import cut, rows_of
+from trainer_node.engine.distributed.weight_slices import cut, rows_of
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint, Position

@@ -19,9 +19,9 @@ from shared.planning.profiles import resolve
 from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.damage.scaling import find_scaling
 from trainer_node.engine.distributed.sharding import local
+from trainer_node.engine.distributed.weight_slices import Rows
 from trainer_node.engine.evaluate.metric import Evaluation, score
 from trainer_node.engine.model.exactness import label_model
-from trainer_node.engine.model.weight_slices import Rows
 
 FACTORS = 0.5, 1.5  # upstream draws one of these
 CHECK_ROWS = 64  # development rows: what a factor does to the loss is seen on far fewer

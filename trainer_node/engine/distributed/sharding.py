@@ -19,11 +19,11 @@ from shared.errors import EngineError
 from shared.planning.architectures import Batching
 from shared.planning.plan import Plan
 from trainer_node.engine.distributed.process_group import ProcessGroup
+from trainer_node.engine.distributed.weight_slices import Rows, cut, joined, rows_of, slices_of
 from trainer_node.engine.model.adapters import Deltas, lora_starts, stable_name
 from trainer_node.engine.model.compile import compile_layers
 from trainer_node.engine.model.exactness import choose_batching
 from trainer_node.engine.model.label_model import LabelModel
-from trainer_node.engine.model.weight_slices import Rows, cut, joined, rows_of, slices_of
 
 
 def fitted(plan: Plan, process_group: ProcessGroup) -> Plan:

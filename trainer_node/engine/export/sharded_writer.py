@@ -28,10 +28,10 @@ from shared.planning.plan import Plan
 from trainer_node.engine.damage.repair import restores_frozen
 from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.distributed.sharding import local
+from trainer_node.engine.distributed.weight_slices import Rows, rows_of, slices_of
 from trainer_node.engine.export import writer
 from trainer_node.engine.export.dense_as_lora import fit_better
 from trainer_node.engine.model.adapters import Deltas
-from trainer_node.engine.model.weight_slices import Rows, rows_of, slices_of
 from trainer_node.engine.train.checkpoint import PIECE, bytes_of, header_of
 
 

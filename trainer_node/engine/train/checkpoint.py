@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from shared.files import file_digest, sync, write_atomically
 from trainer_node.engine.distributed.checkpoint_parts import FileEntry, Note, Writer, blocks, group_of
-from trainer_node.engine.model.weight_slices import joined
+from trainer_node.engine.distributed.weight_slices import joined
 from trainer_node.engine.train.dev_curve import DevCurve
 from trainer_node.engine.train.health import Health
 from trainer_node.engine.train.schedule import ScheduleState

@@ -1,7 +1,6 @@
 import pytest
 from msgspec.structs import replace
 
-from shared.planning.closing import Measured, expected_costs, export_bytes
 from shared.planning.hardware import parse_hardware
 from shared.planning.memory_fit import Layout, split
 from shared.planning.model_shape import ModelShape, ModulePlan, shape_from_params
@@ -9,9 +8,12 @@ from shared.planning.profiles import resolve
 from shared.planning.throughput import (
     COMPILE_GAIN,
     COMPILE_S,
+    Measured,
     Rows,
     development_rows,
     estimated_rate,
+    expected_costs,
+    export_bytes,
     flops_per_token,
     is_recorded,
     pace,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from trainer_node.engine.distributed.weight_slices import cut, rows_of, slices_of, without_weights
 from trainer_node.engine.model.loading import load_model, load_unread
-from trainer_node.engine.model.weight_slices import cut, rows_of, slices_of, without_weights
 
 WORLD = 3
 
