@@ -24,6 +24,7 @@ from trainer_node.engine.distributed.sharding import gathered
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loaded, loss_over_base, ranked
 from trainer_node.engine.evaluate.metric import Evaluation, measure
 from trainer_node.engine.export import sharded_writer, unverified, writer
+from trainer_node.engine.export.verify import Problem
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.time_budget import SAFETY, SLACK_S, Part, affordable
@@ -59,22 +60,46 @@ def submit(
     candidates: Sequence[Candidate],
     parts: frozenset[Part],
 ) -> Outcome:
-    """Export the first candidate whose files verify as what was trained."""
-    wrong: list[str] = []
+    """Export the first candidate whose files verify as what was trained.
+
+    If none does, that one whose files are the best, and better than the base model: a bf16 error that is
+    larger than expected costs less than the job.
+    """
+    refused: list[tuple[Candidate, Problem]] = []
     for candidate in candidates:
-        metrics, outcome, error = _export(run, record, state, candidate), None, None
+        metrics, outcome, problem = _export(run, record, state, candidate), None, None
         if metrics:  # until rank 0 broadcasts the outcome, the other ranks wait
             outcome = ready(run, metrics)
             unverified.note(run.folder, outcome)
-            error = _verify(run, state, dev, candidate) if Part.VERIFY in parts else None
-        outcome, error = run.process_group.broadcast_object((outcome, error))
-        if outcome and error is None:
+            problem = _verify(run, state, dev, candidate) if Part.VERIFY in parts else None
+        outcome, problem = run.process_group.broadcast_object((outcome, problem))
+        if outcome and problem is None:
             run.reporter.phase(Phase.DONE)
             return outcome
+        problem = problem or Problem("it could not be written")
         unverified.drop(run.folder)
-        wrong.append(f"{candidate.name}: {error}")
-        run.reporter.message(f"the export of the {candidate.name} weights is refused: {error}")
-    raise EngineError(ErrorCode.INTERNAL, f"no export is what was trained: {'; '.join(wrong)}")
+        refused.append((candidate, problem))
+        run.reporter.message(f"the export of the {candidate.name} weights is refused: {problem.text}")
+    if best := least_wrong(refused, record.base_losses):
+        run.reporter.message(
+            f"the {best.name} weights are submitted: their files are better than the base model"
+        )
+        return submit(run, record, state, dev, [best], parts - {Part.VERIFY})
+    texts = "; ".join(f"{candidate.name}: {problem.text}" for candidate, problem in refused)
+    raise EngineError(ErrorCode.INTERNAL, f"no export is what was trained: {texts}")
+
+
+def least_wrong(
+    refused: Sequence[tuple[Candidate, Problem]], base_losses: Sequence[float]
+) -> Candidate | None:
+    """Return the candidate whose files gained the most over the base model on the rows that they scored."""
+    gains = [
+        (float(np.mean(base_losses[: len(problem.losses)]) - np.mean(problem.losses)), candidate)
+        for candidate, problem in refused
+        if problem.losses
+    ]
+    gain, best = max(gains, key=lambda pair: pair[0], default=(0.0, None))
+    return best if gain > 0.0 else None
 
 
 def choose(
@@ -108,7 +133,7 @@ def choose(
     if (loss_over_base(candidates[0], base) >= 0.0 and Part.SCORE in parts) or not finite:
         others = scored_earlier(run, state, score, until, at_least=0 if finite else 1)
         if Part.VERIFY in parts:  # there is time to load the base model once more
-            others.append(untrained(run, record, state))
+            others.append(untrained(run, record, state, score))
         candidates = ranked([*candidates, *others], base)
         candidates = [c for c in candidates if loss_over_base(c, base) < math.inf] or [last]
         run.reporter.message("the trained weights are worse than the base model's")
@@ -161,8 +186,13 @@ def earlier(run: RunContext, state: TrainState) -> Iterator[Candidate]:
             yield Candidate(f"step {position.step}", reached, weights_applied=weights_applied)
 
 
-def untrained(run: RunContext, record: RunRecord, state: TrainState) -> Candidate:
-    """Return the base model as a candidate: the plan's weights as they were before the first step."""
+def untrained(
+    run: RunContext, record: RunRecord, state: TrainState, score: Callable[[], Evaluation]
+) -> Candidate:
+    """Return the base model as a candidate: the plan's weights as they were before the first step.
+
+    Its losses are known, unless it was repaired.
+    """
     losses = np.array(record.base_losses)
 
     def weights() -> dict[str, torch.Tensor]:
@@ -170,7 +200,10 @@ def untrained(run: RunContext, record: RunRecord, state: TrainState) -> Candidat
             return state.untrained()
 
     weights_applied = partial(loaded, state.deltas, weights)
-    return Candidate("base", TrainProgress(0, 0, 0.0), Evaluation(record.base_loss, losses), weights_applied)
+    base = Candidate("base", TrainProgress(0, 0, 0.0), weights_applied=weights_applied)
+    if state.plan.repair:
+        return base.measured(score)
+    return replace(base, score=Evaluation(record.base_loss, losses))
 
 
 def _export(run: RunContext, record: RunRecord, state: TrainState, candidate: Candidate) -> Metrics | None:
@@ -231,7 +264,7 @@ def _whole(run: RunContext, state: TrainState) -> Deltas | None:
     return whole
 
 
-def _verify(run: RunContext, state: TrainState, dev: Examples, candidate: Candidate) -> str | None:
+def _verify(run: RunContext, state: TrainState, dev: Examples, candidate: Candidate) -> Problem | None:
     """Return what is wrong with the exported files, or None; also None without time to load them."""
     run.reporter.phase(Phase.VERIFY)
     left_s = run.job.ready_by - run.own_clock.time()  # not the group's clock: the other ranks don't ask

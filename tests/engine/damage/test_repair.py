@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -27,6 +28,8 @@ from trainer_node.engine.damage import repair
 from trainer_node.engine.damage.scaling import Scaling
 from trainer_node.engine.distributed.weight_slices import slices_of, without_weights
 from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.search.runner import TrialRunner
+from trainer_node.engine.search.trial import TrialResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 FACTOR = 1.4217
@@ -145,6 +148,20 @@ def test_what_would_raise_the_loss_is_not_undone(
     if whole.exists():
         head = load_file(whole)["lm_head.weight"]
         assert torch.equal(head, load_file(clean / "model.safetensors")["lm_head.weight"])
+
+
+def test_without_a_usable_trial_the_restored_model_is_submitted(
+    damaged: Path, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(self: TrialRunner, result: TrialResult, *others: object) -> TrialResult:
+        return replace(result, loss=None, losses=[])
+
+    monkeypatch.setattr(TrialRunner, "keep", lost)
+    outcome = finish(make_job(profile="auto", model_path=str(damaged)))
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss is not None
+    assert outcome.metrics.final_loss < outcome.metrics.base_loss - 0.1
 
 
 def test_both_factors_that_leave_the_same_gaps_are_tried() -> None:

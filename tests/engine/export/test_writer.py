@@ -124,11 +124,11 @@ def test_a_wrong_export_is_noticed(
     other = score_sft(deltas.model, dev)
     wrong = writer.verify(tmp_path / "export", job, dev, other, 10.0, CPU)
     assert wrong is not None
-    assert "instead of" in wrong
+    assert "instead of" in wrong.text
     (tmp_path / "export" / "model.safetensors").write_bytes(b"no")
     wrong = writer.verify(tmp_path / "export", job, dev, None, 10.0, CPU)
     assert wrong is not None
-    assert "load" in wrong
+    assert "load" in wrong.text
 
 
 @pytest.mark.usefixtures("whole")

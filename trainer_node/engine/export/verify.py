@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
+from msgspec import Struct
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
@@ -37,6 +38,13 @@ LEAST_ROWS = 2
 ROOM = 3 * 2**30  # bytes of a GPU left free for what computing takes
 
 
+class Problem(Struct, frozen=True):
+    """What is wrong with an export, and its own loss row by row, if it has one."""
+
+    text: str
+    losses: list[float] = []
+
+
 class UnverifiedError(Exception):
     """The files may be right: there was not the memory to load them."""
 
@@ -49,7 +57,7 @@ def verify(
     limit_s: float,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-) -> str | None:
+) -> Problem | None:
     """Reload the submission with stock transformers and peft and score development rows one by one.
 
     As many rows as `limit_s` allows, at least two. Returns what is wrong, or None. `trained` is the score of
@@ -66,13 +74,14 @@ def verify(
     except (OSError, ValueError, RuntimeError, MemoryError, KeyError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise UnverifiedError(f"memory ran out: {str(error).partition(chr(10))[0]}") from error
-        return f"the exported files don't load: {error}"
+        return Problem(f"the exported files don't load: {error}")
     found = float(np.mean(losses))
     if not np.isfinite(found):
-        return f"the exported files give a loss of {found}"
+        return Problem(f"the exported files give a loss of {found}")
     wanted = float(trained.per_example[: len(losses)].mean()) if trained else found
     if abs(found - wanted) > tolerance(dev.take(np.arange(len(losses)))):
-        return f"the exported files score {found:.4f} instead of {wanted:.4f} on {len(losses)} rows"
+        text = f"the exported files score {found:.4f} instead of {wanted:.4f} on {len(losses)} rows"
+        return Problem(text, losses)
     return None
 
 

@@ -25,7 +25,7 @@ from trainer_node.engine.evaluate.candidates import (
     loss_over_base,
     ranked,
 )
-from trainer_node.engine.evaluate.metric import Evaluation, measure
+from trainer_node.engine.evaluate.metric import Evaluation, measure, score
 from trainer_node.engine.finish import submit, untrained
 from trainer_node.engine.search.runner import (
     TrialRunner,
@@ -64,7 +64,9 @@ def submit_best(runner: TrialRunner) -> Outcome:
             if candidates
             else "no trial gave usable weights: the base model is submitted"
         )
-        candidates = ranked([*candidates, untrained(run, record, state)], record.base_losses)
+        model, group = state.deltas.model, run.process_group
+        base = untrained(run, record, state, lambda: score(model, runner.dev, process_group=group))
+        candidates = ranked([*candidates, base], record.base_losses)
     return submit(run, record, state, runner.dev, candidates, parts)
 
 
