@@ -34,7 +34,7 @@ from tests.engine.worker_run import (
 )
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import writer
-from trainer_node.engine.export.verify import Problem
+from trainer_node.engine.export.verify import ExportProblem
 from trainer_node.engine.train import checkpoint, oom_fallback, saved_state
 from trainer_node.engine.train.oom_fallback import descend
 from trainer_node.engine.train.state import TrainState
@@ -263,9 +263,9 @@ def test_files_that_differ_are_submitted_if_they_beat_the_base_model(
 ) -> None:
     asked: list[Path] = []
 
-    def differs(folder: Path, *others: object) -> Problem:
+    def differs(folder: Path, *others: object) -> ExportProblem:
         asked.append(folder)
-        return Problem(f"the exported files score {loss}", [loss] * 4)
+        return ExportProblem(f"the exported files score {loss}", [loss] * 4)
 
     monkeypatch.setattr(writer, "verify", differs)
     job = make_job(profile="lora_r16")

@@ -24,7 +24,7 @@ from trainer_node.engine.distributed.sharding import gathered
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loaded, loss_over_base, ranked
 from trainer_node.engine.evaluate.metric import Evaluation, measure
 from trainer_node.engine.export import sharded_writer, unverified, writer
-from trainer_node.engine.export.verify import Problem
+from trainer_node.engine.export.verify import ExportProblem
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.time_budget import SAFETY, SLACK_S, Part, affordable
@@ -65,7 +65,7 @@ def submit(
     If none does, that one whose files are the best, and better than the base model: a bf16 error that is
     larger than expected costs less than the job.
     """
-    refused: list[tuple[Candidate, Problem]] = []
+    refused: list[tuple[Candidate, ExportProblem]] = []
     for candidate in candidates:
         metrics, outcome, problem = _export(run, record, state, candidate), None, None
         if metrics:  # until rank 0 broadcasts the outcome, the other ranks wait
@@ -76,7 +76,7 @@ def submit(
         if outcome and problem is None:
             run.reporter.phase(Phase.DONE)
             return outcome
-        problem = problem or Problem("it could not be written")
+        problem = problem or ExportProblem("it could not be written")
         unverified.drop(run.folder)
         refused.append((candidate, problem))
         run.reporter.message(f"the export of the {candidate.name} weights is refused: {problem.text}")
@@ -90,7 +90,7 @@ def submit(
 
 
 def least_wrong(
-    refused: Sequence[tuple[Candidate, Problem]], base_losses: Sequence[float]
+    refused: Sequence[tuple[Candidate, ExportProblem]], base_losses: Sequence[float]
 ) -> Candidate | None:
     """Return the candidate whose files gained the most over the base model on the rows that they scored."""
     gains = [
@@ -264,7 +264,7 @@ def _whole(run: RunContext, state: TrainState) -> Deltas | None:
     return whole
 
 
-def _verify(run: RunContext, state: TrainState, dev: Examples, candidate: Candidate) -> Problem | None:
+def _verify(run: RunContext, state: TrainState, dev: Examples, candidate: Candidate) -> ExportProblem | None:
     """Return what is wrong with the exported files, or None; also None without time to load them."""
     run.reporter.phase(Phase.VERIFY)
     left_s = run.job.ready_by - run.own_clock.time()  # not the group's clock: the other ranks don't ask

@@ -38,7 +38,7 @@ LEAST_ROWS = 2
 ROOM = 3 * 2**30  # bytes of a GPU left free for what computing takes
 
 
-class Problem(Struct, frozen=True):
+class ExportProblem(Struct, frozen=True):
     """What is wrong with an export, and its own loss row by row, if it has one."""
 
     text: str
@@ -57,7 +57,7 @@ def verify(
     limit_s: float,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-) -> Problem | None:
+) -> ExportProblem | None:
     """Reload the submission with stock transformers and peft and score development rows one by one.
 
     As many rows as `limit_s` allows, at least two. Returns what is wrong, or None. `trained` is the score of
@@ -74,14 +74,14 @@ def verify(
     except (OSError, ValueError, RuntimeError, MemoryError, KeyError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise UnverifiedError(f"memory ran out: {str(error).partition(chr(10))[0]}") from error
-        return Problem(f"the exported files don't load: {error}")
+        return ExportProblem(f"the exported files don't load: {error}")
     found = float(np.mean(losses))
     if not np.isfinite(found):
-        return Problem(f"the exported files give a loss of {found}")
+        return ExportProblem(f"the exported files give a loss of {found}")
     wanted = float(trained.per_example[: len(losses)].mean()) if trained else found
     if abs(found - wanted) > tolerance(dev.take(np.arange(len(losses)))):
         text = f"the exported files score {found:.4f} instead of {wanted:.4f} on {len(losses)} rows"
-        return Problem(text, losses)
+        return ExportProblem(text, losses)
     return None
 
 
