@@ -1,7 +1,7 @@
 """Damage a base model's weights in the four ways that upstream does before a tournament.
 
 Upstream (validator/tasks/prep and trainer/model_prep, read in 2026-11) draws one way and one strength for all
-matrices that it hits: Gaussian noise, one factor, magnitude pruning, or entries drawn anew. Factors and new
+matrices that it hits: Gaussian noise, one factor, magnitude pruning, or entries redrawn. Factors and new
 entries hit a random 25-75% of the matrices; noise and pruning one, all of one kind, such a share, or all.
 Embeddings, norms and biases stay. Numbers are computed in fp32 and stored in the model's own precision.
 """
@@ -21,7 +21,7 @@ Way = Literal["noise", "scaling", "pruning", "reinit"]
 WAYS: tuple[Way, ...] = get_args(Way)
 # How often upstream draws each way.
 SHARES: dict[Way, float] = {"noise": 0.2, "scaling": 0.4, "pruning": 0.25, "reinit": 0.15}
-# Noise in standard deviations of the matrix; the factor; share of entries pruned or drawn anew.
+# Noise in standard deviations of the matrix; the factor; share of entries pruned or redrawn.
 RANGES: dict[Way, tuple[float, float]] = {
     "noise": (0.01, 0.3),
     "scaling": (0.5, 1.5),
