@@ -29,6 +29,7 @@ ENGINE_MAY = {
     "shared.self_test",
 }
 SHARED_MAY = set(sys.stdlib_module_names) | {"shared", "msgspec", "nats", "nkeys", "structlog"}
+MOST_IMPORT_S = 2.0  # .6 and .8 s on an idle machine, 1.0 and 1.2 on a loaded one
 TRAINING_LIBRARIES = {"torch", "transformers", "peft", "safetensors", "gguf"}
 
 
@@ -111,6 +112,6 @@ def test_services_load_without_torch_and_fast(modules: str) -> None:
         )
         seconds.append(cpu_seconds() - began)
         assert done.stdout.strip() == "[]"
-        if seconds[-1] < 1.0:
+        if seconds[-1] < MOST_IMPORT_S:
             break
-    assert min(seconds) < 1.0
+    assert min(seconds) < MOST_IMPORT_S
