@@ -92,6 +92,7 @@ NOT_RUN = {
     "keys /keys --rotate trainer-a": "in compose's volume; the same as with DIR",
     "train examples/offer.json --hours 10m --out run1": "the same as with 4m",
     "train --profile auto": "tests/engine/search",
+    "train --kl-coef": "tests/engine/test_pipeline.py",
     "restore <file>": "tests/integration/gateway/test_mirror.py",
     "restore FILE": "tests/integration/gateway/test_mirror.py",
     "entry build entry --license upstream/LICENSE* --notice upstream/NOTICE*": "needs upstream's repository",

@@ -95,7 +95,7 @@ def test_reasons_that_are_others_for_each_row_are_counted_together(tokenizer: An
 def test_a_long_conversation_is_rendered_once(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[int] = []
 
-    def count(tokenizer: Any, turns: list[Any]) -> str:
+    def count(tokenizer: Any, turns: list[Any], last: int) -> str:
         rendered.append(len(turns))
         return "".join(f"{text}\n" for _, text in turns)
 

