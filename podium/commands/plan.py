@@ -30,10 +30,9 @@ from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, family_of, resolve
 from trainer_node.engine.search import rate_search
+from trainer_node.engine.search.neighbours import LEAST_EPOCHS, START_EPOCHS
 from trainer_node.engine.search.population import is_population, on_one_device
 from trainer_node.engine.search.strategy import (
-    LEAST_EPOCHS,
-    START_EPOCHS,
     Budget,
     arm_name,
     first_trial,

@@ -10,8 +10,8 @@ from shared.planning.model_shape import shape_from_params
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
 from tests.engine.search.surfaces import START, bowl, plenty, searched
+from trainer_node.engine.search.neighbours import LEAST_EPOCHS, key
 from trainer_node.engine.search.strategy import (
-    LEAST_EPOCHS,
     PROBE_SHARE,
     Budget,
     _whole,
@@ -19,7 +19,7 @@ from trainer_node.engine.search.strategy import (
     next_trial,
     with_prior,
 )
-from trainer_node.engine.search.trial import Trial
+from trainer_node.engine.search.trial import Trial, TrialResult
 
 
 def test_with_more_time_the_search_goes_on_from_the_best_short_trial() -> None:
@@ -45,6 +45,37 @@ def test_what_short_trials_have_shown_is_not_tried_again_at_full_length() -> Non
         assert steps  # finer ones, or coarse ones that no short trial has tried
         for step in known:
             assert step not in [pytest.approx(one) for one in steps]
+
+
+def _short_then_whole(shorts: list[tuple[str, float, float]], rate: float) -> list[TrialResult]:
+    """Short trials by arm, rate and loss, and the best run of full length that followed."""
+    trials = [(Trial(arm=arm, rate=one, epochs=1.0, short=True), loss) for arm, one, loss in shorts]
+    trials.append((Trial(arm="dense", rate=rate, epochs=4.0), 1.5))
+    return [TrialResult(trial=trial, loss=loss, tokens=1, train_s=1.0) for trial, loss in trials]
+
+
+@pytest.mark.parametrize("arm", ["dense", "lora"])
+def test_a_short_trial_tells_nothing_of_rates_far_from_its_own_or_of_another_arm(arm: str) -> None:
+    done = _short_then_whole([("dense", 2.7, 2.0), (arm, 0.9, 2.1)], 2.0)
+    tried: list[Trial] = []
+    while trial := next_trial(START, done, plenty()):
+        tried.append(trial)
+        done.append(TrialResult(trial=trial, loss=3.0, tokens=1, train_s=1.0))
+    whole = done[2].trial
+    assert replace(whole, rate=6.0) in tried  # more than twice what was tried
+    lower = [trial for trial in tried if key(trial) == key(replace(whole, rate=2.0 / 3))]
+    assert bool(lower) == (arm == "lora")  # next to .9, which was worse
+
+
+def test_a_short_trial_tells_nothing_of_the_step_to_another_arm() -> None:
+    done = _short_then_whole([("dense", 4.0, 2.0), ("lora", 1.0, 2.1)], 4.0)
+    whole, tried = done[-1].trial, list[Trial]()
+    for _ in range(3):
+        trial = next_trial(START, done, plenty())
+        assert trial
+        tried.append(trial)
+        done.append(TrialResult(trial=trial, loss=3.0, tokens=1, train_s=1.0))
+    assert replace(whole, arm="lora", rate=1.0) in tried
 
 
 def test_a_whole_run_is_not_given_up_for_short_trials() -> None:

@@ -11,22 +11,28 @@ in several orders, to be averaged.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.planning.plan import Plan
+from trainer_node.engine.search.neighbours import (
+    LEAST_BATCH,
+    LEAST_EPOCHS,
+    LEAST_RATE,
+    MOST_EPOCHS,
+    MOST_RATE,
+    RATE_STEP,
+    START_EPOCHS,
+    in_range,
+    key,
+    neighbours,
+    refuted,
+)
 from trainer_node.engine.search.trial import Trial, TrialResult
 
-START_EPOCHS = (2.0, 4.0)  # of the first trial, by the time there is: winners end between 2 and 4
-LEAST_EPOCHS, MOST_EPOCHS = 0.5, 8.0
-RATE_STEP = 3.0  # a rate 3 times off costs .01 to .03 nat, 1.5 times off .001 to .003
-FINE_STEP = math.sqrt(RATE_STEP)
-BATCH_STEP = 2
-LEAST_BATCH, MOST_BATCH = 4, 256  # examples
 LEAST_STEPS = 100  # of a first trial, if a batch leaves so many: batch 4 beats 8 by .01 to .04 on 250 rows
-LEAST_RATE, MOST_RATE = 1 / 30, 30.0
 SHORT_STEPS, SHORT_RATE = 150, 2.7  # with so few steps so many times the plan's rate: `with_prior`
 RATE_BATCH = 32  # from this batch on; below it falls with the root of the batch, down to the plan's rate
 TINY = 20e6  # weights of all linear modules: the arena's own models have 2 to 4 million, SmolLM2-135M 106
@@ -43,9 +49,6 @@ SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for WANTED
 WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
 MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
 AFTER_LOWEST = 1.25  # a run this much longer than to the lowest point of the one before ends at its own
-
-
-Move = Callable[[Trial], Trial]
 
 
 class Budget(Struct, frozen=True, kw_only=True):
@@ -179,11 +182,11 @@ def _search(
 ) -> Trial | None:
     """Return the first neighbour of the best trial that is new and leaves time for a refit."""
     centre = settled(result) if result else best
-    tried = {_key(one.trial) for one in done}
+    tried = {key(one.trial) for one in done}
     lowest = result.lowest_epochs if result else None
-    for trial in _neighbours(centre, start, lowest):
+    for trial in neighbours(centre, start, lowest):
         # Below the smallest pack a smaller batch would be the same one.
-        if _key(trial) in tried or 2 * trial.batch <= budget.least_batch or _refuted(trial, centre, done):
+        if key(trial) in tried or 2 * trial.batch <= budget.least_batch or refuted(trial, centre, done):
             continue
         spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
         wanted = 1 if spent_s <= SEARCH_SHARE * budget.all_s else WANTED_REFITS
@@ -198,77 +201,6 @@ def _refit(best: Trial, count: int, budget: Budget) -> Trial | None:
     """Return the best trial once more, on all rows and in another order."""
     refit = replace(best, refit=True, seed=best.seed + count)
     return refit if count < budget.refits(refit, MOST_REFITS) and budget.fits(refit) else None
-
-
-def _neighbours(best: Trial, start: Sequence[Trial], lowest: float | None) -> Iterator[Trial]:
-    """Yield the trials next to the best one: coarse steps, then fine ones.
-
-    If the best one's loss has turned, at `lowest` epochs, a longer run would turn as well: it is first run as
-    long as it should have been. If it turned within the first epoch, its rate is too high: no row was seen
-    twice.
-    """
-    turned = lowest is not None
-    higher, lower = _by(rate=RATE_STEP), _by(rate=1 / RATE_STEP)
-    longer, shorter = _by(epochs=2.0), _by(epochs=0.5)
-    larger, smaller = _by(batch=BATCH_STEP), _by(batch=1 / BATCH_STEP)
-    if lowest is not None and lowest < 1.0 and best.rate / RATE_STEP >= LEAST_RATE:
-        yield lower(replace(best, epochs=max(best.epochs, START_EPOCHS[0])))
-    if turned:
-        yield best
-        moves = [smaller, lower, higher, shorter, larger]
-    else:
-        moves = [higher, longer, smaller, lower, shorter, larger]
-    for number, move in enumerate(moves):
-        if _in_range(trial := move(best)):
-            yield trial
-        if number == 0:  # no step is as large: LoRA against dense deltas differs by up to .07 nat either way
-            yield from (replace(best, arm=arm.arm, rate=arm.rate) for arm in start[1:] if arm.arm != best.arm)
-    yield from (replace(best, arm=arm.arm) for arm in start if arm.arm != best.arm)
-    fine = [_by(rate=FINE_STEP), _by(rate=1 / FINE_STEP), _by(epochs=1 / 1.5)]
-    if not turned:
-        fine.append(_by(epochs=1.5))
-    for move in fine:
-        if _in_range(trial := move(best)):
-            yield trial
-
-
-def _refuted(trial: Trial, centre: Trial, done: Sequence[TrialResult]) -> bool:
-    """Return whether a short trial has shown that a coarse step of the rate, and nothing else, is wrong.
-
-    It has if its rate is nearer to the trial's than a fine step and another short trial was better.
-    """
-    short = [result for result in done if result.trial.short and result.loss is not None]
-    best = best_of(short)
-    if best is None or _key(trial)[2:] != _key(centre)[2:] or not _differs(trial, centre, RATE_STEP):
-        return False
-    near = [one for one in short if not _differs(one.trial, trial, FINE_STEP)]
-    return any(
-        one is not best and (one.trial.arm, one.trial.batch) == (trial.arm, trial.batch) for one in near
-    )
-
-
-def _differs(trial: Trial, other: Trial, step: float) -> bool:
-    """Return whether two rates are a step or more apart."""
-    return abs(math.log(trial.rate / other.rate)) > math.log(step) - 1e-6
-
-
-def _by(*, rate: float = 1.0, epochs: float = 1.0, batch: float = 1.0) -> Move:
-    """Return a step in the space of trials, by factors."""
-    return lambda trial: replace(
-        trial, rate=trial.rate * rate, epochs=trial.epochs * epochs, batch=int(trial.batch * batch)
-    )
-
-
-def _in_range(trial: Trial) -> bool:
-    return (
-        LEAST_RATE <= trial.rate <= MOST_RATE
-        and LEAST_EPOCHS <= trial.epochs <= MOST_EPOCHS
-        and LEAST_BATCH <= trial.batch <= MOST_BATCH
-    )
-
-
-def _key(trial: Trial) -> tuple[str, float, float, int]:
-    return (trial.arm, round(math.log(trial.rate), 3), round(trial.epochs, 3), trial.batch)
 
 
 # --- short trials, then runs of full length
@@ -305,7 +237,7 @@ def _rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
     best = best_of(done)
     centre = best.trial if best else done[-1].trial
     lower = replace(centre, rate=centre.rate / RATE_STEP)
-    is_new = _key(lower) not in {_key(result.trial) for result in done}
+    is_new = key(lower) not in {key(result.trial) for result in done}
     if len(done) < SHORT_TRIALS and is_new and lower.rate >= LEAST_RATE and budget.fits(lower):
         return lower
     if best is None:  # they diverged
@@ -336,7 +268,7 @@ def _main(trial: Trial, budget: Budget) -> Trial:
 
 def _probe_or_main(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budget) -> Trial | None:
     best, first = best_of(done), done[0].trial
-    tried = {_key(result.trial) for result in done}
+    tried = {key(result.trial) for result in done}
     centre = best.trial if best else replace(first, rate=first.rate / RATE_STEP)
     spent = budget.all_s - budget.left_s
     if spent + budget.cost_s(first) <= PROBE_SHARE * budget.all_s:
@@ -344,7 +276,7 @@ def _probe_or_main(start: Sequence[Trial], done: Sequence[TrialResult], budget: 
             replace(centre, rate=centre.rate * RATE_STEP),
             replace(centre, rate=centre.rate / RATE_STEP),
         ):
-            if _in_range(replace(trial, epochs=1.0)) and _key(trial) not in tried:
+            if in_range(replace(trial, epochs=1.0)) and key(trial) not in tried:
                 return trial
     chosen = _main(centre, budget)
     factor = (chosen.epochs / first.epochs) ** -HORIZON
