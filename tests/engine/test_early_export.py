@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from shared.clock import WallClock
 from shared.messages import OutcomeStatus, decode_outcome, decode_worker_job
+from tests.engine.positions import position
 from tests.engine.worker_run import finish
 from trainer_node.contest.validity import objections
 from trainer_node.engine import early_export
@@ -28,7 +29,6 @@ from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position
 from trainer_node.engine.train.dev_curve import DevCurve
 from trainer_node.engine.train.saved_state import snapshot_name
-from trainer_node.engine.train.schedule import ScheduleState
 
 
 def export(job: Path, target: Path, *below: str) -> int:
@@ -131,24 +131,14 @@ def context_of(job: Path) -> RunContext:
 
 
 def test_measured_weights_come_before_the_last_ones() -> None:
-    position, record = measured(2.0, 1.0), recorded(2.5, 1.5)
-    assert measured_group(position, frozenset({"weights", "best"}), record) == ("best", 1.5)
-    assert measured_group(position, frozenset({"weights"}), record) == ("weights", None)
+    place, record = measured(2.0, 1.0), recorded(2.5, 1.5)
+    assert measured_group(place, frozenset({"weights", "best"}), record) == ("best", 1.5)
+    assert measured_group(place, frozenset({"weights"}), record) == ("weights", None)
 
 
 def measured(*losses: float) -> Position:
     """A position whose curve has one point."""
-    return Position(
-        step=5,
-        epoch=0,
-        pack=0,
-        tokens=500,
-        clock_tokens=0,
-        train_s=1.0,
-        averaged=0,
-        pulse=ScheduleState(begun_at=0.0),
-        curve=DevCurve().extended(3, 300, list(losses), 0.1),
-    )
+    return position(5, tokens=500, curve=DevCurve().extended(3, 300, list(losses), 0.1))
 
 
 def recorded(*base_losses: float) -> RunRecord:

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.engine.positions import position
+from trainer_node.engine.distributed import checkpoint_parts
 from trainer_node.engine.distributed.checkpoint_parts import Note, Writer
 from trainer_node.engine.distributed.weight_slices import cut, rows_of
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
-from trainer_node.engine.train.checkpoint import Checkpoint, Position
+from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
-from trainer_node.engine.train.schedule import ScheduleState
 
 WHOLE = torch.arange(35, dtype=torch.float32).view(7, 5)
 WORLD = 3  # of 7 rows they have 3, 3 and 1
-
-
-def _position(step: int) -> Position:
-    return Position(
-        step=step,
-        epoch=0,
-        pack=0,
-        tokens=1,
-        clock_tokens=1,
-        train_s=0.0,
-        averaged=0,
-        pulse=ScheduleState(begun_at=0.0),
-    )
+WAIT_S = 20.0
 
 
 def _groups(rank: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -53,7 +46,7 @@ def _save(savers: list[Saver], step: int, only: int = WORLD) -> None:
     folder = savers[0].open(step)
     assert folder is not None
     for rank, saver in enumerate(savers[:only]):
-        saver.begin(_position(step), _groups(rank), writer=Writer(rank, WORLD, folder))
+        saver.begin(position(step), _groups(rank), writer=Writer(rank, WORLD, folder))
 
 
 def _newest(folder: Path) -> Checkpoint:
@@ -89,7 +82,7 @@ def test_it_appears_when_the_last_process_is_done(savers: list[Saver], tmp_path:
     assert savers[0].written() is None
     assert _newest(tmp_path).manifest.position.step == 7
     (folder,) = tmp_path.glob(".tmp-*")
-    savers[2].begin(_position(9), _groups(2), writer=Writer(2, WORLD, folder))
+    savers[2].begin(position(9), _groups(2), writer=Writer(2, WORLD, folder))
     for saver in savers:
         saver.wait()
     assert _newest(tmp_path).manifest.position.step == 9
@@ -103,7 +96,7 @@ def test_what_a_kill_leaves_of_it_is_deleted_and_the_older_one_is_whole(
     for saver in savers:
         saver.wait()
     folder = checkpoint.open_temporary(tmp_path, 9)  # and all are killed before rank 0 is done
-    checkpoint.save(tmp_path, _position(9), "rows", _groups(1), {}, writer=Writer(1, WORLD, folder))
+    checkpoint.save(tmp_path, position(9), "rows", _groups(1), {}, writer=Writer(1, WORLD, folder))
     assert len(list(folder.iterdir())) == 3
     checkpoint.clean(tmp_path)
     assert not list(tmp_path.glob(".tmp-*"))
@@ -138,6 +131,74 @@ def test_one_that_can_not_write_is_reported_by_rank_0_and_the_older_one_stays(
     assert savers[0].make_room(sizes, 0) is CheckpointContent.NARROW_MOMENTS
 
 
+def test_a_full_disk_is_known_at_once_and_what_filled_it_is_removed(
+    savers: list[Saver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its files removed not even the note fits that says so."""
+    monkeypatch.setattr(checkpoint_parts, "MOST_WAIT_S", WAIT_S)
+    said: list[str] = []
+    savers[0].report = said.append
+    _save(savers, 9, only=1)
+    (folder,) = tmp_path.glob(".tmp-*")
+    _wait_until(lambda: len(list(folder.glob("*.safetensors"))) == 2)
+    _limit_disk(tmp_path, _bytes(tmp_path) + 250, monkeypatch)  # for the note, and for less than a part
+    savers[1].begin(position(9), _groups(1), writer=Writer(1, WORLD, folder))
+    savers[1].wait()
+    savers[0].wait()
+    assert "rank 1: No space left on device" in said[0]
+    assert "[Errno 28]" in said[0]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_without_room_for_a_word_the_folder_is_taken_away(
+    savers: list[Saver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_parts, "MOST_WAIT_S", WAIT_S)
+    said: list[str] = []
+    savers[0].report = said.append
+    _save(savers, 9, only=1)
+    (folder,) = tmp_path.glob(".tmp-*")
+    _wait_until(lambda: len(list(folder.glob("*.safetensors"))) == 2)
+    _limit_disk(tmp_path, 0, monkeypatch)
+    for rank in (1, 2):
+        savers[rank].begin(position(9), _groups(rank), writer=Writer(rank, WORLD, folder))
+        savers[rank].wait()
+    savers[0].wait()
+    assert "another process" in said[0]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_failure_is_known_while_a_slower_process_still_writes(
+    savers: list[Saver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_parts, "MOST_WAIT_S", WAIT_S)
+    said: list[str] = []
+    savers[0].report = said.append
+    folder = savers[0].open(9)
+    assert folder is not None
+    Writer(2, WORLD, folder).leave(Note(error="Input/output error", errno=errno.EIO))
+    savers[0].begin(position(9), _groups(0), writer=Writer(0, WORLD, folder))
+    savers[0].wait()
+    assert "rank 2: Input/output error" in said[0]
+
+
+def test_what_is_no_fault_of_the_disk_is_known_too(
+    savers: list[Saver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 need not wait until the process is gone: it may itself wait for rank 0."""
+    monkeypatch.setattr(checkpoint_parts, "MOST_WAIT_S", WAIT_S)
+    said: list[str] = []
+    savers[0].report = said.append
+    _save(savers, 9, only=1)
+    (folder,) = tmp_path.glob(".tmp-*")
+    odd = {"weights": {"w": torch.zeros(3, dtype=torch.complex64)}}  # no dtype of the files
+    savers[1].begin(position(9), odd, writer=Writer(1, WORLD, folder))
+    savers[0].wait()
+    assert "rank 1: KeyError" in said[0]
+    with pytest.raises(KeyError):
+        savers[1].wait()
+
+
 def test_a_note_that_comes_after_rank_0_gave_up_is_dropped(tmp_path: Path) -> None:
     Writer(1, 2, tmp_path / "gone").leave(Note())
     assert not (tmp_path / "gone").exists()
@@ -168,3 +229,26 @@ def test_a_damaged_part_damages_the_checkpoint(savers: list[Saver], tmp_path: Pa
     assert found is not None
     assert found.manifest.position.step == 7
     assert len(said) == 1
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _limit_disk(folder: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let files below `folder` that are larger together not reach the disk."""
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if _bytes(folder) > most:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)

@@ -9,31 +9,16 @@ from threading import Event
 import pytest
 import torch
 
+from tests.engine.positions import position
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
-from trainer_node.engine.train.checkpoint import Position
 from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
-from trainer_node.engine.train.schedule import ScheduleState
 
 WAIT_S = 60.0
 
 
 def _saver(folder: Path, most_bytes: float = 1e9, report: Callable[[str], None] = lambda text: None) -> Saver:
     return Saver(folder, "rows", {}, most_bytes=most_bytes, timer=lambda: 0.0, report=report)
-
-
-def _position(step: int, loss: float | None = None) -> Position:
-    return Position(
-        step=step,
-        epoch=0,
-        pack=0,
-        tokens=1,
-        clock_tokens=1,
-        train_s=0.0,
-        averaged=0,
-        pulse=ScheduleState(begun_at=0.0),
-        loss=loss,
-    )
 
 
 @pytest.fixture
@@ -57,20 +42,20 @@ def _weights(folder: Path) -> torch.Tensor:
 
 def test_what_is_written_is_the_moment_of_its_beginning(tmp_path: Path, gate: Event) -> None:
     saver, weight = _saver(tmp_path), torch.ones(3)
-    saver.begin(_position(1), {"weights": {"w": weight}})
+    saver.begin(position(1), {"weights": {"w": weight}})
     weight.add_(1.0)  # training goes on
     assert saver.written() is None
     gate.set()
     saver.wait()
     assert torch.equal(_weights(tmp_path), torch.ones(3))
-    saver.begin(_position(2), {"weights": {"w": weight}})  # the copy's memory is used again
+    saver.begin(position(2), {"weights": {"w": weight}})  # the copy's memory is used again
     saver.wait()
     assert torch.equal(_weights(tmp_path), torch.full((3,), 2.0))
 
 
 def test_without_memory_for_a_copy_training_waits(tmp_path: Path) -> None:
     saver = _saver(tmp_path, most_bytes=11)
-    saver.begin(_position(1), {"weights": {"w": torch.ones(3)}})
+    saver.begin(position(1), {"weights": {"w": torch.ones(3)}})
     assert torch.equal(_weights(tmp_path), torch.ones(3))
     assert saver.written() is not None
     assert saver.written() is None
@@ -87,7 +72,7 @@ def test_a_full_disk_is_reported_and_the_next_checkpoint_is_smaller(
     saver = _saver(tmp_path / "checkpoints", report=said.append)
     sizes = Sizes(weights=4, moments=8, extras=0)
     assert saver.make_room(sizes, 0) is CheckpointContent.WHOLE
-    saver.begin(_position(1), {"weights": {"w": torch.ones(3)}})
+    saver.begin(position(1), {"weights": {"w": torch.ones(3)}})
     assert saver.make_room(sizes, 0) is CheckpointContent.NARROW_MOMENTS
     assert "the checkpoint of step 1 could not be written" in said[0]
     assert "No space left on device" in said[0]
@@ -97,7 +82,7 @@ def test_a_full_disk_is_reported_and_the_next_checkpoint_is_smaller(
 def test_the_best_stretch_of_training_is_kept(tmp_path: Path) -> None:
     saver = _saver(tmp_path)
     for step, loss in enumerate([3.0, 2.0, 2.5, None, 9.0, 8.0], 1):
-        saver.begin(_position(step, loss), {"weights": {"w": torch.ones(1)}})
+        saver.begin(position(step, loss=loss), {"weights": {"w": torch.ones(1)}})
     saver.wait()
     assert sorted(path.name for path in tmp_path.glob("step-*")) == [
         "step-00000002",
@@ -111,7 +96,7 @@ def test_memory_that_is_made_ready_is_what_the_first_save_copies_to(tmp_path: Pa
     saver.prepare({"weights": {"w": weight}})
     saver._pool.submit(lambda: None).result(WAIT_S)
     ready = saver._copies["weights", "w"].data_ptr()
-    saver.begin(_position(1), {"weights": {"w": weight}})
+    saver.begin(position(1), {"weights": {"w": weight}})
     saver.wait()
     assert saver._copies["weights", "w"].data_ptr() == ready
     assert torch.equal(_weights(tmp_path), weight)

@@ -11,24 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from shared.files import file_digest
+from tests.engine.positions import position
 from trainer_node.engine.train import checkpoint
-from trainer_node.engine.train.checkpoint import Position
 from trainer_node.engine.train.schedule import ScheduleState
 
 
 def _save(folder: Path, step: int, **tensors: torch.Tensor) -> Path:
-    position = Position(
-        step=step,
-        epoch=1,
-        pack=7,
-        tokens=99,
-        clock_tokens=99,
-        train_s=1.5,
-        averaged=0,
-        pulse=ScheduleState(begun_at=3.25, progress=1 / 3, step_s=[0.1]),
-    )
+    pulse = ScheduleState(begun_at=3.25, progress=1 / 3, step_s=[0.1])
+    place = position(step, epoch=1, pack=7, tokens=99, train_s=1.5, pulse=pulse)
     group = tensors or {"w": torch.full((4, 3), float(step))}
-    return checkpoint.save(folder, position, "rows", {"weights": group, "average": {}}, {"torch": "x"})
+    return checkpoint.save(folder, place, "rows", {"weights": group, "average": {}}, {"torch": "x"})
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -47,9 +39,9 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
     assert found.tensors("average") == {}
-    position = found.manifest.position
-    assert (position.step, position.epoch, position.pack, position.tokens) == (12, 1, 7, 99)
-    assert position.pulse.progress == 1 / 3
+    place = found.manifest.position
+    assert (place.step, place.epoch, place.pack, place.tokens) == (12, 1, 7, 99)
+    assert place.pulse.progress == 1 / 3
 
 
 def test_the_hash_made_while_writing_is_the_file_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

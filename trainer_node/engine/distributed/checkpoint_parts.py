@@ -2,20 +2,25 @@
 
     weights.00000-of-00008.safetensors, ... rank-00001.json
 
-When a process's files are on disk it leaves a note with their sizes and checksums. Rank 0 waits for all
-notes, writes the manifest and lets the checkpoint appear: all of it or nothing.
+When a process's files are on disk it leaves a note with their sizes and checksums, else one that says why
+they are not. Rank 0 waits for all notes, writes the manifest and lets the checkpoint appear: all of it or
+nothing.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import torch
 from msgspec import Struct
 
+from shared.errors import in_a_line
 from shared.files import write_atomically
 
 POLL_S = 0.05
@@ -52,26 +57,64 @@ class Writer(Struct, frozen=True):
         return f"{group}{part}{SUFFIX}"
 
     def leave(self, note: Note) -> None:
-        """Say what was written, if the folder is still there: rank 0 may have given up."""
+        """Say what was written, if the folder is still there: rank 0 may have given up. Raises OSError."""
         if self.folder.is_dir():
             write_atomically(_place(self.folder, self.rank), msgspec.json.encode(note))
 
+    def give_up(self, groups: Collection[str], error: Exception) -> None:
+        """Say why these groups of tensors could not be written; what there is of them is removed first.
+
+        On a full disk the note would not fit otherwise. If it doesn't even so, the folder is taken away: that
+        takes no room, and rank 0 sees it.
+        """
+        for group in groups:
+            with suppress(OSError):
+                (self.folder / self.file_name(group)).unlink()
+        try:
+            self.leave(_note_on(error))
+        except OSError:
+            taken = self.folder.with_name(f"{self.folder.name}-{self.rank}")
+            with suppress(OSError):
+                os.rename(self.folder, taken)
+            shutil.rmtree(taken, ignore_errors=True)
+
     def others(self) -> dict[str, FileEntry]:
-        """Wait for all other processes' files. Raises OSError if one could not write, or none came."""
+        """Wait for all other processes' files. Raises OSError when one could not write, or none came."""
         files: dict[str, FileEntry] = {}
+        waiting = set(range(1, self.world))
         until = time.monotonic() + MOST_WAIT_S
-        for rank in range(1, self.world):
-            place = _place(self.folder, rank)
-            while not place.exists():
-                if time.monotonic() > until:
-                    raise OSError(f"rank {rank} has not written its part in {MOST_WAIT_S:.0f} s")
-                time.sleep(POLL_S)
+        while True:
+            for rank in sorted(waiting):
+                note = self._note_of(rank)
+                if note is not None:
+                    files |= note.files
+                    waiting.remove(rank)
+            if not waiting:
+                return files
+            if not self.folder.is_dir():
+                raise OSError("another process could not write its part, nor say why")
+            if time.monotonic() > until:
+                raise OSError(f"rank {min(waiting)} has not written its part in {MOST_WAIT_S:.0f} s")
+            time.sleep(POLL_S)
+
+    def _note_of(self, rank: int) -> Note | None:
+        """Take another process's note; None if it isn't there yet. Raises OSError if it could not write."""
+        place = _place(self.folder, rank)
+        try:
             note = msgspec.json.decode(place.read_bytes(), type=Note)
-            if note.error:
-                raise OSError(note.errno, f"rank {rank}: {note.error}")
-            files |= note.files
-            place.unlink()
-        return files
+        except FileNotFoundError:
+            return None
+        if note.error:
+            text = f"rank {rank}: {note.error}"
+            raise OSError(note.errno, text) if note.errno else OSError(text)
+        place.unlink()
+        return note
+
+
+def _note_on(error: Exception) -> Note:
+    if isinstance(error, OSError) and error.errno:
+        return Note(error=error.strerror or str(error), errno=error.errno)
+    return Note(error=in_a_line(error))
 
 
 def _place(folder: Path, rank: int) -> Path:

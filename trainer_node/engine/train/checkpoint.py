@@ -147,7 +147,7 @@ def open_temporary(folder: Path, step: int) -> Path:
 
 
 def _write_part(writer: Writer, tensors: Mapping[str, Tensors], narrow: frozenset[str]) -> None:
-    """Write the rows of a process that isn't rank 0. Raises OSError, which rank 0 hears of, too."""
+    """Write the rows of a process that isn't rank 0. What this raises rank 0 learns, too, for all."""
     try:
         files = {
             writer.file_name(name): write_tensors(
@@ -156,10 +156,10 @@ def _write_part(writer: Writer, tensors: Mapping[str, Tensors], narrow: frozense
             for name, group in tensors.items()
             if group
         }
-    except OSError as error:
-        writer.leave(Note(error=str(error), errno=error.errno or 0))
+        writer.leave(Note(files))
+    except Exception as error:
+        writer.give_up(tensors, error)
         raise
-    writer.leave(Note(files))
 
 
 def _linked(path: Path, earlier: Path | None) -> FileEntry | None:
