@@ -66,6 +66,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "distributed",
         "context",
         "evaluate",
+        "damage",
         "train",
         "export prepare failure",
         "assemble finish",

@@ -16,7 +16,7 @@ from shared.planning.model_shape import ModelShape, shape_from_params
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import family_of, resolve
-from shared.planning.throughput import MODEL_BYTES_PER_S, export_bytes
+from shared.planning.throughput import MODEL_BYTES_PER_S, export_bytes, is_submitted_whole
 from shared.planning.transfers import HERE, Transfers
 
 MIN_OFFER_STEPS = 3  # an offer states no data, and real rows may be ten times shorter than the assumed ones
@@ -35,7 +35,7 @@ class Feasibility(Struct, frozen=True):
     ok: bool
     cause: str
     plan: Plan | None = None
-    submission_bytes: int = 0  # about; of what the plan exports
+    submission_bytes: int = 0  # about, and at most: of what the plan exports
 
 
 @lru_cache(maxsize=1024)
@@ -88,7 +88,8 @@ def check_offer(
     if why := _too_short(plan, shape, budget_s, f"{hours:g} hours", hardware):
         return Feasibility(False, f"{why} ({size})")
     cause = f"fits {hardware.name} and leaves about {plan.expected_steps} steps ({size})"
-    return Feasibility(True, cause, plan, export_bytes(shape, plan.modules))
+    restores = recipe.repairs and task_type is not TaskType.DPO and is_submitted_whole(shape.parameters)
+    return Feasibility(True, cause, plan, export_bytes(shape, plan.modules, whole=restores))
 
 
 def _too_short(plan: Plan, shape: ModelShape, budget_s: float, hours: str, hardware: Hardware) -> str | None:

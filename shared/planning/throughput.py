@@ -32,6 +32,7 @@ VERIFY_MOST_S = 60.0  # and in any case: a broken export shows on its first rows
 SAVE_BYTES_PER_S = 300e6  # of a synced, hashed save, until one is measured
 FIXED_S = 0.5  # of each save and export: files made, synced and renamed
 MIN_STEPS = 100  # fewer optimiser steps are too few: the batch is halved until there are as many
+MOST_WHOLE_BYTES = 40e9  # of a model that is submitted whole for the sake of frozen weights
 MOST_RESERVE, MOST_START = 0.5, 0.3  # shares of the budget, however small it is
 
 
@@ -73,11 +74,17 @@ class Measured(Struct, frozen=True, kw_only=True):
 
 
 def expected_costs(
-    shape: ModelShape, modules: Sequence[ModulePlan], measured: Measured, budget_s: float
+    shape: ModelShape,
+    modules: Sequence[ModulePlan],
+    measured: Measured,
+    budget_s: float,
+    *,
+    whole: bool = False,
 ) -> Costs:
     """Return what the closing takes: bytes over the disk's speed where nothing was measured.
 
-    An export is written, and then read once for its digest.
+    An export is written, and then read once for its digest. `whole`: it is the whole model, whatever is
+    trained.
     """
     trained = sum(module.parameters for module in modules)
     rate = measured.save_bytes_per_s
@@ -85,7 +92,7 @@ def expected_costs(
         load_s=measured.load_s,
         score_s=measured.score_s,
         save_s=FIXED_S + 12 * trained / rate,
-        export_s=FIXED_S + 2 * export_bytes(shape, modules) / rate,
+        export_s=FIXED_S + 2 * export_bytes(shape, modules, whole=whole) / rate,
         verify_s=verify_limit_s(budget_s),
     )
 
@@ -95,11 +102,19 @@ def verify_limit_s(budget_s: float) -> float:
     return min(VERIFY_MOST_S, VERIFY_SHARE * budget_s)
 
 
-def export_bytes(shape: ModelShape, modules: Sequence[ModulePlan]) -> int:
-    """Size of what is submitted: the whole model in 16 bits if any delta is dense, else fp32 factors."""
-    if any(module.method == "dense" for module in modules):
+def export_bytes(shape: ModelShape, modules: Sequence[ModulePlan], *, whole: bool = False) -> int:
+    """Size of what is submitted: the whole model in 16 bits if any delta is dense, else fp32 factors.
+
+    `whole`: frozen weights are submitted, too.
+    """
+    if whole or any(module.method == "dense" for module in modules):
         return 2 * shape.parameters
     return 4 * sum(module.parameters for module in modules)
+
+
+def is_submitted_whole(parameters: int) -> bool:
+    """Return whether a model is submitted whole if its frozen weights were damaged, and are restored."""
+    return 2 * parameters <= MOST_WHOLE_BYTES
 
 
 class Rows(Struct, frozen=True):

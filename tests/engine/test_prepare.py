@@ -16,9 +16,9 @@ from bench.performance.memory import plan_of
 from shared.clock import TokenClock, WallClock
 from shared.messages import Hardware
 from shared.planning.memory_fit import split
-from shared.planning.plan import Plan
+from shared.planning.plan import Plan, Repair
 from shared.planning.profiles import resolve
-from shared.planning.throughput import SAVE_BYTES_PER_S
+from shared.planning.throughput import SAVE_BYTES_PER_S, Measured
 from tests.engine.train.test_loop import JOB
 from trainer_node.engine import prepare
 from trainer_node.engine.context import JobData, RunContext
@@ -30,6 +30,8 @@ from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import checkpoint
 
 GIB = 2**30
+SIZES = "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads"
+CONFIG_135M = dict(zip((*SIZES, "vocab_size"), (576, 30, 1536, 9, 3, 49152), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -71,15 +73,14 @@ def _data(rows: Examples) -> JobData:
 @pytest.mark.parametrize(
     ("sizes", "low", "high"),
     [
-        ((576, 30, 1536, 9, 3, 49152), 1.6, 3.5),  # 135M: 2.7 times as fast was measured
+        (tuple(CONFIG_135M.values()), 1.6, 3.5),  # 135M: 2.7 times as fast was measured
         ((4096, 2, 14336, 32, 8, 128256), 1.0, 1.0),  # wide layers keep a GPU busy
     ],
 )
 def test_a_small_model_is_expected_to_train_faster_than_its_forward_passes_say(
     sizes: tuple[int, ...], low: float, high: float, make_examples: Callable[..., Examples]
 ) -> None:
-    names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
-    config = LlamaConfig(**dict(zip((*names, "num_key_value_heads", "vocab_size"), sizes, strict=True)))
+    config = LlamaConfig(**dict(zip(CONFIG_135M, sizes, strict=True)))
     hardware = Hardware(device="H100", count=1, memory_bytes=80 * GIB)
     data = _data(make_examples([300] * 20))
     assert low <= prepare.recorded_gain(config, _plan_of(config), data, hardware) <= high
@@ -111,6 +112,19 @@ def test_the_disk_is_measured_before_the_first_step(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(prepare, "write_tensors", full)
     assert prepare.save_rate(run, plan) == SAVE_BYTES_PER_S
     assert prepare.save_rate(replace_clock(run), plan) == SAVE_BYTES_PER_S
+
+
+@pytest.mark.parametrize("frozen", ["lm_head.weight", "layers.0.self_attn.q_proj.weight"])
+def test_restored_weights_that_an_adapter_lacks_are_part_of_the_export(frozen: str, tmp_path: Path) -> None:
+    size = 270e6  # of the model in 16 bits
+    config = LlamaConfig(**CONFIG_135M, tie_word_embeddings=True)
+    run = RunContext(JOB, tmp_path, WallClock(), Reporter(tmp_path / "progress.jsonl", "t", "a"), Stop())
+    closing = Measured(load_s=1.0, score_s=1.0, save_bytes_per_s=1e6)
+    plan = plan_of("smollm2-135m", "LoRA 16")
+    adapter = prepare.first_costs(run, config, plan, closing, 0.0)
+    assert adapter.export_s < 0.2 * 2 * size / 1e6
+    restored = prepare.first_costs(run, config, replace(plan, repair=Repair(1.2, [frozen])), closing, 0.0)
+    assert restored.export_s == pytest.approx(2 * size / 1e6, rel=0.01)
 
 
 def replace_clock(run: RunContext) -> RunContext:

@@ -147,9 +147,9 @@ def begin(run: RunContext) -> Outcome:
         load_s=load_s, score_s=row_s * len(data.dev), save_bytes_per_s=prepare.save_rate(run, draft)
     )
     plan = prepare.draw_plan(run, config, data, budget_s, rate, closing=None if run.simulated else closing)
-    measured = prepare.first_costs(run, config, plan, closing, ingested - start)
     data = base_states.first(run, model, reference_logprobs.first(run, model, data, plan), plan)
-    plan, model = repaired(run, model, data, base, plan, lambda: load_base(run, plan))
+    plan = repaired(run, model, data, base, plan)
+    measured = prepare.first_costs(run, config, plan, closing, ingested - start)
     record = RunRecord(
         fingerprint=fingerprint,
         base_losses=base.per_example.tolist(),

@@ -32,6 +32,7 @@ from shared.planning.throughput import (
 )
 from trainer_node.engine import limits
 from trainer_node.engine.context import JobData, RunContext
+from trainer_node.engine.damage.repair import will_restore_frozen
 from trainer_node.engine.data.download import public_name
 from trainer_node.engine.data.examples import Examples, hold_out, longest_row
 from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
@@ -262,7 +263,8 @@ def with_free_memory(job: WorkerJob, process_group: ProcessGroup, report: Callab
 def first_costs(run: RunContext, config: Any, plan: Plan, closing: Measured, ingest_s: float) -> Costs:
     """Return what was measured, and bytes over the disk's measured speed for what wasn't yet."""
     budget_s = run.job.ready_by - run.job.start_at
-    costs = expected_costs(model_shape(config), plan.modules, closing, budget_s)
+    whole = will_restore_frozen(plan)
+    costs = expected_costs(model_shape(config), plan.modules, closing, budget_s, whole=whole)
     costs.import_s, costs.ingest_s = run.import_s, ingest_s
     return costs
 

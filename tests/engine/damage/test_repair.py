@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ import pytest
 import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from shared.messages import OutcomeStatus, TaskType
-from shared.planning.plan import Repair
+from shared.planning.plan import Plan, Repair
+from shared.planning.throughput import Costs, Measured
 from tests.engine.search.search_run import record_of
 from tests.engine.worker_run import (
     data_of,
@@ -23,7 +27,9 @@ from tests.engine.worker_run import (
     start_worker,
     wait_for_checkpoint,
 )
-from trainer_node.engine.context import read_record
+from trainer_node.engine import pipeline, prepare
+from trainer_node.engine.assemble import load_base
+from trainer_node.engine.context import RunContext, read_record
 from trainer_node.engine.damage import repair
 from trainer_node.engine.damage.scaling import Scaling
 from trainer_node.engine.distributed.weight_slices import slices_of, without_weights
@@ -77,8 +83,15 @@ def hit(state: dict[str, Any]) -> list[str]:
 
 
 def test_a_job_begins_from_what_the_model_was(
-    clean: Path, damaged: Path, make_job: Callable[..., Path]
+    clean: Path, damaged: Path, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    planned, first_costs = list[Plan](), prepare.first_costs
+
+    def noted(run: RunContext, config: Any, plan: Plan, closing: Measured, ingest_s: float) -> Costs:
+        planned.append(plan)
+        return first_costs(run, config, plan, closing, ingest_s)
+
+    monkeypatch.setattr(prepare, "first_costs", noted)
     job = make_job(profile="auto", model_path=str(damaged), ready_by=60.0)
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
@@ -87,6 +100,7 @@ def test_a_job_begins_from_what_the_model_was(
         assert plan.repair is not None
         assert plan.repair.factor == pytest.approx(FACTOR, rel=1e-3)
         assert sorted(plan.repair.weights) == sorted(hit(state))
+    assert planned[0].repair is not None  # what is submitted depends on it
     assert any("were multiplied by 1.42" in (line.message or "") for line in progress_of(job))
     # The head isn't trained, and no adapter holds what was done to it.
     assert outcome.metrics is not None
@@ -132,9 +146,31 @@ def test_other_jobs_take_the_model_as_it_is(
     assert known[1].repair is None
 
 
+def test_a_job_that_had_no_room_for_the_divergence_is_still_scored_with_it(
+    damaged: Path, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    job = make_job(profile="auto", model_path=str(damaged), kl_coefficient=0.5)
+    assert finish(job).status is OutcomeStatus.READY
+    assert any("without the divergence" in (line.message or "") for line in progress_of(job))
+    known = read_record(job.parent)
+    assert known is not None
+    assert known[1].repair is None
+
+
 def test_what_would_raise_the_loss_is_not_undone(
     clean: Path, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    loaded = list[nn.Module]()
+
+    def counted(*arguments: Any) -> nn.Module:
+        loaded.append(load_base(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr(pipeline, "load_base", counted)
     # Divided by .7, the head's answers are surer, and worse.
     monkeypatch.setattr(repair, "find_scaling", lambda weights: Scaling(1.4, ["lm_head.weight"]))
     monkeypatch.setattr(repair, "candidates", lambda factor: [0.7])
@@ -143,6 +179,9 @@ def test_what_would_raise_the_loss_is_not_undone(
     assert outcome.status is OutcomeStatus.READY, outcome.error
     assert {plan.repair for plan in record_of(job).plans.values()} == {None}
     assert any("they stay so" in (line.message or "") for line in progress_of(job))
+    assert len(loaded) == 1  # a second model next to the first one has no room
+    given = load_file(clean / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(loaded[0].get_parameter("lm_head.weight"), given.float())
     # Trained and verified with the head as it is.
     whole = job.parent / "export" / "model.safetensors"
     if whole.exists():

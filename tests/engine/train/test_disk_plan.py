@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from shared.messages import OutcomeStatus
+from shared.planning.plan import Repair
 from tests.engine.train.test_checkpoint import _save
 from tests.engine.train.test_loop import Build, _StopAfter, build  # noqa: F401 - a fixture
 from tests.engine.worker_run import finish, progress_of
@@ -90,6 +92,14 @@ def _room(state: Any, content: CheckpointContent) -> int:
 
 def _deletable(state: Any) -> int:
     return sum(map(checkpoint.freed_by, checkpoint.by_value(state.saver.folder)[:-1]))
+
+
+def test_a_whole_model_is_kept_room_for_if_frozen_weights_were_restored(build: Build) -> None:  # noqa: F811
+    state, _, _ = build("run", "lora")
+    parameters = sum(value.numel() for value in state.deltas.model.parameters())
+    assert saved_state.export_bytes(state) < parameters
+    state.plan = replace(state.plan, repair=Repair(1.2, ["lm_head.weight"]))
+    assert saved_state.export_bytes(state) == 2 * parameters
 
 
 @pytest.mark.parametrize("content", list(CheckpointContent))

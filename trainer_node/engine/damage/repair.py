@@ -6,7 +6,7 @@ changes relative to the base model as it is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -16,22 +16,24 @@ from torch import Tensor, nn
 
 from shared.planning.plan import Plan, Repair
 from shared.planning.profiles import resolve
+from shared.planning.throughput import is_submitted_whole
 from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.damage.scaling import find_scaling
 from trainer_node.engine.distributed.sharding import local
 from trainer_node.engine.distributed.weight_slices import Rows
+from trainer_node.engine.evaluate import base_states
 from trainer_node.engine.evaluate.metric import Evaluation, score
 from trainer_node.engine.model.exactness import label_model
 
 FACTORS = 0.5, 1.5  # upstream draws one of these
 CHECK_ROWS = 64  # development rows: what a factor does to the loss is seen on far fewer
-MOST_BYTES = 40e9  # of a whole model, which is what is submitted if frozen weights are restored
 
 
 def undo_scaling(model: nn.Module, repair: Repair | None) -> None:
     """Set the weights that were scaled to what they were: numbers of bfloat16."""
     if repair is not None:
-        _scale(model, repair.weights, 1 / repair.factor)
+        weights = list(_weights(model, repair.weights))
+        _set(weights, weights, 1 / repair.factor)
 
 
 def unscaled(
@@ -54,43 +56,44 @@ def repaired(
     data: JobData,
     base: Evaluation,
     plan: Plan,
-    reload: Callable[[], nn.Module],
-) -> tuple[Plan, nn.Module]:
-    """All: the plan with what undoes the base model's scaling, and the model without it, if any is found.
+) -> Plan:
+    """All: undo the base model's scaling, if any is found; return the plan with what undoes it.
 
-    `base` is the base model's metric on the first development rows: if undoing doesn't lower it, the model is
-    loaded again. Preference pairs are scored relative to the base model as it is, which stays so for them,
-    and so does a score with a divergence from it: its distributions are made with the model's own head.
+    `base` is the base model's metric on the first development rows: if undoing doesn't lower it, the model
+    stays as it is. Preference pairs are scored relative to the base model as it is, which stays so for them,
+    and so does a score with a divergence from it, whether there was room to train with it or not.
     """
-    relative = data.train.group == 2 or data.train.base is not None
+    relative = data.train.group == 2 or base_states.wanted(run.job)
     if relative or not resolve(run.job.profile).repairs:
-        return plan, model
+        return plan
     found = find_scaling(
         {name: local(weight) for name, weight in network_of(model).named_parameters() if weight.dim() == 2}
     )
     found = run.process_group.broadcast_object(found)
     if found is None:
-        return plan, model
-    weights = found.weights if submits_whole(plan, model) else trained_whole(plan, found.weights)
+        return plan
+    parameters = sum(weight.numel() for weight in model.parameters())
+    weights = found.weights if is_submitted_whole(parameters) else trained_whole(plan, found.weights)
     if not weights:
-        return plan, model
+        return plan
     rows = data.dev.take(np.arange(min(CHECK_ROWS, len(base.per_example))))
     before = float(base.per_example[: len(rows)].mean())
+    scaled = list(_weights(network_of(model), weights))
+    given = [local(weight.detach()).to("cpu", copy=True) for weight in scaled]  # a second model has no room
     losses: dict[float, float] = {}
-    undone = 1.0
     for factor in candidates(found.factor):
-        _scale(network_of(model), weights, undone / factor)
-        undone = factor
+        _set(scaled, given, 1 / factor)
         losses[factor] = score(label_model(model), rows, process_group=run.process_group).loss
         run.reporter.alive()
     best = min(losses, key=lambda factor: losses[factor])
-    _scale(network_of(model), weights, undone / best)
     told = f"{len(found.weights)} matrices of the base model were multiplied by {best:.4f}"
     if not losses[best] < before:
         run.reporter.message(f"{told}: they stay so, {losses[best]:.3f} would be no lower than {before:.3f}")
-        return plan, reload()
+        _set(scaled, given, 1.0)
+        return plan
+    _set(scaled, given, 1 / best)
     run.reporter.message(f"{told}: undone, the loss falls from {before:.3f} to {losses[best]:.3f}")
-    return replace(plan, repair=Repair(best, weights)), model
+    return replace(plan, repair=Repair(best, weights))
 
 
 def candidates(factor: float) -> list[float]:
@@ -105,15 +108,15 @@ def trained_whole(plan: Plan, weights: list[str]) -> list[str]:
     return [name for name in weights if f".{name}".endswith(dense)]
 
 
-def submits_whole(plan: Plan, model: nn.Module) -> bool:
-    """Return whether a whole model may be submitted, with frozen weights that were restored."""
-    return 2 * sum(weight.numel() for weight in model.parameters()) <= MOST_BYTES
-
-
 def network_of(model: nn.Module) -> nn.Module:
     """Return the Hugging Face model, whose names are those of the files."""
     base = getattr(model, "base", model)
     return base if isinstance(base, nn.Module) else model
+
+
+def will_restore_frozen(plan: Plan) -> bool:
+    """Return whether by this plan weights are restored that aren't trained whole."""
+    return plan.repair is not None and trained_whole(plan, plan.repair.weights) != plan.repair.weights
 
 
 def restores_frozen(repair: Repair | None, trained: set[str]) -> bool:
@@ -122,11 +125,12 @@ def restores_frozen(repair: Repair | None, trained: set[str]) -> bool:
 
 
 @torch.no_grad()
-def _scale(model: nn.Module, names: list[str], factor: float) -> None:
-    if factor == 1.0:
-        return
-    for weight in _weights(model, names):
-        weight.copy_((weight.float() * factor).to(torch.bfloat16))
+def _set(weights: Iterable[Tensor], given: Iterable[Tensor], factor: float) -> None:
+    """Set weights to others times a factor, rounded to bfloat16; by 1 to these as they are."""
+    for weight, value in zip(weights, given, strict=True):
+        mine = local(weight)
+        value = value.to(mine.device)
+        mine.copy_(value if factor == 1.0 else (value.float() * factor).to(torch.bfloat16))
 
 
 def _weights(model: nn.Module, names: list[str]) -> Iterator[Tensor]:

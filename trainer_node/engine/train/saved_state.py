@@ -9,6 +9,7 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import TokenClock
+from trainer_node.engine.damage.repair import restores_frozen
 from trainer_node.engine.distributed.checkpoint_parts import Writer
 from trainer_node.engine.distributed.sharding import local
 from trainer_node.engine.reporter import Reporter
@@ -153,6 +154,7 @@ def sizes_of(state: TrainState, *, over: bool) -> Sizes:
 
 def export_bytes(state: TrainState) -> int:
     """Return the most bytes that are exported: a whole model in 16 bits, or fp32 factors."""
-    if any(module.method == "dense" for module in state.plan.modules):
+    restored = restores_frozen(state.plan.repair, set(state.deltas.parameters))
+    if restored or any(module.method == "dense" for module in state.plan.modules):
         return 2 * sum(value.numel() for value in state.deltas.model.parameters())
     return 4 * sum(value.numel() for value in state.deltas.parameters.values())

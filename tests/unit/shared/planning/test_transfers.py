@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from shared.messages import TaskType
 from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware
@@ -41,3 +43,22 @@ def test_a_submission_is_as_large_as_what_the_plan_exports() -> None:
     assert found.plan is not None
     assert 0 < found.submission_bytes <= 2 * 150_000_000
     assert not check(SMOLLM, 1.0, Transfers(None, found.submission_bytes / 3600)).ok
+
+
+@pytest.mark.parametrize(
+    ("profile", "task_type", "billions", "whole"),
+    [
+        ("auto", TaskType.INSTRUCT, 13, True),
+        ("auto", TaskType.DPO, 13, False),  # scored relative to the model as it is
+        ("auto", TaskType.INSTRUCT, 30, False),
+        ("maximum_accuracy", TaskType.INSTRUCT, 13, False),
+    ],
+)
+def test_where_frozen_weights_may_be_restored_a_whole_model_may_be_submitted(
+    profile: str, task_type: TaskType, billions: int, *, whole: bool
+) -> None:
+    size, single = billions * 10**9, parse_hardware("1xH100-80GB")
+    found = check_offer("org/model", size, task_type, 4.0, single, profile)
+    assert found.plan is not None
+    assert {module.method for module in found.plan.modules} == {"lora"}
+    assert (found.submission_bytes > 1.9 * size) == whole
