@@ -206,7 +206,7 @@ def test_another_number_of_processes_goes_on_with_the_same_data(
 ) -> None:
     """Two processes by DDP, killed; two by FSDP2, stopped; one to the end: as if one had done it all."""
     calm, rough = tmp_path / "calm", tmp_path / "rough"
-    start = partial(start, kl_coefficient=kl_coefficient)
+    start = partial(start, kl_coefficient=kl_coefficient, ready_by=14.0, checkpoint_interval_s=3.0)
     worker = start("rough")
     _wait_for_checkpoint(rough, worker)
     os.killpg(worker.pid, signal.SIGKILL)
@@ -227,7 +227,8 @@ def test_another_number_of_processes_goes_on_with_the_same_data(
     assert wanted is not None
     assert (found.steps, found.tokens) == (wanted.steps, wanted.tokens)
     # Sums are rounded in another order, and some 150 steps let that grow: .0013 seen, of a fall by 3.
-    assert found.final_loss == pytest.approx(wanted.final_loss, abs=3e-3)
+    print("FINAL", found.final_loss, wanted.final_loss, found.base_loss, found.steps, stopped.step)
+    assert found.final_loss == pytest.approx(wanted.final_loss, abs=1e-3)
 
 
 @slow

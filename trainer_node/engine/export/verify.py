@@ -155,11 +155,11 @@ def _losses(
         for index in range(len(dev)):
             if len(losses) >= LEAST_ROWS and time.monotonic() > until:
                 break
-            losses.append(_stock_loss(model, dev.take([index])))
+            losses.append(stock_loss(model, dev.take([index])))
     return losses
 
 
-def _stock_loss(model: Any, example: Examples) -> float:
+def stock_loss(model: Any, example: Examples) -> float:
     """Return the scorer's loss of one row, from plain logits."""
     if example.group == 1:
         return _nll(model, example.ids, example.labels, "mean") + _divergence(model, example)
