@@ -13,7 +13,6 @@ import msgspec
 from msgspec import Struct
 
 from gateway.api.tokens import Token, own_token
-from gateway.operations import ANSWER_S
 from gateway.views.run import RunView
 from gateway.views.schemas import (
     LONGEST_PAGE,
@@ -33,7 +32,7 @@ from shared.net import LOOPBACK
 from shared.settings_sources import load_settings
 
 TIMEOUT_S = 10.0
-OPERATION_S = ANSWER_S + TIMEOUT_S  # a node may first have to end its worker
+OPERATION_S = 40.0  # the gateway waits 30 s for a node, which may first have to end its worker
 SCORES_S = 60.0  # each of a hundred scores is synced to the broker's disk
 ENDED = {TaskState.SUBMITTED, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
 

@@ -10,7 +10,6 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
-import aiohttp
 import msgspec
 
 from shared.logs import get_logger
@@ -67,6 +66,8 @@ class HubModels:
         )
 
     async def _ask(self, model: str) -> None:
+        import aiohttp  # a command that only names a policy asks no hub
+
         try:
             async with (
                 asyncio.timeout(self._wait_s),

@@ -12,7 +12,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from shared import subjects
-from shared.broker.bus import Record
+from shared.broker.jetstream import Record
 from shared.logs import get_logger
 from shared.messages import (
     Claimed,

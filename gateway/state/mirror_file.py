@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from shared import subjects
-from shared.broker.bus import Record
+from shared.broker.jetstream import Record
 from shared.errors import PodiumError
 
 LOGS = (subjects.STATE_STREAM, subjects.JOBS_STREAM)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Coroutine, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
@@ -29,10 +29,12 @@ from podium.commands.watch import WatchView
 from podium.console import make_console
 from podium.demo.model import HOME as MODEL_FOLDER
 from podium.demo.report import Played, Row, compare, report, score_row, take_result
-from podium.local.stack import Stack
 from shared.errors import PodiumError, SettingsError
 from shared.messages import DatasetType, Offer, TaskType
 from shared.planning.profiles import resolve
+
+if TYPE_CHECKING:
+    from podium.local.stack import Stack
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 COLUMNS = DatasetType(field_instruction="instruct", field_output="output")

@@ -16,9 +16,7 @@ from podium.arguments import add_url, examples
 from podium.client import default_url
 from podium.commands.up import chosen_settings
 from podium.console import make_console
-from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Finding, Severity
-from podium.diagnostics.probe import gather
 from podium.local.discovery import with_own_keys
 from shared.settings import Settings
 from shared.settings_sources import load_settings
@@ -51,6 +49,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Examine and print; exit code 1 if there is an error (with --strict: or a warning)."""
+    from podium.diagnostics.checks import examine
+    from podium.diagnostics.probe import gather
+
     settings = with_own_keys(load_settings())
     url, chosen = args.url or default_url(), chosen_settings(os.environ)
     vitals = asyncio.run(gather(settings, url, args.monitor, version(), chosen))

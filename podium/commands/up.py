@@ -9,17 +9,18 @@ import signal
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.policy.loader import load_policy
 from podium.arguments import examples
 from podium.local.gpu_split import SlotShare, split
-from podium.local.stack import Stack
 from shared.net import LOOPBACK
 from shared.settings_sources import CONFIG_VARIABLE, OF_COMPOSE, PREFIX, load_settings
 from trainer_node.hardware import detect, gpu_status
+
+if TYPE_CHECKING:
+    from podium.local.stack import Stack
 
 READY_S = 60.0
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -80,6 +81,9 @@ async def make_stack(overrides: dict[str, Any], environ: Mapping[str, str]) -> S
 
     By default models come from the cache and local data from the examples.
     """
+    from gateway.policy.loader import load_policy
+    from podium.local.stack import Stack
+
     settings = load_settings(environ, **overrides)
     load_policy(settings.policy)  # fail here: a wrong policy would make the gateway exit in a loop
     chosen = chosen_settings(environ) | overrides.keys()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from podium.diagnostics.probe import ReceivedHeartbeat, Vitals
 from shared.messages import Heartbeat
+
+if TYPE_CHECKING:
+    from podium.diagnostics.probe import ReceivedHeartbeat, Vitals
 
 
 class Severity(StrEnum):

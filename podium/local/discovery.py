@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from podium.local.stack import KEYS
 from shared.net import LOOPBACK, LOOPBACK_HOSTS
 from shared.settings import Settings
 
+KEYS = "keys"  # folder in the data folder
 MONITOR_PORT = 8222  # the usual port of nats-server, also in deploy/nats.conf
 
 _HTTP = re.compile(r'^\s*http:\s*"?([^"\s]+?)"?\s*$', re.MULTILINE)

@@ -20,6 +20,7 @@ import msgspec
 
 from gateway.api.tokens import own_token
 from podium.client import Client
+from podium.local.discovery import KEYS
 from podium.local.gpu_split import SlotShare, Split
 from podium.local.nats_server import bootstrap, broker_command, port_open, take_over_open_store, write_config
 from podium.local.process import ManagedProcess, Say, Spec
@@ -31,7 +32,6 @@ from shared.settings import Settings
 from shared.settings_sources import PREFIX
 from trainer_node.worker.slot_lock import SlotLock
 
-KEYS = "keys"
 OWN_FOLDERS = ("nats", KEYS, "mirror", "nodes", "artifacts", "logs", "run")  # in the data folder
 NODE_EXTRA_S = 15.0  # time for a node to drain, in addition to its worker's grace
 

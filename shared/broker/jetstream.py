@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
-from nats.aio.msg import Msg
 
 from shared.errors import BusError, BusUnavailableError, ConflictError, StoreFullError
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
 
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})  # the second form names no sequence
 STREAM_FULL: Final = frozenset({10047, 10077, 10122})

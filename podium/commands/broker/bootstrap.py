@@ -6,7 +6,6 @@ import argparse
 import asyncio
 
 from podium.arguments import examples
-from podium.local.nats_server import bootstrap
 from shared.settings_sources import load_settings
 
 
@@ -23,6 +22,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Create missing streams; exit code 0 if all exist and are configured correctly."""
+    from podium.local.nats_server import bootstrap
+
     made = asyncio.run(bootstrap(load_settings()))
     print(f"created {', '.join(made)}" if made else "all streams exist")
     return 0

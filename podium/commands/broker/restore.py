@@ -9,52 +9,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Struct
 
-from gateway.state.ledger import Ledger
-from gateway.state.mirror_file import LOGS, Content, read_mirror
 from podium.arguments import examples
-from podium.local.discovery import is_own, with_own_keys
-from podium.local.nats_server import Broker
-from shared import subjects
-from shared.broker.bus import Bus
-from shared.broker.connection import connect
-from shared.broker.credentials import ADMIN
-from shared.broker.jetstream import Record
-from shared.broker.streams import bootstrap, find_stream, stream_specs, when_usable
-from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError, PodiumError
-from shared.messages import decode_lease, decode_state_record
-from shared.net import LOOPBACK
-from shared.settings import Settings
-from shared.settings_sources import load_settings
-
-EPOCH_MARGIN = 1_000_000  # lease renewals since the newest claim, which the file doesn't have: weeks of them
-LISTEN_S = 1.0
-
-STOP = "stop gateways and nodes, empty the broker's store (or remove these streams), start the broker alone"
-
-
-class NotEmptyError(PodiumError):
-    """The broker holds something that this mirror doesn't: restoring would mix two histories."""
-
-
-class Restored(Struct, frozen=True):
-    """Counts of a restore."""
-
-    records: dict[str, int]  # by stream
-    written: int  # of these by this run; an interrupted run may have written others
-    missing: dict[str, int]  # sequences that the file doesn't have
-    cut_bytes: int  # of a truncated last line
-    tasks: dict[str, int]  # by state
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -74,7 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Restore and verify; exit code 0 if both logs equal the file."""
-    restored = asyncio.run(_run(args.file))
+    from podium.local.restoration import restore_from
+
+    restored = asyncio.run(restore_from(args.file))
     if args.json:
         print(msgspec.json.encode(restored).decode())
         return 0
@@ -86,160 +47,3 @@ def run(args: argparse.Namespace) -> int:
     states = ", ".join(f"{count} {state}" for state, count in restored.tasks.items())
     print(f"tasks: {states or 'none'}. Start the nodes and gateways again.")
     return 0
-
-
-async def _run(path: Path) -> Restored:
-    try:
-        content = await asyncio.to_thread(read_mirror, path)
-    except OSError as error:
-        raise PodiumError(f"{path} can't be read: {error.strerror}") from error
-    async with _broker(load_settings()) as settings:
-        bus = await connect(settings, name="restore", user=ADMIN)
-        try:
-            return await when_usable(bus, settings, lambda: restore(bus, settings, content))
-        finally:
-            await bus.close()
-
-
-@asynccontextmanager
-async def _broker(settings: Settings) -> AsyncIterator[Settings]:
-    """Use the broker of the settings; start the embedded one, alone, if it doesn't run."""
-    settings, port = with_own_keys(settings), urlsplit(settings.nats_url).port or 4222
-    if not is_own(settings) or await _listens(port):
-        yield settings
-        return
-    keys = settings.nats_nkey_seed_file
-    broker = Broker(settings.data / "nats", port, keys=Path(keys) if keys else None)
-    await broker.start()
-    try:
-        yield settings
-    finally:
-        await broker.stop()
-
-
-async def _listens(port: int) -> bool:
-    try:
-        async with asyncio.timeout(LISTEN_S):
-            _, writer = await asyncio.open_connection(LOOPBACK, port)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    await writer.wait_closed()
-    return True
-
-
-async def restore(bus: Bus, settings: Settings, content: Content) -> Restored:
-    """Write the missing records of both logs, read everything back and compare.
-
-    Raises NotEmptyError before any write if the broker holds other records or a node is running, and
-    ConflictError if another process writes during the restore. An interrupted restore can be run again.
-    """
-    await _refuse_if_running(bus, settings)
-    there = {stream: await _beginning(bus, stream, content.records[stream]) for stream in LOGS}
-    for stream in LOGS:
-        if there[stream] == 0 and content.records[stream]:
-            await _make(bus, settings, stream, content.last(stream) + 1)
-    await bootstrap(bus, settings)
-    if any(len(content.records[stream]) > there[stream] for stream in LOGS):
-        await _raise_epochs(bus, content.records[subjects.STATE_STREAM])
-    for stream in LOGS:
-        await _write(bus, stream, content.records[stream], there[stream])
-    ledger = await _verified(bus, content)
-    return Restored(
-        records={stream: len(content.records[stream]) for stream in LOGS},
-        written=sum(len(content.records[stream]) - there[stream] for stream in LOGS),
-        missing={stream: content.missing(stream) for stream in LOGS},
-        cut_bytes=content.size - content.end,
-        tasks=dict(Counter(str(ledger.state(task, 0.0)) for task in ledger.tasks())),
-    )
-
-
-async def _refuse_if_running(bus: Bus, settings: Settings) -> None:
-    if await find_stream(bus, subjects.LEASES_STREAM) is None:
-        return
-    for slot in settings.slots:
-        record = await bus.last(subjects.LEASES_STREAM, subjects.lease(slot))
-        if record is not None and record.data:
-            node = decode_lease(record.data).node
-            raise NotEmptyError(
-                f"node {node} holds slot {slot}: {STOP}, then restore (a killed node's lease lasts "
-                f"{settings.lease_ttl_s:g} s)"
-            )
-
-
-async def _beginning(bus: Bus, stream: str, records: list[Record]) -> int:
-    """Return how many of the file's records the log already has. Raises NotEmptyError if it has others."""
-    if await find_stream(bus, stream) is None:
-        return 0
-    found = await _all(bus, stream)
-    for stored, record in zip(found, records, strict=False):
-        if (stored.subject, stored.data) != (record.subject, record.data):
-            raise NotEmptyError(
-                f"{stream} holds {stored.subject} at {stored.sequence}, the file {record.subject}: {STOP}"
-            )
-    if len(found) > len(records):
-        raise NotEmptyError(f"{stream} holds {len(found)} records, the file {len(records)}: {STOP}")
-    return len(found)
-
-
-async def _make(bus: Bus, settings: Settings, stream: str, first: int) -> None:
-    """Make a missing or empty log start at `first`; keep one that already does."""
-    found = await find_stream(bus, stream)
-    if found is not None and found.last + 1 >= first:
-        return
-    if found is not None:
-        await _ask(bus, f"$JS.API.STREAM.DELETE.{stream}")
-    config = next(spec.config for spec in stream_specs(settings) if spec.config["name"] == stream)
-    await _ask(bus, f"$JS.API.STREAM.CREATE.{stream}", config | {"first_seq": first})
-
-
-async def _raise_epochs(bus: Bus, states: list[Record]) -> None:
-    """Make the next lease's revision, and so its epoch, larger than any epoch of the old log."""
-    epochs = [0]
-    for record in states:
-        try:
-            epochs.append(decode_state_record(record.data).epoch)
-        except msgspec.DecodeError:
-            continue  # malformed in the old log too; restored as it is
-    found = await find_stream(bus, subjects.LEASES_STREAM)
-    newest = max(found.last if found is not None else 0, *epochs)
-    query = {"seq": newest + EPOCH_MARGIN}
-    await _ask(bus, f"$JS.API.STREAM.PURGE.{subjects.LEASES_STREAM}", query)
-
-
-async def _write(bus: Bus, stream: str, records: list[Record], there: int) -> None:
-    found = await find_stream(bus, stream)
-    last = found.last if found is not None else 0
-    for record in records[there:]:
-        try:
-            last = await bus.append(stream, record.subject, record.data, last=last)
-        except (BusTimeoutError, ConflictError) as error:
-            stored = await bus.read(stream, last)
-            if [(each.subject, each.data) for each in stored] != [(record.subject, record.data)]:
-                raise ConflictError(
-                    f"another process writes to {stream}: {STOP}, then restore again"
-                ) from error
-            last = stored[0].sequence
-
-
-async def _verified(bus: Bus, content: Content) -> Ledger:
-    """Check that both logs equal the file; return their ledger."""
-    ledger = Ledger()
-    for stream in LOGS:
-        stored = await _all(bus, stream)
-        wanted = [(record.subject, record.data) for record in content.records[stream]]
-        if [(record.subject, record.data) for record in stored] != wanted:
-            raise BusError(f"{stream} differs from what was written: {STOP}, then restore again")
-        for record in stored:
-            ledger.apply(stream, record)
-    return ledger
-
-
-async def _all(bus: Bus, stream: str) -> list[Record]:
-    return [record async for records in bus.read_all(stream) for record in records]
-
-
-async def _ask(bus: Bus, subject: str, query: dict[str, Any] | None = None) -> None:
-    reply = json.loads((await bus.request(subject, json.dumps(query).encode() if query else b"")).data)
-    if "error" in reply:
-        raise BusUnavailableError(f"{subject}: {reply['error'].get('description')}")

@@ -12,8 +12,8 @@ import pytest
 from gateway.server import listening_socket, running
 from gateway.state.ledger import Ledger
 from gateway.state.mirror_file import LOGS, read_mirror
-from podium.commands.broker.restore import NotEmptyError, restore
 from podium.local.nats_server import Broker
+from podium.local.restoration import NotEmptyError, restore
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.broker.jetstream import Record

@@ -6,7 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from podium.client import fetch
+from gateway.operations import ANSWER_S
+from podium.client import OPERATION_S, TIMEOUT_S, fetch
 from shared.net import LOOPBACK, free_port
 
 
@@ -40,3 +41,7 @@ def test_a_body_comes_with_any_status_and_past_every_proxy(
 def test_no_answer_is_an_os_error() -> None:
     with pytest.raises(OSError, match="refused"):
         fetch(f"http://{LOOPBACK}:{free_port()}/200", 5.0)
+
+
+def test_an_operation_waits_longer_than_the_gateway_does() -> None:
+    assert OPERATION_S >= ANSWER_S + TIMEOUT_S
