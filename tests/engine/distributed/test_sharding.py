@@ -18,14 +18,9 @@ import pytest
 import torch
 
 from shared.messages import (
-    DatasetType,
-    FileFormat,
     Hardware,
     Outcome,
     OutcomeStatus,
-    TaskType,
-    WorkerJob,
-    encode,
 )
 from shared.net import free_port
 from shared.planning.plan import Plan
@@ -37,13 +32,13 @@ from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.oom_fallback import OUT_OF_MEMORY
 
 SIDE = Path(__file__).with_name("parallel_side.py")
-WAIT_S = 400.0
+WAIT_S = 120.0
 # A worker is three Python processes here: on two busy cores it takes many seconds to start.
 
 
 def slow(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test that starts whole workers."""
-    return pytest.mark.slow(pytest.mark.timeout(1200)(test))
+    return pytest.mark.slow(pytest.mark.timeout(400)(test))
 
 
 # --- pure
@@ -56,10 +51,10 @@ def test_a_plan_is_carried_out_on_the_devices_that_are_there(make_plan: Callable
     assert fitted(make_plan(), ProcessGroup(1, 2)).parallel == "ddp"
 
 
-def test_a_process_per_gpu_and_one_on_a_cpu(job: Callable[..., WorkerJob]) -> None:
-    assert launch.processes(job()) == 1
-    assert launch.processes(job(processes=2)) == 2
-    assert launch.processes(job(hardware=Hardware(device="H100", count=4, memory_bytes=2**36))) == 4
+def test_a_process_per_gpu_and_one_on_a_cpu(make_job: Callable[..., Path]) -> None:
+    assert launch.world_of(make_job()) == 1
+    assert launch.world_of(make_job(processes=2)) == 2
+    assert launch.world_of(make_job(hardware=Hardware(device="H100", count=4, memory_bytes=2**36))) == 4
 
 
 # --- the numbers
@@ -102,47 +97,15 @@ def test_mixed_precision_is_the_same_sharded(numbers: dict[str, dict[str, torch.
 
 
 @pytest.fixture
-def job(tiny_model: Path, tmp_path: Path) -> Callable[..., WorkerJob]:
-    """Makes jobs of about a hundred steps of two packs on the tiny model."""
-    rows = [{"q": f"Define number {i % 37}.", "a": f"It comes after {i % 37 - 1}."} for i in range(300)]
-    data = tmp_path / "rows.json"
-    data.write_text(json.dumps(rows))
-
-    def make(**changes: Any) -> WorkerJob:
-        fields: dict[str, Any] = {
-            "task_id": "t",
-            "task": "t",
-            "slot": "a",
-            "task_type": TaskType.INSTRUCT,
-            "model": "upstream/tiny",
-            "model_path": str(tiny_model),
-            "dataset": str(data),
-            "file_format": FileFormat.JSON,
-            "dataset_type": DatasetType(field_instruction="q", field_output="a"),
-            "start_at": 0.0,
-            "ready_by": 25.0,
-            "hardware": Hardware(device="cpu", count=2, memory_bytes=16 * 2**30),
-            "threads": 1,
-            "clock": "token",
-            "checkpoint_interval_s": 5.0,
-        }
-        return WorkerJob(**{**fields, **changes})
-
-    return make
-
-
-@pytest.fixture
-def start(tmp_path: Path, job: Callable[..., WorkerJob]) -> Callable[..., subprocess.Popen[bytes]]:
+def start(tmp_path: Path, make_job: Callable[..., Path]) -> Callable[..., subprocess.Popen[bytes]]:
     """Starts a worker of two processes in a folder; a second start goes on there."""
 
     def begin(name: str, *, fds: tuple[int, ...] = (), **changes: Any) -> subprocess.Popen[bytes]:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        (folder / "outcome.json").unlink(missing_ok=True)
-        (folder / "job.json").write_bytes(encode(job(**{"processes": 2, **changes})))
-        with (folder / "worker.log").open("ab") as log:
+        path = make_job(name, **{"processes": 2, **changes})
+        (path.parent / "outcome.json").unlink(missing_ok=True)
+        with (path.parent / "worker.log").open("ab") as log:
             return subprocess.Popen(
-                launch.command(folder / "job.json"),
+                launch.command(path),
                 stdout=log,
                 stderr=log,
                 env=ENVIRONMENT,
@@ -202,17 +165,20 @@ def test_killed_ranks_end_the_worker_and_the_next_start_is_bit_equal(
 @slow
 @pytest.mark.parametrize("kl_coefficient", [0.0, 1.0])
 def test_another_number_of_processes_goes_on_with_the_same_data(
-    kl_coefficient: float, start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    kl_coefficient: float, start: Callable[..., subprocess.Popen[bytes]], killed: Path, tmp_path: Path
 ) -> None:
     """Two processes by DDP, killed; two by FSDP2, stopped; one to the end: as if one had done it all."""
     calm, rough = tmp_path / "calm", tmp_path / "rough"
-    start = partial(start, kl_coefficient=kl_coefficient, ready_by=14.0, checkpoint_interval_s=3.0)
+    start = partial(start, kl_coefficient=kl_coefficient)
+    # After 100 steps sums in another order make a difference of .001 to .002 in bf16, of 2e-7 in fp32.
+    for folder in (calm, rough):
+        _copy_with_plan(killed, folder, dtype="float32")
     worker = start("rough")
     _wait_for_checkpoint(rough, worker)
     os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
     plan = json.loads((rough / "plan.json").read_text())
-    assert (plan["parallel"], plan["devices"]) == ("ddp", 2)
+    assert (plan["parallel"], plan["devices"], plan["dtype"]) == ("ddp", 2, "float32")
     (rough / "plan.json").write_text(json.dumps(plan | {"parallel": "fsdp2"}))
     (rough / "base_states.json").unlink(missing_ok=True)  # then both ask the base model again
     worker = start("rough")
@@ -226,28 +192,18 @@ def test_another_number_of_processes_goes_on_with_the_same_data(
     assert found is not None
     assert wanted is not None
     assert (found.steps, found.tokens) == (wanted.steps, wanted.tokens)
-    # Sums are rounded in another order, and some 150 steps let that grow: .0013 seen, of a fall by 3.
-    print("FINAL", found.final_loss, wanted.final_loss, found.base_loss, found.steps, stopped.step)
-    assert found.final_loss == pytest.approx(wanted.final_loss, abs=1e-3)
+    assert stopped.step is not None
+    assert stopped.step < found.steps
+    assert found.final_loss == pytest.approx(wanted.final_loss, abs=1e-5)
 
 
 @slow
 def test_sharded_to_the_end_with_the_lock_held_by_every_process(
-    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    start: Callable[..., subprocess.Popen[bytes]], killed: Path, tmp_path: Path
 ) -> None:
     """Choose, export and verify from shards; by a plan that had to shrink before there was a checkpoint."""
     run, lock = tmp_path / "run", tmp_path / "slot.lock"
-    worker = start("run")
-    _wait_for_checkpoint(run, worker)
-    os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
-    shutil.rmtree(run / "checkpoints")
-    plan = json.loads((run / "plan.json").read_text()) | {
-        "parallel": "fsdp2",
-        "activation_checkpointing": True,
-    }
-    plan["deviations"].append({"what": "", "wanted": "", "got": "", "reason": OUT_OF_MEMORY})
-    (run / "plan.json").write_text(json.dumps(plan))
+    plan = _copy_with_plan(killed, run, parallel="fsdp2", devices=2, activation_checkpointing=True)
     with lock.open("w") as file:
         worker = start("run", fds=(file.fileno(),))
     _wait_for_checkpoint(run, worker)
@@ -265,19 +221,12 @@ def test_sharded_to_the_end_with_the_lock_held_by_every_process(
 
 @slow
 def test_sharded_and_killed_in_the_middle_of_a_save_it_goes_on_from_the_one_before(
-    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    start: Callable[..., subprocess.Popen[bytes]], killed: Path, tmp_path: Path
 ) -> None:
     """Each process writes its own rows; whatever of that a kill leaves, the next start ends bit-equal."""
     calm, rough = tmp_path / "calm", tmp_path / "rough"
-    for folder in (calm, rough):  # a plan for shards, as that of a large model would be
-        worker = start(folder.name)
-        _wait_for_checkpoint(folder, worker)
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
-        shutil.rmtree(folder / "checkpoints")
-        plan = json.loads((folder / "plan.json").read_text()) | {"parallel": "fsdp2"}
-        plan["deviations"] = [{"what": "", "wanted": "", "got": "", "reason": OUT_OF_MEMORY}]
-        (folder / "plan.json").write_text(json.dumps(plan))
+    for folder in (calm, rough):
+        _copy_with_plan(killed, folder, parallel="fsdp2", devices=2)  # as that of a large model would be
     halves = 0
     for _ in range(3):
         worker = start("rough", checkpoint_interval_s=0.5)
@@ -296,15 +245,14 @@ def test_sharded_and_killed_in_the_middle_of_a_save_it_goes_on_from_the_one_befo
 
 
 @slow
-def test_torchrun_starts_it_too(job: Callable[..., WorkerJob], tmp_path: Path) -> None:
-    path = tmp_path / "job.json"
-    path.write_bytes(encode(job(ready_by=6.0)))
+def test_torchrun_starts_it_too(make_job: Callable[..., Path]) -> None:
+    path = make_job(ready_by=6.0)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port"]
     command = [*torchrun, str(free_port()), "-m", "trainer_node.engine", str(path)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=WAIT_S, check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
-    assert _outcome(tmp_path).status is OutcomeStatus.READY
-    assert json.loads((tmp_path / "plan.json").read_text())["parallel"] == "ddp"
+    assert _outcome(path.parent).status is OutcomeStatus.READY
+    assert json.loads((path.parent / "plan.json").read_text())["parallel"] == "ddp"
 
 
 @slow
@@ -327,6 +275,15 @@ def _together(world: int, arguments: list[str]) -> list[subprocess.Popen[bytes]]
 
 def _outcome(folder: Path) -> Outcome:
     return outcome_of(folder / "job.json")
+
+
+def _copy_with_plan(killed: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """A job that is planned, and whose next start begins with a changed plan: this one."""
+    shutil.copytree(killed, folder, ignore=shutil.ignore_patterns("checkpoints", "base_states.json"))
+    plan = json.loads((folder / "plan.json").read_text()) | changes
+    plan["deviations"].append({"what": "", "wanted": "", "got": "", "reason": OUT_OF_MEMORY})
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return plan
 
 
 def _wait_for_checkpoint(folder: Path, worker: subprocess.Popen[bytes]) -> None:
