@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,17 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import torch
 from msgspec.structs import replace
 
 from shared.files import folder_digest
 from shared.messages import (
     ErrorCode,
+    Outcome,
     OutcomeStatus,
     Phase,
     decode_worker_job,
     encode,
 )
+from shared.planning.plan import Deviation, Plan
 from tests.engine.worker_run import (
     ENVIRONMENT,
     ROOT,
@@ -31,10 +37,15 @@ from tests.engine.worker_run import (
 )
 from trainer_node.engine import finish as finishing
 from trainer_node.engine import pipeline
+from trainer_node.engine.assemble import load_base
+from trainer_node.engine.context import RunContext
+from trainer_node.engine.data import token_cache
 from trainer_node.engine.evaluate import metric
 from trainer_node.engine.evaluate.metric import Evaluation
+from trainer_node.engine.export import unverified as unverified_export
 from trainer_node.engine.export import writer
 from trainer_node.engine.signals import Stop
+from trainer_node.engine.train.oom_fallback import OUT_OF_MEMORY
 
 # PEFT asks transformers a question under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -138,6 +149,53 @@ def test_it_is_submitted_before_torch_is_imported(
     assert outcome.digest == folder_digest(unverified.parent / "export")
     assert outcome.step > 0
     assert progress_of(unverified)[-1].phase is Phase.DONE
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted"), [("without a checkpoint", [False]), ("late", [True]), ("without its data", [True])]
+)
+def test_a_resumed_run_loads_its_model_once_and_where_it_is_used(
+    state: str, wanted: list[bool], killed_job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole in main memory to be submitted as it is, on its device to go on."""
+    loads: list[bool] = []
+
+    def load(run: RunContext, plan: Plan, *, whole: bool = False) -> torch.nn.Module:
+        loads.append(whole)
+        return load_base(run, plan, whole=whole)
+
+    _left(killed_job, 600.0)
+    monkeypatch.setattr(pipeline, "load_base", load)
+    monkeypatch.setattr(unverified_export, "is_late", lambda *_: state != "without its data")
+    if state == "without a checkpoint":
+        shutil.rmtree(killed_job.parent / "checkpoints")
+        path = killed_job.parent / "plan.json"
+        plan = msgspec.json.decode(path.read_bytes(), type=Plan)
+        smaller = Deviation("capacity", "2", "1", OUT_OF_MEMORY)
+        path.write_bytes(msgspec.json.encode(replace(plan, deviations=[smaller])))
+        monkeypatch.setattr(pipeline, "train", lambda *_: Outcome(status=OutcomeStatus.STOPPED))
+    if state == "without its data":
+        (killed_job.parent / "rows.json").unlink()
+        (killed_job.parent / token_cache.FILE).unlink()
+    outcome = finish(killed_job)
+    assert outcome.status is not OutcomeStatus.FAILED, outcome.error
+    assert loads == wanted
+
+
+def test_a_run_whose_divergence_is_lost_submits_what_it_has(
+    killed_job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going on without it would be another objective."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    killed_job.write_bytes(encode(replace(decode_worker_job(killed_job.read_bytes()), kl_coefficient=0.5)))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    outcome = finish(killed_job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    said = [line.message or "" for line in progress_of(killed_job)]
+    assert any("base_states.bin can't be written" in text and "as it is" in text for text in said), said
 
 
 def test_no_time_and_no_checkpoint_is_too_late(make_job: Callable[..., Path]) -> None:

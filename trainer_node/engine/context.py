@@ -93,6 +93,7 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     dropped: dict[str, int]
     costs: Costs
     resumes: int = 0
+    without_divergence: bool = False  # it is a part of the score, and there was no room to train with it
 
     @property
     def base_loss(self) -> float:

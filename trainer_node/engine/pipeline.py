@@ -157,6 +157,7 @@ def begin(run: RunContext) -> Outcome:
         train_tokens=int(data.train.lengths.sum()),
         dropped=data.dropped,
         costs=Costs() if run.simulated else measured,
+        without_divergence=base_states.wanted(run.job) and data.train.base is None,
     )
     context.write_record(run, record, plan)
     announce(run, plan)
@@ -185,21 +186,27 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
         run.reporter.message(f"resumed from step {position.step}")
         if position.pulse.progress < 1.0 and not found.has_moments:
             run.reporter.message("the checkpoint has no optimizer moments: they start again from zero")
-    late = unverified.is_late(run.left_s, record.costs)
-    model = load_base(run, plan, whole=late)
-    if late and found:
-        chosen = checkpoint_as_is(found, plan)
-        return submit_as_is(run, record, model, chosen, "no time is left to train or verify")
-    data = prepare.reload_data(run, load_config(run.job.model_path), record.fingerprint)
-    if isinstance(data, str):
-        if found is None:
-            raise EngineError(ErrorCode.DATA_UNAVAILABLE, data)  # at the start it could be used
-        del model
-        whole = load_base(run, plan, whole=True)
-        return submit_as_is(run, record, whole, checkpoint_as_is(found, plan), data)
+    data: JobData | str = "no time is left to train or verify"
+    if found is None or not unverified.is_late(run.left_s, record.costs):
+        data = prepare.reload_data(run, load_config(run.job.model_path), record.fingerprint)
+    if not isinstance(data, str):
+        model = load_base(run, plan)
+        data = asked_again(run, record, plan, model, data)
+        if not isinstance(data, str):
+            return train(run, record, plan, model, data, found)
+        del model  # the next one is whole, in main memory
+    if found is None:
+        raise EngineError(ErrorCode.DATA_UNAVAILABLE, data)  # at the start it could be used
+    whole = load_base(run, plan, whole=True)
+    return submit_as_is(run, record, whole, checkpoint_as_is(found, plan), data)
+
+
+def asked_again(
+    run: RunContext, record: RunRecord, plan: Plan, model: torch.nn.Module, data: JobData
+) -> JobData | str:
+    """All: the rows with what the base model said of them, or why that can't be had any more."""
     base = partial(frozen_base, run, plan, model)
-    data = base_states.again(run, base, reference_logprobs.again(run, base, data, record), record)
-    return train(run, record, plan, model, data, found)
+    return base_states.again(run, base, reference_logprobs.again(run, base, data, record), record)
 
 
 def frozen_base(run: RunContext, plan: Plan, model: torch.nn.Module) -> torch.nn.Module:
@@ -219,18 +226,19 @@ def resume_search(
     data: JobData | str = "no time is left to train or verify"
     if not unverified.is_late(run.left_s, record.costs):
         data = prepare.reload_data(run, load_config(run.job.model_path), record.fingerprint)
+    models: list[torch.nn.Module] = []
+    # The base model may have to answer again.
+    if not isinstance(data, str) and (data.train.group == 2 or base_states.wanted(run.job)):
+        first = next(iter(searched.plans.values()))
+        models = [load_base(run, first)]
+        data = asked_again(run, record, first, models[0], data)
     if isinstance(data, str):
+        models.clear()  # the next one is whole, in main memory
         context.write_record(run, record, plan)
         chosen = submittable(run, searched, found)
         return submit_as_is(run, record, load_base(run, chosen.plan, whole=True), chosen, data)
     searched, current = take_up(run, searched, plan, found)
     context.write_record(run, record, next(iter(searched.plans.values())))
-    models: list[torch.nn.Module] = []
-    if data.train.group == 2 or base_states.wanted(run.job):  # the base model may have to answer again
-        plan = next(iter(searched.plans.values()))
-        models = [load_base(run, plan)]
-        base = partial(frozen_base, run, plan, models[0])
-        data = base_states.again(run, base, reference_logprobs.again(run, base, data, record), record)
     return search(run, record, searched, models, data, current)
 
 

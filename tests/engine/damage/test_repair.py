@@ -158,6 +158,7 @@ def test_a_job_that_had_no_room_for_the_divergence_is_still_scored_with_it(
     assert any("without the divergence" in (line.message or "") for line in progress_of(job))
     known = read_record(job.parent)
     assert known is not None
+    assert known[0].without_divergence
     assert known[1].repair is None
 
 

@@ -87,7 +87,8 @@ def record_of(data: JobData) -> RunRecord:
     )
 
 
-def assert_same(found: JobData, wanted: JobData) -> None:
+def assert_same(found: JobData | str, wanted: JobData) -> None:
+    assert isinstance(found, JobData)
     for mine, other in ((found.train, wanted.train), (found.dev, wanted.dev)):
         assert mine.fingerprint() == other.fingerprint()
         assert mine.base is not None
@@ -215,6 +216,42 @@ def test_a_full_disk_is_said_and_the_run_goes_on_without(
     assert same.dev.base is None
     assert len(same.train) == len(data.train)
     assert "without the divergence" in (run.folder / "progress.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("short_of", "why"), [("time", "no time"), ("disk", "more room")])
+def test_a_resumed_run_trains_on_no_fewer_rows_than_before(
+    short_of: str,
+    why: str,
+    model: torch.nn.Module,
+    data: JobData,
+    make_run: Callable[..., RunContext],
+    make_plan: Callable[..., Plan],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = make_run(TokenClock(0.0, 100.0))
+    full = base_states.first(run, model, data, make_plan())
+    (run.folder / base_states.FILE).unlink()
+    if short_of == "time":
+        run = make_run(_Slow(), seconds=40.0)
+    else:
+        room = int(data.dev.compared.sum()) + 100
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 2 * room * 4 * 64))
+    again = base_states.again(run, lambda: model, data, record_of(full))
+    assert isinstance(again, str)
+    assert why in again
+
+
+def test_a_run_that_began_without_the_divergence_goes_on_without_it(
+    model: torch.nn.Module, data: JobData, make_run: Callable[..., RunContext]
+) -> None:
+    run, half = make_run(TokenClock(0.0, 100.0)), replace(data, train=data.train.take(range(40)))
+    record = replace(record_of(half), without_divergence=True)
+    again = base_states.again(run, lambda: model, data, record)
+    assert not isinstance(again, str)
+    assert again.train.base is None
+    assert again.dev.base is None
+    assert again.train.fingerprint() == data.train.take(_order(data)[:40]).fingerprint()
+    assert not (run.folder / base_states.FILE).exists()
 
 
 @pytest.mark.parametrize("changes", [{"kl_coefficient": 0.0}, {"task_type": TaskType.DPO}])

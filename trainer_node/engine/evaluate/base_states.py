@@ -67,19 +67,31 @@ def first(run: RunContext, model: torch.nn.Module, data: JobData, plan: Plan) ->
     tokens = SURPLUS * plan.expected_steps * plan.packs_per_step * plan.capacity
     seen = math.ceil(tokens / float(data.train.lengths.mean()))
     count = len(data.train) if run.simulated else min(len(data.train), seen)
-    return _asked(run, label_model(model), replace(data, train=chosen(data.train, count, run.job.seed)))
+    data = replace(data, train=chosen(data.train, count, run.job.seed))
+    asked = _asked(run, label_model(model), data)
+    if isinstance(asked, str):
+        run.reporter.message(f"trained without the divergence from the base model: {asked}")
+        return data
+    return asked
 
 
-def again(run: RunContext, base: Callable[[], torch.nn.Module], data: JobData, record: RunRecord) -> JobData:
-    """Return the same rows with the same states, for a resumed run; `base` gives the base model."""
+def again(
+    run: RunContext, base: Callable[[], torch.nn.Module], data: JobData, record: RunRecord
+) -> JobData | str:
+    """Return the same rows with the same states, for a resumed run, or why they can't be had any more.
+
+    `base` gives the base model. A run that began without the divergence goes on without it.
+    """
     if not wanted(run.job):
         return data
     data = _recorded(run, data, record)
+    if record.without_divergence:
+        return data
     about = run.process_group.broadcast_object(_read(run.folder, data) if run.process_group.is_main else None)
     if about is not None:
         return _with_states(run, data, about)
     run.reporter.message(f"{FILE} is missing or of other rows: the base model is asked again")
-    return _asked(run, label_model(base()), data)
+    return _asked(run, label_model(base()), data, all_rows=True)
 
 
 def _recorded(run: RunContext, data: JobData, record: RunRecord) -> JobData:
@@ -88,13 +100,15 @@ def _recorded(run: RunContext, data: JobData, record: RunRecord) -> JobData:
     return replace(data, train=train, dev=data.dev.take(np.arange(len(record.base_losses))))
 
 
-def _asked(run: RunContext, model: LabelModel, data: JobData) -> JobData:
-    """Write the states of the development rows, and of the training rows that there is time and room for."""
+def _asked(run: RunContext, model: LabelModel, data: JobData, *, all_rows: bool = False) -> JobData | str:
+    """Write the states of the development rows, and of the training rows that there is time and room for.
+
+    Returns why if these are none, or with `all_rows` not all.
+    """
     group, rows = run.process_group, len(data.train)
-    about = group.broadcast_object(_allocated(run, model, data) if group.is_main else "")
+    about = group.broadcast_object(_allocated(run, model, data, all_rows=all_rows) if group.is_main else "")
     if isinstance(about, str):
-        run.reporter.message(f"trained without the divergence from the base model: {about}")
-        return data
+        return about
     dev_starts, train_starts = _starts(data)
     fitting = int(np.searchsorted(train_starts + _counts(data.train), about.places, side="right"))
     train = data.train.take(np.arange(fitting)).with_base(BaseStates(None, train_starts[:fitting]))
@@ -109,6 +123,8 @@ def _asked(run: RunContext, model: LabelModel, data: JobData) -> JobData:
         run.reporter.alive()
     states.flush()
     group.gather_objects(None)  # rank 0 waits for the others' rows
+    if all_rows and done < rows:
+        return "no time is left to ask the base model again"
     if done < rows:
         run.reporter.message(f"{done} of {rows} rows are trained on: no time or room to see more")
     data = replace(data, train=data.train.take(np.arange(done)))
@@ -118,14 +134,18 @@ def _asked(run: RunContext, model: LabelModel, data: JobData) -> JobData:
     return _with_states(run, data, about)
 
 
-def _allocated(run: RunContext, model: LabelModel, data: JobData) -> About | str:
-    """Return a file with room for all rows, or for as many as the disk has room for; or why there is none."""
+def _allocated(run: RunContext, model: LabelModel, data: JobData, *, all_rows: bool) -> About | str:
+    """Return a file with room for all rows, or for as many as the disk has room for; or why there is none.
+
+    With `all_rows` for all or none.
+    """
     hidden = int(model.base.get_output_embeddings().weight.shape[1])
     about = About("", 0, hidden, "uint16" if model.bf16 else "float32")
     wanted_places = int(data.dev.compared.sum() + data.train.compared.sum())
     room = int(DISK_SHARE * shutil.disk_usage(run.folder).free / about.row_bytes)
     about = replace(about, places=min(wanted_places, room))
-    if about.places < int(data.dev.compared.sum() + _counts(data.train)[0]):
+    least = wanted_places if all_rows else int(data.dev.compared.sum() + _counts(data.train)[0])
+    if about.places < least:
         return f"{FILE} needs more room than the disk has"
     try:
         (run.folder / ABOUT).unlink(missing_ok=True)
