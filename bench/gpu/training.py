@@ -19,7 +19,7 @@ from shared.clock import WallClock
 from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
 from shared.net import free_port
 from shared.planning.hardware import PEAK_FLOPS
-from shared.planning.memory_fit import Layout, estimate, split
+from shared.planning.memory_fit import estimate, layout_of, split
 from shared.planning.model_shape import ModelShape
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
@@ -145,14 +145,7 @@ class Training:
 
     def estimate_gib(self) -> float:
         """Return what the planner expects of the tensors alone, without the process."""
-        layout = Layout(
-            capacity=self.capacity,
-            parallel=self.plan.parallel,
-            devices=1,
-            checkpointing=self.case.recomputed,
-            dtype="bfloat16",
-            cpu=False,
-        )
+        layout = layout_of(self.plan, cpu=False)
         memory = estimate(self.shape, self.plan.modules, layout, 0.0)
         return (memory.total - memory.process) / GIB
 

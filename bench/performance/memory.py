@@ -18,7 +18,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from shared.planning.hardware import parse_hardware
-from shared.planning.memory_fit import Layout, estimate, split
+from shared.planning.memory_fit import estimate, layout_of, split
 from shared.planning.model_shape import ModelShape
 from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
@@ -52,19 +52,14 @@ def plan_of(model: str, case: str) -> Plan:
     shape, recipe = SHAPES[model], resolve(profile)
     rows = DataStats(examples=1000, tokens=100_000, label_tokens=50_000, max_length=capacity)
     plan = make_plan(recipe, shape, rows, parse_hardware("cpu-2x512GB"), 36_000)
-    modules = split(shape, recipe, rank)
-    layout = Layout(
+    plan = replace(
+        plan,
+        modules=split(shape, recipe, rank),
         capacity=capacity,
-        parallel="single",
-        devices=1,
-        checkpointing=checkpointing,
-        dtype="bfloat16",
-        cpu=True,
+        activation_checkpointing=checkpointing,
     )
-    memory = estimate(shape, modules, layout, recipe.dropout).total
-    return replace(
-        plan, modules=modules, capacity=capacity, activation_checkpointing=checkpointing, memory_bytes=memory
-    )
+    memory = estimate(shape, plan.modules, layout_of(plan, cpu=True), recipe.dropout)
+    return replace(plan, memory_bytes=memory.total)
 
 
 def peak(model: str, case: str) -> int:

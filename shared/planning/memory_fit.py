@@ -12,6 +12,7 @@ from shared.errors import PlanError
 from shared.messages import Hardware
 from shared.planning.hardware import device_count, is_cpu, usable_memory
 from shared.planning.model_shape import ModelShape, ModulePlan
+from shared.planning.plan import Plan
 from shared.planning.recipe import Recipe
 
 LOGIT_ROWS = 256  # label positions whose logits exist at a time; on a GPU more, as fewer products are faster:
@@ -56,6 +57,18 @@ class Layout(Struct, frozen=True, kw_only=True):
     checkpointing: bool
     dtype: str  # "bfloat16" or "float32"
     cpu: bool
+
+
+def layout_of(plan: Plan, *, cpu: bool) -> Layout:
+    """Return how a plan is laid out on its devices."""
+    return Layout(
+        capacity=plan.capacity,
+        parallel=plan.parallel,
+        devices=plan.devices,
+        checkpointing=plan.activation_checkpointing,
+        dtype=plan.dtype,
+        cpu=cpu,
+    )
 
 
 def estimate(shape: ModelShape, modules: Sequence[ModulePlan], layout: Layout, dropout: float) -> Memory:

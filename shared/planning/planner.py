@@ -39,13 +39,14 @@ def make_plan(
     family: str = "",
     bf16: bool = True,
     task_type: TaskType = TaskType.INSTRUCT,
+    divergence: bool = False,
     closing: Measured | None = None,
 ) -> Plan:
     """Make the recipe fit; the same arguments always give the same plan.
 
     `budget_s` is all the time until the outcome must be on disk. `tokens_per_s`, once measured with layers
     that aren't compiled, replaces the estimate, and so does `closing`. `family` (a model's name or type)
-    overrides the shape's. `bf16`: the device computes in it.
+    overrides the shape's. `bf16`: the device computes in it. `divergence`: one from the base is scored.
     Preference pairs need no second model in memory, as the reference's outputs are computed beforehand; but
     both documents of a pair must fit one pack, and their learning rate and number of epochs are lower.
     Raises PlanError if no rung of the memory ladder fits, or if not one step would be done in time.
@@ -58,7 +59,13 @@ def make_plan(
     task = _Task(
         recipe=recipe,
         shape=replace(shape, family=family_of(family)) if family else shape,
-        rows=Rows(stats.examples, stats.tokens / stats.examples, stats.label_tokens / stats.tokens, pairs),
+        rows=Rows(
+            stats.examples,
+            stats.tokens / stats.examples,
+            stats.label_tokens / stats.tokens,
+            pairs,
+            divergence,
+        ),
         longest=min(stats.max_length, 2 * max_length if pairs else max_length),
         hardware=hardware,
         budget_s=budget_s,

@@ -124,6 +124,12 @@ class Rows(Struct, frozen=True):
     mean_length: float  # tokens
     label_share: float  # of the tokens
     pairs: bool = False  # a row is a preference pair, both documents counted
+    divergence: bool = False  # from the base model is a part of a row's loss
+
+    @property
+    def plain(self) -> bool:
+        """Return whether the loss is that of the labels alone; else the base model reads the rows first."""
+        return not (self.pairs or self.divergence)
 
 
 class Pace(Struct, frozen=True):
@@ -158,9 +164,9 @@ def waits_for_launches(weights: int, layers: int, tokens: int) -> bool:
     return 6.0 * weights * tokens / LARGE_PRODUCTS < LAYER_S * layers
 
 
-def is_recorded(shape: ModelShape, layout: Layout, *, dropout: float, pairs: bool) -> bool:
-    """Return whether the engine trains such packs by passes that are recorded as a CUDA graph."""
-    exact = not dropout and not pairs and not layout.checkpointing and layout.dtype == "bfloat16"
+def is_recorded(shape: ModelShape, layout: Layout, *, dropout: float, plain: bool) -> bool:
+    """Return whether the engine trains such packs, of `plain` rows, by passes recorded as a CUDA graph."""
+    exact = not dropout and plain and not layout.checkpointing and layout.dtype == "bfloat16"
     small = waits_for_launches(shape.parameters, shape.layers, layout.capacity)
     return exact and small and layout.parallel == "single" and not layout.cpu
 
@@ -211,7 +217,7 @@ def pace(
     C++ compiler.
     """
     flops = flops_per_token(shape, modules, rows, checkpointing=layout.checkpointing)
-    recorded = is_recorded(shape, layout, dropout=dropout, pairs=rows.pairs)
+    recorded = is_recorded(shape, layout, dropout=dropout, plain=rows.plain)
     rate = measured or estimated_rate(shape, layout, flops, hardware, recorded=recorded)
     # A forward pass costs half of LoRA's step and a third of a dense one: half is the cautious figure.
     affordable = int(2 * rate * EVALUATION_SHARE * budget_s / rows.mean_length)
@@ -222,7 +228,7 @@ def pace(
     reserve = min(expected_costs(shape, modules, closing, budget_s).reserve_s, MOST_RESERVE * budget_s)
     start = min(load + evaluation, MOST_START * budget_s)
     train = (budget_s - reserve - start) * (1 - CHECKPOINT_SHARE)
-    if rows.pairs:
+    if not rows.plain:
         train = _after_references(train, rows.count * rows.mean_length / (2 * rate))
     compiled = compiles and not is_cpu(hardware) and train * (1 - 1 / COMPILE_GAIN) > 2 * COMPILE_S
     if compiled:
@@ -232,10 +238,10 @@ def pace(
 
 
 def _after_references(train_s: float, all_s: float) -> float:
-    """Return the time left to train when every pair that is seen was first scored by the reference model.
+    """Return the time left to train when every row that is seen was first read by the base model.
 
-    All pairs take `all_s`; if less than one epoch can be trained, scoring the pairs of it takes half as long
-    as training on them.
+    All rows take `all_s`; if less than one epoch can be trained, reading the rows of it takes half as long as
+    training on them.
     """
     return max(train_s / 1.5, train_s - all_s)
 

@@ -84,6 +84,9 @@ def test_a_small_model_is_expected_to_train_faster_than_its_forward_passes_say(
     hardware = Hardware(device="H100", count=1, memory_bytes=80 * GIB)
     data = _data(make_examples([300] * 20))
     assert low <= prepare.recorded_gain(config, _plan_of(config), data, hardware) <= high
+    for pairs, divergence in ((True, False), (False, True)):
+        rows = _data(make_examples([300] * 20, group=2 if pairs else 1))
+        assert prepare.recorded_gain(config, _plan_of(config), rows, hardware, divergence=divergence) == 1.0
     cpu = Hardware(device="cpu", count=2, memory_bytes=80 * GIB)
     for plan, where in ((_plan_of(config), cpu), (_plan_of(config, "ddp"), hardware)):
         assert prepare.recorded_gain(config, plan, data, where) == 1.0

@@ -142,7 +142,8 @@ def begin(run: RunContext) -> Outcome:
         rate = run.job.token_clock_rate
     else:
         rate = prepare.train_rate(draft, float(data.dev.lengths.mean()) / row_s)
-        rate *= prepare.recorded_gain(config, draft, data, run.job.hardware)
+        compared = base_states.wanted(run.job)
+        rate *= prepare.recorded_gain(config, draft, data, run.job.hardware, divergence=compared)
     closing = Measured(
         load_s=load_s, score_s=row_s * len(data.dev), save_bytes_per_s=prepare.save_rate(run, draft)
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shared.errors import DataError, DataUnavailableError, EngineError, PlanError, SettingsError
 from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, WorkerJob
 from shared.planning.hardware import computes_bf16, machine_memory
-from shared.planning.memory_fit import Layout
+from shared.planning.memory_fit import layout_of
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, resolve
@@ -38,6 +38,7 @@ from trainer_node.engine.data.examples import Examples, hold_out, longest_row
 from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
 from trainer_node.engine.distributed.process_group import ProcessGroup, least_free_memory
 from trainer_node.engine.distributed.sharding import fitted
+from trainer_node.engine.evaluate import base_states
 from trainer_node.engine.evaluate.metric import Evaluation, measure, reference_logprobs, score
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_tokenizer
@@ -226,6 +227,7 @@ def draw_plan(
             family=job.model,
             bf16=computes_bf16(job.hardware),
             task_type=job.task_type,
+            divergence=base_states.wanted(job),
             closing=closing,
         )
     except PlanError as error:
@@ -288,20 +290,17 @@ def save_rate(run: RunContext, plan: Plan) -> float:
     return run.process_group.broadcast_floats(rate)[0]
 
 
-def recorded_gain(config: Any, plan: Plan, data: JobData, hardware: Hardware) -> float:
-    """Return how much faster a small model's steps are than its forward passes say, which aren't recorded."""
+def recorded_gain(
+    config: Any, plan: Plan, data: JobData, hardware: Hardware, *, divergence: bool = False
+) -> float:
+    """Return how much faster a small model's steps are than its forward passes say, which aren't recorded.
+
+    `divergence`: that from the base model is a part of the loss.
+    """
     shape, stats = model_shape(config), data_stats(data.train)
     lora = any(module.method == "lora" for module in plan.modules)
-    layout = Layout(
-        capacity=plan.capacity,
-        parallel=plan.parallel,
-        devices=plan.devices,
-        checkpointing=plan.activation_checkpointing,
-        dtype=plan.dtype,
-        cpu=hardware.device == "cpu",
-    )
-    dropout = plan.dropout if lora else 0.0
-    if not is_recorded(shape, layout, dropout=dropout, pairs=data.train.group == 2):
+    layout, dropout = layout_of(plan, cpu=hardware.device == "cpu"), plan.dropout if lora else 0.0
+    if not is_recorded(shape, layout, dropout=dropout, plain=data.train.group == 1 and not divergence):
         return 1.0
     rows = Rows(stats.examples, stats.tokens / stats.examples, stats.label_tokens / stats.tokens)
     flops = flops_per_token(shape, plan.modules, rows, checkpointing=False)

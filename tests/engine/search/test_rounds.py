@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -11,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from shared.clock import TokenClock
 from shared.errors import EngineError
-from shared.messages import ErrorCode, OutcomeStatus, decode_worker_job
+from shared.messages import ErrorCode, Hardware, OutcomeStatus, decode_worker_job
 from shared.net import free_port
 from shared.planning.plan import Deviation, Plan
 from tests.engine.search.search_run import record_of, without_seconds
@@ -28,11 +30,12 @@ from tests.engine.worker_run import (
     weights_of,
     write_rows,
 )
-from trainer_node.engine.context import RunContext, RunRecord
+from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.data.examples import BaseStates, Examples
 from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.search.population import on_one_device
-from trainer_node.engine.search.rounds import TrialReport, end_round, on_own_rows, take_up
+from trainer_node.engine.search.rounds import TrialReport, _alone, end_round, on_own_rows, take_up
 from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, without_loss
@@ -144,6 +147,20 @@ def test_a_process_without_a_trial_says_nothing(
 def test_one_device_scores_all_development_rows_alone(record: RunRecord) -> None:
     assert on_own_rows(record, 4).costs.score_s == 20.0
     assert record.costs.score_s == 5.0
+
+
+def test_rows_with_a_divergence_are_not_planned_with_recorded_passes(
+    run: RunContext, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+) -> None:
+    hardware = Hardware(device="H100", count=2, memory_bytes=80 * 2**30)
+    run = dataclasses.replace(run, job=replace(run.job, hardware=hardware))
+    plan = make_plan("dense", dtype="bfloat16")
+    plan = replace(plan, parallel="ddp", devices=2, expected_tokens_per_s=2000.0)
+    rows = make_examples([9] * 10)
+    compared = rows.with_base(BaseStates(None, np.zeros(10, np.int64)))
+    speeds = [_alone(run, plan, JobData(one, one, {}, 64)).expected_tokens_per_s for one in (rows, compared)]
+    assert speeds[0] > 1500.0
+    assert speeds[1] == 1000.0
 
 
 def test_on_fewer_devices_the_round_is_chosen_again(run: RunContext, runner: TrialRunner) -> None:

@@ -72,7 +72,8 @@ def _alone(run: RunContext, plan: Plan, data: JobData) -> Plan:
     alone, hardware = on_one_device(plan), run.job.hardware
     if hardware.device == "cpu" or plan.parallel == "single":
         return alone
-    gain = prepare.recorded_gain(load_config(run.job.model_path), alone, data, hardware)
+    config, compared = load_config(run.job.model_path), data.train.base is not None
+    gain = prepare.recorded_gain(config, alone, data, hardware, divergence=compared)
     return msgspec.structs.replace(alone, expected_tokens_per_s=gain * alone.expected_tokens_per_s)
 
 

@@ -23,6 +23,7 @@ SHAPE = shape_from_params(8_030_000_000)
 DENSE = split(SHAPE, resolve("maximum_accuracy"), 8192)
 LORA = split(SHAPE, resolve("lora_r16"), 16)
 ROWS = Rows(20_000, 300.0, 0.5)
+COMPARED = replace(ROWS, divergence=True)
 HALF = parse_hardware("4xH100-80GB")
 LAYOUT = Layout(
     capacity=16384,
@@ -130,21 +131,31 @@ def test_small_models_train_as_fast_as_an_h100_was_seen_to(
 
 def test_a_plan_of_a_small_model_counts_on_recorded_passes_where_the_engine_has_them() -> None:
     layout = replace(LAYOUT, parallel="single", devices=1, capacity=8192)
-    assert is_recorded(SMOLLM2, layout, dropout=0.0, pairs=False)
+    assert is_recorded(SMOLLM2, layout, dropout=0.0, plain=True)
     for other in (
         replace(layout, parallel="ddp"),
         replace(layout, checkpointing=True),
         replace(layout, dtype="float32"),
         replace(layout, cpu=True),
     ):
-        assert not is_recorded(SMOLLM2, other, dropout=0.0, pairs=False)
-    assert not is_recorded(SMOLLM2, layout, dropout=0.05, pairs=False)
-    assert not is_recorded(SMOLLM2, layout, dropout=0.0, pairs=True)
-    assert not is_recorded(SHAPE, layout, dropout=0.0, pairs=False)
+        assert not is_recorded(SMOLLM2, other, dropout=0.0, plain=True)
+    assert not is_recorded(SMOLLM2, layout, dropout=0.05, plain=True)
+    assert not is_recorded(SMOLLM2, layout, dropout=0.0, plain=False)
+    assert not is_recorded(SHAPE, layout, dropout=0.0, plain=True)
     modules = split(SMOLLM2, HOUSE, 8192)
     plain = pace(SMOLLM2, modules, layout, ROWS, H100, 3600.0, compiles=False, dropout=0.05)
     fast = pace(SMOLLM2, modules, layout, ROWS, H100, 3600.0, compiles=False)
     assert fast.tokens_per_s > 1.8 * plain.tokens_per_s
+    compared = pace(SMOLLM2, modules, layout, COMPARED, H100, 3600.0, compiles=False)
+    assert compared.tokens_per_s == plain.tokens_per_s
+
+
+def test_the_base_model_reads_the_rows_that_are_compared_with_it_before_training() -> None:
+    plain, compared = (
+        pace(SHAPE, DENSE, LAYOUT, rows, H100, 3600.0, compiles=False) for rows in (ROWS, COMPARED)
+    )
+    asked_s = ROWS.count * ROWS.mean_length / (2 * plain.tokens_per_s)
+    assert compared.train_s == pytest.approx(max(plain.train_s / 1.5, plain.train_s - asked_s))
 
 
 def test_a_large_model_is_as_fast_as_its_arithmetic() -> None:
