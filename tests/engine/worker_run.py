@@ -67,20 +67,30 @@ def data_of(task_type: TaskType, folder: Path) -> dict[str, Any]:
     return {"task_type": task_type, "dataset": str(data), "dataset_type": columns}
 
 
-def write_job(folder: Path, model: Path, data: Path, **changes: Any) -> Path:
+def bare_job(**changes: Any) -> WorkerJob:
+    """A job of the tiny model on this CPU; without data, for what reads none."""
     fields: dict[str, Any] = {
         "task_id": "t",
         "task": "t",
         "slot": "a",
         "task_type": TaskType.INSTRUCT,
         "model": "upstream/tiny",
-        "model_path": str(model),
-        "dataset": str(data),
+        "model_path": "",
+        "dataset": "",
         "file_format": FileFormat.JSON,
-        "dataset_type": DatasetType(field_instruction="q", field_output="a"),
+        "dataset_type": DatasetType(),
         "start_at": 0.0,
         "ready_by": 25.0,
         "hardware": Hardware(device="cpu", count=2, memory_bytes=16 * 2**30),
+    }
+    return WorkerJob(**{**fields, **changes})
+
+
+def write_job(folder: Path, model: Path, data: Path, **changes: Any) -> Path:
+    fields: dict[str, Any] = {
+        "model_path": str(model),
+        "dataset": str(data),
+        "dataset_type": DatasetType(field_instruction="q", field_output="a"),
         "threads": 1,
         "clock": "token",
         "token_clock_rate": 1000.0,
@@ -88,7 +98,7 @@ def write_job(folder: Path, model: Path, data: Path, **changes: Any) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "job.json"
-    path.write_bytes(encode(WorkerJob(**{**fields, **changes})))
+    path.write_bytes(encode(bare_job(**{**fields, **changes})))
     return path
 
 

@@ -15,8 +15,9 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import Clock, TokenClock, WallClock
-from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
+from shared.messages import TaskType
 from shared.planning.plan import Plan
+from tests.engine.worker_run import bare_job
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples, joined
 from trainer_node.engine.data.packing import collate
@@ -50,23 +51,10 @@ def model(request: pytest.FixtureRequest, tiny_model: Path) -> torch.nn.Module:
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., RunContext]:
     def _run(clock: Clock, seconds: float = 60.0, **changes: object) -> RunContext:
-        job = WorkerJob(
-            task_id="t",
-            task="t",
-            slot="a",
-            task_type=TaskType.INSTRUCT,
-            model="upstream/tiny",
-            model_path="",
-            dataset="",
-            file_format=FileFormat.JSON,
-            dataset_type=DatasetType(),
-            start_at=clock.time(),
-            ready_by=clock.time() + seconds,
-            hardware=Hardware(device="cpu", count=2, memory_bytes=2**34),
-            kl_coefficient=0.5,
-        )
+        times = {"start_at": clock.time(), "ready_by": clock.time() + seconds}
+        job = bare_job(**{**times, "kl_coefficient": 0.5, **changes})
         reporter = Reporter(tmp_path / "progress.jsonl", "t", "a")
-        return RunContext(replace(job, **changes), tmp_path, clock, reporter, Stop())
+        return RunContext(job, tmp_path, clock, reporter, Stop())
 
     return _run
 

@@ -12,8 +12,9 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import Clock, TokenClock, WallClock
-from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
+from shared.messages import TaskType
 from shared.planning.plan import Plan
+from tests.engine.worker_run import bare_job
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate import metric, reference_logprobs
@@ -45,20 +46,7 @@ def model(tiny_model: Path) -> torch.nn.Module:
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., RunContext]:
     def _run(clock: Clock, seconds: float = 60.0) -> RunContext:
-        job = WorkerJob(
-            task_id="t",
-            task="t",
-            slot="a",
-            task_type=TaskType.DPO,
-            model="upstream/tiny",
-            model_path="",
-            dataset="",
-            file_format=FileFormat.JSON,
-            dataset_type=DatasetType(),
-            start_at=clock.time(),
-            ready_by=clock.time() + seconds,
-            hardware=Hardware(device="cpu", count=2, memory_bytes=2**34),
-        )
+        job = bare_job(task_type=TaskType.DPO, start_at=clock.time(), ready_by=clock.time() + seconds)
         return RunContext(job, tmp_path, clock, Reporter(tmp_path / "progress.jsonl", "t", "a"), Stop())
 
     return _run

@@ -12,10 +12,11 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import TokenClock
-from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
+from shared.messages import Hardware
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
 from tests.engine.conftest import VOCAB
+from tests.engine.worker_run import bare_job
 from trainer_node.engine.assemble import assemble, averages
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import IGNORED, Examples
@@ -33,23 +34,7 @@ from trainer_node.engine.train.state import TrainState
 
 LENGTHS = [9, 20, 33, 12, 40, 25, 7, 50, 31, 18]
 Build = Callable[..., tuple[TrainState, Reporter, Stop]]
-JOB = WorkerJob(
-    task_id="t",
-    task="t",
-    slot="a",
-    task_type=TaskType.INSTRUCT,
-    model="upstream/tiny",
-    model_path="",
-    dataset="",
-    file_format=FileFormat.JSON,
-    dataset_type=DatasetType(),
-    start_at=0.0,
-    ready_by=30.0,
-    hardware=Hardware(device="cpu", count=2, memory_bytes=2**34),
-    checkpoint_interval_s=0.5,
-    clock="token",
-    token_clock_rate=100.0,
-)
+JOB = bare_job(ready_by=30.0, checkpoint_interval_s=0.5, clock="token", token_clock_rate=100.0)
 
 
 @pytest.fixture
