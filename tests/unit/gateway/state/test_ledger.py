@@ -13,98 +13,27 @@ from msgspec import Struct
 
 from gateway.state.ledger import Ledger, TaskState
 from shared import subjects
-from shared.broker.bus import Record
+from shared.broker.jetstream import Record
 from shared.messages import (
-    Claimed,
-    Decision,
-    Job,
-    Moved,
-    Offer,
     Reservation,
-    Result,
     ResultStatus,
     SlotDrain,
-    Submitting,
-    TaskType,
     encode,
 )
-
-JOBS, STATE = subjects.JOBS_STREAM, subjects.STATE_STREAM
-NOW = 1000.0
-
-
-def decision(task: str, slot: str) -> Decision:
-    return Decision(task_id=task, task=task, accepted=True, reason="yes", slot=slot)
-
-
-def job(task: str, slot: str) -> Job:
-    offer = Offer(task_id=task, task_type=TaskType.INSTRUCT, model="m", hours_to_complete=1.0, dataset="d")
-    return Job(
-        record_id=f"job-{task}",
-        task_id=task,
-        task=task,
-        slot=slot,
-        gateway="g",
-        offer=offer,
-        decision=decision(task, slot),
-        received_at=NOW,
-        deadline_at=NOW + 3600,
-    )
-
-
-def reservation(task: str, slot: str, expires_at: float) -> Reservation:
-    return Reservation(
-        record_id=f"reservation-{task}",
-        task_id=task,
-        task=task,
-        slot=slot,
-        gateway="g",
-        reserved_at=expires_at - 900,
-        expires_at=expires_at,
-        decision=decision(task, slot),
-    )
-
-
-def claimed(task: str, slot: str, epoch: int = 1, attempt: int = 1) -> Claimed:
-    return Claimed(record_id="c", task=task, slot=slot, node="n", epoch=epoch, attempt=attempt)
-
-
-def submitting(task: str, slot: str) -> Submitting:
-    return Submitting(record_id="s", task=task, slot=slot, node="n", epoch=1, digest="d")
-
-
-def result(task: str, slot: str, status: ResultStatus = ResultStatus.SUBMITTED) -> Result:
-    return Result(record_id="r", task=task, task_id=task, slot=slot, status=status)
-
-
-def subject_of(message: Any) -> str:
-    if isinstance(message, Job):
-        return subjects.job(message.slot, message.task)
-    if isinstance(message, Reservation):
-        return subjects.reservation(message.slot, message.task)
-    return subjects.state(message.slot, message.task)
-
-
-def records(messages: list[Any]) -> list[Record]:
-    return [
-        Record(sequence, subject_of(message), encode(message))
-        for sequence, message in enumerate(messages, start=1)
-    ]
-
-
-def ledger_of(jobs: list[Struct], states: list[Struct] = ()) -> Ledger:  # type: ignore[assignment]
-    ledger = Ledger()
-    for record in records(jobs):
-        ledger.apply(JOBS, record)
-    for record in records(list(states)):
-        ledger.apply(STATE, record)
-    return ledger
-
-
-def state_of(ledger: Ledger, token: str, now: float = NOW) -> TaskState:
-    task = ledger.task(token)
-    assert task is not None
-    return ledger.state(task, now)
+from tests.unit.gateway.state.log_records import (
+    JOBS,
+    NOW,
+    STATE,
+    claimed,
+    decision,
+    job,
+    ledger_of,
+    records,
+    reservation,
+    result,
+    state_of,
+    submitting,
+)
 
 
 @pytest.mark.parametrize(
@@ -283,61 +212,6 @@ def test_how_the_two_logs_are_interleaved_does_not_matter(
         ):  # read once, or twice after a lost answer
             mixed.apply(stream, record)
     assert everything(mixed) == everything(one_after_the_other)
-
-
-def moved_job(task: str, slot: str, source: str) -> Job:
-    return msgspec.structs.replace(job(task, slot), moved_from=source, moved_at=NOW + 60)
-
-
-FENCE = Moved(record_id="m", task="t", slot="a", gateway="g")
-
-
-@pytest.mark.parametrize("order", [(JOBS, STATE), (STATE, JOBS)])
-def test_a_moved_job_holds_its_new_slot_only(order: tuple[str, str]) -> None:
-    ledger = Ledger()
-    stored: dict[str, list[Any]] = {JOBS: [job("t", "a"), moved_job("t", "b", "a")], STATE: [FENCE]}
-    for stream in order:
-        for record in records(stored[stream]):
-            ledger.apply(stream, record)
-    assert ledger.holder("a", NOW) is None
-    assert ledger.holder("b", NOW) is ledger.task("t")
-    assert state_of(ledger, "t") is TaskState.QUEUED
-    assert ledger.unclaimed() == []  # it moves once
-    assert [each.slot for each in ledger.open_jobs()] == ["b"]
-    assert ledger.malformed == 0
-    task = ledger.task("t")
-    assert task is not None
-    assert task.job_sequence == 2
-
-
-def test_a_fenced_job_keeps_its_slot_until_it_is_stored_for_another() -> None:
-    ledger = ledger_of([job("t", "a")], [FENCE])
-    assert ledger.holder("a", NOW) is ledger.task("t")
-    assert [each.slot for each in ledger.unclaimed()] == ["a"]
-    assert ledger.chain_of(job("t", "a")).moved == FENCE
-
-
-@pytest.mark.parametrize(
-    "second",
-    [
-        job("t", "b"),
-        moved_job("t", "b", "c"),  # from a slot where it is not
-        moved_job("t", "a", "a"),
-    ],
-)
-def test_a_second_job_that_is_no_move_is_skipped(second: Job) -> None:
-    ledger = ledger_of([job("t", "a"), second])
-    assert ledger.malformed == 1
-    assert ledger.holder("b", NOW) is None
-
-
-def test_a_job_moves_once() -> None:
-    ledger = ledger_of([job("t", "a"), moved_job("t", "b", "a"), moved_job("t", "c", "b")])
-    assert (ledger.malformed, ledger.holder("c", NOW)) == (1, None)
-
-
-def test_a_claimed_job_does_not_move() -> None:
-    assert ledger_of([job("t", "a")], [claimed("t", "a")]).unclaimed() == []
 
 
 def test_a_validators_active_reservation_is_found() -> None:
