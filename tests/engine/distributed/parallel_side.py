@@ -1,32 +1,26 @@
-"""One process of test_parallel: a few steps of every kind of plan, weights and losses into a file."""
+"""One process of test_sharding: a few steps of every kind of plan, weights and losses into a file."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import tempfile
-import time
 import weakref
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import torch
-from safetensors.torch import load_file
 
-from shared.clock import TokenClock
-from shared.messages import DatasetType, FileFormat, Hardware, Metrics, TaskType, WorkerJob
+from shared.messages import Hardware
+from tests.engine import conftest
+from tests.engine.distributed.export_side import exports_alike
+from tests.engine.distributed.sharded_run import run_context
 from trainer_node.engine.assemble import assemble
-from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.context import JobData, RunRecord
 from trainer_node.engine.data.packing import Batch
-from trainer_node.engine.distributed.process_group import ProcessGroup, destroy, join
+from trainer_node.engine.distributed.process_group import destroy, join
 from trainer_node.engine.distributed.sharding import fitted, gathered, local, shard_frozen
-from trainer_node.engine.distributed.turns import first_then_others
 from trainer_node.engine.distributed.weight_slices import without_weights
 from trainer_node.engine.evaluate.metric import score
-from trainer_node.engine.export import sharded_writer, writer
-from trainer_node.engine.model.adapters import add_deltas
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
@@ -38,33 +32,12 @@ from trainer_node.engine.train.rollback import go_back
 from trainer_node.engine.train.state import TrainState
 
 STEPS = 3
-JOB = WorkerJob(
-    task_id="t",
-    task="t",
-    slot="a",
-    task_type=TaskType.INSTRUCT,
-    model="upstream/tiny",
-    model_path="",
-    dataset="",
-    file_format=FileFormat.JSON,
-    dataset_type=DatasetType(),
-    start_at=0.0,
-    ready_by=1e6,
-    hardware=Hardware(device="cpu", count=2, memory_bytes=2**34),
-    clock="token",
-)
 
 
 def main() -> None:
     """`parallel_side.py MODEL FILE`, as a rank."""
     torch.set_num_threads(1)
-    place = Path(__file__).parents[1] / "conftest.py"
-    spec = importlib.util.spec_from_file_location("engine_conftest", place)
-    assert spec is not None
-    assert spec.loader is not None
-    conftest = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(conftest)
-    process_group = join(JOB.hardware, 100.0)
+    process_group = join(Hardware(device="cpu", count=2, memory_bytes=2**34), 100.0)
     ways = ["single"] if process_group.is_single else ["ddp", "fsdp2"]
     kinds = ["lora", "dense", "mixed"] + ([] if process_group.is_single else ["bf16"])
     examples = conftest._examples([9, 20, 33, 12, 40, 25, 7, 50, 31, 18])
@@ -73,7 +46,12 @@ def main() -> None:
         for kind in kinds:
             dtype, method = ("bfloat16", "mixed") if kind == "bf16" else ("float32", kind)
             # Three packs for two processes: one has nothing to do in the second round.
-            changes = {"packs_per_step": 3, "max_epochs": 100.0, "dtype": dtype, "dropout": 0.1}
+            changes: dict[str, Any] = {
+                "packs_per_step": 3,
+                "max_epochs": 100.0,
+                "dtype": dtype,
+                "dropout": 0.1,
+            }
             # Adam divides by a gradient's size: where that is next to nothing, rounding alone decides a step.
             changes |= {"lr_lora": 1e-5, "lr_dense": 1e-5} if dtype == "float32" else {}
             plan = fitted(conftest._plan(method, parallel=way, clip=0.5, **changes), process_group)
@@ -86,9 +64,7 @@ def main() -> None:
                 dropped={},
                 costs=Costs(),
             )
-            reporter = Reporter(folder / "progress.jsonl", "t", "a")
-            job = msgspec.structs.replace(JOB, model_path=sys.argv[1])
-            run = RunContext(job, folder, TokenClock(0.0, 100.0), reporter, Stop(), process_group)
+            run = run_context(sys.argv[1], folder, process_group)
             data = JobData(examples, examples, {}, 256)
             model = load_model(sys.argv[1], plan.dtype)
             training = assemble(run, record, plan, model, data, None)
@@ -106,9 +82,10 @@ def main() -> None:
                 losses.append(torch.tensor(training.last_loss))
             assert way != "ddp" or gradients_are_in_buckets(training)
             assert way != "ddp" or gradient_memory(training) == buckets  # none was made next to them
-            skip_and_go_back(training, reporter)
+            skip_and_go_back(training, run.reporter)
             if way == "fsdp2":
-                exports_alike(training, run, folder)
+                shared = Path(process_group.broadcast_object(str(folder)))
+                exports_alike(training.deltas, plan, run, shared)
             tensors = {
                 **training.deltas.state(),
                 **dict(optimizer_tensors(training.optimizer, training.deltas.parameters)),
@@ -129,28 +106,9 @@ def main() -> None:
         del frozen
         release()  # it refers to itself: without this it stays in memory with the next one
         assert gone() is None
-    if not process_group.is_single:
-        assert not loads_overlap(process_group, 2**60)  # more than there is: one after the other
-        assert loads_overlap(process_group, 0) is not None
     if process_group.is_main:
         torch.save(found, sys.argv[2])
     destroy(process_group)
-
-
-def loads_overlap(group: ProcessGroup, size: int) -> bool:
-    """Whether the processes after rank 0 load at the same time what takes `size` bytes in each."""
-    times: list[tuple[float, float]] = []
-
-    def load() -> tuple[str, int]:
-        began = time.monotonic()
-        time.sleep(0.1)
-        times.append((began, time.monotonic()))
-        return "model", size
-
-    assert first_then_others(group, load) == "model"
-    (first, *others) = [spans[0] for spans in group.gather_objects(times)]
-    assert all(began >= first[1] for began, _ in others)
-    return any(later[0] < earlier[1] for earlier, later in pairwise(sorted(others)))
 
 
 def gradients_are_in_buckets(training: TrainState) -> bool:
@@ -175,41 +133,6 @@ def gradients_are_in_buckets(training: TrainState) -> bool:
     training.objective = objective
     training.packs.epoch, training.packs.index = cursor
     return all(found)
-
-
-def exports_alike(training: TrainState, run: RunContext, folder: Path) -> None:
-    """Both kinds of submission: what all processes write is what one writes that has all weights."""
-    deltas, plan, group = training.deltas, training.plan, run.process_group
-    assert sharded_writer.keeps_names(deltas)
-    metrics = Metrics(base_loss=1.0, dev_examples=1, train_examples=1, steps=1, tokens=1)
-    weights = gathered(deltas.state(), group)
-    shared = {kind: Path(group.broadcast_object(str(folder))) / kind for kind in ("adapter", "model")}
-    sharded_writer.write(deltas, plan, run.job, metrics, shared["adapter"], group)
-    whole = partial(sharded_writer.write_model, deltas, run.job, group=group)
-    sharded_writer.write_folder(whole, plan, run.job, metrics, shared["model"], group)
-    if not group.is_main:
-        return
-    model = load_model(sys.argv[1], plan.dtype)
-    alone = add_deltas(model, plan, run.job.seed)
-    alone.load_state(weights)
-    for kind, found in shared.items():
-        wanted = folder / f"alone-{kind}"
-        wanted.mkdir()
-        if kind == "adapter":
-            writer.write(alone, plan, run.job, metrics, wanted)
-        else:
-            writer.write_model(writer.base_of(alone), run.job, wanted)
-        names = {path.name for path in wanted.iterdir()} | {"README.md"}
-        assert names == {path.name for path in found.iterdir()}, (kind, names)
-        for name in names - {"README.md", "model.safetensors"}:
-            assert (found / name).read_bytes() == (wanted / name).read_bytes(), (kind, name)
-    expected = load_file(folder / "alone-model" / "model.safetensors")
-    tensors = load_file(shared["model"] / "model.safetensors")
-    assert tensors.keys() == expected.keys(), tensors.keys() ^ expected.keys()
-    for name, value in tensors.items():
-        # Products of fewer rows may round otherwise: by one step of bf16 where LoRA was added.
-        merged = deltas.lora and name.endswith("_proj.weight")
-        torch.testing.assert_close(value, expected[name], rtol=2**-7 if merged else 0, atol=0)
 
 
 def gradient_memory(training: TrainState) -> set[int]:

@@ -7,6 +7,7 @@ from the same plan in every process. So no two ranks can disagree about what com
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.clock import Clock, TokenClock
-from shared.errors import EngineError
+from shared.errors import EngineError, in_a_line
 from shared.messages import ErrorCode, Hardware
 
 CPU = torch.device("cpu")
@@ -69,6 +70,12 @@ class ProcessGroup:
             return [value]
         return [self.broadcast_object(value, rank) for rank in range(self.world)]
 
+    def raise_in_all(self, error: Exception | None) -> None:
+        """All: raise the first process's error that has one, in every process: so none waits for another."""
+        for one in self.gather_objects(None if error is None else portable(error)):
+            if one is not None:
+                raise one from error
+
     def broadcast_floats(self, *numbers: float) -> tuple[float, ...]:
         """All: rank 0's numbers; the one collective of a step besides its gradients, between CPUs."""
         if self.is_single:
@@ -99,6 +106,15 @@ class ProcessGroup:
 
 
 SINGLE_PROCESS = ProcessGroup()
+
+
+def portable(error: Exception) -> Exception:
+    """Return an error as another process can be sent it: without its traceback, with its text at least."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a library's class brings pickle to
+        return RuntimeError(in_a_line(error, 500))
+    return copy if isinstance(error, type(copy)) and str(copy) == str(error) else RuntimeError(str(error))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from shared.messages import Metrics, WorkerJob
 from shared.planning.plan import Plan
 from trainer_node.engine.damage.repair import restores_frozen
-from trainer_node.engine.distributed.process_group import ProcessGroup
+from trainer_node.engine.distributed.process_group import ProcessGroup, is_lost_peer
 from trainer_node.engine.distributed.sharding import local
 from trainer_node.engine.distributed.weight_slices import Rows, rows_of, slices_of
 from trainer_node.engine.export import writer
@@ -42,7 +42,7 @@ class FilePart:
     shape: tuple[int, ...]
     dtype: torch.dtype
     first: int  # of this process's rows
-    rows: Callable[[], Tensor | None]  # all processes call it; None: this one has nothing to write
+    rows: Callable[[], Tensor | None]  # all call it, and its collectives; None: nothing to write here
 
     @property
     def empty(self) -> Tensor:
@@ -63,7 +63,7 @@ def write(
 ) -> Metrics:
     """All: write the submission into `folder`, which appears whole; the metrics with its kind and size.
 
-    Raises OSError in every process if one can't write.
+    What one process can't, such as write on a full disk, is raised in all.
     """
     restored = restores_frozen(plan.repair, set(deltas.parameters))
     whole = restored or (deltas.dense and not fit_better(plan, writer.base_of(deltas)))
@@ -75,8 +75,7 @@ def write(
         else:
             parts = adapter_parts(deltas, plan, group)
             write_parts(temporary / "adapter_model.safetensors", parts, group)
-            if group.is_main:
-                writer.adapter_config(deltas, plan, job).save_pretrained(str(temporary))
+            _on_main(lambda: writer.adapter_config(deltas, plan, job).save_pretrained(str(temporary)), group)
 
     return write_folder(fill, plan, job, replace(metrics, kind=kind), folder, group)
 
@@ -122,7 +121,10 @@ def write_model(deltas: Deltas, job: WorkerJob, folder: Path, group: ProcessGrou
 
 
 def model_parts(deltas: Deltas, rank: int, world: int) -> dict[str, FilePart]:
-    """Return all weights of the model in bf16, LoRA factors added to their matrices; tied ones once."""
+    """Return all weights of the model, LoRA factors added to their matrices; tied ones once.
+
+    In bf16, but for those that the model's own code keeps in fp32, as in `writer.full_state`.
+    """
     base = writer.base_of(deltas)
     layers = {
         f"{name}.base_layer.weight": module
@@ -130,14 +132,15 @@ def model_parts(deltas: Deltas, rank: int, world: int) -> dict[str, FilePart]:
         if isinstance(module, LoraLayer)
     }
     parts: dict[str, FilePart] = {}
-    seen: set[int] = set()
+    exact, seen = writer.kept_in_fp32(base), set[int]()
     for name, value in base.state_dict(keep_vars=True).items():
         if ".lora_" in name or id(value) in seen:
             continue
         seen.add(id(value))
-        dtype = torch.bfloat16 if value.is_floating_point() else value.dtype
+        plain = name.replace(".base_layer.", ".")
+        dtype = torch.bfloat16 if value.is_floating_point() and plain not in exact else value.dtype
         rows = partial(_with_lora, layers[name], value, rank, world) if name in layers else None
-        parts[name.replace(".base_layer.", ".")] = _part(value, dtype, rank, world, rows)
+        parts[plain] = _part(value, dtype, rank, world, rows)
     return parts
 
 
@@ -205,15 +208,22 @@ def _factors(
 
 def _turned(weight: DTensor, change: Callable[[], Tensor], group: ProcessGroup) -> Tensor | None:
     """All: the whole change of a matrix that is held as inputs x outputs, for rank 0 to write."""
+    error: Exception | None = None
+    try:
+        own = change()
+    except Exception as failure:  # the others wait for this process
+        own, error = torch.zeros_like(local(weight), dtype=torch.bfloat16), failure
     whole = DTensor.from_local(
-        change(), weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride()
+        own, weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride()
     )
     found = whole.full_tensor()
+    if error is not None:
+        raise error
     return found.T.contiguous() if group.is_main else None
 
 
 def write_parts(path: Path, parts: Mapping[str, FilePart], group: ProcessGroup) -> None:
-    """All: write one safetensors file, each process its rows. Raises OSError in all if one can't."""
+    """All: write one safetensors file, each process its rows. What one process can't is raised in all."""
     header, offsets, end = header_of({name: (part.dtype, part.shape) for name, part in parts.items()})
 
     def begin() -> None:
@@ -222,49 +232,37 @@ def write_parts(path: Path, parts: Mapping[str, FilePart], group: ProcessGroup) 
             os.pwrite(file.fileno(), header, 0)
 
     _on_main(begin, group)
-    error: OSError | None = None
-    descriptor = -1
-    try:
-        descriptor = os.open(path, os.O_WRONLY)
-    except OSError as failure:
-        error = failure
-    try:
-        for name, part in parts.items():
+    error: Exception | None = None
+    for name, part in parts.items():
+        try:
             rows = part.rows()  # also after an error: the others may wait for it
-            if rows is None or not rows.numel() or error is not None:
-                continue
-            row = part.dtype.itemsize * rows[0].numel() if part.shape else 0
-            try:
-                _write_at(descriptor, rows.to(part.dtype), len(header) + offsets[name] + part.first * row)
-            except OSError as failure:
-                error = failure
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
-    _agree(error, group)
+            if rows is not None and rows.numel() and error is None:
+                row = part.dtype.itemsize * rows[0].numel() if part.shape else 0
+                _write_at(path, rows.to(part.dtype), len(header) + offsets[name] + part.first * row)
+        except Exception as failure:
+            if is_lost_peer(failure):
+                raise
+            error = error or failure
+    group.raise_in_all(error)
 
 
-def _write_at(descriptor: int, rows: Tensor, offset: int) -> None:
+def _write_at(path: Path, rows: Tensor, offset: int) -> None:
     data = memoryview(bytes_of(rows))
-    while data:
-        written = os.pwrite(descriptor, data[:PIECE], offset)
-        data, offset = data[written:], offset + written
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        while data:
+            written = os.pwrite(descriptor, data[:PIECE], offset)
+            data, offset = data[written:], offset + written
+    finally:
+        os.close(descriptor)
 
 
-def _on_main(action: Callable[[], None], group: ProcessGroup) -> None:
-    """All: rank 0 does something; if it can't, its OSError is raised in all processes."""
-    error: OSError | None = None
+def _on_main(action: Callable[[], object], group: ProcessGroup) -> None:
+    """All: rank 0 does something; what it can't is raised in all processes."""
+    error: Exception | None = None
     if group.is_main:
         try:
             action()
-        except OSError as failure:
+        except Exception as failure:
             error = failure
-    _agree(error, group)
-
-
-def _agree(error: OSError | None, group: ProcessGroup) -> None:
-    """All: raise the first process's error that has one."""
-    told = None if error is None else (error.errno, str(error))
-    for one in group.gather_objects(told):
-        if one is not None:
-            raise OSError(*one)
+    group.raise_in_all(error)
