@@ -155,11 +155,12 @@ def _fill(
     model: LabelModel, process_group: ProcessGroup, first: Iterator[tuple[str, Callable[[], Tensor]]]
 ) -> None:
     """Give a sharded model without weights this process's rows of them."""
-    buffers = dict(model.named_buffers())
+    buffers = dict(model.named_buffers(remove_duplicate=False))
     model.to_empty(device=process_group.device)
-    for name, value in buffers.items():
+    moved = {id(value): value.to(process_group.device) for value in buffers.values()}
+    for name, value in buffers.items():  # one that modules share is each's, and stays one
         place, _, leaf = name.rpartition(".")
-        model.get_submodule(place)._buffers[leaf] = value.to(process_group.device)
+        model.get_submodule(place)._buffers[leaf] = moved[id(value)]
     weights = dict(model.network.named_parameters())
     for name, read in first:
         local(weights[name].detach()).copy_(read())

@@ -12,13 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import torch
+from msgspec import Struct
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers.utils import cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from trainer_node.engine.model.loading import ShardIndex
 
 Rows = Callable[[int, int], Tensor]  # from a first row to before a last one
 ATTRIBUTE = "weight_slices"  # of a model without its weights
+
+
+class _Named(Struct):
+    """What a model's configuration says of its files."""
+
+    transformers_weights: str | None = None
 
 
 def rows_of(count: int, rank: int, world: int) -> tuple[int, int]:
@@ -48,7 +58,7 @@ class WeightFiles:
 
     def __init__(self, path: str) -> None:
         self._files: dict[str, Any] = {}
-        for place in sorted(_folder(path).glob("*.safetensors")) if path else ():
+        for place in _weight_files(_folder(path)) if path else ():
             try:
                 file = safe_open(place, framework="pt", device="cpu", backend="pread")
                 self._files.update({name: file for name in file.keys()})  # noqa: SIM118
@@ -62,6 +72,24 @@ class WeightFiles:
     def rows(self, name: str, first: int, end: int) -> Tensor:
         """Read some rows of a tensor."""
         return cast(Tensor, self._files[name].get_slice(name)[first:end])
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that transformers loads a folder's model from; none of another kind.
+
+    Others may be next to them: an average, adapters, parts of an earlier state.
+    """
+    try:
+        config = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Named)
+        name = config.transformers_weights or SAFE_WEIGHTS_NAME
+        if config.transformers_weights is None and not (folder / name).is_file():
+            name = SAFE_WEIGHTS_INDEX_NAME
+        if not name.endswith(".index.json"):
+            return [folder / name]
+        index = msgspec.json.decode((folder / name).read_bytes(), type=ShardIndex)
+    except (OSError, msgspec.MsgspecError):
+        return []
+    return [folder / file for file in sorted(set(index.weight_map.values()))]
 
 
 def _folder(path: str) -> Path:
@@ -120,9 +148,10 @@ def _kept_rows(weight: Tensor, rank: int, world: int) -> Rows:
 
 def _cast_stored_buffers(model: nn.Module, own: torch.dtype, dtype: torch.dtype) -> None:
     """Cast buffers that are stored with a model; the others, such as rotary frequencies, stay as they are."""
-    for name in model.state_dict().keys() & {name for name, _ in model.named_buffers()}:
-        place, _, leaf = name.rpartition(".")
-        buffers = model.get_submodule(place)._buffers
-        value = buffers[leaf]
-        if value is not None and value.dtype == own:
-            buffers[leaf] = value.to(dtype)
+    found = dict(model.named_buffers(remove_duplicate=False))
+    stored = {name: found[name] for name in model.state_dict() if name in found}
+    narrow = {id(value): value.to(dtype) for value in stored.values() if value.dtype == own}
+    for name, value in stored.items():  # modules may share one
+        if id(value) in narrow:
+            place, _, leaf = name.rpartition(".")
+            model.get_submodule(place)._buffers[leaf] = narrow[id(value)]
