@@ -16,7 +16,6 @@ from bench.architectures.zoo import build
 from tests.engine.distributed.sharded_run import run_together
 
 SIDE = Path(__file__).with_name("export_side.py")
-MOST_S = 300.0  # a process that waits for another one would wait for 600
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def uneven(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _said(model: Path, folder: Path, cases: Sequence[str]) -> dict[str, list[str]]:
     """What both processes say of each case."""
-    run_together(2, [str(SIDE), str(model), str(folder), *cases], MOST_S)
+    run_together(2, [str(SIDE), str(model), str(folder), *cases])
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     return {case: [said[case] for said in ranks] for case in cases}
 
