@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import structlog
 
 from bench.harness.fake_hub import FakeHub
 from shared.errors import EngineError
 from shared.files import folder_digest
 from shared.messages import Decision, Job, Offer, TaskType
 from shared.settings_sources import load_settings
+from trainer_node import upload_rate
 from trainer_node.artifacts.hub import Hub
 from trainer_node.artifacts.interface import Stored, StoreError
 from trainer_node.lease import LeaseLostError
@@ -93,6 +96,44 @@ async def test_a_submission_is_one_commit_and_is_read_back(
     assert hub.repos[REPO][-1]["files"]["deep/more.safetensors"] == b"one"
     assert hub.seen.count("complete") == 1  # the large one went in parts
     assert await here.find(JOB) == stored
+
+
+@pytest.mark.parametrize("known", [[], ["adapter_model.safetensors"], None])
+async def test_the_rate_is_that_of_uploads_that_sent_all(
+    known: list[str] | None,
+    hub: FakeHub,
+    connect: Callable[..., Hub],
+    export: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A hub that has a file, from an attempt before or of another repository, answers at once."""
+    monkeypatch.setattr(upload_rate, "LEAST_BYTES", 100)
+    large = (export / "adapter_model.safetensors", export / "deep" / "more.safetensors")
+    there = [path for path in large if known is None or path.name in known]
+    hub.large.update({hashlib.sha256(path.read_bytes()).hexdigest(): path.read_bytes() for path in there})
+    here = connect(node_dir=str(tmp_path))
+    await put(here, export)
+    rate = upload_rate.measured(here.settings.node)
+    assert (rate is not None) == (known == [])
+    if rate is not None:
+        size = sum(path.stat().st_size for path in large)
+        assert size / 30 < rate < size / 0.001
+        (here.settings.node / upload_rate.FILE).unlink()
+        await put(here, export)  # it is there
+        assert upload_rate.measured(here.settings.node) is None
+
+
+async def test_a_rate_that_can_not_be_kept_fails_no_upload(
+    hub: FakeHub, connect: Callable[..., Hub], export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_rate, "LEAST_BYTES", 100)
+    here = connect(node_dir=str(tmp_path))
+    (here.settings.node / upload_rate.FILE).mkdir(parents=True)
+    with structlog.testing.capture_logs() as logs:
+        stored = await put(here, export)
+    assert stored == await here.find(JOB)
+    assert "can't keep the upload's rate" in [line["event"] for line in logs]
 
 
 async def test_of_two_that_commit_at_once_the_first_wins_and_both_name_it(

@@ -23,6 +23,7 @@ from shared.logs import get_logger
 from shared.messages import ErrorCode, Job
 from shared.processes import kill
 from shared.settings import Settings
+from trainer_node import upload_rate
 from trainer_node.artifacts.hub_process import GO, Absent, Found, Ready, Reply, Request, Trouble
 from trainer_node.artifacts.interface import Stored, StoreError
 
@@ -72,7 +73,7 @@ class Hub:
     async def store(
         self, job: Job, folder: Path, digest: str, *, must_hold: Callable[[], None], limit_s: float
     ) -> Stored:
-        """Commit a folder's files unless the task has a submission; see `Remote`."""
+        """Commit a folder's files unless the task has a submission, and note the rate; see `Remote`."""
         request = msgspec.structs.replace(
             await asyncio.to_thread(self._request, job),
             folder=str(folder),
@@ -122,7 +123,7 @@ class Hub:
         words = asyncio.create_task(process.stderr.read())
         try:
             async with asyncio.timeout(limit_s):
-                reply = await _talk(process, request, must_hold)
+                reply, ready = await _talk(process, request, must_hold)
         except TimeoutError as error:
             raise StoreError(f"{request.repository}: not done within {limit_s:.0f} s") from error
         finally:
@@ -134,6 +135,8 @@ class Hub:
                 log.warning("the process that uploads can't be killed", repository=request.repository)
             if said:
                 log.debug("hub process", repository=request.repository, said=said[-2000:])
+        if ready is not None:
+            await asyncio.to_thread(upload_rate.note, self.settings.node, ready.sent_bytes, ready.sent_s)
         match reply:
             case Found(commit, digest):
                 return Stored(digest, f"hf://{request.repository}@{commit}")
@@ -155,8 +158,12 @@ class Hub:
 
 async def _talk(
     process: asyncio.subprocess.Process, request: Request, must_hold: Callable[[], None] | None
-) -> Reply | None:
-    """Ask, allow the commit if the slot is still held, and hear the answer; None if the process died."""
+) -> tuple[Reply | None, Ready | None]:
+    """Ask, allow the commit if the slot is still held, and hear the answer; None if the process died.
+
+    The second is what was said before the commit.
+    """
+    ready = None
     assert process.stdin is not None
     assert process.stdout is not None
     with suppress(ConnectionError):  # it died at birth: reading tells
@@ -165,10 +172,11 @@ async def _talk(
     while line := await process.stdout.readline():
         reply: Reply = msgspec.json.decode(line, type=Reply)
         if not isinstance(reply, Ready):
-            return reply
+            return reply, ready
+        ready = reply
         if must_hold is not None:
             must_hold()
         with suppress(ConnectionError):
             process.stdin.write(GO)
             await process.stdin.drain()
-    return None
+    return None, ready

@@ -50,6 +50,9 @@ class Absent(Struct, tag=True):
 class Ready(Struct, tag=True):
     """All is uploaded but the commit: say GO, and it is made."""
 
+    sent_bytes: int = 0  # if this request uploaded all of it
+    sent_s: float = 0.0
+
 
 class Trouble(Struct, tag=True):
     """It failed, or its outcome is unknown."""
@@ -100,8 +103,8 @@ def answer(request: Request, go: queue.SimpleQueue[bytes]) -> Reply:
             session.create(private=request.private)
             state = session.find(title)
         if isinstance(state, str) and request.folder is not None:
-            additions = session.upload(Path(request.folder))
-            _say(Ready())
+            additions, sent = session.upload(Path(request.folder))
+            _say(Ready(*sent))
             if go.get() != GO:
                 return Trouble("stopped before the commit")
             session.commit(title, additions, parent=state)

@@ -6,6 +6,8 @@ Nothing is repeated here but single uploads, by the library: the node that asked
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ from shared.files import digest_of
 HOUSEKEEPING: Final = frozenset({".gitattributes"})  # what a hub puts into a new repository by itself
 CHANGED: Final = frozenset({409, 412})  # a commit refused because it is not on top of the newest one
 BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
+WHOLE: Final = 0.9  # of a submission's bytes, at least so many are in large files
 PATIENCE_S: Final = 30  # longest pause before an upload is repeated that a server may ask for
 
 
@@ -26,12 +29,34 @@ class HubError(Exception):
     """The hub didn't do it; the text says what and why."""
 
 
+class Counted(httpx2.SyncByteStream):
+    """A request's body that counts its bytes."""
+
+    def __init__(self, body: Iterable[bytes], sent: list[int]) -> None:
+        self.body, self.sent = body, sent
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self.body:
+            self.sent.append(len(piece))
+            yield piece
+
+
 class HubClient(httpx2.Client):
-    """The library's HTTP client, with timeouts, and without its repetitions of anything but uploads."""
+    """The library's HTTP client, with timeouts, and without its repetitions of anything but uploads.
+
+    `sent` gets the sizes of what is uploaded.
+    """
+
+    def __init__(self, sent: list[int], **options: Any) -> None:
+        super().__init__(**options)
+        self.sent = sent
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send one request. Raises HubError for what the library would try again, for minutes or for ever."""
         upload = request.method == "PUT"
+        if upload:
+            assert isinstance(request.stream, Iterable)
+            request.stream = Counted(request.stream, self.sent)
         try:
             response = super().send(request, **options)
         except (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
@@ -54,7 +79,8 @@ class Session:
         self.api = HfApi(endpoint=url, token=token, library_name="podium")
         self.token = token
         self.repository = repository
-        set_client_factory(lambda: HubClient(timeout=silence_s, follow_redirects=True))
+        self.sent: list[int] = []
+        set_client_factory(lambda: HubClient(self.sent, timeout=silence_s, follow_redirects=True))
 
     def find(self, title: str) -> tuple[str, str] | str | None:
         """Return the commit with this title and its digest; else the newest commit, if it holds nothing yet.
@@ -83,15 +109,22 @@ class Session:
         """Make the repository unless it exists."""
         self.api.create_repo(self.repository, private=private, exist_ok=True)
 
-    def upload(self, folder: Path) -> list[CommitOperationAdd]:
-        """Upload every large file that the hub doesn't have; return what to commit."""
+    def upload(self, folder: Path) -> tuple[list[CommitOperationAdd], tuple[int, float]]:
+        """Upload every large file that the hub doesn't have; return what to commit, and what was sent.
+
+        That is the bytes and the seconds it took, hashing included; none if the hub had a part of it, or if
+        the other protocol sent it.
+        """
+        begun = time.monotonic()
         additions = [
             CommitOperationAdd(path.relative_to(folder).as_posix(), path)
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         ]
         self.api.preupload_lfs_files(self.repository, additions)
-        return additions
+        size, sent = sum(one.upload_info.size for one in additions), sum(self.sent)
+        is_whole = sent >= WHOLE * size  # small files are a part of the commit
+        return additions, (sent, time.monotonic() - begun) if is_whole else (0, 0.0)
 
     def commit(self, title: str, additions: list[CommitOperationAdd], *, parent: str) -> None:
         """Make the commit if `parent` is still the newest one; look afterwards what is there."""

@@ -18,7 +18,6 @@ from shared.errors import BusError
 from shared.files import folder_digest
 from shared.messages import ErrorCode, Job
 from shared.settings import Settings
-from trainer_node import upload_rate
 from trainer_node.artifacts import disk
 from trainer_node.artifacts.hub import Hub
 from trainer_node.artifacts.interface import NotTakenError, Remote, Stored, StoreError
@@ -78,13 +77,10 @@ class Submissions:
         local = Stored(digest, str(path.absolute()))
         if self.remote is None:
             return local
-        begun = time.monotonic()
         try:
             stored = await self._unless_draining(
                 self.remote.store(job, path, digest, must_hold=self.must_hold, limit_s=self._limit_s(job))
             )
-            if isinstance(self.remote, Hub):
-                await asyncio.to_thread(self._note_upload, path, time.monotonic() - begun)
             self._refused = 0
             return stored
         except NotTakenError as error:
@@ -136,10 +132,6 @@ class Submissions:
             asked.cancel()
             drain.cancel()
             await asyncio.gather(asked, drain, return_exceptions=True)
-
-    def _note_upload(self, folder: Path, seconds: float) -> None:
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        upload_rate.note(self.settings.node, size, seconds)
 
     def _keep(self, job: Job, export: Export | None) -> str:
         if export is None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from shared.errors import DataError, EngineError
 from shared.messages import DatasetType, Decision, FileFormat, Job, Offer, TaskType
 from shared.planning.hardware import parse_hardware
 from shared.settings import Settings
 from trainer_node import upload_rate
-from trainer_node.job.inputs import dataset_path, model_path, worker_job
+from trainer_node.job.inputs import dataset_path, model_path, upload_s, worker_job
 
 JSON = FileFormat.JSON
 
@@ -121,13 +122,21 @@ def reserve_s(settings: Settings, hours: float) -> float:
     return job.deadline_at - worker_job(settings, job, parse_hardware("4xH100-80GB"), 1).ready_by
 
 
+def test_an_offer_that_the_planner_refuses_keeps_no_time_for_an_upload(tmp_path: Path) -> None:
+    """Somebody accepted it nonetheless, and nothing is known of what it will submit."""
+    settings = Settings(node_dir=str(tmp_path), submit_reserve_s=30.0, artifacts_kind="hub")
+    job = job_of_8b(4.0)
+    large = replace(job, offer=replace(job.offer, model_params_count=10**12))
+    assert upload_s(settings, large, parse_hardware("1xH100-80GB")) == 0.0
+
+
 def test_a_run_ends_early_enough_for_its_upload(tmp_path: Path) -> None:
-    """16 GB over 100 MB/s: 160 s, where 30 s were kept."""
+    """16 GB over 50 MB/s: 320 s, where 30 s were kept."""
     disk = Settings(node_dir=str(tmp_path), submit_reserve_s=30.0)
     hub = Settings(node_dir=str(tmp_path), submit_reserve_s=30.0, artifacts_kind="hub")
     assert reserve_s(disk, 4.0) == 30.0
     assumed = reserve_s(hub, 4.0)
-    assert assumed > 30.0
+    assert assumed == pytest.approx(30.0 + 320.0, rel=0.05)
     upload_rate.note(tmp_path, 10**9, 10**9 / (2 * hub.hub_upload_bytes_per_s))
     assert reserve_s(hub, 4.0) - 30.0 == pytest.approx((assumed - 30.0) / 2)
     upload_rate.note(tmp_path, 10**9, 10**9)
