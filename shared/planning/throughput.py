@@ -44,7 +44,7 @@ class Costs(Struct, kw_only=True):
     ingest_s: float = 0.0  # read and tokenise the data
     score_s: float = 0.0  # score the development rows once
     save_s: float = 0.0  # one checkpoint, until it is on disk
-    export_s: float = 0.0  # write the submission
+    export_s: float = 0.0  # write the submission, and load the model for it where that is needed
     verify_s: float = 0.0  # score the reloaded submission on a few rows
 
     @property
@@ -71,6 +71,7 @@ class Measured(Struct, frozen=True, kw_only=True):
     load_s: float
     score_s: float  # of all development rows that are scored
     save_bytes_per_s: float = SAVE_BYTES_PER_S
+    reload_s: float = 0.0  # load the model once more, which some exports begin with
 
 
 def expected_costs(
@@ -92,7 +93,7 @@ def expected_costs(
         load_s=measured.load_s,
         score_s=measured.score_s,
         save_s=FIXED_S + 12 * trained / rate,
-        export_s=FIXED_S + 2 * export_bytes(shape, modules, whole=whole) / rate,
+        export_s=measured.reload_s + FIXED_S + 2 * export_bytes(shape, modules, whole=whole) / rate,
         verify_s=verify_limit_s(budget_s),
     )
 

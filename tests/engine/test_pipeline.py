@@ -20,6 +20,7 @@ from shared.messages import (
     Phase,
     TaskType,
 )
+from shared.planning.throughput import FIXED_S
 from tests.engine.worker_run import (
     ENVIRONMENT,
     WAIT_S,
@@ -32,7 +33,7 @@ from tests.engine.worker_run import (
     weights_of,
     write_rows,
 )
-from trainer_node.engine.context import RunContext
+from trainer_node.engine.context import RunContext, read_record
 from trainer_node.engine.export import writer
 from trainer_node.engine.export.verify import ExportProblem
 from trainer_node.engine.train import checkpoint, oom_fallback, saved_state
@@ -186,6 +187,11 @@ def test_real_time_ends_before_the_deadline(make_job: Callable[..., Path], tmp_p
     assert any("plan:" in (line.message or "") for line in lines)
     assert outcome.metrics is not None
     assert outcome.metrics.final_loss is not None  # there is time to score what is submitted
+    known = read_record(job.parent)
+    assert known is not None
+    record, plan = known
+    assert any(module.method == "dense" for module in plan.modules)  # what it changed is told from the base
+    assert record.costs.export_s > record.costs.load_s + FIXED_S
 
 
 def test_a_run_that_fails_keeps_the_checkpoint_that_is_being_written(

@@ -213,7 +213,7 @@ def _export(run: RunContext, record: RunRecord, state: TrainState, candidate: Ca
     run.reporter.phase(Phase.EXPORT)
     with candidate.weights_applied(), run.patience():
         target, plan, group = run.folder / "export", state.plan, run.process_group
-        if plan.parallel == "fsdp2" and sharded_writer.keeps_names(state.deltas):
+        if plan.parallel == "fsdp2" and sharded_writer.keeps_names(writer.base_of(state.deltas)):
             write = partial(sharded_writer.write, state.deltas, plan, run.job, metrics, target, group)
             written = _write(run, write, group)
             return written if group.is_main else None

@@ -27,12 +27,13 @@ from trainer_node.engine import context, prepare
 from trainer_node.engine.as_is import checkpoint_as_is, submit_as_is
 from trainer_node.engine.assemble import assemble, load_base
 from trainer_node.engine.context import JobData, RunContext, RunRecord
-from trainer_node.engine.damage.repair import repaired
+from trainer_node.engine.damage.repair import network_of, repaired
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
 from trainer_node.engine.distributed.process_group import destroy, is_lost_peer, join
 from trainer_node.engine.distributed.sharding import fitted, shard_frozen
 from trainer_node.engine.evaluate import base_states, reference_logprobs
 from trainer_node.engine.export import unverified
+from trainer_node.engine.export.reload_time import reload_s
 from trainer_node.engine.failure import explain
 from trainer_node.engine.finish import close
 from trainer_node.engine.model.loading import load_config
@@ -145,11 +146,15 @@ def begin(run: RunContext) -> Outcome:
         compared = base_states.wanted(run.job)
         rate *= prepare.recorded_gain(config, draft, data, run.job.hardware, divergence=compared)
     closing = Measured(
-        load_s=load_s, score_s=row_s * len(data.dev), save_bytes_per_s=prepare.save_rate(run, draft)
+        load_s=load_s,
+        score_s=row_s * len(data.dev),
+        save_bytes_per_s=prepare.save_rate(run, draft),
+        reload_s=reload_s(draft, network_of(model), load_s),
     )
     plan = prepare.draw_plan(run, config, data, budget_s, rate, closing=None if run.simulated else closing)
     data = base_states.first(run, model, reference_logprobs.first(run, model, data, plan), plan)
     plan = repaired(run, model, data, base, plan)
+    closing = replace(closing, reload_s=reload_s(plan, network_of(model), load_s))
     measured = prepare.first_costs(run, config, plan, closing, ingested - start)
     record = RunRecord(
         fingerprint=fingerprint,

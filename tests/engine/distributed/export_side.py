@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import torch
 from safetensors.torch import load_file
@@ -21,16 +23,20 @@ from shared.planning.model_shape import ModulePlan
 from shared.planning.plan import Plan, Repair
 from tests.engine import conftest
 from tests.engine.distributed.sharded_run import run_context
+from trainer_node.engine import finish
 from trainer_node.engine.assemble import adapt, load_base
-from trainer_node.engine.context import RunContext
+from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.damage.repair import undo_scaling
 from trainer_node.engine.distributed.process_group import ProcessGroup, destroy, join
 from trainer_node.engine.distributed.sharding import gathered, local
 from trainer_node.engine.distributed.weight_slices import rows_of, slices_of
+from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress
 from trainer_node.engine.export import sharded_writer, writer
+from trainer_node.engine.export.reload_time import reload_s
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.linears import trainable_linears
 from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.time_budget import Costs
 
 METRICS = Metrics(base_loss=1.0, dev_examples=1, train_examples=1, steps=1, tokens=1)
 
@@ -81,10 +87,29 @@ def repaired(run: RunContext, folder: Path, method: str, module: str) -> str:
     return metrics.kind
 
 
+def loads(run: RunContext, folder: Path, method: str) -> str:
+    """Return how often rank 0 loads the model again to export it."""
+    plan = plan_for(run, method, "float32")
+    deltas = trained(run, plan)
+    base = writer.base_of(deltas)
+    record = RunRecord(
+        fingerprint="", base_losses=[1.0], train_examples=1, train_tokens=1, dropped={}, costs=Costs()
+    )
+    state: Any = SimpleNamespace(deltas=deltas, plan=plan)
+    found = Mock(wraps=load_model)
+    with patch.object(finish, "load_model", found), patch.object(writer, "load_model", found):
+        finish._export(
+            replace(run, folder=folder), record, state, Candidate("last", TrainProgress(1, 1, 1.0))
+        )
+    assert reload_s(plan, base, 2.0) == 2.0 * run.process_group.broadcast_object(found.call_count)
+    assert (folder / "export" / "README.md").exists() or not run.process_group.is_main
+    return str(found.call_count)
+
+
 def exports_alike(deltas: Deltas, plan: Plan, run: RunContext, folder: Path) -> None:
     """Write the submission that fits the plan, and the whole model. `folder` is the same for all."""
     group = run.process_group
-    assert sharded_writer.keeps_names(deltas)
+    assert sharded_writer.keeps_names(writer.base_of(deltas))
     sharded_writer.write(deltas, plan, run.job, METRICS, folder / "chosen", group)
 
     def fill(temporary: Path) -> None:
@@ -224,6 +249,7 @@ FAULTS = {
 CASES: dict[str, Callable[..., str]] = {
     "alike": alike,
     "kept": kept,
+    "loads": loads,
     "repaired": repaired,
     "failing": failing,
 }

@@ -37,6 +37,14 @@ def uneven(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Mixtral, whose experts are published one by one."""
+    folder = tmp_path_factory.mktemp("mixtral") / "model"
+    build(next(sample for sample in SAMPLES if sample.name == "mixtral")).save_pretrained(folder)
+    return folder
+
+
 def _said(model: Path, folder: Path, cases: Sequence[str]) -> dict[str, list[str]]:
     """What both processes say of each case."""
     run_together(2, [str(SIDE), str(model), str(folder), *cases])
@@ -61,6 +69,17 @@ def test_a_repaired_model_is_written_as_by_one(uneven: Path, tmp_path: Path) -> 
 def test_what_a_model_keeps_in_fp32_is_written_so(uneven: Path, tmp_path: Path) -> None:
     cases = ["kept-lora-float32", "kept-mixed-bfloat16"]
     assert _said(uneven, tmp_path, cases) == {case: ["torch.float32"] * 2 for case in cases}
+
+
+def test_what_an_export_loads_is_what_time_is_kept_for(
+    tiny_model: Path, mixtral: Path, tmp_path: Path
+) -> None:
+    """Once to gather sharded weights in, once to compare dense matrices with."""
+    for kind, model, wanted in (("llama", tiny_model, "00"), ("mixtral", mixtral, "12")):
+        (tmp_path / kind).mkdir()
+        said = _said(model, tmp_path / kind, ["loads-lora", "loads-dense"])
+        assert said["loads-lora"] == [wanted[0], "0"], kind
+        assert said["loads-dense"] == [wanted[1], "0"], kind
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

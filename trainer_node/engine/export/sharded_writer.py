@@ -50,10 +50,12 @@ class FilePart:
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
-def keeps_names(deltas: Deltas) -> bool:
+def keeps_names(base: Any) -> bool:
     """Return whether a model is published as it is in memory: neither renamed nor put together otherwise."""
-    base = writer.base_of(deltas)
-    known = {name: part.empty for name, part in model_parts(deltas, 0, 1).items()}
+    known = {
+        plain: torch.empty(value.shape, dtype=value.dtype, device="meta")
+        for plain, (_, value) in _weights(base).items()
+    }
     found = writer.as_published(base, known)
     return found.keys() == known.keys() and all(found[name] is value for name, value in known.items())
 
@@ -111,37 +113,44 @@ def write_folder(
 
 def write_model(deltas: Deltas, job: WorkerJob, folder: Path, group: ProcessGroup) -> None:
     """All: write a whole model, in bf16 and in files of one size, and its configuration."""
-    parts = model_parts(deltas, group.rank, group.world)
+    base = writer.base_of(deltas)
+    parts = model_parts(base, group.rank, group.world)
     split = split_torch_state_dict_into_shards(
         {name: part.empty for name, part in parts.items()}, max_shard_size=writer.SHARD
     )
     for name, keys in split.filename_to_tensors.items():
         write_parts(folder / name, {key: parts[key] for key in keys}, group)
-    _on_main(lambda: writer.write_configs(writer.base_of(deltas), job, split, folder), group)
+    _on_main(lambda: writer.write_configs(base, job, split, folder), group)
 
 
-def model_parts(deltas: Deltas, rank: int, world: int) -> dict[str, FilePart]:
+def model_parts(base: Any, rank: int, world: int) -> dict[str, FilePart]:
     """Return all weights of the model, LoRA factors added to their matrices; tied ones once.
 
     In bf16, but for those that the model's own code keeps in fp32, as in `writer.full_state`.
     """
-    base = writer.base_of(deltas)
     layers = {
         f"{name}.base_layer.weight": module
         for name, module in base.named_modules()
         if isinstance(module, LoraLayer)
     }
     parts: dict[str, FilePart] = {}
-    exact, seen = writer.kept_in_fp32(base), set[int]()
-    for name, value in base.state_dict(keep_vars=True).items():
-        if ".lora_" in name or id(value) in seen:
-            continue
-        seen.add(id(value))
-        plain = name.replace(".base_layer.", ".")
+    exact = writer.kept_in_fp32(base)
+    for plain, (name, value) in _weights(base).items():
         dtype = torch.bfloat16 if value.is_floating_point() and plain not in exact else value.dtype
         rows = partial(_with_lora, layers[name], value, rank, world) if name in layers else None
         parts[plain] = _part(value, dtype, rank, world, rows)
     return parts
+
+
+def _weights(base: Any) -> dict[str, tuple[str, Tensor]]:
+    """Return the model's weights by the names that they have without LoRA; tied ones once."""
+    found: dict[str, tuple[str, Tensor]] = {}
+    seen: set[int] = set()
+    for name, value in base.state_dict(keep_vars=True).items():
+        if ".lora_" not in name and id(value) not in seen:
+            seen.add(id(value))
+            found[name.replace(".base_layer.", ".")] = name, value
+    return found
 
 
 def _part(

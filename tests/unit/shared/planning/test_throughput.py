@@ -171,6 +171,8 @@ def test_the_reserve_is_what_the_schedule_keeps() -> None:
     costs = expected_costs(SHAPE, DENSE, measured, 14_400.0)
     assert clock.reserve_s == costs.reserve_s == costs.closing_s + 2.0
     assert costs.save_s == pytest.approx(0.5 + 12 * 6_979e6 / 300e6, rel=0.01)
+    again = expected_costs(SHAPE, DENSE, replace(measured, reload_s=33.0), 14_400.0)
+    assert again.export_s == costs.export_s + 33.0
     quick = replace(measured, save_bytes_per_s=680e6)
     assert pace(SHAPE, DENSE, LAYOUT, ROWS, HALF, 14_400.0, compiles=False, closing=quick).reserve_s < (
         0.6 * clock.reserve_s
