@@ -69,6 +69,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "damage",
         "train",
         "export prepare failure",
+        "submission",
         "assemble finish",
         "as_is",
         "search",

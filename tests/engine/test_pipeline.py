@@ -34,8 +34,6 @@ from tests.engine.worker_run import (
     write_rows,
 )
 from trainer_node.engine.context import RunContext, read_record
-from trainer_node.engine.export import writer
-from trainer_node.engine.export.verify import ExportProblem
 from trainer_node.engine.train import checkpoint, oom_fallback, saved_state
 from trainer_node.engine.train.oom_fallback import descend
 from trainer_node.engine.train.state import TrainState
@@ -261,26 +259,3 @@ def test_a_damaged_checkpoint_is_skipped_aloud(killed_job: Path) -> None:
     assert outcome.metrics is not None
     assert outcome.metrics.resumes == 0
     assert any("damaged" in (line.message or "") for line in progress_of(killed_job))
-
-
-@pytest.mark.parametrize(("loss", "submitted"), [(1.0, True), (99.0, False)])
-def test_files_that_differ_are_submitted_if_they_beat_the_base_model(
-    loss: float, submitted: bool, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Path] = []
-
-    def differs(folder: Path, *others: object) -> ExportProblem:
-        asked.append(folder)
-        return ExportProblem(f"the exported files score {loss}", [loss] * 4)
-
-    monkeypatch.setattr(writer, "verify", differs)
-    job = make_job(profile="lora_r16")
-    outcome = finish(job)
-    assert asked
-    if submitted:
-        assert outcome.status is OutcomeStatus.READY
-        assert (job.parent / "export" / "adapter_model.safetensors").is_file()
-        assert any("better than the base model" in (line.message or "") for line in progress_of(job))
-    else:
-        assert outcome.status is OutcomeStatus.FAILED
-        assert "no export is what was trained" in (outcome.error or "")

@@ -14,8 +14,9 @@ from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.evaluate.candidates import TrainProgress
 from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.export import writer
-from trainer_node.engine.finish import metrics_of, reached_at, ready
+from trainer_node.engine.finish import reached_at
 from trainer_node.engine.model.adapters import add_deltas
+from trainer_node.engine.submission import metrics_of, ready
 from trainer_node.engine.train.checkpoint import Checkpoint
 
 

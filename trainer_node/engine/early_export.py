@@ -31,7 +31,7 @@ from trainer_node.engine.damage.repair import undo_scaling
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loss_over_base
 from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.export import writer
-from trainer_node.engine.finish import metrics_of, reached_at
+from trainer_node.engine.finish import reached_at
 from trainer_node.engine.model.adapters import add_deltas
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.reporter import Reporter
@@ -40,6 +40,7 @@ from trainer_node.engine.search.runner import groups_of, kept_weights, trial_fol
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, read_search
 from trainer_node.engine.signals import Stop
+from trainer_node.engine.submission import metrics_of
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position
 

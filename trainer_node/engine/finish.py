@@ -1,32 +1,22 @@
-"""After the last step: choose the best weights, export them, verify that the files are what was trained."""
+"""After the last step: choose the best weights, to be exported and verified (submission.py)."""
 
 from __future__ import annotations
 
 import gc
 import math
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 
-from shared.errors import EngineError
-from shared.files import folder_digest, is_disk_full
-from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
-from shared.planning.throughput import verify_limit_s
+from shared.messages import Outcome, Phase
 from trainer_node.engine.context import RunContext, RunRecord
-from trainer_node.engine.damage.repair import undo_scaling
 from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from trainer_node.engine.distributed.sharding import gathered
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loaded, loss_over_base, ranked
 from trainer_node.engine.evaluate.metric import Evaluation, measure
-from trainer_node.engine.export import sharded_writer, unverified, writer
-from trainer_node.engine.export.verify import ExportProblem
-from trainer_node.engine.model.adapters import Deltas, add_deltas
-from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.submission import submit
 from trainer_node.engine.time_budget import SAFETY, SLACK_S, Part, affordable
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position
@@ -50,56 +40,6 @@ def free_optimizer(state: TrainState) -> None:
     state.recorded = None
     gc.unfreeze()
     gc.collect()
-
-
-def submit(
-    run: RunContext,
-    record: RunRecord,
-    state: TrainState,
-    dev: Examples,
-    candidates: Sequence[Candidate],
-    parts: frozenset[Part],
-) -> Outcome:
-    """Export the first candidate whose files verify as what was trained.
-
-    If none does, that one whose files are the best, and better than the base model: a bf16 error that is
-    larger than expected costs less than the job.
-    """
-    refused: list[tuple[Candidate, ExportProblem]] = []
-    for candidate in candidates:
-        metrics, outcome, problem = _export(run, record, state, candidate), None, None
-        if metrics:  # until rank 0 broadcasts the outcome, the other ranks wait
-            outcome = ready(run, metrics)
-            unverified.note(run.folder, outcome)
-            problem = _verify(run, state, dev, candidate) if Part.VERIFY in parts else None
-        outcome, problem = run.process_group.broadcast_object((outcome, problem))
-        if outcome and problem is None:
-            run.reporter.phase(Phase.DONE)
-            return outcome
-        problem = problem or ExportProblem("it could not be written")
-        unverified.drop(run.folder)
-        refused.append((candidate, problem))
-        run.reporter.message(f"the export of the {candidate.name} weights is refused: {problem.text}")
-    if best := least_wrong(refused, record.base_losses):
-        run.reporter.message(
-            f"the {best.name} weights are submitted: their files are better than the base model"
-        )
-        return submit(run, record, state, dev, [best], parts - {Part.VERIFY})
-    texts = "; ".join(f"{candidate.name}: {problem.text}" for candidate, problem in refused)
-    raise EngineError(ErrorCode.INTERNAL, f"no export is what was trained: {texts}")
-
-
-def least_wrong(
-    refused: Sequence[tuple[Candidate, ExportProblem]], base_losses: Sequence[float]
-) -> Candidate | None:
-    """Return the candidate whose files gained the most over the base model on the rows that they scored."""
-    gains = [
-        (float(np.mean(base_losses[: len(problem.losses)]) - np.mean(problem.losses)), candidate)
-        for candidate, problem in refused
-        if problem.losses
-    ]
-    gain, best = max(gains, key=lambda pair: pair[0], default=(0.0, None))
-    return best if gain > 0.0 else None
 
 
 def choose(
@@ -206,81 +146,6 @@ def untrained(
     return replace(base, score=Evaluation(record.base_loss, losses))
 
 
-def _export(run: RunContext, record: RunRecord, state: TrainState, candidate: Candidate) -> Metrics | None:
-    """Write the export; rank 0's metrics, None for the other ranks. Each writes the rows that it holds."""
-    metrics = metrics_of(record, candidate.held_out or candidate.score, candidate.reached)
-    run.reporter.losses(base=metrics.base_loss, dev=metrics.final_loss)
-    run.reporter.phase(Phase.EXPORT)
-    with candidate.weights_applied(), run.patience():
-        target, plan, group = run.folder / "export", state.plan, run.process_group
-        if plan.parallel == "fsdp2" and sharded_writer.keeps_names(writer.base_of(state.deltas)):
-            write = partial(sharded_writer.write, state.deltas, plan, run.job, metrics, target, group)
-            written = _write(run, write, group)
-            return written if group.is_main else None
-        if (deltas := _whole(run, state)) is None:
-            return None
-        write = partial(writer.write, deltas, plan, run.job, metrics, target)
-        return _write(run, write, SINGLE_PROCESS)
-
-
-def _write(run: RunContext, write: Callable[[], Metrics], group: ProcessGroup) -> Metrics:
-    """All: write the export; on a full disk checkpoints make room, the least valuable first, then trials.
-
-    The weights to export are in the model. Files that a trial keeps are not freed by their checkpoint alone.
-    """
-    while True:
-        try:
-            return write()
-        except OSError as error:  # in every process of the group
-            freed = group.is_main and is_disk_full(error) and _free_disk(run)
-            if not group.broadcast_object(freed):
-                raise
-
-
-def _free_disk(run: RunContext) -> bool:
-    """Delete the least valuable of what training left on disk; return False if there is nothing."""
-    trials = sorted((run.folder / "trials").glob("[0-9]*"))
-    last = next(iter([*checkpoint.by_value(run.folder / "checkpoints"), *trials]), None)
-    if last is None:
-        return False
-    run.reporter.message(f"no room for the export: {last.relative_to(run.folder)} is deleted")
-    shutil.rmtree(last)
-    return True
-
-
-def _whole(run: RunContext, state: TrainState) -> Deltas | None:
-    """Return what rank 0 exports. Sharded weights of a model that is published otherwise are gathered in
-    main memory, in a new copy of the base.
-    """
-    weights = gathered(state.deltas.state(), run.process_group)
-    if not run.process_group.is_main:
-        return None
-    if state.plan.parallel != "fsdp2":
-        return state.deltas
-    model = load_model(run.job.model_path, getattr(torch, state.plan.dtype))
-    undo_scaling(model, state.plan.repair)
-    whole = add_deltas(model, state.plan, run.job.seed)
-    whole.load_state(weights)
-    return whole
-
-
-def _verify(run: RunContext, state: TrainState, dev: Examples, candidate: Candidate) -> ExportProblem | None:
-    """Return what is wrong with the exported files, or None; also None without time to load them."""
-    run.reporter.phase(Phase.VERIFY)
-    left_s = run.job.ready_by - run.own_clock.time()  # not the group's clock: the other ranks don't ask
-    if left_s < state.schedule.costs.load_s + SLACK_S:
-        run.reporter.message("short of time, skipped: verify")
-        return None
-    limit_s = min(verify_limit_s(run.job.ready_by - run.job.start_at), left_s / 4)
-    folder, dtype = run.folder / "export", getattr(torch, state.plan.dtype)
-    try:
-        with run.patience():
-            return writer.verify(folder, run.job, dev, candidate.score, limit_s, state.device, dtype)
-    except writer.UnverifiedError as why:
-        run.reporter.message(f"the export is submitted without being loaded again: {why}")
-        return None
-
-
 def reached_by(state: TrainState) -> TrainProgress:
     """Return how far training has come."""
     skipped = state.health.skipped
@@ -294,34 +159,3 @@ def reached_at(position: Position) -> TrainProgress:
 
 def _loss(candidate: Candidate) -> float:
     return candidate.score.loss if candidate.score else math.inf
-
-
-def metrics_of(record: RunRecord, score: Evaluation | None, reached: TrainProgress) -> Metrics:
-    """Return what a finished run measured; both losses are over the same rows."""
-    rows = len(score.per_example) if score else len(record.base_losses)
-    base_loss = float(np.mean(record.base_losses[:rows]))
-    return Metrics(
-        base_loss=base_loss,
-        final_loss=score.loss if score else None,
-        dev_examples=rows if score else 0,
-        train_examples=record.train_examples,
-        dropped_rows=record.dropped,
-        steps=reached.step,
-        tokens=reached.tokens,
-        tokens_per_s=reached.tokens / reached.train_s if reached.train_s > 0 else 0.0,
-        train_s=reached.train_s,
-        epochs=reached.tokens / record.train_tokens,
-        resumes=record.resumes,
-        skipped_steps=reached.skipped,
-    )
-
-
-def ready(run: RunContext, metrics: Metrics) -> Outcome:
-    """Return the outcome of a run whose export is on disk."""
-    return Outcome(
-        status=OutcomeStatus.READY,
-        digest=folder_digest(run.folder / "export"),
-        export="export",
-        metrics=metrics,
-        step=metrics.steps,
-    )

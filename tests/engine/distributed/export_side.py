@@ -23,7 +23,7 @@ from shared.planning.model_shape import ModulePlan
 from shared.planning.plan import Plan, Repair
 from tests.engine import conftest
 from tests.engine.distributed.sharded_run import run_context
-from trainer_node.engine import finish
+from trainer_node.engine import submission
 from trainer_node.engine.assemble import adapt, load_base
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.damage.repair import undo_scaling
@@ -97,8 +97,8 @@ def loads(run: RunContext, folder: Path, method: str) -> str:
     )
     state: Any = SimpleNamespace(deltas=deltas, plan=plan)
     found = Mock(wraps=load_model)
-    with patch.object(finish, "load_model", found), patch.object(writer, "load_model", found):
-        finish._export(
+    with patch.object(submission, "load_model", found), patch.object(writer, "load_model", found):
+        submission._export(
             replace(run, folder=folder), record, state, Candidate("last", TrainProgress(1, 1, 1.0))
         )
     assert reload_s(plan, base, 2.0) == 2.0 * run.process_group.broadcast_object(found.call_count)

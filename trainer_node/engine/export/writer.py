@@ -21,7 +21,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
-from shared.files import sync
+from shared.files import sync, write_atomically
 from shared.messages import Metrics, WorkerJob
 from shared.planning.plan import Plan
 from trainer_node.engine.damage.repair import restores_frozen
@@ -31,9 +31,10 @@ from trainer_node.engine.model.adapters import Deltas, has_transposed
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.train.checkpoint import write_tensors
 
-__all__ = ["UnverifiedError", "card", "full_state", "verify", "write"]
+__all__ = ["UnverifiedError", "card", "describe", "full_state", "verify", "write"]
 
 SHARD = "5GB"
+README = "README.md"
 ADAPTER = "default"
 ROPE_OWN = ("rope_theta", "partial_rotary_factor")  # in transformers 4 fields of their own
 
@@ -62,7 +63,7 @@ def write(deltas: Deltas, plan: Plan, job: WorkerJob, metrics: Metrics, folder: 
 def complete(temporary: Path, folder: Path, plan: Plan, job: WorkerJob, metrics: Metrics) -> Metrics:
     """Add the README to written files, and let the folder appear; the metrics with its size."""
     metrics = replace(metrics, bytes=sum(path.stat().st_size for path in temporary.iterdir()))
-    (temporary / "README.md").write_text(card(job, plan, metrics))
+    (temporary / README).write_text(card(job, plan, metrics))
     for path in temporary.iterdir():
         path.chmod(0o644)
         sync(path)
@@ -71,6 +72,12 @@ def complete(temporary: Path, folder: Path, plan: Plan, job: WorkerJob, metrics:
     os.replace(temporary, folder)
     sync(folder.parent)
     return metrics
+
+
+def describe(folder: Path, plan: Plan, job: WorkerJob, metrics: Metrics) -> None:
+    """Write the README of a submission that is on disk again."""
+    write_atomically(folder / README, card(job, plan, metrics).encode())
+    (folder / README).chmod(0o644)
 
 
 def card(job: WorkerJob, plan: Plan, metrics: Metrics) -> str:

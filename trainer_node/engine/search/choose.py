@@ -26,7 +26,7 @@ from trainer_node.engine.evaluate.candidates import (
     ranked,
 )
 from trainer_node.engine.evaluate.metric import Evaluation, measure, score
-from trainer_node.engine.finish import submit, untrained
+from trainer_node.engine.finish import untrained
 from trainer_node.engine.search.runner import (
     TrialRunner,
     end_at,
@@ -36,6 +36,7 @@ from trainer_node.engine.search.runner import (
 from trainer_node.engine.search.soup import mean_of
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, TrialResult
+from trainer_node.engine.submission import submit
 from trainer_node.engine.time_budget import Part, affordable
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.state import TrainState
