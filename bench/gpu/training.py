@@ -23,7 +23,7 @@ from shared.planning.memory_fit import estimate, layout_of, split
 from shared.planning.model_shape import ModelShape
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
-from shared.planning.throughput import Rows, flops_per_token
+from shared.planning.throughput import Costs, Rows, flops_per_token
 from trainer_node.engine.assemble import assemble
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
@@ -33,7 +33,6 @@ from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import loop
 from trainer_node.engine.train.state import TrainState
 

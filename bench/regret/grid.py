@@ -23,6 +23,7 @@ from bench.arena.contestant import test_rows
 from shared.clock import TokenClock
 from shared.messages import WorkerJob, decode_worker_job
 from shared.planning.profiles import PROFILES
+from shared.planning.throughput import Costs
 from trainer_node.engine import prepare
 from trainer_node.engine.assemble import load_base, make_saver
 from trainer_node.engine.context import RunContext, RunRecord
@@ -37,7 +38,6 @@ from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.search import begin_search
 from trainer_node.engine.search.trial import Trial
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import loop, saved_state
 
 # Ranks that the arena's models have room for: the planner trains a matrix whole that is hardly larger.

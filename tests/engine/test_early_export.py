@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from shared.clock import WallClock
 from shared.messages import OutcomeStatus, decode_outcome, decode_worker_job
+from shared.planning.throughput import Costs
 from tests.engine.positions import position
 from tests.engine.worker_run import finish
 from trainer_node.contest.validity import objections
@@ -24,7 +25,6 @@ from trainer_node.engine.search.runner import trial_folder
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import read_search
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position
 from trainer_node.engine.train.dev_curve import DevCurve

@@ -14,6 +14,7 @@ from shared.messages import Hardware, Phase, WorkerJob
 from shared.planning.architectures import Batching
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
+from shared.planning.throughput import Costs
 from trainer_node.engine import context, prepare
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.damage.repair import undo_scaling, unscaled
@@ -29,7 +30,6 @@ from trainer_node.engine.model.loading import load_model, load_unread
 from trainer_node.engine.model.recorded_pass import recorded_pass_for
 from trainer_node.engine.model.shape import heads_of
 from trainer_node.engine.objectives import loss_for
-from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.cpu_threads import cpu_threads_for

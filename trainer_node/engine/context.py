@@ -16,11 +16,11 @@ from shared.clock import Clock, TokenClock
 from shared.files import write_atomically
 from shared.messages import WorkerJob
 from shared.planning.plan import Plan
+from shared.planning.throughput import Costs
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup, common_clock
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.time_budget import Costs
 
 PATIENCE = 0.25  # share of the time left that one silent call may take
 LEAST_PATIENCE_S = 20.0

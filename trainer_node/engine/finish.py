@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from shared.messages import Outcome, Phase
+from shared.planning.throughput import SAFETY, SLACK_S
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loaded, loss_over_base, ranked
 from trainer_node.engine.evaluate.metric import Evaluation, measure
 from trainer_node.engine.submission import submit
-from trainer_node.engine.time_budget import SAFETY, SLACK_S, Part, affordable
+from trainer_node.engine.time_budget import Part, affordable
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position
 from trainer_node.engine.train.saved_state import is_finite

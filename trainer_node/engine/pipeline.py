@@ -22,7 +22,7 @@ from shared.clock import TokenClock, WallClock
 from shared.errors import EngineError
 from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, decode_worker_job
 from shared.planning.plan import Plan
-from shared.planning.throughput import Measured
+from shared.planning.throughput import Costs, Measured
 from trainer_node.engine import context, prepare
 from trainer_node.engine.as_is import checkpoint_as_is, submit_as_is
 from trainer_node.engine.assemble import assemble, load_base
@@ -43,7 +43,6 @@ from trainer_node.engine.search.choose import submittable
 from trainer_node.engine.search.search import begin_search, read, search, take_up
 from trainer_node.engine.search.trial import SearchRecord
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.oom_fallback import SmallerPlan, train_or_stop, was_too_large

@@ -6,8 +6,6 @@ from enum import StrEnum
 
 from shared.planning.throughput import SAFETY, SLACK_S, Costs
 
-__all__ = ["SAFETY", "SLACK_S", "Costs", "Part", "affordable"]
-
 
 class Part(StrEnum):
     """What the closing can do without, in the order in which it is skipped."""

@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM
 from shared.messages import Hardware, Metrics
 from shared.planning.model_shape import ModulePlan
 from shared.planning.plan import Plan, Repair
+from shared.planning.throughput import Costs
 from tests.engine import conftest
 from tests.engine.distributed.sharded_run import run_context
 from trainer_node.engine import submission
@@ -36,7 +37,6 @@ from trainer_node.engine.export.reload_time import reload_s
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.linears import trainable_linears
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.time_budget import Costs
 
 METRICS = Metrics(base_loss=1.0, dev_examples=1, train_examples=1, steps=1, tokens=1)
 

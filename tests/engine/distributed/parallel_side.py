@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from shared.messages import Hardware
+from shared.planning.throughput import Costs
 from tests.engine import conftest
 from tests.engine.distributed.export_side import exports_alike
 from tests.engine.distributed.sharded_run import run_context
@@ -25,7 +26,6 @@ from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import loop, saved_state
 from trainer_node.engine.train.optimizer import optimizer_tensors
 from trainer_node.engine.train.rollback import go_back

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from shared.clock import Clock, TokenClock, WallClock
 from shared.messages import TaskType
 from shared.planning.plan import Plan
+from shared.planning.throughput import Costs
 from tests.engine.worker_run import bare_job
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples, joined
@@ -26,7 +27,6 @@ from trainer_node.engine.evaluate.reference_logprobs import PIECE
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.time_budget import Costs
 
 TRAIN, DEV = [9, 12, 30, 7, 5, 8, 6, 11] * 10, [10, 7, 21]
 Usage = namedtuple("Usage", "total used free")

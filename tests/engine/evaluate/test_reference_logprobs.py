@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from shared.clock import Clock, TokenClock, WallClock
 from shared.messages import TaskType
 from shared.planning.plan import Plan
+from shared.planning.throughput import Costs
 from tests.engine.worker_run import bare_job
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
@@ -22,7 +23,6 @@ from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.prepare import baseline
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.time_budget import Costs
 
 TRAIN, DEV = [9, 12, 30, 7, 5, 8, 6, 11] * 20, [10, 7, 21, 9, 8, 8]  # 80 and 3 pairs
 

@@ -21,11 +21,11 @@ from shared.messages import (
     WorkerJob,
     encode,
 )
+from shared.planning.throughput import Costs
 from tests.engine.worker_run import outcome_of, progress_of
 from trainer_node.engine.export import unverified
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.time_budget import Costs
 
 COSTS = Costs(import_s=10.0, load_s=5.0, ingest_s=5.0, export_s=4.0, verify_s=5.0)
 NEEDED_S = 10 + 5 + 5 + (1.25 * 4 + 1) + (1.25 * 5 + 5)  # imports, load, rows, export and slack, verification

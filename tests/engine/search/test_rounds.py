@@ -21,6 +21,7 @@ from shared.errors import EngineError
 from shared.messages import ErrorCode, Hardware, OutcomeStatus, decode_worker_job
 from shared.net import free_port
 from shared.planning.plan import Deviation, Plan
+from shared.planning.throughput import Costs
 from tests.engine.search.search_run import record_of, without_seconds
 from tests.engine.worker_run import (
     ENVIRONMENT,
@@ -40,7 +41,6 @@ from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, without_loss
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.time_budget import Costs
 
 WAIT_S = 300.0  # a worker is three Python processes here, on two busy cores
 TRIALS = [Trial(arm="dense", rate=rate) for rate in (1.0, 3.0)]

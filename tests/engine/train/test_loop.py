@@ -15,6 +15,7 @@ from shared.clock import TokenClock
 from shared.messages import Hardware
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
+from shared.planning.throughput import Costs
 from tests.engine.conftest import VOCAB
 from tests.engine.worker_run import bare_job
 from trainer_node.engine.assemble import assemble, averages
@@ -26,7 +27,6 @@ from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.time_budget import Costs
 from trainer_node.engine.train import checkpoint, loop, saved_state
 from trainer_node.engine.train.development import measure_dev
 from trainer_node.engine.train.oom_fallback import step_down

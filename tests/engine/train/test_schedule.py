@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_node.engine.time_budget import Costs, Part, affordable
+from shared.planning.throughput import Costs
+from trainer_node.engine.time_budget import Part, affordable
 from trainer_node.engine.train.schedule import FIRST_SAVE, SAVE_SHARE, Schedule, ScheduleState, Shape
 
 

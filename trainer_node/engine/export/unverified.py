@@ -13,9 +13,10 @@ from msgspec import Struct
 
 from shared.files import folder_digest, write_atomically
 from shared.messages import Outcome, Phase, WorkerJob, decode_outcome, decode_worker_job, encode
+from shared.planning.throughput import Costs
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.time_budget import Costs, Part, affordable
+from trainer_node.engine.time_budget import Part, affordable
 
 FILE = "standby.json"  # the outcome it would be
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from shared.planning.memory_fit import round_up
+from shared.planning.throughput import SLACK_S
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.search.runner import end_at, is_averaged
 from trainer_node.engine.search.strategy import Budget, is_tiny
 from trainer_node.engine.search.trial import SearchRecord
-from trainer_node.engine.time_budget import SLACK_S
 
 
 def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: JobData) -> Budget:

@@ -16,6 +16,7 @@ from shared.errors import EngineError
 from shared.messages import ErrorCode, Phase
 from shared.planning.plan import Plan
 from shared.planning.planner import step_size
+from shared.planning.throughput import SLACK_S
 from trainer_node.engine import prepare
 from trainer_node.engine.assemble import COPY_SHARE, Adapted, Place, adapt, load_base, make_state
 from trainer_node.engine.context import JobData, RunContext, RunRecord
@@ -28,7 +29,6 @@ from trainer_node.engine.search.scoring import probed, scored
 from trainer_node.engine.search.soup import mean_of
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, write_search
-from trainer_node.engine.time_budget import SLACK_S
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint

@@ -10,6 +10,7 @@ from statistics import median
 import numpy as np
 
 from shared.planning.recipe import CurveRule
+from shared.planning.throughput import SAFETY, SLACK_S
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.candidates import Candidate, loss_over_base, ranked
@@ -18,7 +19,6 @@ from trainer_node.engine.finish import lowest_point, reached_by
 from trainer_node.engine.search.rate_search import LAST_SHARE
 from trainer_node.engine.search.soup import greedy_soup
 from trainer_node.engine.search.trial import Trial, TrialResult
-from trainer_node.engine.time_budget import SAFETY, SLACK_S
 from trainer_node.engine.train.saved_state import snapshot_name
 from trainer_node.engine.train.state import TrainState
 

@@ -10,7 +10,7 @@ import statistics
 
 from msgspec import Struct
 
-from trainer_node.engine.time_budget import SAFETY, SLACK_S, Costs
+from shared.planning.throughput import SAFETY, SLACK_S, Costs
 
 FIRST_SAVE = 0.10  # of the budget: by then something submittable is on disk
 SAVE_SHARE = 0.02  # of the run time may be spent saving
