@@ -49,7 +49,13 @@ GROUPS: dict[str, tuple[Variant, ...]] = {
         _with("cosine to 0", decay="cosine"),
         _with("constant, then linear in the last 20%", decay="stable"),
     ),
-    "method": (BASE, _with("LoRA r32", arm="LoRA r32"), _with("LoRA r8", arm="LoRA r8")),
+    "method": (
+        BASE,
+        _with("norms as well", arm="dense and norms"),
+        _with("everything", arm="everything"),
+        _with("LoRA r32", arm="LoRA r32"),
+        _with("LoRA r8", arm="LoRA r8"),
+    ),
     "batch": (BASE, _with("batch 8", batch=8), _with("batch 16", batch=16)),
     "rate": (BASE, _with("the plan's rate", rate=1.0), _with("8 times the plan's rate", rate=8.0)),
     "optimizer": (

@@ -26,6 +26,7 @@ from trainer_node.engine.signals import Stop
 
 AUTO_ONCE = "auto_once"  # the plan of `auto`, carried out once without a search
 AUTO_UNREPAIRED = "auto_unrepaired"  # `auto` on the base model as it is given
+AUTO_MATRICES = "auto_matrices"  # `auto` without norms, embeddings and output matrix
 
 
 def test_losses(job_path: Path) -> list[float]:
@@ -56,6 +57,9 @@ def main() -> int:
     torch.set_num_threads(1)
     older_torch.patch()
     PROFILES[AUTO_UNREPAIRED] = replace(PROFILES["auto"], profile=AUTO_UNREPAIRED, repairs=False)
+    PROFILES[AUTO_MATRICES] = replace(
+        PROFILES["auto"], profile=AUTO_MATRICES, norm_rate=0.0, embedding_rate=0.0
+    )
     PROFILES[AUTO_ONCE] = replace(PROFILES["auto"], profile=AUTO_ONCE, arms=())
     status = pipeline.main(job_path, Stop())
     if status == 0:

@@ -26,7 +26,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 
 from bench.gpu.shapes import config_of, random_rows
 from shared.planning.memory_fit import Layout, Memory, estimate, logit_rows, split
-from shared.planning.model_shape import ModelShape
+from shared.planning.model_shape import Extras, ModelShape, extras_of
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
 from trainer_node.engine.data.packing import Batch, Packs, collate
@@ -50,6 +50,8 @@ class Case(Struct, frozen=True, kw_only=True):
     recomputed: bool = False
     dropout: float = 0.0
     layers: int | None = None  # of the model, if not all
+    norms: bool = False
+    embeddings: bool = False
 
     @property
     def name(self) -> str:
@@ -59,6 +61,7 @@ class Case(Struct, frozen=True, kw_only=True):
             "dense" if self.rank == DENSE else f"rank {self.rank}",
             f"{self.capacity} tokens",
         ]
+        parts += ["norms"] * self.norms + ["embeddings"] * self.embeddings
         parts += ["recomputed"] if self.recomputed else []
         parts += [f"dropout {self.dropout}"] if self.dropout else []
         return ", ".join(parts)
@@ -77,6 +80,12 @@ CASES = (
     Case(model="llama-1b", rank=1024),  # keys and values dense, the others LoRA
     Case(model="gemma3-1b", rank=128),
     Case(model="gemma3-1b", capacity=4096),
+    Case(model="smollm2-135m", norms=True, embeddings=True),
+    Case(model="qwen3-0.6b", norms=True, embeddings=True),
+    Case(model="llama-1b", capacity=4096, norms=True, embeddings=True),
+    Case(model="llama-1b", recomputed=True, norms=True, embeddings=True),
+    Case(model="gemma3-1b", capacity=4096, norms=True, embeddings=True),
+    Case(model="qwen3-0.6b", capacity=16384, norms=True),
     Case(model="llama-8b", rank=16, capacity=8192),
     Case(model="llama-8b", rank=128, recomputed=True),
     Case(model="llama-8b", capacity=8192, recomputed=True),
@@ -99,7 +108,12 @@ def estimated(case: Case) -> Memory:
         dtype="bfloat16",
         cpu=False,
     )
-    return estimate(shape, modules_of(case, shape), layout, case.dropout)
+    return estimate(shape, modules_of(case, shape), layout, case.dropout, extras_in(case, shape))
+
+
+def extras_in(case: Case, shape: ModelShape) -> Extras:
+    """Return what the case trains besides the matrices of the layers."""
+    return extras_of(shape, norms=case.norms, embeddings=case.embeddings)
 
 
 class StorageCounter(TorchDispatchMode):  # type: ignore[misc]
@@ -225,4 +239,5 @@ def replace_plan(plan: Plan, case: Case, shape: ModelShape) -> Plan:
         dropout=case.dropout,
         dtype="bfloat16",
         packs_per_step=PACKS,
+        extras=extras_in(case, shape),
     )

@@ -46,11 +46,20 @@ LORA = [
     msgspec.structs.replace(PROFILES["lora_r16"], profile=f"grid_r{rank}", rank=rank, max_length=4096)
     for rank in RANKS
 ]
+MORE = [
+    msgspec.structs.replace(PROFILES["auto"], profile="grid_everything"),
+    msgspec.structs.replace(PROFILES["auto"], profile="grid_norms", embedding_rate=0.0),
+    *LORA,
+]
 RECIPE = msgspec.structs.replace(
-    PROFILES["auto"], profile="grid", arms=tuple(recipe.profile for recipe in LORA)
+    PROFILES["auto"],
+    profile="grid",
+    arms=tuple(recipe.profile for recipe in MORE),
+    norm_rate=0.0,
+    embedding_rate=0.0,
 )
-RECIPES = {recipe.profile: recipe for recipe in (RECIPE, *LORA)}
-ARMS = ("dense", *(f"LoRA r{rank}" for rank in RANKS))
+RECIPES = {recipe.profile: recipe for recipe in (RECIPE, *MORE)}
+ARMS = ("dense", "everything", *(f"LoRA r{rank}" for rank in RANKS))
 RATES = (1 / 3, 1.0, 3.0, 9.0, 27.0)
 BATCHES = (4, 16)
 EPOCHS = (1.0, 2.0, 4.0, 8.0)

@@ -195,16 +195,18 @@ def facts_of(plan: Plan, hardware: Hardware) -> list[tuple[str, str]]:
     """Return the plan's numbers as pairs of label and text."""
     dense = [module.name for module in plan.modules if module.method == "dense"]
     lora = [f"{module.name} r{module.rank}" for module in plan.modules if module.method == "lora"]
-    trained = sum(module.parameters for module in plan.modules)
     rates = [f"dense {plan.lr_dense:.2e}"] * bool(dense) + [f"LoRA {plan.lr_lora:.2e}"] * bool(lora)
+    rates += [f"norms {plan.lr_norms:.2e}"] * plan.extras.norms
+    rates += [f"embeddings {plan.lr_embeddings:.2e}"] * plan.extras.embeddings
     switches = [
         f"checkpointing {'on' if plan.activation_checkpointing else 'off'}",
         f"compile {'on' if plan.compile else 'off'}",
     ]
     used, usable = plan.memory_bytes / 2**30, usable_memory(hardware) / 2**30
     methods = [f"dense: {', '.join(dense)}"] * bool(dense) + [f"LoRA: {', '.join(lora)}"] * bool(lora)
+    methods += ["norms"] * plan.extras.norms + ["embeddings and output matrix"] * plan.extras.embeddings
     return [
-        ("trained", f"{trained / 1e6:.1f} M weights; {'; '.join(methods)}"),
+        ("trained", f"{plan.trained_parameters / 1e6:.1f} M weights; {'; '.join(methods)}"),
         ("learning rate", ", ".join(rates)),
         (
             "step",

@@ -58,9 +58,7 @@ def _of_modules(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
                 f"LoRA rank {rank}, alpha {modules[0].alpha:g}",
                 "the highest rank whose weights, gradients and optimiser fit in memory; alpha/rank is kept",
             )
-    if recipe.full:
-        reason = "they hold few weights of a large model, and the engine trains linear layers only"
-        yield Deviation("embeddings, norms and output matrix", "trained", "frozen", reason)
+    yield from _of_extras(recipe, plan)
     if recipe.dropout > 0 and any(module.method == "dense" for module in plan.modules):
         yield Deviation(
             "dropout",
@@ -68,6 +66,20 @@ def _of_modules(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
             "none on dense deltas",
             "LoRA's dropout acts on its factors' input",
         )
+
+
+def _of_extras(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
+    if (recipe.norm_rate and not plan.extras.norms) or (recipe.embedding_rate and not plan.extras.embeddings):
+        frozen = [] if plan.extras.norms or not recipe.norm_rate else ["norms"]
+        frozen += (
+            [] if plan.extras.embeddings or not recipe.embedding_rate else ["embeddings", "output matrix"]
+        )
+        reason = (
+            "a whole model holds them, which is submitted where all matrices are trained whole, in bfloat16"
+            if any(module.method == "lora" for module in plan.modules) or plan.dtype != "bfloat16"
+            else "they don't fit in memory, or what is scored is relative to the base model"
+        )
+        yield Deviation(", ".join(frozen), "trained", "frozen", reason)
 
 
 def _break_even(module: ModulePlan) -> int:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from shared.errors import PlanError
 from shared.messages import Hardware
 from shared.planning.hardware import device_count, is_cpu, usable_memory
-from shared.planning.model_shape import ModelShape, ModulePlan
+from shared.planning.model_shape import Extras, ModelShape, ModulePlan, extras_of
 from shared.planning.plan import Plan
 from shared.planning.recipe import Recipe
 
@@ -28,6 +28,10 @@ GPU_CAPACITIES = (16384, 8192, 4096, 2048, 1024)
 LARGE_CAPACITIES = (65536, 32768)  # taken if they fit on the same rung: fewer, larger kernels
 WHOLE = 2**31  # a rank above any break-even: every matrix is dense
 LOWER_RANKS = (1024, 512, 256, 128, 64, 32, 16, 8)
+# Of each weight of a trained output matrix: its gradient in fp32, a copy of that in the products' dtype, and
+# one of that in fp32 again before it is added.
+HEAD_GRADIENT_BYTES = 10
+NONE = Extras()
 
 
 class Memory(Struct, frozen=True, kw_only=True):
@@ -71,11 +75,13 @@ def layout_of(plan: Plan, *, cpu: bool) -> Layout:
     )
 
 
-def estimate(shape: ModelShape, modules: Sequence[ModulePlan], layout: Layout, dropout: float) -> Memory:
-    """Peak bytes on one device while training `modules` of a model laid out so."""
+def estimate(
+    shape: ModelShape, modules: Sequence[ModulePlan], layout: Layout, dropout: float, extras: Extras = NONE
+) -> Memory:
+    """Peak bytes on one device while training `modules` of a model laid out so, and its extras."""
     width = 2 if layout.dtype == "bfloat16" else 4
-    dense = sum(module.parameters for module in modules if module.method == "dense")
-    trained = sum(module.parameters for module in modules)
+    dense = sum(module.parameters for module in modules if module.method == "dense") + extras.parameters
+    trained = sum(module.parameters for module in modules) + extras.parameters
     frozen = shape.parameters - dense
     shards = layout.devices if layout.parallel == "fsdp2" else 1
     if layout.parallel == "fsdp2":
@@ -86,12 +92,16 @@ def estimate(shape: ModelShape, modules: Sequence[ModulePlan], layout: Layout, d
         # Autocast holds a 16-bit copy of every fp32 weight that it has met.
         working = trained * width if width == 2 else 0
         working += DDP_BUCKETS if layout.parallel == "ddp" else 0
+    if extras.embeddings:
+        head = HEAD_GRADIENT_BYTES * shape.vocab * shape.hidden
+        # Layers that are computed twice don't hold their copies while the head has its gradient.
+        working = max(working, head) if layout.checkpointing else working + head
     return Memory(
         weights=frozen * width // shards + working,
         trainable=trained * 4 // shards,
         gradients=trained * 4 // shards,
         optimizer=trained * 8 // shards,  # two fp32 moments
-        activations=activation_bytes(shape, modules, layout, dropout),
+        activations=activation_bytes(shape, modules, layout, dropout, norms=extras.norms),
         logits=min(logit_rows(shape.vocab, cpu=layout.cpu), layout.capacity) * shape.vocab * LOGIT_BYTES,
         process=PROCESS_CPU if layout.cpu else PROCESS_GPU,
     )
@@ -105,7 +115,14 @@ def logit_rows(vocabulary: int, *, cpu: bool) -> int:
     return max(LOGIT_ROWS, min(MOST_LOGIT_ROWS, rows))
 
 
-def activation_bytes(shape: ModelShape, modules: Sequence[ModulePlan], layout: Layout, dropout: float) -> int:
+def activation_bytes(
+    shape: ModelShape,
+    modules: Sequence[ModulePlan],
+    layout: Layout,
+    dropout: float,
+    *,
+    norms: bool = False,
+) -> int:
     """Return the bytes kept for a pack's backward pass; checkpointing: a layer's and every layer's input."""
     width = 2 if layout.dtype == "bfloat16" else 4
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -115,6 +132,9 @@ def activation_bytes(shape: ModelShape, modules: Sequence[ModulePlan], layout: L
     layer += max(0, shape.layer_norms - 2) * shape.hidden * 4  # further norms keep their fp32 input
     if shape.head_norms:  # of queries and keys: their weights are frozen, so only the fp32 input is kept
         layer += (query + key) * 4
+    if norms:  # trained ones keep what they multiply, too
+        layer += shape.layer_norms * shape.hidden * width
+        layer += (query + key) * width if shape.head_norms else 0
     # A LoRA module's input is kept already, by what computed it; with dropout the module keeps it masked, and
     # the mask (tests/engine/model/test_activations.py).
     copies = 2 if dropout > 0 else 0
@@ -132,6 +152,7 @@ class Fit(Struct, frozen=True):
     modules: list[ModulePlan]
     layout: Layout
     memory: Memory
+    extras: Extras = NONE
 
 
 def split(shape: ModelShape, recipe: Recipe, rank: int) -> list[ModulePlan]:
@@ -158,6 +179,25 @@ def split(shape: ModelShape, recipe: Recipe, rank: int) -> list[ModulePlan]:
             )
         )
     return modules
+
+
+def with_extras(found: Fit, recipe: Recipe, shape: ModelShape, limit: int, *, head: bool = True) -> Fit:
+    """Return the fit with what the recipe trains besides the matrices, as far as there is room for it.
+
+    They are in a whole model, and in no adapter: it is one where all matrices are dense, as they are in bf16
+    (`dense_as_lora`). Sharded embeddings would be gathered, and their gradients with them.
+    Without `head` the output matrix must stay as it is, and a tied embedding with it.
+    """
+    whole = all(module.method == "dense" for module in found.modules)
+    if not whole or recipe.targets or found.layout.dtype != "bfloat16":
+        return found
+    wants = recipe.embedding_rate > 0 and head and found.layout.parallel != "fsdp2"
+    for embeddings in (True, False) if wants else (False,):
+        extras = extras_of(shape, norms=recipe.norm_rate > 0, embeddings=embeddings)
+        memory = estimate(shape, found.modules, found.layout, recipe.dropout, extras)
+        if memory.total <= limit:
+            return Fit(found.modules, found.layout, memory, extras)
+    return found
 
 
 def round_up(tokens: float) -> int:

@@ -50,6 +50,14 @@ class ModulePlan(Struct, frozen=True, kw_only=True):
     parameters: int = 0  # trainable weights of all `count` together
 
 
+class Extras(Struct, frozen=True, kw_only=True):
+    """What is trained whole besides the linear modules of the layers."""
+
+    norms: bool = False
+    embeddings: bool = False  # and the output matrix
+    parameters: int = 0  # weights of all these
+
+
 class ModelShape(Struct, frozen=True, kw_only=True):
     """The sizes of a decoder that memory and speed depend on; a Llama's where nothing else is known."""
 
@@ -67,6 +75,7 @@ class ModelShape(Struct, frozen=True, kw_only=True):
     family: str = "other"  # "llama", "qwen" or "other": decides the learning rate
     own_linears: tuple[Linear, ...] = ()  # the kinds that are trained, where the model itself was looked at
     own_parameters: int = 0  # all weights, likewise
+    own_norm_parameters: int = 0  # weights of all norms, likewise
     idle_parameters: int = 0  # weights of experts that a token doesn't meet
 
     @property
@@ -98,12 +107,19 @@ class ModelShape(Struct, frozen=True, kw_only=True):
         return self.vocab * self.hidden * (1 if self.tied else 2)
 
     @property
+    def norm_parameters(self) -> int:
+        """Weights of all norms."""
+        if self.own_norm_parameters:
+            return self.own_norm_parameters
+        heads = 2 * self.head_dim * self.layers if self.head_norms else 0
+        return (self.layer_norms * self.layers + 1) * self.hidden + heads
+
+    @property
     def parameters(self) -> int:
         """Return the number of weights (from a config alone, without the few biases of some families)."""
         if self.own_parameters:
             return self.own_parameters
-        norms = (2 * self.layers + 1) * self.hidden
-        return self.linear_parameters + self.embedding_parameters + norms
+        return self.linear_parameters + self.embedding_parameters + self.norm_parameters
 
 
 # What other architectures' configs call it.
@@ -157,6 +173,12 @@ def _with_experts(shape: ModelShape, config: Mapping[str, Any], experts: int) ->
         own_parameters=shape.parameters - dense + experts * expert,
         idle_parameters=(experts - used) * expert,
     )
+
+
+def extras_of(shape: ModelShape, *, norms: bool, embeddings: bool) -> Extras:
+    """Return what is trained besides the linear modules, with the number of its weights."""
+    parameters = norms * shape.norm_parameters + embeddings * shape.embedding_parameters
+    return Extras(norms=norms, embeddings=embeddings, parameters=parameters)
 
 
 def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

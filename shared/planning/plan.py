@@ -5,9 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from shared.messages import TaskType
-from shared.planning.model_shape import (
-    ModulePlan,
-)
+from shared.planning.model_shape import Extras, ModulePlan
 from shared.planning.recipe import CurveRule
 
 SUPPORTED_TASKS = frozenset({TaskType.INSTRUCT, TaskType.CHAT, TaskType.DPO})
@@ -37,6 +35,9 @@ class Plan(Struct, frozen=True, kw_only=True):
     dropout: float  # before LoRA's factors; dense deltas have none
     lr_lora: float
     lr_dense: float
+    lr_norms: float = 0.0
+    lr_embeddings: float = 0.0  # and of the output matrix
+    extras: Extras = Extras()
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -66,6 +67,11 @@ class Plan(Struct, frozen=True, kw_only=True):
     ddp_bucket_mb: int = 200
     train_s: float = 0.0  # estimate of the time that is left to train
     repair: Repair | None = None
+
+    @property
+    def trained_parameters(self) -> int:
+        """Return the number of weights that are trained."""
+        return sum(module.parameters for module in self.modules) + self.extras.parameters
 
 
 class Step(Struct, frozen=True):

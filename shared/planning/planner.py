@@ -13,11 +13,9 @@ from msgspec.structs import replace
 from shared.errors import PlanError
 from shared.messages import Hardware, TaskType
 from shared.planning.deviations import deviations
-from shared.planning.hardware import device_count
-from shared.planning.memory_fit import Fit, Layout, fit, round_up
-from shared.planning.model_shape import (
-    ModelShape,
-)
+from shared.planning.hardware import device_count, usable_memory
+from shared.planning.memory_fit import Fit, Layout, fit, round_up, with_extras
+from shared.planning.model_shape import ModelShape
 from shared.planning.plan import DataStats, Plan, Step
 from shared.planning.profiles import dense_rate, family_of, lora_rate, pair_share
 from shared.planning.recipe import Recipe
@@ -46,7 +44,8 @@ def make_plan(
 
     `budget_s` is all the time until the outcome must be on disk. `tokens_per_s`, once measured with layers
     that aren't compiled, replaces the estimate, and so does `closing`. `family` (a model's name or type)
-    overrides the shape's. `bf16`: the device computes in it. `divergence`: one from the base is scored.
+    overrides the shape's. `bf16`: the device computes in it. `divergence`: a distance from the base model is
+    scored, which is computed with the output matrix as it was.
     Preference pairs need no second model in memory, as the reference's outputs are computed beforehand; but
     both documents of a pair must fit one pack, and their learning rate and number of epochs are lower.
     Raises PlanError if no rung of the memory ladder fits, or if not one step would be done in time.
@@ -106,6 +105,9 @@ def _best_attempt(task: _Task) -> tuple[Fit, Pace, Step]:
 def _attempt(task: _Task, most: float) -> tuple[Fit, Pace, Step]:
     """Fit packs of at most `most` tokens into memory, then steps into time."""
     found = fit(task.recipe, task.shape, task.hardware, task.dtype, task.longest, most)
+    if task.recipe.full or not task.rows.pairs:  # for pairs their rates aren't known
+        limit = usable_memory(task.hardware)
+        found = with_extras(found, task.recipe, task.shape, limit, head=not task.rows.divergence)
     speed = pace(
         task.shape,
         found.modules,
@@ -115,6 +117,7 @@ def _attempt(task: _Task, most: float) -> tuple[Fit, Pace, Step]:
         task.budget_s,
         compiles=task.recipe.compile,
         dropout=task.recipe.dropout if any(one.method == "lora" for one in found.modules) else 0.0,
+        extras=found.extras,
         measured=task.measured,
         closing=task.closing,
     )
@@ -169,13 +172,17 @@ def _assemble(task: _Task, found: Fit, speed: Pace, step: Step, max_length: int)
     given, batch_share = recipe.rate, step.examples / batch_of(recipe, found.layout.devices)
     if given and recipe.rate_by_batch and batch_share < LEAST_BATCH_SHARE:
         given *= math.sqrt(batch_share)
+    lr_dense = given or share * dense_rate(family, hidden)
     warmup = min(1.0, recipe.warmup_steps / step.steps) if recipe.warmup_steps else recipe.warmup
     return Plan(
         profile=recipe.profile,
         modules=found.modules,
         dropout=recipe.dropout,
         lr_lora=given or share * lora_rate(family, hidden, alphas[0] if alphas else recipe.alpha),
-        lr_dense=given or share * dense_rate(family, hidden),
+        lr_dense=lr_dense,
+        lr_norms=recipe.norm_rate * lr_dense if found.extras.norms else 0.0,
+        lr_embeddings=(given or recipe.embedding_rate) if found.extras.embeddings else 0.0,
+        extras=found.extras,
         betas=recipe.betas,
         max_length=max_length,
         capacity=step.capacity,

@@ -16,6 +16,12 @@ SMALL = 2000  # hidden size; below it dense deltas of any family want OTHER_EXPO
 _RATE_FAMILIES = {"qwen": ("qwen",), "llama": ("llama", "smollm")}  # families of one exponent
 DENSE_SHARE = 0.1  # full-rank training wants about a tenth of LoRA's rate
 RATE_ALPHA = 32.0  # the alpha that LORA_RATE was measured at
+# Norms want more than matrices. SmolLM2-135M at 12 times the dense rate ends .05 nat lower than with frozen
+# ones on two data sets; at 36 times it is the same (docs/experiments.md).
+NORM_RATE = 12.0
+# Of any width: the arena's Llama of hidden size 160 ends .15 and .21 nat higher at seven times as much, which
+# is what its matrices want (docs/experiments.md).
+EMBEDDING_RATE = DENSE_SHARE * LORA_RATE
 # Preference pairs, as a share of the rate for text: the longer a run, the lower. 40 steps do best at the full
 # rate (docs/experiments.md), published recipes of about a thousand steps use 1.35e-5 where text has 1e-4.
 PAIR_STEPS = 40
@@ -47,6 +53,8 @@ PROFILES = {
             betas=(0.6, 0.99),  # a run of 100 steps ends .01 to .03 lower than with (.9, .999)
             arms=("lora_r128",),
             repairs=True,
+            norm_rate=NORM_RATE,
+            embedding_rate=EMBEDDING_RATE,
         ),
         Recipe(profile="lora_r16", rank=16, alpha=32.0, dropout=0.0, device_batch=32),
         Recipe(profile="lora_r128", rank=128, alpha=32.0, dropout=0.0, device_batch=32, compile=True),

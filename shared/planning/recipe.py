@@ -38,6 +38,12 @@ class Recipe(Struct, frozen=True, kw_only=True):
     alpha: float
     dropout: float
     full: bool = False  # every weight is trained, without factors; `rank` is for models that are too large
+    norm_rate: float = (
+        0.0  # of norms, as a multiple of the dense rate, where all matrices are dense; 0: frozen
+    )
+    embedding_rate: float = (
+        0.0  # of embeddings and output matrix, likewise, unless `rate` is given; 0: frozen
+    )
     targets: tuple[str, ...] = ()  # kinds of linear modules, by the ends of their paths; none: all
     device_batch: int  # examples of one step on one device
     accumulation: int = 1
@@ -83,6 +89,8 @@ class Recipe(Struct, frozen=True, kw_only=True):
         return replace(
             self,
             full=size.full,
+            norm_rate=self.norm_rate if size.full else 0.0,
+            embedding_rate=self.embedding_rate if size.full else 0.0,
             dropout=0.0 if size.full else self.dropout,
             alpha=self.pair_alpha or self.alpha if pairs else self.alpha,
             rate=size.rate,

@@ -15,6 +15,8 @@ EIGHT_BIT = "AdamW with 8-bit moments"
 TRL_DEFAULT = Recipe(
     profile="trl_default",
     full=True,
+    norm_rate=1.0,
+    embedding_rate=2e-5,
     rank=8192,
     alpha=2048.0,
     dropout=0.0,
@@ -76,6 +78,8 @@ WINNER_PAIR_SIZES = tuple(
 )
 WINNER = Recipe(
     profile="winner_2026_06",
+    norm_rate=1.0,
+    embedding_rate=1e-4,
     rank=128,
     alpha=512.0,
     pair_alpha=256.0,

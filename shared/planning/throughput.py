@@ -8,8 +8,8 @@ from msgspec import Struct
 
 from shared.messages import Hardware
 from shared.planning.hardware import flops_per_s, is_cpu
-from shared.planning.memory_fit import Layout
-from shared.planning.model_shape import ModelShape, ModulePlan
+from shared.planning.memory_fit import NONE, Layout
+from shared.planning.model_shape import Extras, ModelShape, ModulePlan
 
 FILL = 0.97  # real tokens of a pack's capacity
 FSDP_SHARE = 0.9  # of DDP's speed: every layer is gathered twice per pack
@@ -79,6 +79,7 @@ def expected_costs(
     modules: Sequence[ModulePlan],
     measured: Measured,
     budget_s: float,
+    extras: Extras = NONE,
     *,
     whole: bool = False,
 ) -> Costs:
@@ -87,7 +88,7 @@ def expected_costs(
     An export is written, and then read once for its digest. `whole`: it is the whole model, whatever is
     trained.
     """
-    trained = sum(module.parameters for module in modules)
+    trained = sum(module.parameters for module in modules) + extras.parameters
     rate = measured.save_bytes_per_s
     return Costs(
         load_s=measured.load_s,
@@ -144,14 +145,20 @@ class Pace(Struct, frozen=True):
 
 
 def flops_per_token(
-    shape: ModelShape, modules: Sequence[ModulePlan], rows: Rows, *, checkpointing: bool
+    shape: ModelShape,
+    modules: Sequence[ModulePlan],
+    rows: Rows,
+    *,
+    checkpointing: bool,
+    extras: Extras = NONE,
 ) -> float:
     """Return the training FLOPs of a token: 4 per frozen weight, 6 per trained one, 2 each to recompute.
 
-    Embeddings cost nothing, the output matrix counts at scored positions, attention by half the mean row.
+    Embeddings cost nothing, the output matrix counts at scored positions, attention by half the mean row. A
+    trained output matrix is multiplied twice more: for its logits once more, and for its gradient.
     """
     attention = 2.0 * shape.heads * shape.head_dim * rows.mean_length * shape.layers
-    head = 2.0 * shape.hidden * shape.vocab * rows.label_share
+    head = (2.0 if extras.embeddings else 1.0) * 2.0 * shape.hidden * shape.vocab * rows.label_share
     lora = 2.0 * sum(module.parameters for module in modules if module.method == "lora")
     dense = 2.0 * sum(module.parameters for module in modules if module.method == "dense")
     layers = 2.0 * (shape.linear_parameters - shape.idle_parameters)
@@ -208,6 +215,7 @@ def pace(
     *,
     compiles: bool,
     dropout: float = 0.0,
+    extras: Extras = NONE,
     measured: float | None = None,
     closing: Measured | None = None,
 ) -> Pace:
@@ -217,7 +225,7 @@ def pace(
     torch.compile is used only if it saves more than twice what it costs, and never on a CPU, where it needs a
     C++ compiler.
     """
-    flops = flops_per_token(shape, modules, rows, checkpointing=layout.checkpointing)
+    flops = flops_per_token(shape, modules, rows, checkpointing=layout.checkpointing, extras=extras)
     recorded = is_recorded(shape, layout, dropout=dropout, plain=rows.plain)
     rate = measured or estimated_rate(shape, layout, flops, hardware, recorded=recorded)
     # A forward pass costs half of LoRA's step and a third of a dense one: half is the cautious figure.
@@ -226,7 +234,9 @@ def pace(
     evaluation = dev * rows.mean_length / (2 * rate)
     load = IMPORT_S + 2 * shape.parameters / MODEL_BYTES_PER_S
     closing = closing or Measured(load_s=load, score_s=evaluation)
-    reserve = min(expected_costs(shape, modules, closing, budget_s).reserve_s, MOST_RESERVE * budget_s)
+    reserve = min(
+        expected_costs(shape, modules, closing, budget_s, extras).reserve_s, MOST_RESERVE * budget_s
+    )
     start = min(load + evaluation, MOST_START * budget_s)
     train = (budget_s - reserve - start) * (1 - CHECKPOINT_SHARE)
     if not rows.plain:

@@ -27,7 +27,7 @@ def test_every_arm_exists_on_the_arenas_models(name: str) -> None:
     shape, cpu = shape_from_config(build(name).config.to_dict()), parse_hardware("cpu-2x8GB")
     rows = DataStats(examples=150, tokens=6000, label_tokens=3000, max_length=200)
     plans = [make_plan(recipe, shape, rows, cpu, 3600.0) for recipe in grid.RECIPES.values()]
-    assert tuple(map(arm_name, plans)) == grid.ARMS
+    assert {arm_name(plan) for plan in plans} >= set(grid.ARMS)
 
 
 def test_points_do_not_change_one_another_and_a_longer_one_learns_more(

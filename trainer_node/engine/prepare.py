@@ -266,7 +266,7 @@ def first_costs(run: RunContext, config: Any, plan: Plan, closing: Measured, ing
     """Return what was measured, and bytes over the disk's measured speed for what wasn't yet."""
     budget_s = run.job.ready_by - run.job.start_at
     whole = will_restore_frozen(plan)
-    costs = expected_costs(model_shape(config), plan.modules, closing, budget_s, whole=whole)
+    costs = expected_costs(model_shape(config), plan.modules, closing, budget_s, plan.extras, whole=whole)
     costs.import_s, costs.ingest_s = run.import_s, ingest_s
     return costs
 
@@ -277,8 +277,7 @@ def save_rate(run: RunContext, plan: Plan) -> float:
         return SAVE_BYTES_PER_S
     rate = SAVE_BYTES_PER_S
     if run.process_group.is_main:
-        trained = sum(module.parameters for module in plan.modules)
-        size = int(min(MOST_TRIED, max(LEAST_TRIED, TRIED_SHARE * 12 * trained)))
+        size = int(min(MOST_TRIED, max(LEAST_TRIED, TRIED_SHARE * 12 * plan.trained_parameters)))
         path, began = run.folder / ".disk-speed", time.monotonic()
         try:
             write_tensors(path, {"bytes": torch.ones(size, dtype=torch.uint8)})
@@ -303,7 +302,7 @@ def recorded_gain(
     if not is_recorded(shape, layout, dropout=dropout, plain=data.train.group == 1 and not divergence):
         return 1.0
     rows = Rows(stats.examples, stats.tokens / stats.examples, stats.label_tokens / stats.tokens)
-    flops = flops_per_token(shape, plan.modules, rows, checkpointing=False)
+    flops = flops_per_token(shape, plan.modules, rows, checkpointing=False, extras=plan.extras)
     return small_model_gain(shape, layout, flops, hardware)
 
 

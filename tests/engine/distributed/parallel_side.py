@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from shared.messages import Hardware
+from shared.planning.model_shape import Extras
 from shared.planning.throughput import Costs
 from tests.engine import conftest
 from tests.engine.distributed.export_side import exports_alike
@@ -32,6 +33,11 @@ from trainer_node.engine.train.rollback import go_back
 from trainer_node.engine.train.state import TrainState
 
 STEPS = 3
+METHODS = {
+    "bf16": ("bfloat16", "mixed"),
+    "norms": ("float32", "dense"),
+    "everything": ("float32", "dense"),
+}
 
 
 def main() -> None:
@@ -39,12 +45,14 @@ def main() -> None:
     torch.set_num_threads(1)
     process_group = join(Hardware(device="cpu", count=2, memory_bytes=2**34), 100.0)
     ways = ["single"] if process_group.is_single else ["ddp", "fsdp2"]
-    kinds = ["lora", "dense", "mixed"] + ([] if process_group.is_single else ["bf16"])
+    kinds = ["lora", "dense", "mixed", "norms", "everything"] + ([] if process_group.is_single else ["bf16"])
     examples = conftest._examples([9, 20, 33, 12, 40, 25, 7, 50, 31, 18])
     found = {}
     for way in ways:
         for kind in kinds:
-            dtype, method = ("bfloat16", "mixed") if kind == "bf16" else ("float32", kind)
+            if (way, kind) == ("fsdp2", "everything"):  # embeddings that are sharded stay frozen
+                continue
+            dtype, method = METHODS.get(kind, ("float32", kind))
             # Three packs for two processes: one has nothing to do in the second round.
             changes: dict[str, Any] = {
                 "packs_per_step": 3,
@@ -54,6 +62,10 @@ def main() -> None:
             }
             # Adam divides by a gradient's size: where that is next to nothing, rounding alone decides a step.
             changes |= {"lr_lora": 1e-5, "lr_dense": 1e-5} if dtype == "float32" else {}
+            extras = Extras(
+                norms=kind in ("norms", "everything"), embeddings=kind == "everything", parameters=1
+            )
+            changes |= {"extras": extras, "lr_norms": 1e-5, "lr_embeddings": 1e-5} if extras.norms else {}
             plan = fitted(conftest._plan(method, parallel=way, clip=0.5, **changes), process_group)
             folder = Path(tempfile.mkdtemp())
             record = RunRecord(

@@ -34,8 +34,11 @@ def numbers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return found
 
 
-@pytest.mark.parametrize("kind", ["lora", "dense", "mixed"])
-@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [(way, kind) for way in ("ddp", "fsdp2") for kind in ("lora", "dense", "mixed", "norms")]
+    + [("ddp", "everything")],
+)
 def test_two_processes_compute_what_one_does(
     way: str, kind: str, numbers: dict[str, dict[str, torch.Tensor]]
 ) -> None:

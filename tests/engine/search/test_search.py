@@ -65,10 +65,10 @@ def test_all_arms_have_the_momentum_of_the_profile(
     monkeypatch.setitem(PROFILES, "auto", replace(PROFILES["auto"], arms=("lora_r16",)))
     job = make_job(profile="auto", ready_by=40.0)
     finish(job)
-    assert {arm: plan.betas for arm, plan in record_of(job).plans.items()} == {
-        "dense": (0.6, 0.99),
-        "LoRA r16": (0.6, 0.99),
-    }
+    plans = record_of(job).plans
+    assert len(plans) == 2
+    assert "LoRA r16" in plans
+    assert {plan.betas for plan in plans.values()} == {(0.6, 0.99)}
 
 
 def test_the_submitted_trials_skipped_steps_are_reported(

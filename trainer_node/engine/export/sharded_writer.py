@@ -68,7 +68,11 @@ def write(
     What one process can't, such as write on a full disk, is raised in all.
     """
     restored = restores_frozen(plan.repair, set(deltas.parameters))
-    whole = restored or (deltas.dense and not fit_better(plan, writer.base_of(deltas)))
+    whole = (
+        restored
+        or plan.extras.parameters > 0
+        or (deltas.dense and not fit_better(plan, writer.base_of(deltas)))
+    )
     kind = "model" if whole else "adapter"
 
     def fill(temporary: Path) -> None:

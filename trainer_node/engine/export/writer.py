@@ -27,7 +27,7 @@ from shared.planning.plan import Plan
 from trainer_node.engine.damage.repair import restores_frozen
 from trainer_node.engine.export.dense_as_lora import factors, fit_better, rank_of
 from trainer_node.engine.export.verify import UnverifiedError, verify
-from trainer_node.engine.model.adapters import Deltas, has_transposed
+from trainer_node.engine.model.adapters import Deltas, has_transposed, stable_name
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.train.checkpoint import write_tensors
 
@@ -46,6 +46,7 @@ def write(deltas: Deltas, plan: Plan, job: WorkerJob, metrics: Metrics, folder: 
     temporary.mkdir(parents=True)
     whole = (
         (deltas.dense and not fit_better(plan, base_of(deltas)))
+        or plan.extras.parameters > 0
         or is_renamed(deltas)
         or restores_frozen(plan.repair, set(deltas.parameters))
     )
@@ -213,7 +214,7 @@ def is_renamed(deltas: Deltas) -> bool:
     base = base_of(deltas)
     trained = {f"{name.partition('.lora_')[0].removesuffix('.weight')}.weight" for name in deltas.parameters}
     empty = {
-        name.replace(".base_layer.", "."): torch.empty(value.shape, device="meta")
+        stable_name(name): torch.empty(value.shape, device="meta")
         for name, value in base.state_dict().items()
         if ".lora_" not in name
     }
@@ -241,7 +242,7 @@ def full_state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
         full = value.detach()
         if layer := layers.get(name):
             full = full.float() + layer.get_delta_weight(ADAPTER)
-        plain = name.replace(".base_layer.", ".")
+        plain = stable_name(name)
         dtype = torch.bfloat16 if full.is_floating_point() and plain not in exact else full.dtype
         yield plain, full.detach().to(dtype).cpu()
 

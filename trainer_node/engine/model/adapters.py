@@ -26,6 +26,7 @@ from shared.errors import EngineError
 from shared.messages import ErrorCode
 from shared.planning.plan import Plan
 from trainer_node.engine.model.exactness import label_model
+from trainer_node.engine.model.extras import ROUNDED, train_extras
 from trainer_node.engine.model.fused_lora import fuse_lora
 from trainer_node.engine.model.label_model import LabelModel
 from trainer_node.engine.model.linears import trainable_linears
@@ -42,6 +43,7 @@ class Deltas:
     lora: bool  # some modules have LoRA factors
     dense: bool  # some modules train their own weight
     targets: tuple[str, ...] = ()  # all trained modules in PEFT's words
+    embeddings: frozenset[str] = frozenset()  # the parameters that are embeddings, or the output matrix
 
     @property
     def network(self) -> nn.Module:
@@ -49,16 +51,28 @@ class Deltas:
         return self.model.network
 
     def param_groups(self, plan: Plan) -> list[dict[str, Any]]:
-        """AdamW's groups, named "lora" and "dense", each at its peak learning rate."""
-        groups = {"lora": plan.lr_lora, "dense": plan.lr_dense}
+        """AdamW's groups, "lora", "dense", "norms" and "embeddings", each at its peak learning rate."""
+        groups = {
+            "lora": plan.lr_lora,
+            "dense": plan.lr_dense,
+            "norms": plan.lr_norms,
+            "embeddings": plan.lr_embeddings,
+        }
         members: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
         for name, parameter in self.parameters.items():
-            members["lora" if ".lora_" in name else "dense"].append(parameter)
+            members[self._group_of(name, parameter)].append(parameter)
         return [
             {"name": name, "params": members[name], "lr": rate, "weight_decay": plan.weight_decay}
             for name, rate in groups.items()
             if members[name]
         ]
+
+    def _group_of(self, name: str, parameter: Tensor) -> str:
+        if name in self.embeddings:
+            return "embeddings"
+        if parameter.dim() == 1:
+            return "norms"
+        return "lora" if ".lora_" in name else "dense"
 
     def state(self) -> dict[str, Tensor]:
         """Return the trainable weights themselves, detached: copy them if training goes on."""
@@ -118,6 +132,7 @@ def add_deltas(model: PreTrainedModel, plan: Plan, seed: int) -> Deltas:
         network = _with_lora(model, plan, named, seed)
     for linear in dense:
         linear.weight = nn.Parameter(linear.weight.detach().float())
+    apart = train_extras(model, plan)
     if plan.activation_checkpointing:
         _recompute_activations(model)
     parameters = {
@@ -126,7 +141,8 @@ def add_deltas(model: PreTrainedModel, plan: Plan, seed: int) -> Deltas:
     bf16 = plan.dtype == "bfloat16"
     empty = any(weight.is_meta for weight in network.parameters())
     labels = LabelModel(network, bf16) if empty else label_model(network, bf16=bf16)
-    return Deltas(labels, parameters, bool(ranks), bool(dense), tuple(words))
+    embeddings = frozenset(name for name, weight in parameters.items() if any(weight is one for one in apart))
+    return Deltas(labels, parameters, bool(ranks), bool(dense), tuple(words), embeddings)
 
 
 def _recompute_activations(model: PreTrainedModel) -> None:
@@ -222,5 +238,6 @@ def _peft_warnings_off() -> Iterator[None]:
 
 
 def stable_name(name: str) -> str:
-    """Return a parameter's name as in the Hugging Face model, without PEFT's prefix and adapter name."""
-    return name.removeprefix("base_model.model.").replace(".default.", ".").replace(".base_layer.", ".")
+    """Return a parameter's name as in the Hugging Face model, without what PEFT and rounding add to it."""
+    name = name.removeprefix("base_model.model.").replace(".default.", ".").replace(".base_layer.", ".")
+    return ROUNDED.sub(r".\1", name)

@@ -11,6 +11,7 @@ from shared.errors import EngineError
 from shared.messages import ErrorCode
 from shared.planning.model_shape import ModelShape
 from shared.planning.profiles import family_of
+from trainer_node.engine.model.extras import norms_of, weights_of
 from trainer_node.engine.model.linears import expert_tensors, layers_of, trainable_linears
 
 HEAD = 64  # of a model without attention: only the packs' limits depend on it
@@ -66,6 +67,9 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
         family=family_of(str(config.model_type)),
         own_linears=linears,
         own_parameters=sum(weight.numel() for weight in model.parameters()),
+        own_norm_parameters=sum(
+            weight.numel() for norm in norms_of(model) for weight in weights_of(norm).values()
+        ),
         idle_parameters=_idle(model, config),
     )
 

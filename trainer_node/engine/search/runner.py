@@ -225,7 +225,7 @@ def is_averaged(plan: Plan) -> bool:
     only one run's stay on disk.
     """
     dense = all(module.method == "dense" for module in plan.modules)
-    return dense and 4 * sum(module.parameters for module in plan.modules) <= KEPT_BYTES
+    return dense and 4 * plan.trained_parameters <= KEPT_BYTES
 
 
 def rows_of(trial: Trial, record: RunRecord, data: JobData) -> tuple[RunRecord, JobData]:
@@ -245,6 +245,8 @@ def plan_of(trial: Trial, plan: Plan, record: RunRecord, longest: int) -> Plan:
         plan,
         lr_lora=plan.lr_lora * trial.rate,
         lr_dense=plan.lr_dense * trial.rate,
+        lr_norms=plan.lr_norms * trial.rate,
+        lr_embeddings=plan.lr_embeddings * trial.rate,
         max_epochs=trial.epochs,
         capacity=capacity,
         packs_per_step=packs,

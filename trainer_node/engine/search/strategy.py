@@ -115,7 +115,10 @@ def arm_name(plan: Plan) -> str:
     """Return what a plan trains, in two or three words."""
     ranks = sorted({module.rank for module in plan.modules if module.method == "lora"})
     dense = any(module.method == "dense" for module in plan.modules)
-    return " and ".join(["dense"] * dense + [f"LoRA r{rank}" for rank in ranks[-1:]])
+    if plan.extras.norms and plan.extras.embeddings:
+        return "everything"
+    found = ["dense"] * dense + ["norms"] * plan.extras.norms + [f"LoRA r{rank}" for rank in ranks[-1:]]
+    return " and ".join(found)
 
 
 def trial_of(arm: str, plan: Plan, mean_length: float) -> Trial:

@@ -53,4 +53,6 @@ def with_weight_rate(plan: Plan, recipe: Recipe, model: torch.nn.Module, task_ty
     found = plan.lr_dense * rate / recipe.rate
     reason = f"the rule for weights of RMS {rms:.3g} in {parameters / 1e6:.4g} M parameters gives it"
     deviation = Deviation("learning rate", f"{plan.lr_dense:.2e}", f"{found:.2e}", reason)
-    return replace(plan, lr_dense=found, deviations=[*plan.deviations, deviation])
+    share = found / plan.lr_dense
+    extras = {"lr_norms": share * plan.lr_norms, "lr_embeddings": share * plan.lr_embeddings}
+    return replace(plan, lr_dense=found, **extras, deviations=[*plan.deviations, deviation])

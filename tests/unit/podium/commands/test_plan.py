@@ -83,7 +83,7 @@ def test_planning_loads_no_torch() -> None:
 @pytest.mark.parametrize(
     ("params", "hours", "says"),
     [
-        ("0.5B", "2", "First: dense, rate x 1.8, 4 epochs"),
+        ("0.5B", "2", "First: everything, rate x 1.8, 4 epochs"),
         ("8B", "2", "First: LoRA r128, rate x 1.8, 4 epochs"),  # dense weights are sharded: never set back
         ("70B", "2", "One training run: with no method do the weights fit one device whole."),
         ("7B", "1", "Short runs of"),  # 90 M tokens

@@ -39,11 +39,12 @@ def test_the_reference_miner_sees_few_rows_once_at_most() -> None:
     assert plan.warmup == 1.0
 
 
-def test_a_recipe_that_trains_all_weights_names_those_that_stay_frozen() -> None:
+def test_a_recipe_that_trains_all_weights_trains_them_at_one_rate() -> None:
     plan = make_plan(resolve("trl_default"), SMOL, ROWS, CPU, 3600)
     assert {module.method for module in plan.modules} == {"dense"}
-    frozen = {d.what for d in plan.deviations if d.got == "frozen"}
-    assert frozen == {"embeddings, norms and output matrix"}
+    assert plan.trained_parameters == SMOL.parameters
+    assert plan.lr_norms == plan.lr_embeddings == plan.lr_dense
+    assert not any(deviation.got == "frozen" for deviation in plan.deviations)
     assert not any("q_proj" in deviation.what for deviation in plan.deviations)
 
 
