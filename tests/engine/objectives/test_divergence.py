@@ -18,7 +18,7 @@ from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import IGNORED, BaseStates, Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import compared_states, score_sft
-from trainer_node.engine.model import divergence
+from trainer_node.engine.model import logprobs
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.objectives import sft
@@ -111,7 +111,7 @@ def test_the_gradient(
     plain_head: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(divergence, "logit_rows", lambda vocabulary, cpu: rows * divergence.COPIES)
+    monkeypatch.setattr(logprobs, "logit_rows", lambda vocabulary, cpu: rows * logprobs.COPIES)
     base = load_model(str(tiny_model), torch.float32)
     deltas.model.plain_head = plain_head
     ready = known(deltas.model, examples)

@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 
 from shared.planning.architectures import Batching
 from trainer_node.engine.data.packing import Batch
-from trainer_node.engine.model.divergence import divergences, plain_logits
 from trainer_node.engine.model.hidden_states import packed_states, padded_states
-from trainer_node.engine.model.logprobs import label_logprobs
+from trainer_node.engine.model.logprobs import divergences, label_logprobs, plain_logits
 from trainer_node.engine.model.own_head import own_logits, own_logprobs
 
 T = TypeVar("T")
