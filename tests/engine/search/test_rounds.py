@@ -285,12 +285,18 @@ def the_record_is_that_of_two_devices(job: Path) -> None:
 
 
 @slow
-def test_a_process_whose_trial_fails_does_not_fail_the_job(make_pair: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("fails", [[], ["always"]], ids=["once", "always"])
+def test_a_process_whose_trial_fails_does_not_fail_the_job(
+    fails: list[str], make_pair: Callable[..., Path]
+) -> None:
+    """One that fails forgets its model: when the best trial is submitted only some processes have theirs."""
     job = make_pair("run")
     side = str(Path(__file__).with_name("failing_side.py"))
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [
-        subprocess.Popen([sys.executable, side, str(job)], env={**ENVIRONMENT, **shared, "RANK": f"{rank}"})
+        subprocess.Popen(
+            [sys.executable, side, str(job), *fails], env={**ENVIRONMENT, **shared, "RANK": f"{rank}"}
+        )
         for rank in range(2)
     ]
     assert [rank.wait(WAIT_S) for rank in ranks] == [0, 0]

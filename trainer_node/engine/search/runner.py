@@ -154,12 +154,18 @@ class TrialRunner:
         return make_state(self.run, record, replace(adapted, plan=plan), data, found, self.saver, place)
 
     def with_arm(self, arm: str) -> Adapted:
-        """Return the model with the arm's weights as they are before the first step."""
-        plan = self.known.plans[arm]
-        if self.adapted is not None and arm == self.arm and self.start is not None:
-            self.adapted.deltas.load_state(self.start)
-            return self.adapted
-        if self.arm:
+        """Return the model with the arm's weights as they are before the first step.
+
+        Processes that trained alone may have models of other arms, or none: if not all have what is wanted,
+        all of them load it, together.
+        """
+        plan, adapted, start = self.known.plans[arm], self.adapted, self.start
+        kept = arm == self.arm and adapted is not None and start is not None
+        held = self.run.process_group.gather_objects((kept, bool(self.models)))
+        if adapted is not None and start is not None and all(kept for kept, _ in held):
+            adapted.deltas.load_state(start)
+            return adapted
+        if not all(unused for _, unused in held):
             self.forget()
         model = self.models.pop() if self.models else load_base(self.run, plan)
         self.adapted, self.arm = adapt(self.run, plan, model, fixed_steps=False), arm
