@@ -29,7 +29,7 @@ from trainer_node.engine.assemble import assemble, load_base
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.damage.repair import network_of, repaired
 from trainer_node.engine.distributed.launch import AGAIN, rank_of
-from trainer_node.engine.distributed.process_group import destroy, is_lost_peer, join
+from trainer_node.engine.distributed.process_group import NotMetError, destroy, is_lost_peer, join
 from trainer_node.engine.distributed.sharding import fitted, shard_frozen
 from trainer_node.engine.evaluate import base_states, reference_logprobs
 from trainer_node.engine.export import unverified
@@ -51,7 +51,8 @@ from trainer_node.engine.train.oom_fallback import SmallerPlan, train_or_stop, w
 def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
     """Run a job and write its outcome; the process's exit status: 0 = ready or stopped, 1 = failed.
 
-    Of several processes rank 0 writes it, unless another is gone. AGAIN: start all, with a smaller plan.
+    Of several processes rank 0 writes it, unless another is gone. AGAIN: start all, with a smaller plan or at
+    another port.
     """
     folder = job_path.parent
     job = decode_worker_job(job_path.read_bytes())
@@ -66,6 +67,9 @@ def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
         job = prepare.with_free_memory(job, process_group, reporter.message)
         outcome = pipeline(RunContext(job, folder, clock, reporter, stop, process_group, import_s))
     except SmallerPlan:
+        return AGAIN
+    except NotMetError:
+        traceback.print_exc()
         return AGAIN
     except Exception as error:
         traceback.print_exc()

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from shared.messages import (
     Outcome,
     OutcomeStatus,
 )
-from shared.net import free_port
+from shared.net import LOOPBACK, free_port
 from tests.engine.worker_run import ENVIRONMENT, outcome_of, progress_of, weights_of
 from trainer_node.engine.distributed import launch
 from trainer_node.engine.train import checkpoint
@@ -210,6 +211,25 @@ def test_what_all_ranks_fail_at_is_said_once(
     outcome = _outcome(tmp_path / "run")
     assert outcome.status is OutcomeStatus.FAILED
     assert "no-model" in (outcome.error or "")
+
+
+@slow
+def test_all_ranks_start_again_when_their_meeting_place_is_taken(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Some other program may take the port before rank 0 listens there."""
+    job = make_job("run", processes=2, model_path=str(tmp_path / "no-model"))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with socket.create_server((LOOPBACK, 0)) as other:
+        ports = [other.getsockname()[1], free_port()]
+        monkeypatch.setattr(launch, "free_port", partial(ports.pop, 0))
+        for name in ("PYTHONPATH", "OMP_NUM_THREADS"):
+            monkeypatch.setenv(name, ENVIRONMENT[name])
+        assert launch.Ranks(launch.command(job), 2).run() == 1
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert "no-model" in (_outcome(job.parent).error or "")
+    assert ports == []
 
 
 def _outcome(folder: Path) -> Outcome:

@@ -140,11 +140,15 @@ def common_clock(clock: Clock, process_group: ProcessGroup) -> Clock:
     return ProcessGroupClock(clock, process_group)
 
 
+class NotMetError(Exception):
+    """The processes could not meet: the port was taken, or one did not come. Elsewhere they may."""
+
+
 def join(hardware: Hardware, left_s: float) -> ProcessGroup:
     """Meet the worker's other processes, as torchrun's environment says; without one there are none.
 
     Nobody waits for another for longer than the job lasts. Raises EngineError(DEVICE) if there are fewer GPUs
-    than processes.
+    than processes, NotMetError if they can't meet at that place.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = CPU
@@ -159,7 +163,10 @@ def join(hardware: Hardware, left_s: float) -> ProcessGroup:
     if world > 1:
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         timeout = timedelta(seconds=max(SHORTEST_TIMEOUT_S, left_s))
-        dist.init_process_group(backend, rank=rank, world_size=world, timeout=timeout)
+        try:
+            dist.init_process_group(backend, rank=rank, world_size=world, timeout=timeout)
+        except dist.DistError as error:
+            raise NotMetError(str(error)) from error
     return ProcessGroup(rank, world, device)
 
 
