@@ -17,6 +17,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from shared.clock import TokenClock
 from shared.files import folder_digest
 from shared.messages import (
     ErrorCode,
@@ -38,13 +39,16 @@ from tests.engine.worker_run import (
 from trainer_node.engine import finish as finishing
 from trainer_node.engine import pipeline
 from trainer_node.engine.assemble import load_base
-from trainer_node.engine.context import RunContext
+from trainer_node.engine.context import RunContext, read_record
 from trainer_node.engine.data import token_cache
+from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.evaluate import metric
 from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.export import unverified as unverified_export
 from trainer_node.engine.export import writer
+from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
+from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.oom_fallback import OUT_OF_MEMORY
 
 # PEFT asks transformers a question under its old name.
@@ -180,6 +184,25 @@ def test_a_resumed_run_loads_its_model_once_and_where_it_is_used(
     outcome = finish(killed_job)
     assert outcome.status is not OutcomeStatus.FAILED, outcome.error
     assert loads == wanted
+
+
+def test_of_several_processes_rank_0_alone_loads_what_is_submitted_as_it_is(
+    killed_job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would have a whole model in main memory."""
+    folder, job = killed_job.parent, decode_worker_job(killed_job.read_bytes())
+    known, found = read_record(folder), checkpoint.newest(folder / "checkpoints", pytest.fail)
+    assert known is not None
+    assert found is not None
+    record, plan = known
+    monkeypatch.setattr(unverified_export, "is_late", lambda *_: True)
+    for rank in (1, 0):
+        reporter = Reporter(folder / "progress.jsonl", "t", "a")
+        group = ProcessGroup(rank, 2)  # without others to wait for
+        run = RunContext(job, folder, TokenClock(0.0, 100.0), reporter, Stop(), group)
+        outcome = pipeline.resume(run, record, plan, found)
+        assert outcome.status is OutcomeStatus.READY
+        assert (folder / "export" / "README.md").exists() == (rank == 0)
 
 
 def test_a_run_whose_divergence_is_lost_submits_what_it_has(

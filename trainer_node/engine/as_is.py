@@ -38,13 +38,13 @@ def checkpoint_as_is(found: Checkpoint, plan: Plan) -> AsIs:
 
 
 def submit_as_is(
-    run: RunContext, record: RunRecord, model: torch.nn.Module, chosen: AsIs, why: str
+    run: RunContext, record: RunRecord, load: Callable[[], torch.nn.Module], chosen: AsIs, why: str
 ) -> Outcome:
-    """Export weights without data or scoring. Rank 0 does it alone."""
+    """Export weights without data or scoring, in the base model. Rank 0 does it alone, and loads alone."""
     if not run.process_group.is_main:
         return Outcome(status=OutcomeStatus.READY)
     run.reporter.message(f"{why}: {chosen.name} is submitted as it is")
-    deltas = add_deltas(model, chosen.plan, run.job.seed)
+    deltas = add_deltas(load(), chosen.plan, run.job.seed)
     deltas.load_state(chosen.weights())
     metrics = metrics_of(record, chosen.held_out, chosen.reached)
     run.reporter.losses(base=metrics.base_loss, dev=metrics.final_loss)

@@ -20,6 +20,7 @@ from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.damage.repair import undo_scaling, unscaled
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Packs
+from trainer_node.engine.distributed.process_group import SINGLE_PROCESS
 from trainer_node.engine.distributed.sharding import spread, untrained
 from trainer_node.engine.distributed.turns import first_then_others, weighed
 from trainer_node.engine.distributed.weight_slices import slices_of, without_weights
@@ -75,17 +76,18 @@ ONLY = Place()
 def load_base(run: RunContext, plan: Plan, *, whole: bool = False) -> torch.nn.Module:
     """All: the base model in the plan's dtype, repaired, on its device.
 
-    One that will be sharded has no weights yet, only where they are read (`weight_slices.without_weights`);
-    `whole`: it has them, in main memory.
+    One that will be sharded has no weights yet, only where they are read (`weight_slices.without_weights`).
+    `whole`: this process alone loads it, with all weights, in main memory.
     """
     run.reporter.phase(Phase.LOADING)
-    path, dtype, group = run.job.model_path, getattr(torch, plan.dtype), run.process_group
+    path, dtype = run.job.model_path, getattr(torch, plan.dtype)
+    group = SINGLE_PROCESS if whole else run.process_group
 
     def load() -> tuple[torch.nn.Module, int]:
         if plan.parallel != "fsdp2" or whole:
             model, size = weighed(lambda: load_model(path, dtype))
             undo_scaling(model, plan.repair)
-            return model if whole else model.to(group.device), size
+            return model.to(group.device), size
         model, size = weighed(lambda: load_unread(path, dtype))
         return without_weights(model, path, group.rank, group.world, dtype), size
 

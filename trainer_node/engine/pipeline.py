@@ -206,7 +206,7 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
         del model  # the next one is whole, in main memory
     if found is None:
         raise EngineError(ErrorCode.DATA_UNAVAILABLE, data)  # at the start it could be used
-    whole = load_base(run, plan, whole=True)
+    whole = partial(load_base, run, plan, whole=True)
     return submit_as_is(run, record, whole, checkpoint_as_is(found, plan), data)
 
 
@@ -245,7 +245,7 @@ def resume_search(
         models.clear()  # the next one is whole, in main memory
         context.write_record(run, record, plan)
         chosen = submittable(run, searched, found)
-        return submit_as_is(run, record, load_base(run, chosen.plan, whole=True), chosen, data)
+        return submit_as_is(run, record, partial(load_base, run, chosen.plan, whole=True), chosen, data)
     searched, current = take_up(run, searched, plan, found)
     context.write_record(run, record, next(iter(searched.plans.values())))
     return search(run, record, searched, models, data, current)
