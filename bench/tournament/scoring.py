@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from bench.tournament.tasks import CASES
 from shared.messages import FileFormat, Scorer, TaskType
 from trainer_node.engine.data.examples import IGNORED, BaseStates, Examples, longest_row, read_rows, tokenize
-from trainer_node.engine.evaluate import metric
+from trainer_node.engine.evaluate import base_states, metric
 from trainer_node.engine.model.adapters import load_adapter
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_config, load_tokenizer
@@ -88,14 +88,12 @@ def divergence(base: list[torch.Tensor], model: list[torch.Tensor]) -> float:
 
 def with_states(base: Any, examples: Examples, coefficient: float) -> Examples:
     """Return the rows as the engine's metric wants them where a divergence is scored."""
-    counts = np.add.reduceat(examples.compared, examples.offsets[:-1], dtype=np.int64)
-    network = label_model(base)
+    counts = base_states.count_places(examples)
+    starts = np.cumsum(counts) - counts
     states = np.zeros((int(counts.sum()), base.get_output_embeddings().weight.shape[1]), np.float32)
-    asked = examples.with_base(BaseStates(None, np.cumsum(counts) - counts))
-    for rows, found in metric.compared_states(network, asked):
-        states[rows] = found.numpy()
+    base_states.fill(states, label_model(base), examples.with_base(BaseStates(None, starts)))
     weight = coefficient * len(examples) / len(states)
-    return examples.with_base(BaseStates(states, np.cumsum(counts) - counts, weight))
+    return examples.with_base(BaseStates(states, starts, weight))
 
 
 def losses(model: Any, examples: Examples, reference: NDArray[np.float64] | None) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +15,19 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from shared.clock import Clock, TokenClock, WallClock
+from shared.clock import TokenClock, WallClock
 from shared.messages import TaskType
 from shared.planning.plan import Plan
-from shared.planning.throughput import Costs
-from tests.engine.worker_run import bare_job
-from trainer_node.engine.context import JobData, RunContext, RunRecord
+from tests.engine.evaluate.short_run import SlowClock, record_of, short_run
+from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.examples import Examples, joined
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate import base_states, metric
 from trainer_node.engine.evaluate.reference_logprobs import PIECE
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.reporter import Reporter
-from trainer_node.engine.signals import Stop
 
 TRAIN, DEV = [9, 12, 30, 7, 5, 8, 6, 11] * 10, [10, 7, 21]
 Usage = namedtuple("Usage", "total used free")
-
-
-class _Slow(WallClock):
-    """Every look takes 10 s."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def time(self) -> float:
-        self.now += 10.0
-        return self.now
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16])
@@ -50,29 +37,12 @@ def model(request: pytest.FixtureRequest, tiny_model: Path) -> torch.nn.Module:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., RunContext]:
-    def _run(clock: Clock, seconds: float = 60.0, **changes: object) -> RunContext:
-        times = {"start_at": clock.time(), "ready_by": clock.time() + seconds}
-        job = bare_job(**{**times, "kl_coefficient": 0.5, **changes})
-        reporter = Reporter(tmp_path / "progress.jsonl", "t", "a")
-        return RunContext(job, tmp_path, clock, reporter, Stop())
-
-    return _run
+    return partial(short_run, tmp_path, kl_coefficient=0.5)
 
 
 @pytest.fixture
 def data(make_examples: Callable[..., Examples]) -> JobData:
     return JobData(make_examples(TRAIN), make_examples(DEV, seed=1), {}, 256)
-
-
-def record_of(data: JobData) -> RunRecord:
-    return RunRecord(
-        fingerprint="",
-        base_losses=[1.0] * len(data.dev),
-        train_examples=len(data.train),
-        train_tokens=0,
-        dropped={},
-        costs=Costs(),
-    )
 
 
 def assert_same(found: JobData | str, wanted: JobData) -> None:
@@ -151,7 +121,7 @@ def test_a_file_that_can_not_be_used_is_made_again(
 def test_a_slow_machine_uses_the_rows_that_it_could_read(
     model: torch.nn.Module, data: JobData, make_run: Callable[..., RunContext], make_plan: Callable[..., Plan]
 ) -> None:
-    run = make_run(_Slow(), seconds=40.0)
+    run = make_run(SlowClock(), seconds=40.0)
     some = base_states.first(run, model, data, make_plan(expected_steps=1000))
     assert len(some.train) == PIECE
     assert_same(base_states.again(run, torch.nn.Module, data, record_of(some)), some)
@@ -220,7 +190,7 @@ def test_a_resumed_run_trains_on_no_fewer_rows_than_before(
     full = base_states.first(run, model, data, make_plan())
     (run.folder / base_states.FILE).unlink()
     if short_of == "time":
-        run = make_run(_Slow(), seconds=40.0)
+        run = make_run(SlowClock(), seconds=40.0)
     else:
         room = int(data.dev.compared.sum()) + 100
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 2 * room * 4 * 64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +12,17 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from shared.clock import Clock, TokenClock, WallClock
+from shared.clock import TokenClock, WallClock
 from shared.messages import TaskType
 from shared.planning.plan import Plan
-from shared.planning.throughput import Costs
-from tests.engine.worker_run import bare_job
-from trainer_node.engine.context import JobData, RunContext, RunRecord
+from tests.engine.evaluate.short_run import SlowClock, record_of, short_run
+from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate import metric, reference_logprobs
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.prepare import baseline
-from trainer_node.engine.reporter import Reporter
-from trainer_node.engine.signals import Stop
 
 TRAIN, DEV = [9, 12, 30, 7, 5, 8, 6, 11] * 20, [10, 7, 21, 9, 8, 8]  # 80 and 3 pairs
-
-
-class _Slow(WallClock):
-    """Every look takes 10 s."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def time(self) -> float:
-        self.now += 10.0
-        return self.now
 
 
 @pytest.fixture(scope="module")
@@ -45,27 +32,12 @@ def model(tiny_model: Path) -> torch.nn.Module:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., RunContext]:
-    def _run(clock: Clock, seconds: float = 60.0) -> RunContext:
-        job = bare_job(task_type=TaskType.DPO, start_at=clock.time(), ready_by=clock.time() + seconds)
-        return RunContext(job, tmp_path, clock, Reporter(tmp_path / "progress.jsonl", "t", "a"), Stop())
-
-    return _run
+    return partial(short_run, tmp_path, task_type=TaskType.DPO)
 
 
 @pytest.fixture
 def data(make_examples: Callable[..., Examples]) -> JobData:
     return JobData(make_examples(TRAIN, group=2), make_examples(DEV, seed=1, group=2), {}, 256)
-
-
-def _record(data: JobData) -> RunRecord:
-    return RunRecord(
-        fingerprint="",
-        base_losses=[math.log(2)] * len(data.dev),
-        train_examples=len(data.train),
-        train_tokens=0,
-        dropped={},
-        costs=Costs(),
-    )
 
 
 def test_base_model_scores_ln_2_and_is_asked_once(
@@ -88,7 +60,7 @@ def test_resumed_run_reads_the_same_pairs_and_references(
     ready, *_ = baseline(run, model, data, make_plan())
     few = reference_logprobs.first(run, model, ready, make_plan(expected_steps=5))
     assert 15 < len(few.train) < 80  # 5 packs of 64 tokens hold some 20 pairs of 19 tokens
-    record = _record(few)
+    record = record_of(few)
     broken = torch.nn.Module()  # a call of it fails
     found = reference_logprobs.again(run, lambda: broken, data, record)
     for mine, wanted in ((found.train, few.train), (found.dev, few.dev)):
@@ -116,7 +88,7 @@ def test_a_file_that_can_not_be_used_is_made_again(
     else:
         other = replace(ready, train=ready.train.take(range(40)))
         reference_logprobs.first(run, model, other, make_plan())
-    again = reference_logprobs.again(run, lambda: model, data, _record(full))
+    again = reference_logprobs.again(run, lambda: model, data, record_of(full))
     assert path.read_bytes() == whole
     np.testing.assert_array_equal(again.train.reference, full.train.reference)
 
@@ -124,7 +96,7 @@ def test_a_file_that_can_not_be_used_is_made_again(
 def test_a_slow_machine_uses_the_pairs_that_it_could_ask_for(
     model: torch.nn.Module, data: JobData, make_run: Callable[..., RunContext], make_plan: Callable[..., Plan]
 ) -> None:
-    run = make_run(_Slow(), seconds=40.0)
+    run = make_run(SlowClock(), seconds=40.0)
     dev = data.dev.with_reference(metric.reference_logprobs(model, data.dev))
     some = reference_logprobs.first(run, model, replace(data, dev=dev), make_plan(expected_steps=1000))
     assert len(some.train) == reference_logprobs.PIECE
@@ -140,5 +112,5 @@ def test_rows_without_pairs_stay_as_they_are(
 ) -> None:
     run, text = make_run(WallClock()), JobData(make_examples([9, 8]), make_examples([7]), {}, 256)
     assert reference_logprobs.first(run, model, text, make_plan()) is text
-    assert reference_logprobs.again(run, lambda: model, text, _record(text)) is text
+    assert reference_logprobs.again(run, lambda: model, text, record_of(text)) is text
     assert not (run.folder / reference_logprobs.FILE).exists()

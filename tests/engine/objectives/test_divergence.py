@@ -17,7 +17,8 @@ from shared.planning.architectures import Batching
 from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import IGNORED, BaseStates, Examples
 from trainer_node.engine.data.packing import collate
-from trainer_node.engine.evaluate.metric import compared_states, score_sft
+from trainer_node.engine.evaluate.base_states import count_places, fill
+from trainer_node.engine.evaluate.metric import score_sft
 from trainer_node.engine.model import logprobs
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
@@ -42,12 +43,10 @@ def examples(make_examples: Callable[..., Examples]) -> Examples:
 
 def known(model: torch.nn.Module, examples: Examples) -> Examples:
     """Return the rows with the states of the model as it is, in another order than theirs in the array."""
-    counts = np.add.reduceat(examples.compared, examples.offsets[:-1], dtype=np.int64)
+    counts = count_places(examples)
     starts = (np.cumsum(counts[::-1]) - counts[::-1])[::-1]
-    asked = examples.with_base(BaseStates(None, starts))
     states = np.zeros((int(counts.sum()), 64), np.float32)
-    for rows, found in compared_states(model, asked):
-        states[rows] = found.numpy()
+    fill(states, model, examples.with_base(BaseStates(None, starts)))
     weight = COEFFICIENT * len(examples) / len(states)
     return examples.with_base(BaseStates(states, starts, weight))
 

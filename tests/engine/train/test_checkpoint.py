@@ -11,16 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from shared.files import file_digest
-from tests.engine.positions import position
+from tests.engine.positions import save_step
 from trainer_node.engine.train import checkpoint
-from trainer_node.engine.train.schedule import ScheduleState
-
-
-def _save(folder: Path, step: int, **tensors: torch.Tensor) -> Path:
-    pulse = ScheduleState(begun_at=3.25, progress=1 / 3, step_s=[0.1])
-    place = position(step, epoch=1, pack=7, tokens=99, train_s=1.5, pulse=pulse)
-    group = tensors or {"w": torch.full((4, 3), float(step))}
-    return checkpoint.save(folder, place, "rows", {"weights": group, "average": {}}, {"torch": "x"})
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -32,7 +24,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         "empty": torch.empty(0, 2),
         "counts": torch.arange(4),
     }
-    _save(tmp_path, 12, **tensors)
+    save_step(tmp_path, 12, **tensors)
     found = checkpoint.newest(tmp_path, pytest.fail)
     assert found is not None
     loaded = found.tensors("weights")
@@ -55,13 +47,13 @@ def test_the_hash_made_while_writing_is_the_file_s(tmp_path: Path, monkeypatch: 
 
 def test_the_two_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 20, 300):
-        _save(tmp_path, step)
+        save_step(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020", "step-00000300"]
 
 
 def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
-    _save(tmp_path, 5)
-    _save(tmp_path, 5, w=torch.zeros(2))
+    save_step(tmp_path, 5)
+    save_step(tmp_path, 5, w=torch.zeros(2))
     found = checkpoint.newest(tmp_path, pytest.fail)
     assert found is not None
     assert torch.equal(found.tensors("weights")["w"], torch.zeros(2))
@@ -69,8 +61,8 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no manifest", "bad manifest", "missing file"])
 def test_a_damaged_checkpoint_is_reported_and_skipped(tmp_path: Path, damage: str) -> None:
-    _save(tmp_path, 1)
-    folder = _save(tmp_path, 2)
+    save_step(tmp_path, 1)
+    folder = save_step(tmp_path, 2)
     weights, manifest = folder / "weights.safetensors", folder / "manifest.json"
     content = bytearray(weights.read_bytes())
     if damage == "flip":
@@ -93,7 +85,7 @@ def test_a_damaged_checkpoint_is_reported_and_skipped(tmp_path: Path, damage: st
 
 
 def test_of_a_checkpoint_that_is_only_scored_the_rest_is_not_read(tmp_path: Path) -> None:
-    folder = _save(tmp_path, 1)
+    folder = save_step(tmp_path, 1)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["optimizer.safetensors"] = {"bytes": 5, "sha256": "of what is lost"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -106,7 +98,7 @@ def test_of_a_checkpoint_that_is_only_scored_the_rest_is_not_read(tmp_path: Path
 
 def test_nothing_whole_is_nothing(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path / "none", pytest.fail) is None
-    folder = _save(tmp_path, 1)
+    folder = save_step(tmp_path, 1)
     (folder / "manifest.json").unlink()
     assert checkpoint.newest(tmp_path, lambda text: None) is None
 
@@ -114,20 +106,20 @@ def test_nothing_whole_is_nothing(tmp_path: Path) -> None:
 def test_a_failed_save_leaves_the_old_one_and_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _save(tmp_path, 1)
+    save_step(tmp_path, 1)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="No space"):
-        _save(tmp_path, 2)
+        save_step(tmp_path, 2)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_clean_removes_what_a_killed_save_left(tmp_path: Path) -> None:
-    _save(tmp_path, 1)
+    save_step(tmp_path, 1)
     (tmp_path / ".tmp-00000002-17").mkdir()
     (tmp_path / ".tmp-00000002-17" / "weights.safetensors").write_bytes(b"half")
     checkpoint.clean(tmp_path)

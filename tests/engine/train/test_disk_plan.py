@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 
 from shared.messages import OutcomeStatus
 from shared.planning.plan import Repair
-from tests.engine.train.test_checkpoint import _save
+from tests.engine.positions import save_step
 from tests.engine.train.test_loop import Build, _StopAfter, build  # noqa: F401 - a fixture
 from tests.engine.worker_run import finish, progress_of
 from trainer_node.engine.export import writer
@@ -32,7 +33,6 @@ from trainer_node.engine.train.disk_plan import (
 GB = 10**9
 DENSE_8B = Sizes(weights=28 * GB, moments=56 * GB, extras=0)
 EXPORT = 16 * GB
-NARROW = 6  # its place among the arguments of `checkpoint.save`
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,10 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[frozenset[str]] = []
+    parameters = inspect.signature(checkpoint.save)
 
-    def full(*arguments: Any) -> Path:
-        tried.append(arguments[NARROW])
+    def full(*arguments: Any, **named: Any) -> Path:
+        tried.append(parameters.bind(*arguments, **named).arguments["narrow"])
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     monkeypatch.setattr(checkpoint, "save", full)
@@ -208,11 +209,11 @@ def test_checkpoints_make_room_for_the_export(
 
 
 def test_files_with_another_name_free_nothing(tmp_path: Path) -> None:
-    folder = _save(tmp_path / "checkpoints", 1)
+    folder = save_step(tmp_path / "checkpoints", 1)
     size = checkpoint.freed_by(folder)
     weights = (folder / "weights.safetensors").stat().st_size
     checkpoint.link(folder, tmp_path / "kept", ["weights"])
     manifest = (folder / "manifest.json").stat().st_size
-    assert size - weights - manifest <= checkpoint.freed_by(folder) <= size - weights
+    assert checkpoint.freed_by(folder) == size - weights - manifest
     shutil.rmtree(tmp_path / "kept")
     assert checkpoint.freed_by(folder) == size

@@ -28,6 +28,7 @@ from shared.messages import TaskType, WorkerJob
 from shared.planning.plan import Plan
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import BaseStates, Examples
+from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer_node.engine.evaluate.metric import compared_states
 from trainer_node.engine.evaluate.reference_logprobs import MOST_SHARE, PIECE, SURPLUS, chosen
 from trainer_node.engine.model.exactness import label_model
@@ -110,15 +111,15 @@ def _asked(run: RunContext, model: LabelModel, data: JobData, *, all_rows: bool 
     if isinstance(about, str):
         return about
     dev_starts, train_starts = _starts(data)
-    fitting = int(np.searchsorted(train_starts + _counts(data.train), about.places, side="right"))
+    fitting = int(np.searchsorted(train_starts + count_places(data.train), about.places, side="right"))
     train = data.train.take(np.arange(fitting)).with_base(BaseStates(None, train_starts[:fitting]))
     run.reporter.message(f"the base model reads {fitting} of {rows} rows, before training changes it")
     states = _opened(run.folder, about, "r+")
     until, done = run.clock.time() + MOST_SHARE * run.left_s, 0
-    _fill(run, model, data.dev.with_base(BaseStates(None, dev_starts)), states)
+    fill(states, model, data.dev.with_base(BaseStates(None, dev_starts)), group)
     while done < fitting and (not done or run.clock.time() < until):
         piece = np.arange(done, min(done + PIECE, fitting))
-        _fill(run, model, train.take(piece), states)
+        fill(states, model, train.take(piece), group)
         done += len(piece)
         run.reporter.alive()
     states.flush()
@@ -144,7 +145,7 @@ def _allocated(run: RunContext, model: LabelModel, data: JobData, *, all_rows: b
     wanted_places = int(data.dev.compared.sum() + data.train.compared.sum())
     room = int(DISK_SHARE * shutil.disk_usage(run.folder).free / about.row_bytes)
     about = replace(about, places=min(wanted_places, room))
-    least = wanted_places if all_rows else int(data.dev.compared.sum() + _counts(data.train)[0])
+    least = wanted_places if all_rows else int(data.dev.compared.sum() + count_places(data.train)[0])
     if about.places < least:
         return f"{FILE} needs more room than the disk has"
     try:
@@ -159,8 +160,14 @@ def _allocated(run: RunContext, model: LabelModel, data: JobData, *, all_rows: b
     return about
 
 
-def _fill(run: RunContext, model: LabelModel, examples: Examples, states: NDArray[Any]) -> None:
-    for rows, found_KH in compared_states(model, examples, process_group=run.process_group):
+def fill(
+    states: NDArray[Any],
+    model: torch.nn.Module,
+    examples: Examples,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+) -> None:
+    """All: write what the model says at the places of these documents to where each one's states begin."""
+    for rows, found_KH in compared_states(model, examples, process_group=process_group):
         if states.dtype == np.uint16:
             states[rows] = found_KH.bfloat16().cpu().view(torch.uint16).numpy()
         else:
@@ -186,14 +193,14 @@ def _opened(folder: Path, about: About, mode: Literal["r", "r+"]) -> np.memmap[A
     return np.memmap(folder / FILE, about.dtype, mode, shape=(about.places, about.hidden))
 
 
-def _counts(examples: Examples) -> NDArray[np.int64]:
+def count_places(examples: Examples) -> NDArray[np.int64]:
     """Return how many places each document has where distributions are compared."""
     return np.add.reduceat(examples.compared, examples.offsets[:-1], dtype=np.int64)
 
 
 def _starts(data: JobData) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return where each document's places begin in the file, of development and of training rows."""
-    dev, train = _counts(data.dev), _counts(data.train)
+    dev, train = count_places(data.dev), count_places(data.train)
     return np.cumsum(dev) - dev, dev.sum() + np.cumsum(train) - train
 
 
