@@ -15,7 +15,7 @@ from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 
-WAIT_S = 120.0
+WAIT_S = 240.0
 # Processes of torch: on two busy cores they take many seconds to start.
 
 
