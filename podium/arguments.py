@@ -65,6 +65,18 @@ def examples(*lines: str) -> str:
     return "\n".join(["examples:", *(f"  {line}" for line in lines)])
 
 
+def add_commands(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    words: str,
+    description: str | None,
+    *lines: str,
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    """Add a command that has commands of its own, with `lines` as its examples; to what these are added."""
+    top = subparsers.add_parser(name, help=words, description=description, epilog=examples(*lines))
+    return top.add_subparsers(dest=f"{name}_command", required=True, metavar="COMMAND")
+
+
 def add_url(parser: argparse.ArgumentParser) -> None:
     """Add the gateway's address, as every command that asks the gateway takes it."""
     parser.add_argument("--url", help="the gateway's URL (default: from the settings)")

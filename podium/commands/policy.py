@@ -14,7 +14,7 @@ from gateway.learning.evidence import DAY_S
 from gateway.learning.rates import Tables
 from gateway.policy.builtin import BUILT_IN
 from gateway.policy.loader import load_policy
-from podium.arguments import examples
+from podium.arguments import add_commands, examples
 from podium.console import make_console
 from podium.simulation.replay import Report, Rules, replay
 from podium.simulation.trace import Trace, read_trace
@@ -27,13 +27,14 @@ MOST_SLOTS = 1000
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `policy` and its own commands to the command line."""
-    top = subparsers.add_parser(
+    commands = add_commands(
+        subparsers,
         "policy",
-        help="list policies, replay one over a trace",
-        description=__doc__,
-        epilog=examples("podium policy list", "podium policy replay decisions.jsonl"),
+        "list policies, replay one over a trace",
+        __doc__,
+        "podium policy list",
+        "podium policy replay decisions.jsonl",
     )
-    commands = top.add_subparsers(dest="policy_command", required=True, metavar="COMMAND")
     listing = commands.add_parser(
         "list",
         help="list the built-in policies",

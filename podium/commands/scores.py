@@ -19,7 +19,7 @@ from rich.table import Table
 
 from gateway.learning.score_form import finite
 from gateway.views.schemas import TablesView
-from podium.arguments import add_url, examples
+from podium.arguments import add_commands, add_url, examples
 from podium.client import find_gateway
 from podium.console import make_console
 from shared.errors import PodiumError
@@ -39,13 +39,14 @@ class Read(Struct, frozen=True):
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `scores` and its own commands to the command line."""
-    top = subparsers.add_parser(
+    commands = add_commands(
+        subparsers,
         "scores",
-        help="import upstream's scores, show the learned rates",
-        description=__doc__,
-        epilog=examples("podium scores import breakdown.json", "podium scores show"),
+        "import upstream's scores, show the learned rates",
+        __doc__,
+        "podium scores import breakdown.json",
+        "podium scores show",
     )
-    commands = top.add_subparsers(dest="scores_command", required=True, metavar="COMMAND")
     parser = commands.add_parser(
         "import",
         help="post upstream's scores to the gateway",

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.views.schemas import ChainRecord, TaskRecords, TaskState
-from podium.arguments import add_url, examples, positive
+from podium.arguments import add_commands, add_url, examples, positive
 from podium.client import Client, find_gateway
 from podium.commands.offer import terms_table
 from podium.commands.status import tasks_table
@@ -28,13 +28,14 @@ OPERATIONS = {
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `jobs` and its own commands to the command line."""
-    top = subparsers.add_parser(
+    commands = add_commands(
+        subparsers,
         "jobs",
-        help="list, inspect, cancel and requeue jobs",
-        description=__doc__,
-        epilog=examples("podium jobs list --state queued,running", "podium jobs inspect wordnet-nouns-1"),
+        "list, inspect, cancel and requeue jobs",
+        __doc__,
+        "podium jobs list --state queued,running",
+        "podium jobs inspect wordnet-nouns-1",
     )
-    commands = top.add_subparsers(dest="jobs_command", required=True, metavar="COMMAND")
     parser = commands.add_parser(
         "list",
         help="list accepted tasks, newest first",
