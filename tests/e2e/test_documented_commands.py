@@ -38,8 +38,7 @@ RUN: dict[str, str] = {
     "doctor": "doctor",
     "doctor --strict": "doctor --strict",
     "train examples/offer.json --preview 2": "",
-    "train examples/offer.json --preview": "",
-    "train examples/offer.json --hours 4m --out run1": "train examples/offer.json --hours 90s --out run1",
+    "train examples/offer.json --hours 4m --out run1": "train examples/offer.json --hours 45s --out run1",
     "plan --params 8B --hardware 4xH100-80GB --hours 4": "",
     "plan --params 14B --hardware 2xH100-80GB --hours 4": "",
     "plan --profile auto": "plan --profile auto --params 8B --hardware 4xH100-80GB --hours 4",
@@ -91,6 +90,7 @@ NOT_RUN = {
     "bootstrap": "tests/integration/test_permissions.py",
     "keys /keys --rotate trainer-a": "in compose's volume; the same as with DIR",
     "train examples/offer.json --hours 10m --out run1": "the same as with 4m",
+    "train examples/offer.json --preview": "the same as with 2",
     "train --profile auto": "tests/engine/search",
     "train --kl-coef": "tests/engine/test_pipeline.py",
     "restore <file>": "tests/integration/gateway/test_mirror.py",
@@ -159,9 +159,12 @@ def machine(machine_with: Callable[..., Any], tmp_path_factory: pytest.TempPathF
 @pytest.mark.alone
 @pytest.mark.timeout(1500)
 def test_the_documents_commands_run(machine: Any) -> None:
-    troubles = []
+    troubles, ran = [], set[str]()
     for command, instead in RUN.items():
         words = shlex.split(instead or command)
+        if shlex.join(words) in ran:  # two documents, one command
+            continue
+        ran.add(shlex.join(words))
         done = subprocess.run(
             [sys.executable, "-m", "podium", *words],
             cwd=machine.folder,

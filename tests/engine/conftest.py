@@ -15,10 +15,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from shared.messages import DatasetType, decode_worker_job, encode
+from shared.messages import DatasetType, OutcomeStatus, decode_worker_job, encode
 from shared.planning.model_shape import ModulePlan
 from shared.planning.plan import Plan
-from tests.engine.worker_run import start_worker, wait_for_checkpoint, write_job, write_rows
+from tests.engine.worker_run import finish, start_worker, wait_for_checkpoint, write_job, write_rows
 from trainer_node.engine.data.examples import IGNORED, Examples
 
 ORACLE = Path(__file__).parents[1] / "data" / "oracle"
@@ -86,6 +86,24 @@ def make_job(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
     """Writes a job on the tiny model into a folder of its own; the path of its job.json."""
     data = write_rows(tmp_path)
     return lambda name="run", **changes: write_job(tmp_path / name, tiny_model, data, **changes)
+
+
+@pytest.fixture(scope="session")
+def finished_job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs a job to its end, once for all tests that ask for the same; they read it, or change a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    data, jobs = write_rows(folder), dict[str, Path]()
+
+    def run(**changes: Any) -> Path:
+        key = repr(sorted(changes.items()))
+        if key not in jobs:
+            job = write_job(folder / str(len(jobs)), tiny_model, data, **changes)
+            outcome = finish(job)
+            assert outcome.status is OutcomeStatus.READY, outcome.error
+            jobs[key] = job
+        return jobs[key]
+
+    return run
 
 
 @pytest.fixture(scope="session")

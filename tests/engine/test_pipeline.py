@@ -44,9 +44,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 
 @pytest.mark.parametrize("profile", ["maximum_accuracy", "lora_r16"])
 def test_killed_and_stopped_runs_end_bit_equal_to_an_undisturbed_one(
-    profile: str, make_job: Callable[..., Path]
+    profile: str, finished_job: Callable[..., Path], make_job: Callable[..., Path]
 ) -> None:
-    calm, rough = make_job("calm", profile=profile), make_job("rough", profile=profile)
+    calm, rough = finished_job(profile=profile), make_job(profile=profile)
     worker = start_worker(rough)
     wait_for_checkpoint(rough, worker)
     worker.kill()
@@ -61,8 +61,8 @@ def test_killed_and_stopped_runs_end_bit_equal_to_an_undisturbed_one(
     assert stopped.status is OutcomeStatus.STOPPED
     assert (rough.parent / "checkpoints" / f"step-{stopped.step:08d}" / "manifest.json").exists()
 
-    found, wanted = finish(rough), finish(calm)
-    assert found.status is wanted.status is OutcomeStatus.READY, (found.error, wanted.error)
+    found, wanted = finish(rough), outcome_of(calm)
+    assert found.status is OutcomeStatus.READY, found.error
     assert found.metrics is not None
     assert wanted.metrics is not None
     assert found.step > stopped.step
@@ -102,16 +102,16 @@ def test_a_killed_preference_run_ends_bit_equal_and_never_asks_the_base_model_ag
 
 @pytest.mark.parametrize("profile", ["maximum_accuracy", "lora_r16"])
 def test_a_killed_run_with_a_divergence_ends_bit_equal_and_nearer_to_the_base_model(
-    profile: str, make_job: Callable[..., Path], tmp_path: Path
+    profile: str, finished_job: Callable[..., Path], make_job: Callable[..., Path]
 ) -> None:
     kind = {"profile": profile, "kl_coefficient": 2.0, "checkpoint_interval_s": 1.0}
-    calm, rough, free = make_job("calm", **kind), make_job("rough", **kind), make_job("free", profile=profile)
+    calm, rough, free = make_job("calm", **kind), make_job("rough", **kind), finished_job(profile=profile)
     worker = start_worker(rough)
     wait_for_checkpoint(rough, worker)
     worker.kill()
     worker.wait()
     written = (rough.parent / "base_states.json").stat().st_mtime_ns
-    found, wanted, other = finish(rough), finish(calm), finish(free)
+    found, wanted, other = finish(rough), finish(calm), outcome_of(free)
     assert found.metrics is not None
     assert wanted.metrics is not None
     assert other.metrics is not None

@@ -36,9 +36,8 @@ def test_dense_weights_are_averaged_but_not_those_of_lora_nor_very_large_ones(
         assert is_averaged(replace(plan, modules=modules)) is wanted
 
 
-def test_only_the_best_trials_weights_stay_on_disk(make_job: Callable[..., Path]) -> None:
-    job = make_job(profile="auto", ready_by=160.0)
-    finish(job)
+def test_only_the_best_trials_weights_stay_on_disk(finished_job: Callable[..., Path]) -> None:
+    job = finished_job(profile="auto", ready_by=140.0)
     done = record_of(job).done
     refits = [result for result in done if result.trial.refit]
     trials = [result for result in done if not result.trial.refit]
@@ -49,10 +48,9 @@ def test_only_the_best_trials_weights_stay_on_disk(make_job: Callable[..., Path]
 
 
 def test_a_kept_trial_takes_the_room_of_the_weights_that_would_be_submitted(
-    make_job: Callable[..., Path],
+    finished_job: Callable[..., Path],
 ) -> None:
-    job = make_job(profile="auto", ready_by=60.0)
-    finish(job)
+    job = finished_job(profile="auto", ready_by=140.0)
     done = record_of(job).done
     folders = list((job.parent / "trials").iterdir())
     assert folders

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -15,6 +17,7 @@ from tests.engine.search.search_run import record_of, without_seconds
 from tests.engine.worker_run import (
     WAIT_S,
     finish,
+    outcome_of,
     progress_of,
     start_worker,
     wait_for_checkpoint,
@@ -73,11 +76,14 @@ def said_to_be_submitted(job: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("trials", [0, 1, 2])
-def test_a_killed_search_takes_the_same_decisions(trials: int, make_job: Callable[..., Path]) -> None:
-    calm, rough = (make_job(name, profile="auto", ready_by=40.0) for name in ("calm", "rough"))
+def test_a_killed_search_takes_the_same_decisions(
+    trials: int, finished_job: Callable[..., Path], make_job: Callable[..., Path]
+) -> None:
+    kind: dict[str, Any] = {"profile": "auto", "ready_by": 40.0}
+    calm, rough = finished_job(**kind), make_job(**kind)
     killed_after(rough, trials) if trials else kill_at_a_checkpoint(rough)
-    found, wanted = finish(rough), finish(calm)
-    assert found.status is wanted.status is OutcomeStatus.READY, (found.error, wanted.error)
+    found, wanted = finish(rough), outcome_of(calm)
+    assert found.status is OutcomeStatus.READY, found.error
     assert without_seconds(record_of(rough).done) == without_seconds(record_of(calm).done)
     assert found.metrics is not None
     assert wanted.metrics is not None
@@ -88,12 +94,13 @@ def test_a_killed_search_takes_the_same_decisions(trials: int, make_job: Callabl
 
 @pytest.mark.parametrize("trials", [0, 2, 3, 4])
 def test_the_winner_killed_in_a_probe_or_after_them_takes_the_same_decisions(
-    trials: int, make_job: Callable[..., Path]
+    trials: int, finished_job: Callable[..., Path], make_job: Callable[..., Path]
 ) -> None:
-    calm, rough = (make_job(name, profile="winner_2026_06", ready_by=120.0) for name in ("calm", "rough"))
+    kind: dict[str, Any] = {"profile": "winner_2026_06", "ready_by": 120.0}
+    calm, rough = finished_job(**kind), make_job(**kind)
     killed_after(rough, trials) if trials else kill_at_a_checkpoint(rough)
-    found, wanted = finish(rough), finish(calm)
-    assert found.status is wanted.status is OutcomeStatus.READY, (found.error, wanted.error)
+    found = finish(rough)
+    assert found.status is OutcomeStatus.READY, found.error
     assert without_seconds(record_of(rough).done) == without_seconds(record_of(calm).done)
     assert weights_of(rough) == weights_of(calm)
 
@@ -111,9 +118,13 @@ def test_a_search_that_comes_back_too_late_submits_its_best_trial(make_job: Call
     assert f"lowest held-out loss of {len(done)} trials" in (job.parent / "export" / "README.md").read_text()
 
 
-def test_a_search_killed_in_its_closing_submits_a_run_on_all_rows(make_job: Callable[..., Path]) -> None:
-    job = make_job(profile="auto", ready_by=140.0)
-    finish(job)
+def test_a_search_killed_in_its_closing_submits_a_run_on_all_rows(
+    finished_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    job = (
+        Path(shutil.copytree(finished_job(profile="auto", ready_by=140.0).parent, tmp_path / "run"))
+        / "job.json"
+    )
     for name in ("outcome.json", unverified.FILE):
         (job.parent / name).unlink(missing_ok=True)
     done = record_of(job).done

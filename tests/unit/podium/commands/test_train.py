@@ -10,6 +10,7 @@ from types import FrameType
 
 import pytest
 
+from podium.__main__ import parser
 from podium.commands.train import end
 
 DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(120)"
@@ -50,3 +51,8 @@ def test_one_that_stops_is_left_to_it() -> None:
     end(worker)
     assert worker.returncode == 7
     end(worker)  # it is over: nothing is signalled
+
+
+@pytest.mark.parametrize(("given", "rows"), [([], None), (["--preview"], 5), (["--preview", "2"], 2)])
+def test_a_preview_has_five_rows_unless_it_is_told(given: list[str], rows: int | None) -> None:
+    assert parser("train").parse_args(["train", "examples/offer.json", *given]).preview == rows
