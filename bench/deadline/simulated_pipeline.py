@@ -19,7 +19,7 @@ from msgspec.structs import asdict
 
 from bench.deadline.simulated_machine import World
 from shared.messages import Phase, Progress
-from trainer_node.engine import assemble, finish, prepare
+from trainer_node.engine import assemble, finish, prepare, submission
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Batch, collate
 from trainer_node.engine.evaluate import metric
@@ -33,7 +33,7 @@ from trainer_node.engine.train.state import TrainState
 
 COSTS = (
     (assemble, "load_model", "load"),
-    (finish, "load_model", "load"),
+    (submission, "load_model", "load"),
     (prepare, "ingest", "ingest"),
     (metric, "score_sft", "row"),
     (writer, "write", "export"),
@@ -192,7 +192,7 @@ def _right(*_: object) -> None:
 
 IDLE: tuple[tuple[Any, str, Any], ...] = (
     (assemble, "load_model", _copied),
-    (finish, "load_model", _copied),
+    (submission, "load_model", _copied),
     (prepare, "load_tokenizer", cache(load_tokenizer)),
     (writer, "verify", _right),
 )

@@ -102,11 +102,12 @@ def test_a_job_begins_from_what_the_model_was(
         assert sorted(plan.repair.weights) == sorted(hit(state))
     assert planned[0].repair is not None  # what is submitted depends on it
     assert any("were multiplied by 1.42" in (line.message or "") for line in progress_of(job))
-    # The head isn't trained, and no adapter holds what was done to it.
+    # Training moves the head a little where it is trained; no adapter holds what was done to it.
     assert outcome.metrics is not None
     assert outcome.metrics.kind == "model"
-    head = load_file(job.parent / "export" / "model.safetensors")["lm_head.weight"]
-    assert torch.allclose(head.float(), state["lm_head.weight"].float(), rtol=2**-7, atol=0)
+    head = load_file(job.parent / "export" / "model.safetensors")["lm_head.weight"].float()
+    known = state["lm_head.weight"].float()
+    assert (head - known).norm() < 0.2 * (FACTOR - 1) * known.norm()
     # The base model's loss is that of the model as it was given.
     untouched = finish(make_job("untouched", profile="auto", model_path=str(clean), ready_by=60.0))
     assert untouched.metrics is not None
@@ -186,8 +187,8 @@ def test_what_would_raise_the_loss_is_not_undone(
     # Trained and verified with the head as it is.
     whole = job.parent / "export" / "model.safetensors"
     if whole.exists():
-        head = load_file(whole)["lm_head.weight"]
-        assert torch.equal(head, load_file(clean / "model.safetensors")["lm_head.weight"])
+        head = load_file(whole)["lm_head.weight"].float()
+        assert (head - given.float()).norm() < 0.1 * given.float().norm()  # trained a little, where it is
 
 
 def test_without_a_usable_trial_the_restored_model_is_submitted(
