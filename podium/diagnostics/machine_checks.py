@@ -10,8 +10,8 @@ from shared.net import LOOPBACK_HOSTS
 
 # CUDA's major version -> the oldest Linux driver that runs it (NVIDIA, "CUDA minor version compatibility").
 OLDEST_DRIVER: Final = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
-# A dense run of 8 billion weights (docs/guarantees.md): a checkpoint of 84 GB next to the one before it, of
-# which the moments may be narrowed (56 GB), and an export of 16 GB.
+# A dense run of 8 billion weights (docs/guarantees.md), 7 of them trained (`podium plan`): a checkpoint of
+# 84 GB next to the one before it, of which the moments may be narrowed (56 GB), and an export of 16 GB.
 LARGE_RUN_BYTES: Final = (84 + 56 + 16) * 10**9
 LARGE_RUN: Final = "a dense run of an 8B model"
 
@@ -83,17 +83,25 @@ def check_reachability(vitals: Vitals) -> Found:
         if error is None:
             return []
         what = f"no gateway answers at {settings.public_address}, the public address: {error}"
-        if settings.gateway_host in LOOPBACK_HOSTS:
+        if _listens_on_loopback(vitals):
             what += f"; the gateway listens on {settings.gateway_host} only"
         do = "bind PODIUM_GATEWAY_HOST or publish the port (PODIUM_PUBLISH in compose), open the firewall"
         return [(Severity.ERROR, what, f"{do}; a router may hide it from this machine alone")]
     if settings.hotkey is None:
         return []
     do = "set PODIUM_PUBLIC_ADDRESS to the host:port that is posted on chain: doctor then tries it"
-    if settings.gateway_host in LOOPBACK_HOSTS:
+    if _listens_on_loopback(vitals):
         what = f"the gateway listens on {settings.gateway_host} only: without a proxy no validator reaches it"
         return [(Severity.WARNING, what, do)]
     return [(Severity.NOTE, "whether validators can reach the gateway is not known", do)]
+
+
+def _listens_on_loopback(vitals: Vitals) -> bool:
+    """Return whether the gateway is known to listen on loopback only.
+
+    A default says nothing: systemd's socket or compose may decide, and neither shows in this environment.
+    """
+    return "gateway_host" in vitals.chosen and vitals.settings.gateway_host in LOOPBACK_HOSTS
 
 
 def check_time_source(vitals: Vitals) -> Found:

@@ -15,7 +15,8 @@ from shared.settings import Settings
 HOTKEY = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
 GPUS = {"gpus": 8, "driver": "580.65.06", "torch": "2.13.0+cu130", "torch_cuda": "13.0"}
 HUB: dict[str, Any] = {"artifacts_kind": "hub", "hub_namespace": "me"}
-OPEN: dict[str, Any] = {"hotkey": HOTKEY, "upstream_validators": ("5One",), "gateway_host": "0.0.0.0"}
+UNKNOWN: dict[str, Any] = {"hotkey": HOTKEY, "upstream_validators": ("5One",)}  # no host chosen here
+OPEN = UNKNOWN | {"gateway_host": "0.0.0.0"}
 
 
 def found(
@@ -31,6 +32,7 @@ def found(
         gateway=GatewayVitals(url="u"),
         folders=folders,
         machine=MachineVitals(**machine),
+        chosen=frozenset(settings),
     )
     return [
         (each.severity, each.what, each.do)
@@ -120,6 +122,7 @@ def test_a_hotkey_that_refuses_everyone(machine: dict[str, Any], settings: dict[
     [
         ({}, OPEN | {"gateway_host": "127.0.0.1"}, Severity.WARNING, "listens on 127.0.0.1 only"),
         ({}, OPEN, Severity.NOTE, "whether validators can reach the gateway is not known"),
+        ({}, UNKNOWN, Severity.NOTE, "whether validators can reach the gateway is not known"),
         (
             {"public_error": "timed out"},
             OPEN | {"public_address": "h:1"},
@@ -134,6 +137,15 @@ def test_a_gateway_that_may_not_be_reached(
     ((level, said, _),) = found("reachability", machine, **settings)
     assert level is severity
     assert what in said
+
+
+def test_an_address_that_does_not_answer_is_not_explained_by_a_default() -> None:
+    """The gateway's own default is no fact about a socket that systemd or compose opened."""
+    machine, settings = {"public_error": "timed out"}, UNKNOWN | {"public_address": "h:1"}
+    ((_, unknown, _),) = found("reachability", machine, **settings)
+    ((_, known, _),) = found("reachability", machine, **settings, gateway_host="127.0.0.1")
+    assert unknown.endswith("the public address: timed out")
+    assert known.endswith("timed out; the gateway listens on 127.0.0.1 only")
 
 
 def test_a_gateway_that_is_reached_or_need_not_be() -> None:
