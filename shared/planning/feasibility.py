@@ -17,7 +17,7 @@ from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import family_of, resolve
 from shared.planning.throughput import MODEL_BYTES_PER_S, export_bytes, is_submitted_whole
-from shared.planning.transfers import HERE, Transfers
+from shared.planning.transfers import HERE, UPLOAD_SHARE, Transfers
 
 MIN_OFFER_STEPS = 3  # an offer states no data, and real rows may be ten times shorter than the assumed ones
 ASSUMED_PARAMETERS = 7_000_000_000
@@ -74,8 +74,10 @@ def check_offer(
         whole_s = min(hours, LONGEST_HOURS) * 3600
         recipe, down_s = resolve(profile), transfers.download_s(parameters)
         plan = make_plan(recipe, shape, data, hardware, whole_s, task_type=task_type)
-        up_s = transfers.upload_s(export_bytes(shape, plan.modules))
-        budget_s = whole_s - down_s - up_s
+        restores = recipe.repairs and task_type is not TaskType.DPO and is_submitted_whole(shape.parameters)
+        kept_s = UPLOAD_SHARE * whole_s
+        up_s = transfers.upload_s(export_bytes(shape, plan.modules, whole=restores))
+        budget_s = whole_s - down_s - min(up_s, kept_s)  # as the node plans
         if budget_s <= 0:
             what = f"the model's download takes {down_s:.0f} s and the submission's upload {up_s:.0f} s"
             return Feasibility(False, f"{what}, there are {whole_s:.0f} s ({size})")
@@ -87,9 +89,12 @@ def check_offer(
         return Feasibility(False, f"{why}, which no device here has room for ({size})")
     if why := _too_short(plan, shape, budget_s, f"{hours:g} hours", hardware):
         return Feasibility(False, f"{why} ({size})")
+    submission_bytes = export_bytes(shape, plan.modules, whole=restores)
+    if (up_s := transfers.upload_s(submission_bytes)) > kept_s:
+        what = f"the submission's upload takes {up_s:.0f} s, and at most {kept_s:.0f} s are kept for it"
+        return Feasibility(False, f"{what} ({size})")
     cause = f"fits {hardware.name} and leaves about {plan.expected_steps} steps ({size})"
-    restores = recipe.repairs and task_type is not TaskType.DPO and is_submitted_whole(shape.parameters)
-    return Feasibility(True, cause, plan, export_bytes(shape, plan.modules, whole=restores))
+    return Feasibility(True, cause, plan, submission_bytes)
 
 
 def _too_short(plan: Plan, shape: ModelShape, budget_s: float, hours: str, hardware: Hardware) -> str | None:

@@ -21,3 +21,4 @@ class Transfers(Struct, frozen=True):
 
 
 HERE = Transfers()
+UPLOAD_SHARE = 0.25  # of a job's time is kept for the upload at most; what takes longer is not accepted

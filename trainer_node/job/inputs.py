@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from shared.errors import DataError, EngineError
 from shared.messages import (
@@ -13,12 +16,14 @@ from shared.messages import (
     Job,
     WorkerJob,
 )
+from shared.planning.architectures import ModelFacts, facts_from_config
 from shared.planning.feasibility import check_offer
-from shared.planning.transfers import Transfers
+from shared.planning.transfers import UPLOAD_SHARE, Transfers
 from shared.settings import Settings
 from trainer_node.upload_rate import measured
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+LARGEST_CONFIG = 1 << 20
 _HUB_ID = re.compile(rf"({_NAME}/)?{_NAME}")
 
 
@@ -76,9 +81,6 @@ def dataset_path(settings: Settings, dataset: str, file_format: FileFormat) -> s
 
 
 RESERVE_SHARE = 0.1  # of a short job's whole time that the submit reserve may take at most
-UPLOAD_SHARE = (
-    0.25  # likewise, what an upload may take: a slower one is late, and a run of no time worth nothing
-)
 
 
 def upload_s(settings: Settings, job: Job, hardware: Hardware) -> float:
@@ -93,9 +95,20 @@ def upload_s(settings: Settings, job: Job, hardware: Hardware) -> float:
         offer.hours_to_complete,
         hardware,
         settings.profile,
+        _facts(model_path(settings, offer.model)),
     )
     rate = measured(settings.node) or settings.hub_upload_bytes_per_s
     return Transfers(upload_bytes_per_s=rate).upload_s(found.submission_bytes)
+
+
+def _facts(path: str) -> ModelFacts:
+    """Return the size that the model's config states, if it is here; whether to train it was decided."""
+    try:
+        with (Path(path) / "config.json").open("rb") as file:
+            config = msgspec.json.decode(file.read(LARGEST_CONFIG), type=dict[str, Any])
+        return ModelFacts(parameters=facts_from_config(config).parameters)
+    except (OSError, ValueError, RecursionError):
+        return ModelFacts()
 
 
 def worker_job(settings: Settings, job: Job, hardware: Hardware, threads: int) -> WorkerJob:

@@ -163,6 +163,8 @@ def test_one_file_of_variables_serves_compose(tmp_path: Path) -> None:
         "203.0.113.7:7999",
     )
     assert found["gateway"]["ports"][0]["host_ip"] == "0.0.0.0"
+    assert (gateway.artifacts_kind, gateway.hub_namespace) == ("hub", "me"), "it counts the time of uploads"
+    assert remarks(gateway) == []
     for name in TRAINERS:
         trainer = load_settings(environment_of(found[name]))
         assert (trainer.artifacts_kind, trainer.hub_namespace, trainer.profile) == ("hub", "me", "auto")

@@ -7,7 +7,7 @@ import pytest
 from shared.messages import TaskType
 from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware
-from shared.planning.transfers import Transfers
+from shared.planning.transfers import UPLOAD_SHARE, Transfers
 
 H100 = parse_hardware("4xH100-80GB")
 SMOLLM, LLAMA_70B = ("HuggingFaceTB/SmolLM2-135M", 134_515_008), ("org/llama-70b", 70_000_000_000)
@@ -62,3 +62,27 @@ def test_where_frozen_weights_may_be_restored_a_whole_model_may_be_submitted(
     assert found.plan is not None
     assert {module.method for module in found.plan.modules} == {"lora"}
     assert (found.submission_bytes > 1.9 * size) == whole
+
+
+def test_an_upload_that_takes_more_time_than_the_node_keeps_for_it_is_refused() -> None:
+    """8B in 16 bits at 10 MB/s: 1,606 s, where the node keeps 900 s."""
+    llama = ("org/llama-8b", 8_000_000_000)
+    slow = check(llama, 1.0, Transfers(None, 10e6))
+    assert not slow.ok
+    assert "the submission's upload takes 1606 s" in slow.cause
+    assert "900 s" in slow.cause
+    least = check(llama, 1.0, Transfers()).submission_bytes / (UPLOAD_SHARE * 3600)
+    assert not check(llama, 1.0, Transfers(None, 0.99 * least)).ok
+    assert check(llama, 1.0, Transfers(None, 1.01 * least)).ok
+
+
+def test_the_upload_of_a_model_that_is_restored_is_that_of_all_its_weights() -> None:
+    """26 GB at 5 MB/s take 5,200 s; factors alone would be up in a fraction of that."""
+    single = parse_hardware("1xH100-80GB")
+    of_13b = ("org/model", 13 * 10**9, TaskType.INSTRUCT, 4.0, single)
+    slow = Transfers(None, 5e6)
+    factors = check_offer(*of_13b, "maximum_accuracy", None, slow)
+    whole = check_offer(*of_13b, "auto", None, slow)
+    assert factors.ok
+    assert not whole.ok
+    assert "the submission's upload takes 5" in whole.cause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,15 @@ from trainer_node import upload_rate
 from trainer_node.job.inputs import dataset_path, model_path, upload_s, worker_job
 
 JSON = FileFormat.JSON
+H100 = parse_hardware("4xH100-80GB")
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "intermediate_size": 1536,
+    "vocab_size": 49152,
+}
 
 
 def test_a_model_set_by_name_wins(tmp_path: Path) -> None:
@@ -119,7 +129,7 @@ def job_of_8b(hours: float) -> Job:
 
 def reserve_s(settings: Settings, hours: float) -> float:
     job = job_of_8b(hours)
-    return job.deadline_at - worker_job(settings, job, parse_hardware("4xH100-80GB"), 1).ready_by
+    return job.deadline_at - worker_job(settings, job, H100, 1).ready_by
 
 
 def test_an_offer_that_the_planner_refuses_keeps_no_time_for_an_upload(tmp_path: Path) -> None:
@@ -128,6 +138,30 @@ def test_an_offer_that_the_planner_refuses_keeps_no_time_for_an_upload(tmp_path:
     job = job_of_8b(4.0)
     large = replace(job, offer=replace(job.offer, model_params_count=10**12))
     assert upload_s(settings, large, parse_hardware("1xH100-80GB")) == 0.0
+
+
+@pytest.mark.parametrize("model", ["me/llama-8b-ocr", "me/llama-8b-gptq"])
+def test_a_name_that_would_be_refused_keeps_time_for_its_upload(tmp_path: Path, model: str) -> None:
+    """The gateway accepted it by its config: 16 GB over 50 MB/s are 320 s."""
+    settings = Settings(node_dir=str(tmp_path), artifacts_kind="hub")
+    job = job_of_8b(4.0)
+    named = replace(job, offer=replace(job.offer, model=model))
+    assert upload_s(settings, named, H100) == upload_s(settings, job, H100) > 300.0
+
+
+@pytest.mark.parametrize("content", ["config", "", "[]", "[" * 100_000])
+def test_the_config_of_a_copy_states_the_size_that_its_name_does_not(tmp_path: Path, content: str) -> None:
+    """A name without a size is taken for 7 billion parameters; a folder without a good config as well."""
+    (tmp_path / "mystery").mkdir()
+    (tmp_path / "mystery" / "config.json").write_text(json.dumps(SMALL) if content == "config" else content)
+    settings = Settings(node_dir=str(tmp_path), models_dir=str(tmp_path), artifacts_kind="hub")
+    job = job_of_8b(4.0)
+    mystery = replace(job, offer=replace(job.offer, model="me/mystery", model_params_count=None))
+    took_s = upload_s(settings, mystery, H100)
+    if content == "config":
+        assert 0 < took_s < 10
+    else:
+        assert took_s > 200
 
 
 def test_a_run_ends_early_enough_for_its_upload(tmp_path: Path) -> None:
