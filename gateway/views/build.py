@@ -20,6 +20,7 @@ from shared.settings import Settings
 AGREED_SETTINGS = (
     *("slots", "expected_hardware", "profile", "max_hours", "deadline_margin_s", "submit_reserve_s"),
     *("expire_after_s", "heartbeat_missing_s", "hang_s", "max_attempts", "log_max_bytes", "nats_replicas"),
+    "artifacts_kind",
     *("policy", "prior_strength", "evidence_half_life_days", "min_points_per_hour"),
 )
 

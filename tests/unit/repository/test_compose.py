@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.api.tokens import FILE as TOKEN_FILE
+from gateway.upstream.auth import remarks
 from podium.diagnostics.checks import OLDEST_BROKER
 from shared.settings import Settings
 from shared.settings_sources import OF_COMPOSE, load_settings

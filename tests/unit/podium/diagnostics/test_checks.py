@@ -186,6 +186,16 @@ def test_a_healthy_world_is_fine() -> None:
             "warning",
             "PODIUM_MAX_HOURS is 12.0 for the gateway and 96.0",
         ),
+        (
+            {
+                "settings": replace(SETTINGS, artifacts_kind="hub", hub_namespace="me"),
+                "gateway": GatewayVitals(url="g", info=INFO),
+                "chosen": frozenset({"artifacts_kind"}),
+            },
+            "gateway",
+            "warning",
+            "PODIUM_ARTIFACTS_KIND is 'disk' for the gateway and 'hub'",
+        ),
         ({"heartbeats": (beat("a"),)}, "nodes", "error", "no live node holds slot b"),
         ({"heartbeats": (beat("a"), beat("b", epoch=0))}, "nodes", "error", "no live node holds slot b"),
         ({"heartbeats": (*HEALTHY.heartbeats, beat("c"))}, "nodes", "warning", "a node serves slot c"),
