@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.harness.fake_hub import FakeHub
-from gateway.policy.hub_models import LARGEST_CONFIG, HubModels, facts_of_answer
+from gateway.policy.hub_models import AT_ONCE, LARGEST_CONFIG, HubModels, facts_of_answer
 from shared.broker.bus import Bus
 from shared.settings_sources import load_settings
 
@@ -107,6 +108,73 @@ async def test_a_hub_that_was_silent_is_asked_again_later(hub: FakeHub) -> None:
     found = models.facts(model)
     assert found is not None
     assert "mxfp4" in found.refusal
+
+
+@pytest.mark.parametrize("status", [407, 408, 429, 500])
+async def test_a_hub_that_refuses_for_now_is_asked_again_later(hub: FakeHub, status: int) -> None:
+    now = 0.0
+    models = HubModels(load_settings({}, hub_url=hub.url), clock=lambda: now)
+    one, two = publish(hub, "me/one", QUANTISED), publish(hub, "me/two", QUANTISED)
+    hub.fault("resolve", status)
+    await models.look(one)
+    await models.look(two)  # a hub that limits our requests gets no more of them
+    assert hub.seen == ["resolve"]
+    now = 301.0
+    await models.look(one)
+    assert (found := models.facts(one)) is not None
+    assert "mxfp4" in found.refusal
+
+
+async def test_a_repository_that_is_still_filled_is_looked_at_again(hub: FakeHub) -> None:
+    now = 0.0
+    models = HubModels(load_settings({}, hub_url=hub.url), clock=lambda: now)
+    model = publish(hub, "me/new", None)
+    await models.look(model)
+    assert (found := models.facts(model)) is not None
+    assert "no config.json" in found.refusal
+    hub.commit(model, "weights", {"config.json": json.dumps(LLAMA).encode()})
+    now = 299.0
+    await models.look(model)
+    assert models.facts(model) == found
+    now = 301.0
+    await models.look(model)
+    assert (found := models.facts(model)) is not None
+    assert not found.refusal
+    now = 9999.0
+    await models.look(model)
+    assert hub.seen == ["resolve", "resolve"]  # a config is kept
+
+
+async def test_a_model_that_was_not_there_is_looked_at_again(hub: FakeHub) -> None:
+    now = 0.0
+    models = HubModels(load_settings({}, hub_url=hub.url), clock=lambda: now)
+    await models.look("me/late")
+    model = publish(hub, "me/late", QUANTISED)
+    now = 301.0
+    await models.look(model)
+    assert models.facts(model) is not None
+
+
+async def test_a_look_that_waits_for_others_takes_no_longer(hub: FakeHub) -> None:
+    """Four at once, answered after .45 s; the fifth had .6 s of its own from there on."""
+    models = models_of(hub, hub_look_s=0.6)
+    names = [publish(hub, f"me/m{number}", LLAMA) for number in range(AT_ONCE + 1)]
+    holds = [hub.hold("resolve") for _ in range(AT_ONCE)]
+    hub.fault("resolve", "hang")
+    first = [asyncio.create_task(models.look(name)) for name in names[:-1]]
+    await asyncio.sleep(0)
+    started = time.monotonic()
+    last = asyncio.create_task(models.look(names[-1]))
+    await asyncio.sleep(0.45)
+    for hold in holds:
+        hold.released.set()
+    await last
+    assert time.monotonic() - started < 0.9
+    await asyncio.gather(*first)
+    assert all(models.facts(name) is not None for name in names[:-1])
+    assert models.facts(names[-1]) is None
+    await models.look(names[-1])  # it had little time for its request: that is no sign of a silent hub
+    assert models.facts(names[-1]) is not None
 
 
 @pytest.mark.parametrize("model", ["gpt2", "/models/x", "../../etc/passwd", "a/../b", "a/b/c", "a/b?c=d", ""])
