@@ -17,7 +17,7 @@ COPY podium podium
 # New volumes take over these folders' owner.
 RUN useradd --uid 10001 --create-home podium \
     && install -d -o podium /data /var/lib/podium /var/lib/prometheus \
-    /keys /keys/broker /keys/gateway /keys/trainer-a /keys/trainer-b
+    /keys /keys/broker /keys/gateway /keys/metrics /keys/trainer-a /keys/trainer-b
 USER podium
 EXPOSE 7999
 CMD ["python", "-m", "gateway"]

@@ -24,6 +24,8 @@ BROKER = "broker"
 CA = "ca"
 API = "api"
 OWN_TOKEN = "podium"  # name of the token made here
+METRICS = "metrics"  # folder with what Prometheus needs, and no key
+METRICS_TOKEN = "podium.token"
 USERS_FILE = "users.conf"
 CA_FILE = "ca.crt"
 HOSTS = ("nats", "localhost", "127.0.0.1")
@@ -94,17 +96,17 @@ def make_certificates(
 def make_api_token(folder: Path, *, rotate: Iterable[str] = ()) -> list[Path]:
     """Make a token for /v1 if there is none; keep all other lines. Return the written paths.
 
+    Prometheus gets the file's first token in a folder of its own: next to the file is the gateway's seed.
     Raises SettingsError if the existing file is not a token file, and PodiumError if it can't be written.
     """
     path = folder / GATEWAY / TOKEN_FILE
     try:
         text = path.read_text() if path.exists() else ""
-        known = parse_tokens(text, str(path))
-        if known and API not in rotate:
-            return []
-        others = [line for line in text.splitlines() if not line.startswith(f"{OWN_TOKEN}:")]
-        lines = [f"{OWN_TOKEN}: {secrets.token_urlsafe(32)}", *others]
-        return _write(path, "\n".join(lines) + "\n", SECRET)
+        if API in rotate or not parse_tokens(text, str(path)):
+            others = [line for line in text.splitlines() if not line.startswith(f"{OWN_TOKEN}:")]
+            text = "\n".join([f"{OWN_TOKEN}: {secrets.token_urlsafe(32)}", *others]) + "\n"
+        first = parse_tokens(text, str(path))[0].secret
+        return _write(path, text, SECRET) + _write(folder / METRICS / METRICS_TOKEN, first, SECRET)
     except (OSError, UnicodeDecodeError) as error:
         raise _cant_write(folder, error) from error
 

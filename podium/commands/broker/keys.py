@@ -3,6 +3,7 @@
     DIR/<user>/<user>.nk, ca.crt    one folder per user: all that its process needs, no other user's secret
     DIR/broker/users.conf, server.crt, server.key    all that the broker needs
     DIR/gateway/api.token           tokens for /v1; added lines, such as `name: token`, are kept
+    DIR/metrics/podium.token        that file's first token alone, for Prometheus
     DIR/ca/ca.crt, ca.key           only for making certificates: keep it off the machines with services
 
 Existing files are kept, so the command can run before every start; --rotate replaces one item.

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from podium.security.key_files import API, METRICS, METRICS_TOKEN, make_api_token
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.messages import Claimed, GpuStatus, Heartbeat, Phase, Progress, encode
@@ -100,46 +102,84 @@ async def test_panels_and_alerts_ask_for_names_and_labels_that_are_exported(busy
         assert set(re.findall(r"{{(\w+)}}", legend)) <= left, (expression, legend)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is not installed: apt-get install prometheus"
 )
+
+
+@pytest.mark.slow
+@needs_prometheus
 async def test_a_real_prometheus_answers_every_panel(busy: Api, tmp_path: Path) -> None:
-    port, token = free_port(), tmp_path / "token"
+    token = tmp_path / "token"
     token.write_text("not needed on loopback")
-    text = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
+    async with prometheus(busy, token, tmp_path) as client:
+        missing = [target[:2] for target in TARGETS if not any(rate in target[1] for rate in NOTHING_YET)]
+        assert len(missing) > 25
+        end = time.monotonic() + MOST_S
+        while missing:
+            missing = [each for each in missing if not await answer(client, each[1])]
+            assert time.monotonic() < end, missing
+            await asyncio.sleep(0.5)
+        for _, expression, _ in TARGETS:
+            await answer(client, expression)
+        assert await answer(client, 'ALERTS{alertstate="firing"}') == []
+
+
+@pytest.mark.slow
+@needs_prometheus
+async def test_a_real_prometheus_takes_a_rotated_token_by_itself(
+    bus: Bus, start_gateway: Any, tmp_path: Path
+) -> None:
+    make_api_token(tmp_path)
+    token, kept = tmp_path / METRICS / METRICS_TOKEN, tmp_path / "kept"
+    async with (
+        start_gateway(gateway_host="0.0.0.0", api_token_file=str(tmp_path)) as api,  # a token is needed
+        prometheus(api, token, tmp_path) as client,
+    ):
+        await until_up(client, "1")
+        make_api_token(tmp_path, rotate=[API])
+        token.rename(kept)
+        token.write_text("a token that is wrong")  # what is up at the end was scraped with the new one
+        await until_up(client, "0")
+        kept.replace(token)
+        await until_up(client, "1")
+
+
+@asynccontextmanager
+async def prometheus(api: Api, token: Path, folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
+    """A Prometheus with the configuration of compose that scrapes a gateway once a second."""
+    port, text = free_port(), (DEPLOY / "prometheus" / "prometheus.yml").read_text()
     for ours, theirs in (
-        ("gateway:7999", str(busy.client._base_url).removeprefix("http://").rstrip("/")),
+        ("gateway:7999", str(api.client._base_url).removeprefix("http://").rstrip("/")),
         ("/etc/prometheus/alerts.yml", str(DEPLOY / "prometheus" / "alerts.yml")),
-        ("/tmp/podium.token", str(token)),
+        ("/run/podium/podium.token", str(token)),
         ("scrape_interval: 5s", "scrape_interval: 1s"),
     ):
         assert ours in text
         text = text.replace(ours, theirs)
-    (tmp_path / "prometheus.yml").write_text(text)
+    (folder / "prometheus.yml").write_text(text)
     process = await asyncio.create_subprocess_exec(
         "prometheus",
-        f"--config.file={tmp_path / 'prometheus.yml'}",
-        f"--storage.tsdb.path={tmp_path / 'data'}",
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
         stdout=sys.stderr,
         stderr=sys.stderr,
     )
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
-            missing = [target[:2] for target in TARGETS if not any(rate in target[1] for rate in NOTHING_YET)]
-            assert len(missing) > 25
-            end = time.monotonic() + MOST_S
-            while missing:
-                missing = [each for each in missing if not await answer(client, each[1])]
-                assert time.monotonic() < end, missing
-                await asyncio.sleep(0.5)
-            for _, expression, _ in TARGETS:
-                await answer(client, expression)
-            assert await answer(client, 'ALERTS{alertstate="firing"}') == []
+            yield client
     finally:
         process.kill()
         await process.wait()
+
+
+async def until_up(client: aiohttp.ClientSession, value: str) -> None:
+    """Wait until the last scrape worked ("1") or failed ("0")."""
+    end = time.monotonic() + MOST_S
+    while [each["value"][1] for each in await answer(client, "up")] != [value]:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.2)
 
 
 async def answer(client: aiohttp.ClientSession, query: str) -> list[Any]:

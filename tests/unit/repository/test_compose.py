@@ -15,6 +15,7 @@ import pytest
 from gateway.api.tokens import FILE as TOKEN_FILE
 from gateway.upstream.auth import remarks
 from podium.diagnostics.checks import OLDEST_BROKER
+from podium.security.key_files import METRICS, METRICS_TOKEN
 from shared.settings import Settings
 from shared.settings_sources import OF_COMPOSE, load_settings
 
@@ -132,7 +133,13 @@ def test_the_profile_observability_adds_two_services_that_only_this_machine_reac
         files = [volume for volume in found[name]["volumes"] if volume["type"] == "bind"]
         assert files
         assert all(volume["read_only"] and Path(volume["source"]).is_file() for volume in files)
-    assert f"/keys/{TOKEN_FILE}" in found["prometheus"]["entrypoint"][2]
+    secrets = [each for each in found["prometheus"]["volumes"] if each["source"].endswith("keys")]
+    assert [(each["source"], each["read_only"]) for each in secrets] == [("metrics-keys", True)], "no seed"
+    filled = {each["target"]: each["source"] for each in found["keys"]["volumes"]}
+    assert filled[f"/keys/{METRICS}"] == "metrics-keys"
+    assert f"/keys/{METRICS}" in (ROOT / "deploy" / "gateway.Dockerfile").read_text().split()
+    configuration = (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text()
+    assert f"{secrets[0]['target']}/{METRICS_TOKEN}" in configuration
     assert found["prometheus"]["user"].startswith("10001:")  # as who made the token's file
     owned = [volume for volume in found["keys"]["volumes"] if volume["source"] == "prometheus"]
     assert [volume["target"] for volume in owned] == ["/var/lib/prometheus"]

@@ -45,7 +45,9 @@ def test_prometheus_reads_the_queries_the_alerts_and_its_configuration(tmp_path:
     alerts = ROOT / "deploy" / "prometheus" / "alerts.yml"
     (tmp_path / "token").write_text("t")
     local = configuration.replace("/etc/prometheus/alerts.yml", str(alerts))
-    (tmp_path / "prometheus.yml").write_text(local.replace("/tmp/podium.token", str(tmp_path / "token")))
+    (tmp_path / "prometheus.yml").write_text(
+        local.replace("/run/podium/podium.token", str(tmp_path / "token"))
+    )
     for check in (["rules", "panels.yml"], ["rules", str(alerts)], ["config", "prometheus.yml"]):
         done = subprocess.run(
             ["promtool", "check", *check], cwd=tmp_path, capture_output=True, text=True, timeout=60

@@ -25,6 +25,7 @@ def test_keys_are_made_once_and_rotated_one_by_one(
     monkeypatch.setenv("PODIUM_SLOTS", "a,b")
     assert main(["keys", str(tmp_path)]) == 0
     first = content(tmp_path)
+    assert first["gateway/api.token"] == b"podium: " + first["metrics/podium.token"] + b"\n"
     assert len([name for name in first if name.endswith(".nk")]) == len(users(("a", "b")))
     for name in first:
         secret = name.endswith((".nk", ".key", ".token"))
@@ -44,6 +45,8 @@ def test_keys_are_made_once_and_rotated_one_by_one(
     new = token_file.read_text().splitlines()
     assert new[0] != old[0]
     assert new[1:] == old[1:]
+    assert (tmp_path / "metrics" / "podium.token").read_text() == new[0].removeprefix("podium: ")
+    assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["podium.token"]  # no key
     assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
 
     assert main(["keys", str(tmp_path), "--host", "bus.example"]) == 1  # not in the certificate that is there
