@@ -185,11 +185,13 @@ def with_extras(found: Fit, recipe: Recipe, shape: ModelShape, limit: int, *, he
     """Return the fit with what the recipe trains besides the matrices, as far as there is room for it.
 
     They are in a whole model, and in no adapter: it is one where all matrices are dense, as they are in bf16
-    (`dense_as_lora`). Sharded embeddings would be gathered, and their gradients with them.
-    Without `head` the output matrix must stay as it is, and a tied embedding with it.
+    (`dense_as_lora`). Of a mixture of experts only the attention is trained, as an adapter. Sharded
+    embeddings would be gathered, and their gradients with them. Without `head` the output matrix must stay
+    as it is, and a tied embedding with it.
     """
     whole = all(module.method == "dense" for module in found.modules)
-    if not whole or recipe.targets or found.layout.dtype != "bfloat16":
+    most = 2 * sum(module.parameters for module in found.modules) >= shape.linear_parameters
+    if not (whole and most) or recipe.targets or found.layout.dtype != "bfloat16":
         return found
     wants = recipe.embedding_rate > 0 and head and found.layout.parallel != "fsdp2"
     for embeddings in (True, False) if wants else (False,):

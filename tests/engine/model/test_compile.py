@@ -11,6 +11,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from shared.planning.model_shape import Extras
 from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
@@ -61,6 +62,26 @@ def test_a_layer_is_compiled_once_however_many_there_are(
         layer.compile(backend=counter)
     sft.loss(deltas.model, collate(make_examples([9, 20, 33]), [0, 1, 2], 64)).backward()
     assert 0 < counter.frame_count < 12
+
+
+def test_trained_norms_compile_no_layer_again(
+    tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+) -> None:
+    """Norms whose weights are rounded have a class of their own, which must be one for all layers."""
+    extras = Extras(norms=True, embeddings=True, parameters=1)
+    counts = []
+    for layers in (2, 12):
+        torch.compiler.reset()
+        config = AutoConfig.from_pretrained(tiny_model, num_hidden_layers=layers)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / str(layers))
+        plan = make_plan("dense", dtype="bfloat16", extras=extras, lr_norms=1e-3, lr_embeddings=1e-3)
+        deltas = add_deltas(load_model(str(tmp_path / str(layers)), "bfloat16"), plan, 0)
+        counter = CompileCounter()
+        for layer in decoder_layers(deltas.model):
+            layer.compile(backend=counter)
+        sft.loss(deltas.model, collate(make_examples([9, 20, 33]), [0, 1, 2], 64)).backward()
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("recomputed", [False, True])

@@ -132,6 +132,7 @@ def test_their_weights_are_counted(base: Path, make_plan: Callable[..., Plan]) -
     tied = AutoConfig.from_pretrained(base).tie_word_embeddings
     assert len(groups["embeddings"]["params"]) == (1 if tied else 2)
     assert all(weight.dim() == 1 for weight in groups["norms"]["params"])
+    assert {name for name in deltas.parameters if "norm" in name.lower()} == deltas.norms
 
 
 def test_norms_alone_leave_the_embeddings(base: Path, make_plan: Callable[..., Plan]) -> None:

@@ -17,6 +17,6 @@ def reload_s(plan: Plan, base: nn.Module, load_s: float) -> float:
     """
     sharded = plan.parallel == "fsdp2"
     gathers = sharded and not keeps_names(base)
-    dense = any(module.method == "dense" for module in plan.modules)
+    dense = any(module.method == "dense" for module in plan.modules) and not plan.extras.parameters
     compares = dense and (gathers or not sharded) and fit_better(plan, base)
     return load_s * (gathers + compares)

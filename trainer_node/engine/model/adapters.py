@@ -43,6 +43,7 @@ class Deltas:
     lora: bool  # some modules have LoRA factors
     dense: bool  # some modules train their own weight
     targets: tuple[str, ...] = ()  # all trained modules in PEFT's words
+    norms: frozenset[str] = frozenset()
     embeddings: frozenset[str] = frozenset()  # the parameters that are embeddings, or the output matrix
 
     @property
@@ -60,17 +61,17 @@ class Deltas:
         }
         members: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
         for name, parameter in self.parameters.items():
-            members[self._group_of(name, parameter)].append(parameter)
+            members[self._group_of(name)].append(parameter)
         return [
             {"name": name, "params": members[name], "lr": rate, "weight_decay": plan.weight_decay}
             for name, rate in groups.items()
             if members[name]
         ]
 
-    def _group_of(self, name: str, parameter: Tensor) -> str:
+    def _group_of(self, name: str) -> str:
         if name in self.embeddings:
             return "embeddings"
-        if parameter.dim() == 1:
+        if name in self.norms:
             return "norms"
         return "lora" if ".lora_" in name else "dense"
 
@@ -141,8 +142,11 @@ def add_deltas(model: PreTrainedModel, plan: Plan, seed: int) -> Deltas:
     bf16 = plan.dtype == "bfloat16"
     empty = any(weight.is_meta for weight in network.parameters())
     labels = LabelModel(network, bf16) if empty else label_model(network, bf16=bf16)
-    embeddings = frozenset(name for name, weight in parameters.items() if any(weight is one for one in apart))
-    return Deltas(labels, parameters, bool(ranks), bool(dense), tuple(words), embeddings)
+    norms, embeddings = (
+        frozenset(name for name, weight in parameters.items() if any(weight is one for one in kind))
+        for kind in apart
+    )
+    return Deltas(labels, parameters, bool(ranks), bool(dense), tuple(words), norms, embeddings)
 
 
 def _recompute_activations(model: PreTrainedModel) -> None:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from shared.messages import Hardware, TaskType
 from shared.planning.hardware import parse_hardware, usable_memory
 from shared.planning.memory_fit import Layout, estimate, split
-from shared.planning.model_shape import ModelShape, extras_of, shape_from_params
+from shared.planning.model_shape import ModelShape, extras_of, shape_from_config, shape_from_params
 from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import EMBEDDING_RATE, NORM_RATE, resolve
@@ -58,6 +58,22 @@ def test_sharded_models_train_their_norms_only() -> None:
     plan = plan_of(shape_from_params(8_030_000_000), hardware=HALF)
     assert plan.parallel == "fsdp2"
     assert (plan.extras.norms, plan.extras.embeddings) == (True, False)
+
+
+def test_a_mixture_of_experts_stays_an_adapter() -> None:
+    """Its attention is a small part of it: the whole model would be twenty times as large to upload."""
+    config = {
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "intermediate_size": 1024,
+        "vocab_size": 50_304,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+    }
+    plan = plan_of(shape_from_config(config))
+    assert {module.method for module in plan.modules} == {"dense"}
+    assert plan.extras.parameters == 0
 
 
 def test_an_adapter_has_none_of_them() -> None:
