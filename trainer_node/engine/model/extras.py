@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from shared.planning.plan import Plan
 
-# torch makes a class for each module whose weight is rounded. The compiler would compile every layer again, for
-# the classes of its norms, and give up after eight: those of one kind share the first one's.
+# torch makes a class for each module whose weight is rounded. The compiler would compile every layer again
+# for the classes of its norms, and give up after eight: those of one kind share the first one's.
 _CLASSES: dict[tuple[Any, ...], type] = {}
 ROUNDED = re.compile(r"\.parametrizations\.(\w+)\.original$")  # the end of a rounded weight's own name
 
