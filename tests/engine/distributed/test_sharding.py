@@ -36,8 +36,11 @@ def numbers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.mark.parametrize(
     ("way", "kind"),
-    [(way, kind) for way in ("ddp", "fsdp2") for kind in ("lora", "dense", "mixed", "norms")]
-    + [("ddp", "everything")],
+    [
+        (way, kind)
+        for way in ("ddp", "fsdp2")
+        for kind in ("lora", "dense", "mixed", "norms", "everything")  # the last one if memory runs out
+    ],
 )
 def test_two_processes_compute_what_one_does(
     way: str, kind: str, numbers: dict[str, dict[str, torch.Tensor]]
@@ -50,8 +53,10 @@ def test_two_processes_compute_what_one_does(
         torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-6)
 
 
-def test_mixed_precision_is_the_same_sharded(numbers: dict[str, dict[str, torch.Tensor]]) -> None:
+@pytest.mark.parametrize("kind", ["bf16", "bf16-norms", "bf16-everything"])
+def test_mixed_precision_is_the_same_sharded(kind: str, numbers: dict[str, dict[str, torch.Tensor]]) -> None:
     """Frozen bf16 and trained fp32 in one group; sums are rounded in another order."""
-    wanted, found = numbers["ddp-bf16"], numbers["fsdp2-bf16"]
+    wanted, found = numbers[f"ddp-{kind}"], numbers[f"fsdp2-{kind}"]
+    assert wanted.keys() == found.keys()
     torch.testing.assert_close(found["losses"], wanted["losses"], rtol=0, atol=2e-2)
     assert found["losses"][-1] < found["losses"][0]
