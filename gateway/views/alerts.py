@@ -68,20 +68,23 @@ def _of_gateway(info: GatewayInfo) -> Iterator[Alert]:
 
 def _of_slots(ledger: Ledger, presence: Presence, settings: Settings, now: float) -> Iterator[Alert]:
     for slot in settings.slots:
-        sign, holder = presence.sign(slot), ledger.holder(slot, now)
+        sign, drain, holder = presence.sign(slot), ledger.drain_of(slot), ledger.holder(slot, now)
+        task = holder.record.task if holder is not None and holder.job is not None else None
+        # A drained slot without a job may be stopped and repaired: an operator said so.
+        trouble = _error if drain is None or task is not None else _warning
         if not presence.live(slot):
-            kept = f"; it holds {holder.record.task}" if holder and holder.job else ""
+            kept = f"; it holds {task}" if task is not None else ""
             do = "start its trainer node, or look at its log"
-            yield _error(f"slot {slot} has no live node{kept}", do, slot=slot)
+            yield trouble(f"slot {slot} has no live node{kept}", do, slot=slot)
         elif sign and sign.heartbeat:
             if (shows := sign.hardware.name) != (wanted := parse_hardware(settings.expected_hardware).name):
                 what = f"slot {slot} shows {shows} instead of {wanted}: no offer is accepted for it"
-                yield _error(what, "repair its GPUs, or set PODIUM_EXPECTED_HARDWARE", slot=slot)
+                yield trouble(what, "repair its GPUs, or set PODIUM_EXPECTED_HARDWARE", slot=slot)
             for fault in sign.heartbeat.faults:
                 do = "repair it; until then this slot is offered no job (`podium doctor --self-test`)"
-                yield _error(f"slot {slot}: {fault}", do, slot=slot)
+                yield trouble(f"slot {slot}: {fault}", do, slot=slot)
 
-        if (drain := ledger.drain_of(slot)) is not None:
+        if drain is not None:
             what = f"slot {slot} is drained for {_span(now - drain.at)}: it gets no new job ({drain.reason})"
             yield _warning(what, f"`podium resume {slot}` when it may work again", slot=slot)
 

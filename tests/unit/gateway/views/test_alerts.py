@@ -29,7 +29,6 @@ from shared.messages import (
 from shared.settings import Settings
 
 NOW = 100_000.0
-SETTINGS = Settings(slots=("a",), expected_hardware="cpu")
 CPU = Hardware(device="cpu", count=2, memory_bytes=8 << 30)
 GOOD = GatewayInfo(
     gateway="g",
@@ -49,7 +48,8 @@ GOOD = GatewayInfo(
 class House:
     """One slot with a live node, and a job in the logs."""
 
-    def __init__(self, *, alive: bool = True, faults: tuple[str, ...] = ()) -> None:
+    def __init__(self, *, alive: bool = True, faults: tuple[str, ...] = (), expected: str = "cpu") -> None:
+        self.settings = Settings(slots=("a",), expected_hardware=expected)
         self.ledger = Ledger()
         self.presence = Presence(5.0)
         self.stored = 0
@@ -80,7 +80,7 @@ class House:
         self.store(subjects.STATE_STREAM, subjects.state("a", "t"), message)
 
     def alerts(self, info: GatewayInfo = GOOD) -> list[str]:
-        found = alerts_of(info, self.ledger, self.presence, SETTINGS, NOW)
+        found = alerts_of(info, self.ledger, self.presence, self.settings, NOW)
         assert all(alert.do for alert in found)
         order = [alert.level for alert in found]
         assert order == sorted(order, key=lambda level: level is not AlertLevel.ERROR)
@@ -119,11 +119,8 @@ def test_troubles_of_the_gateway(change: dict[str, Any], expected: str) -> None:
 
 
 def test_a_slot_with_other_hardware_is_no_silent_cpu() -> None:
-    settings = Settings(slots=("a",), expected_hardware="4xH100-80GB")
-    house = House()
-    (alert,) = alerts_of(GOOD, house.ledger, house.presence, settings, NOW)
-    assert alert.level is AlertLevel.ERROR
-    assert alert.what == "slot a shows cpu instead of 4xH100-80GB: no offer is accepted for it"
+    expected = "error: slot a shows cpu instead of 4xH100-80GB: no offer is accepted for it"
+    assert House(expected="4xH100-80GB").alerts() == [expected]
 
 
 def test_a_drained_slot_is_not_forgotten() -> None:
@@ -141,6 +138,25 @@ def test_a_slot_without_node_or_with_a_fault() -> None:
     silent.job()
     assert silent.alerts() == ["error: slot a has no live node; it holds t"]
     assert House(faults=("GPU 3 is slow",)).alerts() == ["error: slot a: GPU 3 is slow"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "what"),
+    [
+        ({"alive": False}, "slot a has no live node"),
+        ({"faults": ("GPU 3 is slow",)}, "slot a: GPU 3 is slow"),
+        ({"expected": "4xH100-80GB"}, "slot a shows cpu instead of 4xH100-80GB: no offer is accepted for it"),
+    ],
+)
+def test_a_drained_slot_without_a_job_may_be_repaired(trouble: dict[str, Any], what: str) -> None:
+    house = House(**trouble)
+    drain = SlotDrain(record_id="d", slot="a", drained=True, reason="new disk", at=NOW - 7200)
+    drained = "warning: slot a is drained for 2.0 h: it gets no new job (new disk)"
+    house.store(subjects.JOBS_STREAM, subjects.drain("a"), drain)
+    assert house.alerts() == [f"warning: {what}", drained]
+    house.job()
+    troubles, _ = house.alerts()
+    assert troubles.startswith(f"error: {what}"), "its job is lost"
 
 
 @pytest.mark.parametrize(
