@@ -7,6 +7,7 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -55,6 +56,10 @@ def default_url() -> str:
 def find_gateway(url: str | None = None) -> Client:
     """Return a client of the gateway at `url` (default: the settings' one), with the settings' token."""
     return Client(url or default_url(), own_token(load_settings()))
+
+
+class GatewayAwayError(PodiumError):
+    """No gateway answers, or it can't at the moment: one that restarts does later."""
 
 
 class Client:
@@ -161,7 +166,8 @@ class Client:
         status, answer = self._request(path, body, timeout_s)
         if status != 200:
             refusal = _refusal(status, answer)
-            raise PodiumError(f"the gateway at {self.url} answered {refusal.status}: {refusal.detail}")
+            failure = GatewayAwayError if status == HTTPStatus.SERVICE_UNAVAILABLE else PodiumError
+            raise failure(f"the gateway at {self.url} answered {refusal.status}: {refusal.detail}")
         try:
             return msgspec.json.decode(answer, type=kind)
         except msgspec.DecodeError as error:
@@ -179,7 +185,8 @@ class Client:
             return fetch(request, timeout_s)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            raise PodiumError(f"no gateway at {self.url}: {reason}; is `podium up` running?") from error
+            what = f"no gateway at {self.url}: {reason}; is `podium up` running?"
+            raise GatewayAwayError(what) from error
 
 
 # Without proxies: what is sent to the gateway or the broker must not pass one that is set for the internet.

@@ -16,10 +16,9 @@ from rich.table import Table
 
 from gateway.views.schemas import TaskView
 from podium.arguments import add_url, examples
-from podium.client import ENDED, find_gateway
+from podium.client import ENDED, GatewayAwayError, find_gateway
 from podium.console import make_console
 from podium.sparkline import sparkline
-from shared.errors import PodiumError
 from shared.messages import Phase
 from shared.subjects import task_key
 
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         while True:
             try:
                 tasks, connected = client.tasks(), True
-            except PodiumError as error:  # wait for a gateway that has answered before
+            except GatewayAwayError as error:  # wait for a gateway that has answered before
                 if not connected:
                     raise
                 print(f"waiting: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.views.schemas import SlotView
 from podium.arguments import add_url, examples
-from podium.client import Client, find_gateway
+from podium.client import Client, GatewayAwayError, find_gateway
 from shared.errors import PodiumError
 
 POLL_S = 1.0
@@ -77,7 +77,12 @@ def _until_empty(client: Client, view: SlotView) -> SlotView:
             print(f"waiting: slot {view.slot} has {view.task} ({view.state})", file=sys.stderr)
         time.sleep(POLL_S)
         try:
-            view = next(each for each in client.slots() if each.slot == view.slot)
-        except PodiumError as error:
+            slots = client.slots()
+        except GatewayAwayError as error:
             print(f"waiting: {error}", file=sys.stderr)
+            continue
+        found = next((each for each in slots if each.slot == view.slot), None)
+        if found is None:
+            raise PodiumError(f"slot {view.slot} is not among the gateway's slots any more: see PODIUM_SLOTS")
+        view = found
     return view
