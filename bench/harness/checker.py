@@ -69,7 +69,8 @@ async def read_all(bus: Bus, stream: str) -> list[Record]:
 
 async def read_logs(bus: Bus) -> Logs:
     """Read both logs completely."""
-    stored = [decode_job_record(record.data) for record in await read_all(bus, subjects.JOBS_STREAM)]
+    records = await read_all(bus, subjects.JOBS_STREAM)
+    stored = [decode_job_record(record.data) for record in records if not subjects.is_drain(record.subject)]
     states = [decode_state_record(record.data) for record in await read_all(bus, subjects.STATE_STREAM)]
     chains: dict[str, list[StateRecord]] = {}
     for state in states:

@@ -70,7 +70,7 @@ def _of_slots(ledger: Ledger, presence: Presence, settings: Settings, now: float
     for slot in settings.slots:
         sign, drain, holder = presence.sign(slot), ledger.drain_of(slot), ledger.holder(slot, now)
         task = holder.record.task if holder is not None and holder.job is not None else None
-        # A drained slot without a job may be stopped and repaired: an operator said so.
+        # A drained slot without a job may be stopped and repaired: its operator is there.
         trouble = _error if drain is None or task is not None else _warning
         if not presence.live(slot):
             kept = f"; it holds {task}" if task is not None else ""

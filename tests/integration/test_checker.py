@@ -18,6 +18,7 @@ from shared.messages import (
     Offer,
     Result,
     ResultStatus,
+    SlotDrain,
     Submitting,
     TaskType,
     encode,
@@ -111,6 +112,16 @@ async def test_a_good_run_is_clean(bus: Bus, tmp_path: Path) -> None:
     report = await judge(bus, tmp_path, {"t1"})
     assert report.clean, report.findings
     assert (report.jobs, report.results, report.resumes) == (1, {"submitted": 1}, 1)
+
+
+async def test_the_drain_of_a_slot_is_no_job(bus: Bus, tmp_path: Path) -> None:
+    await store_job(bus, "t1")
+    await store_result(bus, "t1", digest=store_artifact(tmp_path / "artifacts", "t1"))
+    drain = SlotDrain(record_id="d", slot="a", drained=True, reason="new disk", at=50.0)
+    await bus.append(subjects.JOBS_STREAM, subjects.drain("a"), encode(drain))
+    report = await judge(bus, tmp_path, {"t1"})
+    assert report.clean, report.findings
+    assert report.jobs == 1
 
 
 async def test_every_violation_is_seen(bus: Bus, tmp_path: Path) -> None:
