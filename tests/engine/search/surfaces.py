@@ -20,13 +20,19 @@ def searched(
     epoch_tokens: int = 10_000,
     examples: int = 500,
     single: frozenset[str] = frozenset(),
+    all_rows: float = 1.0,
 ) -> tuple[list[TrialResult], float]:
     """All trials of one job on a surface, and the time left."""
     done: list[TrialResult] = []
     left = seconds
     while True:
         budget = plenty(
-            left_s=left, epoch_tokens=epoch_tokens, examples=examples, all_s=seconds, single=single
+            left_s=left,
+            epoch_tokens=epoch_tokens,
+            examples=examples,
+            all_s=seconds,
+            single=single,
+            all_rows=all_rows,
         )
         trial = next_trial(START, done, budget)
         if trial is None:

@@ -19,7 +19,7 @@ from trainer_node.engine.search.strategy import (
     next_trial,
     with_prior,
 )
-from trainer_node.engine.search.trial import Trial, TrialResult
+from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 
 
 def test_with_more_time_the_search_goes_on_from_the_best_short_trial() -> None:
@@ -120,6 +120,32 @@ def test_with_little_time_short_trials_choose_the_rate_of_one_long_run() -> None
     assert sum(result.train_s for result in probes) <= 2 * PROBE_SHARE * 9000
     assert 1.0 < main.trial.rate < 3.5  # towards 3, less what a longer run wants
     assert left < 0.05 * 9000
+
+
+def test_a_long_run_is_followed_by_a_pass_over_the_development_rows() -> None:
+    done, left = searched(bowl(3.0, 2.0, 32), 9000.0, epoch_tokens=10_000_000, examples=50_000, all_rows=1.1)
+    *_, main, last = (result.trial for result in done)
+    assert main.main
+    assert last == last_pass_of(main)
+    assert (last.rate, last.epochs, last.refit) == (main.rate / 4, 1.0, True)
+    assert 0 <= left < 0.05 * 9000
+
+
+def test_no_pass_follows_a_long_run_that_was_worse_than_a_probe_or_has_no_loss() -> None:
+    for long_loss in (9.0, None):
+
+        def loss(trial: Trial, long_loss: float | None = long_loss) -> float | None:
+            return long_loss if trial.main else bowl(3.0, 2.0, 32)(trial)
+
+        done, _ = searched(loss, 9000.0, epoch_tokens=10_000_000, examples=50_000, all_rows=1.1)
+        assert any(result.trial.main for result in done)
+        assert not any(result.trial.last_pass for result in done)
+
+
+def test_a_pass_that_would_take_most_of_the_time_is_not_planned() -> None:
+    done, _ = searched(bowl(3.0, 2.0, 32), 20.0, epoch_tokens=100_000, examples=500, all_rows=2.0)
+    assert done[0].trial.main
+    assert done[0].trial.leaves_s == 0.0
 
 
 def test_without_time_for_short_trials_there_is_one_run() -> None:

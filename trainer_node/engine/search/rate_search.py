@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from shared.planning.plan import Plan
 from shared.planning.throughput import FILL
 from trainer_node.engine.search.strategy import Budget
-from trainer_node.engine.search.trial import Trial, TrialResult
+from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 
 SHARE = 0.20  # of the time, for all probes together
 FILLED = 0.95  # of SHARE is planned: a probe is a whole number of steps
@@ -33,7 +33,6 @@ CHECK_STEPS, COARSE_STEPS, FINE_STEPS = (15, 100), (25, 100), (50, 150)
 FINE_EPOCHS, GAP_EPOCHS = 1.0, 2.0  # that must be affordable for the fine stage, and for the last one
 USABLE, STRETCH = 0.85, 1.25  # of the time left; epochs are planned for so much more, and the clock ends them
 LEAST_EPOCHS, MOST_EPOCHS, MOST_EPOCHS_FEW, FEW_ROWS = 1.3, 3.0, 4.0, 10_000
-LAST_PASS_RATE = 0.25  # of the run's: one pass over the development rows ends it
 SNAPSHOTS, SOUP_SHARE = 8, 0.04  # averages to score, in so much of the time: its soup has a few minutes
 LATE = 1.15  # what comes after the run may take so much longer than it should
 DIVERGED = 0.1  # of the lowest rate, if no probe gives a number
@@ -44,10 +43,10 @@ class Judge(Struct, frozen=True):
 
     tolerance: float = TOLERANCE
     highest: float = math.inf  # factor on the plan's rate
-    last_pass: float = 0.0  # rate of a pass over the development rows, as a share of the run's; 0: none
+    last_pass: bool = False  # a pass over the development rows ends the run
 
 
-OF_TEXT = Judge(last_pass=LAST_PASS_RATE)
+OF_TEXT = Judge(last_pass=True)
 # A rate too high for pairs lowers their training loss by letting both log-probabilities collapse, so they are
 # compared on development rows, and no rate is above the plan's. A pass over these rows is known of text only.
 OF_PAIRS = Judge(tolerance=0.0, highest=1.0)
@@ -145,7 +144,7 @@ def _main(start: Trial, rate: float, budget: Budget, judge: Judge) -> Trial:
     """Return the run that counts; it leaves time to score averages and to pass over the development rows."""
     leaves_s = min(SNAPSHOTS * budget.score_s, SOUP_SHARE * budget.all_s)
     if judge.last_pass:
-        leaves_s += LATE * _last_pass_s(budget)
+        leaves_s += LATE * budget.last_pass_s
     left_s = budget.left_s - budget.trial_s - leaves_s
     affordable = USABLE * left_s * budget.tokens_per_s / budget.epoch_tokens
     most = MOST_EPOCHS_FEW if budget.examples < FEW_ROWS else MOST_EPOCHS
@@ -155,11 +154,6 @@ def _main(start: Trial, rate: float, budget: Budget, judge: Judge) -> Trial:
 
 def _last_pass(run: TrialResult, budget: Budget, judge: Judge) -> Trial | None:
     """Return one pass over the development rows from the run's weights, if there is time for it."""
-    if not judge.last_pass or run.loss is None or _last_pass_s(budget) > budget.left_s:
+    if not judge.last_pass or run.loss is None or budget.last_pass_s > budget.left_s:
         return None
-    trial = replace(run.trial, main=False, refit=True, last_pass=True, leaves_s=0.0)
-    return replace(trial, rate=judge.last_pass * trial.rate, epochs=1.0)
-
-
-def _last_pass_s(budget: Budget) -> float:
-    return budget.trial_s + (budget.all_rows - 1.0) * budget.epoch_tokens / budget.tokens_per_s
+    return last_pass_of(run.trial)

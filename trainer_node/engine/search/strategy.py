@@ -30,7 +30,7 @@ from trainer_node.engine.search.neighbours import (
     neighbours,
     refuted,
 )
-from trainer_node.engine.search.trial import Trial, TrialResult
+from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 
 LEAST_STEPS = 100  # of a first trial, if a batch leaves so many: batch 4 beats 8 by .01 to .04 on 250 rows
 SHORT_STEPS, SHORT_RATE = 150, 2.7  # with so few steps so many times the plan's rate: `with_prior`
@@ -48,6 +48,7 @@ SAFETY = 1.05  # a trial may take this much longer than those before it
 SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for WANTED_REFITS
 WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
 MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
+LAST_PASS_SHARE = 0.3  # of the time, at most, for a pass over the development rows after the main run
 AFTER_LOWEST = 1.25  # a run this much longer than to the lowest point of the one before ends at its own
 
 
@@ -69,6 +70,8 @@ class Budget(Struct, frozen=True, kw_only=True):
 
     def cost_s(self, trial: Trial) -> float:
         """Return the seconds that a trial takes."""
+        if trial.last_pass:
+            return self.last_pass_s
         tokens = trial.epochs * self.epoch_tokens * (self.all_rows if trial.refit else 1.0)
         return self.trial_s + tokens / self.tokens_per_s
 
@@ -85,6 +88,11 @@ class Budget(Struct, frozen=True, kw_only=True):
         turns = math.ceil(self.refits(trial, count) / self.width)
         return turns * self.cost_s(replace(trial, refit=True))
 
+    @property
+    def last_pass_s(self) -> float:
+        """Return the seconds that one pass over the development rows takes."""
+        return self.trial_s + (self.all_rows - 1.0) * self.epoch_tokens / self.tokens_per_s
+
     def steps(self, trial: Trial) -> float:
         """Return the optimiser steps of a trial."""
         return trial.epochs * self.examples / trial.batch
@@ -100,6 +108,8 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
     refits = [result for result in done if result.trial.refit]
     best = best_of(done)
     if refits:
+        if refits[-1].trial.last_pass:
+            return None
         return _refit(refits[0].trial, len(refits), budget)
     if all(result.trial.short for result in done):
         return _rate_or_whole(done, budget)
@@ -108,7 +118,9 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
         return _probe_or_main(start, done, budget)
     if trial := _search(best.trial if best else done[0].trial, best, start, done, budget):
         return trial
-    return _refit(settled(best), 0, budget) if best else None
+    if best is None:
+        return None
+    return _refit(settled(best), 0, budget) or _last_pass(best, done[-1], budget)
 
 
 def arm_name(plan: Plan) -> str:
@@ -264,9 +276,20 @@ def _probe(trial: Trial, budget: Budget) -> Trial | None:
 
 
 def _main(trial: Trial, budget: Budget) -> Trial:
-    """Return the run that takes the rest of the time."""
-    epochs = (budget.left_s - budget.trial_s) * budget.tokens_per_s / budget.epoch_tokens
-    return replace(trial, epochs=min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs)), main=True)
+    """Return the run that takes the rest of the time, but for a pass over the development rows."""
+    after_s = SAFETY * budget.last_pass_s if budget.all_rows > 1.0 else 0.0
+    leaves_s = after_s if after_s <= LAST_PASS_SHARE * budget.left_s else 0.0
+    epochs = (budget.left_s - budget.trial_s - leaves_s) * budget.tokens_per_s / budget.epoch_tokens
+    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs))
+    return replace(trial, epochs=epochs, main=True, leaves_s=leaves_s)
+
+
+def _last_pass(best: TrialResult, newest: TrialResult, budget: Budget) -> Trial | None:
+    """Return a pass over the development rows from the weights of the main run, if it is the best one."""
+    if newest is not best or not best.trial.main or budget.all_rows <= 1.0:
+        return None
+    last = last_pass_of(best.trial)
+    return last if budget.cost_s(last) <= budget.left_s else None
 
 
 def _probe_or_main(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budget) -> Trial | None:

@@ -13,6 +13,7 @@ from shared.files import write_atomically
 from shared.planning.plan import Plan
 
 FILE = "search.json"
+LAST_PASS_RATE = 0.25  # of the run's: one pass over the development rows ends it
 MOST_STARTS = 2  # of a worker in a trial without a checkpoint of it; the node gives up a job after 3
 
 
@@ -38,6 +39,12 @@ class Trial(Struct, frozen=True, kw_only=True):
         epochs = f"{self.epochs:.2g}"
         noun = "epoch" if epochs == "1" else "epochs"
         return f"{self.arm}, rate x {self.rate:.2g}, {epochs} {noun}, batch {self.batch}{order}"
+
+
+def last_pass_of(trial: Trial) -> Trial:
+    """Return the pass over the development rows that goes on from a trial's weights."""
+    rate = LAST_PASS_RATE * trial.rate
+    return replace(trial, rate=rate, epochs=1.0, main=False, refit=True, last_pass=True, leaves_s=0.0)
 
 
 class TrialResult(Struct, frozen=True, kw_only=True):
