@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,16 +133,47 @@ def test_one_that_can_not_write_is_reported_by_rank_0_and_the_older_one_stays(
     assert savers[0].make_room(sizes, 0) is CheckpointContent.NARROW_MOMENTS
 
 
-def test_a_full_disk_is_known_at_once_and_what_filled_it_is_removed(
+def test_a_process_that_still_writes_finds_no_folder_when_rank_0_gives_up(
     savers: list[Saver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without its files removed not even the note fits that says so."""
+    """A file that appears while the folder is deleted would keep it on a disk that may be full."""
+    folders, there = list[Path](), list[bool]()
+    real = shutil.rmtree
+
+    def deleted(path: Path, **options: Any) -> None:
+        there.extend(folder.exists() for folder in folders)
+        real(path, **options)
+
+    def full(path: Path, *_: object, **__: object) -> object:
+        folders.append(path.parent)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    monkeypatch.setattr(shutil, "rmtree", deleted)
+    _save(savers, 9, only=1)
+    savers[0].wait()
+    assert there == [False]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def _begun_by_the_first(
+    savers: list[Saver], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], Path]:
+    """Rank 0 has written its part of a checkpoint: what it will say, and the checkpoint's folder."""
     monkeypatch.setattr(checkpoint_parts, "MOST_WAIT_S", WAIT_S)
     said: list[str] = []
     savers[0].report = said.append
     _save(savers, 9, only=1)
-    (folder,) = tmp_path.glob(".tmp-*")
+    (folder,) = place.glob(".tmp-*")
     _wait_until(lambda: len(list(folder.glob("*.safetensors"))) == 2)
+    return said, folder
+
+
+def test_a_full_disk_is_known_at_once_and_what_filled_it_is_removed(
+    savers: list[Saver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has room for the note only after the files that this rank began are removed."""
+    said, folder = _begun_by_the_first(savers, tmp_path, monkeypatch)
     _limit_disk(tmp_path, _bytes(tmp_path) + 250, monkeypatch)  # for the note, and for less than a part
     savers[1].begin(position(9), _groups(1), writer=Writer(1, WORLD, folder))
     savers[1].wait()
@@ -153,12 +186,7 @@ def test_a_full_disk_is_known_at_once_and_what_filled_it_is_removed(
 def test_without_room_for_a_word_the_folder_is_taken_away(
     savers: list[Saver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_parts, "MOST_WAIT_S", WAIT_S)
-    said: list[str] = []
-    savers[0].report = said.append
-    _save(savers, 9, only=1)
-    (folder,) = tmp_path.glob(".tmp-*")
-    _wait_until(lambda: len(list(folder.glob("*.safetensors"))) == 2)
+    said, folder = _begun_by_the_first(savers, tmp_path, monkeypatch)
     _limit_disk(tmp_path, 0, monkeypatch)
     for rank in (1, 2):
         savers[rank].begin(position(9), _groups(rank), writer=Writer(rank, WORLD, folder))

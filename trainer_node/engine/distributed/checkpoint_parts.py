@@ -73,10 +73,7 @@ class Writer(Struct, frozen=True):
         try:
             self.leave(_note_on(error))
         except OSError:
-            taken = self.folder.with_name(f"{self.folder.name}-{self.rank}")
-            with suppress(OSError):
-                os.rename(self.folder, taken)
-            shutil.rmtree(taken, ignore_errors=True)
+            take_away(self.folder, self.rank)
 
     def others(self) -> dict[str, FileEntry]:
         """Wait for all other processes' files. Raises OSError when one could not write, or none came."""
@@ -109,6 +106,17 @@ class Writer(Struct, frozen=True):
             raise OSError(note.errno, text) if note.errno else OSError(text)
         place.unlink()
         return note
+
+
+def take_away(folder: Path, rank: int = 0) -> None:
+    """Delete a folder into which other processes may still write, under a name where they don't find it.
+
+    A file that appeared while it was deleted would keep it, and the disk may be full.
+    """
+    taken = folder.with_name(f"{folder.name}-{rank}")
+    with suppress(OSError):
+        os.rename(folder, taken)
+    shutil.rmtree(taken, ignore_errors=True)
 
 
 def _note_on(error: Exception) -> Note:

@@ -25,7 +25,14 @@ from msgspec import Struct
 from safetensors.torch import load_file
 
 from shared.files import file_digest, sync, write_atomically
-from trainer_node.engine.distributed.checkpoint_parts import FileEntry, Note, Writer, blocks, group_of
+from trainer_node.engine.distributed.checkpoint_parts import (
+    FileEntry,
+    Note,
+    Writer,
+    blocks,
+    group_of,
+    take_away,
+)
 from trainer_node.engine.distributed.weight_slices import joined
 from trainer_node.engine.train.dev_curve import DevCurve
 from trainer_node.engine.train.health import Health
@@ -131,7 +138,7 @@ def save(
             shutil.rmtree(final)
         os.replace(temporary, final)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        take_away(temporary)
     sync(folder)
     for old in set(_folders(folder)) - kept(folder):
         shutil.rmtree(old)
