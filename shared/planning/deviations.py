@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from shared.messages import Hardware
 from shared.planning.hardware import is_cpu, usable_memory
+from shared.planning.memory_fit import holds_extras
 from shared.planning.model_shape import ModelShape, ModulePlan
 from shared.planning.plan import Deviation, Plan, Step
 from shared.planning.profiles import (
@@ -26,6 +27,7 @@ def deviations(
     memory = f"{plan.memory_bytes / 2**30:.1f} of {usable_memory(hardware) / 2**30:.1f} GB"
     return [
         *_of_modules(recipe, plan),
+        *_of_extras(recipe, plan, shape, pairs),
         *(_of_given_rate(recipe, plan) if recipe.rate else _of_rates(plan, shape, pairs)),
         *_of_lengths(recipe, plan),
         *_of_batch(recipe, plan, step),
@@ -58,7 +60,6 @@ def _of_modules(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
                 f"LoRA rank {rank}, alpha {modules[0].alpha:g}",
                 "the highest rank whose weights, gradients and optimiser fit in memory; alpha/rank is kept",
             )
-    yield from _of_extras(recipe, plan)
     if recipe.dropout > 0 and any(module.method == "dense" for module in plan.modules):
         yield Deviation(
             "dropout",
@@ -68,18 +69,22 @@ def _of_modules(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
         )
 
 
-def _of_extras(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
-    if (recipe.norm_rate and not plan.extras.norms) or (recipe.embedding_rate and not plan.extras.embeddings):
-        frozen = [] if plan.extras.norms or not recipe.norm_rate else ["norms"]
-        frozen += (
-            [] if plan.extras.embeddings or not recipe.embedding_rate else ["embeddings", "output matrix"]
-        )
-        reason = (
-            "a whole model holds them, which is submitted where all matrices are trained whole, in bfloat16"
-            if any(module.method == "lora" for module in plan.modules) or plan.dtype != "bfloat16"
-            else "they don't fit in memory, or what is scored is relative to the base model"
-        )
-        yield Deviation(", ".join(frozen), "trained", "frozen", reason)
+def _of_extras(recipe: Recipe, plan: Plan, shape: ModelShape, pairs: bool) -> Iterator[Deviation]:
+    frozen = ["norms"] if recipe.norm_rate and not plan.extras.norms else []
+    if recipe.embedding_rate and not plan.extras.embeddings:
+        frozen += ["embeddings", "output matrix"]
+    if frozen:
+        yield Deviation(", ".join(frozen), "trained", "frozen", _why_frozen(plan, shape, pairs))
+
+
+def _why_frozen(plan: Plan, shape: ModelShape, pairs: bool) -> str:
+    if not holds_extras(shape, plan.modules, plan.dtype):
+        return "an adapter is submitted, which has no place for them"
+    if pairs:
+        return "what rates they want for preference pairs isn't known"
+    if plan.parallel == "fsdp2":
+        return "each device would hold all of them, with their gradients, next to its part of the layers"
+    return "they don't fit in memory, or the score has a distance from the base model's output"
 
 
 def _break_even(module: ModulePlan) -> int:

@@ -31,7 +31,7 @@ LOWER_RANKS = (1024, 512, 256, 128, 64, 32, 16, 8)
 # Of each weight of a trained output matrix: its gradient in fp32, a copy of that in the products' dtype, and
 # one of that in fp32 again before it is added.
 HEAD_GRADIENT_BYTES = 10
-NONE = Extras()
+NO_EXTRAS = Extras()
 
 
 class Memory(Struct, frozen=True, kw_only=True):
@@ -76,7 +76,11 @@ def layout_of(plan: Plan, *, cpu: bool) -> Layout:
 
 
 def estimate(
-    shape: ModelShape, modules: Sequence[ModulePlan], layout: Layout, dropout: float, extras: Extras = NONE
+    shape: ModelShape,
+    modules: Sequence[ModulePlan],
+    layout: Layout,
+    dropout: float,
+    extras: Extras = NO_EXTRAS,
 ) -> Memory:
     """Peak bytes on one device while training `modules` of a model laid out so, and its extras."""
     width = 2 if layout.dtype == "bfloat16" else 4
@@ -152,7 +156,7 @@ class Fit(Struct, frozen=True):
     modules: list[ModulePlan]
     layout: Layout
     memory: Memory
-    extras: Extras = NONE
+    extras: Extras = NO_EXTRAS
 
 
 def split(shape: ModelShape, recipe: Recipe, rank: int) -> list[ModulePlan]:
@@ -181,17 +185,24 @@ def split(shape: ModelShape, recipe: Recipe, rank: int) -> list[ModulePlan]:
     return modules
 
 
+def holds_extras(shape: ModelShape, modules: Sequence[ModulePlan], dtype: str) -> bool:
+    """Return whether what is submitted has a place for norms and embeddings: a whole model has, no adapter.
+
+    It is one where all matrices are dense, in bf16 (`dense_as_lora`). Of a mixture of experts only the
+    attention is trained, and an adapter is a twentieth of the model.
+    """
+    dense = all(module.method == "dense" for module in modules)
+    most = 2 * sum(module.parameters for module in modules) >= shape.linear_parameters
+    return dense and most and dtype == "bfloat16"
+
+
 def with_extras(found: Fit, recipe: Recipe, shape: ModelShape, limit: int, *, head: bool = True) -> Fit:
     """Return the fit with what the recipe trains besides the matrices, as far as there is room for it.
 
-    They are in a whole model, and in no adapter: it is one where all matrices are dense, as they are in bf16
-    (`dense_as_lora`). Of a mixture of experts only the attention is trained, as an adapter. Sharded
-    embeddings would be gathered, and their gradients with them. Without `head` the output matrix must stay
-    as it is, and a tied embedding with it.
+    Sharded embeddings would be gathered, and their gradients with them. Without `head` the output matrix must
+    stay as it is, and a tied embedding with it.
     """
-    whole = all(module.method == "dense" for module in found.modules)
-    most = 2 * sum(module.parameters for module in found.modules) >= shape.linear_parameters
-    if not (whole and most) or recipe.targets or found.layout.dtype != "bfloat16":
+    if recipe.targets or not holds_extras(shape, found.modules, found.layout.dtype):
         return found
     wants = recipe.embedding_rate > 0 and head and found.layout.parallel != "fsdp2"
     for embeddings in (True, False) if wants else (False,):

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from shared.messages import Hardware
 from shared.planning.hardware import flops_per_s, is_cpu
-from shared.planning.memory_fit import NONE, Layout
+from shared.planning.memory_fit import NO_EXTRAS, Layout
 from shared.planning.model_shape import Extras, ModelShape, ModulePlan
 
 FILL = 0.97  # real tokens of a pack's capacity
@@ -79,7 +79,7 @@ def expected_costs(
     modules: Sequence[ModulePlan],
     measured: Measured,
     budget_s: float,
-    extras: Extras = NONE,
+    extras: Extras = NO_EXTRAS,
     *,
     whole: bool = False,
 ) -> Costs:
@@ -150,7 +150,7 @@ def flops_per_token(
     rows: Rows,
     *,
     checkpointing: bool,
-    extras: Extras = NONE,
+    extras: Extras = NO_EXTRAS,
 ) -> float:
     """Return the training FLOPs of a token: 4 per frozen weight, 6 per trained one, 2 each to recompute.
 
@@ -215,7 +215,7 @@ def pace(
     *,
     compiles: bool,
     dropout: float = 0.0,
-    extras: Extras = NONE,
+    extras: Extras = NO_EXTRAS,
     measured: float | None = None,
     closing: Measured | None = None,
 ) -> Pace:

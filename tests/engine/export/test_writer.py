@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from shared.messages import DatasetType, FileFormat, Hardware, Metrics, TaskType, WorkerJob
+from shared.messages import Metrics, WorkerJob
 from shared.planning.model_shape import ModulePlan
 from shared.planning.plan import Deviation, Plan
+from tests.engine.worker_run import bare_job
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import score_sft
 from trainer_node.engine.export import dense_as_lora, verify, writer
@@ -27,21 +28,9 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 
-def _job(model: Path) -> WorkerJob:
-    return WorkerJob(
-        task_id="t",
-        task="t",
-        slot="a",
-        task_type=TaskType.INSTRUCT,
-        model="upstream/model-1B",
-        model_path=str(model),
-        dataset="rows.json",
-        file_format=FileFormat.JSON,
-        dataset_type=DatasetType(),
-        start_at=0.0,
-        ready_by=100.0,
-        hardware=Hardware(device="cpu", count=1, memory_bytes=2**33),
-    )
+def job_on(model: Path) -> WorkerJob:
+    """A job whose base model is named otherwise than its folder."""
+    return bare_job(model="upstream/model-1B", model_path=str(model))
 
 
 def _trained(model: Path, plan: Plan) -> Deltas:
@@ -84,9 +73,9 @@ def test_the_export_scores_like_the_trained_model(
     plan = make_plan(method, dtype=dtype, deviations=[Deviation("rank", "8192", "64", "it is enough")])
     deltas, dev = _trained(tiny_model, plan), make_examples([9, 20, 33, 12])
     trained = score_sft(deltas.model, dev)
-    metrics = writer.write(deltas, plan, _job(tiny_model), METRICS, tmp_path / "export")
+    metrics = writer.write(deltas, plan, job_on(tiny_model), METRICS, tmp_path / "export")
     computed = getattr(torch, dtype)
-    assert writer.verify(tmp_path / "export", _job(tiny_model), dev, trained, 60.0, CPU, computed) is None
+    assert writer.verify(tmp_path / "export", job_on(tiny_model), dev, trained, 60.0, CPU, computed) is None
     names = {path.name for path in (tmp_path / "export").iterdir()}
     assert metrics.kind == kind
     if kind == "adapter":
@@ -116,7 +105,7 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_export_is_noticed(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
 ) -> None:
-    plan, dev, job = make_plan("dense"), make_examples([9, 20, 33]), _job(tiny_model)
+    plan, dev, job = make_plan("dense"), make_examples([9, 20, 33]), job_on(tiny_model)
     deltas = _trained(tiny_model, plan)
     writer.write(deltas, plan, job, METRICS, tmp_path / "export")
     with torch.no_grad():
@@ -137,7 +126,7 @@ def test_large_models_are_sharded_as_transformers_does(
 ) -> None:
     monkeypatch.setattr(writer, "SHARD", "100KB")
     deltas = _trained(tiny_model, make_plan("dense"))
-    writer.write(deltas, make_plan("dense"), _job(tiny_model), METRICS, tmp_path / "export")
+    writer.write(deltas, make_plan("dense"), job_on(tiny_model), METRICS, tmp_path / "export")
     assert (tmp_path / "export" / "model.safetensors.index.json").exists()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.bfloat16)
     found, wanted = model.state_dict(), dict(writer.full_state(deltas.network))
@@ -149,7 +138,7 @@ def test_tied_weights_are_written_once(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan]
 ) -> None:
     plan = make_plan("dense")
-    writer.write(_trained(tiny_model, plan), plan, _job(tiny_model), METRICS, tmp_path / "export")
+    writer.write(_trained(tiny_model, plan), plan, job_on(tiny_model), METRICS, tmp_path / "export")
     assert "lm_head.weight" not in load_file(tmp_path / "export" / "model.safetensors")
 
 
@@ -184,7 +173,7 @@ def test_an_adapter_must_be_smaller(
 def test_what_was_trained_in_fp32_is_not_rounded_to_a_bf16_model(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
 ) -> None:
-    plan, dev, job = make_plan("dense", dtype="float32"), make_examples([9, 20, 33, 12]), _job(tiny_model)
+    plan, dev, job = make_plan("dense", dtype="float32"), make_examples([9, 20, 33, 12]), job_on(tiny_model)
     deltas = add_deltas(load_model(str(tiny_model), torch.bfloat16).float(), plan, seed=0)
     with torch.no_grad():
         for weight in deltas.parameters.values():  # steps of less than bf16 can tell apart
@@ -230,7 +219,7 @@ def test_too_little_memory_is_not_a_wrong_export(
     make_examples: Callable[..., Examples],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plan, dev, job = make_plan("lora"), make_examples([9, 20, 33]), _job(tiny_model)
+    plan, dev, job = make_plan("lora"), make_examples([9, 20, 33]), job_on(tiny_model)
     writer.write(_trained(tiny_model, plan), plan, job, METRICS, tmp_path / "export")
     monkeypatch.setattr(verify, "_free_main_memory", lambda: 1000.0)
     with pytest.raises(writer.UnverifiedError, match="GB of memory are free"):
@@ -248,7 +237,7 @@ def test_too_little_memory_is_not_a_wrong_export(
 def test_a_model_that_is_spread_over_places_scores_alike(
     tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
 ) -> None:
-    plan, dev, job = make_plan("lora"), make_examples([9, 20]), _job(tiny_model)
+    plan, dev, job = make_plan("lora"), make_examples([9, 20]), job_on(tiny_model)
     writer.write(_trained(tiny_model, plan), plan, job, METRICS, tmp_path / "export")
     model = verify._reload(tmp_path / "export", job, torch.float32)
     wanted = verify._losses(model, dev, 60.0, CPU, torch.float32)

@@ -18,9 +18,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from shared.messages import Metrics
 from shared.planning.model_shape import Extras, ModulePlan, extras_of
 from shared.planning.plan import Plan
-from tests.engine.export.test_writer import METRICS, _job
+from tests.engine.worker_run import bare_job
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import score_sft
@@ -109,7 +110,9 @@ def test_a_trained_and_exported_model_scores_the_same(
     steps(deltas, plan, rows)
     trained = score_sft(deltas.model, rows)
     assert trained.loss < before - 0.1
-    metrics = writer.write(deltas, plan, _job(base), METRICS, tmp_path / "export")
+    metrics = writer.write(
+        deltas, plan, bare_job(model_path=str(base)), Metrics(base_loss=before), tmp_path / "export"
+    )
     assert metrics.kind == "model"
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.bfloat16).eval()
     assert score_sft(stock, rows).loss == pytest.approx(trained.loss, abs=1e-6)

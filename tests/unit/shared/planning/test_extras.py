@@ -17,6 +17,7 @@ from shared.planning.throughput import Rows, flops_per_token
 AUTO = resolve("auto")
 ONE = parse_hardware("1xH100-80GB")
 HALF = parse_hardware("4xH100-80GB")
+EIGHT = shape_from_params(8_030_000_000)
 SMALL = shape_from_params(135_000_000, "llama")
 ROWS = DataStats(examples=10_000, tokens=1_000_000, label_tokens=500_000, max_length=400)
 
@@ -55,7 +56,7 @@ def test_embeddings_stay_frozen_where_they_do_not_fit() -> None:
 
 
 def test_sharded_models_train_their_norms_only() -> None:
-    plan = plan_of(shape_from_params(8_030_000_000), hardware=HALF)
+    plan = plan_of(EIGHT, hardware=HALF)
     assert plan.parallel == "fsdp2"
     assert (plan.extras.norms, plan.extras.embeddings) == (True, False)
 
@@ -84,17 +85,19 @@ def test_an_adapter_has_none_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "norms", "embeddings"),
+    ("changes", "norms", "embeddings", "why"),
     [
-        ({"bf16": False}, False, False),  # an adapter is more exact then
-        ({"task_type": TaskType.DPO}, False, False),
-        ({"divergence": True}, True, False),  # from what the model's own output matrix says
+        ({"bf16": False}, False, False, "adapter"),  # it is more exact then
+        ({"task_type": TaskType.DPO}, False, False, "preference pairs"),
+        ({"divergence": True}, True, False, "distance from the base model"),
+        ({"shape": EIGHT, "hardware": HALF}, True, False, "each device"),
     ],
 )
-def test_what_keeps_them_frozen(changes: dict[str, Any], norms: bool, embeddings: bool) -> None:
+def test_what_keeps_them_frozen(changes: dict[str, Any], norms: bool, embeddings: bool, why: str) -> None:
     plan = plan_of(**changes)
     assert (plan.extras.norms, plan.extras.embeddings) == (norms, embeddings)
-    assert "frozen" in {deviation.got for deviation in plan.deviations}
+    (deviation,) = (one for one in plan.deviations if one.got == "frozen")
+    assert why in deviation.reason
 
 
 def test_others_who_train_all_weights_have_one_rate_for_them() -> None:
