@@ -29,6 +29,7 @@ from shared.planning.model_shape import ModelShape, shape_from_config, shape_fro
 from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES, family_of, resolve
+from shared.planning.throughput import development_rows
 from trainer_node.engine.search import rate_search
 from trainer_node.engine.search.neighbours import LEAST_EPOCHS, START_EPOCHS
 from trainer_node.engine.search.population import is_population, on_one_device
@@ -143,7 +144,8 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     first = first_trial(start, alone if is_population(start, alone) else budget)
     runs = plan.train_s / budget.cost_s(first)
     if first.main:
-        return f"One training run ({arm_name(plan)}, {first.epochs:.1f} epochs): no time to compare."
+        after = ", then one pass over the development rows" if first.leaves_s else ""
+        return f"One training run ({arm_name(plan)}, {first.epochs:.1f} epochs){after}: no time to compare."
     if first.epochs < LEAST_EPOCHS:
         return (
             f"Short runs of {first.epochs:.2f} epochs compare rates; one long run takes the rest of the time."
@@ -187,6 +189,7 @@ def _budget(plan: Plan, stats: DataStats) -> Budget:
         examples=stats.examples,
         trial_s=0.0,
         all_s=plan.train_s,
+        all_rows=1.0 + development_rows(stats.examples) / stats.examples,
         tiny=is_tiny(plan),
     )
 

@@ -17,18 +17,18 @@ from shared.planning.profiles import (
     rate_exponent,
 )
 from shared.planning.recipe import Recipe
-from shared.planning.throughput import MIN_STEPS
+from shared.planning.throughput import MIN_STEPS, Rows
 
 
 def deviations(
-    recipe: Recipe, plan: Plan, step: Step, hardware: Hardware, shape: ModelShape, *, pairs: bool = False
+    recipe: Recipe, plan: Plan, step: Step, hardware: Hardware, shape: ModelShape, rows: Rows
 ) -> list[Deviation]:
     """Return every deviation of `plan` from `recipe`, in the order of their weight."""
     memory = f"{plan.memory_bytes / 2**30:.1f} of {usable_memory(hardware) / 2**30:.1f} GB"
     return [
         *_of_modules(recipe, plan),
-        *_of_extras(recipe, plan, shape, pairs),
-        *(_of_given_rate(recipe, plan) if recipe.rate else _of_rates(plan, shape, pairs)),
+        *_of_extras(recipe, plan, shape, rows),
+        *(_of_given_rate(recipe, plan) if recipe.rate else _of_rates(plan, shape, rows.pairs)),
         *_of_lengths(recipe, plan),
         *_of_batch(recipe, plan, step),
         *_of_layout(recipe, plan, hardware, memory),
@@ -69,22 +69,24 @@ def _of_modules(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
         )
 
 
-def _of_extras(recipe: Recipe, plan: Plan, shape: ModelShape, pairs: bool) -> Iterator[Deviation]:
+def _of_extras(recipe: Recipe, plan: Plan, shape: ModelShape, rows: Rows) -> Iterator[Deviation]:
     frozen = ["norms"] if recipe.norm_rate and not plan.extras.norms else []
     if recipe.embedding_rate and not plan.extras.embeddings:
         frozen += ["embeddings", "output matrix"]
     if frozen:
-        yield Deviation(", ".join(frozen), "trained", "frozen", _why_frozen(plan, shape, pairs))
+        yield Deviation(", ".join(frozen), "trained", "frozen", _why_frozen(plan, shape, rows))
 
 
-def _why_frozen(plan: Plan, shape: ModelShape, pairs: bool) -> str:
+def _why_frozen(plan: Plan, shape: ModelShape, rows: Rows) -> str:
     if not holds_extras(shape, plan.modules, plan.dtype):
         return "an adapter is submitted, which has no place for them"
-    if pairs:
+    if rows.pairs:
         return "what rates they want for preference pairs isn't known"
     if plan.parallel == "fsdp2":
         return "each device would hold all of them, with their gradients, next to its part of the layers"
-    return "they don't fit in memory, or the score has a distance from the base model's output"
+    if rows.divergence:
+        return "the score has a distance from the base model, which is computed with its output matrix"
+    return "they don't fit in memory"
 
 
 def _break_even(module: ModulePlan) -> int:

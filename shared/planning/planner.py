@@ -74,7 +74,7 @@ def make_plan(
     )
     found, speed, step = _best_attempt(task)
     plan = _assemble(task, found, speed, step, max_length)
-    return replace(plan, deviations=deviations(recipe, plan, step, hardware, task.shape, pairs=pairs))
+    return replace(plan, deviations=deviations(recipe, plan, step, hardware, task.shape, task.rows))
 
 
 class _Task(Struct, frozen=True, kw_only=True):

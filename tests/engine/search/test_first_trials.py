@@ -123,12 +123,14 @@ def test_with_little_time_short_trials_choose_the_rate_of_one_long_run() -> None
 
 
 def test_a_long_run_is_followed_by_a_pass_over_the_development_rows() -> None:
-    done, left = searched(bowl(3.0, 2.0, 32), 9000.0, epoch_tokens=10_000_000, examples=50_000, all_rows=1.1)
+    done, left = searched(
+        bowl(3.0, 2.0, 32), 18_000.0, epoch_tokens=10_000_000, examples=50_000, all_rows=1.1
+    )
     *_, main, last = (result.trial for result in done)
     assert main.main
     assert last == last_pass_of(main)
     assert (last.rate, last.epochs, last.refit) == (main.rate / 4, 1.0, True)
-    assert 0 <= left < 0.05 * 9000
+    assert 0 <= left < 0.05 * 18_000
 
 
 def test_no_pass_follows_a_long_run_that_was_worse_than_a_probe_or_has_no_loss() -> None:
@@ -137,9 +139,15 @@ def test_no_pass_follows_a_long_run_that_was_worse_than_a_probe_or_has_no_loss()
         def loss(trial: Trial, long_loss: float | None = long_loss) -> float | None:
             return long_loss if trial.main else bowl(3.0, 2.0, 32)(trial)
 
-        done, _ = searched(loss, 9000.0, epoch_tokens=10_000_000, examples=50_000, all_rows=1.1)
+        done, _ = searched(loss, 18_000.0, epoch_tokens=10_000_000, examples=50_000, all_rows=1.1)
         assert any(result.trial.main for result in done)
         assert not any(result.trial.last_pass for result in done)
+
+
+def test_no_pass_follows_a_run_that_has_not_seen_all_training_rows() -> None:
+    done, _ = searched(bowl(3.0, 2.0, 32), 9000.0, epoch_tokens=10_000_000, examples=50_000, all_rows=1.1)
+    assert done[-1].trial.main
+    assert done[-1].trial.leaves_s == 0.0
 
 
 def test_a_pass_that_would_take_most_of_the_time_is_not_planned() -> None:

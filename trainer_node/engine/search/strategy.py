@@ -276,17 +276,25 @@ def _probe(trial: Trial, budget: Budget) -> Trial | None:
 
 
 def _main(trial: Trial, budget: Budget) -> Trial:
-    """Return the run that takes the rest of the time, but for a pass over the development rows."""
-    after_s = SAFETY * budget.last_pass_s if budget.all_rows > 1.0 else 0.0
-    leaves_s = after_s if after_s <= LAST_PASS_SHARE * budget.left_s else 0.0
-    epochs = (budget.left_s - budget.trial_s - leaves_s) * budget.tokens_per_s / budget.epoch_tokens
+    """Return the run that takes the rest of the time, but for a pass over the development rows.
+
+    Without time for all training rows there is no such pass: those that are left are new rows as well.
+    """
+    leaves_s = SAFETY * budget.last_pass_s if budget.all_rows > 1.0 else 0.0
+    epochs = _epochs_in(budget, budget.left_s - leaves_s)
+    if leaves_s > LAST_PASS_SHARE * budget.left_s or epochs < 1.0:
+        leaves_s, epochs = 0.0, _epochs_in(budget, budget.left_s)
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs))
     return replace(trial, epochs=epochs, main=True, leaves_s=leaves_s)
 
 
+def _epochs_in(budget: Budget, seconds: float) -> float:
+    return (seconds - budget.trial_s) * budget.tokens_per_s / budget.epoch_tokens
+
+
 def _last_pass(best: TrialResult, newest: TrialResult, budget: Budget) -> Trial | None:
     """Return a pass over the development rows from the weights of the main run, if it is the best one."""
-    if newest is not best or not best.trial.main or budget.all_rows <= 1.0:
+    if newest is not best or not best.trial.main or best.trial.epochs < 1.0 or budget.all_rows <= 1.0:
         return None
     last = last_pass_of(best.trial)
     return last if budget.cost_s(last) <= budget.left_s else None

@@ -87,6 +87,7 @@ def test_planning_loads_no_torch() -> None:
         ("8B", "2", "First: LoRA r128, rate x 1.8, 4 epochs"),  # dense weights are sharded: never set back
         ("70B", "2", "One training run: with no method do the weights fit one device whole."),
         ("7B", "1", "Short runs of"),  # 90 M tokens
+        ("0.5B", ".02", "then one pass over the development rows: no time to compare"),
     ],
 )
 def test_a_searching_profile_says_what_it_would_try(
