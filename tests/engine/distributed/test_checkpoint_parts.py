@@ -15,7 +15,7 @@ import torch
 
 from tests.engine.positions import position
 from trainer_node.engine.distributed import checkpoint_parts
-from trainer_node.engine.distributed.checkpoint_parts import Note, Writer
+from trainer_node.engine.distributed.checkpoint_parts import Note, Writer, take_away
 from trainer_node.engine.distributed.weight_slices import cut, rows_of
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
@@ -153,6 +153,24 @@ def test_a_process_that_still_writes_finds_no_folder_when_rank_0_gives_up(
     _save(savers, 9, only=1)
     savers[0].wait()
     assert there == [False]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_file_that_was_being_opened_does_not_keep_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was looked up under the old name, and is there after the folder was emptied."""
+    folder, real, opened = checkpoint.open_temporary(tmp_path, 9), os.rmdir, list[str]()
+
+    def not_empty(path: Any, **options: Any) -> None:
+        if not opened:
+            opened.append("late")
+            (next(tmp_path.glob(".tmp-*")) / "late").touch()
+        real(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", not_empty)
+    take_away(folder)
+    assert opened
     assert not list(tmp_path.glob(".tmp-*"))
 
 

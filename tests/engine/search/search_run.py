@@ -6,6 +6,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from shared.messages import OutcomeStatus
+from tests.engine.worker_run import outcome_of, weights_of
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, read_search
 
 
@@ -19,3 +21,15 @@ def record_of(job: Path) -> SearchRecord:
 def without_seconds(results: list[TrialResult]) -> list[TrialResult]:
     """What must be equal when a job is repeated: all but the real time that steps took."""
     return [replace(result, step_s=0.0, train_s=0.0) for result in results]
+
+
+def assert_alike(rough: Path, calm: Path, resumes: int) -> None:
+    """Check that a search that was killed so often decided and submitted what an undisturbed one does."""
+    found, wanted = outcome_of(rough), outcome_of(calm)
+    assert found.status is wanted.status is OutcomeStatus.READY, (found.error, wanted.error)
+    assert found.metrics is not None
+    assert wanted.metrics is not None
+    assert found.metrics.resumes == resumes
+    assert found.metrics.final_loss == wanted.metrics.final_loss
+    assert without_seconds(record_of(rough).done) == without_seconds(record_of(calm).done)
+    assert weights_of(rough) == weights_of(calm)

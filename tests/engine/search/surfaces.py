@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from trainer_node.engine.search.strategy import Budget, next_trial
+from trainer_node.engine.search.budget import Budget
+from trainer_node.engine.search.strategy import next_trial
 from trainer_node.engine.search.trial import Trial, TrialResult
 
 START = (Trial(arm="dense"), Trial(arm="lora"))
@@ -21,6 +22,7 @@ def searched(
     examples: int = 500,
     single: frozenset[str] = frozenset(),
     all_rows: float = 1.0,
+    tiny: bool = False,
 ) -> tuple[list[TrialResult], float]:
     """All trials of one job on a surface, and the time left."""
     done: list[TrialResult] = []
@@ -33,6 +35,7 @@ def searched(
             all_s=seconds,
             single=single,
             all_rows=all_rows,
+            tiny=tiny,
         )
         trial = next_trial(START, done, budget)
         if trial is None:

@@ -10,11 +10,13 @@ from shared.planning.model_shape import shape_from_params
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
 from tests.engine.search.surfaces import START, bowl, plenty, searched
+from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.neighbours import LEAST_EPOCHS, key
 from trainer_node.engine.search.strategy import (
     PROBE_SHARE,
-    Budget,
+    TWIN_EPOCHS,
     _whole,
+    first_trial,
     is_tiny,
     next_trial,
     with_prior,
@@ -85,7 +87,7 @@ def test_a_whole_run_is_not_given_up_for_short_trials() -> None:
         assert left >= 0
         assert trials[-1].refit or trials[-1].main
         assert (
-            any(trial.epochs >= 2.0 and not (trial.short or trial.refit) for trial in trials)
+            any(trial.epochs >= TWIN_EPOCHS and not (trial.short or trial.refit) for trial in trials)
             or trials[-1].main
         )
 
@@ -120,6 +122,60 @@ def test_with_little_time_short_trials_choose_the_rate_of_one_long_run() -> None
     assert sum(result.train_s for result in probes) <= 2 * PROBE_SHARE * 9000
     assert 1.0 < main.trial.rate < 3.5  # towards 3, less what a longer run wants
     assert left < 0.05 * 9000
+
+
+@pytest.mark.parametrize("left_s", [20.0, 60.0, 400.0])
+def test_one_run_has_the_epochs_that_there_is_time_for(left_s: float) -> None:
+    """What scores it, and what a trial takes to begin, is not in the time that is left."""
+    budget = plenty(left_s=left_s, all_s=400.0, trial_s=60.0, epoch_tokens=1_000_000, examples=50_000)
+    trial = first_trial(START, budget)
+    assert trial.main
+    assert trial.epochs == pytest.approx(left_s * budget.tokens_per_s / 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("step_s", "batch", "epochs"), [(0.0, 2, 1.6), (0.01, 4, 1.42), (0.05, 8, 1.22), (1.0, 16, 0.39)]
+)
+def test_steps_that_take_time_of_their_own_are_larger(step_s: float, batch: int, epochs: float) -> None:
+    """90 rows and time for 1.6 epochs of them: 100 steps need a batch of 1."""
+    budget = plenty(left_s=2.88, all_s=2.88, trial_s=0.0, epoch_tokens=1_800, examples=90, step_s=step_s)
+    trial = first_trial((replace(START[0], batch=16),), budget)
+    assert (trial.batch, trial.epochs) == (batch, pytest.approx(epochs, abs=0.01))
+
+
+def test_a_run_shorter_than_its_probes_has_no_higher_rate() -> None:
+    probe = replace(START[0], epochs=0.4)
+    done = [TrialResult(trial=probe, loss=3.0, tokens=1, train_s=1.0)]
+    main = next_trial(START, done, plenty(left_s=1.0, all_s=1_000.0, epoch_tokens=1_000_000, examples=50_000))
+    assert main is not None
+    assert main.main
+    assert main.rate <= probe.rate
+
+
+def test_two_runs_share_the_time_where_none_is_left_to_search() -> None:
+    # 2.6 epochs of 120 rows: 60 steps of batch 2 an epoch, too few for short trials that compare rates.
+    done, left = searched(bowl(1.0, 2.0, 4), 26.5, examples=120, all_rows=1.25)
+    first, second = (result.trial for result in done)
+    assert (first.main, first.refit, second.refit, first.batch) == (False, False, True, 2)
+    assert 1.0 <= first.epochs == second.epochs < 1.2
+    assert left >= 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds", "all_rows", "tiny"),
+    [
+        (40, 26.5, 1.25, False),  # 22 steps each are too few
+        (120, 20.0, 1.25, False),  # less than an epoch each
+        (120, 26.5, 1.25, True),  # small models want to see their rows more often
+        (4000, 26.5, 1.11, False),  # few rows are held out
+    ],
+)
+def test_one_run_takes_the_time_that_is_not_for_two(
+    rows: int, seconds: float, all_rows: float, tiny: bool
+) -> None:
+    done, _ = searched(bowl(1.0, 2.0, 4), seconds, examples=rows, all_rows=all_rows, tiny=tiny)
+    assert done[0].trial.main
+    assert not any(result.trial.refit and not result.trial.last_pass for result in done)
 
 
 def test_a_long_run_is_followed_by_a_pass_over_the_development_rows() -> None:
@@ -169,7 +225,8 @@ def test_a_run_of_few_steps_begins_with_a_higher_rate() -> None:
         return with_prior(START[0], budget).rate
 
     assert rate(20, tiny=True) == 2.7
-    assert rate(20) == 1.0  # its batch is 4
+    assert rate(20) == pytest.approx(0.5**0.5)  # its batch is 2
+    assert rate(250) == 1.0  # 4
     assert rate(400) == pytest.approx(2.7 * 0.25**0.5)  # 8
     assert rate(1600) == 2.7  # 32
     assert rate(10_000) == pytest.approx(2.7 * (150 / 625) ** 0.3)
@@ -177,17 +234,19 @@ def test_a_run_of_few_steps_begins_with_a_higher_rate() -> None:
 
 
 def test_few_rows_get_a_small_batch_so_that_there_are_enough_steps() -> None:
-    def first(examples: int, least_batch: float = 1.0) -> Trial | None:
-        budget = plenty(examples=examples, least_batch=least_batch)
+    def first(examples: int, least_batch: float = 1.0, seconds: float = 1e6) -> Trial | None:
+        budget = plenty(examples=examples, least_batch=least_batch, left_s=seconds, all_s=seconds)
         return next_trial(START, [], budget)
 
-    for examples, batch in ((10_000, 32), (400, 16), (200, 8), (100, 4), (50, 4)):
+    for examples, batch in ((10_000, 32), (400, 16), (200, 8), (100, 4), (50, 2), (20, 2)):
         trial = first(examples)
         assert trial
         assert trial.batch == batch
-    trial = first(50, least_batch=8.0)
-    assert trial
-    assert trial.batch == 8
+    # Fewer than fill the smallest packs cost as much as full ones: only if there is time for them.
+    for seconds, batch in ((1e6, 2), (60.0, 8)):
+        trial = first(50, least_batch=8.0, seconds=seconds)
+        assert trial
+        assert trial.batch == batch
 
 
 def test_the_first_trial_is_given_whatever_the_time() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,13 @@ from msgspec.structs import replace
 from shared.messages import OutcomeStatus
 from shared.planning.plan import Plan
 from tests.engine.search.search_run import record_of
-from tests.engine.worker_run import (
-    finish,
-    progress_of,
-)
+from tests.engine.worker_run import finish, progress_of
+from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import writer
-from trainer_node.engine.search.runner import KEPT_BYTES, is_averaged
-from trainer_node.engine.train import async_saver
+from trainer_node.engine.search.kept_trials import KEPT_BYTES, is_averaged, trial_folder
+from trainer_node.engine.train import async_saver, oom_fallback
 from trainer_node.engine.train.disk_plan import CheckpointContent, DiskChoice
+from trainer_node.engine.train.state import TrainState
 
 # PEFT asks transformers a question under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -87,3 +87,47 @@ def test_kept_trials_make_room_for_the_export(
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
     assert any("trials/000 is deleted" in (line.message or "") for line in progress_of(job))
+
+
+def test_a_search_that_lost_its_trials_weights_submits_the_run_on_all_rows(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were in main memory, say, as the disk was full, and the worker was started again."""
+    job, real = make_job(profile="auto", ready_by=80.0), oom_fallback.descend
+
+    def descend(run: RunContext, state: TrainState) -> None:
+        trial = record_of(job).trial
+        if trial is not None and trial.refit:
+            for number, one in enumerate(record_of(job).done):
+                if not one.trial.refit:
+                    shutil.rmtree(trial_folder(job.parent, number), ignore_errors=True)
+        real(run, state)
+
+    monkeypatch.setattr(oom_fallback, "descend", descend)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    done = record_of(job).done
+    refits = [one for one in done if one.trial.refit]
+    assert refits
+    assert outcome.metrics is not None
+    assert outcome.metrics.steps == min(refits, key=lambda one: one.loss or 9.0).step
+    assert outcome.metrics.final_loss == pytest.approx(
+        min(one.loss or 9.0 for one in done if not one.trial.refit)
+    )
+
+
+def test_a_search_without_room_for_any_weights_submits_those_in_memory(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_saver, "choose", lambda *_: DiskChoice(CheckpointContent.NOTHING))
+    job = make_job(profile="auto", ready_by=80.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert not list(job.parent.glob("trials/*"))
+    done = record_of(job).done
+    assert len([one for one in done if not one.trial.refit]) > 1
+    assert any(one.trial.refit for one in done)
+    assert outcome.metrics is not None
+    lowest = min(one.loss or 9.0 for one in done if not one.trial.refit)
+    assert outcome.metrics.final_loss == pytest.approx(lowest)
+    assert lowest < 0.9 * outcome.metrics.base_loss

@@ -10,9 +10,10 @@ import pytest
 from msgspec.structs import replace
 
 from shared.planning.plan import Plan
+from trainer_node.engine.search.budget import SAFETY, Budget
 from trainer_node.engine.search.neighbours import START_EPOCHS
 from trainer_node.engine.search.population import give_up, is_population, next_round, on_one_device
-from trainer_node.engine.search.strategy import MOST_REFITS, SAFETY, Budget, best_of
+from trainer_node.engine.search.strategy import MOST_REFITS, best_of
 from trainer_node.engine.search.trial import Trial, TrialResult, without_loss
 
 START = (Trial(arm="dense"), Trial(arm="lora"))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
+from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.rate_search import (
     COARSE,
     LEAST_EPOCHS,
@@ -18,7 +19,6 @@ from trainer_node.engine.search.rate_search import (
     chosen,
     next_trial,
 )
-from trainer_node.engine.search.strategy import Budget
 from trainer_node.engine.search.trial import Trial, TrialResult
 
 START = Trial(arm="dense", batch=50)

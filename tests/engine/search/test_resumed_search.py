@@ -13,15 +13,13 @@ import pytest
 from msgspec.structs import replace
 
 from shared.messages import Metrics, OutcomeStatus, decode_worker_job, encode
-from tests.engine.search.search_run import record_of, without_seconds
+from tests.engine.search.search_run import assert_alike, record_of
 from tests.engine.worker_run import (
     WAIT_S,
     finish,
-    outcome_of,
     progress_of,
     start_worker,
     wait_for_checkpoint,
-    weights_of,
 )
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import unverified
@@ -82,14 +80,8 @@ def test_a_killed_search_takes_the_same_decisions(
     kind: dict[str, Any] = {"profile": "auto", "ready_by": 40.0}
     calm, rough = finished_job(**kind), make_job(**kind)
     killed_after(rough, trials) if trials else kill_at_a_checkpoint(rough)
-    found, wanted = finish(rough), outcome_of(calm)
-    assert found.status is OutcomeStatus.READY, found.error
-    assert without_seconds(record_of(rough).done) == without_seconds(record_of(calm).done)
-    assert found.metrics is not None
-    assert wanted.metrics is not None
-    assert found.metrics.resumes == 1
-    assert found.metrics.final_loss == wanted.metrics.final_loss
-    assert weights_of(rough) == weights_of(calm)
+    finish(rough)
+    assert_alike(rough, calm, resumes=1)
 
 
 @pytest.mark.parametrize("trials", [0, 2, 3, 4])
@@ -99,10 +91,8 @@ def test_the_winner_killed_in_a_probe_or_after_them_takes_the_same_decisions(
     kind: dict[str, Any] = {"profile": "winner_2026_06", "ready_by": 120.0}
     calm, rough = finished_job(**kind), make_job(**kind)
     killed_after(rough, trials) if trials else kill_at_a_checkpoint(rough)
-    found = finish(rough)
-    assert found.status is OutcomeStatus.READY, found.error
-    assert without_seconds(record_of(rough).done) == without_seconds(record_of(calm).done)
-    assert weights_of(rough) == weights_of(calm)
+    finish(rough)
+    assert_alike(rough, calm, resumes=1)
 
 
 def test_a_search_that_comes_back_too_late_submits_its_best_trial(make_job: Callable[..., Path]) -> None:

@@ -22,13 +22,12 @@ from shared.messages import ErrorCode, Hardware, OutcomeStatus, decode_worker_jo
 from shared.net import free_port
 from shared.planning.plan import Deviation, Plan
 from shared.planning.throughput import Costs
-from tests.engine.search.search_run import record_of, without_seconds
+from tests.engine.search.search_run import assert_alike, record_of
 from tests.engine.worker_run import (
     ENVIRONMENT,
     outcome_of,
     progress_of,
     start_worker,
-    weights_of,
     write_rows,
 )
 from trainer_node.engine.context import JobData, RunContext, RunRecord
@@ -257,14 +256,7 @@ def test_a_killed_and_a_stopped_search_take_the_same_decisions(make_pair: Callab
 
     for job in (rough, calm):
         assert start_worker(job).wait(WAIT_S) == 0, (job.parent / "worker.log").read_text()
-    found, wanted = outcome_of(rough), outcome_of(calm)
-    assert found.status is wanted.status is OutcomeStatus.READY, (found.error, wanted.error)
-    assert found.metrics is not None
-    assert wanted.metrics is not None
-    assert found.metrics.resumes == 2
-    assert found.metrics.final_loss == wanted.metrics.final_loss
-    assert without_seconds(record_of(rough).done) == without_seconds(record_of(calm).done)
-    assert weights_of(rough) == weights_of(calm)
+    assert_alike(rough, calm, resumes=2)
     the_record_is_that_of_two_devices(calm)
 
 

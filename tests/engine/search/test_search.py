@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from msgspec.structs import replace
+from safetensors.torch import load_file
 
 from shared.messages import OutcomeStatus, Phase, TaskType
 from shared.planning.profiles import PROFILES
@@ -19,7 +23,9 @@ from tests.engine.worker_run import (
     progress_of,
     write_rows,
 )
+from trainer_node.engine import prepare
 from trainer_node.engine.context import RunContext
+from trainer_node.engine.export import rounding
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.train import oom_fallback
 from trainer_node.engine.train.health import Health
@@ -56,6 +62,81 @@ def test_a_search_ends_lower_than_its_first_trial_and_says_what_it_tried(
     for values in ([line.progress for line in training], [line.step for line in training]):
         assert values == sorted(values)  # several runs look like one to people
     assert not any("refused" in (line.message or "") for line in lines)
+
+
+def test_a_small_batch_is_kept_where_packs_of_the_longest_row_would_hold_more(
+    make_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = [{"q": f"Define number {n}.", "a": f"It comes after {n - 1}."} for n in range(60)]
+    rows.append({"q": "Count.", "a": " ".join(map(str, range(150)))})
+    (tmp_path / "long.json").write_text(json.dumps(rows))
+    job = make_job(profile="auto", ready_by=9.0, dataset=str(tmp_path / "long.json"))
+    assert finish(job).status is OutcomeStatus.READY
+    first = record_of(job).done[0]
+    assert first.trial.batch == 2
+    assert first.lowest_epochs is None  # it went to its end
+    assert first.step >= 0.9 * first.trial.epochs * 49 / 2  # of 49 training rows: not 8 or more in a pack
+
+
+def _said_of_rounding(job: Path) -> list[str]:
+    messages = [line.message or "" for line in progress_of(job)]
+    return [message for message in messages if "rounded by their inputs" in message]
+
+
+def test_what_is_submitted_is_rounded_by_inputs(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "computes_bf16", lambda hardware: True)
+    job = make_job(profile="auto", ready_by=60.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    (said,) = _said_of_rounding(job)
+    rounded, nearest = (float(text) for text in re.findall(r"\d+\.\d+", said))
+    assert rounded == pytest.approx(nearest, abs=0.02)
+    other = make_job("other", profile="winner_2026_06", ready_by=60.0)
+    assert finish(other).status is OutcomeStatus.READY
+    assert not _said_of_rounding(other)
+
+
+def test_a_rounding_that_is_worse_is_dropped(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "computes_bf16", lambda hardware: True)
+    monkeypatch.setattr(rounding, "round_matrix", lambda weight, products: torch.zeros_like(weight))
+    job = make_job(profile="auto", ready_by=60.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    (said,) = _said_of_rounding(job)
+    rounded, nearest = (float(text) for text in re.findall(r"\d+\.\d+", said))
+    assert rounded > nearest
+    files = load_file(job.parent / "export" / "model.safetensors")
+    assert all(value.any() for value in files.values())
+
+
+def test_a_rounding_that_memory_or_time_does_not_allow_loses_nothing(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "computes_bf16", lambda hardware: True)
+
+    def too_large(weight: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+        raise MemoryError
+
+    def too_late(
+        model: object, names: list[str], rows: object, has_time: Callable[[], bool]
+    ) -> dict[str, torch.Tensor]:
+        assert has_time()
+        return {}
+
+    for name, part, function, words in (
+        ("large", "round_matrix", too_large, "memory ran out"),
+        ("late", "rounded", too_late, "14 of 14 matrices"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(rounding, part, function)
+            job = make_job(name, profile="auto", ready_by=30.0)
+            assert finish(job).status is OutcomeStatus.READY
+        assert not _said_of_rounding(job)
+        assert any(words in (line.message or "") for line in progress_of(job))
 
 
 def test_all_arms_have_the_momentum_of_the_profile(
@@ -180,7 +261,10 @@ def test_a_trial_that_fails_does_not_fail_a_job_that_has_a_better_one(
     done = record_of(job).done
     assert [result.loss is None for result in done] == [False, True]
     assert outcome.metrics is not None
-    assert outcome.metrics.final_loss == pytest.approx(done[0].loss)
+    assert outcome.metrics.final_loss is not None
+    assert done[0].loss is not None
+    # Where the CPU computes bf16, it is rounded by inputs, and no worse for that.
+    assert done[0].loss - 0.02 < outcome.metrics.final_loss <= done[0].loss + 1e-6
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, is_spoilt: Callable[[int], bool]) -> None:

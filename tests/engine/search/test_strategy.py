@@ -6,15 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from tests.engine.search.surfaces import START, bowl, plenty, searched
-from trainer_node.engine.search.strategy import (
-    AFTER_LOWEST,
-    MOST_REFITS,
-    SAFETY,
-    WANTED_REFITS,
-    Budget,
-    best_of,
-    next_trial,
-)
+from trainer_node.engine.search.budget import SAFETY
+from trainer_node.engine.search.strategy import AFTER_LOWEST, MOST_REFITS, WANTED_REFITS, best_of, next_trial
 from trainer_node.engine.search.trial import FILE, SearchRecord, Trial, TrialResult, read_search, write_search
 
 
@@ -75,20 +68,12 @@ def test_a_slower_machine_gets_fewer_trials() -> None:
     assert len(few) < len(many)
 
 
-def test_a_budget_leaves_room_for_a_late_trial() -> None:
-    budget = Budget(left_s=100.0, tokens_per_s=100.0, epoch_tokens=4_000, examples=100, trial_s=0.0, all_s=1)
-    assert budget.fits(Trial(arm="dense", epochs=2.0))
-    assert not budget.fits(Trial(arm="dense", epochs=2.6))
-    assert SAFETY * budget.cost_s(Trial(arm="dense", epochs=2.0)) < 100.0
-
-
-def test_a_batch_below_the_smallest_pack_is_not_tried() -> None:
-    budget = plenty(least_batch=20.0)
-    done: list[TrialResult] = []
-    surface = bowl(1.0, 2.0, 4)
-    while trial := next_trial(START, done, budget):
-        done.append(TrialResult(trial=trial, loss=surface(trial), tokens=1, train_s=1.0))
-    assert min(result.trial.batch for result in done) == 16
+def test_a_batch_that_does_not_fill_the_smallest_packs_is_tried_if_there_is_time() -> None:
+    for seconds, least in ((1e9, 2), (60.0, 16)):
+        done: list[TrialResult] = []
+        while trial := next_trial(START, done, plenty(least_batch=20.0, left_s=seconds, all_s=seconds)):
+            done.append(TrialResult(trial=trial, loss=bowl(1.0, 2.0, 4)(trial), tokens=1, train_s=1.0))
+        assert min(result.trial.batch for result in done) == least
 
 
 def test_after_a_turn_the_next_run_ends_there_and_none_is_longer() -> None:
@@ -150,6 +135,21 @@ def test_a_search_past_its_share_of_the_time_leaves_enough_to_average_runs() -> 
     for seconds in (200.0, 300.0, 500.0):
         done, _ = searched(bowl(1.0, 2.0, 32), seconds)
         assert sum(result.trial.refit for result in done) >= WANTED_REFITS
+
+
+def test_a_run_on_all_rows_is_shortened_if_the_trial_before_it_was_slow() -> None:
+    trial = Trial(arm="dense", epochs=1.1, batch=4)
+    done = [TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0)]
+    wanted = plenty(trial_s=0.0).cost_s(replace(trial, refit=True))
+    for left, share in ((1.06 * wanted, 1.0), (0.9 * wanted, 0.9 / SAFETY), (0.4 * wanted, None)):
+        refit = next_trial(START, done, plenty(left_s=left, all_s=4 * wanted, trial_s=0.0))
+        if share is None:
+            assert refit is None
+            continue
+        assert refit is not None
+        assert refit.refit
+        assert refit.epochs == pytest.approx(share * trial.epochs)
+        assert plenty(left_s=left, trial_s=0.0).fits(refit)
 
 
 def test_a_main_run_that_turned_early_leaves_time_for_a_better_one() -> None:

@@ -25,6 +25,7 @@ from shared.files import write_atomically
 
 POLL_S = 0.05
 MOST_WAIT_S = 1800.0  # for the slowest process's files
+MOST_TRIES = 20  # to delete a folder: files that were being opened in it may appear meanwhile
 SHARDED = frozenset({"weights", "optimizer", "average"})  # groups of which each process has rows
 SUFFIX = ".safetensors"
 
@@ -116,7 +117,11 @@ def take_away(folder: Path, rank: int = 0) -> None:
     taken = folder.with_name(f"{folder.name}-{rank}")
     with suppress(OSError):
         os.rename(folder, taken)
-    shutil.rmtree(taken, ignore_errors=True)
+    for _ in range(MOST_TRIES):
+        shutil.rmtree(taken, ignore_errors=True)
+        if not taken.exists():
+            return
+        time.sleep(POLL_S)
 
 
 def _note_on(error: Exception) -> Note:

@@ -101,6 +101,12 @@ def decoder_layers(model: LabelModel) -> list[nn.Module]:
     return [module for module in model.base.modules() if type(module).__name__ in kinds]
 
 
+def trains_outside_layers(model: LabelModel) -> bool:
+    """Return whether a weight outside of the transformer layers is trained."""
+    inside = {weight for layer in decoder_layers(model) for weight in layer.parameters()}
+    return any(weight.requires_grad and weight not in inside for weight in model.parameters())
+
+
 def shard_frozen(network: nn.Module, process_group: ProcessGroup) -> LabelModel:
     """All: a frozen model cut over the processes, so that one that fits no single device can be scored.
 
@@ -145,8 +151,7 @@ def untrained(
     found: dict[str, Tensor] = {}
     for name, read in first_values(deltas.network, slices, process_group, seed):
         if (weight := deltas.parameters.get(stable_name(name))) is not None:
-            found[stable_name(name)] = torch.empty_like(weight)
-            local(found[stable_name(name)]).copy_(read())
+            found[stable_name(name)] = with_rows(weight, read(), weight.dtype)
     return found
 
 
@@ -184,7 +189,8 @@ def sharded(
 ) -> Deltas:
     """All: FSDP2 over layers, with this process's rows of all weights; `check_sharded` follows.
 
-    The embeddings, the last norm and the head are the root's and stay gathered.
+    The embeddings, the last norm and the head are the root's. They stay gathered after a pass if none of them
+    is trained: weights that are loaded into the model would not be seen before the next backward pass.
     What is frozen is bf16 and what is trained fp32: a group may hold both, as long as those that have
     gradients agree. Inputs aren't cast: autocast does what it does without sharding.
     """
@@ -196,9 +202,10 @@ def sharded(
     )
     names = {id(parameter): name for name, parameter in deltas.parameters.items()}
     paths = {path: names[id(value)] for path, value in deltas.model.named_parameters() if id(value) in names}
+    again = trains_outside_layers(deltas.model)
     for layer in decoder_layers(deltas.model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(deltas.model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(deltas.model, mesh=mesh, mp_policy=policy, reshard_after_forward=again)
     _fill(deltas.model, process_group, first_values(deltas.network, slices, process_group, seed))
     cut = dict(deltas.model.named_parameters())
     return replace(deltas, parameters={name: cut[path] for path, name in paths.items()})
@@ -237,10 +244,15 @@ def placed(whole: Tensor | Sequence[Tensor], like: Tensor, dtype: torch.dtype | 
     rows = [whole] if isinstance(whole, Tensor) else whole
     if not isinstance(like, DTensor):
         return joined(rows).to(like.device, dtype, copy=True)
-    found = torch.empty_like(like, dtype=dtype or rows[0].dtype, requires_grad=False)
     group = like.device_mesh.get_group()
     first, end = rows_of(len(like), group.rank(), group.size())
-    local(found).copy_(cut(rows, first, end))
+    return with_rows(like, cut(rows, first, end), dtype)
+
+
+def with_rows(like: Tensor, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor that is held as `like` is, of which this process has these rows."""
+    found = torch.empty_like(like, dtype=dtype or rows.dtype, requires_grad=False)
+    local(found).copy_(rows)
     return found
 
 

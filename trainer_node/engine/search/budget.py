@@ -1,36 +1,70 @@
-"""What the next trials of a search may cost, from what those before them took."""
+"""What a trial costs, and whether there is time for it: pure."""
 
 from __future__ import annotations
 
-from shared.planning.memory_fit import round_up
-from shared.planning.throughput import SLACK_S
-from trainer_node.engine.context import JobData, RunContext, RunRecord
-from trainer_node.engine.search.runner import end_at, is_averaged
-from trainer_node.engine.search.strategy import Budget, is_tiny
-from trainer_node.engine.search.trial import SearchRecord
+import math
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from shared.planning.step_size import padding
+from trainer_node.engine.search.trial import Trial
+
+SAFETY = 1.05  # a trial may take this much longer than those before it
 
 
-def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: JobData) -> Budget:
-    """Return what is left, at the speed of the trials so far. Every process must call it."""
-    longest = int(data.train.lengths.max())
-    trained_s = sum(one.train_s for one in known.done)
-    tokens = sum(one.tokens for one in known.done)
-    first = next(iter(known.plans.values()))
-    speed = tokens / trained_s if tokens and trained_s > 0 else first.expected_tokens_per_s
-    if run.simulated:
-        speed = run.job.token_clock_rate / known.width
-    other = [one.other_s for one in known.done] or [record.costs.score_s + SLACK_S]
-    return Budget(
-        left_s=end_at(run, record) - run.clock.time(),
-        tokens_per_s=speed,
-        epoch_tokens=record.train_tokens,
-        examples=record.train_examples,
-        trial_s=0.0 if run.simulated else sum(other) / len(other),
-        all_s=known.all_s,
-        score_s=0.0 if run.simulated else record.costs.score_s,
-        all_rows=1.0 + int(data.dev.lengths.sum()) / record.train_tokens,
-        single=frozenset(arm for arm, plan in known.plans.items() if not is_averaged(plan)),
-        least_batch=first.devices * round_up(longest) * record.train_examples / record.train_tokens,
-        width=known.width,
-        tiny=is_tiny(first),
-    )
+class Budget(Struct, frozen=True, kw_only=True):
+    """What the next trial may cost."""
+
+    left_s: float  # until training must be over
+    tokens_per_s: float
+    epoch_tokens: int
+    examples: int
+    trial_s: float  # what a trial costs besides its steps: resetting, scoring
+    all_s: float  # `left_s` before the first trial
+    score_s: float = 0.0  # of scoring the development rows once
+    step_s: float = 0.0  # of a step besides its tokens: weights are gathered and sent, the optimiser steps
+    least_batch: float = 1.0  # examples that fill the smallest packs, one on every device: fewer cost as much
+    all_rows: float = 1.0  # training and development rows' tokens, as a multiple of the training rows'
+    single: frozenset[str] = frozenset()  # arms whose runs aren't averaged: a second one on all rows is lost
+    devices: int = 1  # that share a step: each needs an example
+    width: int = 1  # trials that run at once, each on a device of its own
+    tiny: bool = False  # the model is so small that it wants the same high rate in small batches
+
+    def cost_s(self, trial: Trial) -> float:
+        """Return the seconds that a trial takes."""
+        rows = self.all_rows - 1.0 if trial.last_pass else self.all_rows if trial.refit else 1.0
+        return self.trial_s + self.waste(trial) * trial.epochs * rows * self.epoch_tokens / self.tokens_per_s
+
+    def waste(self, trial: Trial) -> float:
+        """Return how many times as long as its rows' tokens alone a trial's steps take.
+
+        Small batches don't fill packs, and each step takes time of its own.
+        """
+        rows_s = trial.batch * self.epoch_tokens / self.examples / self.tokens_per_s
+        return padding(trial.batch, self.least_batch) + self.step_s / rows_s
+
+    def step_tokens(self, trial: Trial) -> float:
+        """Return the tokens that a step computes, padding included."""
+        return padding(trial.batch, self.least_batch) * trial.batch * self.epoch_tokens / self.examples
+
+    def fits(self, trial: Trial) -> bool:
+        """Return whether a trial would be over in time."""
+        return SAFETY * self.cost_s(trial) <= self.left_s
+
+    def fits_twice(self, trial: Trial) -> bool:
+        """Return whether a trial, and one like it on all rows, would be over in time."""
+        return SAFETY * (self.cost_s(trial) + self.cost_s(replace(trial, refit=True))) <= self.left_s
+
+    def refits(self, trial: Trial, count: int) -> int:
+        """Return how many of `count` runs like a trial on all rows are of use."""
+        return min(count, 1) if trial.arm in self.single else count
+
+    def refits_s(self, trial: Trial, count: int) -> float:
+        """Return the seconds that `count` runs like a trial on all rows take, one a device at once."""
+        turns = math.ceil(self.refits(trial, count) / self.width)
+        return turns * self.cost_s(replace(trial, refit=True))
+
+    def steps(self, trial: Trial) -> float:
+        """Return the optimiser steps of a trial."""
+        return trial.epochs * self.examples / trial.batch

@@ -18,6 +18,7 @@ from shared.planning.plan import Deviation, Plan
 from trainer_node.engine import context
 from trainer_node.engine.as_is import AsIs, checkpoint_as_is
 from trainer_node.engine.context import RunContext
+from trainer_node.engine.distributed.sharding import local, placed
 from trainer_node.engine.evaluate.candidates import (
     Candidate,
     TrainProgress,
@@ -26,15 +27,13 @@ from trainer_node.engine.evaluate.candidates import (
     ranked,
 )
 from trainer_node.engine.evaluate.metric import Evaluation, measure, score
+from trainer_node.engine.export import rounding
 from trainer_node.engine.finish import untrained
-from trainer_node.engine.search.runner import (
-    TrialRunner,
-    end_at,
-    kept_weights,
-    trial_folder,
-)
-from trainer_node.engine.search.soup import mean_of
+from trainer_node.engine.oom import is_out_of_memory, release
+from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
+from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.time_left import end_at, is_rounded, rounding_s
 from trainer_node.engine.search.trial import SearchRecord, TrialResult
 from trainer_node.engine.submission import submit
 from trainer_node.engine.time_budget import Part, affordable
@@ -57,8 +56,10 @@ def submit_best(runner: TrialRunner) -> Outcome:
         context.write_plan(run.folder, state.plan)
     if candidates and Part.AVERAGE in parts:
         candidates = with_average(runner, state, candidates)
-    if candidates and best:
+    if best:  # its weights may be gone, those of a run on all rows may be there
         candidates = [*refits(runner, state, best, parts), *candidates]
+    if candidates and Part.AVERAGE in parts:
+        candidates = with_rounding(runner, state, candidates)
     if not candidates or (loss_over_base(candidates[0], record.base_losses) >= 0.0 and Part.VERIFY in parts):
         run.reporter.message(
             "the trained weights are worse than the base model's"
@@ -85,7 +86,7 @@ def submittable(run: RunContext, known: SearchRecord, found: Checkpoint | None) 
                 f"trial {number + 1}",
                 explained(known.plans[result.trial.arm], known.done, shown),
                 reached_in(result),
-                kept_weights(trial_folder(run, number), result),
+                kept_weights(trial_folder(run.folder, number), result),
                 evaluation_of(shown),
             )
     if found is None:
@@ -112,9 +113,9 @@ def contenders(done: Sequence[TrialResult], best: TrialResult, *, refit: bool = 
 
 
 def kept(runner: TrialRunner, best: TrialResult, *, refit: bool = False) -> list[TrialResult]:
-    """Return the contenders whose weights are on disk."""
-    done = runner.known.done
-    here = [trial_folder(runner.run, number).is_dir() for number in range(len(done))]
+    """Return the contenders whose weights are on disk, or in memory because it is full."""
+    done, unsaved = runner.known.done, runner.unsaved
+    here = [n in unsaved or trial_folder(runner.run.folder, n).is_dir() for n in range(len(done))]
     here = runner.run.process_group.broadcast_object(here)
     return [one for one in contenders(done, best, refit=refit) if here[done.index(one)]]
 
@@ -173,7 +174,7 @@ def with_average(runner: TrialRunner, state: TrainState, candidates: list[Candid
         return candidates
     run, best, members = runner.run, candidates[0], results[:1]
     for result in results[1:]:
-        if run.clock.time() + 2 * runner.record.costs.score_s > end_at(run, runner.record):
+        if run.clock.time() + 2 * runner.record.costs.score_s > last_end(runner):
             break
         numbers = [runner.known.done.index(one) + 1 for one in (*members, result)]
         name = f"average of trials {', '.join(map(str, numbers))}"
@@ -188,14 +189,80 @@ def with_average(runner: TrialRunner, state: TrainState, candidates: list[Candid
     return candidates
 
 
+def with_rounding(runner: TrialRunner, state: TrainState, candidates: list[Candidate]) -> list[Candidate]:
+    """Put the first candidate in front once more, its matrices rounded by their inputs, if it's no worse."""
+    run, first, costs = runner.run, candidates[0], runner.record.costs
+    more_s = rounding_s(run, runner.known.plans.values())
+    until = last_end(runner) + more_s - costs.score_s
+    if not is_rounded(run, state.plan) or run.clock.time() + costs.load_s > until:
+        return candidates
+    with run.patience(), first.weights_applied():
+        weights = rounded_weights(runner, state, until)
+    if not weights:
+        return candidates
+    applied = partial(loaded, state.deltas, lambda: weights)
+    new = replace(first, name=f"rounded {first.name}", score=None, weights_applied=applied)
+    with run.patience():
+        new = new.measured(partial(score_all, runner, state, more_s))
+    if new.score is None or first.score is None:
+        return candidates
+    rows = min(len(new.score.per_example), len(first.score.per_example))
+    mine, nearest = (float(score.per_example[:rows].mean()) for score in (new.score, first.score))
+    run.reporter.message(
+        f"matrices are rounded by their inputs: loss {mine:.4f}, to the nearest {nearest:.4f}"
+    )
+    return [new, *candidates] if mine <= nearest else candidates
+
+
+def rounded_weights(runner: TrialRunner, state: TrainState, until: float) -> dict[str, torch.Tensor]:
+    """All: the weights in the model, matrices rounded by their inputs; none without time or memory."""
+    run, deltas = runner.run, state.deltas
+    names, found = rounding.matrices_of(deltas), dict[str, torch.Tensor]()
+
+    def has_time() -> bool:  # by this process's clock: the others don't ask as often
+        run.reporter.alive()
+        return run.simulated or run.own_clock.time() <= until
+
+    try:
+        found = rounding.rounded(deltas.model, names, runner.data.train, has_time)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        run.reporter.message(f"memory ran out while matrices were rounded: {error}")
+        release()
+    here = run.process_group.gather_objects(list(found))
+    common = set(here[0]).intersection(*here)
+    if nearest := len(names) - len(common):
+        run.reporter.message(f"{nearest} of {len(names)} matrices are rounded to the nearest")
+    if not common:
+        return {}
+    weights = {f"{name}.weight": found[name] for name in names if name in common}
+    others = {name: value for name, value in deltas.state().items() if name not in weights}
+    return {**weights, **{name: value.to("cpu", copy=True) for name, value in others.items()}}
+
+
+def last_end(runner: TrialRunner) -> float:
+    """All: when the last trial had to be over."""
+    return end_at(runner.run, runner.record, runner.known.plans.values())
+
+
 def mean_weights(runner: TrialRunner, results: list[TrialResult]) -> dict[str, torch.Tensor]:
-    """Return the mean of several trials' weights, fp32."""
-    return mean_of(map(runner.weights_of, results))
+    """All: the mean of several trials' weights, fp32, as the model holds them: on its device and sharded."""
+    assert runner.adapted is not None
+    parameters, mean = runner.adapted.deltas.parameters, dict[str, torch.Tensor]()
+    for count, result in enumerate(results, 1):
+        for name, blocks in runner.weights_of(result).items():
+            value = placed(blocks, parameters[name], torch.float32)
+            if count == 1:
+                mean[name] = value
+            else:
+                local(mean[name]).lerp_(local(value), 1.0 / count)
+    return mean
 
 
-def score_all(runner: TrialRunner, state: TrainState) -> Evaluation:
-    """Measure the development metric of the weights in the model."""
-    run, until = runner.run, end_at(runner.run, runner.record)
+def score_all(runner: TrialRunner, state: TrainState, more_s: float = 0.0) -> Evaluation:
+    """Measure the development metric of the weights in the model, `more_s` after the last trial's end."""
+    run, until = runner.run, last_end(runner) + more_s
     group, alive = run.process_group, run.reporter.alive
     return measure(state.deltas.model, runner.dev, run.clock, until, group, alive=alive)[0]
 

@@ -14,7 +14,7 @@ LEAST_EPOCHS, MOST_EPOCHS = 0.5, 8.0
 RATE_STEP = 3.0  # a rate 3 times off costs .01 to .03 nat, 1.5 times off .001 to .003
 FINE_STEP = math.sqrt(RATE_STEP)
 BATCH_STEP = 2
-LEAST_BATCH, MOST_BATCH = 4, 256  # examples
+LEAST_BATCH, MOST_BATCH = 2, 256  # examples
 LEAST_RATE, MOST_RATE = 1 / 30, 30.0
 
 Move = Callable[[Trial], Trial]

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from shared.planning.plan import Plan
 from shared.planning.throughput import FILL
-from trainer_node.engine.search.strategy import Budget
+from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 
 SHARE = 0.20  # of the time, for all probes together
@@ -144,7 +144,7 @@ def _main(start: Trial, rate: float, budget: Budget, judge: Judge) -> Trial:
     """Return the run that counts; it leaves time to score averages and to pass over the development rows."""
     leaves_s = min(SNAPSHOTS * budget.score_s, SOUP_SHARE * budget.all_s)
     if judge.last_pass:
-        leaves_s += LATE * budget.last_pass_s
+        leaves_s += LATE * budget.cost_s(last_pass_of(start))
     left_s = budget.left_s - budget.trial_s - leaves_s
     affordable = USABLE * left_s * budget.tokens_per_s / budget.epoch_tokens
     most = MOST_EPOCHS_FEW if budget.examples < FEW_ROWS else MOST_EPOCHS
@@ -154,6 +154,7 @@ def _main(start: Trial, rate: float, budget: Budget, judge: Judge) -> Trial:
 
 def _last_pass(run: TrialResult, budget: Budget, judge: Judge) -> Trial | None:
     """Return one pass over the development rows from the run's weights, if there is time for it."""
-    if not judge.last_pass or run.loss is None or budget.last_pass_s > budget.left_s:
+    last = last_pass_of(run.trial)
+    if not judge.last_pass or run.loss is None or budget.cost_s(last) > budget.left_s:
         return None
-    return last_pass_of(run.trial)
+    return last

@@ -28,11 +28,12 @@ from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.failure import explain
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.oom import is_out_of_memory
-from trainer_node.engine.search.budget import budget_of
+from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.population import give_up, is_population, next_round, on_one_device
 from trainer_node.engine.search.runner import Trained, TrialRunner, clock_tokens, write_known
-from trainer_node.engine.search.strategy import Budget, best_of, trial_of
+from trainer_node.engine.search.strategy import best_of, trial_of
+from trainer_node.engine.search.time_left import budget_of
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, TrialResult, without_loss
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
@@ -54,9 +55,12 @@ class TrialReport(Struct, frozen=True, kw_only=True):
 
 
 def as_population(run: RunContext, record: RunRecord, known: SearchRecord, data: JobData) -> SearchRecord:
-    """Let a search run a trial on each device, if one has the time for it. Every process must call it."""
+    """Let a search run a trial on each device, if one has the time for it. Every process must call it.
+
+    No arm may need all devices' memory.
+    """
     group = run.process_group
-    if group.is_single:
+    if group.is_single or any(plan.parallel == "fsdp2" for plan in known.plans.values()):
         return known
     plans = {arm: _alone(run, plan, data) for arm, plan in known.plans.items()}
     population = msgspec.structs.replace(known, plans=plans, width=group.world)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -15,19 +13,30 @@ from shared.clock import TokenClock
 from shared.errors import EngineError
 from shared.messages import ErrorCode, Phase
 from shared.planning.plan import Plan
-from shared.planning.planner import step_size
-from shared.planning.throughput import SLACK_S
+from shared.planning.step_size import pack_limit, step_size
 from trainer_node.engine import prepare
-from trainer_node.engine.assemble import COPY_SHARE, Adapted, Place, adapt, load_base, make_state
+from trainer_node.engine.assemble import (
+    COPY_SHARE,
+    Adapted,
+    Place,
+    adapt,
+    load_base,
+    make_state,
+    untrained_weights,
+)
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples, joined
-from trainer_node.engine.distributed.sharding import placed
+from trainer_node.engine.distributed.sharding import local, placed, with_rows
+from trainer_node.engine.distributed.weight_slices import slices_of
+from trainer_node.engine.evaluate.candidates import Weights
 from trainer_node.engine.finish import free_optimizer
+from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.oom import release
+from trainer_node.engine.search.kept_trials import kept_blocks, staying, trial_folder
 from trainer_node.engine.search.rate_search import RAMP_STEPS
 from trainer_node.engine.search.scoring import probed, scored
-from trainer_node.engine.search.soup import mean_of
 from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.time_left import after_s
 from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, write_search
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
@@ -35,9 +44,6 @@ from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.oom_fallback import smaller_by, train_or_stop
 from trainer_node.engine.train.saved_state import snapshot_name
 from trainer_node.engine.train.state import TrainState
-
-KEPT = 3  # trials whose weights stay on disk: the best ones, to be averaged
-KEPT_BYTES = 4e9  # of trained weights: above it only the best one's stay
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ class TrialRunner:
     arm: str = ""
     adapted: Adapted | None = None
     start: dict[str, torch.Tensor] | None = None  # the trained weights before the first step
+    unsaved: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)  # by trial: this process's rows
     place: int = 0  # of this process's trial among those that run at once
+    untouched: bool = False  # the model's weights are those before the first step
 
     @property
     def number(self) -> int:
@@ -91,9 +99,14 @@ class TrialRunner:
 
     def train(self, trial: Trial, found: Checkpoint | None) -> Trained | None:
         """Train and score one trial, and keep its weights; return None if the job was asked to stop."""
-        run = self.run
+        run, begun_at = self.run, self.run.clock.time()
+        set_back = self.adapted is not None and not self.untouched
         run.reporter.restarted()
         state = self.prepared(trial, found)
+        self.untouched = False
+        # Of what the first trial takes to begin, the next one has to read sharded weights only.
+        begun_s = self.record.costs.load_s if state.plan.parallel == "fsdp2" else 0.0
+        begun_s = run.clock.time() - begun_at if set_back else begun_s
         run.reporter.phase(Phase.TRAIN)  # another arm's model may have been loaded
         if not train_or_stop(run, state):
             return None
@@ -108,7 +121,7 @@ class TrialRunner:
         else:
             first, saved = best_of(self.known.done) is None, self.saved(state)
             result = scored(run, self.record, self.dev, trial, state, saved, first=first)
-        result = msgspec.structs.replace(result, other_s=run.clock.time() - trained_at)
+        result = msgspec.structs.replace(result, other_s=begun_s + run.clock.time() - trained_at)
         if not trial.stage:
             result = self.keep(result, state, saved)
         size = 4 * sum(value.numel() for value in state.deltas.parameters.values())
@@ -135,11 +148,12 @@ class TrialRunner:
         if trial.stage:
             plan = as_probe(plan)
         if trial.last_pass and found is None:
-            start = self.weights_of(self.known.done[-1])
             parameters = adapted.deltas.parameters
-            adapted.deltas.load_state(
-                {name: placed(value, parameters[name]) for name, value in start.items()}
-            )
+            with self.run.patience():
+                start = self.weights_of(self.known.done[-1])
+                adapted.deltas.load_state(
+                    {name: placed(value, parameters[name]) for name, value in start.items()}
+                )
         place = Place(
             trial=self.number,
             steps_before=self.known.steps_before,
@@ -149,7 +163,7 @@ class TrialRunner:
             saves=not trial.stage or not self.known.done,  # one probe is there if the node comes back late
             keeps_losses=bool(trial.stage),
             curve=not trial.refit,
-            leaves_s=trial.leaves_s,
+            leaves_s=trial.leaves_s + after_s(self.run, self.record, self.known.plans.values()),
         )
         return make_state(self.run, record, replace(adapted, plan=plan), data, found, self.saver, place)
 
@@ -159,26 +173,52 @@ class TrialRunner:
         Processes that trained alone may have models of other arms, or none: if not all have what is wanted,
         all of them load it, together.
         """
-        plan, adapted, start = self.known.plans[arm], self.adapted, self.start
-        kept = arm == self.arm and adapted is not None and start is not None
+        plan, adapted = self.known.plans[arm], self.adapted
+        # Sharded weights need no copy: their rows are read again.
+        can_go_back = self.untouched or self.start is not None or plan.parallel == "fsdp2"
+        kept = arm == self.arm and adapted is not None and can_go_back
         held = self.run.process_group.gather_objects((kept, bool(self.models)))
-        if adapted is not None and start is not None and all(kept for kept, _ in held):
+        if adapted is not None and all(kept for kept, _ in held):
+            if self.untouched:
+                return adapted
+            start = self.start
+            if start is None:
+                with self.run.patience():
+                    start = untrained_weights(self.run, adapted.plan, adapted.deltas)
             adapted.deltas.load_state(start)
             return adapted
+        adapted = None  # or the old model would be in memory next to the new one
         if not all(unused for _, unused in held):
             self.forget()
-        model = self.models.pop() if self.models else load_base(self.run, plan)
-        self.adapted, self.arm = adapt(self.run, plan, model, fixed_steps=False), arm
-        state = self.adapted.deltas.state()
-        size = sum(value.numel() * value.element_size() for value in state.values())
-        if size <= COPY_SHARE * prepare.main_memory(self.run.job.hardware) / self.run.process_group.sharers:
-            self.start = {name: value.to("cpu", copy=True) for name, value in state.items()}
+        self.adapted, self.arm = adapt(self.run, plan, self.base(plan), fixed_steps=False), arm
+        self.untouched = True
+        if plan.parallel != "fsdp2" and self.fits_in_memory(self.adapted):
+            self.start = copy_of(self.adapted.deltas)
         return self.adapted
+
+    def fits_in_memory(self, one: Adapted | TrainState) -> bool:
+        """Return whether there may be a copy of the trained weights in main memory.
+
+        It counts once if the processes have a part each.
+        """
+        size = sum(value.numel() * value.element_size() for value in one.deltas.state().values())
+        group = self.run.process_group
+        copies = 1 + group.others if one.plan.parallel == "fsdp2" else group.sharers
+        return copies * size <= COPY_SHARE * prepare.main_memory(self.run.job.hardware)
+
+    def base(self, plan: Plan) -> torch.nn.Module:
+        """Return the base model for a plan: the one that is loaded, unless it is to be sharded otherwise."""
+        model = self.models.pop() if self.models else None
+        if model is not None and (plan.parallel == "fsdp2" or slices_of(model) is None):
+            return model
+        del model  # it has no weights, which this plan wants
+        return load_base(self.run, plan)
 
     def forget(self) -> None:
         """Free the model: the next one would be in memory at the same time."""
         self.models.clear()
         self.adapted = self.start = None
+        self.untouched = False
         release()
 
     def saved(self, state: TrainState) -> frozenset[str]:
@@ -188,33 +228,51 @@ class TrialRunner:
         return group.broadcast_object(here)
 
     def keep(self, result: TrialResult, state: TrainState, saved: frozenset[str]) -> TrialResult:
-        """Keep the trial's best weights under a name of their own; without a checkpoint it has no loss."""
+        """Keep the trial's best weights under a name of their own, without a checkpoint in main memory.
+
+        If they don't fit there either, the trial has no loss.
+        """
         if not saved:
-            return msgspec.structs.replace(result, loss=None, losses=[])
+            if self.known.width > 1 or not self.fits_in_memory(state):
+                return msgspec.structs.replace(result, loss=None, losses=[])
+            self.hold(result, state)
+            return result
         if self.run.process_group.is_main:
             kept = {result.weights, *map(snapshot_name, result.snapshots)}
-            checkpoint.link(self.last_step(state), trial_folder(self.run, self.number), kept)
+            checkpoint.link(self.last_step(state), trial_folder(self.run.folder, self.number), kept)
         return result
+
+    def hold(self, result: TrialResult, state: TrainState) -> None:
+        """Hold a copy of the weights in main memory, if they are of the best trial or of a first refit."""
+        best, again = best_of(self.known.done), result.trial.refit
+        is_best = best is None or (result.loss or 0.0) < (best.loss or 0.0)
+        if result.loss is None or (len(self.unsaved) > 1 if again else not is_best):
+            return
+        self.unsaved = {**(self.unsaved if again else {}), self.number: copy_of(state.deltas)}
 
     def last_step(self, state: TrainState) -> Path:
         """Return where the checkpoint of the last step is, if there is one."""
         return self.saver.folder / f"step-{state.steps_before + state.step:08d}"
 
-    def weights_of(self, result: TrialResult) -> dict[str, torch.Tensor]:
-        """Read the best weights of a trial that was kept."""
-        return kept_weights(trial_folder(self.run, self.known.done.index(result)), result)()
+    def weights_of(self, result: TrialResult) -> Weights:
+        """Return the best weights of a trial that was kept; sharded ones as they are on disk, mapped."""
+        number = self.known.done.index(result)
+        if number in self.unsaved:
+            held = self.unsaved[number]
+            assert self.adapted is not None
+            if self.adapted.plan.parallel != "fsdp2":
+                return held
+            like = self.adapted.deltas.parameters
+            return {name: with_rows(like[name], rows) for name, rows in held.items()}
+        return kept_blocks(trial_folder(self.run.folder, number), result)()
 
     def prune(self, size: int) -> None:
         """Free the weights, of `size` bytes each, of all but the best trials."""
         done = self.known.done
-        measured = (one for one in done if one.loss is not None and not one.trial.refit)
-        best = sorted(measured, key=lambda one: one.loss or 0.0)
-        kept = best[: KEPT if size <= KEPT_BYTES else 1]
-        refits = [one for one in done if one.trial.refit and one.loss is not None]
-        kept += refits if size <= KEPT_BYTES else refits[:1]
+        kept = staying(done, size)
         for number, one in enumerate(done):
             if one not in kept and self.run.process_group.is_main:
-                shutil.rmtree(trial_folder(self.run, number), ignore_errors=True)
+                shutil.rmtree(trial_folder(self.run.folder, number), ignore_errors=True)
 
     def plan_again(self, arm: str, carried_out: Plan) -> None:
         """Let later trials need as little memory as this one came to need."""
@@ -224,14 +282,9 @@ class TrialRunner:
             self.known = msgspec.structs.replace(self.known, plans=plans)
 
 
-def is_averaged(plan: Plan) -> bool:
-    """Return whether several runs of a plan may end as one average.
-
-    LoRA's factors may not: the mean of two products isn't the product of the means. Nor may weights of which
-    only one run's stay on disk.
-    """
-    dense = all(module.method == "dense" for module in plan.modules)
-    return dense and 4 * plan.trained_parameters <= KEPT_BYTES
+def copy_of(deltas: Deltas) -> dict[str, torch.Tensor]:
+    """Return what this process holds of the trained weights, copied to main memory."""
+    return {name: local(value).to("cpu", copy=True) for name, value in deltas.state().items()}
 
 
 def rows_of(trial: Trial, record: RunRecord, data: JobData) -> tuple[RunRecord, JobData]:
@@ -253,9 +306,10 @@ def plan_of(trial: Trial, plan: Plan, record: RunRecord, longest: int) -> Plan:
         lr_dense=plan.lr_dense * trial.rate,
         lr_norms=plan.lr_norms * trial.rate,
         lr_embeddings=plan.lr_embeddings * trial.rate,
-        max_epochs=trial.epochs,
+        max_epochs=max(trial.epochs, 1.0) if trial.main else trial.epochs,  # new rows: the clock ends it
         capacity=capacity,
         packs_per_step=packs,
+        pack_examples=pack_limit(trial.batch, mean_length, capacity, plan.devices),
         expected_steps=max(1, int(trial.epochs * record.train_examples / trial.batch)),
     )
 
@@ -268,31 +322,6 @@ def as_probe(plan: Plan) -> Plan:
         warmup=min(0.5, RAMP_STEPS / plan.expected_steps),
         curve=msgspec.structs.replace(plan.curve, rows=0),
     )
-
-
-def end_at(run: RunContext, record: RunRecord) -> float:
-    """Return when the last trial must be over: the closing reads the best one's weights again."""
-    costs = record.costs
-    end = run.job.ready_by - costs.closing_s - costs.load_s - 2 * SLACK_S
-    return run.process_group.broadcast_floats(end)[0]  # only rank 0 learns what a save costs
-
-
-def trial_folder(run: RunContext, number: int) -> Path:
-    """Return where a trial's weights are kept."""
-    return run.folder / "trials" / f"{number:03d}"
-
-
-def kept_weights(folder: Path, result: TrialResult) -> Callable[[], dict[str, torch.Tensor]]:
-    """Return what reads the best weights of a trial. Raises OSError or ValueError if they are damaged."""
-    found = {name: checkpoint.load(folder, name) for name in groups_of(result)}
-    if result.snapshots:
-        return lambda: mean_of(one.tensors(name) for name, one in found.items())
-    return partial(found[result.weights].tensors, result.weights)
-
-
-def groups_of(result: TrialResult) -> list[str]:
-    """Return the groups of tensors that a trial's best weights are made of."""
-    return list(map(snapshot_name, result.snapshots)) or [result.weights]
 
 
 def write_known(run: RunContext, known: SearchRecord) -> None:

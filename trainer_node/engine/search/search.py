@@ -17,27 +17,26 @@ from shared.errors import EngineError, PlanError
 from shared.messages import Outcome, OutcomeStatus, Phase, TaskType
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
+from shared.planning.recipe import Recipe
 from shared.planning.throughput import COMPILE_GAIN
 from trainer_node.engine import prepare
 from trainer_node.engine.assemble import make_saver
 from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.distributed.process_group import is_lost_peer
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.search import rate_search, rounds
-from trainer_node.engine.search.budget import budget_of
+from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.choose import submit_best
-from trainer_node.engine.search.runner import (
-    TrialRunner,
-    clock_tokens,
-    end_at,
-    write_known,
-)
-from trainer_node.engine.search.strategy import Budget, arm_name, best_of, next_trial
+from trainer_node.engine.search.runner import TrialRunner, clock_tokens, write_known
+from trainer_node.engine.search.speed import measure_speed
+from trainer_node.engine.search.strategy import arm_name, best_of, next_trial
+from trainer_node.engine.search.time_left import budget_of, end_at
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, read_search
 from trainer_node.engine.search.weight_rate import with_weight_rate
 from trainer_node.engine.train.checkpoint import Checkpoint
-from trainer_node.engine.train.oom_fallback import smaller_by, was_too_large
+from trainer_node.engine.train.oom_fallback import SmallerPlan, smaller_by, was_too_large
 
 
 def begin_search(
@@ -45,15 +44,15 @@ def begin_search(
 ) -> SearchRecord | None:
     """Return the record of a search that has tried nothing yet; None if the job is one training run.
 
-    That is if its profile is no search, or if no arm fits one device whole: sharded weights are never set
-    back.
+    That is if its profile is no search, or one by probes of which no arm fits one device whole: the rates of
+    its trials come from the model's weights, which a sharded model doesn't have yet.
     """
     plans = _arms(run, plan, data) if resolve(run.job.profile).searches else {}
     if not plans:
         return None
     plans = _with_weight_rates(run, plans, models)
     now = run.clock.time()
-    found = SearchRecord(began_at=now, all_s=end_at(run, record) - now, plans=plans)
+    found = SearchRecord(began_at=now, all_s=end_at(run, record, plans.values()) - now, plans=plans)
     if not resolve(run.job.profile).probes:
         found = rounds.as_population(run, record, found, data)
     write_known(run, found)
@@ -75,7 +74,9 @@ def take_up(
     if was_too_large(plan) and known.trial:
         arm = known.trial.arm
         smaller = smaller_by(plans[arm], fitted(plan, run.process_group))
-        plans[arm] = msgspec.structs.replace(smaller, parallel=plans[arm].parallel)
+        if plan.deviations[-1].what != "parallel" or not is_searched(smaller, resolve(run.job.profile)):
+            smaller = msgspec.structs.replace(smaller, parallel=plans[arm].parallel)
+        plans[arm] = smaller
     known = msgspec.structs.replace(known, plans=plans)
     if found and found.manifest.position.trial != known.number:
         found = None  # of a trial that is done
@@ -111,28 +112,47 @@ def search(
     runner = TrialRunner(run, record, data, dev, known, make_saver(run, record, known.plans.values()), models)
     run.reporter.phase(Phase.TRAIN)
     while True:
-        budget = budget_of(run, record, runner.known, data)
-        trial = runner.known.trial or run.process_group.broadcast_object(
-            _next(run, record, runner.known, budget)
-        )
+        trial = runner.known.trial or _begin_trial(runner)
         if trial is None:
             return submit_best(runner)
-        if runner.known.trial is None:
-            runner.note(runner.known.started(trial, clock_tokens(run)))
         try:
             went_on = runner.run_trial(trial, found)
         except Exception as error:
-            # Of several processes the others may wait for this one in vain: all must start again.
-            if best_of(runner.known.done) is None or not run.process_group.is_single:
+            if best_of(runner.known.done) is None or isinstance(error, SmallerPlan) or is_lost_peer(error):
                 raise
             traceback.print_exc()
-            run.reporter.message(f"trial {runner.known.number + 1} failed, the search ends: {error}")
+            run.reporter.message(f"trial {runner.number + 1} failed: {error}")
             runner.note(runner.known.failed())
+            if not run.process_group.is_single:  # the others may wait for this one in vain: all start again
+                raise
             runner.forget()
             return submit_best(runner)
         if not went_on:
             return Outcome(status=OutcomeStatus.STOPPED, step=runner.known.steps_before)
         found = None
+
+
+def _begin_trial(runner: TrialRunner) -> Trial | None:
+    """All: choose the next trial and note that it is under way; None if no further one is worth its time.
+
+    The first one is chosen by the speed that training really has: what scoring took says little about it. The
+    winner's probes measure it themselves.
+    """
+    run, known = runner.run, runner.known
+    is_first = not known.done and not known.timed and not resolve(run.job.profile).probes
+    trial = _choose(runner)
+    if trial is not None and is_first and not run.simulated:
+        measure_speed(runner, trial, budget_of(run, runner.record, known, runner.data))
+        trial = _choose(runner)
+    if trial is not None:
+        runner.note(runner.known.started(trial, clock_tokens(run)))
+    return trial
+
+
+def _choose(runner: TrialRunner) -> Trial | None:
+    run, record, known = runner.run, runner.record, runner.known
+    budget = budget_of(run, record, known, runner.data)
+    return run.process_group.broadcast_object(_next(run, record, known, budget))
 
 
 def _next(run: RunContext, record: RunRecord, known: SearchRecord, budget: Budget) -> Trial | None:
@@ -147,8 +167,8 @@ def _next(run: RunContext, record: RunRecord, known: SearchRecord, budget: Budge
 
 def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
     """Return the plans to search among, by name: the job's own, and its profile's other ones that fit."""
-    plans = {arm_name(plan): plan} if plan.parallel != "fsdp2" else {}
     config, job = load_config(run.job.model_path), run.job
+    plans = {arm_name(plan): plan} if is_searched(plan, resolve(job.profile)) else {}
     rate = plan.expected_tokens_per_s / (COMPILE_GAIN if plan.compile else 1.0)  # measured without compiling
     for profile in resolve(job.profile).arms:
         try:
@@ -156,12 +176,17 @@ def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
         except (PlanError, EngineError) as error:
             run.reporter.message(f"{profile} is not tried: {error}")
             continue
-        if other.parallel != "fsdp2":
+        if is_searched(other, resolve(job.profile)):
             as_own = msgspec.structs.replace(
                 other, profile=job.profile, betas=plan.betas, deviations=[], repair=plan.repair
             )
             plans.setdefault(arm_name(other), as_own)
     return plans
+
+
+def is_searched(plan: Plan, recipe: Recipe) -> bool:
+    """Return whether a plan is one of those that a profile's search tries."""
+    return plan.parallel != "fsdp2" or not recipe.probes
 
 
 def _with_weight_rates(

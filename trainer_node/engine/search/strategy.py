@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.planning.plan import Plan
+from trainer_node.engine.search.budget import SAFETY, Budget
 from trainer_node.engine.search.neighbours import (
     LEAST_BATCH,
     LEAST_EPOCHS,
@@ -32,9 +32,13 @@ from trainer_node.engine.search.neighbours import (
 )
 from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 
-LEAST_STEPS = 100  # of a first trial, if a batch leaves so many: batch 4 beats 8 by .01 to .04 on 250 rows
+# Of a first trial, if a batch leaves so many: batch 4 beats 8 by .01 to .04 on 250 rows; batch 2 beats 4 by
+# .03 and .06 on 120 rows (SmolLM2-135M, one epoch), and by .13 on 40 (docs/experiments.md).
+LEAST_STEPS = 100
 SHORT_STEPS, SHORT_RATE = 150, 2.7  # with so few steps so many times the plan's rate: `with_prior`
 RATE_BATCH = 32  # from this batch on; below it falls with the root of the batch, down to the plan's rate
+PLAN_BATCH = 4  # from this batch on it is never below the plan's
+MOST_DEARER = 1.2  # a finer batch may cost so much of a run's epochs: half of them are worth .07 to .3 nat
 TINY = 20e6  # weights of all linear modules: the arena's own models have 2 to 4 million, SmolLM2-135M 106
 # The best rate is not known before: with 200 steps of batch 4 SmolLM2-135M loses .16 and .28 nat at 2.7 times
 # the plan's rate on two data sets, and wins .07 on a third (docs/experiments.md).
@@ -44,58 +48,19 @@ PROBE_TRIALS = 4
 PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
 HORIZON = 0.2  # the best rate falls with the length of a run to this power
 RATE_BY_STEPS = 0.3  # and that of the first trial by its steps to this one: 2.7 x with 150, 1 x with 4,100
-SAFETY = 1.05  # a trial may take this much longer than those before it
+# SmolLM2-135M, 120 rows, batch 2: 1.1 epochs of all of them end .09 and .17 below as many of the 96 that are
+# left when development rows are held out. Tiny models have little to forget: the arena's Llama is .01 to .04
+# better by two epochs of one run on three of four data sets, and .19 where a run has 11 steps
+# (docs/experiments.md).
+TWIN_EPOCHS, TWIN_STEPS = 1.0, 25  # of each of two runs that share the time of a job that has none to search
+TWIN_ROWS = 1.15  # all rows, as a multiple of the training rows: where fewer are held out, it wasn't measured
 SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for WANTED_REFITS
 WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
 MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
+LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
+LEAST_MAIN = 0.001  # epochs of a run that takes the rest of the time
 LAST_PASS_SHARE = 0.3  # of the time, at most, for a pass over the development rows after the main run
 AFTER_LOWEST = 1.25  # a run this much longer than to the lowest point of the one before ends at its own
-
-
-class Budget(Struct, frozen=True, kw_only=True):
-    """What the next trial may cost."""
-
-    left_s: float  # until training must be over
-    tokens_per_s: float
-    epoch_tokens: int
-    examples: int
-    trial_s: float  # what a trial costs besides its steps: resetting, scoring
-    all_s: float  # `left_s` before the first trial
-    score_s: float = 0.0  # of scoring the development rows once
-    least_batch: float = 1.0  # examples that the smallest pack holds, one on every device
-    all_rows: float = 1.0  # training and development rows' tokens, as a multiple of the training rows'
-    single: frozenset[str] = frozenset()  # arms whose runs aren't averaged: a second one on all rows is lost
-    width: int = 1  # trials that run at once, each on a device of its own
-    tiny: bool = False  # the model is so small that it wants the same high rate in small batches
-
-    def cost_s(self, trial: Trial) -> float:
-        """Return the seconds that a trial takes."""
-        if trial.last_pass:
-            return self.last_pass_s
-        tokens = trial.epochs * self.epoch_tokens * (self.all_rows if trial.refit else 1.0)
-        return self.trial_s + tokens / self.tokens_per_s
-
-    def fits(self, trial: Trial) -> bool:
-        """Return whether a trial would be over in time."""
-        return SAFETY * self.cost_s(trial) <= self.left_s
-
-    def refits(self, trial: Trial, count: int) -> int:
-        """Return how many of `count` runs like a trial on all rows are of use."""
-        return min(count, 1) if trial.arm in self.single else count
-
-    def refits_s(self, trial: Trial, count: int) -> float:
-        """Return the seconds that `count` runs like a trial on all rows take, one a device at once."""
-        turns = math.ceil(self.refits(trial, count) / self.width)
-        return turns * self.cost_s(replace(trial, refit=True))
-
-    @property
-    def last_pass_s(self) -> float:
-        """Return the seconds that one pass over the development rows takes."""
-        return self.trial_s + (self.all_rows - 1.0) * self.epoch_tokens / self.tokens_per_s
-
-    def steps(self, trial: Trial) -> float:
-        """Return the optimiser steps of a trial."""
-        return trial.epochs * self.examples / trial.batch
 
 
 def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budget) -> Trial | None:
@@ -147,13 +112,15 @@ def is_tiny(plan: Plan) -> bool:
 def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
     """Return a short trial if there is time for runs of full length after it; else one that is still shorter.
 
-    Rows that are too few for a short trial get a run of full length.
+    Rows that are too few for a short trial get a run of full length. If not even that fits, and its steps are
+    too few to compare rates, half of a real model's time goes to a run on all rows.
     """
     if whole := _whole(start[0], budget):
         whole = with_prior(whole, budget)
         return _short(whole, budget) or whole
-    probe = _probe(start[0], budget)
-    return probe or with_prior(_main(start[0], budget), budget)
+    if probe := _probe(start[0], budget):
+        return probe
+    return _twin(start[0], budget) or with_prior(_main(start[0], budget), budget)
 
 
 def best_of(done: Sequence[TrialResult]) -> TrialResult | None:
@@ -178,11 +145,19 @@ def with_prior(trial: Trial, budget: Budget) -> Trial:
     two data sets and .07 better on a third. Models of 3 to 4 M weights: .03 to .1 better with 50 to 100 steps
     of batch 4 (docs/experiments.md).
     """
-    while budget.steps(trial) < LEAST_STEPS and trial.batch >= max(2 * LEAST_BATCH, 2 * budget.least_batch):
-        trial = replace(trial, batch=trial.batch // 2)
+    start = trial
+    while budget.steps(trial) < LEAST_STEPS and trial.batch >= 2 * max(LEAST_BATCH, budget.devices):
+        finer = replace(start, batch=trial.batch // 2)
+        dearer = budget.waste(finer) / budget.waste(start)
+        if dearer > 1.0 and not budget.fits_twice(finer):
+            if dearer > MOST_DEARER:
+                break
+            finer = replace(finer, epochs=start.epochs / dearer)
+        trial = finer
     most = SHORT_RATE if budget.tiny else SHORT_RATE * min(1.0, trial.batch / RATE_BATCH) ** 0.5
     factor = most * (SHORT_STEPS / max(1.0, budget.steps(trial))) ** RATE_BY_STEPS
-    return replace(trial, rate=trial.rate * max(1.0, min(most, factor)))
+    least = 1.0 if budget.tiny else min(1.0, trial.batch / PLAN_BATCH) ** 0.5
+    return replace(trial, rate=trial.rate * max(least, min(most, factor)))
 
 
 # --- full length
@@ -200,8 +175,7 @@ def _search(
     tried = {key(one.trial) for one in done}
     lowest = result.lowest_epochs if result else None
     for trial in neighbours(centre, start, lowest):
-        # Below the smallest pack a smaller batch would be the same one.
-        if key(trial) in tried or 2 * trial.batch <= budget.least_batch or refuted(trial, centre, done):
+        if key(trial) in tried or trial.batch < budget.devices or refuted(trial, centre, done):
             continue
         spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
         wanted = 1 if spent_s <= SEARCH_SHARE * budget.all_s else WANTED_REFITS
@@ -213,20 +187,39 @@ def _search(
 
 
 def _refit(best: Trial, count: int, budget: Budget) -> Trial | None:
-    """Return the best trial once more, on all rows and in another order."""
+    """Return the best trial once more, on all rows and in another order.
+
+    The first one is shortened if the trials before it took longer than they should.
+    """
     refit = replace(best, refit=True, seed=best.seed + count)
-    return refit if count < budget.refits(refit, MOST_REFITS) and budget.fits(refit) else None
+    if count >= budget.refits(refit, MOST_REFITS):
+        return None
+    if budget.fits(refit):
+        return refit
+    epochs = _epochs_in(refit, budget, budget.left_s / SAFETY) / budget.all_rows
+    return replace(refit, epochs=epochs) if not count and epochs >= LEAST_REFIT * refit.epochs else None
 
 
 # --- short trials, then runs of full length
 
 
-def _whole(trial: Trial, budget: Budget) -> Trial | None:
-    """Return the trial at full length, if that leaves time for one more on all rows."""
-    least, most = START_EPOCHS
-    tokens = (budget.left_s / SAFETY - 2 * budget.trial_s) * budget.tokens_per_s
+def _whole(trial: Trial, budget: Budget, least: float = START_EPOCHS[0]) -> Trial | None:
+    """Return the trial with `least` epochs or more, if that leaves time for one more on all rows."""
+    most = START_EPOCHS[1]
+    tokens = (budget.left_s / SAFETY - 2 * budget.trial_s) * budget.tokens_per_s / budget.waste(trial)
     epochs = tokens / (budget.epoch_tokens * (1.0 + budget.all_rows))
     return replace(trial, epochs=min(most, epochs), short=False) if epochs >= least else None
+
+
+def _twin(trial: Trial, budget: Budget) -> Trial | None:
+    """Return the trial as the first of two runs, if each has steps enough for a real model.
+
+    The second one, on all rows, pays where many of them are held out.
+    """
+    pays = not budget.tiny and budget.all_rows >= TWIN_ROWS
+    twin = _whole(trial, budget, TWIN_EPOCHS) if pays else None
+    twin = with_prior(twin, budget) if twin else None
+    return twin if twin and budget.steps(twin) >= TWIN_STEPS else None
 
 
 def _short(whole: Trial, budget: Budget) -> Trial | None:
@@ -269,8 +262,7 @@ def _rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
 
 def _probe(trial: Trial, budget: Budget) -> Trial | None:
     """Return a trial of one part of PROBE_SHARE; None if that has too few steps to tell anything."""
-    seconds = PROBE_SHARE * budget.all_s / PROBE_TRIALS - budget.trial_s
-    epochs = min(seconds * budget.tokens_per_s / budget.epoch_tokens, 0.99 * LEAST_EPOCHS)
+    epochs = min(_epochs_in(trial, budget, PROBE_SHARE * budget.all_s / PROBE_TRIALS), 0.99 * LEAST_EPOCHS)
     probe = replace(trial, epochs=epochs)
     return probe if epochs > 0 and budget.steps(probe) >= PROBE_STEPS else None
 
@@ -280,16 +272,18 @@ def _main(trial: Trial, budget: Budget) -> Trial:
 
     Without time for all training rows there is no such pass: those that are left are new rows as well.
     """
-    leaves_s = SAFETY * budget.last_pass_s if budget.all_rows > 1.0 else 0.0
-    epochs = _epochs_in(budget, budget.left_s - leaves_s)
+    leaves_s = SAFETY * budget.cost_s(last_pass_of(trial)) if budget.all_rows > 1.0 else 0.0
+    epochs = _epochs_in(trial, budget, budget.left_s - leaves_s)
     if leaves_s > LAST_PASS_SHARE * budget.left_s or epochs < 1.0:
-        leaves_s, epochs = 0.0, _epochs_in(budget, budget.left_s)
-    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, epochs))
+        # What follows the last run is not in what is left, and nothing comes before it.
+        leaves_s, epochs = 0.0, _epochs_in(trial, budget, budget.left_s + budget.trial_s)
+    epochs = min(MOST_EPOCHS, max(LEAST_MAIN, epochs))
     return replace(trial, epochs=epochs, main=True, leaves_s=leaves_s)
 
 
-def _epochs_in(budget: Budget, seconds: float) -> float:
-    return (seconds - budget.trial_s) * budget.tokens_per_s / budget.epoch_tokens
+def _epochs_in(trial: Trial, budget: Budget, seconds: float) -> float:
+    tokens = (seconds - budget.trial_s) * budget.tokens_per_s / budget.waste(trial)
+    return tokens / budget.epoch_tokens
 
 
 def _last_pass(best: TrialResult, newest: TrialResult, budget: Budget) -> Trial | None:
@@ -313,7 +307,7 @@ def _probe_or_main(start: Sequence[Trial], done: Sequence[TrialResult], budget: 
             if in_range(replace(trial, epochs=1.0)) and key(trial) not in tried:
                 return trial
     chosen = _main(centre, budget)
-    factor = (chosen.epochs / first.epochs) ** -HORIZON
+    factor = min(1.0, (chosen.epochs / first.epochs) ** -HORIZON)
     return replace(chosen, rate=max(centre.rate / RATE_STEP, _between(centre, done) * factor))
 
 

@@ -80,6 +80,9 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
     clock_tokens: int = 0  # of the token clock when this was written
     steps_before: int = 0  # of the trials that are done
     tokens_before: int = 0
+    timed: bool = False  # the speed was measured before the first trial, or a worker ended in that
+    tokens_per_s: float = 0.0  # what it was; 0: not known
+    step_s: float = 0.0  # of a step besides its tokens
 
     @property
     def number(self) -> int:
@@ -101,8 +104,9 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
         return replace(self, trial=trial, others=list(others), starts=1, clock_tokens=clock_tokens)
 
     def failed(self) -> SearchRecord:
-        """Return the record with the trial under way given up."""
-        assert self.trial is not None
+        """Return the record with the trial under way given up, if there is one."""
+        if self.trial is None:
+            return self
         return self.finished(without_loss(self.trial), 0, self.clock_tokens)
 
     def finished(self, result: TrialResult, steps: int, clock_tokens: int) -> SearchRecord:

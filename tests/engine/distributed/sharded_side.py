@@ -1,0 +1,59 @@
+"""One process of test_sharded_search: a worker that shards its model, as if no device could hold it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from msgspec.structs import replace
+
+from shared.planning.plan import Plan
+from trainer_node.engine import pipeline, prepare
+from trainer_node.engine.context import RunContext
+from trainer_node.engine.distributed.launch import rank_of
+from trainer_node.engine.search import speed
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train import async_saver, oom_fallback
+from trainer_node.engine.train.disk_plan import CheckpointContent, DiskChoice
+from trainer_node.engine.train.state import TrainState
+
+
+def main() -> int:
+    """`sharded_side.py JOB [fails | weights | nothing | memory]`, as a rank.
+
+    Its second trial fails, or the disk has room for no more of a checkpoint, or memory runs out in the last
+    rank while steps are timed.
+    """
+    real = prepare.draw_plan
+
+    def draw_plan(*arguments: Any, **options: Any) -> Plan:
+        plan = real(*arguments, **options)
+        extras = replace(plan.extras, embeddings=False)  # FSDP2 would gather them
+        return replace(plan, parallel="fsdp2", activation_checkpointing=True, extras=extras)
+
+    def out_of_memory(*_: Any) -> bool:
+        raise torch.OutOfMemoryError("out of memory")
+
+    train = oom_fallback.descend
+
+    def descend(run: RunContext, state: TrainState) -> None:
+        if state.trial == 1:
+            raise RuntimeError("a bad kernel")
+        train(run, state)
+
+    prepare.draw_plan = draw_plan
+    if sys.argv[2:] == ["fails"]:
+        oom_fallback.descend = descend
+    if sys.argv[2:] == ["memory"] and rank_of(os.environ) == 1:
+        speed.timed_step = out_of_memory  # type: ignore[attr-defined, assignment]
+    contents = {"weights": CheckpointContent.WEIGHTS, "nothing": CheckpointContent.NOTHING}
+    if (content := contents.get(sys.argv[-1])) is not None:
+        async_saver.choose = lambda *_: DiskChoice(content)  # type: ignore[attr-defined]
+    return pipeline.main(Path(sys.argv[1]), Stop())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

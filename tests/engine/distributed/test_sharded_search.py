@@ -1,0 +1,139 @@
+"""Searches over weights that no single device holds: two gloo processes, sharded by FSDP2."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shared.messages import OutcomeStatus
+from tests.engine.distributed.sharded_run import run_together, start_together
+from tests.engine.search.search_run import assert_alike, record_of
+from tests.engine.worker_run import outcome_of, progress_of, write_rows
+from trainer_node.engine.distributed.launch import AGAIN
+from trainer_node.engine.search.trial import read_search
+
+WAIT_S = 240.0
+SIDE = str(Path(__file__).with_name("sharded_side.py"))
+
+
+@pytest.fixture
+def make_sharded(make_job: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Writes a job with time for some trials, and runs on all rows after them."""
+    rows = str(write_rows(tmp_path, 100))
+    fixed = {"profile": "auto", "processes": 2, "dataset": rows, "checkpoint_interval_s": 3.0}
+    return lambda name, **changes: make_job(name, **{"ready_by": 22.0, **fixed, **changes})
+
+
+def kill_after(job: Path, trials: int) -> None:
+    """Kill the processes of a job when so many trials are done and the next one has begun."""
+    processes = start_together(2, [SIDE, str(job)])
+    until = time.monotonic() + WAIT_S
+    try:
+        while not is_in_trial(job, trials):
+            assert all(process.poll() is None for process in processes)
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def is_in_trial(job: Path, number: int) -> bool:
+    """Return whether the trial of this number is under way, and has a checkpoint."""
+    known = read_search(job.parent)
+    saved = max((int(one.name[5:]) for one in (job.parent / "checkpoints").glob("step-*")), default=0)
+    return known is not None and len(known.done) == number and saved > known.steps_before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * WAIT_S)
+def test_sharded_weights_are_searched_and_a_killed_search_decides_alike(
+    make_sharded: Callable[..., Path],
+) -> None:
+    """In the calm run each trial begins with weights that are set back, in the killed one with new ones."""
+    calm, rough = make_sharded("calm"), make_sharded("rough")
+    for trials in (0, 2):
+        kill_after(rough, trials)
+    for job in (rough, calm):
+        run_together(2, [SIDE, str(job)])
+    assert_alike(rough, calm, resumes=2)
+    known, metrics = record_of(calm), outcome_of(calm).metrics
+    assert all(plan.parallel == "fsdp2" for plan in known.plans.values())
+    assert known.width == 1
+    whole = [one for one in known.done if not one.trial.refit]
+    assert len(whole) >= 2
+    assert len(known.done) > len(whole)  # and run again on all rows
+    assert metrics is not None
+    assert metrics.final_loss is not None
+    assert metrics.final_loss < 0.9 * metrics.base_loss
+    assert any("by fsdp2" in (line.message or "") for line in progress_of(calm))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * WAIT_S)
+def test_on_a_full_disk_each_process_holds_its_rows_of_the_best_weights(
+    make_sharded: Callable[..., Path],
+) -> None:
+    held, written = (make_sharded(name, ready_by=14.0) for name in ("held", "written"))
+    run_together(2, [SIDE, str(held), "nothing"])
+    run_together(2, [SIDE, str(written), "weights"])
+    assert not list(held.parent.glob("trials/*"))
+    assert list(written.parent.glob("trials/*"))
+    assert_alike(held, written, resumes=0)
+    assert [one.trial.refit for one in record_of(held).done].count(True) == 1  # of several, one would be held
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * WAIT_S)
+def test_processes_measure_their_speed_together(make_sharded: Callable[..., Path]) -> None:
+    start = time.time()
+    job = make_sharded("run", clock="wall", start_at=start, ready_by=start + 100.0)
+    run_together(2, [SIDE, str(job)])
+    outcome = outcome_of(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    known = record_of(job)
+    assert known.timed
+    assert known.tokens_per_s > 0.0
+    assert known.done[0].loss is not None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * WAIT_S)
+def test_memory_that_runs_out_in_one_process_while_steps_are_timed_starts_all_again(
+    make_sharded: Callable[..., Path],
+) -> None:
+    start = time.time()
+    job = make_sharded("run", clock="wall", start_at=start, ready_by=start + 200.0)
+    first, last = start_together(2, [SIDE, str(job), "memory"])
+    assert last.wait(WAIT_S) == AGAIN
+    first.kill()  # as the launcher does: it may wait for the other one
+    first.wait()
+    known = record_of(job)
+    assert (known.timed, known.tokens_per_s, known.done, known.trial) == (True, 0.0, [], None)
+    run_together(2, [SIDE, str(job), "memory"])  # nothing is timed again
+    outcome = outcome_of(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert record_of(job).done[0].loss is not None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * WAIT_S)
+def test_after_a_failed_trial_the_next_start_goes_on_without_it(
+    make_sharded: Callable[..., Path],
+) -> None:
+    job = make_sharded("run")
+    ranks = start_together(2, [SIDE, str(job), "fails"])
+    assert [rank.wait(WAIT_S) for rank in ranks] == [1, 1]
+    failed = outcome_of(job)
+    assert failed.status is OutcomeStatus.FAILED
+    assert "a bad kernel" in (failed.error or "")
+    assert [one.loss is None for one in record_of(job).done] == [False, True]
+    run_together(2, [SIDE, str(job), "fails"])
+    assert outcome_of(job).status is OutcomeStatus.READY
+    known = record_of(job).done
+    assert known[1].loss is None
+    assert len(known) > 2

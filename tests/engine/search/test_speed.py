@@ -1,0 +1,127 @@
+"""What the first trial is chosen by: how fast steps of two sizes are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from shared.messages import OutcomeStatus
+from tests.engine.search.search_run import record_of
+from tests.engine.search.surfaces import plenty
+from tests.engine.worker_run import finish, progress_of, write_rows
+from trainer_node.engine import prepare
+from trainer_node.engine.context import read_record
+from trainer_node.engine.search import search, speed
+from trainer_node.engine.search.budget import Budget
+from trainer_node.engine.search.runner import TrialRunner
+from trainer_node.engine.search.speed import StepTime, is_affordable, speed_of, to_time
+from trainer_node.engine.search.trial import Trial
+from trainer_node.engine.train.state import TrainState
+
+# PEFT asks transformers a question under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def batches(budget: Budget, batch: int) -> list[int]:
+    """The batches whose steps are timed where the first trial has this one."""
+    return [trial.batch for trial in to_time(Trial(arm="dense", batch=batch), budget)]
+
+
+def test_steps_of_the_first_trial_and_of_another_batch_are_timed() -> None:
+    budget = plenty(left_s=50 * 32 * 20 / 1000.0)  # 2% is 32 rows of 20 tokens
+    assert batches(budget, 16) == [16, 4]
+    assert batches(budget, 64) == [32, 8]
+    assert batches(budget, 2) == [2, 8]
+    assert batches(replace(budget, devices=8), 16) == [16]  # each device needs a row
+    assert batches(replace(budget, devices=32), 64) == [32]
+    assert batches(replace(budget, devices=64), 64) == []
+
+
+def test_steps_that_compute_as_many_tokens_tell_nothing() -> None:
+    budget = plenty(left_s=50 * 32 * 20 / 1000.0, least_batch=16.0)
+    assert batches(budget, 16) == [16]
+    assert batches(budget, 4) == [4]
+    assert batches(replace(budget, left_s=1e6), 16) == [16, 64]
+
+
+def test_steps_that_would_take_much_of_the_time_are_not_timed() -> None:
+    budget = plenty(left_s=10.0, least_batch=20.0)  # a step computes 20 rows of 20 tokens: .4 s
+    assert batches(budget, 2) == []
+    assert batches(replace(budget, left_s=20.0), 2) == [2]
+
+
+def test_a_second_size_is_not_timed_if_steps_turn_out_to_be_slow() -> None:
+    budget, larger = plenty(left_s=50.0), Trial(arm="dense", batch=8)  # 160 tokens in a second at most
+    assert is_affordable(larger, StepTime(0.25, 40.0), budget)
+    assert not is_affordable(larger, StepTime(0.26, 40.0), budget)
+    assert not is_affordable(larger, StepTime(75.0, 40.0), budget)
+
+
+@pytest.mark.parametrize(
+    ("times_of_steps", "tokens_per_s", "step_s"),
+    [
+        ([StepTime(3.0, 200.0)], 200 / 1.5, 1.5),
+        ([StepTime(3.0, 200.0), StepTime(1.5, 50.0)], 100.0, 1.0),
+        ([StepTime(1.0, 50.0), StepTime(4.0, 200.0)], 50.0, 0.0),
+        ([StepTime(1.0, 50.0), StepTime(5.0, 200.0)], 40.0, 0.0),  # memory, say: larger steps are slower
+        ([StepTime(1.0, 50.0), StepTime(0.9, 200.0)], 200 / 0.09, 0.81),  # noise
+        ([StepTime(1.0, 50.0), StepTime(1.03, 200.0)], 200 / 0.13, 0.9),  # nothing but what comes besides
+    ],
+)
+def test_two_sizes_tell_tokens_from_what_a_step_takes_besides(
+    times_of_steps: list[StepTime], tokens_per_s: float, step_s: float
+) -> None:
+    assert speed_of(times_of_steps) == pytest.approx((tokens_per_s, step_s))
+
+
+@pytest.mark.alone  # it trains at the speed that was measured as long as nothing else begins
+@pytest.mark.parametrize("times", [20.0, 2000.0])
+def test_the_first_trial_is_chosen_by_a_speed_that_was_measured(
+    times: float, make_job: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, measured = prepare.train_rate, speed.measure_speed
+
+    def measure_speed(runner: TrialRunner, trial: Trial, budget: Budget) -> None:
+        measured(runner, trial, budget)
+        assert runner.adapted is not None
+        assert runner.start is not None
+        for name, value in runner.adapted.deltas.state().items():
+            assert torch.equal(value, runner.start[name]), name
+
+    monkeypatch.setattr(prepare, "train_rate", lambda *arguments: times * expected(*arguments))
+    monkeypatch.setattr(search, "measure_speed", measure_speed)
+    start = time.time()
+    rows = str(write_rows(tmp_path, 30_000))
+    job = make_job(profile="auto", clock="wall", start_at=start, ready_by=start + 40.0, dataset=rows)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    known, written = record_of(job), read_record(job.parent)
+    assert written is not None
+    assert 0.0 < known.tokens_per_s < 5.0 / times * written[1].expected_tokens_per_s
+    first = known.done[0]
+    assert first.trial.main
+    trained = first.tokens / written[0].train_tokens
+    assert 0.6 * first.trial.epochs < trained < 1.6 * first.trial.epochs
+    assert any("tokens take" in (line.message or "") for line in progress_of(job))
+
+
+def test_memory_that_runs_out_while_steps_are_timed_costs_the_measurement(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed_step(state: TrainState, *_: Any) -> bool:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(speed, "timed_step", timed_step)
+    start = time.time()
+    job = make_job(profile="auto", clock="wall", start_at=start, ready_by=start + 60.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    known = record_of(job)
+    assert (known.timed, known.tokens_per_s) == (True, 0.0)
+    assert known.done[0].loss is not None

@@ -1,0 +1,59 @@
+"""What is kept of a job's time for rounding what is submitted, and for which plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from shared.clock import TokenClock, WallClock
+from shared.messages import Hardware
+from shared.planning.plan import Plan
+from tests.engine.worker_run import bare_job
+from trainer_node.engine.context import RunContext
+from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.search.time_left import ROUND_SHARE, is_rounded, rounding_s
+from trainer_node.engine.signals import Stop
+
+GB = 10**9
+
+
+@pytest.fixture
+def dense(make_plan: Callable[..., Plan]) -> Plan:
+    """A plan that trains half a billion weights: two copies in fp32 take 4 GB."""
+    plan = make_plan("dense", dtype="bfloat16")
+    first = plan.modules[0]
+    return replace(plan, modules=[replace(first, parameters=GB // 2)])
+
+
+def _run(
+    folder: Path, *, profile: str = "auto", memory: int = 16 * GB, simulated: bool = False
+) -> RunContext:
+    hardware = Hardware(device="cpu", count=1, memory_bytes=memory)
+    job = bare_job(profile=profile, hardware=hardware, start_at=100.0, ready_by=3700.0)
+    reporter = Reporter(folder / "progress.jsonl", "t", "a")
+    return RunContext(job, folder, TokenClock(0.0, 1.0) if simulated else WallClock(), reporter, Stop())
+
+
+def test_matrices_that_are_trained_whole_in_bf16_are_rounded_if_memory_holds_two_copies(
+    dense: Plan, tmp_path: Path
+) -> None:
+    lora = [replace(module, method="lora") for module in dense.modules]
+    assert is_rounded(_run(tmp_path), dense)
+    assert not is_rounded(_run(tmp_path, memory=15 * GB), dense)
+    assert not is_rounded(_run(tmp_path, profile="winner_2026_06"), dense)
+    assert not is_rounded(_run(tmp_path), replace(dense, dtype="float32"))
+    assert not is_rounded(_run(tmp_path), replace(dense, modules=[*dense.modules, *lora]))
+    largest = replace(dense, modules=[replace(dense.modules[0], parameters=2 * GB)])
+    assert is_rounded(_run(tmp_path, memory=64 * GB), largest)
+    larger = replace(dense, modules=[replace(dense.modules[0], parameters=2 * GB + 1)])
+    assert not is_rounded(_run(tmp_path, memory=1000 * GB), larger)
+
+
+def test_time_is_kept_only_where_something_may_be_rounded(dense: Plan, tmp_path: Path) -> None:
+    other = replace(dense, dtype="float32")
+    assert rounding_s(_run(tmp_path), [other, dense]) == pytest.approx(ROUND_SHARE * 3600.0)
+    assert rounding_s(_run(tmp_path), [other]) == 0.0
+    assert rounding_s(_run(tmp_path, simulated=True), [dense]) == 0.0  # it takes no tokens

@@ -1,0 +1,69 @@
+"""The weights of finished trials on disk: where they are, which ones stay, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from shared.planning.plan import Plan
+from trainer_node.engine.evaluate.candidates import Weights, whole
+from trainer_node.engine.search.soup import mean_of
+from trainer_node.engine.search.trial import TrialResult
+from trainer_node.engine.train import checkpoint
+from trainer_node.engine.train.saved_state import snapshot_name
+
+KEPT = 3  # trials whose weights stay on disk: the best ones, to be averaged
+KEPT_BYTES = 4e9  # of trained weights: above it only the best one's stay
+
+
+def is_averaged(plan: Plan) -> bool:
+    """Return whether several runs of a plan may end as one average.
+
+    LoRA's factors may not: the mean of two products isn't the product of the means. Nor may weights of which
+    only one run's stay on disk.
+    """
+    dense = all(module.method == "dense" for module in plan.modules)
+    return dense and is_small(plan)
+
+
+def is_small(plan: Plan) -> bool:
+    """Return whether the weights that a plan trains take so little room that several trials' stay on disk."""
+    return 4 * plan.trained_parameters <= KEPT_BYTES
+
+
+def staying(done: Sequence[TrialResult], size: int) -> list[TrialResult]:
+    """Return the trials whose weights, of `size` bytes each, stay on disk: the best ones, and the refits."""
+    measured = (one for one in done if one.loss is not None and not one.trial.refit)
+    best = sorted(measured, key=lambda one: one.loss or 0.0)
+    refits = [one for one in done if one.trial.refit and one.loss is not None]
+    return best[:KEPT] + refits if size <= KEPT_BYTES else best[:1] + refits[:1]
+
+
+def trial_folder(run_folder: Path, number: int) -> Path:
+    """Return where a trial's weights are kept."""
+    return run_folder / "trials" / f"{number:03d}"
+
+
+def kept_weights(folder: Path, result: TrialResult) -> Callable[[], dict[str, torch.Tensor]]:
+    """Return what reads the best weights of a trial. Raises OSError or ValueError if they are damaged."""
+    read = kept_blocks(folder, result)
+    return lambda: whole(read())
+
+
+def kept_blocks(folder: Path, result: TrialResult) -> Callable[[], Weights]:
+    """Return what maps the best weights of a trial, in blocks of rows as processes wrote them.
+
+    Raises OSError or ValueError if they are damaged.
+    """
+    found = {name: checkpoint.load(folder, name) for name in groups_of(result)}
+    if result.snapshots:
+        return lambda: mean_of(one.tensors(name) for name, one in found.items())
+    return partial(found[result.weights].pieces, result.weights)
+
+
+def groups_of(result: TrialResult) -> list[str]:
+    """Return the groups of tensors that a trial's best weights are made of."""
+    return list(map(snapshot_name, result.snapshots)) or [result.weights]

@@ -1,0 +1,140 @@
+"""How fast a job trains, measured before the first trial: a few steps at a rate of zero change no weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from shared.messages import Phase
+from trainer_node.engine.context import RunContext
+from trainer_node.engine.finish import free_optimizer
+from trainer_node.engine.oom import is_out_of_memory, release
+from trainer_node.engine.search.budget import Budget
+from trainer_node.engine.search.runner import TrialRunner
+from trainer_node.engine.search.trial import Trial
+from trainer_node.engine.train.loop import timed_step
+from trainer_node.engine.train.oom_fallback import SmallerPlan
+from trainer_node.engine.train.state import TrainState
+
+TIMED_SHARE = 0.02  # of the time, for all steps of one batch
+TIMED_ROWS = 32  # with fewer, rows that happen to be short or long count for too much
+APART = 1.5  # times as many tokens another step must compute, to tell what a step takes besides
+OTHER_BATCHES = (0.25, 4.0)  # of the first trial's
+MOST_BESIDES = 0.9  # of a step
+# Of a step, where one size was timed. Each step takes over half a percent of the time then, and small batches
+# that cost more than they seem to leave half of the rows untrained (docs/experiments.md).
+UNKNOWN_SHARE = 0.5
+LONG_S = 1.0  # of a CPU's first step: what is done once, such as collecting garbage, takes .1 to .5 s
+
+
+class StepTime(Struct, frozen=True):
+    """What steps of one size take."""
+
+    seconds: float  # of one step
+    tokens: float  # that one computes, padding included
+
+
+def measure_speed(runner: TrialRunner, trial: Trial, budget: Budget) -> None:
+    """All: note how fast a trial would train, and how long a step takes besides its tokens."""
+    run, began, times = runner.run, runner.run.clock.time(), list[StepTime]()
+    runner.note(replace(runner.known, timed=True))  # once: memory may run out in it
+    for example in to_time(trial, budget):
+        if times and not run.process_group.broadcast_object(is_affordable(example, times[0], budget)):
+            break
+        step_time = step_time_of(runner, example, budget)
+        if step_time is None:
+            break
+        times.append(step_time)
+    if not times:
+        return
+    first = times[0]
+    speed, step_s = run.process_group.broadcast_object(speed_of(times))
+    spent_s = run.process_group.broadcast_object(run.clock.time() - began)
+    known = replace(runner.known, tokens_per_s=speed, step_s=step_s)
+    # Shares of the time are of what there is now.
+    runner.note(replace(known, began_at=known.began_at + spent_s, all_s=known.all_s - spent_s))
+    besides = f", and a step takes {step_s:.2g} s besides its tokens" if len(times) > 1 else ""
+    run.reporter.message(
+        f"steps of {first.tokens:.0f} tokens take {first.seconds:.2g} s{besides}; "
+        f"{first.tokens / budget.tokens_per_s:.2g} s were expected"
+    )
+
+
+def to_time(trial: Trial, budget: Budget) -> list[Trial]:
+    """Return the trials whose steps are timed: none if that takes much time, else two of unlike batches."""
+    mean_length = budget.epoch_tokens / budget.examples
+    most = int(TIMED_SHARE * budget.left_s * budget.tokens_per_s / mean_length)
+    first = replace(trial, batch=max(budget.devices, min(trial.batch, most)))
+    if budget.step_tokens(first) > TIMED_SHARE * budget.left_s * budget.tokens_per_s:
+        return []
+    for factor in OTHER_BATCHES:
+        other = replace(trial, batch=int(factor * first.batch))
+        if budget.devices <= other.batch <= max(most, first.batch):
+            small, large = sorted((budget.step_tokens(first), budget.step_tokens(other)))
+            if large >= APART * small:
+                return [first, other]
+    return [first]
+
+
+def is_affordable(trial: Trial, known: StepTime, budget: Budget) -> bool:
+    """Return whether a step of a trial takes little of the time, by what steps of another size took."""
+    most_s = TIMED_SHARE * budget.left_s
+    return budget.step_tokens(trial) * known.seconds <= most_s * max(1.0, known.tokens)
+
+
+def step_time_of(runner: TrialRunner, trial: Trial, budget: Budget) -> StepTime | None:
+    """All: time steps of a trial's batch. None if memory ran out: the trial itself finds out what fits."""
+    run = runner.run
+    state = runner.prepared(trial, None)
+    run.reporter.phase(Phase.TRAIN)
+    try:
+        return _timed(run, state, TIMED_SHARE * budget.left_s, trial, budget)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if not run.process_group.is_single:
+            raise SmallerPlan from error  # the others wait for this process: all start again, without timing
+        return None
+    finally:
+        free_optimizer(state)
+        release()
+
+
+def _timed(run: RunContext, state: TrainState, most_s: float, trial: Trial, budget: Budget) -> StepTime:
+    """All: take steps until there are two and TIMED_ROWS rows, or the time is over.
+
+    The first step, which does more than others, counts if that hardly shows, or if no time is left.
+    """
+    group = run.process_group
+    long_s = LONG_S if state.device.type == "cpu" else most_s
+    state.deltas.model.train()
+    seconds, steps, before = _step_s(run, state), 1, 0
+    if state.plan.compile or not group.broadcast_object(seconds > long_s):
+        seconds, steps, before = 0.0, 0, state.tokens
+    while not group.broadcast_object(seconds > most_s or (steps >= 2 and steps * trial.batch >= TIMED_ROWS)):
+        seconds, steps = seconds + _step_s(run, state), steps + 1
+    # Padded packs take as long, however short their few rows are.
+    padded = state.plan.pack_examples is not None
+    return StepTime(seconds / steps, budget.step_tokens(trial) if padded else (state.tokens - before) / steps)
+
+
+def _step_s(run: RunContext, state: TrainState) -> float:
+    """Return the seconds of one step at a rate of zero, with all that the device does in it."""
+    began = run.own_clock.time()
+    timed_step(state, 0.0, run.stop)
+    state.read_results()
+    return run.own_clock.time() - began
+
+
+def speed_of(times: Sequence[StepTime]) -> tuple[float, float]:
+    """Return tokens/s, and the seconds that a step takes besides its tokens: a guess from one size."""
+    in_order = sorted(times, key=lambda one: one.tokens)
+    small, large = in_order[0], in_order[-1]
+    step_s = UNKNOWN_SHARE * small.seconds
+    if large.tokens > small.tokens:
+        token_s = max(0.0, large.seconds - small.seconds) / (large.tokens - small.tokens)
+        most_s = MOST_BESIDES * min(small.seconds, large.seconds)
+        step_s = min(most_s, max(0.0, small.seconds - token_s * small.tokens))
+    return large.tokens / max(1e-9, large.seconds - step_s), step_s

@@ -1,0 +1,98 @@
+"""What of a job's time is left for trials, and what is kept after the last one: for closing, and rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shared.planning.plan import Plan
+from shared.planning.profiles import resolve
+from shared.planning.step_size import full_batch, padding
+from shared.planning.throughput import SLACK_S, Costs
+from trainer_node.engine import prepare
+from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.search.budget import Budget
+from trainer_node.engine.search.kept_trials import is_averaged
+from trainer_node.engine.search.strategy import is_tiny
+from trainer_node.engine.search.trial import SearchRecord
+
+ROUND_SHARE = 0.01  # of the job's time is kept for rounding: SmolLM2-135M takes a minute on one busy CPU core
+ROUND_MEMORY, MOST_ROUNDED_BYTES = 0.25, 16e9  # of main memory, and at most, for two copies of the weights
+LEAST_SHARE = 0.1  # of the trials' time went into their tokens, however long steps seemed to take besides
+
+
+def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: JobData) -> Budget:
+    """Return what is left, at the speed of the trials so far. Every process must call it."""
+    longest = int(data.train.lengths.max())
+    trained_s = sum(one.train_s for one in known.done)
+    trained_s = max(LEAST_SHARE * trained_s, trained_s - known.steps_before * known.step_s)
+    first = next(iter(known.plans.values()))
+    mean_length = record.train_tokens / record.train_examples
+    least_batch = 1.0 if run.simulated else full_batch(first.devices, longest, mean_length)
+    tokens = sum(one.tokens * padding(one.trial.batch, least_batch) for one in known.done)
+    expected = known.tokens_per_s or first.expected_tokens_per_s
+    speed = tokens / trained_s if tokens and trained_s > 0 else expected
+    if run.simulated:
+        speed = run.job.token_clock_rate / known.width
+    other = [one.other_s for one in known.done] or [_other_s(record.costs, first)]
+    return Budget(
+        left_s=end_at(run, record, known.plans.values()) - run.clock.time(),
+        tokens_per_s=speed,
+        step_s=known.step_s,
+        epoch_tokens=record.train_tokens,
+        examples=record.train_examples,
+        trial_s=0.0 if run.simulated else sum(other) / len(other),
+        all_s=known.all_s,
+        score_s=0.0 if run.simulated else record.costs.score_s,
+        all_rows=1.0 + int(data.dev.lengths.sum()) / record.train_tokens,
+        single=frozenset(arm for arm, plan in known.plans.items() if not is_averaged(plan)),
+        least_batch=least_batch,
+        devices=first.devices,
+        width=known.width,
+        tiny=is_tiny(first),
+    )
+
+
+def _other_s(costs: Costs, plan: Plan) -> float:
+    """Return what a trial costs besides its steps, until one has shown it: to save, score, and begin again.
+
+    Its last save has no moments and is at most half of others. Sharded weights are read again after it.
+    """
+    again_s = costs.load_s if plan.parallel == "fsdp2" else 0.0
+    return costs.score_s + costs.save_s / 2 + again_s + SLACK_S
+
+
+def end_at(run: RunContext, record: RunRecord, plans: Iterable[Plan]) -> float:
+    """Return when the last trial must be over: the closing reads the best one's weights again."""
+    costs = record.costs
+    end = run.job.ready_by - costs.closing_s - costs.load_s - 2 * SLACK_S - after_s(run, record, plans)
+    return run.process_group.broadcast_floats(end)[0]  # only rank 0 learns what a save costs
+
+
+def after_s(run: RunContext, record: RunRecord, plans: Iterable[Plan]) -> float:
+    """Return the seconds that a search's closing takes longer than that of one run.
+
+    Sharded weights are set back by reading the base model's once more. Then the best ones are read, and
+    hashed: in fp32 they are up to twice the model's bytes.
+    """
+    plans = list(plans)
+    sharded = any(plan.parallel == "fsdp2" for plan in plans)
+    return rounding_s(run, plans) + (2 * record.costs.load_s if sharded else 0.0)
+
+
+def rounding_s(run: RunContext, plans: Iterable[Plan]) -> float:
+    """Return the seconds after the last trial in which the chosen weights are rounded."""
+    if run.simulated or not any(is_rounded(run, plan) for plan in plans):
+        return 0.0
+    return ROUND_SHARE * (run.job.ready_by - run.job.start_at)
+
+
+def is_rounded(run: RunContext, plan: Plan) -> bool:
+    """Return whether weights that a plan trains are rounded by their inputs, if they are submitted.
+
+    Only matrices that are trained whole, in bf16, by devices that each hold all of them, and of which main
+    memory holds two copies in fp32.
+    """
+    dense = plan.parallel != "fsdp2" and all(module.method == "dense" for module in plan.modules)
+    most = ROUND_MEMORY * prepare.main_memory(run.job.hardware) / run.process_group.sharers
+    fits = 2 * 4 * plan.trained_parameters <= min(most, MOST_ROUNDED_BYTES)
+    return resolve(run.job.profile).rounds and dense and plan.dtype == "bfloat16" and fits
