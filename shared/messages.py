@@ -171,6 +171,7 @@ class DecisionKind(StrEnum):
     CAPACITY = "capacity"  # all slots are busy or reserved
     TOO_LONG = "too_long"  # more hours than `max_hours`
     TOKEN_TAKEN = "token_taken"  # another accepted task has the same token
+    LOG_FULL = "log_full"  # JOBS or STATE has hardly room for records
     RESERVED = "reserved"  # its validator holds a reservation already, while other validators ask
     PLAN = "plan"  # unsupported, too short, or too large for memory or deadline
     HARDWARE = "hardware"  # no slot is free, live and shows the expected hardware
@@ -396,6 +397,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     version: str = ""  # of Podium
     faults: list[str] = []  # that the slot's self-test found: it is offered no job
     upload_bytes_per_s: float | None = None  # of this node's uploads to a hub; none yet: null
+    download_bytes_per_s: float | None = None  # of models from a hub; none yet: null
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -445,6 +447,13 @@ class WorkerJob(Struct, frozen=True, kw_only=True):
     kl_coefficient: float = 0.0  # what the divergence from the base model counts for in the score
 
 
+class ModelDownload(Struct, frozen=True, kw_only=True):
+    """How a model's weights came from the hub (`download.json`, written once, removed by the node)."""
+
+    size: int  # bytes that were not on this machine
+    seconds: float
+
+
 class Outcome(Struct, frozen=True, kw_only=True):
     """The outcome of a worker (`outcome.json`, written atomically)."""
 
@@ -490,4 +499,5 @@ decode_progress = msgspec.json.Decoder(Progress).decode
 decode_worker_job = msgspec.json.Decoder(WorkerJob).decode
 decode_control = msgspec.json.Decoder(Control).decode
 decode_control_answer = msgspec.json.Decoder(ControlAnswer).decode
+decode_download = msgspec.json.Decoder(ModelDownload).decode
 decode_outcome = msgspec.json.Decoder(Outcome).decode

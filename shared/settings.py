@@ -9,6 +9,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from shared.planning.profiles import DEFAULT_PROFILE
+
 Seconds = Annotated[float, Meta(gt=0)]
 
 
@@ -194,7 +196,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     threads: Annotated[
         int, Meta(ge=0, description="CPU threads of the worker; 0 = this slot's share of the cores")
     ] = 0
-    profile: Annotated[str, Meta(description="recipe profile, see `podium plan`")] = "maximum_accuracy"
+    profile: Annotated[
+        str, Meta(description="recipe of every job; auto searches for the best run, see docs/search.md")
+    ] = DEFAULT_PROFILE
     seed: Annotated[int, Meta(ge=0, description="seed of data order, adapters and dropout")] = 0
     models: Annotated[dict[str, str], Meta(description="upstream model id -> local folder or GGUF file")] = {}
     models_dir: Annotated[
@@ -233,7 +237,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hub_url: Annotated[str, Meta(description="the hub")] = "https://huggingface.co"
     hub_download_bytes_per_s: Annotated[
         float,
-        Meta(gt=0, description="how fast models without a local copy arrive; their time is planned for"),
+        Meta(gt=0, description="how fast models without a local copy arrive, until a node has measured it"),
     ] = 100e6
     hub_upload_bytes_per_s: Annotated[
         float, Meta(gt=0, description="how fast submissions are uploaded, until a node has measured it")

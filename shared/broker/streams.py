@@ -19,6 +19,7 @@ from shared.errors import (
     IncompatibleStreamError,
     NobodyAnswersError,
 )
+from shared.logs import get_logger
 from shared.settings import Settings
 
 STREAM_EXISTS = 10058
@@ -28,6 +29,8 @@ NONCES_KEPT_S: Final = 300.0  # a nonce from the future is valid for twice upstr
 RETRY_S: Final = 0.25
 
 T = TypeVar("T")
+
+log = get_logger()
 
 
 class StreamSpec(Struct, frozen=True):
@@ -188,10 +191,10 @@ def _artifacts(settings: Settings, slot: str) -> StreamSpec:
 
 
 async def bootstrap(bus: Bus, settings: Settings) -> list[str]:
-    """Create every absent stream, and return the names of those created.
+    """Create every absent stream, and return the names of those created; give the others more room.
 
-    Idempotent, and safe when several services start at once. Raises IncompatibleStreamError for a stream
-    that would break a promise.
+    Idempotent, and safe when several services start at once: a limit only grows. Raises
+    IncompatibleStreamError for a stream that would break a promise.
     """
     made = []
     for spec in stream_specs(settings):
@@ -200,6 +203,8 @@ async def bootstrap(bus: Bus, settings: Settings) -> list[str]:
             found = await _create(bus, spec)
             made.append(spec.config["name"])
         _check(spec, found)
+        if 0 < found.get("max_bytes", -1) < spec.config.get("max_bytes", -1):
+            await _raise_limit(bus, found, spec.config["max_bytes"])
     return made
 
 
@@ -251,6 +256,18 @@ async def _create(bus: Bus, spec: StreamSpec) -> dict[str, Any]:
         if found is not None:
             return found
     raise BusError(f"stream {name} can't be created: {reply['error'].get('description')}")
+
+
+async def _raise_limit(bus: Bus, found: dict[str, Any], max_bytes: int) -> None:
+    """Give a stream more room. It works on with what it has if the broker's store has none."""
+    name = found["name"]
+    payload = json.dumps(found | {"max_bytes": max_bytes}).encode()
+    reply = json.loads((await bus.request(f"$JS.API.STREAM.UPDATE.{name}", payload, timeout_s=5)).data)
+    if "error" in reply:
+        why = reply["error"].get("description")
+        log.error("a stream can't get more room", stream=name, max_bytes=max_bytes, error=why)
+    else:
+        log.info("a stream has more room", stream=name, max_bytes=max_bytes)
 
 
 def _check(spec: StreamSpec, found: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from shared.planning.model_name import is_mixture, parameters_from_name
 from shared.planning.model_shape import ModelShape, shape_from_params
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
-from shared.planning.profiles import family_of, resolve
+from shared.planning.profiles import DEFAULT_PROFILE, family_of, resolve
 from shared.planning.throughput import MODEL_BYTES_PER_S, export_bytes, is_submitted_whole
 from shared.planning.transfers import HERE, UPLOAD_SHARE, Transfers
 
@@ -45,7 +45,7 @@ def check_offer(
     task_type: TaskType,
     hours: float,
     hardware: Hardware,
-    profile: str = "maximum_accuracy",
+    profile: str = DEFAULT_PROFILE,
     known: ModelFacts | None = None,
     transfers: Transfers = HERE,
 ) -> Feasibility:

@@ -1,8 +1,32 @@
-"""What a model's name says about its size."""
+"""What a model's name says about its family and its size."""
 
 from __future__ import annotations
 
 import re
+
+# Looked for in this order, in the name without the organisation first: the architecture decides how a model
+# trains, so that DeepSeek-R1-Distill-Qwen-7B is a qwen, and meta-llama/CodeQwen would be one as well.
+_WORDS = {
+    "smollm": "smollm",
+    "qwen": "qwen|qwq",
+    "mistral": "mistral|mixtral|ministral|zephyr",
+    "gemma": "gemma",
+    "phi": r"(?<![a-z])phi(?![a-z])",
+    "llama": "llama|vicuna",
+    "falcon": "falcon",
+    "pythia": "pythia",
+    "bloom": "bloom",
+    "olmo": "olmo",
+    "granite": "granite",
+    "stablelm": "stablelm",
+    "gpt-neo": r"gpt[-_]?neo",
+    "gpt2": r"gpt[-_]?2",
+    "opt": r"(?<![a-z])opt(?![a-z])",
+    "yi": r"(?<![a-z])yi(?![a-z])",
+    "deepseek": "deepseek",
+}
+# One table for learned rates and for learning rates.
+FAMILIES = {family: re.compile(words) for family, words in _WORDS.items()}
 
 _SIZE = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,3})?)([bm])(?![a-z0-9])")
 _EXPERTS = re.compile(
@@ -38,6 +62,11 @@ _KNOWN = (
     ("bloom", 176e9),
     ("dbrx", 132e9),
 )
+
+
+def find_family(text: str) -> str | None:
+    """Return the first family whose words are in a text in lower case; None if there is none."""
+    return next((family for family, words in FAMILIES.items() if words.search(text)), None)
 
 
 def parameters_from_name(model: str) -> int | None:

@@ -8,6 +8,13 @@ from shared.messages import TaskType
 from shared.planning.model_shape import Extras, ModulePlan
 from shared.planning.recipe import CurveRule
 
+# What people compare runs by. A rate of 0 trains nothing and is left out.
+NUMBERS = (
+    *("profile", "trained_parameters", "lr_lora", "lr_dense", "lr_norms", "lr_embeddings", "dropout"),
+    *("max_length", "capacity", "packs_per_step", "max_epochs", "expected_steps", "expected_tokens_per_s"),
+    *("train_s", "dtype", "parallel", "devices"),
+)
+_IN_NUMBERS = "the plan in numbers: "
 SUPPORTED_TASKS = frozenset({TaskType.INSTRUCT, TaskType.CHAT, TaskType.DPO})
 
 
@@ -48,6 +55,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     max_length: int  # longer rows are dropped, as the scorer drops them
     capacity: int  # tokens of one pack; every pack is padded to it
     packs_per_step: int  # packs of one optimiser step, over all devices and accumulation steps
+    pack_examples: int | None = None  # most examples of one pack; None: as many as its tokens allow
     max_epochs: float
     most_steps: int | None = None  # optimiser steps after which training ends, if there are so many
     dtype: str  # "bfloat16" or "float32": what matrix products run in
@@ -92,3 +100,31 @@ class Deviation(Struct, frozen=True):
     wanted: str
     got: str
     reason: str
+
+
+def in_numbers(plan: Plan) -> str:
+    """Return the plan as one line for people and programs; `numbers_in` reads it."""
+    values = {name: getattr(plan, name) for name in NUMBERS}
+    words = (
+        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in values.items()
+        if value
+    )
+    return _IN_NUMBERS + " ".join(words)
+
+
+def numbers_in(text: str) -> dict[str, str | int | float]:
+    """Return the values of a line that `in_numbers` has written; none of another line."""
+    if not text.startswith(_IN_NUMBERS):
+        return {}
+    pairs = (word.partition("=") for word in text.removeprefix(_IN_NUMBERS).split())
+    return {name: _value(value) for name, _, value in pairs if value}
+
+
+def _value(text: str) -> str | int | float:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -14,11 +14,12 @@ from shared.errors import PlanError
 from shared.messages import Hardware, TaskType
 from shared.planning.deviations import deviations
 from shared.planning.hardware import device_count, usable_memory
-from shared.planning.memory_fit import Fit, Layout, fit, round_up, with_extras
+from shared.planning.memory_fit import Fit, Layout, fit, with_extras
 from shared.planning.model_shape import ModelShape
 from shared.planning.plan import DataStats, Plan, Step
 from shared.planning.profiles import dense_rate, family_of, lora_rate, pair_share
 from shared.planning.recipe import Recipe
+from shared.planning.step_size import step_size
 from shared.planning.throughput import FILL, MIN_STEPS, Measured, Pace, Rows, pace
 
 MIN_BATCH = 8  # examples
@@ -147,15 +148,6 @@ def batch_of(recipe: Recipe, devices: int) -> int:
 
 def _epochs(task: _Task) -> float:
     return task.recipe.epochs or epoch_limit(task.rows.count, pairs=task.rows.pairs)
-
-
-def step_size(
-    batch: int, mean_length: float, longest: int, most_capacity: int, devices: int
-) -> tuple[int, int]:
-    """Return the capacity and the number of packs that hold about `batch` examples, over all devices."""
-    share = batch * mean_length / devices  # tokens of one device
-    capacity = max(round_up(longest), min(most_capacity, round_up(share)))
-    return capacity, devices * max(1, round(share / (FILL * capacity)))
 
 
 def epoch_limit(examples: int, *, pairs: bool = False) -> float:

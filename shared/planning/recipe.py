@@ -74,6 +74,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     arms: tuple[str, ...] = ()  # profiles to try besides this one; with any, the engine searches
     probes: bool = False  # the engine compares rates in short runs before the one that counts
     repairs: bool = False  # weights that were scaled are restored before training
+    rounds: bool = False  # trained matrices are rounded by what they do to their inputs, not to the nearest
 
     @property
     def searches(self) -> bool:

@@ -23,7 +23,7 @@ from shared.logs import get_logger
 from shared.messages import ErrorCode, Job
 from shared.processes import kill
 from shared.settings import Settings
-from trainer_node import upload_rate
+from trainer_node import transfer_rates
 from trainer_node.artifacts.hub_process import GO, Absent, Found, Ready, Reply, Request, Trouble
 from trainer_node.artifacts.interface import Stored, StoreError
 
@@ -136,7 +136,8 @@ class Hub:
             if said:
                 log.debug("hub process", repository=request.repository, said=said[-2000:])
         if ready is not None:
-            await asyncio.to_thread(upload_rate.note, self.settings.node, ready.sent_bytes, ready.sent_s)
+            node, direction = self.settings.node, transfer_rates.Direction.UPLOAD
+            await asyncio.to_thread(transfer_rates.note, node, direction, ready.sent_bytes, ready.sent_s)
         match reply:
             case Found(commit, digest):
                 return Stored(digest, f"hf://{request.repository}@{commit}")

@@ -20,7 +20,7 @@ from shared.planning.architectures import ModelFacts, facts_from_config
 from shared.planning.feasibility import check_offer
 from shared.planning.transfers import UPLOAD_SHARE, Transfers
 from shared.settings import Settings
-from trainer_node.upload_rate import measured
+from trainer_node.transfer_rates import Direction, measured
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 LARGEST_CONFIG = 1 << 20
@@ -97,7 +97,7 @@ def upload_s(settings: Settings, job: Job, hardware: Hardware) -> float:
         settings.profile,
         _facts(model_path(settings, offer.model)),
     )
-    rate = measured(settings.node) or settings.hub_upload_bytes_per_s
+    rate = measured(settings.node, Direction.UPLOAD) or settings.hub_upload_bytes_per_s
     return Transfers(upload_bytes_per_s=rate).upload_s(found.submission_bytes)
 
 

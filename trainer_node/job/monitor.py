@@ -12,6 +12,7 @@ from shared.logs import get_logger
 from shared.messages import Job, Phase, Progress, encode
 from trainer_node.context import NodeContext
 from trainer_node.fault_injection import FaultPoint, fault_point
+from trainer_node.transfer_rates import Direction, note
 from trainer_node.worker.progress import ProgressTail, stop_reason
 from trainer_node.worker.run_folder import RunFolder
 from trainer_node.worker.supervisor import Worker
@@ -37,6 +38,7 @@ class WorkerMonitor:
         self.latest: Progress | None = None
         self.late_kill: str | None = None  # why a worker that started after `ready_by` was killed
         self._tail: ProgressTail | None = None
+        self._has_outcome = False
 
     async def follow(self) -> None:
         """Publish the worker's progress, kill it when it must stop, and wake the loop for its outcome."""
@@ -47,13 +49,12 @@ class WorkerMonitor:
             if await self.publish() or worker is not seen:
                 seen, last_active = worker, time.monotonic()
             if worker is not None and worker.alive:
-                has_outcome = await asyncio.to_thread(self.run.outcome_file.exists)
-                if has_outcome:
+                if self._has_outcome:
                     self.context.wake.set()
-                await self._stop_if_due(worker, time.monotonic() - last_active, has_outcome)
+                await self._stop_if_due(worker, time.monotonic() - last_active)
             await asyncio.sleep(FOLLOW_S)
 
-    async def _stop_if_due(self, worker: Worker, silent_s: float, has_outcome: bool) -> None:
+    async def _stop_if_due(self, worker: Worker, silent_s: float) -> None:
         started_at = worker.file.started_at
         why = stop_reason(
             now=time.time(),
@@ -62,7 +63,7 @@ class WorkerMonitor:
             started_at=started_at,
             ready_by=self.ready_by,
             deadline_at=self.job.deadline_at,
-            phase=Phase.DONE if has_outcome else self.latest.phase if self.latest else None,
+            phase=Phase.DONE if self._has_outcome else self.latest.phase if self.latest else None,
         )
         if why is None:
             return
@@ -72,9 +73,7 @@ class WorkerMonitor:
 
     async def publish(self) -> bool:
         """Publish what the worker wrote since the last call; return whether it wrote anything."""
-        if self._tail is None:
-            self._tail = ProgressTail(self.run.progress_file)
-        lines = await asyncio.to_thread(self._tail.read)
+        lines, self._has_outcome = await asyncio.to_thread(self._read)
         if not lines:
             return False
         self.latest = lines[-1]
@@ -87,3 +86,22 @@ class WorkerMonitor:
         except BusError as error:  # only watchers miss it
             log.debug("progress not published", task=self.job.task, error=str(error))
         return True
+
+    def _read(self) -> tuple[list[Progress], bool]:
+        """Return the worker's new lines, and whether it has an outcome; count the model's download."""
+        if self._tail is None:
+            self._tail = ProgressTail(self.run.progress_file)
+        lines = self._tail.read()
+        if lines:
+            self._note_download()
+        return lines, self.run.outcome_file.exists()
+
+    def _note_download(self) -> None:
+        """Count the download of the run's model, if it had one."""
+        try:
+            found = self.run.take_download()
+        except OSError as error:  # it tells nothing about this job
+            log.debug("the model's download can't be read", task=self.job.task, error=str(error))
+            return
+        if found is not None:
+            note(self.context.settings.node, Direction.DOWNLOAD, found.size, found.seconds)

@@ -14,9 +14,11 @@ from shared.logs import get_logger
 from shared.messages import (
     ErrorCode,
     Job,
+    ModelDownload,
     Outcome,
     OutcomeStatus,
     WorkerJob,
+    decode_download,
     decode_outcome,
     decode_worker_job,
     encode,
@@ -39,6 +41,7 @@ class RunFolder:
         self.job_file = self.path / "job.json"
         self.progress_file = self.path / "progress.jsonl"
         self.outcome_file = self.path / "outcome.json"
+        self.download_file = self.path / "download.json"
         self.checkpoints = self.path / "checkpoints"
         self.log_file = self.path / "worker.log"
 
@@ -71,6 +74,17 @@ class RunFolder:
         if outcome.status is OutcomeStatus.READY and not (outcome.digest and outcome.export):
             return _failed("the worker's outcome names no export")
         return outcome
+
+    def take_download(self) -> ModelDownload | None:
+        """Return how the model was downloaded, once; None if it wasn't, or not yet."""
+        try:
+            found = decode_download(self.download_file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError:
+            found = None
+        self.download_file.unlink(missing_ok=True)
+        return found
 
     def remove_outcome(self) -> None:
         """Delete the outcome, before another worker starts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from shared.settings_sources import load_settings
 from trainer_node import heartbeat
 from trainer_node.hardware import GpuQueryHangsError
 from trainer_node.heartbeat import Activity, HeartbeatPublisher
+from trainer_node.transfer_rates import Direction, note
 
 CPU = Hardware(device="cpu", count=1, memory_bytes=2**30)
 GPU = GpuStatus(index=0, name="H100", memory_total=80 << 30, memory_used=1 << 30, utilization=0.5)
@@ -68,6 +70,20 @@ async def test_every_beat_carries_what_the_node_does_at_that_moment() -> None:
     assert (busy.epoch, busy.task, busy.phase, busy.step) == (4, "t1", Phase.TRAIN, 7)
     assert busy.worker_alive
     assert [beat.at for beat in beats] == sorted(beat.at for beat in beats)
+
+
+async def test_measured_rates_are_reported(tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    for direction, seconds in ((Direction.DOWNLOAD, 2.0), (Direction.UPLOAD, 5.0)):
+        note(tmp_path / "node", direction, 10**9, seconds)
+    bus = FakeBus()
+    made = publisher(bus, 0.02)
+    assert made.heartbeat().download_bytes_per_s is None
+    made.settings = load_settings({}, slot="a", heartbeat_s=0.02, node_dir=str(tmp_path / "node"))
+    async with beating(made):
+        while (beat := await bus.beats.get()).upload_bytes_per_s is None:
+            pass
+    assert (beat.download_bytes_per_s, beat.upload_bytes_per_s) == (5e8, 2e8)
 
 
 async def test_a_broker_that_is_down_stops_no_heartbeat() -> None:

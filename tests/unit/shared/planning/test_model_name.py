@@ -1,4 +1,4 @@
-"""Sizes and experts in models' names."""
+"""Families, sizes and experts in models' names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.planning.model_name import is_mixture, parameters_from_name
+from shared.planning.model_name import find_family, is_mixture, parameters_from_name
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,20 @@ def test_mixtures_by_name(name: str, mixture: bool) -> None:
 def test_any_name_is_read_without_an_error(name: str) -> None:
     size = parameters_from_name(name)
     assert size is None or size >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "family"),
+    [
+        ("llama-3.2-1b-instruct", "llama"),
+        ("deepseek-r1-distill-qwen-7b", "qwen"),
+        ("smollm2-135m", "smollm"),
+        ("qwq-32b", "qwen"),
+        ("gpt_neox", "gpt-neo"),
+        ("yi-6b", "yi"),
+        ("adoption", None),
+        ("", None),
+    ],
+)
+def test_the_first_family_in_the_text_is_found(text: str, family: str | None) -> None:
+    assert find_family(text) == family

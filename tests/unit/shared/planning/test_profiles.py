@@ -1,6 +1,7 @@
 import pytest
 
 from shared.errors import SettingsError
+from shared.planning.model_name import FAMILIES
 from shared.planning.profiles import (
     PROFILES,
     dense_rate,
@@ -68,3 +69,10 @@ def test_alpha_2048_asks_for_an_eighth_of_the_rate_of_alpha_32() -> None:
 
 def test_preference_pairs_take_the_full_rate_in_few_steps_and_a_tenth_in_many() -> None:
     assert [pair_share(steps) for steps in (0, 40, 160, 4000, 10**6)] == [1.0, 1.0, 0.5, 0.1, 0.1]
+
+
+def test_a_learning_rate_knows_fewer_families_and_takes_them_from_anywhere_in_the_name() -> None:
+    names = {family: family_of(f"meta/{family}-7b") for family in FAMILIES}
+    assert {family for family, rate in names.items() if rate != "other"} == {"qwen", "llama", "smollm"}
+    assert names["smollm"] == family_of("lmsys/Vicuna-7b") == family_of("meta-llama/Mistral") == "llama"
+    assert family_of("Qwen/Llama") == family_of("someone/QwQ") == "qwen"

@@ -12,7 +12,7 @@ from shared.errors import DataError, EngineError
 from shared.messages import DatasetType, Decision, FileFormat, Job, Offer, TaskType
 from shared.planning.hardware import parse_hardware
 from shared.settings import Settings
-from trainer_node import upload_rate
+from trainer_node import transfer_rates
 from trainer_node.job.inputs import dataset_path, model_path, upload_s, worker_job
 
 JSON = FileFormat.JSON
@@ -171,7 +171,9 @@ def test_a_run_ends_early_enough_for_its_upload(tmp_path: Path) -> None:
     assert reserve_s(disk, 4.0) == 30.0
     assumed = reserve_s(hub, 4.0)
     assert assumed == pytest.approx(30.0 + 320.0, rel=0.05)
-    upload_rate.note(tmp_path, 10**9, 10**9 / (2 * hub.hub_upload_bytes_per_s))
+    transfer_rates.note(
+        tmp_path, transfer_rates.Direction.UPLOAD, 10**9, 10**9 / (2 * hub.hub_upload_bytes_per_s)
+    )
     assert reserve_s(hub, 4.0) - 30.0 == pytest.approx((assumed - 30.0) / 2)
-    upload_rate.note(tmp_path, 10**9, 10**9)
+    transfer_rates.note(tmp_path, transfer_rates.Direction.UPLOAD, 10**9, 10**9)
     assert reserve_s(hub, 4.0) <= 30.0 + 4 * 3600 / 4  # a quarter of the time at most

@@ -1,9 +1,25 @@
-"""What of a worker's progress a node publishes."""
+"""What of a worker's progress a node publishes, and what it learns on the way."""
 
 from __future__ import annotations
 
-from shared.messages import Phase, Progress
-from trainer_node.job.monitor import worth_publishing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shared.messages import ModelDownload, Phase, Progress, encode
+from shared.settings_sources import load_settings
+from trainer_node.job.monitor import WorkerMonitor, worth_publishing
+from trainer_node.transfer_rates import Direction, measured
+from trainer_node.worker.run_folder import RunFolder
+
+
+class SilentBus:
+    """Publishes to nobody."""
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        """Do nothing."""
 
 
 def test_a_message_is_always_published() -> None:
@@ -15,3 +31,34 @@ def test_a_message_is_always_published() -> None:
     ]
     assert [reported.step for reported in worth_publishing(lines)] == [1, 4]
     assert worth_publishing([]) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "rate"),
+    [
+        (encode(ModelDownload(size=16_000_000_000, seconds=160.0)), 100e6),
+        (encode(ModelDownload(size=1000, seconds=1.0)), None),
+        (b"{", None),
+        (None, None),
+    ],
+)
+async def test_a_models_download_is_counted_once(
+    tmp_path: Path, content: bytes | None, rate: float | None
+) -> None:
+    settings = load_settings({}, node_dir=str(tmp_path))
+    run = RunFolder(settings.node, "t")
+    run.path.mkdir(parents=True)
+    context: Any = SimpleNamespace(settings=settings, bus=SilentBus())
+    job: Any = SimpleNamespace(task="t", slot="a", deadline_at=0.0)
+    monitor = WorkerMonitor(context, job, run, 0.0)
+    line = encode(Progress(task="t", slot="a", phase=Phase.BASELINE)) + b"\n"
+    run.progress_file.write_bytes(line)
+    if content is not None:
+        run.download_file.write_bytes(content)
+    assert await monitor.publish()
+    assert measured(settings.node, Direction.DOWNLOAD) == rate
+    assert not run.download_file.exists()
+    with run.progress_file.open("ab") as file:
+        file.write(line)
+    assert await monitor.publish()
+    assert measured(settings.node, Direction.DOWNLOAD) == rate

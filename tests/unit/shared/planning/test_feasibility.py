@@ -1,0 +1,124 @@
+"""Whether an offer can be won on half of a box, and why not."""
+
+import math
+import time
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from shared.messages import Hardware, TaskType
+from shared.planning.architectures import Batching, ModelFacts
+from shared.planning.feasibility import check_offer
+from shared.planning.hardware import parse_hardware
+from shared.planning.profiles import DEFAULT_PROFILE
+
+HALF = parse_hardware("4xH100-80GB")
+CPU = parse_hardware("cpu-2x24GB")
+
+hardware = st.sampled_from(
+    [parse_hardware(n) for n in ("4xH100-80GB", "1xA100-40GB", "8xH200-141GB", "cpu-2x24GB", "cpu-64x512GB")]
+)
+
+
+@pytest.mark.parametrize("task", [TaskType.CHAT, TaskType.DPO])
+def test_every_supported_kind_of_task_is_planned(task: TaskType) -> None:
+    answer = check_offer("Qwen/Qwen2.5-7B", 7_600_000_000, task, 4, HALF)
+    assert answer.ok, answer.cause
+
+
+def test_an_offer_that_can_be_won() -> None:
+    answer = check_offer("Qwen/Qwen2.5-7B", 7_600_000_000, TaskType.INSTRUCT, 4, HALF)
+    assert answer.ok
+    assert answer.plan is not None
+    assert answer.plan.profile == DEFAULT_PROFILE
+    assert "4xH100-80GB" in answer.cause
+
+
+@pytest.mark.parametrize("task", [TaskType.GRPO, TaskType.IMAGE])
+def test_an_unsupported_task_type(task: TaskType) -> None:
+    answer = check_offer("Qwen/Qwen2.5-7B", None, task, 4, HALF)
+    assert (answer.ok, answer.plan) == (False, None)
+    assert answer.cause == f"task type {task.value} is not supported by the engine"
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "hours", "half", "profile", "cause"),
+    [
+        ("m", 70_000_000_000, 4, CPU, "maximum_accuracy", "need at least"),
+        ("m-70B", None, 4, CPU, "maximum_accuracy", "by its name"),
+        (
+            "Mixtral-8x7B",
+            None,
+            4,
+            HALF,
+            "maximum_accuracy",
+            "mixture of experts, which each device must hold",
+        ),
+        (
+            "falcon-40b",
+            None,
+            4,
+            HALF,
+            "maximum_accuracy",
+            "can't share a row, so that each device must hold it",
+        ),
+        ("org/Llama-3-8B-GPTQ", None, 4, HALF, "maximum_accuracy", "quantised weights can't be trained"),
+        ("google/flan-t5-base", None, 4, HALF, "maximum_accuracy", "no causal language model"),
+        ("m-7B", None, 4, HALF, "fastest", "unknown profile"),
+        ("m-1B", None, 0.05, CPU, "maximum_accuracy", "step"),
+        ("m-8B", None, 0.01, HALF, "maximum_accuracy", "reading the model and writing the result take"),
+        ("m", 10**400, 4, HALF, "maximum_accuracy", "no model has"),
+        ("m", -5, 4, HALF, "maximum_accuracy", "no model has"),
+        ("m", None, math.nan, HALF, "maximum_accuracy", "no time"),
+        ("m", None, -1, HALF, "maximum_accuracy", "no time"),
+    ],
+)
+def test_offers_that_can_not_be_won(
+    model: str, parameters: int | None, hours: float, half: Hardware, profile: str, cause: str
+) -> None:
+    answer = check_offer(model, parameters, TaskType.INSTRUCT, hours, half, profile)
+    assert not answer.ok
+    assert cause in answer.cause
+
+
+def test_a_mixture_that_fits_one_device_is_trained_in_its_attention() -> None:
+    answer = check_offer("allenai/OLMoE-1B-7B-0924", None, TaskType.INSTRUCT, 4, HALF)
+    assert answer.ok
+    assert answer.plan is not None
+    assert [module.name for module in answer.plan.modules] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def test_what_a_models_config_says_is_more_than_its_name() -> None:
+    refused = ModelFacts("it is an encoder")
+    answer = check_offer("m-7B", None, TaskType.INSTRUCT, 4, HALF, known=refused)
+    assert answer.cause == "m-7B can't be trained: it is an encoder"
+    known = ModelFacts("", Batching.PADDED, 41_000_000_000)
+    answer = check_offer("m-7B", None, TaskType.INSTRUCT, 4, HALF, known=known)
+    assert "which no device here has room for (41 billion parameters by its config)" in answer.cause
+    assert check_offer("better-than-bert", None, TaskType.INSTRUCT, 4, HALF, known=ModelFacts()).ok
+
+
+def test_a_model_of_unknown_size_is_taken_as_seven_billion_and_said_so() -> None:
+    answer = check_offer("org/mystery", None, TaskType.INSTRUCT, 4, HALF)
+    assert answer.ok
+    assert "7 billion parameters assumed" in answer.cause
+
+
+@given(st.text(max_size=60), st.integers() | st.none(), st.floats(), hardware, st.text(max_size=20))
+@example("org/tiny-0.001B", None, 1e308, HALF, "maximum_accuracy")
+def test_no_offer_makes_the_check_raise(
+    model: str, parameters: int | None, hours: float, half: Hardware, profile: str
+) -> None:
+    assert check_offer(model, parameters, TaskType.INSTRUCT, hours, half, profile).cause
+
+
+def test_the_check_takes_about_a_millisecond() -> None:
+    start = time.process_time()
+    for size in range(1, 101):
+        check_offer("m", size * 700_000_001, TaskType.INSTRUCT, 4, HALF)
+    assert (time.process_time() - start) / 100 < 0.01  # CPU seconds; 0.3 ms measured
+
+
+def test_the_demo_job_is_accepted_on_two_cores() -> None:
+    assert check_offer("HuggingFaceTB/SmolLM2-135M-Instruct", None, TaskType.INSTRUCT, 0.1, CPU).ok
