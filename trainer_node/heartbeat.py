@@ -18,7 +18,7 @@ from shared.planning.hardware import machine_memory
 from shared.settings import Settings
 from shared.version import version
 from trainer_node.hardware import GpuQueryHangsError, gpu_status
-from trainer_node.upload_rate import measured
+from trainer_node.transfer_rates import Direction, measured
 
 RATE_READ_S = 60.0
 GPU_QUERY_S = 5.0  # nvidia-smi costs 20 to 100 ms of CPU per call
@@ -55,13 +55,13 @@ class HeartbeatPublisher:
         self.wake = asyncio.Event()  # beat now: who listens has missed some, or the lease has changed
         self.faults: list[str] = []  # that the slot's self-test found
         self._gpus: list[GpuStatus] = []
-        self._upload_bytes_per_s: float | None = None
+        self._rates: dict[Direction, float | None] = {}  # bytes a second
 
     async def run(self) -> None:
         """Beat for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._beat())
-            tasks.create_task(self._read_upload_rate())
+            tasks.create_task(self._read_rates())
             if self.hardware.device != "cpu":
                 tasks.create_task(self._look_at_gpus())
 
@@ -82,7 +82,8 @@ class HeartbeatPublisher:
             step=activity.step,
             worker_alive=activity.worker_alive,
             faults=self.faults,
-            upload_bytes_per_s=self._upload_bytes_per_s,
+            upload_bytes_per_s=self._rates.get(Direction.UPLOAD),
+            download_bytes_per_s=self._rates.get(Direction.DOWNLOAD),
             at=time.time(),
             version=version(),
         )
@@ -97,9 +98,10 @@ class HeartbeatPublisher:
                 log.debug("heartbeat not sent", error=str(error))
             await pause(self.settings.heartbeat_s, self.wake)
 
-    async def _read_upload_rate(self) -> None:
+    async def _read_rates(self) -> None:
         while True:
-            self._upload_bytes_per_s = await asyncio.to_thread(measured, self.settings.node)
+            for direction in Direction:
+                self._rates[direction] = await asyncio.to_thread(measured, self.settings.node, direction)
             await asyncio.sleep(RATE_READ_S)
 
     async def _look_at_gpus(self) -> None:

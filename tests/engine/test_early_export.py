@@ -21,7 +21,7 @@ from trainer_node.engine import early_export
 from trainer_node.engine.context import RunContext, RunRecord, read_record
 from trainer_node.engine.early_export import NOTHING_YET, measured_group
 from trainer_node.engine.reporter import Reporter
-from trainer_node.engine.search.runner import trial_folder
+from trainer_node.engine.search.kept_trials import trial_folder
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import read_search
 from trainer_node.engine.signals import Stop
@@ -103,7 +103,7 @@ def test_a_trial_that_was_best_as_an_average_is_exported_as_that(
     best = best_of(found.done)
     assert best is not None
     number, run = found.done.index(best), context_of(job)
-    kept = checkpoint.load(trial_folder(run, number), best.weights)
+    kept = checkpoint.load(trial_folder(run.folder, number), best.weights)
     weights = kept.tensors(best.weights)
     groups = {
         "best": {name: torch.zeros_like(value) for name, value in weights.items()},
@@ -111,7 +111,7 @@ def test_a_trial_that_was_best_as_an_average_is_exported_as_that(
         snapshot_name(2): {name: value - 1.0 for name, value in weights.items()},
     }
     made = checkpoint.save(tmp_path / "made", kept.manifest.position, "", groups, {})
-    checkpoint.link(made, trial_folder(run, number), set(groups))
+    checkpoint.link(made, trial_folder(run.folder, number), set(groups))
     averaged = replace(best, weights="best", snapshots=[1, 2])
     known = read_record(job.parent)
     assert known is not None

@@ -20,6 +20,7 @@ from shared.messages import (
     Phase,
     TaskType,
 )
+from shared.planning.plan import numbers_in
 from shared.planning.throughput import FIXED_S
 from tests.engine.worker_run import (
     ENVIRONMENT,
@@ -183,11 +184,13 @@ def test_real_time_ends_before_the_deadline(make_job: Callable[..., Path], tmp_p
     training = [line.progress for line in lines if line.phase is Phase.TRAIN]
     assert training == sorted(training)
     assert any("plan:" in (line.message or "") for line in lines)
+    (numbers,) = filter(None, (numbers_in(line.message or "") for line in lines))
     assert outcome.metrics is not None
     assert outcome.metrics.final_loss is not None  # there is time to score what is submitted
     known = read_record(job.parent)
     assert known is not None
     record, plan = known
+    assert (numbers["profile"], numbers["capacity"]) == (plan.profile, plan.capacity)
     # An export of dense changes loads the base model, to subtract it.
     assert any(module.method == "dense" for module in plan.modules)
     assert record.costs.export_s > record.costs.load_s + FIXED_S

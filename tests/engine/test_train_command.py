@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +16,7 @@ from podium.commands import train
 from podium.training_config import TrainConfig
 from shared.errors import SettingsError
 from shared.messages import decode_outcome
+from tests.integration.gateway.test_tracking import READ
 
 COLUMNS = '{"field_instruction": "q", "field_output": "a"}'
 
@@ -48,6 +53,30 @@ def test_trains_to_an_outcome_and_repeats_it(
     assert "plan:" in said.err
     assert main(_arguments(tiny_model, data, out)) == 0
     assert decode_outcome(capsys.readouterr().out.encode()) == outcome
+    run = tracked(out, tmp_path / "trackio")
+    assert len([row for row in run["rows"] if "train/loss" in row]) > 1
+    assert [row["result/held_out_loss"] for row in run["rows"] if "result/held_out_loss" in row] == [
+        outcome.metrics.final_loss
+    ]
+    config = run["config"]
+    assert (config["model"], config["result.status"]) == ("upstream/tiny", "ready")
+    assert (config["plan.profile"], config["plan.devices"]) == ("auto", 1)
+    assert config["plan.expected_steps"] > 0
+    assert any(name.startswith("plan.deviation.") for name in config)
+
+
+def tracked(out: Path, folder: Path) -> Any:
+    """Return the one run that trackio has after `podium track --run`, twice: the second writes nothing."""
+    environment = os.environ | {"TRACKIO_DIR": str(folder)}
+    track = ["-m", "podium", "track", "--run", str(out)]
+    *_, read = [
+        subprocess.run([sys.executable, *words], env=environment, capture_output=True, timeout=60, check=True)
+        for words in (track, track, ["-c", READ])
+    ]
+    (run,) = json.loads(read.stdout)
+    keys = [(row["timestamp"], tuple(sorted(row))) for row in run["rows"]]
+    assert len(set(keys)) == len(keys)
+    return run
 
 
 def test_a_failed_run_says_why(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

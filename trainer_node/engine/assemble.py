@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from msgspec.structs import replace
 
-from shared.messages import Hardware, Phase, WorkerJob
+from shared.files import write_atomically
+from shared.messages import Hardware, Phase, WorkerJob, encode
 from shared.planning.architectures import Batching
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
@@ -27,6 +28,7 @@ from trainer_node.engine.distributed.weight_slices import slices_of, without_wei
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.attention import choose_kernels, max_documents
 from trainer_node.engine.model.compile import missing_compiler
+from trainer_node.engine.model.hub_weights import fetch_weights
 from trainer_node.engine.model.loading import load_model, load_unread
 from trainer_node.engine.model.recorded_pass import recorded_pass_for
 from trainer_node.engine.model.shape import heads_of
@@ -83,6 +85,16 @@ def load_base(run: RunContext, plan: Plan, *, whole: bool = False) -> torch.nn.M
     path, dtype = run.job.model_path, getattr(torch, plan.dtype)
     group = SINGLE_PROCESS if whole else run.process_group
 
+    def fetch() -> None:
+        if not group.is_main or (download := fetch_weights(path)) is None:
+            return
+        file = run.folder / "download.json"
+        try:
+            write_atomically(file, encode(download))
+        except OSError as error:  # only gateways plan with it: the run needs no such file
+            what = f"{file} can't be written ({error.strerror}): gateways don't learn how fast the model came"
+            run.reporter.message(f"{what}; free or repair that disk, which checkpoints need, too")
+
     def load() -> tuple[torch.nn.Module, int]:
         if plan.parallel != "fsdp2" or whole:
             model, size = weighed(lambda: load_model(path, dtype))
@@ -92,6 +104,7 @@ def load_base(run: RunContext, plan: Plan, *, whole: bool = False) -> torch.nn.M
         return without_weights(model, path, group.rank, group.world, dtype), size
 
     with run.patience():
+        fetch()
         model = first_then_others(group, load)
         choose_kernels(model.config, group.device)
     return model
@@ -138,9 +151,10 @@ def assemble(
 
 
 def make_packs(adapted: Adapted, train: Examples, seed: int) -> Packs:
-    """Return the packs of all epochs, none with more documents than attention can take."""
-    most = max(1, max_documents(adapted.plan.capacity, adapted.heads, adapted.head_dim) // train.group)
-    return Packs(train.lengths.tolist(), adapted.plan.capacity, seed, most)
+    """Return the packs of all epochs, none with more documents than attention can take or the plan wants."""
+    plan = adapted.plan
+    most = max(1, max_documents(plan.capacity, adapted.heads, adapted.head_dim) // train.group)
+    return Packs(train.lengths.tolist(), plan.capacity, seed, min(most, plan.pack_examples or most))
 
 
 def make_state(

@@ -36,7 +36,7 @@ from trainer_node.engine.model.adapters import add_deltas
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.search.choose import reached_in
-from trainer_node.engine.search.runner import groups_of, kept_weights, trial_folder
+from trainer_node.engine.search.kept_trials import groups_of, kept_weights, trial_folder
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, read_search
 from trainer_node.engine.signals import Stop
@@ -107,7 +107,7 @@ def _of_trial(run: RunContext, searched: SearchRecord) -> SavedWeights | None:
     best = best_of(searched.done)
     if best is None:
         return None
-    folder = trial_folder(run, searched.done.index(best))
+    folder = trial_folder(run.folder, searched.done.index(best))
     if not checkpoint.groups(folder).issuperset(groups_of(best)):
         return None
     plan = searched.plans[best.trial.arm]

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from shared.clock import TokenClock, WallClock
 from shared.errors import EngineError
 from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, decode_worker_job
-from shared.planning.plan import Plan
+from shared.planning.plan import Plan, in_numbers
 from shared.planning.throughput import Costs, Measured
 from trainer_node.engine import context, prepare
 from trainer_node.engine.as_is import checkpoint_as_is, submit_as_is
@@ -238,13 +238,16 @@ def resume_search(
     models: list[torch.nn.Module] = []
     # The base model may have to answer again.
     if not isinstance(data, str) and (data.train.group == 2 or base_states.wanted(run.job)):
-        first = next(iter(searched.plans.values()))
+        first = fitted(next(iter(searched.plans.values())), run.process_group)
         models = [load_base(run, first)]
         data = asked_again(run, record, first, models[0], data)
     if isinstance(data, str):
         models.clear()  # the next one is whole, in main memory
         context.write_record(run, record, plan)
-        chosen = submittable(run, searched, found)
+        if not run.process_group.is_main:
+            return Outcome(status=OutcomeStatus.READY)
+        with run.patience():
+            chosen = submittable(run, searched, found)
         return submit_as_is(run, record, partial(load_base, run, chosen.plan, whole=True), chosen, data)
     searched, current = take_up(run, searched, plan, found)
     context.write_record(run, record, next(iter(searched.plans.values())))
@@ -252,7 +255,8 @@ def resume_search(
 
 
 def announce(run: RunContext, plan: Plan) -> None:
-    """Nothing is silent: every deviation from the profile."""
+    """Nothing is silent: the plan, and every deviation from the profile."""
+    run.reporter.message(in_numbers(plan))
     for deviation in plan.deviations:
         d = deviation
         run.reporter.message(f"plan: {d.what} is {d.got} instead of {d.wanted}: {d.reason}")

@@ -150,7 +150,7 @@ def _export(run: RunContext, record: RunRecord, state: TrainState, candidate: Ca
     metrics = metrics_of(record, candidate.held_out or candidate.score, candidate.reached)
     run.reporter.losses(base=metrics.base_loss, dev=metrics.final_loss)
     run.reporter.phase(Phase.EXPORT)
-    with candidate.weights_applied(), run.patience():
+    with run.patience(), candidate.weights_applied():
         target, plan, group = run.folder / "export", state.plan, run.process_group
         if plan.parallel == "fsdp2" and sharded_writer.keeps_names(writer.base_of(state.deltas)):
             write = partial(sharded_writer.write, state.deltas, plan, run.job, metrics, target, group)

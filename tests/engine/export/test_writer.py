@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -118,6 +119,23 @@ def test_a_wrong_export_is_noticed(
     wrong = writer.verify(tmp_path / "export", job, dev, None, 10.0, CPU)
     assert wrong is not None
     assert "load" in wrong.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "spread", "allowed"),
+    [
+        (14, 0.05, 0.0416),  # three standard errors: single rows differ either way
+        (400, 0.05, 0.02),
+        (14, 0.001, 0.02),
+        (14, 2.0, 0.1),  # what is wrong by more is not chance
+        (4, 1.0, 0.02),  # too few to tell
+    ],
+)
+def test_few_rows_may_be_off_by_chance(
+    rows: int, spread: float, allowed: float, make_examples: Callable[..., Examples]
+) -> None:
+    gaps = spread * np.tile([1.0, -1.0], rows // 2)
+    assert verify.tolerance(make_examples([9] * rows), gaps) == pytest.approx(allowed, rel=0.01)
 
 
 @pytest.mark.usefixtures("whole")

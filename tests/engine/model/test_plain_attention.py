@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer_node.engine.model import plain_attention
 from trainer_node.engine.model.attention import AttentionLayout, _causal, packed_attention
+from trainer_node.engine.model.kernels import plain_attention
 
 
 def _inputs(tokens: int = 21) -> list[Tensor]:

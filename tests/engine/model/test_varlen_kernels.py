@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer_node.engine.model.attention import Form, _dense, kernel_error
-from trainer_node.engine.model.varlen_kernels import flash_attn, flash_attn_3, flash_attn_4
+from trainer_node.engine.model.kernels.varlen_attention import flash_attn, flash_attn_3, flash_attn_4
 
 FORMS = [Form(), Form(8, 2, 32, windowed=True)]
 CPU = torch.device("cpu")

@@ -16,11 +16,19 @@ import torch
 from msgspec import Struct
 
 from trainer_node.engine.distributed.sharding import placed
+from trainer_node.engine.distributed.weight_slices import joined
 from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.model.adapters import Deltas
 
 Weights = Mapping[str, torch.Tensor | Sequence[torch.Tensor]]  # whole or in blocks of rows
 ENOUGH_ROWS = 32  # to compare candidates on the same rows
+
+
+def whole(weights: Weights) -> dict[str, torch.Tensor]:
+    """Return weights with blocks of rows put together."""
+    return {
+        name: value if isinstance(value, torch.Tensor) else joined(value) for name, value in weights.items()
+    }
 
 
 @contextmanager

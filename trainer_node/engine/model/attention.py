@@ -26,10 +26,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from shared.errors import EngineError
 from shared.messages import ErrorCode
 from trainer_node.engine.data.packing import Batch
-from trainer_node.engine.model import varlen_kernels
-from trainer_node.engine.model.plain_attention import plain_attention
+from trainer_node.engine.model.kernels import varlen_attention
+from trainer_node.engine.model.kernels.plain_attention import plain_attention
+from trainer_node.engine.model.kernels.varlen_attention import Kernel
 from trainer_node.engine.model.shape import heads_of
-from trainer_node.engine.model.varlen_kernels import Kernel
 
 NAME = "podium_packed"
 TOLERANCE = 2e-2  # of a healthy bf16 kernel against fp32 math, inputs of size 1
@@ -191,10 +191,10 @@ def _dense() -> Kernel:
 
 
 _KERNELS = {
-    "flash-attn-3": varlen_kernels.flash_attn_3,
-    "flash-attn": varlen_kernels.flash_attn,
-    "flash-attn-4": varlen_kernels.flash_attn_4,
-    "torch-varlen": varlen_kernels.torch_varlen,
+    "flash-attn-3": varlen_attention.flash_attn_3,
+    "flash-attn": varlen_attention.flash_attn,
+    "flash-attn-4": varlen_attention.flash_attn_4,
+    "torch-varlen": varlen_attention.torch_varlen,
     "sdpa-per-document": _dense,
 }
 

@@ -14,35 +14,53 @@ from torch import Tensor
 
 from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.model.attention import attention_kwargs
+from trainer_node.engine.model.rotary import row_lengths, spans
 
 
-def packed_states(decoder: Any, batch: Batch, positions_N: Tensor, documents_N: Tensor) -> Tensor:
-    """Compute one pass over the pack as it is, [N, H]: the decoder's attention must keep documents apart."""
+def packed_states(
+    decoder: Any, batch: Batch, positions_N: Tensor, documents_N: Tensor, rotary_limit: int | None = None
+) -> Tensor:
+    """Compute one pass over the pack as it is, [N, H]: the decoder's attention must keep documents apart.
+
+    Rows of more than `rotary_limit` tokens have rotary frequencies of their own.
+    """
     takes = inspect.signature(decoder.forward).parameters
     positions = {"position_ids": batch.positions_T[None]} if "position_ids" in takes else {}
-    hidden_1TH = decoder(
-        input_ids=batch.ids_T[None], use_cache=False, **positions, **attention_kwargs(batch)
-    ).last_hidden_state
+    rows = []
+    if rotary_limit is not None and batch.document_lengths:
+        # The padding is a document with one position only: its row counts as short.
+        rows = list(zip(batch.document_lengths, [*row_lengths(batch), 0], strict=False))
+    with spans(rows):
+        hidden_1TH = decoder(
+            input_ids=batch.ids_T[None], use_cache=False, **positions, **attention_kwargs(batch)
+        ).last_hidden_state
     return hidden_1TH[0].index_select(0, positions_N)
 
 
-def padded_states(decoder: Any, batch: Batch, positions_N: Tensor, documents_N: Tensor) -> Tensor:
+def padded_states(
+    decoder: Any, batch: Batch, positions_N: Tensor, documents_N: Tensor, rotary_limit: int | None = None
+) -> Tensor:
     """Passes over rows of one document each, [N, H]; nothing is asked of the decoder but that it is causal.
 
     Rows are filled up on the right, where no earlier token can see it: so they need no mask either. Each pass
-    holds documents of about one length, and no more tokens than the pack.
+    holds documents of about one length, and no more tokens than the pack. Rows of more than `rotary_limit`
+    tokens share one only with those of exactly their length.
     """
     lengths = batch.document_lengths[: batch.documents]
+    rows = [0] * len(lengths)
+    if rotary_limit is not None:
+        rows = [row if row > rotary_limit else 0 for row in row_lengths(batch)]
     starts_D = batch.cu_seqlens[: batch.documents].long()
     within_N = positions_N - starts_D[documents_N]
     states, places = [], []
-    for documents in rows_of_one_length(lengths, len(batch.ids_T)):
+    for documents in rows_of_one_length(lengths, len(batch.ids_T), rows):
         longest = max(lengths[index] for index in documents)
         documents_B = torch.tensor(documents, device=starts_D.device)
         last_B = torch.tensor([lengths[index] - 1 for index in documents], device=starts_D.device)
         columns_BL = torch.arange(longest, device=starts_D.device).minimum(last_B[:, None])
         ids_BL = batch.ids_T[starts_D[documents_B, None] + columns_BL]
-        hidden_BLH = decoder(input_ids=ids_BL, use_cache=False).last_hidden_state
+        with spans([(longest, rows[documents[0]])]):
+            hidden_BLH = decoder(input_ids=ids_BL, use_cache=False).last_hidden_state
         row_D = torch.full((len(lengths),), -1, device=starts_D.device)
         row_D[documents_B] = torch.arange(len(documents), device=starts_D.device)
         row_N = row_D[documents_N]
@@ -52,11 +70,15 @@ def padded_states(decoder: Any, batch: Batch, positions_N: Tensor, documents_N: 
     return torch.cat(states)[torch.argsort(torch.cat(places))]
 
 
-def rows_of_one_length(lengths: list[int], most_tokens: int) -> Iterator[list[int]]:
-    """Indices of all documents, longest first, in groups that hold at most so many tokens when padded."""
+def rows_of_one_length(lengths: list[int], most_tokens: int, rows: list[int]) -> Iterator[list[int]]:
+    """Indices of all documents, longest first, in groups that hold at most so many tokens when padded.
+
+    Documents whose `rows` differ are in different groups.
+    """
     group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if group and (len(group) + 1) * lengths[group[0]] > most_tokens:
+    for index in sorted(range(len(lengths)), key=lambda index: (-rows[index], -lengths[index])):
+        full = group and (len(group) + 1) * lengths[group[0]] > most_tokens
+        if full or (group and rows[index] != rows[group[0]]):
             yield group
             group = []
         group.append(index)

@@ -17,6 +17,7 @@ from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.model.hidden_states import packed_states, padded_states
 from trainer_node.engine.model.logprobs import divergences, label_logprobs, plain_logits
 from trainer_node.engine.model.own_head import own_logits, own_logprobs
+from trainer_node.engine.model.rotary import go_by_row
 
 T = TypeVar("T")
 
@@ -36,6 +37,8 @@ class LabelModel(nn.Module):
         self.batching = Batching.PACKED
         self.recordable = True  # as a CUDA graph, until that fails
         self.plain_head = True  # logits are hidden states times the output matrix, and nothing else
+        # Tokens: longer rows have rotary frequencies of their own. None: no row has.
+        self.rotary_limit = go_by_row(self.base)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -60,7 +63,7 @@ class LabelModel(nn.Module):
         # No weight is cast twice in a pass, and a cache would be shared between threads.
         with torch.autocast(batch.ids_T.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
             states = packed_states if self.batching is Batching.PACKED else padded_states
-            hidden_MH = states(base.get_decoder(), batch, positions_M, documents_M)
+            hidden_MH = states(base.get_decoder(), batch, positions_M, documents_M, self.rotary_limit)
             labels = len(batch.labels_N)
             if compared_states:
                 return hidden_MH[labels:]

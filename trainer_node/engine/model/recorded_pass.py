@@ -202,13 +202,15 @@ def recorded_pass_for(
 ) -> RecordedPass | None:
     """Return a recorded pass where it is exact and pays: a small model's supervised steps on one GPU.
 
-    Dropout draws other numbers for every pack, preference pairs and compared places differ in number, and
-    recomputed layers belong to models that are large enough to keep a GPU busy.
+    Dropout draws other numbers for every pack, preference pairs and compared places differ in number, rows
+    with rotary frequencies of their own are looked up on the host, and recomputed layers belong to models
+    that are large enough to keep a GPU busy.
     """
     model = deltas.model
     packed = model.recordable and model.batching is Batching.PACKED
     plain = examples.group == 1 and examples.base is None
-    exact = packed and plain and not (plan.dropout and deltas.lora)
+    alike = model.rotary_limit is None or int(examples.lengths.max()) <= model.rotary_limit
+    exact = packed and plain and alike and not (plan.dropout and deltas.lora)
     single = plan.parallel == "single" and not plan.activation_checkpointing and plan.dtype == "bfloat16"
     if not (exact and single and next(iter(deltas.parameters.values())).is_cuda):
         return None
