@@ -58,6 +58,7 @@ class Admission:
         is_here: Callable[[str], bool] = lambda _: True,
         look: Callable[[str], Awaitable[None]] | None = None,
         policy: Policy = maximum_accuracy,
+        full: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._records = Records(settings)
@@ -66,6 +67,7 @@ class Admission:
         self._follower = follower
         self._decisions = decisions
         self._policy = policy
+        self._full = full  # which log has hardly any room
         self._look = look
         self.views = PolicyViews(settings, ledger, presence, expected, tables, family, facts, is_here)
         self._askers = Askers(settings.reservation_s)
@@ -145,8 +147,11 @@ class Admission:
         return None if verdict.accepted else self._rejected(asked, verdict)
 
     def _judge(self, asked: AskedOffer, view: PolicyView) -> Verdict:
-        """Return the policy's verdict, unless the validator has its share already."""
+        """Return the policy's verdict, unless a log is full, or the validator has its share already."""
         verdict = self._policy(asked.offer, view)
+        if verdict.accepted and (full := self._full()):
+            reason = f"{full}: a job's records might not be stored"
+            return msgspec.structs.replace(verdict, slot=None, kind=DecisionKind.LOG_FULL, reason=reason)
         if not (verdict.accepted and asked.validator):
             return verdict
         held = self._ledger.reserved_for(asked.validator, time.time())

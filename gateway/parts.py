@@ -23,6 +23,7 @@ from gateway.policy.model_family import Families
 from gateway.relocation import Relocation
 from gateway.state.ledger import Ledger
 from gateway.state.log_reader import LogReader
+from gateway.state.log_room import LogRoom
 from gateway.state.mirror import Mirror
 from gateway.state.presence import Presence
 from gateway.telemetry.counters import Measures
@@ -55,7 +56,7 @@ class LocalParts:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.ledger = Ledger()
-        self.presence = Presence(settings.heartbeat_missing_s)
+        self.presence = Presence(settings.heartbeat_missing_s, slot_of=self.ledger.slot_of)
         self.decisions = DecisionLog(settings.data / DECISIONS_FILE)
         self.runs = RunHistory(settings.data / RUNS_FOLDER)
         self.measures = Measures()
@@ -73,6 +74,7 @@ class LocalParts:
             family=self.families,
         )
         self.learner = Learner(self.ledger, evidence)
+        self.room = LogRoom()
         self.mirror = Mirror(settings.data, settings.gateway_name)
         self.folded = asyncio.Event()  # both logs were read to their end once
         self.leases_seen = asyncio.Event()
@@ -116,6 +118,7 @@ class Connected:
             is_here=local.families.is_here,
             look=local.families.look,
             policy=local.policy,
+            full=lambda: local.room.full,
         )
         self.operations = Operations(bus, ledger, self.log_reader, self.admission.writer, settings)
         self.relocation = Relocation(settings, bus, ledger, self.log_reader, self.admission, local.measures)
@@ -146,8 +149,9 @@ class Connected:
             "leases": self._read_leases(),
             "decisions": local.decisions.run(bus),
             "runs": local.runs.run(),
-            "missed progress": fill_for_ever(bus, local.runs),
+            "missed progress": fill_for_ever(bus, local.runs, self.log_reader.catch_up, ledger.slot_of),
             "event sources": local.event_sources.run(bus),
+            "log room": local.room.run(bus),
             "mirror": local.mirror.run(bus, ledger.folded),
             "relocation": self._relocate(),
             "expiry": expire_for_ever(bus, ledger, self.log_reader, local.settings.expire_after_s),

@@ -181,6 +181,7 @@ class Service:
             lost_decisions=self.decisions.lost,
             denied=connected.denied() if connected else [],
             mirror=MirrorInfo(str(mirror.path), mirror.last, mirror.behind(self.ledger.folded), mirror.error),
+            full_log=self._local.room.full,
             refused=self.refusals.recent(now),
         )
 

@@ -15,7 +15,7 @@ from shared.version import version
 
 # Each command's module in podium/commands, in the order of the help.
 COMMANDS = {
-    **{name: name for name in ("up", "demo", "offer", "status", "watch", "logs")},
+    **{name: name for name in ("up", "demo", "offer", "status", "watch", "logs", "track")},
     **{name: f"fleet.{name}" for name in ("jobs", "cancel", "requeue", "drain", "resume")},
     "scores": "scores",
     **{name: name for name in ("plan", "train", "score", "policy", "doctor", "env", "settings")},

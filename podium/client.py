@@ -98,9 +98,10 @@ class Client:
         view: TaskView = self._get(_path(task_id), TaskView)
         return view
 
-    def progress(self, task_id: str, points: int = 2000) -> RunView:
-        """Return the course of a task's run, with at most so many points of its curve."""
-        view: RunView = self._get(f"{_path(task_id)}/progress?points={points}", RunView)
+    def progress(self, task_id: str, points: int = 2000, after: float = 0.0) -> RunView:
+        """Return the course of a task's run later than `after`, with at most so many points of its curve."""
+        query = urllib.parse.urlencode({"points": points} | ({"after": after} if after else {}))
+        view: RunView = self._get(f"{_path(task_id)}/progress?{query}", RunView)
         return view
 
     def records(self, task_id: str) -> TaskRecords:

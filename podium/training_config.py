@@ -18,6 +18,7 @@ from podium.dataset_type import refuse_unknown, task_type_of
 from podium.own_hardware import hardware_of
 from shared.errors import SettingsError
 from shared.messages import DatasetType, FileFormat, TaskType, WorkerJob
+from shared.planning.profiles import DEFAULT_PROFILE
 from shared.settings import Settings
 from shared.settings_sources import load_settings
 from trainer_node.engine.data.splits import format_of
@@ -43,7 +44,7 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     expected_repo_name: str | None = None
     out: Annotated[str, Meta(min_length=1)]
     model_id: str | None = None
-    profile: str = "maximum_accuracy"
+    profile: str = DEFAULT_PROFILE
     hardware: str = "auto"
     threads: Annotated[int, Meta(ge=1)] | None = None
     seed: Annotated[int, Meta(ge=0)] = 0

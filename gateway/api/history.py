@@ -11,9 +11,8 @@ from msgspec import Meta, Struct
 from gateway.api.routing import SERVICE, json_response, read_query, started, task_of
 from gateway.views.alerts import AlertPage
 from gateway.views.days import DayPage
-from gateway.views.run import run_view
+from gateway.views.run import LONGEST_CURVE, run_view
 
-LONGEST_CURVE = 10_000
 LARGEST_FILE = (1 << 63) - 1
 
 
@@ -23,6 +22,9 @@ class RunQuery(Struct, frozen=True, forbid_unknown_fields=True):
     points: Annotated[
         int, Meta(ge=1, le=LONGEST_CURVE, description="points of the curve; more are thinned")
     ] = 2000
+    after: Annotated[
+        float, Meta(ge=0, description="only what came later than this time; without it all of the run")
+    ] = 0.0
 
 
 class DecisionQuery(Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,9 +45,9 @@ class DayQuery(Struct, frozen=True, forbid_unknown_fields=True):
 async def get_progress(request: web.Request) -> web.Response:
     """Get the course of a task's run; what this gateway received of it, also before its last restart."""
     service, task = await task_of(request)
-    points = read_query(request, RunQuery).points
+    query = read_query(request, RunQuery)
     key = task.record.task
-    view = await asyncio.to_thread(lambda: run_view(key, service.runs.read(key), points))
+    view = await asyncio.to_thread(lambda: run_view(key, service.runs.read(key), query.points, query.after))
     return json_response(view)
 
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 from gateway.policy.hub_models import HubModels
 from shared.logs import get_logger
 from shared.planning.architectures import ModelFacts, facts_from_config
-from shared.planning.model_family import find_family
+from shared.planning.model_name import find_family
 from shared.settings import Settings
 
 READ_S = 5.0  # a folder on a disk that hangs must not keep a gateway from starting

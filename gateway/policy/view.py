@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
+
+from msgspec.structs import replace
 
 from gateway.learning.rates import Tables
+from gateway.policy.house import free_slot
 from gateway.policy.interface import PolicyView, SlotFacts
 from gateway.state.ledger import Ledger
 from gateway.state.presence import Presence
@@ -46,7 +50,7 @@ class PolicyViews:
     def now(self) -> PolicyView:
         """Return the current view."""
         now = time.time()
-        return PolicyView(
+        view = PolicyView(
             slots=tuple(self._facts(slot, now) for slot in self._settings.slots),
             tables=self._tables(),
             family=self._family,
@@ -54,8 +58,9 @@ class PolicyViews:
             expected=self._expected,
             max_hours=self._settings.max_hours,
             deadline_margin_s=self._settings.deadline_margin_s,
-            feasible=self._feasible,
+            feasible=partial(self._feasible, None),
         )
+        return replace(view, feasible=partial(self._feasible, free_slot(view)))
 
     def recent(self) -> PolicyView:
         """Return the last view unless a log has grown since; good enough to refuse on."""
@@ -75,7 +80,9 @@ class PolicyViews:
             drained=self._ledger.drain_of(slot) is not None,
         )
 
-    def _feasible(self, offer: BareOffer, hours: float, hardware: Hardware) -> Feasibility:
+    def _feasible(
+        self, chosen: SlotFacts | None, offer: BareOffer, hours: float, hardware: Hardware
+    ) -> Feasibility:
         return check_offer(
             offer.model,
             offer.model_params_count,
@@ -84,15 +91,28 @@ class PolicyViews:
             hardware,
             self._settings.profile,
             self._facts_of(offer.model),
-            self._transfers(offer.model),
+            self._transfers(offer.model, chosen),
         )
 
-    def _transfers(self, model: str) -> Transfers:
-        """Return what a job of this model moves; uploads at the slowest rate that a live slot measured."""
+    def _transfers(self, model: str, chosen: SlotFacts | None) -> Transfers:
+        """Return what a job of this model moves, and how fast: as the slot that gets the job measured.
+
+        Without a measurement of its own the slowest rate of the live slots counts, then the setting.
+        """
         settings = self._settings
-        upload = None
-        if settings.artifacts_kind == "hub":
-            signs = [self._presence.sign(slot) for slot in settings.slots if self._presence.live(slot)]
-            rates = [sign.heartbeat.upload_bytes_per_s for sign in signs if sign and sign.heartbeat]
-            upload = min((rate for rate in rates if rate), default=settings.hub_upload_bytes_per_s)
-        return Transfers(None if self._is_here(model) else settings.hub_download_bytes_per_s, upload)
+        beats = {
+            slot: sign.heartbeat
+            for slot in settings.slots
+            if self._presence.live(slot) and (sign := self._presence.sign(slot)) and sign.heartbeat
+        }
+        down = {slot: rate for slot, beat in beats.items() if (rate := beat.download_bytes_per_s)}
+        up = {slot: rate for slot, beat in beats.items() if (rate := beat.upload_bytes_per_s)}
+
+        def rate_of(measured: dict[str, float], setting: float) -> float:
+            own = measured.get(chosen.slot) if chosen is not None else None
+            return own or min(measured.values(), default=setting)
+
+        return Transfers(
+            None if self._is_here(model) else rate_of(down, settings.hub_download_bytes_per_s),
+            rate_of(up, settings.hub_upload_bytes_per_s) if settings.artifacts_kind == "hub" else None,
+        )

@@ -131,6 +131,11 @@ class Ledger:
         """Return the task of this key, if one was accepted."""
         return self._tasks.get(key)
 
+    def slot_of(self, key: str) -> str | None:
+        """Return the slot that a task's job is on; None without a job."""
+        task = self._tasks.get(key)
+        return None if task is None or task.job is None else task.job.slot
+
     def tasks(self) -> Iterator[Task]:
         """Return all tasks, newest first."""
         return reversed(self._tasks.values())

@@ -29,14 +29,35 @@ class Sign(Struct, frozen=True):
     heartbeat: Heartbeat | None = None  # none if it comes from a lease
 
 
+def progress_in(subject: str, data: bytes, slot_of: Callable[[str], str | None]) -> Progress | None:
+    """Return a message's progress; None if its task has no job, so that it is nobody's.
+
+    The broker lets a node publish on its slot's subjects only. So it counts as the progress of a job on that
+    slot, and of no other. Raises ValueError.
+    """
+    progress = decode_progress(data)
+    if subject != subjects.progress(progress.slot, progress.task):
+        raise ValueError(f"progress of {progress.task} on slot {progress.slot}")
+    slot = slot_of(progress.task)
+    if slot is not None and slot != progress.slot:
+        raise ValueError(f"{progress.task} is a job of slot {slot}")
+    return progress if slot is not None else None
+
+
 class Presence:
     """Heartbeats and progress of slots and runs. They decide nothing that is stored: the ledger does."""
 
-    def __init__(self, missing_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        missing_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        slot_of: Callable[[str], str | None] = lambda task: None,
+    ) -> None:
         self.malformed = 0
         self.on_message: Callable[[Heartbeat | Progress, bytes], None] = lambda message, data: None
         self._missing_s = missing_s
         self._clock = clock
+        self._slot_of = slot_of  # the slot that a task's job is on, by the ledger
         self._signs: dict[str, Sign] = {}
         self._progress: OrderedDict[str, Progress] = OrderedDict()
 
@@ -108,9 +129,11 @@ class Presence:
 
     async def _on_progress(self, message: Msg) -> None:
         try:
-            progress = decode_progress(message.data)
+            progress = progress_in(message.subject, message.data, self._slot_of)
         except ValueError as error:
             self.count_malformed(message.subject, error)
+            return
+        if progress is None:
             return
         self.note_progress(progress)
         self.on_message(progress, message.data)

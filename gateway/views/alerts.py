@@ -53,6 +53,9 @@ def alerts_of(
 def _of_gateway(info: GatewayInfo) -> Iterator[Alert]:
     if info.not_ready:
         yield _error(f"no offer is decided: {info.not_ready}", "run `podium doctor`")
+    if info.full_log:
+        do = "raise PODIUM_LOG_MAX_BYTES and run `podium bootstrap`; see docs/operations.md"
+        yield _error(f"no offer is accepted: {info.full_log}", do)
     for denial in info.denied:
         yield _error(denial, "compare the broker's users with `podium keys`; see docs/security.md")
     if info.mirror.error:

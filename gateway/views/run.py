@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
@@ -11,6 +12,7 @@ from msgspec import Struct
 
 from shared.messages import Phase
 
+LONGEST_CURVE: Final = 10_000  # points that one answer may have
 MOST_MESSAGES: Final = 2000
 GAP_S: Final = 20.0  # without a report; a run reports every second, and is noted every ten seconds at least
 GAP_INTERVALS: Final = 5.0  # of a run whose reports are further apart, for example one per slow step
@@ -88,21 +90,27 @@ class RunView(Struct, frozen=True, kw_only=True):
     gap_after_s: float = GAP_S  # how long this run must be silent for a gap
 
 
-def run_view(task: str, points: Sequence[RunPoint], most: int) -> RunView:
-    """Return the view, with at most `most` points of the curve."""
-    training = [point for point in points if point.phase is Phase.TRAIN and point.loss is not None]
+def run_view(task: str, points: Sequence[RunPoint], most: int, after: float = -math.inf) -> RunView:
+    """Return the view, with at most `most` points of the curve; only of what came later than `after`."""
+    training = [
+        point
+        for point in points
+        if point.phase is Phase.TRAIN and point.loss is not None and point.at > after
+    ]
     said = [RunMessage(each.at, each.phase, each.step, each.message) for each in points if each.message]
     after_s = gap_after(points)
+    gaps = [Gap(one.at, next_.at) for one, next_ in pairwise(points) if next_.at - one.at > after_s]
     return RunView(
-        gaps=[Gap(one.at, next_.at) for one, next_ in pairwise(points) if next_.at - one.at > after_s],
+        gaps=[gap for gap in gaps if gap.to_at > after],
         gap_after_s=after_s,
         task=task,
         points=len(training),
         base_loss=next((point.base_loss for point in points if point.base_loss is not None), None),
         curve=curve_of(thinned(training, most)),
-        development=development_of(points),
-        phases=phases_of(points),
-        messages=said[-MOST_MESSAGES:],
+        # of the whole run first: whether a loss or a phase is a new one depends on what was before
+        development=[each for each in development_of(points) if each.at > after],
+        phases=[each for each in phases_of(points) if each.at > after],
+        messages=[each for each in said if each.at > after][-MOST_MESSAGES:],
     )
 
 

@@ -141,6 +141,7 @@ class GatewayInfo(Struct, frozen=True, kw_only=True):
     lost_decisions: int
     denied: list[str]
     mirror: MirrorInfo
+    full_log: str | None = None  # which log has hardly any room: no offer is accepted
     refused: list[RefusedCaller] = []  # at upstream's endpoints, in the last hour
 
 

@@ -31,15 +31,14 @@ from podium.demo.model import HOME as MODEL_FOLDER
 from podium.demo.report import Played, Row, compare, report, score_row, take_result
 from shared.errors import PodiumError, SettingsError
 from shared.messages import DatasetType, Offer, TaskType
-from shared.planning.profiles import resolve
+from shared.planning.profiles import DEFAULT_PROFILE, resolve
 
 if TYPE_CHECKING:
     from podium.local.stack import Stack
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 COLUMNS = DatasetType(field_instruction="instruct", field_output="output")
-PROFILE = "maximum_accuracy"
-COMPARED = (PROFILE, "auto")
+COMPARED = ("maximum_accuracy", DEFAULT_PROFILE)
 FOLDER = Path("~/.cache/podium/demo")
 READY_S, CLAIM_S, LATE_S, POLL_S = 60.0, 60.0, 60.0, 0.5
 MALFORMED = b'{"task_id": "demo-malformed", "task_type": "InstructTextTask", "hours_to_complete": "soon"}'
@@ -91,7 +90,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--minutes", type=float, default=4.5, help="time for each job (default: %(default)s)")
     parser.add_argument("--data-dir", type=Path, default=FOLDER, help="emptied first (default: %(default)s)")
-    parser.add_argument("--profile", default=PROFILE, help="recipe of both jobs (default: %(default)s)")
+    parser.add_argument(
+        "--profile", default=DEFAULT_PROFILE, help="recipe of both jobs (default: %(default)s)"
+    )
     parser.add_argument(
         "--compare", action="store_true", help=f"run it with {' and '.join(COMPARED)}, one after the other"
     )

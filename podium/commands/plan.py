@@ -28,20 +28,16 @@ from shared.planning.hardware import usable_memory
 from shared.planning.model_shape import ModelShape, shape_from_config, shape_from_params
 from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
-from shared.planning.profiles import PROFILES, family_of, resolve
+from shared.planning.profiles import DEFAULT_PROFILE, PROFILES, family_of, resolve
+from shared.planning.step_size import full_batch
 from shared.planning.throughput import development_rows
 from trainer_node.engine.search import rate_search
+from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.neighbours import LEAST_EPOCHS, START_EPOCHS
 from trainer_node.engine.search.population import is_population, on_one_device
-from trainer_node.engine.search.strategy import (
-    Budget,
-    arm_name,
-    first_trial,
-    is_tiny,
-    trial_of,
-)
+from trainer_node.engine.search.strategy import arm_name, first_trial, is_tiny, next_trial, trial_of
+from trainer_node.engine.search.trial import TrialResult
 
-SHARDED = "One training run: with no method do the weights fit one device whole."
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmb]?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
@@ -77,7 +73,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--data-stats", metavar="JSON", help="examples, tokens, label_tokens, max_length; or a file"
     )
-    parser.add_argument("--profile", default="maximum_accuracy", help=f"one of {', '.join(sorted(PROFILES))}")
+    parser.add_argument(
+        "--profile",
+        default=DEFAULT_PROFILE,
+        help=f"one of {', '.join(sorted(PROFILES))} (default: %(default)s)",
+    )
     parser.add_argument("--family", default="", help="model name or type; sets the learning rate")
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     parser.set_defaults(run=run)
@@ -134,14 +134,12 @@ def show(
 
 def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     """Return what a search would try first, and how often; `arms` has the most promising plan first."""
-    whole = [plan for plan in arms if plan.parallel != "fsdp2"]
-    if not whole:
-        return SHARDED
-    plan, methods = whole[0], ", or ".join(map(arm_name, whole))
+    plan, methods = arms[0], ", or ".join(map(arm_name, arms))
     mean_length, budget = stats.tokens / stats.examples, _budget(plan, stats)
     start = [trial_of(arm_name(plan), plan, mean_length)]
     alone = replace(_budget(on_one_device(plan), stats), width=plan.devices)
-    first = first_trial(start, alone if is_population(start, alone) else budget)
+    sides = all(arm.parallel != "fsdp2" for arm in arms) and is_population(start, alone)
+    first = first_trial(start, alone if sides else budget)
     runs = plan.train_s / budget.cost_s(first)
     if first.main:
         after = ", then one pass over the development rows" if first.leaves_s else ""
@@ -157,17 +155,22 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
             f"is time for about {runs * first.epochs / most:.0f} runs of {most:g} epochs. "
             "The best one on the development rows is run again on all rows, and submitted."
         )
+    left = replace(budget, left_s=budget.left_s - budget.cost_s(first))
+    done = TrialResult(trial=first, loss=1.0, tokens=0, train_s=0.0)
+    if not sides and (after_it := next_trial(start, [done], left)) and after_it.refit:
+        return f"First: {first}. It is run again on all rows, and that run is submitted: no time to compare."
     return (
         f"First: {first}. Then its neighbours in rate, epochs and batch, by {methods}: there is time for "
-        f"about {runs:.0f} runs of this length. The best one on the development rows is submitted."
+        f"about {runs:.0f} runs of this length. The best one on the development rows is run again on all "
+        "rows, and submitted."
     )
 
 
 def probes_of(arms: Sequence[Plan], stats: DataStats) -> str:
     """Return how a search by probes would begin, and what comes after them."""
-    plan = arms[0]
-    if plan.parallel == "fsdp2":
-        return SHARDED
+    if all(arm.parallel == "fsdp2" for arm in arms):
+        return "One training run: with no method do the weights fit one device whole."
+    plan = next(arm for arm in arms if arm.parallel != "fsdp2")
     start = rate_search.trial_of(arm_name(plan), plan, stats.tokens / stats.examples)
     first = rate_search.next_trial(start, [], _budget(plan, stats))
     if first is None or first.main:
@@ -190,6 +193,10 @@ def _budget(plan: Plan, stats: DataStats) -> Budget:
         trial_s=0.0,
         all_s=plan.train_s,
         all_rows=1.0 + development_rows(stats.examples) / stats.examples,
+        least_batch=full_batch(
+            plan.devices, min(stats.max_length, plan.max_length), stats.tokens / stats.examples
+        ),
+        devices=plan.devices,
         tiny=is_tiny(plan),
     )
 

@@ -51,7 +51,7 @@ from shared.messages import (
     decode_worker_job,
     encode,
 )
-from shared.planning.profiles import PROFILES
+from shared.planning.profiles import DEFAULT_PROFILE, PROFILES
 
 POLL_S = 0.3
 STOP_S = 30.0  # for a checkpoint of a large model
@@ -94,7 +94,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--profile",
         choices=sorted(PROFILES),
         metavar="PROFILE",
-        help=f"one of {profiles} (default: maximum_accuracy)",
+        help=f"one of {profiles} (default: {DEFAULT_PROFILE})",
     )
     parser.add_argument("--hardware", help=HARDWARE_HELP)
     parser.add_argument("--threads", type=positive, help="CPU threads (default: half of the cores)")

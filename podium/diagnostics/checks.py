@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gateway.state.log_room import FULL, in_words
 from gateway.views.build import agreed
 from podium.diagnostics.findings import Finding, Found, Severity, live, newest
 from podium.diagnostics.job_checks import check_jobs
@@ -20,11 +21,9 @@ from podium.diagnostics.upstream_checks import check_upstream
 from shared import subjects
 
 LOGS = {subjects.JOBS_STREAM, subjects.STATE_STREAM}
-FULL, NEARLY_FULL = 0.95, 0.80  # of a log or of the broker's store
-LITTLE_ROOM, NO_ROOM = (
-    20 << 30,
-    2 << 30,
-)  # bytes; a dense 8B checkpoint takes 100 GB, a LoRA one a few GB
+NEARLY_FULL = 0.80  # of a log or of the broker's store; FULL is an error
+# Bytes for any run: a LoRA checkpoint has a few GB. A dense 8B one has 84 GB: check_large_run asks for these.
+LITTLE_ROOM, NO_ROOM = 20 << 30, 2 << 30
 SKEW_S, BAD_SKEW_S = 2.0, 10.0  # deadlines are wall clock; ours is 150 s before upstream's
 OLDEST_BROKER = (2, 15)  # older ones can lose acknowledged writes in a power cut, by compaction
 TOKEN_VARIABLE = "HF_TOKEN"  # by which the hub's library finds a token
@@ -102,7 +101,7 @@ def check_streams(vitals: Vitals) -> Found:
             found.append((severity, f"{name} has {field}={got!r}, Podium sets {wanted!r}", do))
         if name in LOGS:
             found += _room(
-                name, info.bytes, info.config.get("max_bytes", -1), "log_max_bytes, then edit the stream"
+                name, info.bytes, info.config.get("max_bytes", -1), "log_max_bytes and run `podium bootstrap`"
             )
     if vitals.malformed:
         what = f"{vitals.malformed} stored records are malformed and skipped"
@@ -118,7 +117,7 @@ def _room(what: str, used: int, limit: int, setting: str) -> Found:
         return []
     severity = Severity.ERROR if share >= FULL else Severity.WARNING
     do = f"raise {setting}; when full, nothing more is accepted, and nothing is dropped"
-    return [(severity, f"{what} is {share:.0%} full ({used >> 20} of {limit >> 20} MiB)", do)]
+    return [(severity, in_words(what, used, limit), do)]
 
 
 def check_permissions(vitals: Vitals) -> Found:

@@ -182,6 +182,9 @@ def test_a_day_at_the_dashboard(machine: Any, browser: Browser) -> None:
     assert page.get_by_text("Accepted for ranking").count() == 1
     watched.until(lambda: watched.legend_is_newest("main"), "the legend of the whole curve", 10)
     picture(page, "task")
+    page.get_by_text("from the profile").click()
+    numbers = page.locator("details", has_text="from the profile").locator("dl").inner_text()
+    assert re.search(r"packs per step\s+\d+\s", numbers), numbers
     page.goto(f"{machine.url}/#/results")
     page.get_by_role("cell", name=TASK, exact=True).wait_for()
     assert watched.troubles == []

@@ -41,7 +41,6 @@ RUN: dict[str, str] = {
     "train examples/offer.json --hours 4m --out run1": "train examples/offer.json --hours 45s --out run1",
     "plan --params 8B --hardware 4xH100-80GB --hours 4": "",
     "plan --params 14B --hardware 2xH100-80GB --hours 4": "",
-    "plan --profile auto": "plan --profile auto --params 8B --hardware 4xH100-80GB --hours 4",
     "policy list": "",
     "keys DIR": "keys keys",
     "keys DIR --rotate trainer-a": "keys keys --rotate trainer-a",
@@ -59,6 +58,9 @@ RUN: dict[str, str] = {
     "logs -f TASK": "logs -f first",
     "logs smoke": "",
     "logs -f wordnet-nouns-1": "logs -f first",
+    "track": "track --once",
+    "track --once": "",
+    "track --run run1": "",
     "jobs inspect first": "",
     "jobs inspect smoke": "",
     "jobs inspect TASK": "jobs inspect first",
@@ -91,7 +93,6 @@ NOT_RUN = {
     "keys /keys --rotate trainer-a": "in compose's volume; the same as with DIR",
     "train examples/offer.json --hours 10m --out run1": "the same as with 4m",
     "train examples/offer.json --preview": "the same as with 2",
-    "train --profile auto": "tests/engine/search",
     "train --kl-coef": "tests/engine/test_pipeline.py",
     "restore <file>": "tests/integration/gateway/test_mirror.py",
     "restore FILE": "tests/integration/gateway/test_mirror.py",
@@ -151,6 +152,7 @@ def machine(machine_with: Callable[..., Any], tmp_path_factory: pytest.TempPathF
         "PODIUM_GATEWAY_PORT": str(urlsplit(machine.url).port),
         "PODIUM_DATA_DIR": str(machine.data),
         "COLUMNS": "160",
+        "TRACKIO_DIR": str(folder / "trackio"),
     }
     return machine
 

@@ -17,12 +17,13 @@ from shared.errors import EngineError
 from shared.files import folder_digest
 from shared.messages import Decision, Job, Offer, TaskType
 from shared.settings_sources import load_settings
-from trainer_node import upload_rate
+from trainer_node import transfer_rates
 from trainer_node.artifacts.hub import Hub
 from trainer_node.artifacts.interface import Stored, StoreError
 from trainer_node.lease import LeaseLostError
 
 REPO = "me/6f1c-expected"
+UPLOAD = transfer_rates.Direction.UPLOAD
 OFFER = Offer(
     task_id="t1",
     task_type=TaskType.INSTRUCT,
@@ -108,32 +109,32 @@ async def test_the_rate_is_that_of_uploads_that_sent_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A hub that has a file, from an attempt before or of another repository, answers at once."""
-    monkeypatch.setattr(upload_rate, "LEAST_BYTES", 100)
+    monkeypatch.setattr(transfer_rates, "LEAST_BYTES", 100)
     large = (export / "adapter_model.safetensors", export / "deep" / "more.safetensors")
     there = [path for path in large if known is None or path.name in known]
     hub.large.update({hashlib.sha256(path.read_bytes()).hexdigest(): path.read_bytes() for path in there})
     here = connect(node_dir=str(tmp_path))
     await put(here, export)
-    rate = upload_rate.measured(here.settings.node)
+    rate = transfer_rates.measured(here.settings.node, UPLOAD)
     assert (rate is not None) == (known == [])
     if rate is not None:
         size = sum(path.stat().st_size for path in large)
         assert size / 30 < rate < size / 0.001
-        (here.settings.node / upload_rate.FILE).unlink()
+        transfer_rates.rate_file(here.settings.node, UPLOAD).unlink()
         await put(here, export)  # it is there
-        assert upload_rate.measured(here.settings.node) is None
+        assert transfer_rates.measured(here.settings.node, UPLOAD) is None
 
 
 async def test_a_rate_that_can_not_be_kept_fails_no_upload(
     hub: FakeHub, connect: Callable[..., Hub], export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload_rate, "LEAST_BYTES", 100)
+    monkeypatch.setattr(transfer_rates, "LEAST_BYTES", 100)
     here = connect(node_dir=str(tmp_path))
-    (here.settings.node / upload_rate.FILE).mkdir(parents=True)
+    transfer_rates.rate_file(here.settings.node, UPLOAD).mkdir(parents=True)
     with structlog.testing.capture_logs() as logs:
         stored = await put(here, export)
     assert stored == await here.find(JOB)
-    assert "can't keep the upload's rate" in [line["event"] for line in logs]
+    assert "can't keep the rate of transfers" in [line["event"] for line in logs]
 
 
 async def test_of_two_that_commit_at_once_the_first_wins_and_both_name_it(

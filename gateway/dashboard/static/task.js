@@ -136,18 +136,22 @@ function result(now) {
   ]));
 }
 
+const NUMBERS = "the plan in numbers: "; // shared/planning/plan.py writes it
 const isPlan = ({ text }) => text.startsWith("plan: ");
+const isNumbers = ({ text }) => text.startsWith(NUMBERS);
+const numbersIn = ({ text }) => text.slice(NUMBERS.length).split(" ").map((pair) => pair.replaceAll("_", " ").split("="));
 const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
 function drawSaid(page) {
   const { course } = page;
   const trials = trialsOf(course);
-  const plan = course.messages.filter(isPlan), log = course.messages.filter((message) => !isPlan(message));
+  const plan = course.messages.filter(isPlan), numbers = course.messages.findLast(isNumbers);
+  const log = course.messages.filter((message) => !isPlan(message) && !isNumbers(message));
   show(page.said, h("h2", { id: "said-title" }, "Log"),
     trials.length ? table("Trials of the profile auto", ["trial", "what", "outcome"],
       trials.map(({ name, what, outcome }) => [name, h("td", { class: "wide" }, what), outcome]), "") : h("p", { class: "dim" }, "One training run, no trials."),
     h("details", {}, h("summary", {}, `Plan: ${counted(plan.length, "deviation")} from the profile`),
-      h("ul", {}, plan.map(({ text }) => h("li", {}, text.slice(6))))),
+      numbers ? facts(numbersIn(numbers)) : "", h("ul", {}, plan.map(({ text }) => h("li", {}, text.slice(6))))),
     h("details", {}, h("summary", {}, `Held-out loss: ${counted(course.development.length, "measurement")}`),
       table("Held-out loss", ["time", "step", "loss"], course.development.map((point) => [moment(point.at), whole(point.step), number(point.loss, 4)]), "None yet.")),
     h("div", { class: "log", tabindex: "0", role: "log", "aria-label": "messages of the run" },

@@ -115,17 +115,15 @@ def one_heartbeat() -> Callable[[str], bytes]:
 @pytest.fixture
 async def heartbeats(bus: Bus) -> AsyncIterator[Callable[..., None]]:
     """`heartbeats("a", "b")`: from now on these slots show a heartbeat ten times a second."""
-    alive: dict[str, Hardware] = {}
+    alive: dict[str, dict[str, Any]] = {}
 
-    def show(*slots: str, hardware: Hardware = CPU) -> None:
-        alive.update(dict.fromkeys(slots, hardware))
+    def show(*slots: str, hardware: Hardware = CPU, **measured: float) -> None:
+        alive.update({slot: {"hardware": hardware, **measured} for slot in slots})
 
     async def beat() -> None:
         while True:
-            for slot, hardware in alive.items():
-                message = Heartbeat(
-                    slot=slot, node=f"node-{slot}", epoch=1, hardware=hardware, at=time.time()
-                )
+            for slot, shown in alive.items():
+                message = Heartbeat(slot=slot, node=f"node-{slot}", epoch=1, at=time.time(), **shown)
                 with contextlib.suppress(BusError):
                     await bus.publish(subjects.heartbeat(slot), encode(message))
             await asyncio.sleep(0.1)

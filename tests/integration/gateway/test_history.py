@@ -56,11 +56,16 @@ async def test_a_runs_course_is_shown_before_and_after_a_restart(
         await api.until_ready()
         _, after = await api.get("/v1/tasks/one/progress")
         _, short = await api.get("/v1/tasks/one/progress?points=7")
+        _, later = await api.get(f"/v1/tasks/one/progress?after={seen['curve']['at'][19]}")
+        wrong, _ = await api.get("/v1/tasks/one/progress?after=-1")
         status, _ = await api.get("/v1/tasks/none/progress")
     assert after == seen
     assert [each["step"] for each in after["development"]] == [10, 20, 30]
     assert [each["phase"] for each in after["phases"]] == ["loading", "train"]
     assert after["messages"][0]["text"] == "plan: fits"
+    assert later["curve"]["step"] == list(range(21, 31))
+    assert ([each["step"] for each in later["development"]], later["phases"]) == ([30], [])
+    assert wrong == 400
     assert (short["curve"]["step"][0], short["curve"]["step"][-1], len(short["curve"]["loss"])) == (1, 30, 7)
     assert status == 404
 

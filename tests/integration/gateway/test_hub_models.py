@@ -13,6 +13,7 @@ import pytest
 from bench.harness.fake_hub import FakeHub
 from gateway.policy.hub_models import AT_ONCE, LARGEST_CONFIG, HubModels, facts_of_answer
 from shared.broker.bus import Bus
+from shared.messages import Hardware
 from shared.settings_sources import load_settings
 
 LLAMA = {
@@ -93,6 +94,62 @@ async def test_a_hub_that_is_silent_delays_one_offer_and_names_decide(
         _, decision = await api.offer(make_offer("two", model="me/another-7b"))
         assert decision["accepted"]
         assert hub.seen == ["resolve"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "measured", "accepted"),
+    [
+        (100e6, {}, True),
+        (3e6, {}, False),  # 14 GB take 4,667 of 3,600 s
+        (100e6, {"a": 3e6}, False),  # slot a gets the job
+        (3e6, {"a": 200e6}, True),
+        (100e6, {"a": 200e6, "b": 3e6}, True),
+        (3e6, {"b": 200e6}, True),  # better than the setting: both are on one machine
+        (100e6, {"b": 3e6}, False),
+    ],
+)
+async def test_a_models_download_takes_as_long_as_nodes_measured(
+    bus: Bus,
+    start_gateway: Any,
+    heartbeats: Callable[..., None],
+    make_offer: Callable[..., dict[str, Any]],
+    setting: float,
+    measured: dict[str, float],
+    accepted: bool,
+) -> None:
+    for slot in ("a", "b"):
+        rate = {"download_bytes_per_s": measured[slot]} if slot in measured else {}
+        heartbeats(slot, **rate)
+    async with start_gateway(hub_look_s=0.0, hub_download_bytes_per_s=setting) as api:
+        await api.until_ready()
+        await api.until_live("a", "b")
+        asked = {"model": "me/harmless-7b", "model_params_count": 7_000_000_000, "hours_to_complete": 1}
+        _, decision = await api.offer(make_offer("one", **asked))
+        assert decision["accepted"] is accepted
+        assert accepted or "the model's download takes 4667 s" in decision["reason"]
+
+
+@pytest.mark.parametrize(("a", "b", "accepted"), [(3e6, 200e6, True), (200e6, 3e6, False)])
+async def test_the_slot_that_gets_the_job_says_how_fast_models_come(
+    bus: Bus,
+    start_gateway: Any,
+    heartbeats: Callable[..., None],
+    make_offer: Callable[..., dict[str, Any]],
+    a: float,
+    b: float,
+    accepted: bool,
+) -> None:
+    """Slot a is free and live, but of other hardware than expected: it gets none."""
+    other = Hardware(device="H100", count=1, memory_bytes=80 << 30)
+    heartbeats("a", hardware=other, download_bytes_per_s=a)
+    heartbeats("b", download_bytes_per_s=b)
+    async with start_gateway(hub_look_s=0.0) as api:
+        await api.until_ready()
+        await api.until_live("a", "b")
+        asked = {"model": "me/harmless-7b", "model_params_count": 7_000_000_000, "hours_to_complete": 1}
+        _, decision = await api.offer(make_offer("one", **asked))
+        assert (decision["accepted"], decision["slot"]) == (accepted, "b" if accepted else None)
+        assert accepted or "the model's download takes 4667 s" in decision["reason"]
 
 
 async def test_a_hub_that_was_silent_is_asked_again_later(hub: FakeHub) -> None:

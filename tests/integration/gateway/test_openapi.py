@@ -20,7 +20,8 @@ from gateway.service import Service
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.messages import Claimed, Phase, Progress, encode
-from tests.integration.gateway.test_gateway_api import BAD_FIELDS, JSON, result_of, with_field
+from tests.integration.gateway.test_bad_requests import BAD_FIELDS, JSON, with_field
+from tests.integration.gateway.test_gateway_api import result_of
 from tests.integration.gateway.test_sse import reading
 
 MakeOffer = Callable[..., dict[str, Any]]

@@ -111,11 +111,13 @@ async def test_a_job_is_told_from_offer_to_result_on_every_gateway(
         assert here.last_id.partition("-")[0] != there.last_id.partition("-")[0]
 
 
-async def test_filters_and_what_is_wrong_with_them(api: Any, bus: Bus) -> None:
+async def test_filters_and_what_is_wrong_with_them(api: Any, bus: Bus, make_offer: MakeOffer) -> None:
+    for task, slot in (("other", "a"), ("a/b", "b")):
+        assert (await api.offer(make_offer(task)))[1]["slot"] == slot
     async with reading(api, "?types=progress&task=a%2Fb&slot=b") as reader:
         token = subjects.task_key("a/b")
-        await say_progress(bus, 1, "other", "b")
-        await say_progress(bus, 2, token, "a")
+        await say_progress(bus, 1, "other", "a")
+        await say_progress(bus, 2, token, "a")  # not where its job is
         await say_progress(bus, 3, token, "b")
         assert (await reader.next())["data"]["step"] == 3
     for query, field in (
@@ -129,7 +131,8 @@ async def test_filters_and_what_is_wrong_with_them(api: Any, bus: Bus) -> None:
         assert (status, problem["field"]) == (400, field), query
 
 
-async def test_a_reader_goes_on_where_it_was(api: Any, bus: Bus) -> None:
+async def test_a_reader_goes_on_where_it_was(api: Any, bus: Bus, make_offer: MakeOffer) -> None:
+    await api.offer(make_offer("one"))
     async with reading(api, "?types=progress") as reader:
         await say_progress(bus, 1)
         assert (await reader.next())["data"]["step"] == 1
@@ -145,7 +148,8 @@ async def test_a_reader_goes_on_where_it_was(api: Any, bus: Bus) -> None:
         assert [(await again.next())["data"]["step"] for _ in range(3)] == [1, 2, 3]
 
 
-async def test_another_life_says_reset_and_goes_on(api: Any, bus: Bus) -> None:
+async def test_another_life_says_reset_and_goes_on(api: Any, bus: Bus, make_offer: MakeOffer) -> None:
+    await api.offer(make_offer("one"))
     for strange in ("01234567-3", "fedcba98-0"):
         async with reading(api, "?types=progress", headers={"Last-Event-ID": strange}) as reader:
             reset = await reader.next()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.state.presence import PROGRESS_KEPT, Presence
-from shared.messages import Hardware, Heartbeat, Phase, Progress
+from gateway.state.presence import PROGRESS_KEPT, Presence, progress_in
+from shared import subjects
+from shared.messages import Hardware, Heartbeat, Phase, Progress, encode
 
 CPU = Hardware(device="cpu", count=8, memory_bytes=64 << 30)
 
@@ -82,3 +83,25 @@ def test_the_newest_progress_is_kept_of_a_bounded_number_of_tasks(presence: Pres
     newest = presence.progress(f"t{PROGRESS_KEPT}")
     assert newest is not None
     assert newest.step == PROGRESS_KEPT
+
+
+@pytest.mark.parametrize(
+    ("on", "says", "counts"),
+    [
+        (("a", "t1"), ("a", "t1"), True),
+        (("b", "t1"), ("a", "t1"), False),  # of another slot, on one's own subject
+        (("b", "t1"), ("b", "t1"), False),  # the job isn't there
+        (("a", "t2"), ("a", "t1"), False),
+        (("a", "t2"), ("a", "t2"), None),  # no job of this name
+    ],
+)
+def test_progress_counts_for_a_job_of_its_own_slot_only(
+    on: tuple[str, str], says: tuple[str, str], counts: bool | None
+) -> None:
+    subject, said = subjects.progress(*on), Progress(slot=says[0], task=says[1], phase=Phase.TRAIN)
+    slots = {"t1": "a"}
+    if counts is False:
+        with pytest.raises(ValueError, match="slot a"):
+            progress_in(subject, encode(said), slots.get)
+    else:
+        assert progress_in(subject, encode(said), slots.get) == (said if counts else None)

@@ -94,6 +94,12 @@ def ended(status: ResultStatus, **fields: Any) -> Result:
 CLAIMED = Claimed(record_id="c", task="t", slot="a", node="n", epoch=1, attempt=1)
 
 
+def test_a_full_log_is_an_alert() -> None:
+    house = House()
+    full = replace(GOOD, full_log="STATE is 96% full (983 of 1024 MiB)")
+    assert house.alerts(full) == ["error: no offer is accepted: STATE is 96% full (983 of 1024 MiB)"]
+
+
 def test_no_trouble_is_no_alert() -> None:
     house = House()
     house.job()

@@ -67,3 +67,27 @@ def test_phases_begin_again_after_a_restart_and_messages_are_kept() -> None:
     view = run_view("t", points, 100)
     assert [each.phase for each in view.phases] == [order[0], order[1], order[2], order[3], order[5]]
     assert [(each.step, each.text) for each in view.messages] == [(7, "resumed from step 7")]
+
+
+def test_a_later_part_is_the_same_as_in_the_whole() -> None:
+    """A loss that was known before is no new measurement, and a phase that goes on no new one."""
+    points = [
+        RunPoint(at=0.0, phase=Phase.LOADING, message="plan"),
+        *(
+            RunPoint(
+                at=float(step), phase=Phase.TRAIN, step=step, loss=2.0, dev_loss=2.5 if step < 40 else 2.4
+            )
+            for step in (*range(1, 20), *range(40, 50))
+        ),
+        RunPoint(at=60.0, phase=Phase.DONE, dev_loss=2.4, message="over"),
+    ]
+    whole, later = run_view("t", points, 1000), run_view("t", points, 1000, after=10.0)
+    assert later.curve.at == [at for at in whole.curve.at if at > 10]
+    assert later.points == len(later.curve.at) == 19
+    assert later.development == whole.development[1:] != []
+    assert [phase.phase for phase in later.phases] == [Phase.DONE]
+    assert [message.text for message in later.messages] == ["over"]
+    assert (later.gaps, later.gap_after_s) == (whole.gaps, whole.gap_after_s)
+    assert run_view("t", points, 5, after=10.0).curve.at[0] == 11.0  # thinned after the cut
+    end = run_view("t", points, 1000, after=60.0)
+    assert (end.points, end.development, end.phases, end.messages, end.gaps) == (0, [], [], [], [])

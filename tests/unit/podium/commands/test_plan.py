@@ -7,8 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from podium.commands.plan import add_parser
+from podium.commands.plan import add_parser, probes_of
+from shared.messages import Hardware
+from shared.planning.feasibility import ASSUMED_DATA
+from shared.planning.model_shape import shape_from_params
 from shared.planning.plan import Plan
+from shared.planning.planner import make_plan
+from shared.planning.profiles import resolve
 
 CONFIG = Path(__file__).parents[3] / "data" / "oracle" / "base" / "config.json"
 STATS = '{"examples": 500, "tokens": 20000, "label_tokens": 9000, "max_length": 90}'
@@ -45,7 +50,7 @@ def test_the_page_shows_every_deviation(capsys: pytest.CaptureFixture[str], tmp_
 
 def test_a_folder_stands_for_its_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("--model-config", str(CONFIG.parent), "--hardware", "cpu-2x8GB", "--hours", "1") == 0
-    assert "maximum_accuracy" in capsys.readouterr().out
+    assert "auto on cpu" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -84,9 +89,9 @@ def test_planning_loads_no_torch() -> None:
     ("params", "hours", "says"),
     [
         ("0.5B", "2", "First: everything, rate x 1.8, 4 epochs"),
-        ("8B", "2", "First: LoRA r128, rate x 1.8, 4 epochs"),  # dense weights are sharded: never set back
-        ("70B", "2", "One training run: with no method do the weights fit one device whole."),
-        ("7B", "1", "Short runs of"),  # 90 M tokens
+        ("8B", "2", "First: dense and norms, rate x 2.3, 1 epoch"),  # sharded
+        ("70B", "2", "One training run (LoRA r256, 3.4 epochs)"),
+        ("7B", "2", "Short runs of"),  # 90 M tokens
         ("0.5B", ".02", "then one pass over the development rows: no time to compare"),
     ],
 )
@@ -97,7 +102,40 @@ def test_a_searching_profile_says_what_it_would_try(
     few = '{"examples": 20000, "tokens": 6000000, "label_tokens": 3000000, "max_length": 1000}'
     stats = many if params == "7B" else few
     arguments = ["--params", params, "--hardware", "4xH100-80GB", "--hours", hours, "--data-stats", stats]
-    assert command("--profile", "auto", *arguments) == 0
-    assert says in " ".join(capsys.readouterr().out.split())
     assert command(*arguments) == 0
+    assert says in " ".join(capsys.readouterr().out.split())
+    assert command("--profile", "maximum_accuracy", *arguments) == 0
     assert "Search" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("hours", "says"),
+    [
+        (
+            "2m",
+            "1 epoch, batch 4. It is run again on all rows, and that run is submitted: no time to compare.",
+        ),
+        ("20m", "The best one on the development rows is run again on all rows, and submitted."),
+    ],
+)
+def test_few_rows_say_that_all_of_them_are_trained_on_in_the_end(
+    hours: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stats = '{"examples": 120, "tokens": 6000, "label_tokens": 3000, "max_length": 180}'
+    half = ["--params", "0.135B", "--hardware", "cpu-2x24GB", "--hours", hours]
+    assert command("--profile", "auto", *half, "--data-stats", stats) == 0
+    assert says in " ".join(capsys.readouterr().out.split())
+
+
+def test_probes_of_weights_that_fit_no_device_are_one_run() -> None:
+    recipe, hardware = resolve("winner_2026_06"), Hardware(device="H100", count=4, memory_bytes=80 << 30)
+    sharded, whole = (
+        make_plan(recipe, shape_from_params(count, "llama"), ASSUMED_DATA, hardware, 7200.0)
+        for count in (8_000_000_000, 1_000_000_000)
+    )
+    assert (sharded.parallel, whole.parallel) == ("fsdp2", "ddp")
+    alone = "One training run: with no method do the weights fit one device whole."
+    assert probes_of([sharded], ASSUMED_DATA) == alone
+    assert probes_of([sharded, sharded], ASSUMED_DATA) == alone
+    assert probes_of([sharded, whole], ASSUMED_DATA) == probes_of([whole], ASSUMED_DATA)
+    assert "Probes of about" in probes_of([whole], ASSUMED_DATA)
