@@ -20,8 +20,9 @@ class Bench(msgspec.Struct, frozen=True):
 BENCHES: dict[str, Bench] = {
     "scorer_parity": Bench("conformance.scorer_parity", 1, "the metric equals the upstream scorer's"),
     "contract": Bench("conformance.contract", 0.5, "validators are answered as their protocol says"),
-    "compat": Bench("conformance.compat", 10, "submissions load in the versions that upstream used"),
-    "labels": Bench("conformance.label_parity", 2, "tokens and labels equal the evaluator's own"),
+    "compat": Bench("evaluator.compat", 10, "submissions load in the versions that upstream used"),
+    "oracle_2026": Bench("evaluator.oracle_2026", 1, "the metric equals the trainers of contests"),
+    "labels": Bench("evaluator.label_parity", 2, "tokens and labels equal the evaluator's own"),
     "fuzz": Bench("conformance.fuzz", 3, "no HTTP request gets a 5xx"),
     "permissions": Bench("conformance.permissions", 1, "each broker user can do only its own work"),
     "offers": Bench("conformance.offers", 1, "offers that can't be finished are refused"),

@@ -143,13 +143,13 @@ _DECODERS = (
         "phi3",
         {
             "rope_parameters": {
-                "rope_type": "longrope",
+                "rope_type": "longrope",  # rows on both sides of the original positions
                 "rope_theta": 1e4,
                 "short_factor": [1.0] * 8,
                 "long_factor": [4.0] * 8,
-                "original_max_position_embeddings": 64,
+                "original_max_position_embeddings": 12,
             },
-            "original_max_position_embeddings": 64,
+            "original_max_position_embeddings": 12,
         },
         "longrope",
     ),

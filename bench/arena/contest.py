@@ -6,10 +6,10 @@ python -m bench arena [--sources NAME ...] [--models NAME ...] [--rows N] [--bud
 
 A task is a data set, a base model, a number of training rows, a budget, a seed, and damage to the model. The
 budget is the time of E epochs on the token clock, with all the training that a profile does in it, so that a
-result repeats exactly on a noisy machine; scoring takes none. Each run is the real engine in a process of its
-own; with --gpu all of them share the first GPU, and a result repeats but for that GPU's rounding. Results are
-appended to a file (by default in the arena's cache), and what is there is not run again. The last line is one
-JSON object.
+result repeats exactly on a noisy machine; scoring takes none, nor does the padding of small batches. Each
+run is the real engine in a process of its own; with --gpu all of them share the first GPU, and a result
+repeats but for that GPU's rounding. Results are appended to a file (by default in the arena's cache), and
+what is there is not run again. The last line is one JSON object.
 """
 
 from __future__ import annotations

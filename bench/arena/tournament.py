@@ -42,8 +42,8 @@ def tournament_rates(
         if champion not in here:
             continue
         advanced += 1
-        (other,) = (name for name in here if name != champion)
-        if not duels[champion, other][int(knockout)].knockout:
+        others = [name for name in here if name != champion]  # none if there is only the boss to play
+        if not all(duels[champion, other][int(knockout)].knockout for other in others):
             continue
         reached += 1
         won += sum(duels[champion, boss][task].boss for task in boss_tasks) >= BOSS_WINS

@@ -158,6 +158,7 @@ class Mutator:
             (
                 f"/v1/tasks/{task}",
                 f"/v1/tasks/{task}/story",
+                f"/v1/tasks/{task}/progress?points={number}&after={number}",
                 f"/v1/tasks?limit={number}&after={number}",
                 f"/v1/tasks?state={quote(self.chance.choice(STATES))}&slot={task}",
                 f"/v1/tables?{number}={number}",

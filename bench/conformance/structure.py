@@ -29,7 +29,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "version clock messages subjects logs aio processes",
         "errors files net",
         "self_test",
-        "settings planning",
+        "planning",
+        "settings",
         "settings_sources",
         "broker",
     ),
@@ -49,7 +50,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "trainer_node": (
-        "lease hardware fault_injection upload_rate",
+        "lease hardware fault_injection transfer_rates",
         "worker heartbeat",
         "context self_test",
         "artifacts",
@@ -76,7 +77,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "pipeline self_test early_export",
         "__main__",
     ),
-    "podium": ("client console security simulation demo entry", "local", "diagnostics", "commands"),
+    "podium": ("client console security simulation demo entry", "local tracking", "diagnostics", "commands"),
     "bench": (
         "fake_validator",
         "harness",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from trainer_node.engine.model import attention
-from trainer_node.engine.model.varlen_kernels import Kernel
+from trainer_node.engine.model.kernels.varlen_attention import Kernel
 
 NEEDED = {"enable_gqa", "window_size"}
 OLD = "torch-varlen"

@@ -20,7 +20,7 @@ REGULAR = (".json", ".md", ".gitattributes")  # kept in git; everything else is 
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 ROUTES = {
     "create": r"POST /api/repos/create",
-    "info": rf"GET /api/models/{REPO}",
+    "info": rf"GET /api/models/{REPO}(/revision/main)?",
     "commits": rf"GET /api/models/{REPO}/commits/main",
     "tree": rf"GET /api/models/{REPO}/tree/(?P<rev>\w+)",
     "preupload": rf"POST /api/models/{REPO}/preupload/main",
@@ -226,8 +226,12 @@ class FakeHub:
         """Return the content of a file."""
         files = self.at(repo, rev)
         if path not in files:
-            raise Refused(404, "Entry not found", X_Error_Code="EntryNotFound")
+            raise Refused(404, "Entry not found", X_Error_Code="EntryNotFound", X_Repo_Commit=self.head(repo))
         return files[path]
+
+    def head(self, repo: str) -> str:
+        """Return the newest commit."""
+        return str(self.repos[repo][-1]["id"])
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:
@@ -250,7 +254,8 @@ class Handler(BaseHTTPRequestHandler):
         """Answer one request."""
         body = self._body()
         path = self.path.partition("?")[0]
-        matches = {kind: re.fullmatch(route, f"{self.command} {path}") for kind, route in ROUTES.items()}
+        command = "GET" if self.command == "HEAD" else self.command
+        matches = {kind: re.fullmatch(route, f"{command} {path}") for kind, route in ROUTES.items()}
         kind, match = next(((kind, match) for kind, match in matches.items() if match), ("none", None))
         self.fake.seen.append(kind)
         planned = self.fake.faults.get(kind)
@@ -264,13 +269,19 @@ class Handler(BaseHTTPRequestHandler):
                 raise ConnectionAbortedError
             if isinstance(fault, Hold) and fault.after:
                 fault.stop_here()
-            self._answer(200, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+            content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            headers = {"ETag": f'"{_entry("", content)["oid"]}"'}
+            if kind == "resolve" and match is not None:
+                headers["X-Repo-Commit"] = self.fake.head(match["repo"])
+            self._answer(200, content, headers)
         except Refused as refused:
             self._answer(
-                refused.status, json.dumps({"error": str(refused)} | refused.headers).encode(), refused
+                refused.status,
+                json.dumps({"error": str(refused)} | refused.headers).encode(),
+                refused.headers,
             )
 
-    do_GET = do_POST = do_PUT = serve
+    do_GET = do_HEAD = do_POST = do_PUT = serve
 
     def _do(self, kind: str, body: bytes, names: dict[str, str]) -> Any:
         allowed = self.headers.get("Authorization") == f"Bearer {self.fake.token}"
@@ -306,13 +317,14 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def _answer(self, status: int, body: bytes, refused: Refused | None = None) -> None:
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in (refused.headers if refused else {"ETag": '"etag"'}).items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def handle(self) -> None:
         """Serve a connection; a client that goes away is no error."""

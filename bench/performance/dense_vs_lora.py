@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from msgspec.structs import replace
 
-from bench.conformance.compat import KINDS, WORDNET
+from bench.evaluator.compat import KINDS, WORDNET
 from bench.harness import tiny_jobs
 from bench.performance.throughput_podium import our_plan
 from podium.demo.model import HOME

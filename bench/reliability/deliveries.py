@@ -147,6 +147,7 @@ def kinds_of(folder: Path) -> Counter[str]:
 
 def kill_real(kills: int, seed: int, folder: Path) -> dict[str, int]:
     """Kill real workers; how many runs ended with other decisions or weights than the undisturbed one."""
+    folder.mkdir()
     data = tiny_jobs.write_rows(folder / "rows.json", ROWS)
     calm = tiny_jobs.write_job(folder / "calm", data, **REAL)
     began = time.monotonic()
@@ -201,6 +202,7 @@ def main() -> None:
         report = simulate(args.runs, args.seed, folder)
         data = tiny_jobs.write_rows(folder / "rows.json", ROWS)
         report["token_clock"] = decisions.compare(args.resumed, args.seed, folder, data)
+        print(f"token clock: {report['token_clock']}", flush=True)
         report["real"] = kill_real(args.kills, args.seed, folder / "real") if args.kills else {"differ": 0}
     report["decisions_differ"] = report["token_clock"]["differ"] + report["real"]["differ"]
     print(json.dumps(report))

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, Protocol
@@ -19,12 +20,14 @@ from typing import IO, Final, Protocol
 from msgspec import Struct
 
 from bench.tournament.mounts import Mounted
+from shared.processes import command_line, start_time
 
 ROOT: Final = Path(__file__).parents[2]
 NAMESPACE: Final = ("unshare", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc")
+JOIN: Final = 'echo $$ > "$0" && exec "$@"'
 MEMORY, SHARED_MEMORY = "8g", "1g"
-WORKER: Final = b"trainer_node.engine"
-WORKER_S: Final = 0.15  # of a task's time, before the worker is killed
+WORKER: Final = "trainer_node.engine"
+WORKER_SHARE: Final = 0.15  # of a task's time, before a worker is ended
 
 
 class Ended(Struct, frozen=True):
@@ -59,6 +62,7 @@ class Namespace(Struct, frozen=True):
     """Containers without a container engine."""
 
     folder: Path = ROOT  # whose code is run: this checkout, or a built entry
+    group: Path | None = None  # a control group to run in
 
     def start(self, mounted: Mounted, profiles: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start the runner in a process namespace of its own."""
@@ -73,6 +77,8 @@ class Namespace(Struct, frozen=True):
             "PODIUM_THREADS": "1",
         }
         command = [*NAMESPACE, sys.executable, "-m", "trainer_node.contest", *mounted.arguments]
+        if self.group:
+            command = ["sh", "-c", JOIN, str(self.group / "cgroup.procs"), *command]
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=mounted.root)
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
@@ -84,9 +90,17 @@ class Namespace(Struct, frozen=True):
         """Return the descendants of `unshare`."""
         found = [process.pid]
         for pid in found:
-            children = Path(f"/proc/{pid}/task/{pid}/children")
-            found += map(int, children.read_text().split()) if children.exists() else ()
+            found += children_of(pid)
         return found
+
+
+def children_of(pid: int) -> list[int]:
+    """Return a process's children, whichever of its threads started them."""
+    found = list[int]()
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # it has ended meanwhile
+            found += map(int, thread.read_text().split())
+    return found
 
 
 class Docker(Struct, frozen=True):
@@ -128,38 +142,50 @@ class Docker(Struct, frozen=True):
         return [int(line) for line in answer.split() if line.isdigit()]
 
 
-def kill_worker(runtime: Runtime, process: subprocess.Popen[bytes], after_s: float) -> bool:
-    """Kill a container's worker with SIGKILL once it has run for so long; return whether it could be."""
-    workers = list[int]()
-    while not workers:
-        if process.poll() is not None:
-            return False
-        time.sleep(0.5)
+def find_worker(runtime: Runtime, process: subprocess.Popen[bytes]) -> int | None:
+    """Wait for a container's worker and return its process, or None if the container ends before."""
+    while process.poll() is None:
         for pid in runtime.processes(process):
-            line = Path(f"/proc/{pid}/cmdline")
-            if line.exists() and WORKER in line.read_bytes().split(b"\0"):
-                workers.append(pid)
-    time.sleep(after_s)
-    for pid in workers:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return True
+            if WORKER in command_line(pid):
+                return pid
+        time.sleep(0.5)
+    return None
 
 
-def run(runtime: Runtime, mounted: Mounted, profiles: str, seconds: float, *, worker_kills: int = 0) -> Ended:
-    """Run a task's container for so long at most, then kill it; kill its worker so many times before."""
+def kill_worker(worker: int) -> None:
+    """End a worker with SIGKILL, and wait for its end: the next one that is looked for is another."""
+    with suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGKILL)
+    while start_time(worker) is not None:
+        time.sleep(0.05)
+
+
+def run(
+    runtime: Runtime,
+    mounted: Mounted,
+    profiles: str,
+    seconds: float,
+    *,
+    worker_ends: Sequence[Callable[[int], None]] = (),
+) -> Ended:
+    """Run a task's container for so long at most, then kill it; end its workers in these ways before."""
     if isinstance(runtime, Namespace) and shutil.which(NAMESPACE[0]) is None:
         raise SystemExit("this bench needs `unshare` (util-linux) or --image")
     began = time.monotonic()
     with (mounted.root / "log").open("ab") as log:
         process = runtime.start(mounted, profiles, log)
-        for _ in range(worker_kills):
-            kill_worker(runtime, process, WORKER_S * seconds)
         try:
+            for end_worker in worker_ends:
+                if worker := find_worker(runtime, process):
+                    time.sleep(WORKER_SHARE * seconds)
+                    end_worker(worker)
             status = process.wait(max(0.0, began + seconds - time.monotonic()))
         except subprocess.TimeoutExpired:
             runtime.kill(process)
             return Ended(None, time.monotonic() - began)
+        except BaseException:  # of the bench: its folder can't be removed while something runs in it
+            runtime.kill(process)
+            raise
     if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return Ended(None, time.monotonic() - began)
     return Ended(status, time.monotonic() - began)

@@ -1,7 +1,7 @@
 """Faults in contest containers: each must leave a valid submission and status 0, and a line in the log.
 
-The worker killed three times, too little memory, rows that are no rows, data that ends in the middle, a disk
-without room, a model without its tokenizer.
+The worker killed, by the bench or by the kernel's out-of-memory killer; too little memory, rows that are no
+rows, data that ends in the middle, a disk without room, a model without its tokenizer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from bench.tournament.container import kill_worker
+from bench.tournament.memory_taker import take_memory
 from bench.tournament.mounts import Mounted
 
 TOKENIZER: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
@@ -49,14 +51,23 @@ class Fault(Struct, frozen=True):
 
     says: str  # a part of the log
     damage: Callable[[Mounted], None] = nothing
-    kills: int = 0  # of the worker
-    memory: str | None = None  # of the container, in place of the usual; needs an image
+    worker_ends: tuple[Callable[[int], None], ...] = ()  # how its workers are ended, one after the other
+    memory: str | None = None  # of the container, in place of the usual
     disk: str | None = None  # size of the volume of submissions
     trains: bool = False  # whether a trained submission has to be there
 
 
 FAULTS: Final = {
-    "worker killed": Fault("worker started +attempt=3", kills=2, trains=True),
+    # A checkpoint between them starts the count of attempts again.
+    "worker killed": Fault(
+        "(?s:worker started +attempt=[23].*){2}", worker_ends=(kill_worker,) * 2, trains=True
+    ),
+    "out of memory": Fault(
+        "out-of-memory killer ended it.*(?s:.*)worker started +attempt=2",
+        worker_ends=(take_memory,),
+        memory="2g",
+        trains=True,
+    ),
     "little memory": Fault("need at least .* GB|out-of-memory|memory ran out", memory="450m"),
     "wrong rows": Fault("rows dropped", damage=spoil_rows, trains=True),
     "data cut off": Fault("training ends without a result", damage=cut_data),

@@ -33,6 +33,16 @@ class Mounted(Struct, frozen=True, kw_only=True):
         """Return the folder that is uploaded."""
         return self.root / "app" / "checkpoints" / TASK / REPO
 
+    @property
+    def runs(self) -> Path:
+        """Return the folder of the runner's own run folders."""
+        return self.submission.with_name(f".podium-{REPO}") / "runs"
+
+    @property
+    def staged(self) -> Path:
+        """Return where the runner puts a submission together."""
+        return self.submission.with_name(f".staged-{REPO}")
+
 
 def anonymous(model: str) -> str:
     """Return the name that upstream gives a model: 16 hexadecimal digits of a salted hash."""

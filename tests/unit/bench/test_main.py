@@ -17,8 +17,10 @@ HELPERS = {
     "ablations.trainer",
     "arena.contestant",
     "regret.grid",
-    "conformance.compat_worker",
-    "conformance.label_worker",
+    "evaluator.compat_worker",
+    "evaluator.label_worker",
+    "evaluator.oracle_worker",
+    "tournament.memory_taker",
     "performance.fastapi_gateway",
 }
 

@@ -85,10 +85,10 @@ def test_dockers_proxy_is_no_crowd_from_one_address() -> None:
 
 def test_each_unit_has_a_user_of_its_own() -> None:
     users = [user for unit in UNITS for user in re.findall(r"^User=(.*)$", unit.read_text(), re.MULTILINE)]
-    assert sorted(users) == ["podium-broker", "podium-gateway", "podium-trainer-%i"]
+    assert sorted(users) == ["podium-broker", "podium-gateway", "podium-track", "podium-trainer-%i"]
     made = re.findall(r"^u +(\S+)", (DEPLOY / "systemd" / "podium.sysusers").read_text(), re.MULTILINE)
     assert sorted(made) == [
-        *("podium-broker", "podium-gateway"),
+        *("podium-broker", "podium-gateway", "podium-track"),
         *(f"podium-trainer-{slot}" for slot in Settings().slots),
     ]
 

@@ -37,6 +37,13 @@ def test_the_third_of_a_group_goes_home() -> None:
     assert rates(4.0, True)["out_of_group_rate"] == 0.0
 
 
+def test_the_only_other_one_may_be_the_boss() -> None:
+    losses = {"auto": [1.0] * TASKS, "winner": [2.0] * TASKS}
+    duels = {("auto", "winner"): [WON] * TASKS, ("winner", "auto"): [LOST] * TASKS}
+    found = tournament_rates(losses, duels, "auto", "winner")
+    assert (found["boss_round_rate"], found["tournament_rate"]) == (1.0, 1.0)
+
+
 def test_too_few_tasks_make_no_tournament() -> None:
     assert tournament_rates({"auto": [1.0], "winner": [2.0]}, {}, "auto", "winner") == {}
 

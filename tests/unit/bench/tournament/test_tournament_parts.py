@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from bench.tournament.container import Ended
+from bench.tournament.faults import FAULTS
+from bench.tournament.kills import Aim, KilledAt
 from bench.tournament.mounts import REPO, TASK, anonymous, prepare
-from bench.tournament.play import Played, first_times, kill_moments, summary, verdicts
+from bench.tournament.play import Played, first_times, summary, unmet, verdicts
 from bench.tournament.replacements import Replaced, kill_replacements
 from bench.tournament.scoring import Score
 from bench.tournament.tasks import CASES, rows_of
@@ -88,15 +91,6 @@ def test_an_exit_status_decides_on_the_upload(status: int | None, uploads: bool)
     assert Ended(status, 1.0).uploads is uploads
 
 
-def test_kills_come_after_the_first_tenth() -> None:
-    moments = kill_moments(200, 120.0, 0)
-    assert len(moments) == 200
-    assert min(moments) >= 12.0
-    assert max(moments) <= 120.0
-    assert moments == sorted(moments)
-    assert kill_moments(200, 120.0, 1) != moments
-
-
 def test_times_are_read_from_the_log(tmp_path: Path) -> None:
     mounted = prepare(tmp_path, "instruct", "tiny", 10, 0.5)
     (tmp_path / "log").write_text(
@@ -107,6 +101,14 @@ def test_times_are_read_from_the_log(tmp_path: Path) -> None:
     assert first_times(mounted) == (0.9, 12.5)
     (tmp_path / "log").write_text("")
     assert first_times(mounted) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "wrong"), [((1, 2, 3), False), ((1, 2, 2), False), ((1, 2), True), ((1,), True)]
+)
+def test_two_deaths_of_a_worker_are_two_more_starts(attempts: tuple[int, ...], wrong: bool) -> None:
+    log = "".join(f"[info] worker started   attempt={number} pid=3\n" for number in attempts)
+    assert bool(unmet(FAULTS["worker killed"], log, 12.0)) is wrong
 
 
 def played(entry: str, losses: list[float] | None) -> Played:
@@ -130,7 +132,8 @@ def test_an_entry_without_a_submission_loses() -> None:
 
 
 def test_the_summary_counts() -> None:
-    figures = summary([played("a", [1.0]), played("a", None)], [played("a", [1.0])], 60.0)
+    killed = replace(played("a", [1.0]), killed=KilledAt(Aim.REPLACEMENT, 3, False, True))
+    figures = summary([played("a", [1.0]), played("a", None)], [killed], 60.0)
     assert figures == {
         "containers": 2,
         "valid": 1,
@@ -139,6 +142,9 @@ def test_the_summary_counts() -> None:
         "first_within_a_tenth": 2,
         "kills": 1,
         "valid_after_kills": 1,
+        "training_when_killed": 1,
+        "exporting_when_killed": 0,
+        "replacing_when_killed": 1,
         "trained_after_kills": 1,
     }
 

@@ -30,6 +30,11 @@ ROOT: Final = Path(__file__).parents[2]
 PYTHON: Final = ROOT / ".venv-compat-2026" / "bin" / "python"
 WORKER: Final = Path(__file__).with_name("label_worker.py")
 LENGTH: Final = 512
+FORMS: Final = {  # upstream's own, where a task names none
+    "system_format": "{system}",
+    "format": "{instruction} {input}",
+    "no_input_format": "{instruction}",
+}
 
 Row = dict[str, Any]
 
@@ -95,6 +100,11 @@ INSTRUCTIONS: Final = [
     {"q": "", "i": "", "a": "Nothing was asked.", "s": ""},
     {"q": " spaces ", "i": "x", "a": " around ", "s": "s"},
 ]
+TWO: Final = {"field_instruction": "q", "field_output": "a"}
+UNNAMED: Final = [
+    {"q": "Add 2 and 2.", "input": "not asked for", "a": "4", "system": "Be brief."},
+    {"q": "Translate.", "a": "Greetings", "system": ""},
+]
 PAIRS: Final = [
     {"p": "What is 2 + 2? ", "c": "It is 4.", "r": "It is 5."},
     {"p": "Ends in a word", "c": "s that go on", "r": " apart"},
@@ -120,12 +130,9 @@ def cases() -> list[dict[str, Any]]:
             }
             found.append(case(f"{name}: chat by {word}", "chat", name, columns, TALKS))
         asked = {"field_instruction": "q", "field_output": "a", "field_system": "s", "field_input": "i"}
-        forms = {
-            "system_format": "{system}",
-            "format": "{instruction} {input}",
-            "no_input_format": "{instruction}",
-        }
-        found.append(case(f"{name}: instruct", "instruct", name, {**asked, **forms}, INSTRUCTIONS))
+        found.append(case(f"{name}: instruct", "instruct", name, {**asked, **FORMS}, INSTRUCTIONS))
+        bare = {**FORMS, "format": FORMS["no_input_format"]}  # upstream's where no column of inputs is named
+        found.append(case(f"{name}: instruct, two columns", "instruct", name, {**TWO, **bare}, UNNAMED))
         texts = [{"t": text} for text in (*TEXTS, "long " * 700)]
         found.append(case(f"{name}: completion", "completion", name, {"field_instruction": "t"}, texts))
         pairs = {"field_prompt": "p", "field_chosen": "c", "field_rejected": "r"}

@@ -1,8 +1,8 @@
 """Tokens and labels by the evaluator's own code: axolotl for text and chats, TRL for preference pairs.
 
-    .venv-compat-2026/bin/python bench/conformance/label_worker.py SPEC.json
+    .venv-compat-2026/bin/python bench/evaluator/label_worker.py SPEC.json
 
-`bench/conformance/label_parity.py` runs it in an environment that has nothing of Podium's: no import from
+`bench/evaluator/label_parity.py` runs it in an environment that has nothing of Podium's: no import from
 this repository. SPEC names a folder, the tokenizers to build there, and cases with their rows. The last line
 is one JSON object: versions, and for each case what its rows became: pairs of ids and labels, or null where
 the evaluator's code raises.
@@ -118,11 +118,12 @@ def chat(case: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Any:
 
 
 def instruct(case: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Any:
-    """Return the strategy of rows with an instruction and an output."""
-    about = DictDefault(
-        {"type": {name: value for name, value in case["columns"].items() if value is not None}}
-    )
-    return user_defined.load(tokenizer, settings(case), about.type).tokenize_prompt
+    """Return the strategy of rows with an instruction and an output.
+
+    Columns that a task doesn't name have the evaluator's names: `system` and `input`.
+    """
+    about = user_defined.UserDefinedDatasetConfig(**case["columns"])
+    return user_defined.load(tokenizer, settings(case), about).tokenize_prompt
 
 
 def plain(case: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Callable[[Row], Any]:
