@@ -66,7 +66,6 @@ $(COMPAT_2026): constraints.txt
 
 compat: setup $(COMPAT) $(COMPAT_2026)  ## submissions and labels by the versions that upstream evaluates with, in environments of their own
 	$(BIN)/python -m bench compat
-	$(BIN)/python -m bench compat --python .venv-compat-2026/bin/python
 	$(BIN)/python -m bench labels
 
 # --strict: a link to nowhere ends it
