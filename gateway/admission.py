@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -59,6 +59,7 @@ class Admission:
         look: Callable[[str], Awaitable[None]] | None = None,
         policy: Policy = maximum_accuracy,
         full: Callable[[], str | None] = lambda: None,
+        full_slots: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._settings = settings
         self._records = Records(settings)
@@ -67,9 +68,11 @@ class Admission:
         self._follower = follower
         self._decisions = decisions
         self._policy = policy
-        self._full = full  # which log has hardly any room
+        self._full = full  # how full JOBS is, if it has hardly any room
         self._look = look
-        self.views = PolicyViews(settings, ledger, presence, expected, tables, family, facts, is_here)
+        self.views = PolicyViews(
+            settings, ledger, presence, expected, tables, family, facts, is_here, full_slots
+        )
         self._askers = Askers(settings.reservation_s)
         self._log = log.bind()  # made once: the module's makes a logger for every line
 
@@ -147,7 +150,7 @@ class Admission:
         return None if verdict.accepted else self._rejected(asked, verdict)
 
     def _judge(self, asked: AskedOffer, view: PolicyView) -> Verdict:
-        """Return the policy's verdict, unless a log is full, or the validator has its share already."""
+        """Return the policy's verdict, unless JOBS is full, or the validator has its share already."""
         verdict = self._policy(asked.offer, view)
         if verdict.accepted and (full := self._full()):
             reason = f"{full}: a job's records might not be stored"

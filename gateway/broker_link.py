@@ -17,12 +17,6 @@ from shared.settings import Settings
 
 RETRY_S = 1.0
 LOST_S = 2.0  # between two checks whether the lost records were restored
-READS = (
-    (subjects.JOBS_STREAM, subjects.ANY_JOB),
-    (subjects.STATE_STREAM, subjects.ANY_STATE),
-    (subjects.LEASES_STREAM, subjects.ANY_LEASE),
-)
-
 log = get_logger()
 
 
@@ -40,7 +34,7 @@ async def reach(settings: Settings, mirror: Mirror, report_lost: Callable[[str |
             await asyncio.sleep(RETRY_S)
             continue
         try:
-            await ready(bus, settings, READS)
+            await ready(bus, settings, _needed(settings))
             await _begin(mirror, bus)
         except LostRecordsError as error:
             if lost is None:
@@ -65,6 +59,15 @@ async def end_with(bus: Bus) -> None:
     """Wait until the connection is closed for good, then raise why."""
     await bus.closed.wait()
     raise bus.why_closed()
+
+
+def _needed(settings: Settings) -> list[tuple[str, str]]:
+    """Return the subjects that every gateway reads."""
+    return [
+        (subjects.JOBS_STREAM, subjects.ANY_JOB),
+        *((subjects.state_stream(slot), subjects.states_of_slot(slot)) for slot in settings.slots),
+        (subjects.LEASES_STREAM, subjects.ANY_LEASE),
+    ]
 
 
 async def _begin(mirror: Mirror, bus: Bus) -> None:

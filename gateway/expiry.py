@@ -9,7 +9,7 @@ from gateway.operations import append_result, terminal_result
 from gateway.state.ledger import Ledger
 from gateway.state.log_reader import LogReader
 from shared.broker.bus import Bus
-from shared.errors import BusError, ConflictError
+from shared.errors import BusError, ConflictError, StoreFullError
 from shared.logs import get_logger
 from shared.messages import Job, ResultStatus
 
@@ -45,5 +45,10 @@ async def _expire(bus: Bus, job: Job, last: int, expire_after_s: float) -> None:
         await append_result(bus, terminal_result(job, ResultStatus.EXPIRED, reason), last)
     except ConflictError:
         log.info("overdue job not expired: its node wrote first", task=job.task, slot=job.slot)
+        return
+    except StoreFullError as error:  # only this slot's: the others' jobs must still expire
+        log.error(
+            "overdue job not expired: its slot's log is full", task=job.task, slot=job.slot, error=str(error)
+        )
         return
     log.warning("job expired", task=job.task, slot=job.slot, reason=reason)

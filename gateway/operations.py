@@ -184,5 +184,5 @@ async def append_result(bus: Bus, result: Result, last: int) -> None:
 
     Raises what `Bus.append` raises.
     """
-    subject = subjects.state(result.slot, result.task)
-    await bus.append(subjects.STATE_STREAM, subject, encode(result), last_on_subject=last)
+    stream, subject = subjects.state_stream(result.slot), subjects.state(result.slot, result.task)
+    await bus.append(stream, subject, encode(result), last_on_subject=last)

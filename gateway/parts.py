@@ -55,7 +55,7 @@ class LocalParts:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.ledger = Ledger()
+        self.ledger = Ledger(settings.slots)
         self.presence = Presence(settings.heartbeat_missing_s, slot_of=self.ledger.slot_of)
         self.decisions = DecisionLog(settings.data / DECISIONS_FILE)
         self.runs = RunHistory(settings.data / RUNS_FOLDER)
@@ -74,9 +74,9 @@ class LocalParts:
             family=self.families,
         )
         self.learner = Learner(self.ledger, evidence)
-        self.room = LogRoom()
+        self.room = LogRoom(settings.slots)
         self.mirror = Mirror(settings.data, settings.gateway_name)
-        self.folded = asyncio.Event()  # both logs were read to their end once
+        self.folded = asyncio.Event()  # the logs were read to their ends once
         self.leases_seen = asyncio.Event()
         self.scores_seen = asyncio.Event()
         self.event_sources = EventSources(self.events, self.ledger, self.presence, self.measures, self.folded)
@@ -119,6 +119,7 @@ class Connected:
             look=local.families.look,
             policy=local.policy,
             full=lambda: local.room.full,
+            full_slots=lambda: local.room.full_slots,
         )
         self.operations = Operations(bus, ledger, self.log_reader, self.admission.writer, settings)
         self.relocation = Relocation(settings, bus, ledger, self.log_reader, self.admission, local.measures)

@@ -19,7 +19,7 @@ from gateway.state.log_reader import LogReader
 from gateway.telemetry.counters import Measures
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.errors import BusError, ConflictError
+from shared.errors import BusError, ConflictError, StoreFullError
 from shared.logs import get_logger
 from shared.messages import Job, Moved, encode
 from shared.settings import Settings
@@ -105,9 +105,14 @@ class Relocation:
         )
         subject = subjects.state(job.slot, job.task)
         try:
-            await self._bus.append(subjects.STATE_STREAM, subject, encode(record), last_on_subject=0)
+            await self._bus.append(
+                subjects.state_stream(job.slot), subject, encode(record), last_on_subject=0
+            )
         except ConflictError:
             log.info("job not moved: its node wrote first", task=job.task, slot=job.slot)
+            return False
+        except StoreFullError as error:  # only this slot's: the others' jobs must still move
+            log.error("job not moved: its slot's log is full", task=job.task, slot=job.slot, error=str(error))
             return False
         await self._reader.catch_up()
         return True

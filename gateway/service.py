@@ -137,7 +137,7 @@ class Service:
 
     @property
     def knows_the_logs(self) -> bool:
-        """Return whether both logs were read to their end once: then what has ended is known for good."""
+        """Return whether all logs were read to their ends once: then what has ended is known for good."""
         return self._local.folded.is_set()
 
     def operations(self) -> Operations:
@@ -182,6 +182,7 @@ class Service:
             denied=connected.denied() if connected else [],
             mirror=MirrorInfo(str(mirror.path), mirror.last, mirror.behind(self.ledger.folded), mirror.error),
             full_log=self._local.room.full,
+            full_slots=self._local.room.full_slots,
             refused=self.refusals.recent(now),
         )
 
@@ -192,7 +193,7 @@ class Service:
 
     @property
     def log_age_s(self) -> float | None:
-        """Return the seconds since both logs were read to their end; None if they never were."""
+        """Return the seconds since the logs were read to their ends; None if they never were."""
         read_at = self._connected.log_reader.read_at if self._connected else None
         return None if read_at is None else time.monotonic() - read_at
 
@@ -203,7 +204,7 @@ class Service:
         if self._connected is None or not self._connected.bus.connected:
             return f"not connected to NATS at {self.settings.nats_url}"
         if not self._connected.log_reader.current:
-            return "JOBS and STATE have not been read to their end"
+            return "the logs have not been read to their ends"
         return None
 
     async def run(self, background: Background) -> None:

@@ -171,7 +171,7 @@ class DecisionKind(StrEnum):
     CAPACITY = "capacity"  # all slots are busy or reserved
     TOO_LONG = "too_long"  # more hours than `max_hours`
     TOKEN_TAKEN = "token_taken"  # another accepted task has the same token
-    LOG_FULL = "log_full"  # JOBS or STATE has hardly room for records
+    LOG_FULL = "log_full"  # JOBS, or the log of each free slot, has hardly any room
     RESERVED = "reserved"  # its validator holds a reservation already, while other validators ask
     PLAN = "plan"  # unsupported, too short, or too large for memory or deadline
     HARDWARE = "hardware"  # no slot is free, live and shows the expected hardware

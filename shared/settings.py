@@ -51,7 +51,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int, Meta(ge=1, le=5, description="replicas of streams when they are created")
     ] = 1
     log_max_bytes: Annotated[
-        int, Meta(ge=1 << 20, description="size limit of JOBS and of STATE; a full log refuses new records")
+        int,
+        Meta(
+            ge=1 << 20,
+            description="size limit of JOBS and of each slot's log of states; a full one refuses records",
+        ),
     ] = 1 << 30
 
     # --- gateway ---

@@ -13,7 +13,7 @@ DIRECT_GET = "$JS.API.DIRECT.GET"
 STREAM_INFO = "$JS.API.STREAM.INFO"
 
 JOBS_STREAM = "JOBS"
-STATE_STREAM = "STATE"
+OLD_STATE_STREAM = "STATE"  # of all slots; `podium bootstrap` splits it
 PROGRESS_STREAM = "PROGRESS"
 DECISIONS_STREAM = "DECISIONS"
 SCORES_STREAM = "SCORES"
@@ -33,6 +33,7 @@ ANY_LEASE = f"$KV.{LEASES_BUCKET}.>"
 
 _DRAIN = "@drain"  # in the place of a task's key; no key has this form
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SLOT = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
 def task_key(task_id: str) -> str:
@@ -78,6 +79,29 @@ def is_drain(subject: str) -> bool:
 def state(slot: str, task: str) -> str:
     """Return the subject of one task's chain: claimed, submitting, result."""
     return f"podium.state.{slot}.{task}"
+
+
+def state_stream(slot: str) -> str:
+    """Return the name of the log of a slot's chains."""
+    return f"STATE-{slot}"
+
+
+def slot_of_log(stream: str) -> str:
+    """Return the slot whose chains a log holds."""
+    return stream.removeprefix("STATE-")
+
+
+def states_of_slot(slot: str) -> str:
+    """Return the pattern of every record of a slot's chains."""
+    return f"podium.state.{slot}.>"
+
+
+def slot_in(subject: str) -> str | None:
+    """Return the slot that a stored record's subject names; None if it names none that can have a log."""
+    parts = subject.split(".", 3)
+    if len(parts) != 4 or parts[0] != "podium" or not _SLOT.fullmatch(parts[2]):
+        return None
+    return parts[2]
 
 
 def progress(slot: str, task: str) -> str:

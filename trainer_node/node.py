@@ -241,7 +241,7 @@ def _needed(settings: Settings) -> list[tuple[str, str]]:
     slot = settings.slot
     needed = [
         (subjects.JOBS_STREAM, subjects.jobs_of_slot(slot)),
-        (subjects.STATE_STREAM, subjects.state(slot, "*")),
+        (subjects.state_stream(slot), subjects.state(slot, "*")),
         (subjects.LEASES_STREAM, subjects.lease(slot)),
     ]
     if settings.artifacts_kind == "object":

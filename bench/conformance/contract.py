@@ -7,7 +7,7 @@ hub. First one task of each text type runs completely: offer, start, polls, unti
 /get_latest_model_submission names a repository that is on the hub under the name upstream assigned. Of a
 reserved task every start but its own is refused: another model, type, more hours, another validator. Then,
 with one slot busy and one free, the bench sends every case of bench/conformance/contract_cases.py and
-compares its status with the protocol. After each it reads the ends of the logs JOBS and STATE, which have
+compares its status with the protocol. After each it reads the ends of JOBS and of the slots' logs, which have
 every acceptance, reservation and step. Replays are also sent to the other gateway. Finally a good offer must
 still be accepted and appear in the logs. Data is a file in a folder that the nodes may read, because
 scripted workers don't download. The last line is one JSON object.
@@ -82,7 +82,10 @@ class Trial:
         self.sessions = sessions
         self.rows: list[Row] = []
         self.findings: list[str] = []
-        self._ends = {subjects.JOBS_STREAM: 0, subjects.STATE_STREAM: 0}
+        self._ends = {
+            subjects.JOBS_STREAM: 0,
+            **{subjects.state_stream(slot): 0 for slot in fleet.settings.slots},
+        }
 
     def upstream(self, gateway: str = GATEWAYS[0]) -> Validator:
         """Return a validator that calls one gateway."""

@@ -56,7 +56,8 @@ READS = (
     *_rows(
         "read",
         (f"{GET}.JOBS", READERS),
-        (f"{GET}.STATE", READERS),
+        (f"{GET}.STATE-a", READERS),
+        (f"{GET}.STATE-b", READERS),
         (f"{GET}.KV_leases", READERS),
         (f"{GET}.PROGRESS", READERS),
         (f"{GET}.DECISIONS", READERS),
@@ -71,12 +72,13 @@ READS = (
         (f"{GET}.JOBS.podium.jobs.a.*", READERS | {A}),
         (f"{GET}.JOBS.podium.jobs.b.*", READERS | {B}),
         (f"{GET}.JOBS.podium.jobs.>", READERS),
-        (f"{GET}.STATE.podium.state.a.t", READERS | {A}),
-        (f"{GET}.STATE.podium.state.b.t", READERS | {B}),
+        (f"{GET}.STATE-a.podium.state.a.t", READERS | {A}),
+        (f"{GET}.STATE-b.podium.state.b.t", READERS | {B}),
         (f"{GET}.KV_leases.$KV.leases.a", READERS | {A}),
         (f"{GET}.KV_leases.$KV.leases.b", READERS | {B}),
         ("podium.streams.JOBS", READERS),
-        ("podium.streams.STATE", READERS),
+        ("podium.streams.STATE-a", READERS),
+        ("podium.streams.STATE-b", READERS),
         ("podium.streams.KV_leases", READERS),
     ),
     *_rows("read", ("$JS.API.STREAM.MSG.GET.JOBS", set()), body=A_LAST),
@@ -90,9 +92,11 @@ MANAGES = (
         ("$JS.API.STREAM.LIST", set()),
         ("$JS.API.STREAM.INFO.JOBS", set()),
         ("$JS.API.STREAM.PURGE.JOBS", set()),
-        ("$JS.API.STREAM.PURGE.STATE", set()),
+        ("$JS.API.STREAM.PURGE.STATE-a", set()),
+        ("$JS.API.STREAM.PURGE.STATE-b", set()),
         ("$JS.API.STREAM.DELETE.JOBS", set()),
-        ("$JS.API.STREAM.DELETE.STATE", set()),
+        ("$JS.API.STREAM.DELETE.STATE-a", set()),
+        ("$JS.API.STREAM.DELETE.STATE-b", set()),
         ("$JS.API.STREAM.DELETE.KV_leases", set()),
         ("$JS.API.STREAM.DELETE.OBJ_artifacts-a", set()),
     ),
@@ -166,17 +170,19 @@ KINDS = (STORES, READS, MANAGES, SUBSCRIBES, ASKS)
 
 # Requests that each user may send, and the subjects that a reply to them must not reach.
 REFLECTED = {
-    GATEWAY: (f"{GET}.JOBS", f"{GET}.STATE.podium.state.a.t", "podium.streams.JOBS"),
-    A: (f"{GET}.JOBS.podium.jobs.a.*", f"{GET}.STATE.podium.state.a.t", f"{GET}.KV_leases.$KV.leases.a"),
-    B: (f"{GET}.STATE.podium.state.b.t",),
-    OPERATOR: (f"{GET}.JOBS", f"{GET}.STATE.podium.state.a.t", "podium.streams.STATE"),
+    GATEWAY: (f"{GET}.JOBS", f"{GET}.STATE-a.podium.state.a.t", "podium.streams.JOBS"),
+    A: (f"{GET}.JOBS.podium.jobs.a.*", f"{GET}.STATE-a.podium.state.a.t", f"{GET}.KV_leases.$KV.leases.a"),
+    B: (f"{GET}.STATE-b.podium.state.b.t",),
+    OPERATOR: (f"{GET}.JOBS", f"{GET}.STATE-a.podium.state.a.t", "podium.streams.STATE-b"),
     UPSTREAM: ("podium.offers",),
 }
 _DESTRUCTIVE = (
-    "$JS.API.STREAM.PURGE.STATE",
+    "$JS.API.STREAM.PURGE.STATE-a",
+    "$JS.API.STREAM.PURGE.STATE-b",
     "$JS.API.STREAM.PURGE.KV_leases",
     "$JS.API.STREAM.DELETE.JOBS",
-    "$JS.API.STREAM.DELETE.STATE",
+    "$JS.API.STREAM.DELETE.STATE-a",
+    "$JS.API.STREAM.DELETE.STATE-b",
 )
 _OF_OTHERS = ("podium.jobs.a.evil", "podium.jobs.b.evil", "podium.reservations.a.evil")
 REPLIES = {
@@ -190,6 +196,6 @@ REPLIES = {
 # Allowed publishes with a header that would make JetStream delete records of others.
 ROLLUPS = (
     (A, "KV_leases", "$KV.leases.a"),
-    (A, "STATE", "podium.state.a.t"),
+    (A, "STATE-a", "podium.state.a.t"),
     (GATEWAY, "JOBS", "podium.jobs.a.t"),
 )

@@ -42,7 +42,8 @@ from shared.settings_sources import load_settings
 
 STREAMS = (
     "JOBS",
-    "STATE",
+    "STATE-a",
+    "STATE-b",
     "KV_leases",
     "PROGRESS",
     "DECISIONS",
@@ -93,7 +94,7 @@ class Fleet:
     async def state(self) -> dict[str, Any]:
         """Return every stream's configuration and message counts."""
         found = {}
-        for stream in ("JOBS", "STATE", "KV_leases"):
+        for stream in ("JOBS", "STATE-a", "STATE-b", "KV_leases"):
             reply = json.loads((await self.admin.request(f"$JS.API.STREAM.INFO.{stream}")).data)
             found[stream] = (reply["config"], reply["state"]["last_seq"], reply["state"]["messages"])
         return found

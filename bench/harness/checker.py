@@ -1,4 +1,4 @@
-"""Judge independently what a fleet did, from the two logs, the lock logs and the artifacts alone.
+"""Judge independently what a fleet did, from the logs, the lock logs and the artifacts alone.
 
 It shares only the message types with the gateway and the node, so that it can't repeat their mistakes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from heapq import merge
 from itertools import pairwise
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
 
 class Logs(Struct):
-    """JOBS and STATE as they are stored; STATE's records in order, and by task."""
+    """JOBS and the slots' states as they are stored, in order; the states also by task."""
 
     jobs: list[Job]
     states: list[StateRecord]
@@ -68,14 +69,21 @@ async def read_all(bus: Bus, stream: str) -> list[Record]:
 
 
 async def read_logs(bus: Bus) -> Logs:
-    """Read both logs completely."""
+    """Read all logs completely."""
     records = await read_all(bus, subjects.JOBS_STREAM)
     stored = [decode_job_record(record.data) for record in records if not subjects.is_drain(record.subject)]
-    states = [decode_state_record(record.data) for record in await read_all(bus, subjects.STATE_STREAM)]
+    slots = dict.fromkeys(subjects.slot_in(record.subject) for record in records)
+    logs = [await read_all(bus, subjects.state_stream(slot)) for slot in slots if slot is not None]
+    states = [decode_state_record(record.data) for record in merge(*logs, key=_stored)]
     chains: dict[str, list[StateRecord]] = {}
     for state in states:
         chains.setdefault(state.task, []).append(state)
     return Logs([record for record in stored if isinstance(record, Job)], states, chains)
+
+
+def _stored(record: Record) -> str:
+    """Return when the broker stored it, in a form that sorts: its fraction has no zeros at the end."""
+    return record.stored.removesuffix("Z")
 
 
 class Ends(Struct):

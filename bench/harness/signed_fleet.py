@@ -20,7 +20,6 @@ import aiohttp
 
 from bench.fake_validator.validator import Keys, keys_from_seed
 from bench.harness.fleet import GATEWAYS, SCRIPTED, Fleet
-from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import PodiumError
 
@@ -136,11 +135,6 @@ async def until(what: str, look: Callable[[], Awaitable[Any]], patience_s: float
             raise PodiumError(f"waited {patience_s:g} s for {what}")
         await asyncio.sleep(0.05)
     return found
-
-
-async def last_sequences(bus: Bus) -> tuple[int, int]:
-    """Return the ends of JOBS and STATE: every acceptance, reservation and step moves one of them."""
-    return await end_of(bus, subjects.JOBS_STREAM), await end_of(bus, subjects.STATE_STREAM)
 
 
 async def end_of(bus: Bus, stream: str, after: int = 0) -> int:

@@ -2,7 +2,7 @@
 
     python -m bench gateway_latency [--count 300]
 
-Accepting stores a synced job; rejecting reads the ends of both logs. The last line is one JSON object.
+Accepting stores a synced job; rejecting reads the ends of all logs. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ async def accepted(post: Post, bus: Bus, count: int) -> list[float]:
             raise SystemExit(f"not accepted: {decision['reason']}")
         slot = decision["slot"]
         result = Result(record_id=task, task=task, task_id=task, slot=slot, status=ResultStatus.FAILED)
-        await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(result))
+        await bus.append(subjects.state_stream(slot), subjects.state(slot, task), encode(result))
     return seconds
 
 

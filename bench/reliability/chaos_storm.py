@@ -105,7 +105,7 @@ class Storm:
         self.upstream = Upstream(self.fleet, templates, random.Random(chance.random()))
         self.results: set[str] = set()
         self._asked = False  # to let it be calm now
-        self._read_to = 0
+        self._read_to = {subjects.state_stream(slot): 0 for slot in self.fleet.settings.slots}
         self._newest_at = time.monotonic()
         self._began = time.monotonic()
 
@@ -203,12 +203,13 @@ class Storm:
             await asyncio.sleep(0.25)
 
     async def _read_results(self, bus: Bus) -> None:
-        async for batch in bus.read_all(subjects.STATE_STREAM, self._read_to):
-            self._read_to = batch[-1].sequence
-            ended = {state.task for r in batch if isinstance(state := decode_state_record(r.data), Result)}
-            if ended - self.results:
-                self._newest_at = time.monotonic()
-            self.results |= ended
+        for stream, read_to in self._read_to.items():
+            async for batch in bus.read_all(stream, read_to):
+                self._read_to[stream] = batch[-1].sequence
+                ended = {each.task for r in batch if isinstance(each := decode_state_record(r.data), Result)}
+                if ended - self.results:
+                    self._newest_at = time.monotonic()
+                self.results |= ended
 
 
 def say(text: str) -> None:
@@ -239,7 +240,7 @@ def _templates(worker: str, folder: Path, job_s: float) -> list[Offer]:
 
 
 async def _dump(bus: Bus, folder: Path) -> None:
-    """Write both logs to files, to study a violation."""
+    """Write all logs to files, to study a violation."""
     logs = await read_logs(bus)
     for name, records in (("jobs", logs.jobs), ("states", logs.states)):
         (folder / f"{name}.jsonl").write_bytes(b"".join(encode(record) + b"\n" for record in records))

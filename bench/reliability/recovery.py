@@ -123,7 +123,7 @@ class Patient:
         """Return the newest record of a task's chain."""
         if self.bus is None:
             self.bus = await connect(self.fleet.settings, name="recovery")
-        record = await self.bus.last(subjects.STATE_STREAM, subjects.state(SLOT, task))
+        record = await self.bus.last(subjects.state_stream(SLOT), subjects.state(SLOT, task))
         return decode_state_record(record.data) if record else None
 
     async def until(self, what: str, look: Callable[[], Awaitable[Any]]) -> Any:

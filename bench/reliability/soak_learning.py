@@ -2,7 +2,7 @@
 
 Each submission's rank is drawn by its task's type, so that some rates must rise above their house values
 and others fall below; a task without a submission gets upstream's penalty. The expected counts are computed
-here independently, from the two logs and the scores. A trial that is minutes old has weight .9998, so the
+here independently, from the logs and the scores. A trial that is minutes old has weight .9998, so the
 rates are compared with plain counts and means of Beta posteriors to within `NEAR`.
 """
 

@@ -20,6 +20,7 @@ from gateway.telemetry.counters import AGAIN, BOUNDS_S, DECISIONS, Measures
 from gateway.telemetry.refusals import RefusalReason
 from gateway.views.build import slot_view
 from gateway.views.schemas import SlotView
+from shared import subjects
 from shared.messages import DecisionKind, Phase, Progress, ResultStatus
 from shared.planning.hardware import parse_hardware
 
@@ -256,8 +257,15 @@ def _gateway(service: Service) -> Iterator[Metric]:
         folded.add_metric((stream,), sequence)
         behind.add_metric((stream,), max(0, sequence - info.mirror.last.get(stream, 0)))
     yield from (folded, behind)
+    full = GaugeMetricFamily(
+        "podium_log_full", "1 if a log has no room for another job's records.", labels=("stream",)
+    )
+    full.add_metric((subjects.JOBS_STREAM,), float(info.full_log is not None))
+    for slot in service.settings.slots:
+        full.add_metric((subjects.state_stream(slot),), float(slot in info.full_slots))
+    yield full
     if (age := service.log_age_s) is not None:
-        yield _gauge("podium_log_age_seconds", "Time since both logs were last read to their end.", age)
+        yield _gauge("podium_log_age_seconds", "Time since the logs were last read to their ends.", age)
     yield _gauge(
         "podium_mirror_failed", "1 if the mirror can't be written.", float(info.mirror.error is not None)
     )

@@ -50,7 +50,7 @@ class Learner:
     def _count(self, slot: str, key: str) -> None:
         task = self._ledger.task(key)
         job = task.job if task is not None else None
-        if job is None or job.slot != slot:  # STATE is read after JOBS and may be ahead
+        if job is None or job.slot != slot:  # states are read after JOBS and may be ahead
             self._early.append((slot, key))
             return
         result = self._ledger.chain_of(job).result

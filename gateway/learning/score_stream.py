@@ -1,6 +1,6 @@
 """SCORES: read by every gateway, written by compare-and-set on the task's own subject.
 
-Unlike JOBS and STATE it keeps one message per task and may drop the oldest: scores are evidence, not
+Unlike the logs it keeps one message per task and may drop the oldest: scores are evidence, not
 promises, and upstream can be asked again. So gaps mean nothing here, and a replaced stream is read from its
 start instead of ending the process.
 """

@@ -6,7 +6,7 @@ from math import sqrt
 from types import MappingProxyType
 
 from gateway.learning.rates import Tables
-from gateway.policy.house import free_slot, maximum_accuracy, terms_of
+from gateway.policy.house import free_slot, maximum_accuracy, terms_of, why_no_slot
 from gateway.policy.interface import Policy, PolicyView, SlotFacts, Verdict
 from shared.messages import BareOffer, DecisionKind, Terms
 from shared.planning.feasibility import ASSUMED_PARAMETERS, LONGEST_HOURS
@@ -77,7 +77,7 @@ def _obstacle(
     if offer.hours_to_complete > view.max_hours:
         return DecisionKind.TOO_LONG, f"Job duration too long (>{view.max_hours:g} hours)"
     if chosen is None:
-        return DecisionKind.HARDWARE, f"No slot: {terms.h100_maximum_bonus.cause}"
+        return why_no_slot(view), f"No slot: {terms.h100_maximum_bonus.cause}"
     if not terms.maximum_accuracy_bonus.value:
         return DecisionKind.PLAN, f"No plan: {terms.maximum_accuracy_bonus.cause}"
     return DecisionKind.ACCEPTED, ""

@@ -48,7 +48,7 @@ def maximum_accuracy(offer: BareOffer, view: PolicyView) -> Verdict:
         term.cause for term in (terms.maximum_accuracy_bonus, terms.h100_maximum_bonus) if not term.value
     ]
     reason = "; ".join([f"Priority {priority:.3f} below #1 threshold", *dict.fromkeys(missed)])
-    return Verdict(reason=reason, kind=_weakest(earned), priority=priority, terms=terms)
+    return Verdict(reason=reason, kind=_weakest(earned, view), priority=priority, terms=terms)
 
 
 def why_not_delivered(offer: BareOffer, view: PolicyView) -> str | None:
@@ -74,14 +74,14 @@ def _without_bonuses(terms: Terms, why: str) -> Terms:
     )
 
 
-def _weakest(terms: Terms) -> DecisionKind:
+def _weakest(terms: Terms, view: PolicyView) -> DecisionKind:
     """Return the bonus that was missed; the plan first, because no other slot would make it fit.
 
     If neither was, the evidence is against the offer.
     """
     if not terms.maximum_accuracy_bonus.value:
         return DecisionKind.PLAN
-    return DecisionKind.PRIORITY if terms.h100_maximum_bonus.value else DecisionKind.HARDWARE
+    return DecisionKind.PRIORITY if terms.h100_maximum_bonus.value else why_no_slot(view)
 
 
 def priority_of(terms: Terms) -> float:
@@ -102,6 +102,12 @@ def free_slot(view: PolicyView) -> SlotFacts | None:
         if not facts.busy and facts.healthy and _name(facts) == view.expected.name:
             return facts
     return None
+
+
+def why_no_slot(view: PolicyView) -> DecisionKind:
+    """Return why no slot gets a job: the full log of one that would, or else the hardware."""
+    with_room = replace(view, slots=tuple(replace(facts, full=None) for facts in view.slots))
+    return DecisionKind.HARDWARE if free_slot(with_room) is None else DecisionKind.LOG_FULL
 
 
 def terms_of(offer: BareOffer, view: PolicyView, chosen: SlotFacts | None) -> Terms:
@@ -146,6 +152,8 @@ def _condition(facts: SlotFacts) -> str:
         return "busy"
     if facts.drained:
         return "drained by an operator"
+    if facts.full is not None:
+        return f"{facts.full}, a job's records might not be stored"
     if facts.live and facts.faults:
         return f"failed its self-test, {facts.faults[0]}"
     return _name(facts) if facts.live else "not live"

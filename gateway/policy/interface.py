@@ -23,11 +23,17 @@ class SlotFacts(Struct, frozen=True, kw_only=True):
     hardware: Hardware | None = None
     faults: tuple[str, ...] = ()  # that its self-test found
     drained: bool = False  # an operator wants it to get no new job
+    full: str | None = None  # how full its log is, if it is too full for another job's records
 
     @property
     def healthy(self) -> bool:
-        """Return whether a new job would run here: the slot is live, passed its self-test, isn't drained."""
-        return self.live and not self.faults and not self.drained
+        """Return whether a new job would run here: the slot is live, passed its self-test, and is open."""
+        return self.live and not self.faults and self.open
+
+    @property
+    def open(self) -> bool:
+        """Return whether the slot may get a new job: it isn't drained, and its log has room."""
+        return not self.drained and self.full is None
 
 
 class PolicyView(Struct, frozen=True, kw_only=True):

@@ -61,7 +61,7 @@ def _guarded(name: str, policy: Policy) -> Policy:
 
 
 def _is_free(facts: SlotFacts, slot: str) -> bool:
-    return facts.slot == slot and not facts.busy and not facts.drained
+    return facts.slot == slot and not facts.busy and facts.open
 
 
 def _refused(name: str, why: str) -> Verdict:

@@ -37,8 +37,8 @@ def slot_of_start(view: PolicyView, reserved: str | None) -> str | None:
     """Return the slot of a start; None if all are taken.
 
     It is the reserved one, or any free one if the reservation lapsed. A slot that is down or failed its
-    self-test gets the job only while no other is free: its node may come back. A drained slot gets only what
-    was reserved for it before, and only while no other is free.
+    self-test gets the job only while no other is free: its node may come back. A slot that is drained or
+    whose log is full gets only what was reserved for it before, and only while no other is free.
     """
     slots = {facts.slot: facts for facts in view.slots}
     if reserved in slots and slots[reserved].healthy:
@@ -47,5 +47,5 @@ def slot_of_start(view: PolicyView, reserved: str | None) -> str | None:
         return better.slot
     if reserved is not None:
         return reserved
-    free = [facts for facts in view.slots if not facts.busy and not facts.drained]
+    free = [facts for facts in view.slots if not facts.busy and facts.open]
     return min(free, key=lambda facts: (not facts.healthy, not facts.live)).slot if free else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from msgspec.structs import replace
@@ -35,6 +35,7 @@ class PolicyViews:
         family: Callable[[str], str],
         facts: Callable[[str], ModelFacts | None],
         is_here: Callable[[str], bool],
+        full_slots: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._settings = settings
         self._ledger = ledger
@@ -44,6 +45,7 @@ class PolicyViews:
         self._family = family
         self._facts_of = facts
         self._is_here = is_here
+        self._full_slots = full_slots
         self._viewed: tuple[int, ...] = ()
         self._viewed_at, self._recent = 0.0, self.now()
 
@@ -78,6 +80,7 @@ class PolicyViews:
             hardware=sign.hardware if sign is not None else None,
             faults=tuple(sign.heartbeat.faults) if sign is not None and sign.heartbeat else (),
             drained=self._ledger.drain_of(slot) is not None,
+            full=self._full_slots().get(slot),
         )
 
     def _feasible(

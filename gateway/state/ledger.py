@@ -1,12 +1,12 @@
-"""The fold over JOBS and STATE: every task, and which slots are busy.
+"""The fold over JOBS and the slots' states: every task, and which slots are busy.
 
 Pure: records go in, nothing is read or written. The result depends only on what is stored, not on how the
-records of the two logs are interleaved when they are folded.
+records of the logs are interleaved when they are folded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 
 from msgspec import Struct
@@ -55,7 +55,7 @@ class ChainRecord(Struct, frozen=True):
 
 
 class TaskHistory(Struct):
-    """The STATE records of one task on one slot."""
+    """The states of one task on one slot."""
 
     sequence: int = 0  # of the newest record on the chain's subject
     records: list[ChainRecord] = []  # every one, oldest first
@@ -87,10 +87,13 @@ class MalformedRecordError(ValueError):
 
 
 class Ledger:
-    """The state of both logs, up to the sequences in `folded`."""
+    """The state of all logs, up to the sequences in `folded`.
 
-    def __init__(self) -> None:
-        self.folded = {subjects.JOBS_STREAM: 0, subjects.STATE_STREAM: 0}
+    These are JOBS, and the states of every slot that there is (`slots`) or that got a job.
+    """
+
+    def __init__(self, slots: Iterable[str] = ()) -> None:
+        self.folded = {subjects.JOBS_STREAM: 0, **{subjects.state_stream(slot): 0 for slot in slots}}
         self.newest: dict[str, Record] = {}  # by stream, the last one folded
         self.malformed = 0
         self.ended: list[tuple[str, str]] = []  # slot and key of every result, as they were folded
@@ -104,7 +107,7 @@ class Ledger:
 
     def apply(self, stream: str, record: Record) -> None:
         """Fold one record; one folded before changes nothing, a malformed one is logged and counted."""
-        if record.sequence <= self.folded[stream]:
+        if record.sequence <= self.folded.get(stream, 0):
             return
         self.folded[stream], self.newest[stream] = record.sequence, record
         try:
@@ -216,6 +219,8 @@ class Ledger:
         message = decode_job_record(record.data)
         wanted = subjects.job if isinstance(message, Job) else subjects.reservation
         _must_match(record, wanted(message.slot, message.task))
+        if (slot := subjects.slot_in(record.subject)) is not None:
+            self.folded.setdefault(subjects.state_stream(slot), 0)
         if isinstance(message, Reservation):
             task = self._tasks.setdefault(message.task, Task(first=record.sequence))
             task.reservation = message

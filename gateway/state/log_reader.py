@@ -29,7 +29,7 @@ class ReplacedLogError(BusError):
 
 
 class LogReader:
-    """Fold JOBS and STATE into one ledger, one fold at a time; call `after_fold` after each."""
+    """Fold JOBS and the slots' states into one ledger, one fold at a time; call `after_fold` after each."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class LogReader:
         folded: asyncio.Event | None = None,
         after_fold: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folded = folded or asyncio.Event()  # set by the first fold that reaches the end of both logs
-        self.current = False  # whether the newest fold reached the end of both logs
-        self.read_at: float | None = None  # monotonic: when the newest fold began that reached both ends
+        self.folded = folded or asyncio.Event()  # set by the first fold that reaches the ends of all logs
+        self.current = False  # whether the newest fold reached the ends of all logs
+        self.read_at: float | None = None  # monotonic: when the newest fold began that reached them
         self._bus = bus
         self._ledger = ledger
         self._poll_s = poll_s
@@ -72,7 +72,7 @@ class LogReader:
                 raise
             except BusError as error:
                 if trouble.is_new(error):
-                    log.warning("can't read JOBS and STATE, retrying", error=str(error))
+                    log.warning("can't read the logs, retrying", error=str(error))
             await pause(self._poll_s if self.current else RETRY_S, self._hint)
 
     @property
@@ -116,7 +116,10 @@ class LogReader:
         began, after = time.monotonic(), self._hints
         self._ended, self._failure = False, None
         try:
-            for stream in self._ledger.folded:
+            await self._fold_stream(
+                subjects.JOBS_STREAM
+            )  # it may name a slot that the settings no longer have
+            for stream in [name for name in self._ledger.folded if name != subjects.JOBS_STREAM]:
                 await self._fold_stream(stream)
         except BusError as error:
             self._ended, self._failure = True, error
@@ -133,7 +136,7 @@ class LogReader:
             raise BusUnavailableError("not connected to NATS")
         if not self.current and (known := self._ledger.newest.get(stream)) is not None:
             await self._must_still_hold(stream, known)
-        after = self._ledger.folded[stream]
+        after = self._ledger.folded.get(stream, 0)
         async for records in self._bus.read_all(stream, after, timeout_s=LOGS_TIMEOUT_S):
             for record in records:
                 self._ledger.apply(stream, record)

@@ -1,13 +1,14 @@
-"""How full JOBS and STATE are: nothing is accepted whose records might not be stored."""
+"""How full the logs are: nothing is accepted whose records might not be stored."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Final
 
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.broker.streams import StreamInfo, find_stream
+from shared.broker.stream_requests import StreamInfo, find_stream
 from shared.errors import BusError
 from shared.logs import get_logger
 
@@ -18,26 +19,36 @@ log = get_logger()
 
 
 class LogRoom:
-    """Reads both logs' sizes now and then; `full` says which one is too full for another job."""
+    """Reads the logs' sizes now and then.
 
-    def __init__(self) -> None:
+    `full` says how full JOBS is, if it is too full for another job; `full_slots` the same of slots' logs.
+    """
+
+    def __init__(self, slots: Iterable[str]) -> None:
         self.full: str | None = None
+        self.full_slots: dict[str, str] = {}
+        self._slots = tuple(slots)
 
     async def run(self, bus: Bus) -> None:
         """Read until cancelled. While the broker doesn't answer, what was found last stays."""
         while True:
             try:
-                found = [await fullness(bus, name) for name in (subjects.STATE_STREAM, subjects.JOBS_STREAM)]
+                jobs = await fullness(bus, subjects.JOBS_STREAM)
+                states = {slot: await fullness(bus, subjects.state_stream(slot)) for slot in self._slots}
             except BusError as error:
                 log.debug("can't read how full the logs are", error=str(error))
             else:
-                full = next(filter(None, found), None)
-                if full and not self.full:
-                    log.error("no offer is accepted", cause=full)
-                elif self.full and not full:
-                    log.info("the logs have room again")
-                self.full = full
+                self._note(jobs, {slot: full for slot, full in states.items() if full is not None})
             await asyncio.sleep(READ_S)
+
+    def _note(self, full: str | None, full_slots: dict[str, str]) -> None:
+        if full and not self.full:
+            log.error("no offer is accepted", cause=full)
+        for slot in full_slots.keys() - self.full_slots.keys():
+            log.error("no offer is accepted for a slot", slot=slot, cause=full_slots[slot])
+        if (self.full and not full) or self.full_slots.keys() - full_slots.keys():
+            log.info("a log has room again", full=[*filter(None, [full]), *full_slots.values()])
+        self.full, self.full_slots = full, full_slots
 
 
 async def fullness(bus: Bus, name: str) -> str | None:

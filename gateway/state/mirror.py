@@ -1,4 +1,4 @@
-"""A copy of JOBS and STATE in a file of this gateway, in case the broker loses its disk.
+"""A copy of all logs in a file of this gateway, in case the broker loses its disk.
 
 The broker's logs are the truth and nothing waits for the mirror. It follows a few milliseconds behind,
 one batch of records per fsync. `podium restore` writes it back to the broker.
@@ -18,9 +18,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from gateway.state.mirror_file import LOGS, Content, DamagedMirrorError, Header, encode_line, read_mirror
+from gateway.state.mirror_file import Content, DamagedMirrorError, Header, encode_line, read_mirror
 from shared.broker.bus import Bus, Record
-from shared.errors import BusError, PodiumError
+from shared.errors import BusError, NobodyAnswersError, PodiumError
 from shared.files import open_private, sync
 from shared.logs import get_logger
 
@@ -42,7 +42,7 @@ class Mirror:
         self.wake = asyncio.Event()  # set when the ledger has grown
         self.error: str | None = None  # why the file is not being written
         self.path = folder / FOLDER / "1.jsonl"
-        self.last = dict.fromkeys(LOGS, 0)
+        self.last: dict[str, int] = {}  # by stream, the newest sequence in the file
         self._folder = folder / FOLDER
         self._gateway = gateway
         self._held: int | None = None
@@ -78,26 +78,24 @@ class Mirror:
         Raises LostRecordsError if the logs lack records of the file, BusError, and OSError.
         """
         content, goes_on = self._content, self._content is not None
-        for stream in LOGS:
-            if content is None or not content.records[stream]:
-                continue
+        for stream, records in content.records.items() if content is not None else ():
             found = await _sequences(bus, stream)
             # Check each one, not only the newest: the server skips single records of a damaged block.
-            lost = next((record for record in content.records[stream] if _key(record) not in found), None)
+            lost = next((record for record in records if _key(record) not in found), None)
             if lost is not None:
                 raise LostRecordsError(
                     f"{self.path} has record {lost.sequence} of {lost.subject}, which {stream} lacks: the "
                     "broker lost acknowledged records. Stop the nodes and `podium restore` that file, or "
                     "move it away and start the gateway again, to continue without it"
                 )
-            newest = content.records[stream][-1]
+            newest = records[-1]
             goes_on &= found[_key(newest)] == newest.sequence
         await asyncio.to_thread(self._begin, goes_on)
 
     def _begin(self, goes_on: bool) -> None:
         content, self._content = self._content, None
         if content is not None and goes_on:
-            self.last = {stream: content.last(stream) for stream in LOGS}
+            self.last = {stream: content.last(stream) for stream in content.records}
             self._size, self._file = content.end, open_private(self.path, empty=False)
             if content.size > content.end:
                 log.info("the mirror's last line was cut short; rewriting it", path=str(self.path))
@@ -132,13 +130,13 @@ class Mirror:
 
     async def catch_up(self, bus: Bus, folded: Mapping[str, int]) -> None:
         """Write the folded records that the file lacks. Raises BusError and OSError."""
-        for stream, end in folded.items():
-            while self.last[stream] < end and (records := await bus.read(stream, self.last[stream])):
+        for stream, end in list(folded.items()):  # it grows with a log for each new slot
+            while (last := self.last.get(stream, 0)) < end and (records := await bus.read(stream, last)):
                 await asyncio.to_thread(self._append, stream, records)
 
     def behind(self, folded: Mapping[str, int]) -> bool:
         """Return whether the ledger has folded records that the file lacks."""
-        return any(self.last[stream] < end for stream, end in folded.items())
+        return any(self.last.get(stream, 0) < end for stream, end in folded.items())
 
     def close(self) -> None:
         """Close the file. Blocks while a batch is being written."""
@@ -176,6 +174,10 @@ class Mirror:
 async def _sequences(bus: Bus, stream: str) -> dict[bytes, int]:
     """Return each record's sequence in the log: in a restored log it differs from the mirrored one."""
     found = dict[bytes, int]()
+    try:
+        await bus.last(stream, ">")
+    except NobodyAnswersError:  # a slot that the settings no longer have: its log isn't made by itself
+        return found
     async for records in bus.read_all(stream):
         found |= {_key(record): record.sequence for record in records}
     return found

@@ -1,9 +1,10 @@
-"""The mirror's file: one JSON line per stored record of JOBS and STATE, after a line that names the format.
+"""The mirror's file: one JSON line per stored record of all logs, after a line that names the format.
 
     {"mirror": 1, "gateway": "..."}
     {"stream": "JOBS", "sequence": 1, "subject": "podium.jobs.a.t1", "stored": "2026-...", "data": {...}}
 
-A record that is not JSON on one line is kept as `base64`. A kill can only cut the last line short.
+A record that is not JSON on one line is kept as `base64`. A kill can only cut the last line short. Lines of
+STATE, once the log of all slots, are read as lines of their slot's log, which has the same sequences.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from msgspec import Struct
 from shared import subjects
 from shared.broker.jetstream import Record
 from shared.errors import PodiumError
-
-LOGS = (subjects.STATE_STREAM, subjects.JOBS_STREAM)
 
 
 class DamagedMirrorError(PodiumError):
@@ -58,15 +57,34 @@ class Content(Struct, frozen=True):
     end: int
     size: int
 
+    @property
+    def states(self) -> list[str]:
+        """Return the names of the slots' logs; also of slots that only have jobs."""
+        named = [subjects.slot_in(record.subject) for record in self.records.get(subjects.JOBS_STREAM, ())]
+        logs = {subjects.state_stream(slot) for slot in named if slot is not None}
+        return sorted(logs | self.records.keys() - {subjects.JOBS_STREAM})
+
+    def of(self, stream: str) -> list[Record]:
+        """Return the records of a stream, oldest first."""
+        return self.records.get(stream, [])
+
     def last(self, stream: str) -> int:
         """Sequence of the newest record of a stream; 0 if there is none."""
-        records = self.records[stream]
+        records = self.of(stream)
         return records[-1].sequence if records else 0
 
     def missing(self, stream: str) -> int:
-        """Return how many sequences are missing between the file's first and last record."""
-        records = self.records[stream]
-        return records[-1].sequence - records[0].sequence + 1 - len(records) if records else 0
+        """Return how many sequences are missing between the file's first and last record of a stream.
+
+        In a slot's log that is a part of the old STATE, the other slots' sequences aren't missing.
+        """
+        records = self.of(stream)
+        if not records:
+            return 0
+        first, last = records[0].sequence, records[-1].sequence
+        logs = [stream] if stream == subjects.JOBS_STREAM else self.states
+        found = {record.sequence for log in logs for record in self.of(log)}
+        return last - first + 1 - sum(first <= sequence <= last for sequence in found)
 
 
 _header = msgspec.json.Decoder(Header)
@@ -87,20 +105,36 @@ def read_mirror(path: Path) -> Content:
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     lines = data[:end].split(b"\n")[:-1]
-    records: dict[str, list[Record]] = {stream: [] for stream in LOGS}
+    records: dict[str, list[Record]] = {}
     for number, text in enumerate(lines, 1):
         try:
             if number == 1:
                 _header.decode(text)
                 continue
             line = _line.decode(text)
-            known = records[line.stream]
+            stream = _log_of(line)
+            if stream is None:
+                continue
+            known = records.setdefault(stream, [])
             if known and line.sequence <= known[-1].sequence:
                 raise ValueError(f"sequence {line.sequence} comes after {known[-1].sequence}")
             known.append(Record(line.sequence, line.subject, line.content, line.stored))
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise DamagedMirrorError(f"{path}, line {number}, is damaged: {error}") from error
     return Content(records, end, len(data))
+
+
+def _log_of(line: Line) -> str | None:
+    """Return the stream that has a line's record; None for one of the old STATE that was of no slot.
+
+    Raises ValueError for a stream that is no log.
+    """
+    slot = subjects.slot_in(line.subject)
+    if line.stream == subjects.OLD_STATE_STREAM:
+        return None if slot is None else subjects.state_stream(slot)
+    if line.stream != subjects.JOBS_STREAM and (slot is None or line.stream != subjects.state_stream(slot)):
+        raise ValueError(f"{line.stream} is no log of {line.subject}")
+    return line.stream
 
 
 def _fits_a_line(data: bytes) -> bool:

@@ -56,6 +56,9 @@ def _of_gateway(info: GatewayInfo) -> Iterator[Alert]:
     if info.full_log:
         do = "raise PODIUM_LOG_MAX_BYTES and run `podium bootstrap`; see docs/operations.md"
         yield _error(f"no offer is accepted: {info.full_log}", do)
+    for slot, full in info.full_slots.items():
+        do = "find out what its node writes (docs/security.md); raise PODIUM_LOG_MAX_BYTES as for any log"
+        yield _error(f"no offer is accepted for slot {slot}: {full}", do, slot=slot)
     for denial in info.denied:
         yield _error(denial, "compare the broker's users with `podium keys`; see docs/security.md")
     if info.mirror.error:

@@ -141,7 +141,8 @@ class GatewayInfo(Struct, frozen=True, kw_only=True):
     lost_decisions: int
     denied: list[str]
     mirror: MirrorInfo
-    full_log: str | None = None  # which log has hardly any room: no offer is accepted
+    full_log: str | None = None  # how full JOBS is if it has hardly any room: no offer is accepted
+    full_slots: dict[str, str] = {}  # the same of slots' logs: no offer is accepted for these slots
     refused: list[RefusedCaller] = []  # at upstream's endpoints, in the last hour
 
 

@@ -20,7 +20,6 @@ from podium.diagnostics.probe import Vitals
 from podium.diagnostics.upstream_checks import check_upstream
 from shared import subjects
 
-LOGS = {subjects.JOBS_STREAM, subjects.STATE_STREAM}
 NEARLY_FULL = 0.80  # of a log or of the broker's store; FULL is an error
 # Bytes for any run: a LoRA checkpoint has a few GB. A dense 8B one has 84 GB: check_large_run asks for these.
 LITTLE_ROOM, NO_ROOM = 20 << 30, 2 << 30
@@ -99,7 +98,7 @@ def check_streams(vitals: Vitals) -> Found:
             severity = Severity.ERROR if field in spec.binding else Severity.WARNING
             do = "services refuse it: move it away" if field in spec.binding else f"`nats stream edit {name}`"
             found.append((severity, f"{name} has {field}={got!r}, Podium sets {wanted!r}", do))
-        if name in LOGS:
+        if name == subjects.JOBS_STREAM or name in map(subjects.state_stream, vitals.settings.slots):
             found += _room(
                 name, info.bytes, info.config.get("max_bytes", -1), "log_max_bytes and run `podium bootstrap`"
             )

@@ -27,7 +27,8 @@ from shared import subjects
 from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.broker.credentials import OPERATOR
-from shared.broker.streams import StreamInfo, StreamSpec, find_stream, stream_specs
+from shared.broker.stream_requests import StreamInfo, find_stream
+from shared.broker.stream_specs import StreamSpec, stream_specs
 from shared.errors import BusError, PodiumError
 from shared.messages import Heartbeat, Job, Lease, decode_heartbeat, decode_lease, decode_progress
 from shared.settings import Settings
@@ -187,12 +188,11 @@ async def _probe_connected(bus: Bus, settings: Settings) -> dict[str, Any]:
         "append_error": await _probe_append(bus),
         "appended": not bus.guest,
     }
-    ledger = Ledger()
+    ledger = Ledger(settings.slots)
     try:
-        for stream in ledger.folded:
-            async for records in bus.read_all(stream, timeout_s=ANSWER_S):
-                for record in records:
-                    ledger.apply(stream, record)
+        await _fold(bus, ledger, subjects.JOBS_STREAM)
+        for stream in [name for name in ledger.folded if name != subjects.JOBS_STREAM]:
+            await _fold(bus, ledger, stream)
         seen["jobs"] = tuple([await _open_job(bus, ledger, job) for job in ledger.open_jobs()])
         await asyncio.sleep(max(0.0, listen_until - time.monotonic()))
         seen["leases"] = await _leases(bus, settings)
@@ -200,6 +200,12 @@ async def _probe_connected(bus: Bus, settings: Settings) -> dict[str, Any]:
         seen["read_error"] = str(error)
     denied = tuple(denial.explain(bus.user) for denial in bus.denied)
     return seen | {"malformed": ledger.malformed, "heartbeats": tuple(heartbeats), "denied": denied}
+
+
+async def _fold(bus: Bus, ledger: Ledger, stream: str) -> None:
+    async for records in bus.read_all(stream, timeout_s=ANSWER_S):
+        for record in records:
+            ledger.apply(stream, record)
 
 
 async def _probe_stream(bus: Bus, spec: StreamSpec) -> StreamVitals:

@@ -1,11 +1,11 @@
-"""Both logs from a gateway's mirror, into a broker that has lost them."""
+"""The logs from a gateway's mirror, into a broker that has lost them."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.state.ledger import Ledger
-from gateway.state.mirror_file import LOGS, Content, read_mirror
+from gateway.state.mirror_file import Content, read_mirror
 from podium.local.discovery import is_own, with_own_keys
 from podium.local.nats_server import Broker
 from shared import subjects
@@ -23,7 +23,10 @@ from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.broker.credentials import ADMIN
 from shared.broker.jetstream import Record
-from shared.broker.streams import bootstrap, find_stream, stream_specs, when_usable
+from shared.broker.state_upgrade import split_states
+from shared.broker.stream_requests import create_stream, delete_stream, find_stream
+from shared.broker.stream_specs import StreamSpec, state_log, stream_specs
+from shared.broker.streams import bootstrap, when_usable
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError, PodiumError
 from shared.messages import decode_lease, decode_state_record
 from shared.net import LOOPBACK
@@ -92,29 +95,39 @@ async def _listens(port: int) -> bool:
 
 
 async def restore(bus: Bus, settings: Settings, content: Content) -> Restored:
-    """Write the missing records of both logs, read everything back and compare.
+    """Write the missing records of all logs, read everything back and compare.
 
     Raises NotEmptyError before any write if the broker holds other records or a node is running, and
     ConflictError if another process writes during the restore. An interrupted restore can be run again.
     """
     await _refuse_if_running(bus, settings)
-    there = {stream: await _beginning(bus, stream, content.records[stream]) for stream in LOGS}
-    for stream in LOGS:
-        if there[stream] == 0 and content.records[stream]:
-            await _make(bus, settings, stream, content.last(stream) + 1)
+    await split_states(bus, settings)
+    logs = _logs(settings, content)
+    there = {stream: await _beginning(bus, stream, content.of(stream)) for stream in logs}
+    for stream, spec in logs.items():
+        if there[stream] == 0:
+            await _make(bus, spec, content.last(stream) + 1)
     await bootstrap(bus, settings)
-    if any(len(content.records[stream]) > there[stream] for stream in LOGS):
-        await _raise_epochs(bus, content.records[subjects.STATE_STREAM])
-    for stream in LOGS:
-        await _write(bus, stream, content.records[stream], there[stream])
-    ledger = await _verified(bus, content)
+    if any(len(content.of(stream)) > there[stream] for stream in logs):
+        await _raise_epochs(bus, [record for stream in content.states for record in content.of(stream)])
+    for stream in logs:
+        await _write(bus, stream, content.of(stream), there[stream])
+    ledger = await _verified(bus, content, logs)
     return Restored(
-        records={stream: len(content.records[stream]) for stream in LOGS},
-        written=sum(len(content.records[stream]) - there[stream] for stream in LOGS),
-        missing={stream: content.missing(stream) for stream in LOGS},
+        records={stream: len(content.of(stream)) for stream in logs},
+        written=sum(len(content.of(stream)) - there[stream] for stream in logs),
+        missing={stream: content.missing(stream) for stream in logs},
         cut_bytes=content.size - content.end,
         tasks=dict(Counter(str(ledger.state(task, 0.0)) for task in ledger.tasks())),
     )
+
+
+def _logs(settings: Settings, content: Content) -> dict[str, StreamSpec]:
+    """Return the logs to restore, the slots' before JOBS; also of slots that the settings no longer have."""
+    known = {spec.config["name"]: spec for spec in stream_specs(settings)}
+    named = [*map(subjects.state_stream, settings.slots), *content.states]
+    states = {name: known.get(name) or state_log(settings, subjects.slot_of_log(name)) for name in named}
+    return {**states, subjects.JOBS_STREAM: known[subjects.JOBS_STREAM]}
 
 
 async def _refuse_if_running(bus: Bus, settings: Settings) -> None:
@@ -145,15 +158,14 @@ async def _beginning(bus: Bus, stream: str, records: list[Record]) -> int:
     return len(found)
 
 
-async def _make(bus: Bus, settings: Settings, stream: str, first: int) -> None:
+async def _make(bus: Bus, spec: StreamSpec, first: int) -> None:
     """Make a missing or empty log start at `first`; keep one that already does."""
-    found = await find_stream(bus, stream)
+    found = await find_stream(bus, spec.config["name"])
     if found is not None and found.last + 1 >= first:
         return
     if found is not None:
-        await _ask(bus, f"$JS.API.STREAM.DELETE.{stream}")
-    config = next(spec.config for spec in stream_specs(settings) if spec.config["name"] == stream)
-    await _ask(bus, f"$JS.API.STREAM.CREATE.{stream}", config | {"first_seq": first})
+        await delete_stream(bus, spec.config["name"])
+    await create_stream(bus, spec.config | {"first_seq": first})
 
 
 async def _raise_epochs(bus: Bus, states: list[Record]) -> None:
@@ -185,12 +197,12 @@ async def _write(bus: Bus, stream: str, records: list[Record], there: int) -> No
             last = stored[0].sequence
 
 
-async def _verified(bus: Bus, content: Content) -> Ledger:
-    """Check that both logs equal the file; return their ledger."""
+async def _verified(bus: Bus, content: Content, logs: Iterable[str]) -> Ledger:
+    """Check that the logs equal the file; return their ledger."""
     ledger = Ledger()
-    for stream in LOGS:
+    for stream in logs:
         stored = await _all(bus, stream)
-        wanted = [(record.subject, record.data) for record in content.records[stream]]
+        wanted = [(record.subject, record.data) for record in content.of(stream)]
         if [(record.subject, record.data) for record in stored] != wanted:
             raise BusError(f"{stream} differs from what was written: {STOP}, then restore again")
         for record in stored:

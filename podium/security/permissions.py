@@ -30,6 +30,8 @@ ALL_PUBLISHED = (
     subjects.ANY_PROGRESS,
     subjects.ANY_HEARTBEAT,
 )
+# Of every stream, as slots that the fleet no longer has keep a log: their jobs stay in JOBS.
+EVERYTHING = (f"{GET}.*", f"{GET}.*.>")
 ANSWER_WITHIN = "10m"  # a node may first have to stop a worker, gracefully
 
 
@@ -63,7 +65,7 @@ def users(slots: Iterable[str]) -> list[User]:
         User(name=ADMIN),
         _gateway(slots),
         *(_trainer(slot) for slot in slots),
-        User(name=OPERATOR, reads=_everything_in(slots), inspects=_streams(slots), subscribes=ALL_PUBLISHED),
+        User(name=OPERATOR, reads=EVERYTHING, inspects=_streams(slots), subscribes=ALL_PUBLISHED),
         User(name=UPSTREAM, asks=((GATEWAY, subjects.OFFERS),)),
     ]
 
@@ -80,7 +82,7 @@ def _gateway(slots: tuple[str, ...]) -> User:
             subjects.score("*"),
             subjects.NONCES,
         ),
-        reads=_everything_in(slots),
+        reads=EVERYTHING,
         inspects=_streams(slots),
         subscribes=(*ALL_PUBLISHED, subjects.NONCES),
         asks=tuple((trainer(slot), subjects.control(slot)) for slot in slots),
@@ -104,7 +106,7 @@ def _trainer(slot: str) -> User:
         ),
         reads=(
             f"{GET}.{subjects.JOBS_STREAM}.{subjects.jobs_of_slot(slot)}",
-            f"{GET}.{subjects.STATE_STREAM}.{subjects.state(slot, '*')}",
+            f"{GET}.{subjects.state_stream(slot)}.{subjects.state(slot, '*')}",
             f"{GET}.{subjects.LEASES_STREAM}.{subjects.lease(slot)}",
             f"{GET}.{bucket}",
             f"{GET}.{bucket}.>",
@@ -120,7 +122,7 @@ def _trainer(slot: str) -> User:
 def _streams(slots: tuple[str, ...]) -> tuple[str, ...]:
     return (
         subjects.JOBS_STREAM,
-        subjects.STATE_STREAM,
+        *map(subjects.state_stream, slots),
         subjects.LEASES_STREAM,
         subjects.PROGRESS_STREAM,
         subjects.DECISIONS_STREAM,
@@ -128,10 +130,6 @@ def _streams(slots: tuple[str, ...]) -> tuple[str, ...]:
         subjects.NONCES_STREAM,
         *map(subjects.artifacts_stream, slots),
     )
-
-
-def _everything_in(slots: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{GET}.{stream}{rest}" for stream in _streams(slots) for rest in ("", ".>"))
 
 
 def common(published: str, subscribed: str) -> str | None:

@@ -65,7 +65,7 @@ async def store_result(
 ) -> None:
     if digest and announced:
         submitting = Submitting(record_id="s", task=task, slot=slot, node="n", epoch=1, digest=digest)
-        await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(submitting))
+        await bus.append(subjects.state_stream(slot), subjects.state(slot, task), encode(submitting))
     status = ResultStatus.SUBMITTED if digest else ResultStatus.FAILED
     result = Result(
         record_id="r",
@@ -78,17 +78,17 @@ async def store_result(
         node="n",
         epoch=1,
     )
-    await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(result))
+    await bus.append(subjects.state_stream(slot), subjects.state(slot, task), encode(result))
 
 
 async def store_claim(bus: Bus, task: str, *, node: str = "n", epoch: int = 1) -> None:
     claim = Claimed(record_id="c", task=task, slot="a", node=node, epoch=epoch, attempt=1)
-    await bus.append(subjects.STATE_STREAM, subjects.state("a", task), encode(claim))
+    await bus.append(subjects.state_stream("a"), subjects.state("a", task), encode(claim))
 
 
 async def store_move(bus: Bus, task: str, slot: str = "a") -> None:
     moved = Moved(record_id="m", task=task, slot=slot, gateway="g")
-    await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(moved))
+    await bus.append(subjects.state_stream(slot), subjects.state(slot, task), encode(moved))
 
 
 def store_artifact(artifacts: Path, task: str, name: str = "submission") -> str:

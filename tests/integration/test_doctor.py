@@ -99,7 +99,7 @@ async def test_a_healthy_world_is_fine_and_looking_changes_nothing(
     nodes("a")
     nodes("b")
     assert wrong(await diagnose(settings, gateway, broker)) == []
-    for stream in (subjects.JOBS_STREAM, subjects.STATE_STREAM):
+    for stream in (subjects.JOBS_STREAM, *map(subjects.state_stream, "ab")):
         assert await bus.read(stream, 0) == []
 
 
@@ -122,8 +122,8 @@ async def test_a_broken_world_is_told_in_full(
     )
     claim = Claimed(record_id="c", task="t", slot="a", node="n-a", epoch=1, attempt=1, at=now - 2000)
     await bus.append(subjects.JOBS_STREAM, subjects.job("a", "t"), encode(job))
-    await bus.append(subjects.STATE_STREAM, subjects.state("a", "t"), encode(claim))
-    await bus.append(subjects.STATE_STREAM, subjects.state("a", "odd"), b"no json")
+    await bus.append(subjects.state_stream("a"), subjects.state("a", "t"), encode(claim))
+    await bus.append(subjects.state_stream("a"), subjects.state("a", "odd"), b"no json")
     nodes("a", task="t")
     await bus.request(f"$JS.API.STREAM.DELETE.{subjects.DECISIONS_STREAM}")
     jobs = json.loads((await bus.request(f"$JS.API.STREAM.INFO.{subjects.JOBS_STREAM}")).data)["config"]

@@ -1,4 +1,4 @@
-"""One task's chain in STATE: claimed, submitting, result, each a compare-and-set on the task's subject."""
+"""One task's chain in its slot's log: claimed, submitting, result, each a compare-and-set on its subject."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ class Chain:
         self.lease = lease
         self.task = task
         self.slot = lease.settings.slot
+        self.stream = subjects.state_stream(self.slot)
         self.subject = subjects.state(self.slot, task)
         self.last: StateRecord | None = None
         self._sequence = 0
 
     async def read(self) -> StateRecord | None:
         """Return the newest record, or None for a task that nobody has claimed. Raises BusError."""
-        record = await self.bus.last(subjects.STATE_STREAM, self.subject)
+        record = await self.bus.last(self.stream, self.subject)
         self._sequence = record.sequence if record else 0
         try:
             self.last = decode_state_record(record.data) if record else None
@@ -77,7 +78,7 @@ class Chain:
         self.lease.must_hold()
         try:
             self._sequence = await self.bus.append(
-                subjects.STATE_STREAM, self.subject, encode(record), last_on_subject=self._sequence
+                self.stream, self.subject, encode(record), last_on_subject=self._sequence
             )
             self.last = record
         except (ConflictError, BusTimeoutError) as error:

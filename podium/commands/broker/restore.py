@@ -1,8 +1,8 @@
-"""`podium restore FILE`: restore both logs from a gateway's mirror into a broker that has lost them.
+"""`podium restore FILE`: restore all logs from a gateway's mirror into a broker that has lost them.
 
 A restored log starts at the sequence after the old one's last, and epochs start above every old epoch. No
 old number is ever expected again, so the usual compare-and-set refuses a process that slept through the
-restore. STATE is restored before JOBS, so a reader that sees a job sees its whole chain.
+restore. The slots' states are restored before JOBS, so a reader that sees a job sees its whole chain.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restore and verify; exit code 0 if both logs equal the file."""
+    """Restore and verify; exit code 0 if the logs equal the file."""
     from podium.local.restoration import restore_from
 
     restored = asyncio.run(restore_from(args.file))

@@ -15,7 +15,7 @@ from shared.messages import Claimed, Job, Moved, decode_job_record, decode_state
 from tests.integration.gateway.conftest import Api
 from tests.integration.gateway.upstream_client import SIGNED, VALIDATOR, Start, accepted, start
 
-JOBS, STATE = subjects.JOBS_STREAM, subjects.STATE_STREAM
+JOBS = subjects.JOBS_STREAM
 SOON: dict[str, Any] = {"unclaimed_s": 0.6, "heartbeat_missing_s": 0.6}
 Heartbeats = Callable[..., None]
 
@@ -100,7 +100,7 @@ async def test_an_unclaimed_job_moves_once_to_the_live_half(
         await asyncio.sleep(1.0)  # nobody claims it there either: it stays
         stored = await jobs(bus)
         assert [(job.slot, job.moved_from) for job in stored] == [("a", None), ("b", "a")]
-        chain = [decode_state_record(record.data) for record in await bus.read(STATE, 0)]
+        chain = [decode_state_record(record.data) for record in await bus.read(subjects.state_stream("a"), 0)]
         assert [type(record) for record in chain] == [Moved]
         assert await moved_by(api) + await moved_by(other) == 1
         slots = (await api.get("/v1/slots"))[1]["slots"]
@@ -119,7 +119,9 @@ async def test_a_claimed_job_stays_even_if_its_half_is_down(
         await show_a_once(bus, api, one_heartbeat)
         assert (await api.offer(make_offer("t1")))[1]["slot"] == "a"
         claim = Claimed(record_id="c", task="t1", slot="a", node="node-a", epoch=1, attempt=1)
-        await bus.append(STATE, subjects.state("a", "t1"), encode(claim), last_on_subject=0)
+        await bus.append(
+            subjects.state_stream("a"), subjects.state("a", "t1"), encode(claim), last_on_subject=0
+        )
         await asyncio.sleep(2.0)
         assert [job.slot for job in await jobs(bus)] == ["a"]
 
@@ -135,5 +137,7 @@ async def test_a_job_that_was_fenced_before_a_kill_is_moved_by_the_next_gateway(
         await show_a_once(bus, api, one_heartbeat)
         assert (await api.offer(make_offer("t1")))[1]["slot"] == "a"
         fence = Moved(record_id="m", task="t1", slot="a", gateway="killed")
-        await bus.append(STATE, subjects.state("a", "t1"), encode(fence), last_on_subject=0)
+        await bus.append(
+            subjects.state_stream("a"), subjects.state("a", "t1"), encode(fence), last_on_subject=0
+        )
         await api.until("/v1/tasks/t1", lambda body: body.get("slot") == "b", timeout_s=1.5)

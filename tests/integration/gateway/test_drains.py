@@ -16,7 +16,7 @@ from shared.messages import Job, Result, ResultStatus, decode_drain, decode_job_
 from tests.integration.gateway.conftest import Api
 from tests.integration.gateway.upstream_client import SIGNED, VALIDATOR, accepted, start
 
-JOBS, STATE = subjects.JOBS_STREAM, subjects.STATE_STREAM
+JOBS = subjects.JOBS_STREAM
 TOKEN = "0123456789abcdef0123"
 
 
@@ -86,7 +86,11 @@ async def test_no_acceptance_comes_after_a_drain_of_another_gateway(
                     slot=task["slot"],
                     status=ResultStatus.CANCELLED,
                 )
-                await bus.append(STATE, subjects.state(task["slot"], task["task"]), encode(result))
+                await bus.append(
+                    subjects.state_stream(task["slot"]),
+                    subjects.state(task["slot"], task["task"]),
+                    encode(result),
+                )
     drained, jobs = False, 0
     for record in await bus.read(JOBS, 0):
         if subjects.is_drain(record.subject):

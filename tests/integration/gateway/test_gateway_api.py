@@ -33,7 +33,9 @@ async def result_of(bus: Bus, slot: str, task: str, last: int = 0) -> None:
     result = Result(
         record_id="r", task=task, task_id=task, slot=slot, status=ResultStatus.SUBMITTED, at=time.time()
     )
-    await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(result), last_on_subject=last)
+    await bus.append(
+        subjects.state_stream(slot), subjects.state(slot, task), encode(result), last_on_subject=last
+    )
 
 
 async def test_an_offer_becomes_a_stored_job(api: Any, bus: Bus, make_offer: MakeOffer) -> None:
@@ -122,7 +124,7 @@ async def test_a_task_is_followed_through_its_states(api: Any, bus: Bus, make_of
     own: dict[str, Any] = {"record_id": "r", "task": "one", "slot": "a", "node": "n", "epoch": 7}
     subject = subjects.state("a", "one")
     last = await bus.append(
-        subjects.STATE_STREAM, subject, encode(Claimed(**own, attempt=2)), last_on_subject=0
+        subjects.state_stream("a"), subject, encode(Claimed(**own, attempt=2)), last_on_subject=0
     )
     await bus.publish(
         subjects.progress("a", "one"),
@@ -143,7 +145,7 @@ async def test_a_task_is_followed_through_its_states(api: Any, bus: Bus, make_of
     assert (slots[0]["task"], slots[0]["phase"], slots[0]["step"]) == ("one", "train", 12)
     assert slots[0]["last_heartbeat_age_s"] < 2
     last = await bus.append(
-        subjects.STATE_STREAM, subject, encode(Submitting(**own, digest="d")), last_on_subject=last
+        subjects.state_stream("a"), subject, encode(Submitting(**own, digest="d")), last_on_subject=last
     )
     await api.until("/v1/tasks/one", lambda body: body["state"] == "submitting")
     await result_of(bus, "a", "one", last)

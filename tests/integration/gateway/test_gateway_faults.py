@@ -81,7 +81,7 @@ async def test_one_id_offered_to_both_at_once_is_stored_once_and_accepted_by_bot
             assert len({decision["decided_at"] for _, decision in answers}) == 1
             slot = answers[0][1]["slot"]
             result = Result(record_id="r", task=task, task_id=task, slot=slot, status=ResultStatus.FAILED)
-            await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(result))
+            await bus.append(subjects.state_stream(slot), subjects.state(slot, task), encode(result))
     assert [job.task for job in await jobs(bus)] == [f"t{number}" for number in range(50)]
 
 
@@ -102,9 +102,9 @@ async def test_a_broker_that_is_killed_again_and_again_loses_nothing(
 
     async def free(slot: str, task: str) -> None:
         result = Result(record_id="r", task=task, task_id=task, slot=slot, status=ResultStatus.FAILED)
-        while await bus.last(subjects.STATE_STREAM, subjects.state(slot, task)) is None:
+        while await bus.last(subjects.state_stream(slot), subjects.state(slot, task)) is None:
             await bus.append(
-                subjects.STATE_STREAM, subjects.state(slot, task), encode(result), last_on_subject=0
+                subjects.state_stream(slot), subjects.state(slot, task), encode(result), last_on_subject=0
             )
 
     killer = asyncio.create_task(kill_again_and_again())
@@ -165,7 +165,7 @@ async def test_a_restarted_gateway_rebuilds_everything_from_the_logs(
         await api.until_live("a", "b")
         decisions = [(await api.offer(make_offer(name)))[1] for name in ("one", "a.b")]
         claimed = Claimed(record_id="r", task="one", slot="a", node="n", epoch=3, attempt=1)
-        await bus.append(subjects.STATE_STREAM, subjects.state("a", "one"), encode(claimed))
+        await bus.append(subjects.state_stream("a"), subjects.state("a", "one"), encode(claimed))
         await api.until("/v1/tasks/one", lambda body: body["state"] == "running")
         _, before = await api.get("/v1/tasks")
     async with start_gateway() as api:
@@ -179,8 +179,8 @@ async def test_a_restarted_gateway_rebuilds_everything_from_the_logs(
 async def test_records_that_can_not_be_read_stop_nothing(api: Any, bus: Bus, make_offer: MakeOffer) -> None:
     await bus.append(subjects.JOBS_STREAM, "podium.jobs.a.bad", b"not json")
     await bus.append(subjects.JOBS_STREAM, "podium.jobs.a.bad.worse", b"{}")
-    await bus.append(subjects.STATE_STREAM, "podium.state.a.bad", b'{"kind": "claimed"}')
-    await bus.append(subjects.STATE_STREAM, "podium.state.nowhere", b"")
+    await bus.append(subjects.state_stream("a"), "podium.state.a.bad", b'{"kind": "claimed"}')
+    await bus.append(subjects.state_stream("a"), "podium.state.a.no.where", b"")
     await bus.publish("podium.heartbeats.a", b"[]")
     await bus.publish("podium.progress.a.bad", b"\xff")
     assert (await api.offer(make_offer("one")))[1]["accepted"] is True
@@ -213,16 +213,16 @@ async def test_overdue_jobs_expire_once_but_never_after_submitting(bus: Bus, sta
             subjects.JOBS_STREAM, subjects.job(slot, task), encode(overdue_job(task, slot, late_s))
         )
     claimed = Claimed(record_id="c", task="late", slot="a", node="n", epoch=1, attempt=1)
-    await bus.append(subjects.STATE_STREAM, subjects.state("a", "late"), encode(claimed))
+    await bus.append(subjects.state_stream("a"), subjects.state("a", "late"), encode(claimed))
     submitting = Submitting(record_id="s", task="submitting", slot="b", node="n", epoch=1, digest="d")
-    await bus.append(subjects.STATE_STREAM, subjects.state("b", "submitting"), encode(submitting))
+    await bus.append(subjects.state_stream("b"), subjects.state("b", "submitting"), encode(submitting))
     async with start_gateway("one", expire_after_s=0.2) as first, start_gateway("two", expire_after_s=0.2):
         view = await first.until("/v1/tasks/late", lambda body: body.get("state") == "expired")
         assert "after the deadline" in view["result"]["reason"]
         await asyncio.sleep(1.0)
         assert (await first.get("/v1/tasks/submitting"))[1]["state"] == "submitting"
         assert (await first.get("/v1/tasks/early"))[1]["state"] == "queued"
-    records = await bus.read(subjects.STATE_STREAM, 0)
+    records = [record for slot in "ab" for record in await bus.read(subjects.state_stream(slot), 0)]
     results = [record for record in records if isinstance(decode_state_record(record.data), Result)]
     assert [record.subject for record in results] == ["podium.state.a.late"]
 

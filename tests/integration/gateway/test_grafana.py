@@ -44,7 +44,7 @@ async def busy(api: Api, bus: Bus, make_offer: Any) -> AsyncIterator[Api]:
     await api.offer(make_offer("one"))
     await api.offer(make_offer("image", task_type="ImageTask"))
     claimed = Claimed(record_id="r", task="one", slot="a", node="node-a", epoch=1, attempt=1)
-    await bus.append(subjects.STATE_STREAM, subjects.state("a", "one"), encode(claimed))
+    await bus.append(subjects.state_stream("a"), subjects.state("a", "one"), encode(claimed))
     gpu = GpuStatus(index=0, name="H100", memory_total=80 << 30, memory_used=40 << 30, utilization=0.9)
 
     async def live() -> None:

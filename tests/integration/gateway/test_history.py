@@ -40,7 +40,7 @@ async def end(bus: Bus, task: str, slot: str, status: ResultStatus, **fields: An
     result = Result(
         record_id=f"r-{task}", task=task, task_id=task, slot=slot, status=status, at=time.time(), **fields
     )
-    await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(result))
+    await bus.append(subjects.state_stream(slot), subjects.state(slot, task), encode(result))
 
 
 async def test_a_runs_course_is_shown_before_and_after_a_restart(

@@ -38,7 +38,7 @@ async def rate(api: Any, table: str, key: str) -> dict[str, Any]:
 
 async def end(bus: Bus, slot: str, task: str, status: ResultStatus) -> None:
     result = Result(record_id="r", task=task, task_id=task, slot=slot, status=status, at=time.time())
-    await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(result))
+    await bus.append(subjects.state_stream(slot), subjects.state(slot, task), encode(result))
 
 
 def score(task: str, quality: float, **fields: Any) -> dict[str, Any]:
@@ -146,7 +146,7 @@ async def test_losses_that_are_no_numbers_are_stored_as_not_measured(
 async def test_a_stream_that_was_begun_anew_is_read_anew_and_ends_nobody(
     api: Any, bus: Bus, make_offer: MakeOffer, broker: Broker
 ) -> None:
-    """Nor is it a reason to end what the stream drops by itself: only JOBS and STATE must lose nothing."""
+    """Nor is it a reason to end what the stream drops by itself: only the logs must lose nothing."""
     await api.offer(make_offer("one"))
     await post(api, score("one", 3))
     await post(api, score("gone", -1, task_type="ChatTask", model="org/llama"))

@@ -83,7 +83,7 @@ async def test_a_run_is_shown_by_its_slot(api: Any, bus: Bus, make_offer: MakeOf
     assert found["podium_job_state"]["a", "queued"] == 1
     assert found["podium_job_deadline_seconds"]["a",] == pytest.approx(2 * 3600 - 150, abs=60)
     claimed = Claimed(record_id="r", task="one", slot="a", node="n", epoch=1, attempt=2)
-    last = await bus.append(subjects.STATE_STREAM, subjects.state("a", "one"), encode(claimed))
+    last = await bus.append(subjects.state_stream("a"), subjects.state("a", "one"), encode(claimed))
     progress = Progress(
         task="one", slot="a", phase=Phase.TRAIN, step=12, progress=0.25, tokens=900, loss=1.5, lr=2e-4,
         tokens_per_s=321.0,
@@ -120,7 +120,8 @@ async def test_gateways_agree_on_results_also_after_a_start(
         found = await scrape(second)
         assert found["podium_results_total"]["submitted",] == 1
         assert found["podium_events_total"].get(("task",), 0) == 0  # what the logs held is no news
-        assert found["podium_log_folded_sequence"] == {("JOBS",): 1, ("STATE",): 1}
+        assert found["podium_log_folded_sequence"] == {("JOBS",): 1, ("STATE-a",): 1, ("STATE-b",): 0}
+        assert found["podium_log_full"] == {("JOBS",): 0, ("STATE-a",): 0, ("STATE-b",): 0}
         await until(second, lambda seen: not any(seen["podium_mirror_behind_records"].values()))
         assert found["podium_nats_connected"][()] == 1
         assert found["podium_ready"][()] == 1

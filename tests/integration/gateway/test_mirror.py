@@ -11,7 +11,7 @@ import pytest
 
 from gateway.server import listening_socket, running
 from gateway.state.ledger import Ledger
-from gateway.state.mirror_file import LOGS, read_mirror
+from gateway.state.mirror_file import encode_line, read_mirror
 from podium.local.nats_server import Broker
 from podium.local.restoration import NotEmptyError, restore
 from shared import subjects
@@ -22,7 +22,9 @@ from shared.errors import BusError, ConflictError
 from shared.messages import Claimed, Hardware, Lease, Result, ResultStatus, Submitting, encode
 from shared.settings import Settings
 
-JOBS, STATE, LEASES = subjects.JOBS_STREAM, subjects.STATE_STREAM, subjects.LEASES_STREAM
+JOBS, LEASES = subjects.JOBS_STREAM, subjects.LEASES_STREAM
+STATE_A, STATE_B = map(subjects.state_stream, "ab")
+LOGS = (STATE_A, STATE_B, JOBS)
 EPOCH = 4711
 CPU = Hardware(device="cpu", count=1, memory_bytes=1 << 30)
 
@@ -40,7 +42,7 @@ async def until_mirrored(bus: Bus, path: Path) -> None:
 
 
 def mirrored(path: Path) -> dict[str, list[Record]]:
-    return read_mirror(path).records if path.exists() else {}
+    return {stream: read_mirror(path).of(stream) for stream in LOGS} if path.exists() else {}
 
 
 async def until_back(bus: Bus, settings: Settings) -> None:
@@ -56,7 +58,9 @@ async def until_back(bus: Bus, settings: Settings) -> None:
 
 
 async def write(bus: Bus, message: Claimed | Submitting | Result) -> None:
-    await bus.append(STATE, subjects.state(message.slot, message.task), encode(message))
+    await bus.append(
+        subjects.state_stream(message.slot), subjects.state(message.slot, message.task), encode(message)
+    )
 
 
 def claimed(task: str, slot: str) -> Claimed:
@@ -91,7 +95,7 @@ async def story(bus: Bus, start_gateway: Any, heartbeats: Any, make_offer: Any, 
         await write(bus, Submitting(record_id="s", task="one", slot="a", node="n", epoch=EPOCH, digest="d"))
         done = Result(record_id="r", task="one", task_id="one", slot="a", status=ResultStatus.SUBMITTED)
         await write(bus, done)
-        await bus.append(STATE, "podium.state.a.odd", b'no json\n"at all"')
+        await bus.append(STATE_A, "podium.state.a.odd", b'no json\n"at all"')
         await api.until("/v1/slots", lambda body: body["slots"][0]["state"] == "free")
         assert (await api.offer(make_offer("three")))[1]["slot"] == "a"
         path = tmp_path / "gateway" / "mirror" / "1.jsonl"
@@ -172,10 +176,22 @@ async def test_a_broker_that_lost_its_disk_is_restored_and_work_goes_on(
         assert (await api.offer(make_offer("two")))[1] == (await api.get("/v1/tasks/two"))[1]["decision"]
         assert (await api.offer(make_offer("four")))[1]["reason"].startswith("At maximum accuracy capacity")
         await until_mirrored(bus, story)
-    assert restored.records == {JOBS: 3, STATE: 5}
+    assert restored.records == {JOBS: 3, STATE_A: 4, STATE_B: 1}
     assert restored.tasks == {"queued": 1, "running": 1, "submitted": 1}
     (kept,) = story.parent.glob("1-*.jsonl")
     assert read_mirror(kept) == content
+
+
+async def test_the_lost_log_of_a_slot_that_is_gone_is_missed_and_restored(
+    bus: Bus, settings: Settings, story: Path, start_gateway: Any
+) -> None:
+    """Nobody makes the log of a slot that the settings don't have."""
+    gone = Record(1, "podium.state.gone.t", b"{}")
+    replace(story, b"\n", b"\n" + encode_line("STATE-gone", gone))
+    async with start_gateway() as api:
+        await until_it_misses_records(api)
+        assert (await restore(bus, settings, read_mirror(story))).written == 1
+        await api.until("/readyz", lambda body: body.get("status") == "ready", timeout_s=60)
 
 
 async def until_it_misses_records(api: Any) -> None:
@@ -215,8 +231,8 @@ async def test_restore_goes_on_where_it_was_killed_and_refuses_what_is_not_its_o
         await restore(bus, settings, content)
     await bus.append(LEASES, subjects.lease("a"), b"", last_on_subject=revision)
 
-    part = content_with(content, STATE, content.records[STATE][:2])
-    part = content_with(part, JOBS, [])
+    part = content_with(content, STATE_A, content.records[STATE_A][:2])
+    part = content_with(content_with(part, STATE_B, []), JOBS, [])
     await restore(bus, settings, part)  # as if killed after two records
     assert (await restore(bus, settings, content)).written == 6
     assert (await restore(bus, settings, content)).written == 0
@@ -238,7 +254,7 @@ async def test_a_gateway_whose_log_is_replaced_under_it_ends(
         async with running(own, listening_socket(own, {})) as (service, work):
             await write(bus, claimed("one", "a"))
             async with asyncio.timeout(60):
-                while not service.ledger.folded[STATE]:
+                while not service.ledger.folded[STATE_A]:
                     await asyncio.sleep(0.05)
             await broker.stop(kill=True)
             broker.remove_store()

@@ -99,7 +99,7 @@ async def test_a_live_gateway_answers_as_it_says(
     await ask("POST", "/v1/offers", data=b"{}", headers={"Content-Type": "text/plain"})
     await ask("POST", "/v1/offers", data=io.BytesIO(b" " * (2 << 20)), headers=JSON)
     claimed = Claimed(record_id="r", task="one", slot="a", node="n", epoch=1, attempt=1)
-    last = await bus.append(subjects.STATE_STREAM, subjects.state("a", "one"), encode(claimed))
+    last = await bus.append(subjects.state_stream("a"), subjects.state("a", "one"), encode(claimed))
     await bus.publish(
         subjects.progress("a", "one"), encode(Progress(task="one", slot="a", phase=Phase.TRAIN))
     )

@@ -27,7 +27,7 @@ from shared.messages import (
     encode,
 )
 
-STATE = subjects.STATE_STREAM
+STATE = subjects.state_stream("a")
 CLAIMED = Claimed(record_id="c", task="one", slot="a", node="n", epoch=3, attempt=2, step=40)
 SUBMITTING = Submitting(record_id="s", task="one", slot="a", node="n", epoch=3, digest="d")
 FAILED = Result(
@@ -36,7 +36,7 @@ FAILED = Result(
 
 
 async def write(bus: Bus, message: Any) -> None:
-    await bus.append(STATE, subjects.state("a", "one"), encode(message))
+    await bus.append(subjects.state_stream("a"), subjects.state("a", "one"), encode(message))
 
 
 async def post(api: Any, path: str, **arguments: Any) -> tuple[int, dict[str, Any]]:

@@ -96,7 +96,7 @@ async def end(bus: Bus, task: str, slot: str, status: ResultStatus, **fields: An
     result = Result(
         record_id=f"r-{task}", task=task, task_id=task, slot=slot, status=status, at=time.time(), **fields
     )
-    await bus.append(subjects.STATE_STREAM, subjects.state(slot, task), encode(result))
+    await bus.append(subjects.state_stream(slot), subjects.state(slot, task), encode(result))
 
 
 def values_of(run: dict[str, Any], name: str) -> list[Any]:

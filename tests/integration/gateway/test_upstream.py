@@ -59,7 +59,7 @@ async def test_from_the_offer_to_the_submission(upstream: Api, bus: Bus, slash: 
         artifact="hf://miner/repo-of-t1@0123abc",
         model_hash="ab" * 32,
     )
-    await bus.append(subjects.STATE_STREAM, subjects.state(job["slot"], "t1"), encode(result))
+    await bus.append(subjects.state_stream(job["slot"]), subjects.state(job["slot"], "t1"), encode(result))
     await upstream.until("/v1/tasks/t1", lambda body: body["state"] == "submitted")
     assert await VALIDATOR.get(upstream, where) == (200, {"repo": "miner/repo-of-t1", "model_hash": None})
 

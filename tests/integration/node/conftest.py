@@ -176,7 +176,7 @@ class World:
         return True
 
     async def chain(self, task: str = "job1", slot: str = "a") -> list[StateRecord]:
-        records = await self.bus.read(subjects.STATE_STREAM, after=0)
+        records = await self.bus.read(subjects.state_stream(slot), after=0)
         subject = subjects.state(slot, task)
         return [decode_state_record(record.data) for record in records if record.subject == subject]
 

@@ -130,7 +130,9 @@ async def store_until_frozen(bus: Bus) -> list[str]:
     while len(stored) < 1000:
         subject = subjects.state("a", f"t{len(stored)}")
         try:
-            await bus.append(subjects.STATE_STREAM, subject, b"x" * CHUNK, last_on_subject=0, timeout_s=1)
+            await bus.append(
+                subjects.state_stream("a"), subject, b"x" * CHUNK, last_on_subject=0, timeout_s=1
+            )
         except BusTimeoutError:
             return stored
         stored.append(subject)
@@ -153,16 +155,16 @@ async def test_a_frozen_store_is_started_again_and_keeps_what_it_acknowledged(
     async def appended() -> bool:
         subject = subjects.state("a", "afterwards")
         with suppress(BusError):
-            await bus.append(subjects.STATE_STREAM, subject, b"y", timeout_s=1)
+            await bus.append(subjects.state_stream("a"), subject, b"y", timeout_s=1)
         with suppress(BusError):
-            return await bus.last(subjects.STATE_STREAM, subject) is not None
+            return await bus.last(subjects.state_stream("a"), subject) is not None
         return False
 
     async with asyncio.timeout(60):
         while not await appended():
             await asyncio.sleep(0.1)
     for subject in stored:
-        record = await bus.last(subjects.STATE_STREAM, subject)
+        record = await bus.last(subjects.state_stream("a"), subject)
         assert record is not None
         assert record.data == b"x" * CHUNK
     assert await watched.healthy()

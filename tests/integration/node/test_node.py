@@ -158,13 +158,13 @@ async def test_a_cancelled_job_stops_its_worker_and_frees_the_slot(world: World)
     node = world.node().start()
     job = await world.give(steps=500)
     await world.trained(node, 3)
-    record = await world.bus.last(subjects.STATE_STREAM, subjects.state("a", "job1"))
+    record = await world.bus.last(subjects.state_stream("a"), subjects.state("a", "job1"))
     assert record is not None
     cancelled = Result(
         record_id="c", task=job.task, task_id=job.task_id, slot="a", status=ResultStatus.CANCELLED
     )
     await world.bus.append(
-        subjects.STATE_STREAM, record.subject, encode(cancelled), last_on_subject=record.sequence
+        subjects.state_stream("a"), record.subject, encode(cancelled), last_on_subject=record.sequence
     )
     await world.give("job2", steps=5)
     assert (await world.result("job2")).status is ResultStatus.SUBMITTED
@@ -176,7 +176,7 @@ async def test_a_node_leaves_a_job_that_was_moved_before_it_came(world: World) -
     await world.give("gone")
     fence = Moved(record_id="m", task="gone", slot="a", gateway="g")
     subject = subjects.state("a", "gone")
-    await world.bus.append(subjects.STATE_STREAM, subject, encode(fence), last_on_subject=0)
+    await world.bus.append(subjects.state_stream("a"), subject, encode(fence), last_on_subject=0)
     node = world.node().start()
     await world.until(world.lease, 60, "no lease")
     await world.give("next", steps=3, step_s=0.01)

@@ -202,7 +202,7 @@ async def test_the_chain_knows_its_own_record_when_the_answer_is_lost(
     await chain.append(claim("first"))
     await chain.append(claim("second"))
     assert await chain.read() == claim("second")
-    assert len(await bus.read(subjects.STATE_STREAM, after=0)) == 2
+    assert len(await bus.read(subjects.state_stream("a"), after=0)) == 2
 
 
 async def test_a_foreign_record_fences(bus: Bus, settings: Settings) -> None:

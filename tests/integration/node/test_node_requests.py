@@ -20,8 +20,6 @@ from shared.messages import (
     encode,
 )
 
-STATE = subjects.STATE_STREAM
-
 
 async def ask(bus: Bus, kind: ControlKind, task: str = "job1", timeout_s: float = 60) -> ControlAnswer:
     request = encode(Control(kind=kind, task=task, gateway="test"))
@@ -42,9 +40,11 @@ async def test_a_cancelled_jobs_worker_ends_and_the_next_job_has_the_slot(world:
     node = world.node().start()
     await world.give(steps=1000)
     await world.trained(node, 3)
-    last = await world.bus.last(STATE, subjects.state("a", "job1"))
+    last = await world.bus.last(subjects.state_stream("a"), subjects.state("a", "job1"))
     result = Result(record_id="r", task="job1", task_id="job1", slot="a", status=ResultStatus.CANCELLED)
-    await world.bus.append(STATE, subjects.state("a", "job1"), encode(result), last_on_subject=last.sequence)
+    await world.bus.append(
+        subjects.state_stream("a"), subjects.state("a", "job1"), encode(result), last_on_subject=last.sequence
+    )
     assert (await ask(world.bus, ControlKind.LOOK)).done
     await world.give("job2", steps=2)
     assert (await world.result("job2")).status is ResultStatus.SUBMITTED

@@ -15,7 +15,7 @@ from shared.broker.bus import Record
 from shared.messages import Decision, ErrorCode, Job, Offer, Result, ResultStatus, Score, TaskType, encode
 
 NOW = 1_800_000_000.0
-JOBS, STATE = subjects.JOBS_STREAM, subjects.STATE_STREAM
+JOBS = subjects.JOBS_STREAM
 
 
 class World:
@@ -57,7 +57,11 @@ class World:
     ) -> None:
         values: dict[str, Any] = {"record_id": "r", "task_id": task, "task": task, "slot": slot, "at": at}
         values["code"] = code
-        self.apply(STATE, subjects.state(slot, task), Result(**values, status=ResultStatus(status)))
+        self.apply(
+            subjects.state_stream(slot),
+            subjects.state(slot, task),
+            Result(**values, status=ResultStatus(status)),
+        )
 
     def success(self) -> float:
         return self.learner.tables().task_success.rate("ChatTask").value

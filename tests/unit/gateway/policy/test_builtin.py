@@ -57,6 +57,7 @@ def view(*slots: SlotFacts, **fields: Any) -> PolicyView:
 
 
 FULL = view(SlotFacts(slot="a", busy=True, live=True, hardware=H100))
+LOG_FULL = view(SlotFacts(slot="a", busy=False, live=True, hardware=H100, full="96% full"))
 DOWN = view(SlotFacts(slot="a", busy=False, live=False))
 
 
@@ -68,6 +69,12 @@ DOWN = view(SlotFacts(slot="a", busy=False, live=False))
         (offer(hours_to_complete=97.0), view(), "Job duration too long (>96 hours)"),
         (offer(hours_to_complete=97.0), DOWN, "Job duration too long (>96 hours)"),
         (offer(), DOWN, "No slot: no free and live slot shows 4xH100-80GB (a: not live)"),
+        (
+            offer(),
+            LOG_FULL,
+            "No slot: no free and live slot shows 4xH100-80GB "
+            "(a: 96% full, a job's records might not be stored)",
+        ),
         (
             offer(task_type=TaskType.IMAGE),
             view(),
@@ -229,7 +236,8 @@ def test_what_it_does_wrong_refuses_the_offer(module: str, function: str, why: s
     busy = SlotFacts(slot="b", busy=True, live=True, hardware=H100)
     free = SlotFacts(slot="a", busy=False, live=True, hardware=H100)
     drained = SlotFacts(slot="b", busy=False, live=True, hardware=H100, drained=True)
-    for other in (busy, drained):
+    full = SlotFacts(slot="b", busy=False, live=True, hardware=H100, full="STATE-b is 96% full")
+    for other in (busy, drained, full):
         verdict = load_policy(f"{module}:{function}")(offer(), view(free, other))
         assert (verdict.slot, verdict.reason) == (None, f"Policy my_policies:{function} failed: {why}")
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gateway.learning.rates import Rate, Table, Tables
 from gateway.policy.house import maximum_accuracy, priority_of
 from gateway.policy.interface import PolicyView, SlotFacts
-from shared.messages import Hardware, Offer, TaskType
+from shared.messages import DecisionKind, Hardware, Offer, TaskType
 from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware
 
@@ -158,6 +159,17 @@ def test_a_drained_slot_is_not_taken() -> None:
     assert verdict.slot is None
     assert verdict.reason.endswith("(a: drained by an operator)")
     assert maximum_accuracy(offer(), view(drained, free("b"))).slot == "b"
+
+
+def test_a_slot_whose_log_is_full_is_not_taken() -> None:
+    full = SlotFacts(slot="a", busy=False, live=True, hardware=H100, full="STATE-a is 96% full")
+    verdict = maximum_accuracy(offer(), view(full))
+    assert (verdict.slot, verdict.kind) == (None, DecisionKind.LOG_FULL)
+    assert verdict.reason.endswith("(a: STATE-a is 96% full, a job's records might not be stored)")
+    assert maximum_accuracy(offer(), view(full, busy("b"))).kind is DecisionKind.LOG_FULL
+    assert maximum_accuracy(offer(), view(full, free("b"))).slot == "b"
+    wrong = replace(full, hardware=CPU)  # it would get no job with room, either
+    assert maximum_accuracy(offer(), view(wrong)).kind is DecisionKind.HARDWARE
 
 
 def test_cpu_slots_earn_the_bonus_where_cpus_are_expected() -> None:

@@ -62,7 +62,7 @@ H100 = parse_hardware("4xH100-80GB")
 
 
 def slot(name: str, condition: str, reserved: str | None) -> SlotFacts:
-    """A slot that is `fine`, `down`, `faulty`, `drained`, or `other`: with other hardware than expected."""
+    """A slot that is `fine`, `down`, `faulty`, `drained`, `full`, or `other`: with other hardware."""
     return SlotFacts(
         slot=name,
         busy=name == reserved,  # held by its reservation
@@ -70,6 +70,7 @@ def slot(name: str, condition: str, reserved: str | None) -> SlotFacts:
         hardware=parse_hardware("cpu-8x32GB") if condition == "other" else H100,
         faults=("kernels: wrong",) if condition == "faulty" else (),
         drained=condition == "drained",
+        full="96% full" if condition == "full" else None,
     )
 
 
@@ -90,6 +91,9 @@ def slot(name: str, condition: str, reserved: str | None) -> SlotFacts:
         ("drained", "down", "a", "a"),  # it was promised before
         ("drained", "down", None, "b"),
         ("drained", "drained", None, None),
+        ("full", "fine", "a", "b"),
+        ("full", "down", "a", "a"),
+        ("full", "drained", None, None),
     ],
 )
 def test_a_start_goes_where_it_would_run(a: str, b: str, reserved: str | None, chosen: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Records of both logs, and their ledger."""
+"""Records of the logs, and their ledger."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shared.messages import (
     encode,
 )
 
-JOBS, STATE = subjects.JOBS_STREAM, subjects.STATE_STREAM
+JOBS, STATE_A = subjects.JOBS_STREAM, subjects.state_stream("a")
 NOW = 1000.0
 
 
@@ -89,9 +89,19 @@ def ledger_of(jobs: list[Struct], states: list[Struct] = ()) -> Ledger:  # type:
     ledger = Ledger()
     for record in records(jobs):
         ledger.apply(JOBS, record)
-    for record in records(list(states)):
-        ledger.apply(STATE, record)
+    for stream, of_slot in state_logs(list(states)).items():
+        for record in of_slot:
+            ledger.apply(stream, record)
     return ledger
+
+
+def state_logs(states: list[Any]) -> dict[str, list[Record]]:
+    """The slots' logs with these records."""
+    slots = dict.fromkeys(message.slot for message in states)
+    return {
+        subjects.state_stream(slot): records([message for message in states if message.slot == slot])
+        for slot in slots
+    }
 
 
 def state_of(ledger: Ledger, token: str, now: float = NOW) -> TaskState:

@@ -23,7 +23,7 @@ from shared.messages import (
 from tests.unit.gateway.state.log_records import (
     JOBS,
     NOW,
-    STATE,
+    STATE_A,
     claimed,
     decision,
     job,
@@ -31,6 +31,7 @@ from tests.unit.gateway.state.log_records import (
     records,
     reservation,
     result,
+    state_logs,
     state_of,
     submitting,
 )
@@ -147,10 +148,10 @@ def test_a_record_is_folded_once() -> None:
         (JOBS, "podium.jobs.b.t", encode(job("t", "a"))),
         (JOBS, "podium.reservations.a.t", encode(job("t", "a"))),
         (JOBS, "podium.jobs.a.t", encode(reservation("t", "a", NOW))),
-        (STATE, "podium.state.a.t", b""),
-        (STATE, "podium.state.a.t.u", encode(claimed("t", "a"))),
-        (STATE, "podium.state.b.t", encode(claimed("t", "a"))),
-        (STATE, "podium.state.a.t", encode(job("t", "a"))),
+        (STATE_A, "podium.state.a.t", b""),
+        (STATE_A, "podium.state.a.t.u", encode(claimed("t", "a"))),
+        (subjects.state_stream("b"), "podium.state.b.t", encode(claimed("t", "a"))),
+        (STATE_A, "podium.state.a.t", encode(job("t", "a"))),
     ],
 )
 def test_malformed_records_are_counted_and_passed_over(stream: str, subject: str, data: bytes) -> None:
@@ -160,6 +161,14 @@ def test_malformed_records_are_counted_and_passed_over(stream: str, subject: str
     assert ledger.folded[stream] == 7
     assert [task.record.task for task in ledger.tasks()] == ["good"]
     assert ledger.open_jobs() == [job("good", "b")]
+
+
+def test_the_log_of_each_slot_that_got_a_job_is_read() -> None:
+    ledger = Ledger(("a", "b"))
+    assert ledger.folded == {JOBS: 0, "STATE-a": 0, "STATE-b": 0}
+    for number, subject in enumerate(("podium.jobs.d.t", "podium.jobs.c.t"), 1):  # the first is malformed
+        ledger.apply(JOBS, Record(number, subject, encode(job("t", "c"))))
+    assert ledger.folded == {JOBS: 2, "STATE-a": 0, "STATE-b": 0, "STATE-c": 0}
 
 
 def test_a_second_job_for_a_task_changes_nothing() -> None:
@@ -198,13 +207,14 @@ def everything(ledger: Ledger) -> Any:
 
 
 @given(jobs=messages_of_jobs, states=messages_of_state, data=st.data())
-def test_how_the_two_logs_are_interleaved_does_not_matter(
+def test_how_the_logs_are_interleaved_does_not_matter(
     jobs: list[Any], states: list[Any], data: st.DataObject
 ) -> None:
     one_after_the_other = ledger_of(jobs, states)
-    turns = data.draw(st.permutations([JOBS] * len(jobs) + [STATE] * len(states)))
+    logs = {JOBS: records(jobs), **state_logs(states)}
+    turns = data.draw(st.permutations([name for name, each in logs.items() for _ in each]))
     mixed = Ledger()
-    left = {JOBS: iter(records(jobs)), STATE: iter(records(states))}
+    left = {name: iter(each) for name, each in logs.items()}
     for stream in turns:
         record = next(left[stream])
         for _ in itertools.repeat(

@@ -13,7 +13,7 @@ from shared import subjects
 from shared.broker.jetstream import Record
 from shared.messages import encode
 
-JOBS, STATE = subjects.JOBS_STREAM, subjects.STATE_STREAM
+JOBS, STATE = subjects.JOBS_STREAM, subjects.state_stream("a")
 FIRST = encode(Header(1, "g")) + b"\n"
 
 
@@ -28,7 +28,7 @@ def test_every_record_comes_back_as_it_was(contents: list[bytes], tmp_path: Path
     path = tmp_path / "1.jsonl"
     path.write_bytes(FIRST + b"".join(encode_line(STATE, each) for each in records))
     content = read_mirror(path)
-    assert content.records == {STATE: records, JOBS: []}
+    assert content.records == ({STATE: records} if records else {})
     assert content.end == content.size
     assert content.last(STATE) == (records[-1].sequence if records else 0)
 
@@ -78,3 +78,27 @@ def test_gaps_are_counted(tmp_path: Path) -> None:
     path.write_bytes(FIRST + b"".join(encode_line(JOBS, record(number, b"{}")) for number in (4, 5, 8)))
     content = read_mirror(path)
     assert (content.missing(JOBS), content.missing(STATE)) == (2, 0)
+
+
+def test_the_old_log_of_all_slots_is_read_as_the_slots_logs(tmp_path: Path) -> None:
+    path = tmp_path / "1.jsonl"
+    old = [Record(number, f"podium.state.{'ab'[number % 2]}.t", b"{}", "then") for number in range(1, 7)]
+    new = Record(7, "podium.state.b.t", b"{}", "now")
+    stray = Record(8, "podium.state.nowhere", b"{}")
+    path.write_bytes(
+        FIRST
+        + b"".join(encode_line(subjects.OLD_STATE_STREAM, each) for each in [*old[:2], *old[3:], stray])
+        + encode_line("STATE-b", new)
+    )
+    content = read_mirror(path)
+    assert content.records == {"STATE-b": [old[0], old[4], new], "STATE-a": old[1::2]}
+    assert content.states == ["STATE-a", "STATE-b"]
+    assert (content.missing("STATE-a"), content.missing("STATE-b")) == (1, 1)  # whose it was can't be known
+
+
+@pytest.mark.parametrize("stream", ["STATE-b", "STATE-", "STATE-a.t"])
+def test_a_line_of_another_slots_log_is_damaged(stream: str, tmp_path: Path) -> None:
+    path = tmp_path / "1.jsonl"
+    path.write_bytes(FIRST + encode_line(stream, record(1, b"{}")))
+    with pytest.raises(DamagedMirrorError, match=r"no log of podium\.state\.a\.t1"):
+        read_mirror(path)

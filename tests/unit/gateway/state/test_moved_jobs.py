@@ -15,7 +15,7 @@ from shared.messages import (
 from tests.unit.gateway.state.log_records import (
     JOBS,
     NOW,
-    STATE,
+    STATE_A,
     claimed,
     job,
     ledger_of,
@@ -31,10 +31,10 @@ def moved_job(task: str, slot: str, source: str) -> Job:
 FENCE = Moved(record_id="m", task="t", slot="a", gateway="g")
 
 
-@pytest.mark.parametrize("order", [(JOBS, STATE), (STATE, JOBS)])
+@pytest.mark.parametrize("order", [(JOBS, STATE_A), (STATE_A, JOBS)])
 def test_a_moved_job_holds_its_new_slot_only(order: tuple[str, str]) -> None:
     ledger = Ledger()
-    stored: dict[str, list[Any]] = {JOBS: [job("t", "a"), moved_job("t", "b", "a")], STATE: [FENCE]}
+    stored: dict[str, list[Any]] = {JOBS: [job("t", "a"), moved_job("t", "b", "a")], STATE_A: [FENCE]}
     for stream in order:
         for record in records(stored[stream]):
             ledger.apply(stream, record)

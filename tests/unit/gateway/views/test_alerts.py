@@ -77,7 +77,7 @@ class House:
         self.store(subjects.JOBS_STREAM, subjects.job("a", "t"), job)
 
     def chain(self, message: Any) -> None:
-        self.store(subjects.STATE_STREAM, subjects.state("a", "t"), message)
+        self.store(subjects.state_stream("a"), subjects.state("a", "t"), message)
 
     def alerts(self, info: GatewayInfo = GOOD) -> list[str]:
         found = alerts_of(info, self.ledger, self.presence, self.settings, NOW)
@@ -96,8 +96,12 @@ CLAIMED = Claimed(record_id="c", task="t", slot="a", node="n", epoch=1, attempt=
 
 def test_a_full_log_is_an_alert() -> None:
     house = House()
-    full = replace(GOOD, full_log="STATE is 96% full (983 of 1024 MiB)")
-    assert house.alerts(full) == ["error: no offer is accepted: STATE is 96% full (983 of 1024 MiB)"]
+    full = replace(GOOD, full_log="JOBS is 96% full (983 of 1024 MiB)")
+    assert house.alerts(full) == ["error: no offer is accepted: JOBS is 96% full (983 of 1024 MiB)"]
+    full = replace(GOOD, full_slots={"a": "STATE-a is 96% full (983 of 1024 MiB)"})
+    assert house.alerts(full) == [
+        "error: no offer is accepted for slot a: STATE-a is 96% full (983 of 1024 MiB)"
+    ]
 
 
 def test_no_trouble_is_no_alert() -> None:

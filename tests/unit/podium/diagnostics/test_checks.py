@@ -21,7 +21,8 @@ from podium.diagnostics.probe import (
     StreamVitals,
     Vitals,
 )
-from shared.broker.streams import StreamInfo, stream_specs
+from shared.broker.stream_requests import StreamInfo
+from shared.broker.stream_specs import stream_specs
 from shared.messages import (
     Claimed,
     Decision,
@@ -159,8 +160,9 @@ def test_a_healthy_world_is_fine() -> None:
         ),
         ({"streams": (stream(0, discard="old"),)}, "streams", "error", "JOBS has discard='old'"),
         ({"streams": (stream(0, deny_delete=False),)}, "streams", "warning", "JOBS has deny_delete=False"),
-        ({"streams": (stream(1, max_bytes=2),)}, "streams", "warning", "STATE has max_bytes=2"),
-        ({"streams": (stream(1, max_bytes=1),)}, "streams", "error", "STATE is 100% full"),
+        ({"streams": (stream(1, max_bytes=2),)}, "streams", "warning", "STATE-a has max_bytes=2"),
+        ({"streams": (stream(1, max_bytes=1),)}, "streams", "error", "STATE-a is 100% full"),
+        ({"streams": (stream(2, max_bytes=1),)}, "streams", "error", "STATE-b is 100% full"),
         ({"streams": (replace(stream(0), found=None),)}, "streams", "error", "JOBS does not exist"),
         ({"malformed": 3}, "streams", "warning", "3 stored records"),
         ({"denied": ("user a may not",)}, "permissions", "error", "user a may not"),

@@ -1,0 +1,177 @@
+"""The upgrade of a broker with one log of all states, STATE, to a log for each slot.
+
+The broker copies: a slot's log begins as a mirror of STATE, which keeps sequences and times. When it has all
+of its slot's records it becomes a log of its own, and in the end STATE is deleted. Each step goes on from
+what an interrupted upgrade left, and several services may take it at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from shared import subjects
+from shared.broker.bus import Bus
+from shared.broker.jetstream import Record
+from shared.broker.stream_requests import (
+    StreamInfo,
+    create_stream,
+    delete_stream,
+    find_stream,
+    subjects_in,
+    update_stream,
+)
+from shared.broker.stream_specs import StreamSpec, state_log
+from shared.errors import BusError, BusUnavailableError, IncompatibleStreamError
+from shared.logs import get_logger
+from shared.settings import Settings
+
+OLD: Final = subjects.OLD_STATE_STREAM
+FROZEN: Final = "podium.frozen.state"  # nobody publishes there
+STILL_S: Final = 10.0  # a copy that doesn't grow for this long is reported; the next bootstrap goes on
+LOOK_S: Final = 0.05
+NO_MESSAGE: Final = 10037
+
+log = get_logger()
+
+
+async def split_states(bus: Bus, settings: Settings) -> list[str]:
+    """Bring the records of STATE into the slots' logs; return the names of those that were made.
+
+    Nothing happens without STATE. Raises BusError; the next call then goes on.
+    """
+    old = await find_stream(bus, OLD)
+    if old is None:
+        return []
+    await _freeze(bus, old)
+    slots, strays = await _slots(bus, settings)
+    made = [await _begin_copy(bus, settings, slot, old) for slot in slots]
+    for slot in slots:
+        await _finish_copy(bus, settings, slot)
+    if strays:
+        log.warning("STATE stays: some of its records are of no slot", subjects=sorted(strays)[:5])
+    else:
+        await delete_stream(bus, OLD)
+        log.info("each slot has its own log of states now", slots=slots, records=old.messages)
+    return [name for name in made if name is not None]
+
+
+async def end_copy(bus: Bus, spec: StreamSpec, copy: dict[str, Any]) -> dict[str, Any]:
+    """Make a copy of STATE a log of its own; return its configuration. Raises BusError.
+
+    It must be whole. It also is if STATE is gone: that is deleted after all of its records were found in logs
+    that are their slots' own, so a copy that another service made meanwhile has nothing to copy.
+    """
+    kept = {field: value for field, value in copy.items() if field != "mirror"}
+    own = kept | {"subjects": spec.config["subjects"], "allow_direct": True, "mirror_direct": False}
+    await update_stream(bus, own)
+    return own
+
+
+async def _freeze(bus: Bus, old: StreamInfo) -> None:
+    """Take its subjects from STATE: what is stored is final, and a process of an older version is refused.
+
+    Nor can it be read directly: it would serve an older process a state that is out of date, and the broker
+    would have copies of one slot answer for the whole log (seen on 2.15.1).
+    """
+    bound = old.config.get("subjects")
+    if bound not in ([subjects.ANY_STATE], [FROZEN]):
+        raise IncompatibleStreamError(
+            f"stream {OLD} exists with subjects={bound!r} where Podium had {subjects.ANY_STATE!r}: "
+            "use another NATS account or store folder, or move that stream away"
+        )
+    if bound != [FROZEN] or old.config.get("allow_direct"):
+        await update_stream(bus, old.config | {"subjects": [FROZEN], "allow_direct": False})
+
+
+async def _slots(bus: Bus, settings: Settings) -> tuple[list[str], set[str]]:
+    """Return the slots that need a log, and the subjects in STATE that belong to no slot.
+
+    A slot that the settings no longer have needs one, too: gateways read the chains of all jobs.
+    """
+    stored = await subjects_in(bus, OLD)
+    strays = {subject for subject in stored if subjects.slot_in(subject) is None}
+    if await find_stream(bus, subjects.JOBS_STREAM) is not None:
+        stored |= await subjects_in(bus, subjects.JOBS_STREAM)
+    named = sorted(filter(None, map(subjects.slot_in, stored)))
+    return list(dict.fromkeys([*settings.slots, *named])), strays
+
+
+async def _begin_copy(bus: Bus, settings: Settings, slot: str, old: StreamInfo) -> str | None:
+    """Have the broker copy a slot's records; return the new log's name, or None if it was begun before."""
+    name = subjects.state_stream(slot)
+    if await find_stream(bus, name) is not None:
+        return None
+    config = state_log(settings, slot).config | {
+        "mirror": {"name": OLD, "filter_subject": subjects.states_of_slot(slot)},
+        "max_bytes": max(settings.log_max_bytes, old.config.get("max_bytes", -1)),
+    }
+    del config["subjects"]
+    await create_stream(bus, config)
+    return name
+
+
+async def _finish_copy(bus: Bus, settings: Settings, slot: str) -> None:
+    """Wait until a slot's log has all records of STATE that are the slot's, and make it a log of its own."""
+    name, newest = subjects.state_stream(slot), await _newest(bus, slot)
+    grown_at, seen = time.monotonic(), -1
+    while True:
+        copy = await find_stream(bus, name)
+        if copy is None:
+            raise BusUnavailableError(f"{name} has vanished while it was copied")
+        own = not copy.config.get("mirror")  # by another service, or before an interruption
+        if own or copy.last >= newest:
+            break
+        if copy.last > seen:
+            grown_at, seen = time.monotonic(), copy.last
+        if time.monotonic() - grown_at > STILL_S:
+            raise BusUnavailableError(
+                f"{name} has {copy.last} of {newest} records of {OLD} and does not grow"
+            )
+        await asyncio.sleep(LOOK_S)
+    await _must_be_equal(bus, slot)
+    if not own:
+        await end_copy(bus, state_log(settings, slot), copy.config)
+
+
+async def _must_be_equal(bus: Bus, slot: str) -> None:
+    """Compare the copy with STATE record by record: subject, sequence, time and data."""
+    name = subjects.state_stream(slot)
+    copies = (record async for records in bus.read_all(name) for record in records)
+    count = 0
+    async for record in _records(bus, slot):
+        if await anext(copies, None) != record:
+            raise BusError(f"{name} differs from {OLD} at {record.sequence}: nothing was deleted")
+        count += 1
+    log.info("a slot's states are copied", stream=name, records=count)
+
+
+async def _newest(bus: Bus, slot: str) -> int:
+    """Return the sequence of the slot's newest record in STATE; 0 if it has none."""
+    found = await _get(bus, {"last_by_subj": subjects.states_of_slot(slot)})
+    return 0 if found is None else found.sequence
+
+
+async def _records(bus: Bus, slot: str) -> AsyncIterator[Record]:
+    """Yield the slot's records in STATE, oldest first."""
+    after = 0
+    while record := await _get(bus, {"seq": after + 1, "next_by_subj": subjects.states_of_slot(slot)}):
+        yield record
+        after = record.sequence
+
+
+async def _get(bus: Bus, query: dict[str, Any]) -> Record | None:
+    """Return a record of STATE from the stream itself, never from a copy."""
+    message = await bus.request(f"$JS.API.STREAM.MSG.GET.{OLD}", json.dumps(query).encode())
+    reply = json.loads(message.data)
+    if "error" in reply:
+        if reply["error"].get("err_code") == NO_MESSAGE:
+            return None
+        raise BusUnavailableError(f"{OLD} can't be read: {reply['error'].get('description')}")
+    found = reply["message"]
+    data = base64.b64decode(found.get("data") or "")
+    return Record(found["seq"], found["subject"], data, found["time"])
