@@ -116,9 +116,8 @@ class LogReader:
         began, after = time.monotonic(), self._hints
         self._ended, self._failure = False, None
         try:
-            await self._fold_stream(
-                subjects.JOBS_STREAM
-            )  # it may name a slot that the settings no longer have
+            # JOBS first: it may name a slot that the settings no longer have.
+            await self._fold_stream(subjects.JOBS_STREAM)
             for stream in [name for name in self._ledger.folded if name != subjects.JOBS_STREAM]:
                 await self._fold_stream(stream)
         except BusError as error:
