@@ -32,6 +32,7 @@ from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.population import give_up, is_population, next_round, on_one_device
 from trainer_node.engine.search.runner import Trained, TrialRunner, clock_tokens, write_known
+from trainer_node.engine.search.speed import StepTime, is_wanted, slowest, step_times, told, with_speed
 from trainer_node.engine.search.strategy import best_of, trial_of
 from trainer_node.engine.search.time_left import budget_of
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, TrialResult, without_loss
@@ -114,19 +115,62 @@ def search(
     runner = TrialRunner(alone, own, data, dev, known, saver, models, place=group.rank)
     run.reporter.phase(Phase.TRAIN)
     while True:
-        budget = budget_of(run, own, runner.known, data)
-        trials = runner.known.running or group.broadcast_object(
-            next_round(starts(runner.known, record), runner.known.done, budget)
-        )
+        trials = runner.known.running or choose_round(run, runner)
         if not trials:
             if group.is_main:
                 free_checkpoints(run)
             return submit_best(replace(runner, run=run, record=record, place=0))
         begin_round(run, runner, trials)
-        reports = meet(run, runner, trials, budget)
+        reports = meet(run, runner, trials, budget_of(run, own, runner.known, data))
         if any(report.stopped for report in reports):
             return Outcome(status=OutcomeStatus.STOPPED, step=runner.known.steps_before)
         end_round(run, runner, record, reports)
+
+
+def choose_round(run: RunContext, runner: TrialRunner) -> list[Trial]:
+    """All: choose the trials of the next round, the first ones by the speed that steps have."""
+
+    def chosen() -> list[Trial]:
+        known, record = runner.known, runner.record
+        budget = budget_of(run, record, known, runner.data)
+        return run.process_group.broadcast_object(next_round(starts(known, record), known.done, budget))
+
+    trials = chosen()
+    if trials and is_wanted(run, runner.known):
+        measure_speed(run, runner, trials[0])
+        trials = chosen()
+    return trials
+
+
+def measure_speed(run: RunContext, runner: TrialRunner, trial: Trial) -> None:
+    """All: time steps like a trial's, each process on its own device; note what the slowest one found."""
+    group, began = run.process_group, run.clock.time()
+    budget = budget_of(run, runner.record, runner.known, runner.data)
+    runner.known = msgspec.structs.replace(runner.known, timed=True)  # once: a worker may end in it
+    write_known(run, runner.known)
+    times = slowest(group.gather_objects(times_alone(runner, trial, budget)))
+    if times:
+        spent_s = group.broadcast_object(run.clock.time() - began)
+        runner.known = with_speed(runner.known, times, spent_s)
+        write_known(run, runner.known)
+        run.reporter.message(told(times, budget))
+
+
+def times_alone(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepTime]:
+    """Return the times of this process's steps; none if they fail, as the trial itself will report."""
+    try:
+        return step_times(runner, trial, budget)
+    except Exception as failure:
+        if is_broken_device(failure):
+            raise
+        traceback.print_exc()
+    runner.forget()
+    return []
+
+
+def is_broken_device(failure: Exception) -> bool:
+    """Return whether nothing works on this process's device any more, so that all must start again."""
+    return isinstance(failure, torch.AcceleratorError) and not is_out_of_memory(failure)
 
 
 def begin_round(run: RunContext, runner: TrialRunner, trials: list[Trial]) -> None:
@@ -171,8 +215,8 @@ def train_alone(runner: TrialRunner, trial: Trial, found: Checkpoint | None) -> 
     try:
         trained = runner.train(trial, found)
     except Exception as failure:
-        if isinstance(failure, torch.AcceleratorError) and not is_out_of_memory(failure):
-            raise  # nothing works on this device any more: all must start again
+        if is_broken_device(failure):
+            raise
         traceback.print_exc()
         error = explain(failure)
     if error:  # outside of the handler, which holds what the trial had in memory

@@ -30,7 +30,7 @@ from trainer_node.engine.search import rate_search, rounds
 from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.runner import TrialRunner, clock_tokens, write_known
-from trainer_node.engine.search.speed import measure_speed
+from trainer_node.engine.search.speed import is_wanted, measure_speed
 from trainer_node.engine.search.strategy import arm_name, best_of, next_trial
 from trainer_node.engine.search.time_left import budget_of, end_at
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, read_search
@@ -133,15 +133,10 @@ def search(
 
 
 def _begin_trial(runner: TrialRunner) -> Trial | None:
-    """All: choose the next trial and note that it is under way; None if no further one is worth its time.
-
-    The first one is chosen by the speed that training really has: what scoring took says little about it. The
-    winner's probes measure it themselves.
-    """
+    """All: choose the next trial and note that it is under way; None if no further one is worth its time."""
     run, known = runner.run, runner.known
-    is_first = not known.done and not known.timed and not resolve(run.job.profile).probes
     trial = _choose(runner)
-    if trial is not None and is_first and not run.simulated:
+    if trial is not None and is_wanted(run, known):
         measure_speed(runner, trial, budget_of(run, runner.record, known, runner.data))
         trial = _choose(runner)
     if trial is not None:

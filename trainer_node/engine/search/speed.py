@@ -8,12 +8,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.messages import Phase
+from shared.planning.profiles import resolve
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.finish import free_optimizer
 from trainer_node.engine.oom import is_out_of_memory, release
 from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.runner import TrialRunner
-from trainer_node.engine.search.trial import Trial
+from trainer_node.engine.search.trial import SearchRecord, Trial
 from trainer_node.engine.train.loop import timed_step
 from trainer_node.engine.train.oom_fallback import SmallerPlan
 from trainer_node.engine.train.state import TrainState
@@ -36,27 +37,56 @@ class StepTime(Struct, frozen=True):
     tokens: float  # that one computes, padding included
 
 
+def is_wanted(run: RunContext, known: SearchRecord) -> bool:
+    """Return whether the speed is to be measured before the next trial.
+
+    The first one is chosen by the speed that training really has: what scoring took says little about it. The
+    winner's probes measure it themselves.
+    """
+    return not (known.done or known.timed or run.simulated or resolve(run.job.profile).probes)
+
+
 def measure_speed(runner: TrialRunner, trial: Trial, budget: Budget) -> None:
     """All: note how fast a trial would train, and how long a step takes besides its tokens."""
-    run, began, times = runner.run, runner.run.clock.time(), list[StepTime]()
+    run, began = runner.run, runner.run.clock.time()
     runner.note(replace(runner.known, timed=True))  # once: memory may run out in it
+    if times := step_times(runner, trial, budget):
+        times, spent_s = run.process_group.broadcast_object((times, run.clock.time() - began))
+        runner.note(with_speed(runner.known, times, spent_s))
+        run.reporter.message(told(times, budget))
+
+
+def step_times(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepTime]:
+    """All: time steps like a trial's, then those of another size; none if memory runs out in the first."""
+    times = list[StepTime]()
     for example in to_time(trial, budget):
-        if times and not run.process_group.broadcast_object(is_affordable(example, times[0], budget)):
+        if times and not runner.run.process_group.broadcast_object(is_affordable(example, times[0], budget)):
             break
         step_time = step_time_of(runner, example, budget)
         if step_time is None:
             break
         times.append(step_time)
-    if not times:
-        return
-    first = times[0]
-    speed, step_s = run.process_group.broadcast_object(speed_of(times))
-    spent_s = run.process_group.broadcast_object(run.clock.time() - began)
-    known = replace(runner.known, tokens_per_s=speed, step_s=step_s)
-    # Shares of the time are of what there is now.
-    runner.note(replace(known, began_at=known.began_at + spent_s, all_s=known.all_s - spent_s))
+    return times
+
+
+def slowest(everybody: Sequence[Sequence[StepTime]]) -> Sequence[StepTime]:
+    """Return what the slowest process timed, by its first size; nothing if none timed anything."""
+    timed = [times for times in everybody if times]
+    return max(timed, key=lambda times: times[0].seconds / max(1.0, times[0].tokens), default=[])
+
+
+def with_speed(known: SearchRecord, times: Sequence[StepTime], spent_s: float) -> SearchRecord:
+    """Return the record with what was timed in `spent_s`: shares of the time are of what there is now."""
+    speed, step_s = speed_of(times)
+    began_at, all_s = known.began_at + spent_s, known.all_s - spent_s
+    return replace(known, tokens_per_s=speed, step_s=step_s, began_at=began_at, all_s=all_s)
+
+
+def told(times: Sequence[StepTime], budget: Budget) -> str:
+    """Return what was timed as a message."""
+    first, (_, step_s) = times[0], speed_of(times)
     besides = f", and a step takes {step_s:.2g} s besides its tokens" if len(times) > 1 else ""
-    run.reporter.message(
+    return (
         f"steps of {first.tokens:.0f} tokens take {first.seconds:.2g} s{besides}; "
         f"{first.tokens / budget.tokens_per_s:.2g} s were expected"
     )
