@@ -140,7 +140,7 @@ def test_memory_that_runs_out_while_steps_are_timed_costs_the_measurement(
 
     monkeypatch.setattr(speed, "timed_step", timed_step)
     start = time.time()
-    job = make_job(profile="auto", clock="wall", start_at=start, ready_by=start + 60.0)
+    job = make_job(profile="auto", clock="wall", start_at=start, ready_by=start + 40.0)
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
     known = record_of(job)
