@@ -18,6 +18,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in SIGNS)
 
 
+def is_broken_device(error: BaseException) -> bool:
+    """Return whether nothing works on this process's device any more, so that all must start again."""
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+
+
 def release() -> None:
     """Free what nothing refers to any more; sharded modules refer to themselves, so it needs a collection."""
     gc.collect()

@@ -23,7 +23,6 @@ from shared.net import free_port
 from shared.planning.plan import Deviation, Plan
 from shared.planning.throughput import Costs
 from tests.engine.search.search_run import assert_alike, record_of
-from tests.engine.search.surfaces import plenty
 from tests.engine.worker_run import (
     ENVIRONMENT,
     outcome_of,
@@ -35,7 +34,6 @@ from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import BaseStates, Examples
 from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.reporter import Reporter
-from trainer_node.engine.search import rounds
 from trainer_node.engine.search.population import on_one_device
 from trainer_node.engine.search.rounds import (
     TrialReport,
@@ -43,10 +41,8 @@ from trainer_node.engine.search.rounds import (
     end_round,
     on_own_rows,
     take_up,
-    times_alone,
 )
 from trainer_node.engine.search.runner import TrialRunner
-from trainer_node.engine.search.speed import StepTime
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, without_loss
 from trainer_node.engine.signals import Stop
@@ -298,18 +294,6 @@ def test_the_first_round_is_chosen_by_a_speed_that_was_measured(make_pair: Calla
     assert known.done[0].loss is not None
     told = [line.message for line in progress_of(job) if "tokens take" in (line.message or "")]
     assert len(told) == 1
-
-
-def test_a_process_whose_steps_fail_measures_nothing_and_forgets_its_model(
-    runner: TrialRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def step_times(*_: Any) -> list[StepTime]:
-        raise RuntimeError("a bad kernel")
-
-    monkeypatch.setattr(rounds, "step_times", step_times)
-    runner.arm, runner.untouched = "dense", True
-    assert times_alone(runner, TRIALS[0], plenty()) == []
-    assert not runner.untouched
 
 
 @slow

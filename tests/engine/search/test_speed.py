@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from msgspec.structs import replace
 
+from shared.clock import WallClock
 from shared.messages import OutcomeStatus
 from tests.engine.search.search_run import record_of
 from tests.engine.search.surfaces import plenty
 from tests.engine.worker_run import finish, progress_of, write_rows
 from trainer_node.engine import prepare
-from trainer_node.engine.context import read_record
+from trainer_node.engine.context import RunContext, read_record
+from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.search import search, speed
 from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.runner import TrialRunner
@@ -25,6 +28,7 @@ from trainer_node.engine.search.speed import (
     is_affordable,
     slowest,
     speed_of,
+    times_alone,
     to_time,
     with_speed,
 )
@@ -99,6 +103,28 @@ def test_what_is_measured_is_no_part_of_the_time_that_is_shared_out() -> None:
     measured = with_speed(known, [StepTime(3.0, 200.0), StepTime(1.5, 50.0)], spent_s=6.0)
     assert (measured.began_at, measured.all_s) == (16.0, 94.0)
     assert (measured.tokens_per_s, measured.step_s) == pytest.approx((100.0, 1.0))
+
+
+def test_a_stop_while_steps_are_timed_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "timed_step", lambda *_: False)
+    run = SimpleNamespace(process_group=ProcessGroup(), own_clock=WallClock(), stop=None)
+    model = SimpleNamespace(model=torch.nn.Identity())
+    state = SimpleNamespace(device=torch.device("cpu"), deltas=model, step=0, tokens=0)
+    found = speed._timed(cast(RunContext, run), cast(TrainState, state), 1.0, Trial(arm="dense"), plenty())
+    assert found is None
+
+
+def test_a_process_whose_steps_fail_measures_nothing_and_forgets_its_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def step_times(*_: Any) -> list[StepTime]:
+        raise RuntimeError("a bad kernel")
+
+    monkeypatch.setattr(speed, "step_times", step_times)
+    unused = cast(Any, None)
+    runner = TrialRunner(unused, unused, unused, unused, unused, unused, [torch.nn.Identity()])
+    assert times_alone(runner, Trial(arm="dense"), plenty()) == []
+    assert runner.models == []
 
 
 @pytest.mark.alone  # it trains at the speed that was measured as long as nothing else begins

@@ -27,12 +27,12 @@ from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.failure import explain
 from trainer_node.engine.model.loading import load_config
-from trainer_node.engine.oom import is_out_of_memory
+from trainer_node.engine.oom import is_broken_device
 from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.population import give_up, is_population, next_round, on_one_device
 from trainer_node.engine.search.runner import Trained, TrialRunner, clock_tokens, write_known
-from trainer_node.engine.search.speed import StepTime, is_wanted, slowest, step_times, told, with_speed
+from trainer_node.engine.search.speed import is_wanted, measure_speeds
 from trainer_node.engine.search.strategy import best_of, trial_of
 from trainer_node.engine.search.time_left import budget_of
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, TrialResult, without_loss
@@ -137,40 +137,10 @@ def choose_round(run: RunContext, runner: TrialRunner) -> list[Trial]:
 
     trials = chosen()
     if trials and is_wanted(run, runner.known):
-        measure_speed(run, runner, trials[0])
+        budget = budget_of(run, runner.record, runner.known, runner.data)
+        measure_speeds(run, runner, trials[0], budget)
         trials = chosen()
     return trials
-
-
-def measure_speed(run: RunContext, runner: TrialRunner, trial: Trial) -> None:
-    """All: time steps like a trial's, each process on its own device; note what the slowest one found."""
-    group, began = run.process_group, run.clock.time()
-    budget = budget_of(run, runner.record, runner.known, runner.data)
-    runner.known = msgspec.structs.replace(runner.known, timed=True)  # once: a worker may end in it
-    write_known(run, runner.known)
-    times = slowest(group.gather_objects(times_alone(runner, trial, budget)))
-    if times:
-        spent_s = group.broadcast_object(run.clock.time() - began)
-        runner.known = with_speed(runner.known, times, spent_s)
-        write_known(run, runner.known)
-        run.reporter.message(told(times, budget))
-
-
-def times_alone(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepTime]:
-    """Return the times of this process's steps; none if they fail, as the trial itself will report."""
-    try:
-        return step_times(runner, trial, budget)
-    except Exception as failure:
-        if is_broken_device(failure):
-            raise
-        traceback.print_exc()
-    runner.forget()
-    return []
-
-
-def is_broken_device(failure: Exception) -> bool:
-    """Return whether nothing works on this process's device any more, so that all must start again."""
-    return isinstance(failure, torch.AcceleratorError) and not is_out_of_memory(failure)
 
 
 def begin_round(run: RunContext, runner: TrialRunner, trials: list[Trial]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -9,17 +10,18 @@ from msgspec.structs import replace
 
 from shared.messages import Phase
 from shared.planning.profiles import resolve
-from trainer_node.engine.context import RunContext
+from trainer_node.engine.context import LEAST_PATIENCE_S, RunContext
 from trainer_node.engine.finish import free_optimizer
-from trainer_node.engine.oom import is_out_of_memory, release
+from trainer_node.engine.oom import is_broken_device, is_out_of_memory, release
 from trainer_node.engine.search.budget import Budget
-from trainer_node.engine.search.runner import TrialRunner
+from trainer_node.engine.search.runner import TrialRunner, write_known
 from trainer_node.engine.search.trial import SearchRecord, Trial
 from trainer_node.engine.train.loop import timed_step
 from trainer_node.engine.train.oom_fallback import SmallerPlan
 from trainer_node.engine.train.state import TrainState
 
 TIMED_SHARE = 0.02  # of the time, for all steps of one batch
+LONGEST = 4.0  # times TIMED_SHARE: of two sizes, each of which may take twice as long
 TIMED_ROWS = 32  # with fewer, rows that happen to be short or long count for too much
 APART = 1.5  # times as many tokens another step must compute, to tell what a step takes besides
 OTHER_BATCHES = (0.25, 4.0)  # of the first trial's
@@ -54,6 +56,33 @@ def measure_speed(runner: TrialRunner, trial: Trial, budget: Budget) -> None:
         times, spent_s = run.process_group.broadcast_object((times, run.clock.time() - began))
         runner.note(with_speed(runner.known, times, spent_s))
         run.reporter.message(told(times, budget))
+
+
+def measure_speeds(run: RunContext, runner: TrialRunner, trial: Trial, budget: Budget) -> None:
+    """All, each on a device of its own: note how fast the slowest one would train. `runner` is alone."""
+    group, began = run.process_group, run.clock.time()
+    runner.known = replace(runner.known, timed=True)  # once: a worker may end in it
+    write_known(run, runner.known)
+    own = times_alone(runner, trial, budget)
+    with run.reporter.patience(max(LEAST_PATIENCE_S, LONGEST * TIMED_SHARE * budget.left_s)):
+        times = slowest(group.gather_objects(own))
+    if times:
+        spent_s = group.broadcast_object(run.clock.time() - began)
+        runner.known = with_speed(runner.known, times, spent_s)
+        write_known(run, runner.known)
+        run.reporter.message(told(times, budget))
+
+
+def times_alone(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepTime]:
+    """Return the times of this process's steps; none if they fail, as the trial itself will report."""
+    try:
+        return step_times(runner, trial, budget)
+    except Exception as failure:
+        if is_broken_device(failure):
+            raise
+        traceback.print_exc()
+    runner.forget()  # outside of the handler, which holds what the steps had in memory
+    return []
 
 
 def step_times(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepTime]:
@@ -115,7 +144,10 @@ def is_affordable(trial: Trial, known: StepTime, budget: Budget) -> bool:
 
 
 def step_time_of(runner: TrialRunner, trial: Trial, budget: Budget) -> StepTime | None:
-    """All: time steps of a trial's batch. None if memory ran out: the trial itself finds out what fits."""
+    """All: time steps of a trial's batch; None if the job was asked to stop.
+
+    Also if memory ran out: the trial itself finds out what fits.
+    """
     run = runner.run
     state = runner.prepared(trial, None)
     run.reporter.phase(Phase.TRAIN)
@@ -132,28 +164,34 @@ def step_time_of(runner: TrialRunner, trial: Trial, budget: Budget) -> StepTime 
         release()
 
 
-def _timed(run: RunContext, state: TrainState, most_s: float, trial: Trial, budget: Budget) -> StepTime:
-    """All: take steps until there are two and TIMED_ROWS rows, or the time is over.
+def _timed(
+    run: RunContext, state: TrainState, most_s: float, trial: Trial, budget: Budget
+) -> StepTime | None:
+    """All: take steps until there are two and TIMED_ROWS rows, or the time is over; None if it has to stop.
 
     The first step, which does more than others, counts if that hardly shows, or if no time is left.
     """
     group = run.process_group
     long_s = LONG_S if state.device.type == "cpu" else most_s
     state.deltas.model.train()
-    seconds, steps, before = _step_s(run, state), 1, 0
-    if state.plan.compile or not group.broadcast_object(seconds > long_s):
-        seconds, steps, before = 0.0, 0, state.tokens
+    seconds, steps, before = 0.0, 0, 0
     while not group.broadcast_object(seconds > most_s or (steps >= 2 and steps * trial.batch >= TIMED_ROWS)):
-        seconds, steps = seconds + _step_s(run, state), steps + 1
+        step_s, is_first = _step_s(run, state), state.step == 1
+        if step_s is None:
+            return None
+        seconds, steps = seconds + step_s, steps + 1
+        if is_first and (state.plan.compile or not group.broadcast_object(seconds > long_s)):
+            seconds, steps, before = 0.0, 0, state.tokens
     # Padded packs take as long, however short their few rows are.
     padded = state.plan.pack_examples is not None
     return StepTime(seconds / steps, budget.step_tokens(trial) if padded else (state.tokens - before) / steps)
 
 
-def _step_s(run: RunContext, state: TrainState) -> float:
-    """Return the seconds of one step at a rate of zero, with all that the device does in it."""
+def _step_s(run: RunContext, state: TrainState) -> float | None:
+    """Return the seconds of one step at a rate of zero, with all that the device does; None if stopped."""
     began = run.own_clock.time()
-    timed_step(state, 0.0, run.stop)
+    if not timed_step(state, 0.0, run.stop):
+        return None
     state.read_results()
     return run.own_clock.time() - began
 
