@@ -27,6 +27,7 @@ OF_COMPOSE = frozenset(
         "NODES_DIR",
         "DATA_ROOT",
         "TRAINER_MEMORY",
+        "OPEN_FILES",
         "METRICS_KEPT",
         "PROMETHEUS_PORT",
         "GRAFANA_PORT",

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.architectures.samples import SAMPLES, SMALL
+from bench.architectures.samples import SAMPLES, SMALL, Sample
 from bench.architectures.trial import batch_of, examples
-from bench.architectures.zoo import build
+from bench.architectures.zoo import build, config_of
 from shared.errors import EngineError
 from shared.messages import ErrorCode
 from trainer_node.engine.model.adapters import no_dropout, target_modules
@@ -93,6 +93,18 @@ def test_the_shape_is_the_models_own(name: str) -> None:
     assert shape == shape_of(model)
     assert shape.parameters == sum(weight.numel() for weight in model.parameters())
     assert (shape.hidden, shape.layers, shape.heads, shape.vocab) == (64, 2, 4, 1000)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+def test_every_architecture_has_a_shape(sample: Sample) -> None:
+    shape = model_shape(config_of(sample))
+    assert shape.layers >= 1
+    assert shape.linears
+
+
+def test_norms_without_weights_are_not_counted() -> None:
+    assert model_shape(config_of(BY_NAME["diffllama"])).layer_norms == 2  # a third one has none
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -54,7 +54,10 @@ def test_unit_environments_are_settings(half: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("systemd/podium-gateway.service", "LimitNOFILE="), ("../docker-compose.yml", "ulimits: {nofile: ")],
+    [
+        ("systemd/podium-gateway.service", "LimitNOFILE="),
+        ("../docker-compose.yml", 'ulimits: {nofile: "${PODIUM_OPEN_FILES:-'),
+    ],
 )
 def test_the_gateway_has_descriptors_for_its_connections(name: str, words: str) -> None:
     (after,) = (DEPLOY / name).read_text().split(words)[1:]

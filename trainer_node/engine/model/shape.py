@@ -77,7 +77,8 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
 def _norms(layer: Any, hidden: int) -> int:
     """Return how many norms over the hidden size a layer has."""
     found = [module for name, module in layer.named_modules() if name.rpartition(".")[2].endswith("norm")]
-    return sum(tuple(getattr(module, "weight", torch.empty(0)).shape) == (hidden,) for module in found)
+    weights = [getattr(module, "weight", None) for module in found]  # some norms have none
+    return sum(weight is not None and tuple(weight.shape) == (hidden,) for weight in weights)
 
 
 def _idle(model: PreTrainedModel, config: Any) -> int:
