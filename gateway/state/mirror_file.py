@@ -10,6 +10,7 @@ STATE, once the log of all slots, are read as lines of their slot's log, which h
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -76,15 +77,19 @@ class Content(Struct, frozen=True):
     def missing(self, stream: str) -> int:
         """Return how many sequences are missing between the file's first and last record of a stream.
 
-        In a slot's log that is a part of the old STATE, the other slots' sequences aren't missing.
+        In a slot's log that is a part of the old STATE, the other slots' sequences aren't missing. In STATE
+        each was one record's: from the first one on that two logs have, a log counts alone.
         """
         records = self.of(stream)
         if not records:
             return 0
         first, last = records[0].sequence, records[-1].sequence
-        logs = [stream] if stream == subjects.JOBS_STREAM else self.states
-        found = {record.sequence for log in logs for record in self.of(log)}
-        return last - first + 1 - sum(first <= sequence <= last for sequence in found)
+        found = {record.sequence for record in records}
+        if stream != subjects.JOBS_STREAM:
+            logs = Counter(record.sequence for log in self.states for record in self.of(log))
+            end = min((sequence for sequence, count in logs.items() if count > 1), default=last)
+            found |= {sequence for sequence in logs if first < sequence < end}
+        return last - first + 1 - sum(sequence <= last for sequence in found)
 
 
 _header = msgspec.json.Decoder(Header)

@@ -96,6 +96,29 @@ def test_the_old_log_of_all_slots_is_read_as_the_slots_logs(tmp_path: Path) -> N
     assert (content.missing("STATE-a"), content.missing("STATE-b")) == (1, 1)  # whose it was can't be known
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "missing"),
+    [
+        ([1, 2, 8, 9], list(range(1, 21)), (5, 0)),  # logs that began apart
+        ([3, 4], [1, 2, 5], (0, 0)),  # the slots' records of STATE
+        ([1, 3, 4, 8], [2, 4, 5, 6], (3, 0)),  # and what came later: both have gone on at 4
+        ([1, 3, 4, 5], [2, 4, 9], (0, 4)),
+    ],
+)
+def test_gaps_of_a_slots_log_are_its_own(
+    a: list[int], b: list[int], missing: tuple[int, int], tmp_path: Path
+) -> None:
+    path = tmp_path / "1.jsonl"
+    lines = [
+        encode_line(f"STATE-{slot}", Record(number, f"podium.state.{slot}.t", b"{}"))
+        for slot, numbers in (("a", a), ("b", b))
+        for number in numbers
+    ]
+    path.write_bytes(FIRST + b"".join(lines))
+    content = read_mirror(path)
+    assert (content.missing("STATE-a"), content.missing("STATE-b")) == missing
+
+
 @pytest.mark.parametrize("stream", ["STATE-b", "STATE-", "STATE-a.t"])
 def test_a_line_of_another_slots_log_is_damaged(stream: str, tmp_path: Path) -> None:
     path = tmp_path / "1.jsonl"
