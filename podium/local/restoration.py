@@ -160,12 +160,16 @@ async def _beginning(bus: Bus, stream: str, records: list[Record]) -> int:
 
 async def _make(bus: Bus, spec: StreamSpec, first: int) -> None:
     """Make a missing or empty log start at `first`; keep one that already does."""
-    found = await find_stream(bus, spec.config["name"])
+    name = spec.config["name"]
+    found = await find_stream(bus, name)
     if found is not None and found.last + 1 >= first:
         return
     if found is not None:
-        await delete_stream(bus, spec.config["name"])
+        await delete_stream(bus, name)
     await create_stream(bus, spec.config | {"first_seq": first})
+    made = await find_stream(bus, name)
+    if made is None or made.last + 1 < first:  # a service that starts was faster, with a log from 1 on
+        raise BusUnavailableError(f"another process has made {name} meanwhile: {STOP}, then restore again")
 
 
 async def _raise_epochs(bus: Bus, states: list[Record]) -> None:

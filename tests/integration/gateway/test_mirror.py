@@ -12,13 +12,15 @@ import pytest
 from gateway.server import listening_socket, running
 from gateway.state.ledger import Ledger
 from gateway.state.mirror_file import encode_line, read_mirror
+from podium.local import restoration
 from podium.local.nats_server import Broker
 from podium.local.restoration import NotEmptyError, restore
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.broker.jetstream import Record
+from shared.broker.stream_requests import delete_stream
 from shared.broker.streams import bootstrap
-from shared.errors import BusError, ConflictError
+from shared.errors import BusError, BusUnavailableError, ConflictError
 from shared.messages import Claimed, Hardware, Lease, Result, ResultStatus, Submitting, encode
 from shared.settings import Settings
 
@@ -238,6 +240,29 @@ async def test_restore_goes_on_where_it_was_killed_and_refuses_what_is_not_its_o
     assert (await restore(bus, settings, content)).written == 0
     with_more = content_with(content, JOBS, [*content.records[JOBS], lost])
     assert (await restore(bus, settings, with_more)).records[JOBS] == 4
+
+
+async def test_a_log_that_another_process_made_meanwhile_is_never_restored_into(
+    bus: Bus, broker: Broker, settings: Settings, story: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = read_mirror(story)
+    before = {stream: await stored(bus, stream) for stream in LOGS}
+    await broker.stop(kill=True)
+    broker.remove_store()
+    await broker.start()
+    await until_back(bus, settings)
+
+    async def delete_and_be_late(bus: Bus, name: str) -> None:
+        await delete_stream(bus, name)
+        await bootstrap(bus, settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(restoration, "delete_stream", delete_and_be_late)
+        with pytest.raises(BusUnavailableError, match="another process has made STATE-a meanwhile"):
+            await restore(bus, settings, content)
+    assert await stored(bus, STATE_A) == []
+    await restore(bus, settings, content)
+    await must_be_the_same_world(bus, before)
 
 
 def content_with(content: Any, stream: str, records: list[Record]) -> Any:
