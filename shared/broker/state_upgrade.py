@@ -47,6 +47,15 @@ async def split_states(bus: Bus, settings: Settings) -> list[str]:
     old = await find_stream(bus, OLD)
     if old is None:
         return []
+    try:
+        return await _split(bus, settings, old)
+    except BusUnavailableError:
+        if await find_stream(bus, OLD) is not None:
+            raise
+        return []  # another service was faster, and STATE went while it was read here
+
+
+async def _split(bus: Bus, settings: Settings, old: StreamInfo) -> list[str]:
     await _freeze(bus, old)
     slots, strays = await _slots(bus, settings)
     made = [await _begin_copy(bus, settings, slot, old) for slot in slots]

@@ -225,6 +225,34 @@ async def test_several_services_may_upgrade_at_the_same_time(empty: Bus, setting
         await bus.close()
 
 
+@pytest.mark.parametrize(
+    "request_", ["UPDATE.STATE", "CREATE.STATE-c", "MSG.GET.STATE", "UPDATE.STATE-b", "DELETE.STATE"]
+)
+async def test_a_service_that_is_slower_than_another_one_goes_on(
+    request_: str, empty: Bus, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not fail, however late it is: services try again for `nats_connect_timeout_s` only."""
+    old = await make_old(empty, settings)
+    late = await connect(settings, name="test")
+    request, ended = late.request, False
+
+    async def after_the_other(subject: str, *args: Any, **kwargs: Any) -> Msg:
+        nonlocal ended
+        if subject == f"$JS.API.STREAM.{request_}" and not ended:
+            ended = True
+            await bootstrap(empty, settings)
+        return await request(subject, *args, **kwargs)
+
+    monkeypatch.setattr(late, "request", after_the_other)
+    try:
+        await bootstrap(late, settings)
+    finally:
+        await late.close()
+    assert ended
+    await must_be_upgraded(empty, settings, old)
+    assert await find_stream(empty, OLD) is None
+
+
 async def test_a_copy_that_was_begun_after_the_old_log_had_gone_is_a_log(
     empty: Bus, settings: Settings
 ) -> None:
