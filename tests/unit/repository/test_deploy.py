@@ -79,6 +79,12 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.strip()) == (0, "")
 
 
+def test_no_timeout_ends_the_brokers_upgrade() -> None:
+    text = (DEPLOY / "systemd" / "podium-broker.service").read_text()
+    assert "TimeoutStartSec=infinity\n" in text
+    assert "ExecStartPost=/opt/podium/.venv/bin/podium bootstrap\n" in text
+
+
 def test_dockers_proxy_is_no_crowd_from_one_address() -> None:
     """All clients of a published port come from the address of Docker's bridge."""
     compose = (DEPLOY / "../docker-compose.yml").read_text()
