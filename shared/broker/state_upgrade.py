@@ -57,10 +57,17 @@ async def split_states(bus: Bus, settings: Settings) -> list[str]:
 
 async def _split(bus: Bus, settings: Settings, old: StreamInfo) -> list[str]:
     await _freeze(bus, old)
+    frozen = await _still(bus)
     slots, strays = await _slots(bus, settings)
     made = [await _begin_copy(bus, settings, slot, old) for slot in slots]
     for slot in slots:
-        await _finish_copy(bus, settings, slot)
+        await _await_copy(bus, slot)
+    await _still(bus, frozen)
+    for slot in reversed(slots):  # services wait for the settings' slots, which come first
+        copy = await find_stream(bus, subjects.state_stream(slot))
+        if copy is not None and copy.config.get("mirror"):
+            await end_copy(bus, state_log(settings, slot), copy.config)
+    await _still(bus, frozen)
     if strays:
         log.warning("STATE stays: some of its records are of no slot", subjects=sorted(strays)[:5])
     else:
@@ -69,11 +76,22 @@ async def _split(bus: Bus, settings: Settings, old: StreamInfo) -> list[str]:
     return [name for name in made if name is not None]
 
 
+async def _still(bus: Bus, last: int | None = None) -> int:
+    """Return the sequence of STATE's newest record. Raises BusUnavailableError if it isn't `last`.
+
+    The broker may store what it took before STATE was frozen: then the next bootstrap goes on.
+    """
+    found = await find_stream(bus, OLD)
+    if found is None or last not in (None, found.last):
+        raise BusUnavailableError(f"{OLD} has changed while it was copied: nothing was deleted")
+    return found.last
+
+
 async def end_copy(bus: Bus, spec: StreamSpec, copy: dict[str, Any]) -> dict[str, Any]:
     """Make a copy of STATE a log of its own; return its configuration. Raises BusError.
 
-    It must be whole. It also is if STATE is gone: that is deleted after all of its records were found in logs
-    that are their slots' own, so a copy that another service made meanwhile has nothing to copy.
+    The copy must have all of its records, or STATE must be gone: STATE is deleted only after all of its
+    records were found in the slots' own logs. A copy that was begun after that has nothing to copy.
     """
     kept = {field: value for field, value in copy.items() if field != "mirror"}
     own = kept | {"subjects": spec.config["subjects"], "allow_direct": True, "mirror_direct": False}
@@ -118,23 +136,25 @@ async def _begin_copy(bus: Bus, settings: Settings, slot: str, old: StreamInfo) 
     config = state_log(settings, slot).config | {
         "mirror": {"name": OLD, "filter_subject": subjects.states_of_slot(slot)},
         "max_bytes": max(settings.log_max_bytes, old.config.get("max_bytes", -1)),
+        "allow_direct": False,  # services find no log until all of it is there
     }
     del config["subjects"]
     await create_stream(bus, config)
     return name
 
 
-async def _finish_copy(bus: Bus, settings: Settings, slot: str) -> None:
-    """Wait until a slot's log has all records of STATE that are the slot's, and make it a log of its own."""
+async def _await_copy(bus: Bus, slot: str) -> None:
+    """Wait until a slot's log has all records of STATE that are the slot's, and compare them."""
     name, newest = subjects.state_stream(slot), await _newest(bus, slot)
     grown_at, seen = time.monotonic(), -1
     while True:
         copy = await find_stream(bus, name)
         if copy is None:
             raise BusUnavailableError(f"{name} has vanished while it was copied")
-        own = not copy.config.get("mirror")  # by another service, or before an interruption
-        if own or copy.last >= newest:
-            break
+        if not copy.config.get("mirror"):  # compared by another service, or before an interruption
+            return await _must_be_equal(bus, slot, max(0, newest - 1))
+        if copy.last >= newest:
+            return await _must_be_equal(bus, slot)
         if copy.last > seen:
             grown_at, seen = time.monotonic(), copy.last
         if time.monotonic() - grown_at > STILL_S:
@@ -142,45 +162,42 @@ async def _finish_copy(bus: Bus, settings: Settings, slot: str) -> None:
                 f"{name} has {copy.last} of {newest} records of {OLD} and does not grow"
             )
         await asyncio.sleep(LOOK_S)
-    await _must_be_equal(bus, slot)
-    if not own:
-        await end_copy(bus, state_log(settings, slot), copy.config)
 
 
-async def _must_be_equal(bus: Bus, slot: str) -> None:
-    """Compare the copy with STATE record by record: subject, sequence, time and data."""
-    name = subjects.state_stream(slot)
-    copies = (record async for records in bus.read_all(name) for record in records)
-    count = 0
-    async for record in _records(bus, slot):
+async def _must_be_equal(bus: Bus, slot: str, after: int = 0) -> None:
+    """Compare the copy with STATE record by record from a sequence on: subject, sequence, time and data."""
+    name, count = subjects.state_stream(slot), 0
+    copies = _records(bus, name, slot, after)
+    async for record in _records(bus, OLD, slot, after):
         if await anext(copies, None) != record:
             raise BusError(f"{name} differs from {OLD} at {record.sequence}: nothing was deleted")
         count += 1
-    log.info("a slot's states are copied", stream=name, records=count)
+    if after == 0:
+        log.info("a slot's states are copied", stream=name, records=count)
 
 
 async def _newest(bus: Bus, slot: str) -> int:
     """Return the sequence of the slot's newest record in STATE; 0 if it has none."""
-    found = await _get(bus, {"last_by_subj": subjects.states_of_slot(slot)})
+    found = await _get(bus, OLD, {"last_by_subj": subjects.states_of_slot(slot)})
     return 0 if found is None else found.sequence
 
 
-async def _records(bus: Bus, slot: str) -> AsyncIterator[Record]:
-    """Yield the slot's records in STATE, oldest first."""
-    after = 0
-    while record := await _get(bus, {"seq": after + 1, "next_by_subj": subjects.states_of_slot(slot)}):
+async def _records(bus: Bus, stream: str, slot: str, after: int) -> AsyncIterator[Record]:
+    """Yield the slot's records in STATE or in its copy, oldest first."""
+    query = {"next_by_subj": subjects.states_of_slot(slot)}
+    while record := await _get(bus, stream, query | {"seq": after + 1}):
         yield record
         after = record.sequence
 
 
-async def _get(bus: Bus, query: dict[str, Any]) -> Record | None:
-    """Return a record of STATE from the stream itself, never from a copy."""
-    message = await bus.request(f"$JS.API.STREAM.MSG.GET.{OLD}", json.dumps(query).encode())
+async def _get(bus: Bus, stream: str, query: dict[str, Any]) -> Record | None:
+    """Return a record of the stream itself, never from a copy; neither answers direct reads meanwhile."""
+    message = await bus.request(f"$JS.API.STREAM.MSG.GET.{stream}", json.dumps(query).encode())
     reply = json.loads(message.data)
     if "error" in reply:
         if reply["error"].get("err_code") == NO_MESSAGE:
             return None
-        raise BusUnavailableError(f"{OLD} can't be read: {reply['error'].get('description')}")
+        raise BusUnavailableError(f"{stream} can't be read: {reply['error'].get('description')}")
     found = reply["message"]
     data = base64.b64decode(found.get("data") or "")
     return Record(found["seq"], found["subject"], data, found["time"])

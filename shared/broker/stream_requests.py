@@ -82,9 +82,8 @@ async def update_stream(bus: Bus, config: dict[str, Any]) -> None:
     reply = await _ask(bus, f"$JS.API.STREAM.UPDATE.{name}", config)
     if "error" in reply:
         why = f"stream {name} can't be changed: {reply['error'].get('description')}"
-        gone = (
-            reply["error"].get("err_code") == NOT_FOUND
-        )  # another service has ended the upgrade: look again
+        # Another service has ended the upgrade: who looks again goes on.
+        gone = reply["error"].get("err_code") == NOT_FOUND
         raise BusUnavailableError(why) if gone else BusError(why)
 
 

@@ -27,7 +27,7 @@ from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.broker.credentials import ADMIN, GATEWAY, trainer
 from shared.broker.jetstream import Record
-from shared.broker.stream_requests import create_stream, find_stream
+from shared.broker.stream_requests import create_stream, find_stream, update_stream
 from shared.broker.stream_specs import state_log
 from shared.broker.streams import bootstrap, ready
 from shared.errors import (
@@ -272,8 +272,9 @@ async def test_a_copy_that_differs_is_never_taken_for_the_log(
     old = await make_old(empty, settings)
     wrong = Record(1, "podium.state.a.one", b"{}", "then")
 
-    async def other(bus: Bus, slot: str) -> AsyncIterator[Record]:
-        yield wrong
+    async def other(bus: Bus, stream: str, *place: Any) -> AsyncIterator[Record]:
+        if stream == OLD:
+            yield wrong
 
     with monkeypatch.context() as patched:
         patched.setattr(state_upgrade, "_records", other)
@@ -290,7 +291,7 @@ async def test_a_log_that_lacks_records_keeps_the_old_one(empty: Bus, settings: 
     """Nobody makes such a log; if somebody did, STATE must not go."""
     await make_old(empty, settings)
     await create_stream(empty, state_log(settings, "a").config | {"subjects": ["elsewhere"]})
-    with pytest.raises(BusError, match="STATE-a differs from STATE at 1: nothing was deleted"):
+    with pytest.raises(BusError, match="STATE-a differs from STATE at 5: nothing was deleted"):
         await bootstrap(empty, settings)
     assert await find_stream(empty, OLD) is not None
 
@@ -310,6 +311,53 @@ async def test_a_copy_that_does_not_grow_is_reported(
             await bootstrap(empty, settings)
     await bootstrap(empty, settings)
     await must_be_upgraded(empty, settings, old)
+
+
+async def test_a_record_that_the_broker_stores_after_the_freeze_is_copied_too(
+    empty: Bus, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have taken the record before."""
+    await make_old(empty, settings)
+    newest = state_upgrade._newest
+
+    async def late(bus: Bus, slot: str) -> int:
+        if slot == "c":  # the other slots' copies were compared
+            frozen = old_config(settings) | {"subjects": [state_upgrade.FROZEN], "allow_direct": False}
+            await update_stream(bus, frozen | {"subjects": [subjects.ANY_STATE]})
+            await bus.append(OLD, subjects.state("a", "one"), encode(submitting("one", "a")))
+            await update_stream(bus, frozen)
+        return await newest(bus, slot)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(state_upgrade, "_newest", late)
+        with pytest.raises(BusUnavailableError, match="STATE has changed while it was copied"):
+            await bootstrap(empty, settings)
+    await bootstrap(empty, settings)
+    (*_, last) = await empty.read(STATE_A, 0)
+    assert last.data == encode(submitting("one", "a"))
+    assert await find_stream(empty, OLD) is None
+
+
+async def test_what_was_compared_is_not_compared_again(
+    empty: Bus, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """STATE stays where it has records of no slot, and each start of a service looks at it."""
+    await make_old(empty, settings, "podium.state.nowhere")
+    for number in range(5):
+        await empty.append(OLD, subjects.state("b", f"more{number}"), b"{}")
+    await bootstrap(empty, settings)
+    request, read = empty.request, 0
+
+    async def counted(subject: str, *args: Any, **kwargs: Any) -> Msg:
+        nonlocal read
+        read += subject.startswith("$JS.API.STREAM.MSG.GET")
+        return await request(subject, *args, **kwargs)
+
+    monkeypatch.setattr(empty, "request", counted)
+    await empty.append(STATE_A, subjects.state("a", "new"), b"{}", last_on_subject=0)
+    read = 0
+    await bootstrap(empty, settings)
+    assert read == 3 * 4  # of each slot the newest record, in STATE again and in the log, and no more
 
 
 @pytest.mark.parametrize("stage", ["frozen", "copied", "upgraded"])
@@ -415,7 +463,7 @@ async def test_the_mirror_of_an_older_version_is_restored(
 
 
 async def test_with_users_the_admin_upgrades_and_services_say_what_they_wait_for(
-    make_settings: Callable[..., Settings], tmp_path: Path
+    make_settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_users(tmp_path / "keys", ("a", "b"))
     broker = Broker(tmp_path / "secured", keys=tmp_path / "keys")
@@ -424,10 +472,22 @@ async def test_with_users_the_admin_upgrades_and_services_say_what_they_wait_for
     buses = {user: await connect(settings, name="test", user=user) for user in (ADMIN, GATEWAY, trainer("a"))}
     old = await make_old(buses[ADMIN], settings)
     needed = [(STATE_A, subjects.state("a", "*"))]
-    for user in (GATEWAY, trainer("a")):
-        with pytest.raises(BusUnavailableError, match=r"stream STATE-a does not exist.*`podium bootstrap`"):
-            await ready(buses[user], settings, needed)
-    assert STATE_A in await bootstrap_as_admin(settings)
+
+    async def all_must_wait() -> None:
+        for user in (GATEWAY, trainer("a")):
+            with pytest.raises(
+                BusUnavailableError, match=r"stream STATE-a does not exist.*`podium bootstrap`"
+            ):
+                await ready(buses[user], settings, needed)
+
+    await all_must_wait()
+    with monkeypatch.context() as patched:
+        interrupt(buses[ADMIN], 6, sent=False, monkeypatch=patched)  # STATE-c is promoted, the others not
+        with pytest.raises(Cut):
+            await bootstrap(buses[ADMIN], settings)
+    await all_must_wait()
+    assert await buses[GATEWAY].read(STATE_C, 0) == of_slot(old, "c")
+    assert subjects.LEASES_STREAM in await bootstrap_as_admin(settings)
     await must_be_upgraded(buses[ADMIN], settings, old)
     for user in (GATEWAY, trainer("a")):
         await ready(buses[user], settings, needed)
