@@ -32,23 +32,28 @@ class LogRoom:
     async def run(self, bus: Bus) -> None:
         """Read until cancelled. While the broker doesn't answer, what was found last stays."""
         while True:
-            try:
-                jobs = await fullness(bus, subjects.JOBS_STREAM)
-                states = {slot: await fullness(bus, subjects.state_stream(slot)) for slot in self._slots}
-            except BusError as error:
-                log.debug("can't read how full the logs are", error=str(error))
-            else:
-                self._note(jobs, {slot: full for slot, full in states.items() if full is not None})
+            for slot in (None, *self._slots):
+                name = subjects.JOBS_STREAM if slot is None else subjects.state_stream(slot)
+                try:
+                    full = await fullness(bus, name)
+                except BusError as error:
+                    log.debug("can't read how full a log is", stream=name, error=str(error))
+                else:
+                    self._note(name, slot, full)
             await asyncio.sleep(READ_S)
 
-    def _note(self, full: str | None, full_slots: dict[str, str]) -> None:
-        if full and not self.full:
-            log.error("no offer is accepted", cause=full)
-        for slot in full_slots.keys() - self.full_slots.keys():
-            log.error("no offer is accepted for a slot", slot=slot, cause=full_slots[slot])
-        if (self.full and not full) or self.full_slots.keys() - full_slots.keys():
-            log.info("a log has room again", full=[*filter(None, [full]), *full_slots.values()])
-        self.full, self.full_slots = full, full_slots
+    def _note(self, name: str, slot: str | None, full: str | None) -> None:
+        """Note how full JOBS is, or the log of a slot."""
+        before = self.full if slot is None else self.full_slots.get(slot)
+        if slot is None:
+            self.full = full
+        else:
+            known = {other: cause for other, cause in self.full_slots.items() if other != slot}
+            self.full_slots = known if full is None else known | {slot: full}
+        if full and not before:
+            log.error("no offer is accepted" if slot is None else f"no offer for slot {slot}", cause=full)
+        if before and not full:
+            log.info("a log has room again", stream=name)
 
 
 async def fullness(bus: Bus, name: str) -> str | None:

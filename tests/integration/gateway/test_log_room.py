@@ -16,7 +16,7 @@ from shared import subjects
 from shared.broker.bus import Bus
 from shared.broker.stream_requests import StreamInfo, find_stream, update_stream
 from shared.broker.streams import bootstrap
-from shared.errors import StoreFullError
+from shared.errors import BusTimeoutError, StoreFullError
 from shared.messages import Decision, Job, Offer, TaskType, encode
 from shared.settings import Settings
 
@@ -54,6 +54,23 @@ async def test_what_was_found_last_stays_while_the_broker_is_silent(bus: Bus) ->
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (room.full, room.full_slots) == ("JOBS is 99% full", {"a": "STATE-a is 99% full"})
+
+
+async def test_a_log_that_can_not_be_read_hides_no_other(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fullness(bus: Bus, name: str) -> str | None:
+        if name in ("JOBS", "STATE-b"):
+            raise BusTimeoutError(name)
+        return f"{name} is 99% full" if name == "STATE-a" else None
+
+    monkeypatch.setattr(log_room, "fullness", fullness)
+    room = LogRoom("abc")
+    room.full, room.full_slots = "JOBS is 98% full", {"b": "STATE-b is 98% full", "c": "STATE-c is 98% full"}
+    task = asyncio.create_task(room.run(bus))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.wait([task])
+    assert room.full == "JOBS is 98% full"
+    assert room.full_slots == {"a": "STATE-a is 99% full", "b": "STATE-b is 98% full"}
 
 
 async def limit(bus: Bus, stream: str, max_bytes: int) -> None:
