@@ -204,7 +204,7 @@ class Service:
         if self._connected is None or not self._connected.bus.connected:
             return f"not connected to NATS at {self.settings.nats_url}"
         if not self._connected.log_reader.current:
-            return "the logs have not been read to their ends"
+            return self._connected.log_reader.missing or "the logs have not been read to their ends"
         return None
 
     async def run(self, background: Background) -> None:

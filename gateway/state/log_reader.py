@@ -12,7 +12,7 @@ from gateway.state.ledger import Ledger
 from shared import subjects
 from shared.aio import pause
 from shared.broker.bus import Bus, Record
-from shared.errors import BusError, BusUnavailableError
+from shared.errors import BusError, BusUnavailableError, NobodyAnswersError
 from shared.logs import TroubleLog, get_logger
 
 RETRY_S = 0.25  # after a failed fold; JetStream is usable some 30 ms after a restarted server listens
@@ -28,6 +28,16 @@ class ReplacedLogError(BusError):
     """The stream was replaced (for example a lost disk); in-memory state no longer matches it."""
 
 
+def lost_log(stream: str) -> str:
+    """Return what to do about the log of a slot that JOBS names and the broker doesn't have."""
+    slot = subjects.slot_of_log(stream)
+    return (
+        f"{stream} holds the chains of slot {slot}, whose jobs are in JOBS, and is gone: restore it from a "
+        f"mirror with `podium restore`, or have an empty one made by `podium bootstrap` with slot {slot} in "
+        "PODIUM_SLOTS: then the slot's jobs count as not ended"
+    )
+
+
 class LogReader:
     """Fold JOBS and the slots' states into one ledger, one fold at a time; call `after_fold` after each."""
 
@@ -41,6 +51,7 @@ class LogReader:
     ) -> None:
         self.folded = folded or asyncio.Event()  # set by the first fold that reaches the ends of all logs
         self.current = False  # whether the newest fold reached the ends of all logs
+        self.missing: str | None = None  # why: a slot's log isn't there
         self.read_at: float | None = None  # monotonic: when the newest fold began that reached them
         self._bus = bus
         self._ledger = ledger
@@ -125,7 +136,7 @@ class LogReader:
             self.current = False
             raise
         self._ended = True
-        self.current = True
+        self.current, self.missing = True, None
         self.read_at, self._read_after = began, after
         self.folded.set()
         self._after_fold()
@@ -136,9 +147,16 @@ class LogReader:
         if not self.current and (known := self._ledger.newest.get(stream)) is not None:
             await self._must_still_hold(stream, known)
         after = self._ledger.folded.get(stream, 0)
-        async for records in self._bus.read_all(stream, after, timeout_s=LOGS_TIMEOUT_S):
-            for record in records:
-                self._ledger.apply(stream, record)
+        try:
+            async for records in self._bus.read_all(stream, after, timeout_s=LOGS_TIMEOUT_S):
+                for record in records:
+                    self._ledger.apply(stream, record)
+        except NobodyAnswersError as error:
+            if stream == subjects.JOBS_STREAM:
+                raise
+            # JOBS did answer, so JetStream isn't starting.
+            self.missing = lost_log(stream)
+            raise BusUnavailableError(self.missing) from error
 
     async def _must_still_hold(self, stream: str, known: Record) -> None:
         """Check that the stream was not replaced: after a lost disk the old ledger must not be used."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gateway.state.log_reader import lost_log
 from gateway.state.log_room import FULL, in_words
 from gateway.views.build import agreed
 from podium.diagnostics.findings import Finding, Found, Severity, live, newest
@@ -16,7 +17,7 @@ from podium.diagnostics.machine_checks import (
     check_reachability,
     check_time_source,
 )
-from podium.diagnostics.probe import Vitals
+from podium.diagnostics.probe import StreamVitals, Vitals
 from podium.diagnostics.upstream_checks import check_upstream
 from shared import subjects
 
@@ -79,29 +80,16 @@ def check_store(vitals: Vitals) -> Found:
 
 def check_streams(vitals: Vitals) -> Found:
     """Check that each stream is configured as Podium creates it, and far from full."""
-    found = Found()
+    states = [subjects.state_stream(slot) for slot in vitals.settings.slots]
+    upgrade = _unfinished_upgrade(vitals)
+    found = upgrade or [
+        (Severity.ERROR, lost_log(name), "never delete the log of a slot that was removed")
+        for name in vitals.unread
+        if name not in states
+    ]
     for stream in vitals.streams:
-        spec, info, name = stream.spec, stream.found, stream.spec.config["name"]
-        if stream.error is not None:
-            found.append(
-                (Severity.ERROR, f"{name} can't be inspected: {stream.error}", "see the broker's log")
-            )
-            continue
-        if info is None:
-            lost = "`podium bootstrap` creates it; if it existed before: docs/operations.md, 'lost disk'"
-            found.append((Severity.ERROR, f"{name} does not exist", lost))
-            continue
-        for field, wanted in spec.config.items():
-            got = info.config.get(field)
-            if got == wanted or (got is None and wanted in (0, -1, False)):
-                continue
-            severity = Severity.ERROR if field in spec.binding else Severity.WARNING
-            do = "services refuse it: move it away" if field in spec.binding else f"`nats stream edit {name}`"
-            found.append((severity, f"{name} has {field}={got!r}, Podium sets {wanted!r}", do))
-        if name == subjects.JOBS_STREAM or name in map(subjects.state_stream, vitals.settings.slots):
-            found += _room(
-                name, info.bytes, info.config.get("max_bytes", -1), "log_max_bytes and run `podium bootstrap`"
-            )
+        if not upgrade or not _waits_for_upgrade(stream, states):
+            found += _check_stream(stream, states)
     if vitals.malformed:
         what = f"{vitals.malformed} stored records are malformed and skipped"
         found.append(
@@ -110,12 +98,52 @@ def check_streams(vitals: Vitals) -> Found:
     return found
 
 
-def _room(what: str, used: int, limit: int, setting: str) -> Found:
+def _unfinished_upgrade(vitals: Vitals) -> Found:
+    """Find STATE, or logs that are still copies of it: they differ from what Podium creates."""
+    copies = any(stream.found and stream.found.config.get("mirror") for stream in vitals.streams)
+    if not copies and not vitals.old_log:
+        return []
+    severity = Severity.ERROR if copies or vitals.unread else Severity.WARNING  # else its records are copied
+    what = "the upgrade from one log of states isn't finished"
+    return [(severity, what, "run `podium bootstrap`, which says what is left; move no stream away")]
+
+
+def _waits_for_upgrade(stream: StreamVitals, states: list[str]) -> bool:
+    """Return whether a log of states is absent, or a copy."""
+    absent = stream.found is None and stream.error is None
+    return stream.spec.config["name"] in states and (
+        absent or (stream.found is not None and bool(stream.found.config.get("mirror")))
+    )
+
+
+def _check_stream(stream: StreamVitals, states: list[str]) -> Found:
+    spec, info, name = stream.spec, stream.found, stream.spec.config["name"]
+    if stream.error is not None:
+        return [(Severity.ERROR, f"{name} can't be inspected: {stream.error}", "see the broker's log")]
+    if info is None:
+        lost = "`podium bootstrap` creates it; if it existed before: docs/operations.md, 'lost disk'"
+        return [(Severity.ERROR, f"{name} does not exist", lost)]
+    found = Found()
+    for field, wanted in spec.config.items():
+        got = info.config.get(field)
+        if got == wanted or (got is None and wanted in (0, -1, False)):
+            continue
+        severity = Severity.ERROR if field in spec.binding else Severity.WARNING
+        do = "services refuse it: move it away" if field in spec.binding else f"`nats stream edit {name}`"
+        found.append((severity, f"{name} has {field}={got!r}, Podium sets {wanted!r}", do))
+    if name == subjects.JOBS_STREAM or name in states:
+        whose = f" for slot {subjects.slot_of_log(name)}" if name in states else ""
+        raised = "log_max_bytes and run `podium bootstrap`"
+        found += _room(name, info.bytes, info.config.get("max_bytes", -1), raised, whose)
+    return found
+
+
+def _room(what: str, used: int, limit: int, setting: str, whose: str = "") -> Found:
     share = used / limit if limit > 0 else 0.0
     if share < NEARLY_FULL:
         return []
     severity = Severity.ERROR if share >= FULL else Severity.WARNING
-    do = f"raise {setting}; when full, nothing more is accepted, and nothing is dropped"
+    do = f"raise {setting}; when full, nothing more is accepted{whose}, and nothing is dropped"
     return [(severity, in_words(what, used, limit), do)]
 
 

@@ -29,7 +29,7 @@ from shared.broker.connection import connect
 from shared.broker.credentials import OPERATOR
 from shared.broker.stream_requests import StreamInfo, find_stream
 from shared.broker.stream_specs import StreamSpec, stream_specs
-from shared.errors import BusError, PodiumError
+from shared.errors import BusError, NobodyAnswersError, PodiumError
 from shared.messages import Heartbeat, Job, Lease, decode_heartbeat, decode_lease, decode_progress
 from shared.settings import Settings
 
@@ -106,6 +106,8 @@ class Vitals(Struct, frozen=True, kw_only=True):
     appended: bool = False  # whether an append was tried: not every user may append
     denied: tuple[str, ...] = ()
     streams: tuple[StreamVitals, ...] = ()
+    unread: tuple[str, ...] = ()  # logs of slots' states that nobody answers for
+    old_log: bool = False  # whether STATE is there, of which not every user may know
     jobs: tuple[OpenJob, ...] = ()
     malformed: int = 0
     heartbeats: tuple[ReceivedHeartbeat, ...] = ()
@@ -191,15 +193,27 @@ async def _probe_connected(bus: Bus, settings: Settings) -> dict[str, Any]:
     ledger = Ledger(settings.slots)
     try:
         await _fold(bus, ledger, subjects.JOBS_STREAM)
-        for stream in [name for name in ledger.folded if name != subjects.JOBS_STREAM]:
-            await _fold(bus, ledger, stream)
-        seen["jobs"] = tuple([await _open_job(bus, ledger, job) for job in ledger.open_jobs()])
+        seen["old_log"] = not bus.guest and await find_stream(bus, subjects.OLD_STATE_STREAM) is not None
+        seen["unread"] = unread = await _fold_states(bus, ledger)
+        if not unread:
+            seen["jobs"] = tuple([await _open_job(bus, ledger, job) for job in ledger.open_jobs()])
         await asyncio.sleep(max(0.0, listen_until - time.monotonic()))
         seen["leases"] = await _leases(bus, settings)
     except BusError as error:
         seen["read_error"] = str(error)
     denied = tuple(denial.explain(bus.user) for denial in bus.denied)
     return seen | {"malformed": ledger.malformed, "heartbeats": tuple(heartbeats), "denied": denied}
+
+
+async def _fold_states(bus: Bus, ledger: Ledger) -> tuple[str, ...]:
+    """Fold the logs of all slots that there are or that JOBS names; return those that nobody answers for."""
+    unread = []
+    for stream in [name for name in ledger.folded if name != subjects.JOBS_STREAM]:
+        try:
+            await _fold(bus, ledger, stream)
+        except NobodyAnswersError:
+            unread.append(stream)
+    return tuple(unread)
 
 
 async def _fold(bus: Bus, ledger: Ledger, stream: str) -> None:

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from shared.errors import BusError, BusUnavailableError, ConflictError, StoreFullError
+from shared.errors import (
+    BusError,
+    BusUnavailableError,
+    ConflictError,
+    NobodyAnswersError,
+    StoreFullError,
+)
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -48,6 +54,8 @@ def record_of(message: Msg, stream: str) -> Record | None:
     status = headers.get("Status")
     if status in ("404", "204"):
         return None
+    if status == "503":
+        raise NobodyAnswersError(f"reading {stream} failed: 503, no such stream, or JetStream is starting")
     if status is not None:
         raise BusError(f"reading {stream} failed: {status} {headers.get('Description', '')}")
     stored = headers.get("Nats-Time-Stamp", "")

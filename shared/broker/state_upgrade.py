@@ -109,7 +109,7 @@ async def _freeze(bus: Bus, old: StreamInfo) -> None:
     if bound not in ([subjects.ANY_STATE], [FROZEN]):
         raise IncompatibleStreamError(
             f"stream {OLD} exists with subjects={bound!r} where Podium had {subjects.ANY_STATE!r}: "
-            "use another NATS account or store folder, or move that stream away"
+            "use another NATS account or store folder. If it has Podium's states, give it that subject again"
         )
     if bound != [FROZEN] or old.config.get("allow_direct"):
         await update_stream(bus, old.config | {"subjects": [FROZEN], "allow_direct": False})

@@ -22,6 +22,8 @@ from podium.local.nats_server import Broker
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.broker.connection import connect
+from shared.broker.stream_requests import create_stream
+from shared.broker.stream_specs import state_log
 from shared.messages import (
     Claimed,
     Decision,
@@ -140,6 +142,36 @@ async def test_a_broken_world_is_told_in_full(
         ("gateway", "PODIUM_MAX_HOURS is 96.0 for the gateway and 12.0"),
     ):
         assert [what for name, what in findings if name == check and said in what], (said, findings)
+
+
+async def test_a_removed_slots_log_that_is_gone_and_an_upgrade_are_told(
+    settings: Settings, broker: Broker, gateway: str, nodes: Any, bus: Bus
+) -> None:
+    await bus.append(subjects.JOBS_STREAM, subjects.job("c", "t"), encode(job_of("c")))
+    findings = wrong(await diagnose(settings, gateway, broker))
+    said = [what for check, what in findings if check == "streams"]
+    assert [what[:35] for what in said] == ["STATE-c holds the chains of slot c,"]
+    assert "store" not in {check for check, _ in findings}
+
+    old = state_log(settings, "c").config | {"name": subjects.OLD_STATE_STREAM, "subjects": ["podium.frozen"]}
+    await create_stream(bus, old)
+    findings = wrong(await diagnose(settings, gateway, broker))
+    said = [what for check, what in findings if check == "streams"]
+    assert said == ["the upgrade from one log of states isn't finished"]
+
+
+def job_of(slot: str) -> Job:
+    return Job(
+        record_id="j",
+        task_id="t",
+        task="t",
+        slot=slot,
+        gateway="g",
+        offer=Offer(task_id="t", task_type=TaskType.INSTRUCT, model="m", hours_to_complete=1, dataset="d"),
+        decision=Decision(task_id="t", task="t", accepted=True, reason=""),
+        received_at=0.0,
+        deadline_at=4e9,
+    )
 
 
 async def test_a_broker_that_stands_still_is_seen_through_an_open_connection(

@@ -10,8 +10,13 @@ import pytest
 from gateway.state.ledger import Ledger
 from gateway.state.log_reader import LogReader
 from podium.local.nats_server import Broker
+from shared import subjects
 from shared.broker.bus import Bus
+from shared.broker.stream_requests import create_stream
+from shared.broker.stream_specs import state_log
 from shared.errors import BusError
+from shared.messages import Decision, Job, Offer, TaskType, encode
+from shared.settings import Settings
 
 MANY = 300
 
@@ -51,6 +56,30 @@ async def test_all_who_wait_learn_that_it_failed(broker: Broker, bus: Bus) -> No
             except BusError:
                 await asyncio.sleep(0.1)
     assert follower.current
+
+
+async def test_a_gateway_says_that_the_log_of_a_removed_slot_is_gone(
+    bus: Bus, settings: Settings, start_gateway: Any
+) -> None:
+    """It decides nothing: without that log the slot's tasks would look as if they had not ended."""
+    job = Job(
+        record_id="j",
+        task_id="t",
+        task="t",
+        slot="gone",
+        gateway="g",
+        offer=Offer(task_id="t", task_type=TaskType.INSTRUCT, model="m", hours_to_complete=1, dataset="d"),
+        decision=Decision(task_id="t", task="t", accepted=True, reason=""),
+        received_at=0.0,
+        deadline_at=4e9,
+    )
+    await bus.append(subjects.JOBS_STREAM, subjects.job("gone", "t"), encode(job))
+    async with start_gateway() as api:
+        body = await api.until("/readyz", lambda body: "STATE-gone" in body.get("detail", ""))
+        assert "chains of slot gone" in body["detail"]
+        assert "`podium restore`" in body["detail"]
+        await create_stream(bus, state_log(settings, "gone").config)
+        await api.until_ready()
 
 
 async def test_one_who_gives_up_in_the_middle_is_no_end_for_later_ones(bus: Bus) -> None:

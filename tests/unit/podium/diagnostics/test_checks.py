@@ -164,6 +164,9 @@ def test_a_healthy_world_is_fine() -> None:
         ({"streams": (stream(1, max_bytes=1),)}, "streams", "error", "STATE-a is 100% full"),
         ({"streams": (stream(2, max_bytes=1),)}, "streams", "error", "STATE-b is 100% full"),
         ({"streams": (replace(stream(0), found=None),)}, "streams", "error", "JOBS does not exist"),
+        ({"streams": (stream(1, max_bytes=1),)}, "streams", "error", "nothing more is accepted for slot a,"),
+        ({"unread": ("STATE-c",)}, "streams", "error", "STATE-c holds the chains of slot c"),
+        ({"old_log": True}, "streams", "warning", "the upgrade from one log of states isn't finished"),
         ({"malformed": 3}, "streams", "warning", "3 stored records"),
         ({"denied": ("user a may not",)}, "permissions", "error", "user a may not"),
         ({"gateway": GatewayVitals(url="g", error="nobody")}, "gateway", "error", "nobody"),
@@ -307,3 +310,19 @@ def test_a_token_that_workers_do_not_get_is_a_note(
     (found,) = [each for each in examine(vitals) if each.check == "workers"]
     assert found.severity is (Severity.NOTE if noted else Severity.OK)
     assert ("PODIUM_WORKER_ENVIRONMENT=HF_TOKEN" in found.do) is noted
+
+
+@pytest.mark.parametrize("old_log", [True, False])  # of which not every user may know
+def test_an_upgrade_that_is_not_finished_is_all_that_is_said_of_its_logs(old_log: bool) -> None:
+    copy = stream(1, mirror={"name": "STATE"}, subjects=None, allow_direct=False)
+    absent = replace(stream(2), found=None)
+    vitals = replace(HEALTHY, streams=(copy, absent), unread=("STATE-a", "STATE-b"), old_log=old_log)
+    (finding,) = [each for each in examine(vitals) if each.check == "streams"]
+    assert finding.what == "the upgrade from one log of states isn't finished"
+    assert finding.do.startswith("run `podium bootstrap`")
+
+
+def test_a_missing_log_of_a_slot_is_named_once() -> None:
+    absent = replace(stream(1), found=None)
+    vitals = replace(HEALTHY, streams=(absent,), unread=("STATE-a",))
+    assert [each.what for each in examine(vitals) if each.check == "streams"] == ["STATE-a does not exist"]
