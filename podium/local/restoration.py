@@ -97,8 +97,9 @@ async def _listens(port: int) -> bool:
 async def restore(bus: Bus, settings: Settings, content: Content) -> Restored:
     """Write the missing records of all logs, read everything back and compare.
 
-    Raises NotEmptyError before any write if the broker holds other records or a node is running, and
-    ConflictError if another process writes during the restore. An interrupted restore can be run again.
+    A broker of an older version is upgraded first. Raises NotEmptyError before it writes a record if the
+    broker holds other ones or a node is running, and ConflictError if another process writes during the
+    restore. An interrupted restore can be run again.
     """
     await _refuse_if_running(bus, settings)
     await split_states(bus, settings)

@@ -1,4 +1,8 @@
-"""`podium bootstrap`: create the broker's streams with the admin's key; existing ones are only checked."""
+"""`podium bootstrap`: create and upgrade the broker's streams with the admin's key.
+
+Missing streams are created. Existing ones are checked, and get more room where the settings' limits have
+grown. A log of all slots' states, as older versions had, is split into a log for each slot.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add `bootstrap` to the command line."""
     parser = subparsers.add_parser(
         "bootstrap",
-        help="create the broker's streams",
+        help="create and upgrade the broker's streams",
         description=__doc__,
         epilog=examples("podium bootstrap"),
     )
@@ -21,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Create missing streams; exit code 0 if all exist and are configured correctly."""
+    """Create and upgrade the streams; exit code 0 if all exist and are configured correctly."""
     from podium.local.nats_server import bootstrap
 
     made = asyncio.run(bootstrap(load_settings()))
