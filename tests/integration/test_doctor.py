@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,7 +181,7 @@ async def test_a_broker_that_stands_still_is_seen_through_an_open_connection(
     monkeypatch.setattr(probe, "ANSWER_S", 0.5)
     asking = await connect(settings, name="doctor")
     assert broker.process is not None
-    broker.process.send_signal(signal.SIGSTOP)
+    await stand_still(broker.process)
     try:
         seen = await probe._probe_connected(asking, settings)
         health = await asyncio.to_thread(probe.probe_monitor, f"http://127.0.0.1:{broker.monitor_port}")
@@ -190,6 +191,19 @@ async def test_a_broker_that_stands_still_is_seen_through_an_open_connection(
     assert "no answer" in seen["read_error"]
     assert "no answer" in seen["append_error"]
     assert health.error is not None
+
+
+async def stand_still(process: asyncio.subprocess.Process) -> None:
+    """Stop a process and wait until each of its threads has: while one waits for a core, others may go on."""
+    process.send_signal(signal.SIGSTOP)
+    async with asyncio.timeout(10):
+        while thread_states(process.pid) != {"T"}:
+            await asyncio.sleep(0.01)
+
+
+def thread_states(pid: int) -> set[str]:
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in threads}
 
 
 async def test_the_command_says_what_is_wrong_and_fails(settings: Settings, broker: Broker, bus: Bus) -> None:
