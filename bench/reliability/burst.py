@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import signal
 import sys
@@ -27,6 +28,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +88,10 @@ class Burst:
         self.fleet = fleet
         self.bus = bus
 
-    def signed_requests(self, scene: Scene, tasks: list[str]) -> list[BurstRequest]:
-        """Return signed offers of these tasks, to the scene's gateways in turn."""
+    def signed_requests(self, scene: Scene, kinds: Mapping[str, str]) -> list[BurstRequest]:
+        """Return signed offers of tasks of these kinds, to the scene's gateways in turn."""
         signed_requests = []
-        for number, task in enumerate(tasks):
-            kind = requests.TEXT_KINDS[number % len(requests.TEXT_KINDS)]
+        for number, (task, kind) in enumerate(kinds.items()):
             body = json.dumps(requests.offer(kind, task)).encode()
             request = request_bytes("POST", OFFER, signed_headers(VALIDATOR, MINER.address, body), body)
             gateway = scene.gateways[number % len(scene.gateways)]
@@ -100,7 +101,8 @@ class Burst:
 
     async def one(self, scene: Scene) -> Outcome:
         """Send one burst, and again what was not decided; then complete the accepted tasks."""
-        tasks = [str(uuid.uuid4()) for _ in range(scene.offers)]
+        each_kind = itertools.cycle(requests.TEXT_KINDS)
+        tasks = {str(uuid.uuid4()): kind for kind in itertools.islice(each_kind, scene.offers)}
         client = await self._ready(scene, tasks)
         killing = asyncio.create_task(self._kill(scene.kills))
         began = time.monotonic()
@@ -110,7 +112,7 @@ class Burst:
         if scene.kills:
             while len(decided) < len(tasks) and time.monotonic() - began < DECIDED_S:
                 await asyncio.sleep(PAUSE_S)
-                left = [task for task in tasks if task not in decided]
+                left = {task: kind for task, kind in tasks.items() if task not in decided}
                 again = await asyncio.to_thread((await self._ready(scene, left)).send)
                 findings += [finding for answer in again for finding in unclear(answer, faults=True)]
                 decided |= {answer.task: answer for answer in again if answer.status == 200}
@@ -128,12 +130,13 @@ class Burst:
             outcome.findings.append(f"{lost} offers were never decided")
         if outcome.accepted != len(self.fleet.settings.slots):
             outcome.findings.append(f"{outcome.accepted} offers were accepted")
-        await self.finish([answer.task for answer in decided.values() if answer.accepted], outcome)
+        accepted = [answer.task for answer in decided.values() if answer.accepted]
+        await self.finish({task: tasks[task] for task in accepted}, outcome)
         return outcome
 
-    async def _ready(self, scene: Scene, tasks: list[str]) -> BurstClient:
+    async def _ready(self, scene: Scene, kinds: Mapping[str, str]) -> BurstClient:
         """Sign everything and open all connections."""
-        signed_requests = await asyncio.to_thread(self.signed_requests, scene, tasks)
+        signed_requests = await asyncio.to_thread(self.signed_requests, scene, kinds)
         return await asyncio.to_thread(BurstClient, signed_requests, min(CONNECTIONS, len(signed_requests)))
 
     async def _kill(self, kills: int) -> None:
@@ -142,16 +145,16 @@ class Burst:
             await asyncio.sleep(KILL_AFTER_S)
             self.fleet.members["broker"].signal(signal.SIGKILL)
 
-    async def finish(self, tasks: list[str], outcome: Outcome) -> None:
-        """Start the accepted tasks; all must end, so that both slots are free again."""
+    async def finish(self, kinds: Mapping[str, str], outcome: Outcome) -> None:
+        """Start the accepted tasks as they were offered; all must end, so that both slots are free again."""
         async with aiohttp.ClientSession(self.fleet.url(GATEWAYS[0])) as session:
             upstream = Validator(session, VALIDATOR, MINER.address)
             data = scripted_data(self.fleet.folder, "short.json", steps=1, step_s=0.01)
-            for task in tasks:
-                body = requests.start(requests.INSTRUCT, task, str(uuid.uuid4()), data)
+            for task, kind in kinds.items():
+                body = requests.start(kind, task, str(uuid.uuid4()), data)
+                path = requests.START_PATHS[kind]
 
-                async def begun(body: dict[str, Any] = body) -> bool:
-                    path = requests.START_PATHS[requests.INSTRUCT]
+                async def begun(path: str = path, body: dict[str, Any] = body) -> bool:
                     return (await upstream.start(path, body)).status == 200
 
                 await until(f"the start of {task}", begun, BACK_S)
@@ -164,7 +167,7 @@ class Burst:
                 return all(slot["live"] for slot in slots) and all(slot["state"] == "free" for slot in slots)
 
             await until("both slots to be free again", free, BACK_S)
-            for task in tasks:
+            for task in kinds:
                 async with session.get(f"/v1/tasks/{task}") as reply:
                     state = (await reply.json()).get("state")
                 if state != "submitted":
