@@ -1,12 +1,15 @@
-"""A stand-in for a Hugging Face hub, for every integration test that needs one."""
+"""A stand-in for a Hugging Face hub, and a broker without streams, for every test that needs one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from bench.harness.fake_hub import FakeHub, Hold
+from shared.broker.bus import Bus
+from shared.broker.connection import connect
+from shared.settings import Settings
 
 
 @pytest.fixture
@@ -18,3 +21,11 @@ def hub() -> Iterator[FakeHub]:
             if isinstance(fault, Hold):
                 fault.released.set()
     hub.close()
+
+
+@pytest.fixture
+async def empty(settings: Settings) -> AsyncIterator[Bus]:
+    """Connected to a broker without streams."""
+    bus = await connect(settings, name="test")
+    yield bus
+    await bus.close()

@@ -134,8 +134,8 @@ def test_the_first_trial_is_chosen_by_a_speed_that_was_measured(
 ) -> None:
     expected, measured = prepare.train_rate, speed.measure_speed
 
-    def measure_speed(runner: TrialRunner, trial: Trial, budget: Budget) -> None:
-        measured(runner, trial, budget)
+    def measure_speed(run: RunContext, runner: TrialRunner, trial: Trial, budget: Budget) -> None:
+        measured(run, runner, trial, budget)
         assert runner.adapted is not None
         assert runner.start is not None
         for name, value in runner.adapted.deltas.state().items():

@@ -19,19 +19,16 @@ from shared.broker.bus import Bus
 from shared.errors import BusUnavailableError
 from shared.messages import (
     Claimed,
-    Decision,
     Job,
-    Offer,
     Result,
     ResultStatus,
-    Submitting,
-    TaskType,
     decode_job_record,
     decode_state_record,
     encode,
 )
 from shared.net import free_port
 from shared.settings import Settings
+from tests.log_records import claimed, job_due, submitting
 
 MakeOffer = Callable[..., dict[str, Any]]
 Heartbeats = Callable[..., None]
@@ -190,32 +187,12 @@ async def test_records_that_can_not_be_read_stop_nothing(api: Any, bus: Bus, mak
     assert (await api.offer(make_offer("two")))[1]["accepted"] is True
 
 
-def overdue_job(task: str, slot: str, late_s: float) -> Job:
-    now = time.time()
-    offer = Offer(task_id=task, task_type=TaskType.INSTRUCT, model="m", hours_to_complete=1.0, dataset="d")
-    decision = Decision(task_id=task, task=task, accepted=True, reason="", slot=slot)
-    return Job(
-        record_id=f"job-{task}",
-        task_id=task,
-        task=task,
-        slot=slot,
-        gateway="g",
-        offer=offer,
-        decision=decision,
-        received_at=now - 7200,
-        deadline_at=now - late_s,
-    )
-
-
 async def test_overdue_jobs_expire_once_but_never_after_submitting(bus: Bus, start_gateway: Any) -> None:
-    for task, slot, late_s in (("late", "a", 5.0), ("submitting", "b", 5.0), ("early", "a", -60.0)):
-        await bus.append(
-            subjects.JOBS_STREAM, subjects.job(slot, task), encode(overdue_job(task, slot, late_s))
-        )
-    claimed = Claimed(record_id="c", task="late", slot="a", node="n", epoch=1, attempt=1)
-    await bus.append(subjects.state_stream("a"), subjects.state("a", "late"), encode(claimed))
-    submitting = Submitting(record_id="s", task="submitting", slot="b", node="n", epoch=1, digest="d")
-    await bus.append(subjects.state_stream("b"), subjects.state("b", "submitting"), encode(submitting))
+    for task, slot, in_s in (("late", "a", -5.0), ("submitting", "b", -5.0), ("early", "a", 60.0)):
+        await bus.append(subjects.JOBS_STREAM, subjects.job(slot, task), encode(job_due(task, slot, in_s)))
+    await bus.append(subjects.state_stream("a"), subjects.state("a", "late"), encode(claimed("late", "a")))
+    last = encode(submitting("submitting", "b"))
+    await bus.append(subjects.state_stream("b"), subjects.state("b", "submitting"), last)
     async with start_gateway("one", expire_after_s=0.2) as first, start_gateway("two", expire_after_s=0.2):
         view = await first.until("/v1/tasks/late", lambda body: body.get("state") == "expired")
         assert "after the deadline" in view["result"]["reason"]

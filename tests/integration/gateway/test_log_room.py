@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +16,9 @@ from shared.broker.bus import Bus
 from shared.broker.stream_requests import StreamInfo, find_stream, update_stream
 from shared.broker.streams import bootstrap
 from shared.errors import BusTimeoutError, StoreFullError
-from shared.messages import Decision, Job, Offer, TaskType, encode
+from shared.messages import encode
 from shared.settings import Settings
+from tests.log_records import job_due
 
 ROOM = 1 << 20
 
@@ -143,8 +143,9 @@ async def test_a_full_log_keeps_no_other_slots_jobs_from_moving_or_expiring(
 ) -> None:
     slots = ("a", "b", "c")
     await bootstrap(bus, make_settings(slots=slots))
-    for slot, task, late_s in (("a", "late-a", 5.0), ("b", "late-b", 5.0)):
-        await bus.append(subjects.JOBS_STREAM, subjects.job(slot, task), encode(job(task, slot, late_s)))
+    for slot in "ab":
+        late = encode(job_due(f"late-{slot}", slot, -5.0))
+        await bus.append(subjects.JOBS_STREAM, subjects.job(slot, f"late-{slot}"), late)
     await fill(bus, subjects.state_stream("a"), subjects.state("a", "x"))
     with pytest.raises(StoreFullError):
         await append_for_ever(bus, subjects.state_stream("a"), subjects.state("a", "x"))
@@ -152,23 +153,8 @@ async def test_a_full_log_keeps_no_other_slots_jobs_from_moving_or_expiring(
         await api.until("/v1/tasks/late-b", lambda body: body.get("state") == "expired")
         assert (await api.get("/v1/tasks/late-a"))[1]["state"] == "queued"
         for slot in "ab":
-            message = encode(job(f"waits-{slot}", slot, -60.0))
+            message = encode(job_due(f"waits-{slot}", slot, 60.0))
             await bus.append(subjects.JOBS_STREAM, subjects.job(slot, f"waits-{slot}"), message)
         heartbeats("c")
         await api.until("/v1/tasks/waits-b", lambda body: body.get("slot") == "c")
         assert (await api.get("/v1/tasks/waits-a"))[1]["slot"] == "a"
-
-
-def job(task: str, slot: str, late_s: float) -> Job:
-    now = time.time()
-    return Job(
-        record_id=f"job-{task}",
-        task_id=task,
-        task=task,
-        slot=slot,
-        gateway="g",
-        offer=Offer(task_id=task, task_type=TaskType.INSTRUCT, model="m", hours_to_complete=1.0, dataset="d"),
-        decision=Decision(task_id=task, task=task, accepted=True, reason="", slot=slot),
-        received_at=now - 7200,
-        deadline_at=now - late_s,
-    )

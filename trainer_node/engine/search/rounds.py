@@ -32,7 +32,7 @@ from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.population import give_up, is_population, next_round, on_one_device
 from trainer_node.engine.search.runner import Trained, TrialRunner, clock_tokens, write_known
-from trainer_node.engine.search.speed import is_wanted, measure_speeds
+from trainer_node.engine.search.speed import is_wanted, measure_speed
 from trainer_node.engine.search.strategy import best_of, trial_of
 from trainer_node.engine.search.time_left import budget_of
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, TrialResult, without_loss
@@ -138,7 +138,7 @@ def choose_round(run: RunContext, runner: TrialRunner) -> list[Trial]:
     trials = chosen()
     if trials and is_wanted(run, runner.known):
         budget = budget_of(run, runner.record, runner.known, runner.data)
-        measure_speeds(run, runner, trials[0], budget)
+        measure_speed(run, runner, trials[0], budget)
         trials = chosen()
     return trials
 

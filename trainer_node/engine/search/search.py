@@ -137,7 +137,7 @@ def _begin_trial(runner: TrialRunner) -> Trial | None:
     run, known = runner.run, runner.known
     trial = _choose(runner)
     if trial is not None and is_wanted(run, known):
-        measure_speed(runner, trial, budget_of(run, runner.record, known, runner.data))
+        measure_speed(run, runner, trial, budget_of(run, runner.record, known, runner.data))
         trial = _choose(runner)
     if trial is not None:
         runner.note(runner.known.started(trial, clock_tokens(run)))

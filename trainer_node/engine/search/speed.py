@@ -48,22 +48,15 @@ def is_wanted(run: RunContext, known: SearchRecord) -> bool:
     return not (known.done or known.timed or run.simulated or resolve(run.job.profile).probes)
 
 
-def measure_speed(runner: TrialRunner, trial: Trial, budget: Budget) -> None:
-    """All: note how fast a trial would train, and how long a step takes besides its tokens."""
-    run, began = runner.run, runner.run.clock.time()
-    runner.note(replace(runner.known, timed=True))  # once: memory may run out in it
-    if times := step_times(runner, trial, budget):
-        times, spent_s = run.process_group.broadcast_object((times, run.clock.time() - began))
-        runner.note(with_speed(runner.known, times, spent_s))
-        run.reporter.message(told(times, budget))
+def measure_speed(run: RunContext, runner: TrialRunner, trial: Trial, budget: Budget) -> None:
+    """All: note how fast a trial would train, and how long a step takes besides its tokens.
 
-
-def measure_speeds(run: RunContext, runner: TrialRunner, trial: Trial, budget: Budget) -> None:
-    """All, each on a device of its own: note how fast the slowest one would train. `runner` is alone."""
+    If each process trains on its own (`runner` is alone), all time steps at once, and the slowest one counts.
+    """
     group, began = run.process_group, run.clock.time()
-    runner.known = replace(runner.known, timed=True)  # once: a worker may end in it
+    runner.known = replace(runner.known, timed=True)  # once: memory may run out in it, or a worker end
     write_known(run, runner.known)
-    own = times_alone(runner, trial, budget)
+    own = step_times(runner, trial, budget) if runner.run is run else times_alone(runner, trial, budget)
     with run.reporter.patience(max(LEAST_PATIENCE_S, LONGEST * TIMED_SHARE * budget.left_s)):
         times = slowest(group.gather_objects(own))
     if times:

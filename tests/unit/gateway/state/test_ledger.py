@@ -20,7 +20,7 @@ from shared.messages import (
     SlotDrain,
     encode,
 )
-from tests.unit.gateway.state.log_records import (
+from tests.log_records import (
     JOBS,
     NOW,
     STATE_A,

@@ -12,7 +12,7 @@ from shared.messages import (
     Job,
     Moved,
 )
-from tests.unit.gateway.state.log_records import (
+from tests.log_records import (
     JOBS,
     NOW,
     STATE_A,

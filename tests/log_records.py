@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.state.ledger import Ledger, TaskState
 from shared import subjects
@@ -45,6 +47,12 @@ def job(task: str, slot: str) -> Job:
     )
 
 
+def job_due(task: str, slot: str, in_s: float) -> Job:
+    """A job of two hours ago whose deadline is in so many seconds, by the real clock."""
+    now = time.time()
+    return replace(job(task, slot), received_at=now - 7200, deadline_at=now + in_s)
+
+
 def reservation(task: str, slot: str, expires_at: float) -> Reservation:
     return Reservation(
         record_id=f"reservation-{task}",
@@ -62,8 +70,8 @@ def claimed(task: str, slot: str, epoch: int = 1, attempt: int = 1) -> Claimed:
     return Claimed(record_id="c", task=task, slot=slot, node="n", epoch=epoch, attempt=attempt)
 
 
-def submitting(task: str, slot: str) -> Submitting:
-    return Submitting(record_id="s", task=task, slot=slot, node="n", epoch=1, digest="d")
+def submitting(task: str, slot: str, epoch: int = 1) -> Submitting:
+    return Submitting(record_id="s", task=task, slot=slot, node="n", epoch=epoch, digest="d")
 
 
 def result(task: str, slot: str, status: ResultStatus = ResultStatus.SUBMITTED) -> Result:
