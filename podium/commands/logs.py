@@ -67,9 +67,11 @@ def lines_of(view: RunView) -> list[LogLine]:
     """Return a run's phases, messages and development losses in the order of their times."""
     lines = [LogLine(each.at, each.phase, each.step, each.text) for each in view.messages]
     lines += [LogLine(each.at, each.phase, 0, "begins") for each in view.phases]
-    lines += [
-        LogLine(each.at, "train", each.step, f"held-out loss {each.loss:.4f}") for each in view.development
-    ]
+    for each in view.development:
+        if each.step == 0:
+            lines.append(LogLine(each.at, "baseline", 0, f"held-out loss of the base model {each.loss:.4f}"))
+        else:
+            lines.append(LogLine(each.at, "train", each.step, f"held-out loss {each.loss:.4f}"))
     return sorted(lines)
 
 

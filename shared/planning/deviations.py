@@ -100,10 +100,10 @@ def _of_rates(plan: Plan, shape: ModelShape, pairs: bool) -> Iterator[Deviation]
         reason = _rate_formula(plan, shape, pairs, dense=False)
         if alpha != RATE_ALPHA:
             reason += f", times sqrt({RATE_ALPHA:g}/{alpha:g}) for alpha {alpha:g}"
-        yield Deviation("learning rate of LoRA factors", "not given", f"{plan.lr_lora:.2e}", reason)
+        yield Deviation("learning rate of LoRA factors", "unset", f"{plan.lr_lora:.2e}", reason)
     if any(module.method == "dense" for module in plan.modules):
         reason = f"{DENSE_SHARE:g} of {_rate_formula(plan, shape, pairs, dense=True)}"
-        yield Deviation("learning rate of dense deltas", "not given", f"{plan.lr_dense:.2e}", reason)
+        yield Deviation("learning rate of dense deltas", "unset", f"{plan.lr_dense:.2e}", reason)
 
 
 def _rate_formula(plan: Plan, shape: ModelShape, pairs: bool, *, dense: bool) -> str:

@@ -16,6 +16,7 @@ from shared.planning.planner import make_plan
 from shared.planning.profiles import resolve
 
 CONFIG = Path(__file__).parents[3] / "data" / "oracle" / "base" / "config.json"
+RESULTS = Path(__file__).parents[4] / "docs" / "results.md"
 STATS = '{"examples": 500, "tokens": 20000, "label_tokens": 9000, "max_length": 90}'
 
 
@@ -32,6 +33,18 @@ def test_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     plan = msgspec.json.decode(capsys.readouterr().out, type=Plan)
     assert (plan.parallel, plan.devices) == ("fsdp2", 4)
     assert plan.deviations
+
+
+@pytest.mark.parametrize("hardware", [2, 4])
+@pytest.mark.parametrize("params", ["8B", "14B"])
+def test_the_results_page_has_todays_figures(
+    params: str, hardware: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--params", params, "--hardware", f"{hardware}xH100-80GB", "--hours", "4", "--json") == 0
+    plan = msgspec.json.decode(capsys.readouterr().out, type=Plan)
+    page = " ".join(RESULTS.read_text().split())
+    assert f"{plan.memory_bytes / 2**30:.1f}" in page
+    assert params != "8B" or f"{plan.expected_tokens_per_s:,.0f}" in page
 
 
 def test_the_page_shows_every_deviation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
