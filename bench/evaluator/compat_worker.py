@@ -3,9 +3,8 @@
     .venv-compat/bin/python bench/evaluator/compat_worker.py SPEC.json
 
 `bench/evaluator/compat.py` runs it in an environment that has nothing of Podium's: no import from this
-repository. SPEC
-is a list of cases; the last line is one JSON object: versions, and each case's losses: in bf16, as the scorer
-computes, and in the run's own dtype if that is another.
+repository. SPEC is a list of cases; the last line is one JSON object: versions, and each case's losses: in
+bf16, as the scorer computes, and in the run's own dtype if that is another.
 """
 
 from __future__ import annotations

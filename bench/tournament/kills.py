@@ -100,30 +100,41 @@ def run_and_kill(
 
     Returns None in place of what it was doing if it ended by itself before.
     """
-    aim, began, wait = kill.aim, time.monotonic(), random.Random(kill.seed).random()
+    began = time.monotonic()
     with (mounted.root / "log").open("ab") as log:
         process = runtime.start(mounted, profiles, log)
         watch = Watch(runtime, mounted, process)
-
-        def until(seen: Callable[[], bool], poll_s: float = POLL_S) -> None:
-            while not seen() and process.poll() is None and time.monotonic() < began + seconds:
-                time.sleep(poll_s)
-
-        until(lambda: watch.step() > 0 and time.monotonic() >= began + kill.earliest_s)
-        if aim is Aim.TRAINING:
-            left = max(0.0, began + LAST_SHARE * seconds - time.monotonic())
-            time.sleep(wait * min(left, kill.within_s))
-        else:
-            seen = {
-                Aim.EARLY_EXPORT: watch.exporting_early,
-                Aim.FINAL_EXPORT: watch.finishing,
-                Aim.REPLACEMENT: watch.replacing,
-            }[aim]
-            until(seen, REPLACEMENT_POLL_S if aim is Aim.REPLACEMENT else POLL_S)
-            time.sleep(wait * LONGEST_S[aim])
-        if (status := process.poll()) is not None:
+        try:
+            await_aim(watch, kill, began, seconds)
+            status = process.poll()
+            exporting = status is None and (watch.finishing() or watch.exporting_early())
+        except BaseException:  # of the bench: the folder can't be removed while something runs in it
+            runtime.kill(process)
+            raise
+        if status is not None:
             return Ended(status, time.monotonic() - began), None
-        exporting = watch.finishing() or watch.exporting_early()
         runtime.kill(process)
-    killed = KilledAt(aim, watch.step(), exporting, watch.replacing())
+    killed = KilledAt(kill.aim, watch.step(), exporting, watch.replacing())
     return Ended(None, time.monotonic() - began), killed
+
+
+def await_aim(watch: Watch, kill: Kill, began: float, seconds: float) -> None:
+    """Return at the moment at which the container is to be killed, or when it has ended."""
+    wait = random.Random(kill.seed).random()
+
+    def until(seen: Callable[[], bool], poll_s: float = POLL_S) -> None:
+        while not seen() and watch.process.poll() is None and time.monotonic() < began + seconds:
+            time.sleep(poll_s)
+
+    until(lambda: watch.step() > 0 and time.monotonic() >= began + kill.earliest_s)
+    if kill.aim is Aim.TRAINING:
+        left = max(0.0, began + LAST_SHARE * seconds - time.monotonic())
+        time.sleep(wait * min(left, kill.within_s))
+        return
+    seen = {
+        Aim.EARLY_EXPORT: watch.exporting_early,
+        Aim.FINAL_EXPORT: watch.finishing,
+        Aim.REPLACEMENT: watch.replacing,
+    }[kill.aim]
+    until(seen, REPLACEMENT_POLL_S if kill.aim is Aim.REPLACEMENT else POLL_S)
+    time.sleep(wait * LONGEST_S[kill.aim])

@@ -24,13 +24,16 @@ def memory_group(limit: str) -> Iterator[Path]:
     """Make a control group with a limit for the time of a container."""
     first = (GROUPS / "memory").is_dir()
     group = (GROUPS / "memory" if first else GROUPS) / f"podium-contest-{os.getpid()}"
+    why = "this fault needs control groups that can be made, or --image"
     try:
         group.mkdir()
-        limit_file = group / ("memory.limit_in_bytes" if first else "memory.max")
-        limit_file.write_text(str(in_bytes(limit)))
     except OSError as error:
-        raise SystemExit(f"this fault needs control groups that can be made, or --image: {error}") from error
+        raise SystemExit(f"{why}: {error}") from error
     try:
+        try:
+            (group / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(in_bytes(limit)))
+        except OSError as error:
+            raise SystemExit(f"{why}: {error}") from error
         yield group
     finally:
         until = time.monotonic() + MOST_WAIT_S

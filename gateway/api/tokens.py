@@ -125,7 +125,9 @@ def _read(path: Path, status: os.stat_result) -> list[Token]:
     if status.st_size > LARGEST_FILE:
         raise SettingsError(f"api_token_file {path} is not a token file: it has {status.st_size} bytes")
     mode, text = stat.S_IMODE(status.st_mode), path.read_text()
-    if mode & 0o077:
+    # systemd's credentials are the unit's alone, though the ACL that gives it access shows as a mode of 0440.
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if mode & 0o077 and not (credentials and path.is_relative_to(credentials)):
         log.warning(
             "the token file is readable by other users; chmod 600 it", path=str(path), mode=f"{mode:o}"
         )

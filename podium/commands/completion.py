@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         shtab = importlib.import_module("shtab")
     except ImportError as error:
-        raise PodiumError("completion needs the package shtab: pip install 'podium[completion]'") from error
+        raise PodiumError("completion needs the package shtab: pip install '.[completion]'") from error
     main = importlib.import_module("podium.__main__")  # it imports this module: a circle, were it at the top
     print(shtab.complete(main.parser(), shell=args.shell))
     return 0

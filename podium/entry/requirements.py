@@ -40,7 +40,7 @@ def pinned() -> list[str]:
         except PackageNotFoundError as error:
             if name in map(_normal, ROOTS):
                 raise SettingsError(
-                    f"{name} is not installed here, so its version can't be pinned: install podium[trainer]"
+                    f"{name} is not installed here, so its version can't be pinned: pip install '.[trainer]'"
                 ) from error
             continue  # for another platform, or optional
         found[name] = installed.version.partition("+")[0]  # without the kind of build, such as +cpu

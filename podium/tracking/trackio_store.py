@@ -15,7 +15,7 @@ from podium.tracking.facts import Facts
 from podium.tracking.runs import RunUpdate
 from shared.errors import PodiumError, SettingsError
 
-INSTALL = "tracking needs the package trackio: pip install 'podium[tracking]'"
+INSTALL = "tracking needs trackio 0.43: pip install '.[tracking]'"
 
 
 class TrackerError(PodiumError):
@@ -30,8 +30,8 @@ class TrackioStore:
             # 0.9 s, and only this command needs it
             self._storage: Any = import_module("trackio.sqlite_storage").SQLiteStorage
             self.folder = str(import_module("trackio.utils").TRACKIO_DIR)
-        except ImportError as error:
-            raise PodiumError(INSTALL) from error
+        except (ImportError, AttributeError) as error:  # or a version that is built otherwise
+            raise PodiumError(f"{INSTALL} ({error})") from error
         self._project = project
         try:
             self._storage.validate_project_name(project)

@@ -194,10 +194,7 @@ def test_memory_ladder_recomputes_first_and_then_halves_the_packs(make_plan: Cal
     assert second is not None
     assert (second.capacity, second.packs_per_step) == (128, 4)
     assert second.pack_examples is None
-    limited = step_down(replace(first, pack_examples=4), 60)
-    assert limited is not None
-    assert (limited.packs_per_step, limited.pack_examples) == (4, 2)
-    assert step_down(replace(first, pack_examples=3), 60) is None  # half of it would be another batch
+    assert step_down(replace(first, pack_examples=4), 60) is None  # packs with a limit are the smallest
     third = step_down(second, 60)
     assert third is not None
     assert step_down(third, 65) is None

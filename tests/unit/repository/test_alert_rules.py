@@ -33,6 +33,11 @@ def test_a_rule_asks_for_what_there_is_and_says_what_to_do(rule: str) -> None:
     assert re.search(r'do: "\S', rule)
 
 
+def test_a_full_log_pages() -> None:
+    (rule,) = [rule for rule in RULES if "podium_log_full" in rule]
+    assert "severity: page" in rule
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs apt-get install prometheus")
 @pytest.mark.parametrize(
     ("alert", "metric"),

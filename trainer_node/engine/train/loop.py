@@ -241,6 +241,6 @@ def shrink(state: TrainState) -> None:
             compile_layers(decoder_layers(state.deltas.model), recomputed=True)
     if state.packs.capacity != state.plan.capacity:
         epoch = state.packs.epoch + (state.packs.index > 0)
-        limits = [one for one in (state.packs.max_examples, state.plan.pack_examples) if one is not None]
-        most = min(limits, default=None)
-        state.packs = Packs(state.packs.lengths, state.plan.capacity, state.seed, most, epoch)
+        state.packs = Packs(
+            state.packs.lengths, state.plan.capacity, state.seed, state.packs.max_examples, epoch
+        )

@@ -64,7 +64,6 @@ def smaller_by(plan: Plan, other: Plan) -> Plan:
         activation_checkpointing=other.activation_checkpointing,
         capacity=other.capacity,
         packs_per_step=other.packs_per_step,
-        pack_examples=other.pack_examples,
         parallel=other.parallel,
         deviations=other.deviations,
     )
@@ -77,10 +76,8 @@ def step_down(plan: Plan, longest: int) -> Plan | None:
     """
     if not plan.activation_checkpointing:
         return replace(plan, activation_checkpointing=True)
-    if plan.capacity // 2 >= longest and (plan.pack_examples or 0) % 2 == 0:
-        limit = plan.pack_examples // 2 if plan.pack_examples else None
-        packs = 2 * plan.packs_per_step
-        return replace(plan, capacity=plan.capacity // 2, packs_per_step=packs, pack_examples=limit)
+    if plan.pack_examples is None and plan.capacity // 2 >= longest:  # packs with a limit are the smallest
+        return replace(plan, capacity=plan.capacity // 2, packs_per_step=2 * plan.packs_per_step)
     return replace(plan, parallel="fsdp2") if plan.parallel == "ddp" else None
 
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from bench.tournament import play
 from bench.tournament.container import children_of, kill_worker
-from bench.tournament.kills import AIMS, Aim, Kill, run_and_kill
+from bench.tournament.kills import AIMS, Aim, Kill, Watch, run_and_kill
 from bench.tournament.memory_group import GROUPS, in_bytes, memory_group
 from bench.tournament.memory_taker import group_of, take_memory
 from bench.tournament.mounts import Mounted, prepare
@@ -74,6 +74,19 @@ def report(mounted: Mounted, phase: Phase, step: int) -> None:
     line = encode(Progress(task="t", slot="contest", phase=phase, step=step))
     with (mounted.runs / "auto" / "progress.jsonl").open("ab") as file:
         file.write(line + b"\n")
+
+
+def test_a_bench_that_fails_leaves_nothing_running(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = list[subprocess.Popen[bytes]]()
+
+    def broken(watch: Watch) -> int:
+        started.append(watch.process)
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Watch, "step", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run_and_kill(Script(SLEEP), mounted, "auto", SECONDS, Kill(Aim.TRAINING, 1))
+    assert started[0].poll() is not None
 
 
 def test_a_kill_waits_for_the_first_step(mounted: Mounted) -> None:

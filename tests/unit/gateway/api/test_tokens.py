@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.api import tokens
 from gateway.api.tokens import Tokens, own_token, parse_tokens
 from shared.errors import SettingsError
 from shared.settings_sources import load_settings
@@ -37,6 +38,20 @@ def test_a_line_that_is_no_token_is_named_and_not_shown(line: str) -> None:
         parse_tokens(f"{ONE}\n{line}\n", "file")
     assert line not in str(caught.value)
     assert ONE not in repr(parse_tokens(f"n:{ONE}", "file"))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_only_systemds_own_files_may_be_readable_by_a_group(
+    inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its credentials show as 0440, and no advice could change that."""
+    path = write(tmp_path / "t", ONE)
+    path.chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path if inside else tmp_path / "elsewhere"))
+    warned = list[str]()
+    monkeypatch.setattr(tokens.log, "warning", lambda text, **_: warned.append(text))
+    Tokens(path)
+    assert warned == ([] if inside else ["the token file is readable by other users; chmod 600 it"])
 
 
 @pytest.mark.parametrize(

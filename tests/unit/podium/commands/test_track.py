@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -18,4 +19,15 @@ def test_a_missing_trackio_is_one_line_that_says_what_to_install(
     monkeypatch.setitem(sys.modules, "trackio", None)
     assert main(["track", "--url", f"http://127.0.0.1:{free_port()}"]) == 1
     said = capsys.readouterr().err
-    assert said == "podium track: tracking needs the package trackio: pip install 'podium[tracking]'\n"
+    assert said.startswith("podium track: tracking needs trackio 0.43: pip install '.[tracking]' (")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_trackio_that_is_built_otherwise_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio.sqlite_storage", ModuleType("trackio.sqlite_storage"))
+    assert main(["track", "--url", f"http://127.0.0.1:{free_port()}"]) == 1
+    said = capsys.readouterr().err
+    assert "tracking needs trackio 0.43" in said
+    assert "SQLiteStorage" in said

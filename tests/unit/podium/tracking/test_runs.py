@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from gateway.views.schemas import TaskState
-from podium.tracking.runs import SETTLED_S, FolderRuns, RunUpdate, has_ended, id_of
+from gateway.views.run import RunView, run_view
+from gateway.views.schemas import TaskState, TaskView
+from podium.client import Client
+from podium.tracking.facts import Facts
+from podium.tracking.runs import SETTLED_S, FolderRuns, GatewayRuns, RunUpdate, has_ended, id_of
 from shared.errors import PodiumError
 from shared.messages import (
     DatasetType,
@@ -128,6 +131,40 @@ def test_what_was_not_stored_is_new_again(folder: Path) -> None:
 def test_a_folder_without_a_job_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(PodiumError, match="no folder of a `podium train`"):
         FolderRuns(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["outcome.json", "progress.jsonl"])
+def test_a_file_that_can_not_be_read_is_told(name: str, folder: Path) -> None:
+    (folder / name).mkdir()
+    with pytest.raises(PodiumError, match=f"{name} can't be read: Is a directory"):
+        one(FolderRuns(folder))
+
+
+def test_a_damaged_outcome_is_told(folder: Path) -> None:
+    (folder / "outcome.json").write_bytes(b"{")
+    with pytest.raises(PodiumError, match=r"outcome\.json is no outcome of a run"):
+        one(FolderRuns(folder))
+
+
+class Forgetful:
+    """A gateway that has lost a task's course."""
+
+    def __init__(self, task: TaskView) -> None:
+        self.newest = [task]
+
+    def tasks(self, limit: int) -> list[TaskView]:
+        return self.newest
+
+    def progress(self, task: str, points: int, after: float) -> RunView:
+        return run_view(task, [], points, after)
+
+
+def test_a_plan_that_the_gateway_has_lost_stays_in_the_store() -> None:
+    kept: Facts = {"plan.devices": 4, "model": "org/old"}
+    runs = GatewayRuns(cast(Client, Forgetful(task())))
+    (update,) = runs.updates(lambda run_id: kept)
+    assert update.facts["plan.devices"] == 4
+    assert update.facts["model"] == "org/name"
 
 
 def test_a_task_has_ended_when_its_course_is_complete() -> None:
