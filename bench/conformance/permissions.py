@@ -53,6 +53,7 @@ STREAMS = (
     "OBJ_artifacts-b",
 )
 TIMEOUT_S = 5.0  # never reached in practice: a denial is reported at once
+UNCHANGED = 3  # reads with the same result
 
 
 class Report(Struct):
@@ -98,6 +99,22 @@ class Fleet:
             reply = json.loads((await self.admin.request(f"$JS.API.STREAM.INFO.{stream}")).data)
             found[stream] = (reply["config"], reply["state"]["last_seq"], reply["state"]["messages"])
         return found
+
+    async def all_stored(self) -> None:
+        """Wait until the streams stored what was published: a flush is answered before that."""
+        for subject in ("podium.jobs.a.s", "podium.state.a.s", "podium.state.b.s", "$KV.leases.s"):
+            reply = json.loads((await self.admin.request(subject, b"", timeout_s=TIMEOUT_S)).data)
+            if "error" in reply:
+                raise PodiumError(f"{subject} was not stored: {reply['error']}")
+
+    async def settled(self) -> dict[str, Any]:
+        """Return the state once it stays the same: the server responds to requests after a flush's answer."""
+        state, unchanged = await self.state(), 0
+        while unchanged < UNCHANGED:
+            await asyncio.sleep(0.02)
+            before, state = state, await self.state()
+            unchanged = unchanged + 1 if state == before else 0
+        return state
 
 
 async def measure(folder: Path) -> Report:
@@ -231,16 +248,18 @@ async def arrived(bus: Bus) -> None:
 
 async def reflect(fleet: Fleet, report: Report) -> None:
     """Name forbidden subjects as the reply of allowed requests: this must have no effect."""
+    await fleet.all_stored()
+    before = await fleet.settled()
     for user, allowed in REFLECTED.items():
         bus = fleet.buses[user]
         for subject in REPLIES[user]:
-            before = await fleet.state()
             for request in allowed:
                 await bus.publish(request, b"", reply=subject)
                 report.reflected += 1
             await arrived(bus)
-            if await fleet.state() != before:
-                report.wrong.append(f"{user}: the reply to {subject} had an effect")
+            if (after := await fleet.settled()) != before:
+                report.wrong.append(f"{user}: the reply to {subject} had an effect: {before} became {after}")
+            before = after
 
 
 async def roll_up(fleet: Fleet, report: Report) -> None:

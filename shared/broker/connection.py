@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import ssl
 import time
-from typing import Any
+from contextlib import closing
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import nats
 import nats.errors
@@ -25,6 +29,9 @@ from shared.settings import Settings
 
 log = get_logger()
 
+NATS_PORT: Final = 4222
+GREETING_TIMEOUT_S: Final = 3.0  # brokers with TLS greet in plain text after they waited 1 s for a handshake
+
 # The library's reader keeps TLS links half open when the server ends them; asyncio warns of it every time.
 logging.getLogger("asyncio").addFilter(lambda record: "eof_received() has no effect" not in record.msg)
 
@@ -37,6 +44,7 @@ class Callbacks:
         self._settings = settings
         self._identity = identity
         self._logged = ""  # the newest refusal: each is logged once until the link is back
+        self.late = False  # the broker has TLS, and the newest handshake came too late for it
 
     def options(self) -> dict[str, Any]:
         """Return them under the names that the library's `connect` takes."""
@@ -72,7 +80,11 @@ class Callbacks:
             return
         if not bus.connected:
             drop_link(bus.client)
-        if (why := refusal(error, self._settings, self._identity)) is None:
+            if bus.entered_at is None:
+                bus.client._transport = None  # else the library waits forever: a failed handshake has no end
+        why = refusal(error, self._settings, self._identity)
+        self.late = await _came_too_late(error, self._settings.nats_url)
+        if why is None or self.late:
             log.debug("NATS client error", error=repr(error))
             return
         if bus.entered_at is None:
@@ -81,6 +93,25 @@ class Callbacks:
             log.error(why)
         self._logged = why
         _read_new_key(bus, self._settings)
+
+
+async def _came_too_late(error: Exception, url: str) -> bool:
+    """Return whether a TLS handshake failed at a broker that has TLS.
+
+    A broker that waited too long for the handshake greets in plain text, as one without TLS does at once. A
+    broker that can't be asked now is asked again with the next attempt.
+    """
+    if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLCertVerificationError):
+        return False
+    address = urlsplit(url)
+    try:
+        async with asyncio.timeout(GREETING_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(address.hostname, address.port or NATS_PORT)
+            with closing(writer):
+                greeting = json.loads((await reader.readline()).removeprefix(b"INFO "))
+    except (OSError, ValueError):  # TimeoutError is an OSError
+        return True
+    return bool(greeting.get("tls_required") or greeting.get("tls_available"))
 
 
 def _watch_reconnecting(bus: Bus) -> None:
@@ -118,6 +149,7 @@ async def connect(settings: Settings, *, name: str, user: str | None = None) -> 
     """
     identity = identify(settings, user)
     bus = Bus(Client(), identity.user if identity else NOBODY)
+    callbacks = Callbacks(bus, settings, identity)
     options: dict[str, Any] = {
         "servers": [settings.nats_url],
         "name": name,
@@ -135,15 +167,20 @@ async def connect(settings: Settings, *, name: str, user: str | None = None) -> 
         options |= {"tls": context, "tls_handshake_first": True}
     try:
         async with asyncio.timeout(settings.nats_connect_timeout_s):
-            await bus.client.connect(**options, **Callbacks(bus, settings, identity).options())
+            await bus.client.connect(**options, **callbacks.options())
     except RefusedError:
         await bus.close()
         raise
     except (TimeoutError, nats.errors.Error, OSError) as error:
         await bus.close()
+        waited = f"waited {settings.nats_connect_timeout_s:g} s"
+        if callbacks.late:
+            raise BusUnavailableError(
+                f"no TLS handshake with the broker at {settings.nats_url} came in time ({waited}): "
+                "this machine, the broker's or the network between them is too slow"
+            ) from error
         raise BusUnavailableError(
-            f"no NATS server answers at {settings.nats_url} (waited {settings.nats_connect_timeout_s:g} s): "
-            "start it, or set PODIUM_NATS_URL"
+            f"no NATS server answers at {settings.nats_url} ({waited}): start it, or set PODIUM_NATS_URL"
         ) from error
     bus.entered_at = time.monotonic()
     return bus

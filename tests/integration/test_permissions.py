@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
 import re
 import signal
@@ -127,6 +129,54 @@ async def test_no_key_and_no_tls_are_told_apart_in_one_line(
     with pytest.raises(RefusedError, match=r"certificate of the broker .* does not verify with .*elsewhere"):
         await connect(another_ca, name="test", user=GATEWAY)
     await broker.stop(kill=True)
+
+
+async def test_a_handshake_that_comes_too_late_is_tried_again(
+    make_settings: Callable[..., Settings], keys: Path, tmp_path: Path
+) -> None:
+    """A broker with TLS that waited long enough greets in plain text, as one without TLS does."""
+    make_certificates(keys, [], ())
+    broker = Broker(tmp_path / "tls", keys=keys)
+    await broker.start()
+    delays = iter([1.5, 0.0])  # the second connection asks the broker whether it has TLS
+    links: list[asyncio.Task[Any]] = []
+
+    async def forward(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError), contextlib.closing(target):
+            while data := await source.read(1 << 16):
+                target.write(data)
+                await target.drain()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = asyncio.current_task()
+        assert link is not None
+        links.append(link)
+        from_broker, to_broker = await asyncio.open_connection("127.0.0.1", broker.port)
+
+        async def ask() -> None:
+            await asyncio.sleep(next(delays, 0.0))
+            await forward(reader, to_broker)
+
+        await asyncio.gather(ask(), forward(from_broker, writer))
+        for each in (writer, to_broker):
+            with contextlib.suppress(ConnectionError):
+                await each.wait_closed()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as slow:
+        settings = make_settings(
+            nats_url=f"nats://localhost:{slow.sockets[0].getsockname()[1]}",
+            nats_nkey_seed_file=str(keys),
+            nats_ca_file=str(keys / "ca" / "ca.crt"),
+            nats_connect_timeout_s=30.0,
+        )
+        bus = await connect(settings, name="test", user=GATEWAY)
+        assert next(delays, None) is None
+        await bus.close()
+        delays = itertools.cycle([1.5, 0.0])
+        with pytest.raises(BusUnavailableError, match=r"no TLS handshake .* came in time \(waited 6 s\)"):
+            await connect(replace(settings, nats_connect_timeout_s=6.0), name="test", user=GATEWAY)
+    await broker.stop(kill=True)
+    await asyncio.gather(*links)
 
 
 async def test_a_rotated_key_is_worth_nothing_after_a_reload_and_the_new_one_is_taken_by_itself(
