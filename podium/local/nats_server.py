@@ -71,7 +71,7 @@ def _secured(folder: Path, broker: Path) -> str:
     text = f"include {json.dumps(os.path.relpath(broker / USERS_FILE, folder))}\n"
     if (broker / "server.crt").exists():
         files = {name: json.dumps(str(broker / f"server.{name}")) for name in ("crt", "key")}
-        text += f"tls {{ cert_file: {files['crt']}, key_file: {files['key']}, handshake_first: \"1s\" }}\n"
+        text += f'tls {{ cert_file: {files["crt"]}, key_file: {files["key"]}, handshake_first: "1s" }}\n'
     return text
 
 
