@@ -287,7 +287,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     submit_reserve_s: Annotated[
         Seconds, Meta(description="time kept before the deadline for storing the submission")
     ] = 30.0
-    checkpoint_interval_s: Annotated[Seconds, Meta(description="longest time between two checkpoints")] = 60.0
+    checkpoint_interval_s: Annotated[
+        Seconds,
+        Meta(
+            description="least time between two checkpoints; "
+            "they are rarer if saving takes over 2% of the time"
+        ),
+    ] = 60.0
 
     @property
     def data(self) -> Path:

@@ -1,6 +1,6 @@
 """One training run, from job.json to outcome.json, readable from top to bottom:
 
-    load -> ingest -> baseline -> plan -> train -> choose -> export -> verify
+    ingest -> load -> baseline -> plan -> train -> choose -> export -> verify
 
 Started again in the same folder it goes on from the newest checkpoint. Whatever happens, the outcome is
 written before `ready_by`: when time is short, parts of the closing are skipped (time_budget.affordable).

@@ -1,4 +1,4 @@
-"""Everything before the first step: load the model, read the data, measure the base model, make the plan."""
+"""Everything before the first step: read the data, load the model, measure the base model, make the plan."""
 
 from __future__ import annotations
 
