@@ -275,7 +275,7 @@ class Admission:
         if known is None:
             return None
         if known.task_id != offer.task_id:
-            reason = f"Task id is the key of another accepted task, {known.task_id!r}"
+            reason = f"This task id has the same key as another accepted task, {known.task_id!r}"
         elif is_foreign(known.validator, asked.validator):
             reason = "Task id is that of a task accepted from another validator"
         else:

@@ -130,8 +130,8 @@ def _plan_bonus(offer: BareOffer, view: PolicyView, chosen: SlotFacts | None) ->
     hours_left = offer.hours_to_complete - view.deadline_margin_s / 3600
     if hours_left <= 0:
         cause = (
-            f"{offer.hours_to_complete:g} hours are over before the job could start: "
-            f"{view.deadline_margin_s:g} s are kept as a margin"
+            f"{offer.hours_to_complete:g} hours leave no time: "
+            f"{view.deadline_margin_s:g} s are kept as a margin before the deadline"
         )
         return Term(0.0, MAXIMUM_ACCURACY_BONUS, cause)
     hardware = chosen.hardware if chosen is not None and chosen.hardware is not None else view.expected

@@ -43,7 +43,7 @@ async def fill_for_ever(
             await again.wait()
         except (BusError, OSError) as error:
             if trouble.is_new(error):
-                log.warning("progress of before is not read yet", error=str(error))
+                log.warning("can't read missed progress, retrying", error=str(error))
             await pause(RETRY_S, again)
 
 

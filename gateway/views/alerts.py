@@ -89,9 +89,9 @@ def _of_slots(ledger: Ledger, presence: Presence, settings: Settings, now: float
             for fault in sign.heartbeat.faults:
                 do = "repair it; until then this slot is offered no job (`podium doctor --self-test`)"
                 yield trouble(f"slot {slot}: {fault}", do, slot=slot)
-
         if drain is not None:
-            what = f"slot {slot} is drained for {_span(now - drain.at)}: it gets no new job ({drain.reason})"
+            since = f"has been drained for {_span(now - drain.at)}"
+            what = f"slot {slot} {since}: it gets no new job ({drain.reason})"
             yield _warning(what, f"`podium resume {slot}` when it may work again", slot=slot)
 
 
@@ -112,7 +112,7 @@ def _of_tasks(ledger: Ledger, now: float) -> Iterator[Alert]:
                 what = f"{key} {when} and not submitted ({state})"
                 yield _error(what, "see its page: phase and messages", slot=job.slot, task=key)
             elif state is TaskState.QUEUED and now - job.received_at > STARTING_S:
-                what = f"{key} waits for its node since {now - job.received_at:.0f} s"
+                what = f"{key} has waited for its node for {now - job.received_at:.0f} s"
                 yield _warning(what, "look at the node's log", slot=job.slot, task=key)
         elif now - result.at < RECENT_S:
             yield from _of_result(key, result.status, result.reason, result.deadline_margin_s)

@@ -85,7 +85,7 @@ def test_an_operator_with_the_token_drains_requeues_and_cancels(
     drain = client.slots()[0].drain
     assert drain is not None
     assert drain.reason == "requested on the dashboard"
-    page.get_by_text("slot a is drained for").wait_for()
+    page.get_by_text("slot a has been drained for").wait_for()
 
     decision = client.offer(json.dumps(machine.fields(TASK)).encode())
     assert isinstance(decision, Decision)

@@ -213,7 +213,7 @@ def test_a_template_without_end(
     loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     code, outcome = run_impatient(template_job(make_job, tiny_model, tmp_path, loops), monkeypatch)
     assert (code, outcome.status, outcome.code) == (1, OutcomeStatus.FAILED, ErrorCode.UNSUPPORTED)
-    assert "for 2 s not one of the next rows was ready: the model's tokenizer" in (outcome.error or "")
+    assert "no row was tokenised for 2 s: the model's tokenizer" in (outcome.error or "")
 
 
 def test_a_tokenizer_without_end(

@@ -74,7 +74,7 @@ def test_files_that_are_worse_or_scored_few_rows_fail_the_job(
 ) -> None:
     outcome = outcome_of(refuse(losses)[0])
     assert outcome.status is OutcomeStatus.FAILED
-    assert "no export is what was trained: " in (outcome.error or "")
+    assert "no export matches the trained weights: " in (outcome.error or "")
 
 
 @pytest.mark.parametrize(("first", "second", "written"), [(1.0, 2.0, 3), (2.0, 1.0, 2)])

@@ -88,7 +88,7 @@ class BestSubmission:
         try:
             self.folder.install(fill)
         except (InvalidSubmissionError, NoAdapterError) as error:
-            log.error("no submission from this", source=new.source, error=str(error))
+            log.error("an export is not a valid submission", source=new.source, error=str(error))
             return False
         except OSError as error:
             what = "the disk is full" if is_disk_full(error) else "the submission can't be written"

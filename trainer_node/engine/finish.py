@@ -77,7 +77,8 @@ def choose(
             others.append(untrained(run, record, state, score))
         candidates = ranked([*candidates, *others], base)
         candidates = [c for c in candidates if loss_over_base(c, base) < math.inf] or [last]
-        run.reporter.message("the trained weights are worse than the base model's")
+        what = "worse than the base model's" if finite else "not finite"
+        run.reporter.message(f"the trained weights are {what}")
     run.reporter.message("; ".join(f"{c.name} weights: {_loss(c):.4f}" for c in candidates))
     return candidates
 

@@ -78,8 +78,8 @@ def bounded_tokens(run: RunContext, length: int) -> TokenCache:
 
     def give_up() -> None:
         text = (
-            f"for {SILENT_S:.0f} s not one of the next rows was ready: the model's tokenizer or its chat "
-            "template doesn't end on them"
+            f"no row was tokenised for {SILENT_S:.0f} s: the model's tokenizer or chat template "
+            "doesn't finish on these rows"
         )
         outcome = Outcome(status=OutcomeStatus.FAILED, code=ErrorCode.UNSUPPORTED, error=text)
         write_outcome(run.folder, run.reporter, outcome)

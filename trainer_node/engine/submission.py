@@ -69,7 +69,7 @@ def submit(
         run.reporter.phase(Phase.DONE)
         return outcome
     texts = "; ".join(f"{one.candidate.name}: {one.problem.text}" for one in refused)
-    raise EngineError(ErrorCode.INTERNAL, f"no export is what was trained: {texts}")
+    raise EngineError(ErrorCode.INTERNAL, f"no export matches the trained weights: {texts}")
 
 
 def export(

@@ -185,7 +185,7 @@ async def test_tasks_come_in_pages(api: Any, bus: Bus, make_offer: MakeOffer) ->
 async def test_a_job_too_short_to_start_is_refused_with_why(api: Any, make_offer: MakeOffer) -> None:
     _, decision = await api.offer(make_offer("x", hours_to_complete=0.03))
     assert decision["accepted"] is False
-    assert "0.03 hours are over before the job could start" in decision["reason"]
+    assert "0.03 hours leave no time: " in decision["reason"]
 
 
 async def test_offers_over_nats_get_the_same_answers(api: Any, bus: Bus, make_offer: MakeOffer) -> None:

@@ -128,7 +128,7 @@ async def test_data_for_a_task_that_is_only_called_like_a_reserved_one_is_refuse
     token = subjects.task_key("task one")
     status, decision = await upstream.offer(make_offer(token))
     assert (status, decision["accepted"]) == (200, False)
-    assert "key of another accepted task" in decision["reason"]
+    assert "same key as another accepted task" in decision["reason"]
     assert (await upstream.get(f"/v1/tasks/{token}"))[1]["state"] == "reserved"
 
 

@@ -153,7 +153,7 @@ class RecordedPass:
                 torch.cuda.synchronize()  # raises if nothing works on this device any more
             cause = str(failure.__context__ or failure).partition("\n")[0][:200] or type(failure).__name__
         if cause:  # outside of the handler, which holds what the pass had in memory
-            log.warning("passes are not recorded, which costs time", cause=cause)
+            log.warning("training runs without a CUDA graph, which is slower", cause=cause)
             self.deltas.model.recordable = False
             self._replay, self._gradients, self._batch, self._loss = None, [], None, self._scale
             release()

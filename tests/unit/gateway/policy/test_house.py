@@ -195,7 +195,7 @@ def test_an_offer_that_is_over_before_it_starts_is_refused_with_why() -> None:
     verdict = maximum_accuracy(offer(hours_to_complete=150 / 3600), view())
     assert verdict.reason == (
         "Priority 0.635 below #1 threshold; "
-        "0.0416667 hours are over before the job could start: 150 s are kept as a margin"
+        "0.0416667 hours leave no time: 150 s are kept as a margin before the deadline"
     )
 
 

@@ -137,7 +137,7 @@ def test_a_drained_slot_is_not_forgotten() -> None:
     house = House()
     drain = SlotDrain(record_id="d", slot="a", drained=True, reason="new disk", at=NOW - 7200)
     house.store(subjects.JOBS_STREAM, subjects.drain("a"), drain)
-    assert house.alerts() == ["warning: slot a is drained for 2.0 h: it gets no new job (new disk)"]
+    assert house.alerts() == ["warning: slot a has been drained for 2.0 h: it gets no new job (new disk)"]
     house.store(subjects.JOBS_STREAM, subjects.drain("a"), replace(drain, drained=False))
     assert house.alerts() == []
 
@@ -161,7 +161,7 @@ def test_a_slot_without_node_or_with_a_fault() -> None:
 def test_a_drained_slot_without_a_job_may_be_repaired(trouble: dict[str, Any], what: str) -> None:
     house = House(**trouble)
     drain = SlotDrain(record_id="d", slot="a", drained=True, reason="new disk", at=NOW - 7200)
-    drained = "warning: slot a is drained for 2.0 h: it gets no new job (new disk)"
+    drained = "warning: slot a has been drained for 2.0 h: it gets no new job (new disk)"
     house.store(subjects.JOBS_STREAM, subjects.drain("a"), drain)
     assert house.alerts() == [f"warning: {what}", drained]
     house.job()
@@ -172,7 +172,7 @@ def test_a_drained_slot_without_a_job_may_be_repaired(trouble: dict[str, Any], w
 @pytest.mark.parametrize(
     ("received_at", "due_in_s", "claimed", "expected"),
     [
-        (NOW - 100, 3600.0, False, "warning: t waits for its node since 100 s"),
+        (NOW - 100, 3600.0, False, "warning: t has waited for its node for 100 s"),
         (NOW - 100, 30.0, True, "error: t is due in 30 s and not submitted (running)"),
         (NOW - 100, -5.0, True, "error: t is 5 s late and not submitted (running)"),
     ],
