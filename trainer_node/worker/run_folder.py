@@ -26,6 +26,15 @@ from shared.messages import (
 
 RUNS_KEPT = 5  # finished run folders kept for people, newest first
 LOG_TAIL_BYTES = 16 << 10
+# Only a job that goes on needs these; tokens and hidden states can be larger than the data.
+DATA_FILES = (
+    "data",
+    "data.part",
+    "tokens.safetensors",
+    "reference.safetensors",
+    "base_states.bin",
+    "base_states.json",
+)
 
 _CHECKPOINT = re.compile(r"step-(\d+)")
 
@@ -125,7 +134,7 @@ class RunFolder:
         """After the result: free checkpoints and data, keep export and logs, and prune older run folders."""
         for folder in (self.checkpoints, self.path / "trials"):
             shutil.rmtree(folder, ignore_errors=True)
-        for name in ("data", "data.part", "reference.safetensors"):
+        for name in DATA_FILES:
             (self.path / name).unlink(missing_ok=True)
         runs = self.path.parent
         if not runs.is_dir():

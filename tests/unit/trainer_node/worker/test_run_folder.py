@@ -98,7 +98,8 @@ def test_the_last_error_is_the_last_line(run: RunFolder) -> None:
 def test_after_the_result_checkpoints_go_and_the_export_stays(run: RunFolder) -> None:
     for name in ("checkpoints/step-00000001", "export"):
         (run.path / name).mkdir(parents=True)
-    for name in ("worker.log", "data", "data.part", "reference.safetensors"):
+    of_the_data = ("data", "data.part", "tokens.safetensors", "reference.safetensors")
+    for name in ("worker.log", *of_the_data, "base_states.bin", "base_states.json"):
         (run.path / name).write_text("x")
     run.clean()
     assert sorted(path.name for path in run.path.iterdir()) == ["export", "worker.log"]
