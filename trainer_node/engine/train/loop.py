@@ -47,13 +47,13 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
     """
     state.deltas.model.train()
     prepare_saver(state)
-    begun, saved, told = state.step, -1, state.health.skipped
+    last_saved, told = state.step, state.health.skipped
     while True:
         told = report_skipped(state, reporter, told)
         due = state.since_report[1] > 0 and (reporter.due() or state.step == 1)
         if written := state.saver.written():
             state.schedule.saved(written.seconds, written.cpu_s / state.cores if state.cores else 0.0)
-        order = next_order(state, stop, report=due, unsaved=state.step > max(begun, saved))
+        order = next_order(state, stop, report=due, unsaved=state.step > last_saved)
         if order.report:
             report(state, reporter)
         if order.back:
@@ -64,11 +64,11 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
             break
         if order.save:
             save(state, reporter)
-            saved = state.step
+            last_saved = state.step
             continue
         if order.measure:
             measure_dev(state, reporter)
-            begun = saved = -1  # a checkpoint of this step doesn't know the point, nor its weights
+            last_saved = -1  # a checkpoint of this step doesn't know the point, nor its weights
             continue
         if not timed_step(state, order.rate * state.health.rate_share, stop):
             break
@@ -77,7 +77,7 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
     if state.since_report[1]:
         report(state, reporter)
     # A run that resumed and made no step has its checkpoint already.
-    if state.saves and state.step > max(begun, saved):
+    if state.saves and state.step > last_saved:
         save(state, reporter)
     if state.schedule.pulse.progress < 1.0:
         state.saver.wait()
