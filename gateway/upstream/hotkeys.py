@@ -35,12 +35,6 @@ def public_key(address: str) -> bytes:
     return raw[1:-2]
 
 
-def address_of(key: bytes) -> str:
-    """Return the ss58 address of a public key."""
-    raw = bytes([SS58_FORMAT]) + key
-    return base58.b58encode(raw + _checksum(raw)).decode()
-
-
 def verified(address: str, message: bytes, signature: str) -> bool:
     """Return whether `signature` (`0x` and 128 hex digits) is a signature of `message` by `address`.
 

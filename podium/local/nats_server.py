@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -139,21 +138,6 @@ class Broker:
             return
         self.process.kill() if kill else self.process.terminate()
         await self.process.wait()
-
-    def remove_store(self) -> None:
-        """Delete the server's store (the server must be stopped)."""
-        shutil.rmtree(self.folder / "jetstream", ignore_errors=False)
-
-
-def is_running(pid: int) -> bool:
-    """Return whether a process with this id exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 async def bootstrap(settings: Settings) -> list[str]:

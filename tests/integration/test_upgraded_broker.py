@@ -25,6 +25,7 @@ from shared.broker.streams import bootstrap, ready
 from shared.errors import BusError, BusUnavailableError, DeniedError, NobodyAnswersError
 from shared.messages import encode
 from shared.settings import Settings
+from tests.integration.lost_disk import remove_store
 from tests.integration.old_states import (
     EPOCH,
     JOBS,
@@ -107,7 +108,7 @@ async def test_the_mirror_of_an_older_version_is_restored(
     jobs = await empty.read(JOBS, 0)
     old_mirror(tmp_path / "old.jsonl", jobs, old)
     await broker.stop(kill=True)
-    broker.remove_store()
+    remove_store(broker)
     await broker.start()
     if there != "nothing":
         await until_answered(lambda: create_stream(empty, old_config(settings)))

@@ -23,6 +23,7 @@ from shared.broker.streams import bootstrap
 from shared.errors import BusError, BusUnavailableError, ConflictError
 from shared.messages import Claimed, Hardware, Lease, Result, ResultStatus, Submitting, encode
 from shared.settings import Settings
+from tests.integration.lost_disk import remove_store
 
 JOBS, LEASES = subjects.JOBS_STREAM, subjects.LEASES_STREAM
 STATE_A, STATE_B = map(subjects.state_stream, "ab")
@@ -163,7 +164,7 @@ async def test_a_broker_that_lost_its_disk_is_restored_and_work_goes_on(
     content = read_mirror(story)
 
     await broker.stop(kill=True)
-    broker.remove_store()
+    remove_store(broker)
     await broker.start()
     await until_back(bus, settings)
     async with start_gateway() as api:  # it decides nothing, and goes on once everything is there again
@@ -224,7 +225,7 @@ async def test_restore_goes_on_where_it_was_killed_and_refuses_what_is_not_its_o
     assert (await restore(bus, settings, content)).written == 0  # nothing was lost: nothing is done
 
     await broker.stop(kill=True)
-    broker.remove_store()
+    remove_store(broker)
     await broker.start()
     await until_back(bus, settings)
     lease = Lease(slot="a", node="alive", epoch=0, hardware=CPU)
@@ -248,7 +249,7 @@ async def test_a_log_that_another_process_made_meanwhile_is_never_restored_into(
     content = read_mirror(story)
     before = {stream: await stored(bus, stream) for stream in LOGS}
     await broker.stop(kill=True)
-    broker.remove_store()
+    remove_store(broker)
     await broker.start()
     await until_back(bus, settings)
 
@@ -282,7 +283,7 @@ async def test_a_gateway_whose_log_is_replaced_under_it_ends(
                 while not service.ledger.folded[STATE_A]:
                     await asyncio.sleep(0.05)
             await broker.stop(kill=True)
-            broker.remove_store()
+            remove_store(broker)
             await broker.start()
             await until_back(bus, settings)
             await asyncio.wait([work], timeout=60)
@@ -325,7 +326,7 @@ async def test_a_damaged_block_is_noticed_and_restored(
     async with start_gateway() as api:
         await until_it_misses_records(api)
     await broker.stop()
-    broker.remove_store()
+    remove_store(broker)
     await broker.start()
     await until_back(bus, settings)
     await restore(bus, settings, content)

@@ -12,6 +12,7 @@ import pytest
 
 from shared.messages import ResultStatus, Submitting
 from shared.processes import start_time
+from tests.integration.lost_disk import remove_store
 from tests.integration.node.conftest import World, claims
 
 
@@ -176,7 +177,7 @@ async def test_the_run_of_an_older_job_of_the_same_name_is_not_taken_for_this_on
     node.signal(signal.SIGTERM)
     await node.wait()
     await world.broker.stop(kill=True)
-    await asyncio.to_thread(world.broker.remove_store)  # a fleet that restarts with old folders
+    await asyncio.to_thread(remove_store, world.broker)  # a fleet that restarts with old folders
     await asyncio.to_thread(shutil.rmtree, world.settings.artifacts)
     await world.broker.start()
     await world.until(world.streams, 60, "no streams")

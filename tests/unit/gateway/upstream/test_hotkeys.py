@@ -7,13 +7,14 @@ import sr25519
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.upstream.hotkeys import AddressError, address_of, public_key, verified
+from bench.fake_validator.validator import ss58
+from gateway.upstream.hotkeys import AddressError, public_key, verified
 
 # The development account //Alice of every substrate chain.
 ALICE = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
 ALICE_KEY = bytes.fromhex("d43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d")
 PAIR = sr25519.pair_from_seed(bytes(32))
-ADDRESS = address_of(PAIR[0])
+ADDRESS = ss58(PAIR[0])
 MESSAGE = b"1_x:miner:hash"
 
 
@@ -23,7 +24,7 @@ def sign(message: bytes) -> str:
 
 def test_a_published_address_is_its_key() -> None:
     assert public_key(ALICE) == ALICE_KEY
-    assert address_of(ALICE_KEY) == ALICE
+    assert ss58(ALICE_KEY) == ALICE
 
 
 @pytest.mark.parametrize(

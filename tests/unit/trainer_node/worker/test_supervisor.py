@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from podium.local.nats_server import is_running
 from shared.settings import Settings
 from trainer_node.lease import LeaseLostError
 from trainer_node.worker.run_folder import RunFolder
@@ -112,7 +111,8 @@ async def test_the_end_is_seen_at_once_and_the_child_is_reaped(tmp_path: Path) -
     async with asyncio.timeout(60):
         await supervisor.worker.ended.wait()
     assert supervisor.worker.manner() == "the worker ended with exit code 4"
-    assert not is_running(supervisor.worker.file.pid)
+    with pytest.raises(ProcessLookupError):
+        os.kill(supervisor.worker.file.pid, 0)
 
 
 @pytest.mark.parametrize("known", [True, False])
