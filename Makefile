@@ -41,7 +41,7 @@ lint: $(STAMP)  ## the part of the tests that takes seconds: lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# --max-worker-restart 0: the tests of a worker that crashed fail; one that is started anew can wait for work for ever
+# --max-worker-restart 0: the tests of a worker that crashed fail; one that is restarted can wait for work for ever
 # (pytest-xdist 3.8, loadfile).
 test: setup lint  ## everything a change must pass: lint, format, types, the whole test suite and its coverage
 	$(BIN)/pytest -m "not alone" --numprocesses auto --maxprocesses 8 --dist loadfile --max-worker-restart 0 --cov

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
 
 from gateway.errors import MismatchedStartError, NoSlotError, NotAcceptedError
-from gateway.learning.rates import Tables
 from gateway.offers import AskedOffer, Records
-from gateway.policy.askers import Askers
-from gateway.policy.house import free_slot, maximum_accuracy
+from gateway.policy.house import free_slot
 from gateway.policy.interface import Policy, PolicyView, Verdict
-from gateway.policy.model_family import model_family
+from gateway.policy.recent_validators import RecentValidators
 from gateway.policy.start_check import difference, is_foreign, slot_of_start
 from gateway.policy.view import PolicyViews
 from gateway.state.jobs_writer import JobsWriter
 from gateway.state.ledger import Ledger
 from gateway.state.log_reader import LogReader
-from gateway.state.presence import Presence
 from gateway.telemetry.decision_log import DecisionLog
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusTimeoutError
 from shared.logs import get_logger
-from shared.messages import BareOffer, Decision, DecisionKind, Hardware, Job, Offer, Reservation
-from shared.planning.architectures import ModelFacts
+from shared.messages import BareOffer, Decision, DecisionKind, Job, Offer, Reservation
 from shared.settings import Settings
 
 ANSWER_S = 2.5  # upstream waits 3 s
@@ -47,33 +43,25 @@ class Admission:
         settings: Settings,
         bus: Bus,
         ledger: Ledger,
-        follower: LogReader,
-        presence: Presence,
+        log_reader: LogReader,
         decisions: DecisionLog,
+        views: PolicyViews,
         *,
-        expected: Hardware,
-        tables: Callable[[], Tables] = Tables,
-        family: Callable[[str], str] = model_family,
-        facts: Callable[[str], ModelFacts | None] = lambda _: None,
-        is_here: Callable[[str], bool] = lambda _: True,
-        look: Callable[[str], Awaitable[None]] | None = None,
-        policy: Policy = maximum_accuracy,
-        full: Callable[[], str | None] = lambda: None,
-        full_slots: Callable[[], Mapping[str, str]] = dict,
+        policy: Policy,
+        look: Callable[[str], Awaitable[None]],
+        full: Callable[[], str | None],
     ) -> None:
         self._settings = settings
         self._records = Records(settings)
         self._ledger = ledger
-        self.writer = JobsWriter(bus, ledger, follower)
-        self._follower = follower
+        self.writer = JobsWriter(bus, ledger, log_reader)
+        self._log_reader = log_reader
         self._decisions = decisions
         self._policy = policy
         self._full = full  # how full JOBS is, if it has hardly any room
         self._look = look
-        self.views = PolicyViews(
-            settings, ledger, presence, expected, tables, family, facts, is_here, full_slots
-        )
-        self._askers = Askers(settings.reservation_s)
+        self.views = views
+        self._recent_validators = RecentValidators(settings.reservation_s)
         self._log = log.bind()  # made once: the module's makes a logger for every line
 
     async def decide(
@@ -95,7 +83,7 @@ class Admission:
         if it was.
         """
         asked = AskedOffer(offer, subjects.task_key(offer.task_id), received_at, validator)
-        self._askers.note(validator)
+        self._recent_validators.note(validator)
         decision = self._at_once(asked)
         if decision is None or (decision.accepted and before is not None):
             decision = await _within(within_s, self._decide(asked, before))
@@ -123,7 +111,7 @@ class Admission:
 
     async def move(self, key: str) -> Job | None:
         """Store a job that was taken off its slot for a free and live one; None if there is none now."""
-        await self._follower.catch_up()
+        await self._log_reader.catch_up()
 
         def make() -> tuple[Job | None, Job | None]:
             task = self._ledger.task(key)
@@ -141,7 +129,7 @@ class Admission:
 
         Accepted tasks stay accepted, and a refusal changes nothing; only accepting needs the logs' very end.
         """
-        if not self._follower.fresh:
+        if not self._log_reader.fresh:
             return None
         if self._ledger.task(asked.key) is not None:
             known = self._known(asked)
@@ -158,7 +146,7 @@ class Admission:
         if not (verdict.accepted and asked.validator):
             return verdict
         held = self._ledger.reserved_for(asked.validator, time.time())
-        if held is None or not self._askers.others_than(asked.validator):
+        if held is None or not self._recent_validators.has_other_than(asked.validator):
             return verdict
         reason = f"This validator holds a reservation already (task {held.task_id[:100]!r}), and others ask"
         return msgspec.structs.replace(verdict, slot=None, kind=DecisionKind.RESERVED, reason=reason)
@@ -172,12 +160,11 @@ class Admission:
         return decision
 
     async def _decide(self, asked: AskedOffer, before: Callable[[], Awaitable[None]] | None) -> Decision:
-        await self._follower.catch_up()
+        await self._log_reader.catch_up()
         if before is not None:
             await before()
         offer = asked.offer
-        if self._look is not None:
-            await self._look(offer.model)
+        await self._look(offer.model)
         while True:
             if known := self._known(asked):
                 if not (known.accepted and isinstance(offer, Offer) and self._is_reserved(asked.key)):
@@ -217,7 +204,7 @@ class Admission:
         validator: str,
     ) -> Job:
         key = subjects.task_key(task_id)
-        await self._follower.catch_up()
+        await self._log_reader.catch_up()
 
         def make() -> tuple[Job | None, Job]:
             task = self._ledger.task(key)
@@ -283,7 +270,7 @@ class Admission:
         judged = self._policy(offer, self.views.now())
         verdict = Verdict(
             reason=f"{reason}; offer it under another id",
-            kind=DecisionKind.TOKEN_TAKEN,
+            kind=DecisionKind.KEY_TAKEN,
             priority=judged.priority,
             terms=judged.terms,
             policy=judged.policy,

@@ -27,12 +27,12 @@ def overdue(ledger: Ledger, now: float, expire_after_s: float) -> list[Job]:
     ]
 
 
-async def expire_for_ever(bus: Bus, ledger: Ledger, follower: LogReader, expire_after_s: float) -> None:
+async def expire_for_ever(bus: Bus, ledger: Ledger, log_reader: LogReader, expire_after_s: float) -> None:
     """Check every few seconds and expire by compare-and-set: a node that writes first wins."""
     while True:
         await asyncio.sleep(min(CHECK_S, expire_after_s))
         try:
-            await follower.catch_up()
+            await log_reader.catch_up()
             for job in overdue(ledger, time.time(), expire_after_s):
                 await _expire(bus, job, ledger.chain_of(job).sequence, expire_after_s)
         except BusError as error:

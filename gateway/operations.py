@@ -43,11 +43,11 @@ class Operations:
     """Operators' commands. Results are written by compare-and-set, so a node that ends a task first wins."""
 
     def __init__(
-        self, bus: Bus, ledger: Ledger, follower: LogReader, writer: JobsWriter, settings: Settings
+        self, bus: Bus, ledger: Ledger, log_reader: LogReader, writer: JobsWriter, settings: Settings
     ) -> None:
         self._bus = bus
         self._ledger = ledger
-        self._follower = follower
+        self._log_reader = log_reader
         self._writer = writer
         self._slots = settings.slots
         self._gateway = settings.gateway_name
@@ -59,7 +59,7 @@ class Operations:
         """
         mine = None
         for _ in range(CANCEL_TRIES):
-            await self._follower.catch_up()
+            await self._log_reader.catch_up()
             task = self._find(key)
             if mine is not None and task.job is not None:
                 result = self._ledger.chain_of(task.job).result
@@ -81,7 +81,7 @@ class Operations:
         Returns once the node's claim is in the chain. Raises UnknownTaskError, NotPossibleError (the node
         refuses), NodeSilentError (it may still do it), and BusError.
         """
-        await self._follower.catch_up()
+        await self._log_reader.catch_up()
         job = self._open_job(self._find(key))
         request = self._request(ControlKind.REQUEUE, job, reason)
         try:
@@ -99,7 +99,7 @@ class Operations:
         if not answer.done:
             raise NotPossibleError(f"not requeued: {answer.reason}")
         log.warning("task requeued", task=key, slot=job.slot, reason=reason)
-        await self._follower.catch_up()
+        await self._log_reader.catch_up()
         return self._find(key)
 
     async def drain(self, slot: str, reason: str) -> None:
@@ -131,7 +131,7 @@ class Operations:
             )
             return record, True
 
-        await self._follower.catch_up()
+        await self._log_reader.catch_up()
         async with self._writer.exclusive():
             new = await self._writer.store(make)
         if new:

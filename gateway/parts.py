@@ -20,6 +20,7 @@ from gateway.nats_offers import OfferResponder
 from gateway.operations import Operations
 from gateway.policy.loader import load_policy
 from gateway.policy.model_family import Families
+from gateway.policy.view import PolicyViews
 from gateway.relocation import Relocation
 from gateway.state.ledger import Ledger
 from gateway.state.log_reader import LogReader
@@ -95,7 +96,21 @@ class LocalParts:
         self.learner.apply_results()
 
 
-class Connected:
+def _views(local: LocalParts) -> PolicyViews:
+    return PolicyViews(
+        local.settings,
+        local.ledger,
+        local.presence,
+        expected=local.expected,
+        tables=local.learner.tables,
+        family=local.families,
+        facts=local.families.facts,
+        is_here=local.families.is_here,
+        full_slots=lambda: local.room.full_slots,
+    )
+
+
+class BrokerParts:
     """The parts that work over one link to the broker. They are complete from the start; `run` works."""
 
     def __init__(self, local: LocalParts, bus: Bus) -> None:
@@ -109,17 +124,11 @@ class Connected:
             bus,
             ledger,
             self.log_reader,
-            local.presence,
             local.decisions,
-            expected=local.expected,
-            tables=local.learner.tables,
-            family=local.families,
-            facts=local.families.facts,
-            is_here=local.families.is_here,
-            look=local.families.look,
+            _views(local),
             policy=local.policy,
+            look=local.families.look,
             full=lambda: local.room.full,
-            full_slots=lambda: local.room.full_slots,
         )
         self.operations = Operations(bus, ledger, self.log_reader, self.admission.writer, settings)
         self.relocation = Relocation(settings, bus, ledger, self.log_reader, self.admission, local.measures)

@@ -12,9 +12,9 @@ from gateway.errors import MismatchedStartError, NoSlotError, NotAcceptedError
 from gateway.learning.score_form import ScoreForm
 from gateway.nats_offers import OfferResponder
 from gateway.operations import Operations
-from gateway.parts import Background, Connected, LocalParts
+from gateway.parts import Background, BrokerParts, LocalParts
 from gateway.views.alerts import Alert, alerts_of
-from gateway.views.build import agreed, table_views
+from gateway.views.build import agreed_settings, table_views
 from gateway.views.days import DAY_S, DayCounts, day_counts, ends_of
 from gateway.views.schemas import GatewayInfo, MirrorInfo, ScoresTaken, TablesView
 from shared import subjects
@@ -48,9 +48,9 @@ class Service:
         self.event_sources = local.event_sources
         self.responder = OfferResponder(self.decide)
         self._lost: str | None = None  # records the broker lost, until they are restored
-        self._connected: Connected | None = None  # kept while the gateway stops: running offers need it
+        self._parts: BrokerParts | None = None  # kept while the gateway stops: running offers need it
 
-    async def started(self) -> Connected:
+    async def started(self) -> BrokerParts:
         """Wait until logs, leases and scores were read. Raises BusUnavailableError after START_S.
 
         A request that arrives while the gateway restarts is delayed, not answered from half a ledger.
@@ -66,8 +66,8 @@ class Service:
                 raise BusUnavailableError(
                     self.why_not_ready() or "leases or scores have not been read yet"
                 ) from error
-        assert self._connected is not None  # only its work sets these events
-        return self._connected
+        assert self._parts is not None  # only its work sets these events
+        return self._parts
 
     async def decide(
         self,
@@ -80,9 +80,9 @@ class Service:
         """Answer one offer; BusError if nothing can be decided now. The rest is as in `Admission.decide`."""
         clock = asyncio.get_running_loop()
         answer_by = clock.time() + ANSWER_S
-        connected = await self.started()
+        parts = await self.started()
         within_s = answer_by - clock.time()
-        decision = await connected.admission.decide(
+        decision = await parts.admission.decide(
             offer, received_at, within_s=within_s, before=before, validator=validator
         )
         self.measures.decided(decision, received_at)
@@ -104,9 +104,9 @@ class Service:
         give_up_at, logged = clock.time() + START_ANSWER_S, False
         while True:
             try:
-                connected = await self.started()
+                parts = await self.started()
                 within_s = min(ANSWER_S, give_up_at - clock.time())
-                job = await connected.admission.start(
+                job = await parts.admission.start(
                     task_id, request, received_at, within_s=within_s, validator=validator
                 )
             except MismatchedStartError as error:
@@ -148,10 +148,10 @@ class Service:
         """Store upstream's scores. Raises BusError if they can't be stored now."""
         return await self._working().take_scores(forms)
 
-    def _working(self) -> Connected:
-        if self._connected is None or self._connected.stopping:
+    def _working(self) -> BrokerParts:
+        if self._parts is None or self._parts.stopping:
             raise BusUnavailableError(self.why_not_ready() or "the gateway is stopping")
-        return self._connected
+        return self._parts
 
     def tables(self) -> TablesView:
         """Return the current learned rates."""
@@ -168,18 +168,18 @@ class Service:
 
     def info(self) -> GatewayInfo:
         """Return this gateway's settings and condition."""
-        connected, mirror, now = self._connected, self._local.mirror, time.time()
+        parts, mirror, now = self._parts, self._local.mirror, time.time()
         return GatewayInfo(
             gateway=self.settings.gateway_name,
             version=version(),
             now=now,
             not_ready=self.why_not_ready(),
-            settings=agreed(self.settings),
+            settings=agreed_settings(self.settings),
             folded=self.ledger.folded,
-            malformed_records=self.ledger.malformed + (connected.scores.malformed if connected else 0),
+            malformed_records=self.ledger.malformed + (parts.scores.malformed if parts else 0),
             malformed_messages=self.presence.malformed,
             lost_decisions=self.decisions.lost,
-            denied=connected.denied() if connected else [],
+            denied=parts.denied() if parts else [],
             mirror=MirrorInfo(str(mirror.path), mirror.last, mirror.behind(self.ledger.folded), mirror.error),
             full_log=self._local.room.full,
             full_slots=self._local.room.full_slots,
@@ -189,22 +189,22 @@ class Service:
     @property
     def connected(self) -> bool:
         """Return whether the link to NATS is up."""
-        return self._connected is not None and self._connected.bus.connected
+        return self._parts is not None and self._parts.bus.connected
 
     @property
     def log_age_s(self) -> float | None:
         """Return the seconds since the logs were read to their ends; None if they never were."""
-        read_at = self._connected.log_reader.read_at if self._connected else None
+        read_at = self._parts.log_reader.read_at if self._parts else None
         return None if read_at is None else time.monotonic() - read_at
 
     def why_not_ready(self) -> str | None:
         """Return what is missing to decide offers, or None."""
         if self._lost is not None:
             return self._lost
-        if self._connected is None or not self._connected.bus.connected:
+        if self._parts is None or not self._parts.bus.connected:
             return f"not connected to NATS at {self.settings.nats_url}"
-        if not self._connected.log_reader.current:
-            return self._connected.log_reader.missing or "the logs have not been read to their ends"
+        if not self._parts.log_reader.current:
+            return self._parts.log_reader.missing or "the logs have not been read to their ends"
         return None
 
     async def run(self, background: Background) -> None:
@@ -215,8 +215,8 @@ class Service:
         try:
             bus = await reach(self.settings, local.mirror, self._set_lost)
             try:
-                self._connected = Connected(local, bus)
-                await self._connected.run(self.responder, background)
+                self._parts = BrokerParts(local, bus)
+                await self._parts.run(self.responder, background)
             finally:
                 await self.responder.stop()
                 await self.decisions.flush()

@@ -170,7 +170,7 @@ class DecisionKind(StrEnum):
     ACCEPTED = "accepted"
     CAPACITY = "capacity"  # all slots are busy or reserved
     TOO_LONG = "too_long"  # more hours than `max_hours`
-    TOKEN_TAKEN = "token_taken"  # another accepted task has the same token
+    KEY_TAKEN = "token_taken"  # another accepted task has the same key; keys were once called tokens
     LOG_FULL = "log_full"  # JOBS, or the log of each free slot, has hardly any room
     RESERVED = "reserved"  # its validator holds a reservation already, while other validators ask
     PLAN = "plan"  # unsupported, too short, or too large for memory or deadline
@@ -187,7 +187,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     """Accept or reject, with the reason and every term of the score."""
 
     task_id: str
-    task: str  # the task's token
+    task: str  # the task's key
     accepted: bool
     reason: str
     kind: DecisionKind = DecisionKind.OTHER  # also in records of versions that did not write it

@@ -99,9 +99,9 @@ def without_password(value: Any) -> Any:
 
 def shown(value: Any) -> str:
     """Return a setting's value as people read it."""
-    return (
-        "none" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    )
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _from_toml(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from bench.conformance.histories import ALL_FAILED, HISTORIES, days_until_accepted, lines, verdict_after
 from bench.harness.page import with_part
-from gateway.learning.rates import Tables
+from gateway.learning.rates import LearnedRates
 from gateway.policy.house import THRESHOLD, maximum_accuracy
 from gateway.policy.interface import PolicyView, SlotFacts, Verdict
 from shared.messages import BareOffer, Hardware, TaskType
@@ -113,7 +113,7 @@ def view_of(example: Example) -> PolicyView:
     )
     return PolicyView(
         slots=slots,
-        tables=Tables(),
+        tables=LearnedRates(),
         expected=example.expected,
         max_hours=96.0,
         deadline_margin_s=150.0,

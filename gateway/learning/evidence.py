@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.learning.delivery import Counts, Pair, delivery_table
-from gateway.learning.rates import MEANINGS, Rate, Table, Tables
+from gateway.learning.rates import MEANINGS, LearnedRates, Rate, Table
 from shared.messages import ErrorCode, ResultStatus, Score, TaskType
 
 FIRST_PLACE = 3.0  # upstream's quality scores
@@ -26,7 +26,7 @@ DAY_S = 86400.0
 class Observation(Struct, frozen=True):
     """One trial of one rate."""
 
-    table: str  # a field of Tables
+    table: str  # a field of LearnedRates
     key: str
     success: bool
     at: float
@@ -133,7 +133,7 @@ class Evidence:
         self._strength = prior_strength
         self._half_life_s = half_life_s
         self._family = family
-        self._house = Tables()
+        self._house = LearnedRates()
         self._cases: dict[str, Case] = {}  # by key
         self._counted: dict[str, list[Observation]] = {}
         self._tallies: dict[tuple[str, str], Tally] = {}
@@ -172,7 +172,7 @@ class Evidence:
             if case.score is not None:
                 self._note(task, msgspec.structs.replace(case, score=None))
 
-    def tables(self, now: float) -> Tables:
+    def tables(self, now: float) -> LearnedRates:
         """Return the current rates."""
         learned: dict[str, dict[str, Rate]] = {name: {} for name in MEANINGS}
         for (name, key), tally in self._tallies.items():
@@ -181,7 +181,7 @@ class Evidence:
                 house = getattr(self._house, name).house
                 learned[name][key] = self._rate(name, house, successes, trials)
         made = {name: Table(getattr(self._house, name).house, learned[name]) for name in MEANINGS}
-        return Tables(**made, delivery=self._delivery(now))
+        return LearnedRates(**made, delivery=self._delivery(now))
 
     def _delivery(self, now: float) -> Table:
         """Return the delivery rates of pairs of task type and family."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from gateway.learning.evidence import Evidence
-from gateway.learning.rates import Tables
+from gateway.learning.rates import LearnedRates
 from gateway.state.ledger import Ledger
 from shared.messages import Score
 
@@ -22,7 +22,7 @@ class Learner:
         self._clock = clock
         self._taken = 0  # how many of the ledger's results were counted
         self._early: list[tuple[str, str]] = []  # results whose job is not folded yet
-        self._tables = Tables()
+        self._tables = LearnedRates()
         self._made = (-1, 0.0)  # of which version of the evidence, and when
 
     def apply_results(self) -> None:
@@ -39,7 +39,7 @@ class Learner:
         """Count upstream's score of a task."""
         self.evidence.note_score(score)
 
-    def tables(self) -> Tables:
+    def tables(self) -> LearnedRates:
         """Return the current rates."""
         self.apply_results()
         now, (version, made_at) = self._clock(), self._made

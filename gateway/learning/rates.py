@@ -40,7 +40,7 @@ def pair_key(task_type: str, family: str) -> str:
     return f"{task_type}, {family}"
 
 
-class Tables(Struct, frozen=True, kw_only=True):
+class LearnedRates(Struct, frozen=True, kw_only=True):
     """Everything the house policy learns."""
 
     task_weight: Table = field(default_factory=lambda: Table(0.25))  # by task type

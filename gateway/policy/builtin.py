@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import sqrt
 from types import MappingProxyType
 
-from gateway.learning.rates import Tables
+from gateway.learning.rates import LearnedRates
 from gateway.policy.house import free_slot, maximum_accuracy, terms_of, why_no_slot
 from gateway.policy.interface import Policy, PolicyView, SlotFacts, Verdict
 from shared.messages import BareOffer, DecisionKind, Terms
@@ -51,7 +51,7 @@ def expected_value(offer: BareOffer, view: PolicyView) -> Verdict:
     return Verdict(reason=reason, kind=kind, slot=slot, priority=rate, terms=terms, policy="expected_value")
 
 
-def win_chance(offer: BareOffer, tables: Tables, family: str) -> float:
+def win_chance(offer: BareOffer, tables: LearnedRates, family: str) -> float:
     """Return the chance of the first place: the task type's, in proportion to the model family's success.
 
     It never exceeds the chance to deliver anything.

@@ -48,7 +48,7 @@ def maximum_accuracy(offer: BareOffer, view: PolicyView) -> Verdict:
         term.cause for term in (terms.maximum_accuracy_bonus, terms.h100_maximum_bonus) if not term.value
     ]
     reason = "; ".join([f"Priority {priority:.3f} below #1 threshold", *dict.fromkeys(missed)])
-    return Verdict(reason=reason, kind=_weakest(earned, view), priority=priority, terms=terms)
+    return Verdict(reason=reason, kind=_rejection_kind(earned, view), priority=priority, terms=terms)
 
 
 def why_not_delivered(offer: BareOffer, view: PolicyView) -> str | None:
@@ -74,7 +74,7 @@ def _without_bonuses(terms: Terms, why: str) -> Terms:
     )
 
 
-def _weakest(terms: Terms, view: PolicyView) -> DecisionKind:
+def _rejection_kind(terms: Terms, view: PolicyView) -> DecisionKind:
     """Return the bonus that was missed; the plan first, because no other slot would make it fit.
 
     If neither was, the evidence is against the offer.

@@ -8,7 +8,7 @@ from typing import Protocol
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from gateway.learning.rates import Tables
+from gateway.learning.rates import LearnedRates
 from gateway.policy.model_family import model_family
 from shared.messages import BareOffer, DecisionKind, Hardware, Terms
 from shared.planning.feasibility import Feasibility
@@ -40,13 +40,12 @@ class PolicyView(Struct, frozen=True, kw_only=True):
     """All that a policy may know."""
 
     slots: tuple[SlotFacts, ...]  # the whole fleet, in the order in which slots are filled
-    tables: Tables
+    tables: LearnedRates
     expected: Hardware  # what a slot must show to earn the hardware bonus
     max_hours: float
     deadline_margin_s: float
-    feasible: Callable[
-        [BareOffer, float, Hardware], Feasibility
-    ]  # offer, hours that are left for it, hardware
+    # Of an offer, with the hours that are left for it, on some hardware.
+    feasible: Callable[[BareOffer, float, Hardware], Feasibility]
     family: Callable[[str], str] = model_family  # of a model's upstream id
     min_points_per_hour: float = 0.0  # what policy `expected_value` asks for
 

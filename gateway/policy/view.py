@@ -8,7 +8,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from gateway.learning.rates import Tables
+from gateway.learning.rates import LearnedRates
 from gateway.policy.house import free_slot
 from gateway.policy.interface import PolicyView, SlotFacts
 from gateway.state.ledger import Ledger
@@ -31,11 +31,11 @@ class PolicyViews:
         ledger: Ledger,
         presence: Presence,
         expected: Hardware,
-        tables: Callable[[], Tables],
+        tables: Callable[[], LearnedRates],
         family: Callable[[str], str],
         facts: Callable[[str], ModelFacts | None],
         is_here: Callable[[str], bool],
-        full_slots: Callable[[], Mapping[str, str]] = dict,
+        full_slots: Callable[[], Mapping[str, str]],
     ) -> None:
         self._settings = settings
         self._ledger = ledger

@@ -24,10 +24,10 @@ T = TypeVar("T")
 class JobsWriter:
     """The only writer of jobs and reservations in this gateway; the compare-and-set is between gateways."""
 
-    def __init__(self, bus: Bus, ledger: Ledger, follower: LogReader) -> None:
+    def __init__(self, bus: Bus, ledger: Ledger, log_reader: LogReader) -> None:
         self._bus = bus
         self._ledger = ledger
-        self._follower = follower
+        self._log_reader = log_reader
         self._storing: asyncio.Future[None] | None = None  # done when the record being stored is stored
 
     @property
@@ -73,7 +73,7 @@ class JobsWriter:
                 await self._append(record, expected)
             except (ConflictError, BusTimeoutError) as error:
                 cause = error
-                await self._follower.catch_up()
+                await self._log_reader.catch_up()
                 continue
             return answer
         raise BusUnavailableError(

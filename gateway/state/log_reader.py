@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from nats.aio.msg import Msg
 
@@ -19,9 +20,15 @@ RETRY_S = 0.25  # after a failed fold; JetStream is usable some 30 ms after a re
 FRESH_S = 1.0  # with no hint since, logs read this recently are good enough to refuse an offer
 LOGS_TIMEOUT_S = 0.9  # an offer must be answered within upstream's 3 s: fold, append, fold
 
-Fold = tuple[int, bool, BusError | None]  # its number, whether it was completed, and why it failed
-
 log = get_logger()
+
+
+class Fold(NamedTuple):
+    """How one fold ended."""
+
+    number: int
+    completed: bool
+    failure: BusError | None
 
 
 class ReplacedLogError(BusError):
@@ -110,17 +117,17 @@ class LogReader:
         begun_before = self._begun
         while self._folding is not None:
             # Not a lock: it wakes one waiter per loop iteration, so hundreds would wait for each other.
-            number, ended, failure = await asyncio.shield(self._folding)
-            if number > begun_before and ended:
-                if failure is not None:
-                    raise BusUnavailableError(str(failure)) from failure
+            fold = await asyncio.shield(self._folding)
+            if fold.number > begun_before and fold.completed:
+                if fold.failure is not None:
+                    raise BusUnavailableError(str(fold.failure)) from fold.failure
                 return
         over = self._folding = asyncio.get_running_loop().create_future()
         try:
             await self._fold()
         finally:
             self._folding = None
-            over.set_result((self._begun, self._ended, self._failure))
+            over.set_result(Fold(self._begun, self._ended, self._failure))
 
     async def _fold(self) -> None:
         self._begun += 1

@@ -140,9 +140,9 @@ async def submission(service: Service, asked: Asked) -> MinerSubmission:
     return found if service.settings.upstream_model_hash else MinerSubmission(found.repo)
 
 
-def submission_of(ledger: Ledger, token: str) -> MinerSubmission:
+def submission_of(ledger: Ledger, key: str) -> MinerSubmission:
     """Return a task's submission, which stays available for good. Raises NoSubmissionError."""
-    task = ledger.task(token)
+    task = ledger.task(key)
     if task is None:
         raise NoSubmissionError("no such task was accepted")
     result = ledger.chain_of(task.record).result

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from gateway.learning.rates import DELIVERED, MEANINGS, Table, Tables
+from gateway.learning.rates import DELIVERED, MEANINGS, LearnedRates, Table
 from gateway.state.ledger import Ledger, Task, TaskState
 from gateway.state.presence import Presence
 from gateway.views.schemas import SlotView, TableView, TaskPage, TaskRecords, TaskView
@@ -25,7 +25,7 @@ AGREED_SETTINGS = (
 )
 
 
-def agreed(settings: Settings) -> dict[str, Any]:
+def agreed_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that all services must agree on, as JSON values."""
     named = {name: getattr(settings, name) for name in AGREED_SETTINGS}
     values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(named))
@@ -128,7 +128,7 @@ def slot_view(slot: str, ledger: Ledger, presence: Presence, now: float) -> Slot
     )
 
 
-def table_views(tables: Tables) -> dict[str, TableView]:
+def table_views(tables: LearnedRates) -> dict[str, TableView]:
     """Return each table with the rate of every task type, or of every family with evidence."""
     views = {}
     for name, rate_of in MEANINGS.items():

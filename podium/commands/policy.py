@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.learning.evidence import DAY_S
-from gateway.learning.rates import Tables
+from gateway.learning.rates import LearnedRates
 from gateway.policy.builtin import BUILT_IN
 from gateway.policy.loader import load_policy
 from podium.arguments import add_commands, examples
@@ -62,7 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--hardware", help="hardware of every slot (default: expected_hardware from the settings)"
     )
-    house = Tables()
+    house = LearnedRates()
     parser.add_argument(
         "--win",
         type=_share,

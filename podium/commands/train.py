@@ -247,7 +247,7 @@ class Screen:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
-        self._said: tuple[Phase, int] | None = None
+        self._printed: tuple[Phase, int] | None = None
         self._bars: Bars | None = None
         self._bar: TaskID | None = None
         if self.console.is_terminal:
@@ -270,8 +270,8 @@ class Screen:
             self.console.print(f"  {progress.message}", markup=False, highlight=False, soft_wrap=True)
         elif self._bars is not None and self._bar is not None:
             self._bars.update(self._bar, completed=progress.progress, description=_line(progress))
-        elif self._said != (news := (progress.phase, int(10 * progress.progress))):
-            self._said = news
+        elif self._printed != (news := (progress.phase, int(10 * progress.progress))):
+            self._printed = news
             self.console.print(_line(progress), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -65,7 +65,7 @@ class ChangeLines:
     """The changes of some tasks as JSON lines: each is a task as `GET /v1/tasks/{id}` shows it."""
 
     def __init__(self) -> None:
-        self._said: dict[str, TaskView] = {}
+        self._printed: dict[str, TaskView] = {}
 
     def __enter__(self) -> ChangeLines:
         return self
@@ -76,8 +76,8 @@ class ChangeLines:
     def update(self, tasks: list[TaskView]) -> None:
         """Print the tasks that have changed, the oldest first."""
         for task in reversed(tasks):
-            if self._said.get(task.task) != task:
-                self._said[task.task] = task
+            if self._printed.get(task.task) != task:
+                self._printed[task.task] = task
                 print(msgspec.json.encode(task).decode(), flush=True)
 
 
@@ -87,7 +87,7 @@ class WatchView:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._said: dict[str, tuple[object, ...]] = {}
+        self._printed: dict[str, tuple[object, ...]] = {}
         self._losses: dict[str, list[float]] = {}
 
     def __enter__(self) -> WatchView:
@@ -110,8 +110,8 @@ class WatchView:
             progress = task.progress
             tenth = int(progress.progress * 10) if progress else 0
             news = (task.state, progress.phase if progress else None, tenth)
-            if self._said.get(task.task) != news:
-                self._said[task.task] = news
+            if self._printed.get(task.task) != news:
+                self._printed[task.task] = news
                 self.console.print(line(task), markup=False, highlight=False, soft_wrap=True)
 
     def _note_loss(self, task: TaskView) -> None:

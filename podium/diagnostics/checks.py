@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from gateway.state.log_reader import lost_log
 from gateway.state.log_room import FULL, in_words
-from gateway.views.build import agreed
+from gateway.views.build import agreed_settings
 from podium.diagnostics.findings import Finding, Found, Severity, live, newest
 from podium.diagnostics.job_checks import check_jobs
 from podium.diagnostics.machine_checks import (
@@ -176,7 +176,7 @@ def check_gateway(vitals: Vitals) -> Found:
     if info.lost_decisions:
         what = f"{info.lost_decisions} decisions are missing from decisions.jsonl"
         found.append((Severity.WARNING, what, "its disk was full or slow; jobs are not affected"))
-    for name, ours in agreed(vitals.settings).items():
+    for name, ours in agreed_settings(vitals.settings).items():
         if name in vitals.chosen and (theirs := info.settings.get(name, ours)) != ours:
             variable = f"PODIUM_{name.upper()}"
             what = f"{variable} is {theirs!r} for the gateway and {ours!r} for this command"

@@ -25,7 +25,7 @@ from trainer_node.engine.train.saved_state import is_finite
 from trainer_node.engine.train.state import TrainState
 
 
-def close(run: RunContext, record: RunRecord, state: TrainState, dev: Examples) -> Outcome:
+def finish_run(run: RunContext, record: RunRecord, state: TrainState, dev: Examples) -> Outcome:
     """Return the outcome of a trained run; without time for a part, skip it (time_budget.affordable)."""
     free_optimizer(state)
     run.reporter.phase(Phase.CHOOSE)

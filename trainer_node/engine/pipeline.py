@@ -35,7 +35,7 @@ from trainer_node.engine.evaluate import base_states, reference_logprobs
 from trainer_node.engine.export import unverified
 from trainer_node.engine.export.reload_time import reload_s
 from trainer_node.engine.failure import explain
-from trainer_node.engine.finish import close
+from trainer_node.engine.finish import finish_run
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter, write_outcome
@@ -255,10 +255,9 @@ def resume_search(
 
 
 def announce(run: RunContext, plan: Plan) -> None:
-    """Nothing is silent: the plan, and every deviation from the profile."""
+    """Report the plan and every deviation from the profile."""
     run.reporter.message(in_numbers(plan))
-    for deviation in plan.deviations:
-        d = deviation
+    for d in plan.deviations:
         run.reporter.message(f"plan: {d.what} is {d.got} instead of {d.wanted}: {d.reason}")
     if not run.process_group.is_single:
         run.reporter.message(f"{run.process_group.world} processes train together, by {plan.parallel}")
@@ -282,4 +281,4 @@ def train(
     if state.health.skipped >= state.step:
         run.reporter.message("no step had a finite gradient: the weights are still the base model's")
     dev = data.dev.take(np.arange(len(record.base_losses)))
-    return close(run, record, state, dev)
+    return finish_run(run, record, state, dev)

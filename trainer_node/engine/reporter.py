@@ -34,14 +34,14 @@ class Reporter:
         if size and os.pread(self._file, 1, size - 1) != b"\n":  # killed inside a line
             os.write(self._file, b"\n")
         self._written = 0.0  # never
-        self._said = time.monotonic()
+        self._last_message_at = time.monotonic()
         self._lock = RLock()
         self._tokens: deque[tuple[float, int]] = deque()
 
     def phase(self, phase: Phase) -> None:
         """Report that a new phase has begun."""
         self._tokens.clear()
-        self._said = time.monotonic()
+        self._last_message_at = time.monotonic()
         with self._lock:
             self._emit(replace(self.last, phase=phase, eta_s=None, tokens_per_s=None))
 
@@ -83,8 +83,8 @@ class Reporter:
         Every SAY_S of a part that tells what it is doing, people hear it.
         """
         with self._lock:
-            if doing and time.monotonic() - self._said >= SAY_S:
-                self._said = time.monotonic()
+            if doing and time.monotonic() - self._last_message_at >= SAY_S:
+                self._last_message_at = time.monotonic()
                 self._emit(replace(self.last, message=doing))
             elif self.due():
                 self._emit(self.last)

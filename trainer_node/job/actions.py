@@ -108,8 +108,7 @@ def next_action(job: Job, last: StateRecord | None, observation: JobObservation,
     """Return the one thing to do now, given the chain's last record.
 
     A result ends everything. After `submitting` the store is read first, no matter which node wrote it.
-    Anything
-    else this node writes comes after a record of its own epoch.
+    Anything else this node writes comes after a record of its own epoch.
     """
     if isinstance(last, Result):
         return Done(last)

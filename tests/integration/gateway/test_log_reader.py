@@ -31,31 +31,31 @@ async def turns_until(done: asyncio.Future[Any]) -> int:
 
 
 async def test_all_who_wait_go_on_in_the_same_moment(bus: Bus) -> None:
-    follower = LogReader(bus, Ledger(), poll_s=60.0)
-    first = asyncio.create_task(follower.catch_up())
+    reader = LogReader(bus, Ledger(), poll_s=60.0)
+    first = asyncio.create_task(reader.catch_up())
     await asyncio.sleep(0)  # it has begun, so that those after it need another one
-    waiting = [asyncio.create_task(follower.catch_up()) for _ in range(MANY)]
+    waiting = [asyncio.create_task(reader.catch_up()) for _ in range(MANY)]
     await first
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     assert await turns_until(asyncio.gather(*waiting)) < MANY / 10
-    assert follower.current
+    assert reader.current
 
 
 async def test_all_who_wait_learn_that_it_failed(broker: Broker, bus: Bus) -> None:
-    follower = LogReader(bus, Ledger(), poll_s=60.0)
-    await follower.catch_up()
+    reader = LogReader(bus, Ledger(), poll_s=60.0)
+    await reader.catch_up()
     await broker.stop(kill=True)
-    ends = await asyncio.gather(*(follower.catch_up() for _ in range(MANY)), return_exceptions=True)
+    ends = await asyncio.gather(*(reader.catch_up() for _ in range(MANY)), return_exceptions=True)
     assert all(isinstance(end, BusError) for end in ends)
     await broker.start()
     async with asyncio.timeout(20):
         while True:
             try:
-                await follower.catch_up()
+                await reader.catch_up()
                 break
             except BusError:
                 await asyncio.sleep(0.1)
-    assert follower.current
+    assert reader.current
 
 
 async def test_a_gateway_says_that_the_log_of_a_removed_slot_is_gone(
@@ -83,30 +83,30 @@ async def test_a_gateway_says_that_the_log_of_a_removed_slot_is_gone(
 
 
 async def test_one_who_gives_up_in_the_middle_is_no_end_for_later_ones(bus: Bus) -> None:
-    follower = LogReader(bus, Ledger(), poll_s=60.0)
-    first = asyncio.create_task(follower.catch_up())
+    reader = LogReader(bus, Ledger(), poll_s=60.0)
+    first = asyncio.create_task(reader.catch_up())
     await asyncio.sleep(0)
-    later = [asyncio.create_task(follower.catch_up()) for _ in range(3)]
+    later = [asyncio.create_task(reader.catch_up()) for _ in range(3)]
     await asyncio.sleep(0)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
     await asyncio.gather(*later)
-    assert follower.current
+    assert reader.current
 
 
 async def test_who_has_no_time_left_takes_nobody_with_it(bus: Bus) -> None:
     """The one that folds is cut short; those who wait for its very fold go on with one of their own."""
-    follower = LogReader(bus, Ledger(), poll_s=60.0)
-    first = asyncio.create_task(follower.catch_up())
+    reader = LogReader(bus, Ledger(), poll_s=60.0)
+    first = asyncio.create_task(reader.catch_up())
     await asyncio.sleep(0)
-    folds = asyncio.create_task(follower.catch_up())  # waits for the first's end, then folds
-    waiting = [asyncio.create_task(follower.catch_up()) for _ in range(3)]
-    while follower._begun < 2:
+    folds = asyncio.create_task(reader.catch_up())  # waits for the first's end, then folds
+    waiting = [asyncio.create_task(reader.catch_up()) for _ in range(3)]
+    while reader._begun < 2:
         await asyncio.sleep(0)
     assert first.done()
     folds.cancel()
     with pytest.raises(asyncio.CancelledError):
         await folds
     await asyncio.gather(*waiting)
-    assert follower.current
+    assert reader.current

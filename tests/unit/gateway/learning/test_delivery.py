@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.learning.delivery import MOST_OF_ONE_PAIR, Counts, delivery_table
-from gateway.learning.rates import ANY_OTHER, Rate, Table, Tables, pair_key
+from gateway.learning.rates import ANY_OTHER, LearnedRates, Rate, Table, pair_key
 
 HOUSE, STRENGTH = 0.9, 10.0
 CHAT, DPO = "ChatTask", "DpoTask"
@@ -25,7 +25,7 @@ def rate(made: Table, task_type: str, family: str) -> Rate:
 
 def test_without_evidence_there_are_only_house_values() -> None:
     assert table() == Table(HOUSE)
-    assert Tables(delivery=table()).delivery_of(CHAT, "llama") == Rate(
+    assert LearnedRates(delivery=table()).delivery_of(CHAT, "llama") == Rate(
         HOUSE, "house value for ChatTask, any other family"
     )
 
@@ -56,7 +56,7 @@ def test_several_pairs_of_a_type_condemn_it_and_own_successes_acquit_a_pair() ->
 
 
 def test_a_family_without_evidence_is_judged_by_the_type_alone() -> None:
-    tables = Tables(delivery=table(ChatTask__gemma=(0, 9), ChatTask__llama=(0, 9)))
+    tables = LearnedRates(delivery=table(ChatTask__gemma=(0, 9), ChatTask__llama=(0, 9)))
     assert tables.delivery_of(CHAT, "phi").value == pytest.approx(9 / 16)
     assert tables.delivery_of(CHAT, "gemma").value < 9 / 16
 

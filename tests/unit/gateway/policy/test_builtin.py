@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.learning.rates import Rate, Table, Tables
+from gateway.learning.rates import LearnedRates, Rate, Table
 from gateway.policy.builtin import BUILT_IN, expected_value, first_come, task_work, win_chance
 from gateway.policy.house import maximum_accuracy
 from gateway.policy.interface import PolicyView, SlotFacts
@@ -24,7 +24,7 @@ from shared.planning.hardware import parse_hardware
 
 H100 = parse_hardware("4xH100-80GB")
 CPU = parse_hardware("cpu-8x32GB")
-BAD = Tables(
+BAD = LearnedRates(
     task_weight=Table(0.25, {"InstructTextTask": Rate(0.02, "lost")}),
     task_success=Table(0.9, {"InstructTextTask": Rate(0.3, "failed")}),
 )
@@ -47,7 +47,7 @@ def feasible(offered: BareOffer, hours: float, hardware: Hardware) -> Feasibilit
 def view(*slots: SlotFacts, **fields: Any) -> PolicyView:
     values: dict[str, Any] = {
         "slots": slots or (SlotFacts(slot="a", busy=False, live=True, hardware=H100),),
-        "tables": Tables(),
+        "tables": LearnedRates(),
         "expected": H100,
         "max_hours": 96.0,
         "deadline_margin_s": 150.0,
@@ -114,7 +114,7 @@ def test_expected_value_refuses_what_loses_or_gains_too_little() -> None:
 
 
 def test_a_family_that_does_well_raises_the_chance_but_not_above_delivery() -> None:
-    tables = Tables(
+    tables = LearnedRates(
         task_weight=Table(0.25, {"DpoTask": Rate(0.9, "won")}),
         model_performance=Table(0.75, {"llama": Rate(0.9, "well"), "qwen": Rate(0.15, "badly")}),
     )

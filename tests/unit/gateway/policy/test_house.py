@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from gateway.learning.rates import Rate, Table, Tables
+from gateway.learning.rates import LearnedRates, Rate, Table
 from gateway.policy.house import maximum_accuracy, priority_of
 from gateway.policy.interface import PolicyView, SlotFacts
 from shared.messages import DecisionKind, Hardware, Offer, TaskType
@@ -54,7 +54,7 @@ def does_not_fit(_offer: Offer, _hours: float, _hardware: Hardware) -> Feasibili
 def view(*slots: SlotFacts, **fields: Any) -> PolicyView:
     values: dict[str, Any] = {
         "slots": slots or (free("a"), free("b")),
-        "tables": Tables(),
+        "tables": LearnedRates(),
         "expected": H100,
         "max_hours": 96.0,
         "deadline_margin_s": 150.0,
@@ -212,14 +212,14 @@ def test_image_tasks_are_refused_by_the_real_planner() -> None:
 
 def test_learned_rates_alone_never_replace_an_earned_bonus() -> None:
     best = Table(1.0)
-    tables = Tables(task_weight=best, model_performance=best, task_success=best)
+    tables = LearnedRates(task_weight=best, model_performance=best, task_success=best)
     verdict = maximum_accuracy(offer(), view(down("a"), tables=tables))
     assert not verdict.accepted
     assert verdict.priority == pytest.approx(0.85)
 
 
 def test_bad_rates_sink_an_offer_that_fits() -> None:
-    tables = Tables(
+    tables = LearnedRates(
         model_performance=Table(0.75, {"llama": Rate(0.1, "lost 9 of 10")}),
         task_success=Table(0.9, {"InstructTextTask": Rate(0.1, "9 of 10 failed")}),
     )
@@ -237,7 +237,7 @@ slot_facts = st.builds(
     hardware=st.sampled_from([None, CPU, H100]),
 )
 tables = st.builds(
-    lambda a, b, c: Tables(task_weight=Table(a), model_performance=Table(b), task_success=Table(c)),
+    lambda a, b, c: LearnedRates(task_weight=Table(a), model_performance=Table(b), task_success=Table(c)),
     *[st.floats(0, 1)] * 3,
 )
 
@@ -249,7 +249,7 @@ tables = st.builds(
     feasible=st.sampled_from([fits, does_not_fit]),
 )
 def test_whatever_is_seen_an_accepted_offer_has_earned_both_bonuses(
-    slots: list[SlotFacts], hours: float, learned: Tables, feasible: Any
+    slots: list[SlotFacts], hours: float, learned: LearnedRates, feasible: Any
 ) -> None:
     verdict = maximum_accuracy(
         offer(hours_to_complete=hours), view(*slots, tables=learned, feasible=feasible)

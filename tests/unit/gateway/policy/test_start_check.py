@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.learning.rates import Tables
+from gateway.learning.rates import LearnedRates
 from gateway.policy.interface import PolicyView, SlotFacts
 from gateway.policy.start_check import difference, is_foreign, slot_of_start
 from shared.messages import BareOffer, Offer, TaskType
@@ -109,7 +109,7 @@ def test_a_late_start_gets_no_slot_that_is_busy() -> None:
 def view(slots: tuple[SlotFacts, ...]) -> PolicyView:
     return PolicyView(
         slots=slots,
-        tables=Tables(),
+        tables=LearnedRates(),
         expected=H100,
         max_hours=96,
         deadline_margin_s=0,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from gateway.learning.rates import Rate, Table, Tables
+from gateway.learning.rates import LearnedRates, Rate, Table
 from gateway.offers import AskedOffer, Records
 from gateway.policy.builtin import BUILT_IN
 from gateway.policy.interface import PolicyView, SlotFacts, Verdict
@@ -19,7 +19,7 @@ from shared.settings import Settings
 CPU = Hardware(device="cpu", count=8, memory_bytes=64 << 30)
 FREE = SlotFacts(slot="a", busy=False, live=True, hardware=CPU)
 BUSY, DOWN = replace(FREE, busy=True), replace(FREE, live=False)
-BAD = Tables(
+BAD = LearnedRates(
     task_weight=Table(0.0, {"InstructTextTask": Rate(0.0, "lost")}),
     model_performance=Table(0.1, {}),
     task_success=Table(0.0, {"InstructTextTask": Rate(0.0, "failed")}),
@@ -30,7 +30,7 @@ def judge(policy: str, slot: SlotFacts, hours: float = 2.0, fits: bool = True, *
     offer = BareOffer(task_id="t", task_type=TaskType.INSTRUCT, model="org/m", hours_to_complete=hours)
     values: dict[str, Any] = {
         "slots": (slot,),
-        "tables": Tables(),
+        "tables": LearnedRates(),
         "expected": CPU,
         "max_hours": 96.0,
         "deadline_margin_s": 150.0,

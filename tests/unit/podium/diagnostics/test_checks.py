@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.state.ledger import ChainRecord, TaskHistory, TaskState
-from gateway.views.build import agreed
+from gateway.views.build import agreed_settings
 from gateway.views.schemas import GatewayInfo, MirrorInfo
 from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Severity
@@ -46,7 +46,7 @@ INFO = GatewayInfo(
     version="1",
     now=NOW,
     not_ready=None,
-    settings=agreed(SETTINGS),
+    settings=agreed_settings(SETTINGS),
     folded={},
     malformed_records=0,
     malformed_messages=0,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 MOST_KEPT = 1024  # validators; only a gateway without signatures can see that many names
 
 
-class Askers:
+class RecentValidators:
     """The newest offer of each validator, seen by this gateway."""
 
     def __init__(self, window_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -25,7 +25,7 @@ class Askers:
         if len(self._seen) > MOST_KEPT:
             del self._seen[next(iter(self._seen))]
 
-    def others_than(self, validator: str) -> bool:
+    def has_other_than(self, validator: str) -> bool:
         """Return whether another validator has sent an offer within the window."""
         since = self._clock() - self._window_s
         return any(at > since and name != validator for name, at in self._seen.items())
