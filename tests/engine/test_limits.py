@@ -225,4 +225,4 @@ def test_a_tokenizer_without_end(
     path.write_text(json.dumps({**json.loads(path.read_text()), "normalizer": prepends}))
     code, outcome = run_impatient(make_job(model_path=str(model)), monkeypatch)
     assert (code, outcome.status, outcome.code) == (1, OutcomeStatus.FAILED, ErrorCode.UNSUPPORTED)
-    assert "doesn't end on them" in (outcome.error or "")
+    assert "doesn't finish on these rows" in (outcome.error or "")

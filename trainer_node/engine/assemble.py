@@ -76,7 +76,7 @@ ONLY = Place()
 
 
 def load_base(run: RunContext, plan: Plan, *, whole: bool = False) -> torch.nn.Module:
-    """All: the base model in the plan's dtype, repaired, on its device.
+    """Collective: the base model in the plan's dtype, repaired, on its device.
 
     One that will be sharded has no weights yet, only where they are read (`weight_slices.without_weights`).
     `whole`: this process alone loads it, with all weights, in main memory.

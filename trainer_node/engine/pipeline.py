@@ -213,13 +213,13 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
 def asked_again(
     run: RunContext, record: RunRecord, plan: Plan, model: torch.nn.Module, data: JobData
 ) -> JobData | str:
-    """All: the rows with what the base model said of them, or why that can't be had any more."""
+    """Collective: the rows with what the base model said of them, or why that can't be had any more."""
     base = partial(frozen_base, run, plan, model)
     return base_states.again(run, base, reference_logprobs.again(run, base, data, record), record)
 
 
 def frozen_base(run: RunContext, plan: Plan, model: torch.nn.Module) -> torch.nn.Module:
-    """All: the base model to be scored with; one without weights is read again and sharded."""
+    """Collective: the base model to be scored with; one without weights is read again and sharded."""
     if plan.parallel != "fsdp2":
         return model
     return shard_frozen(load_base(run, plan), run.process_group)

@@ -252,7 +252,7 @@ def usable(hardware: Hardware, process_group: ProcessGroup) -> Hardware:
 
 
 def with_free_memory(job: WorkerJob, process_group: ProcessGroup, report: Callable[[str], None]) -> WorkerJob:
-    """All: the job with the GPU memory that is free, if that is clearly less than stated."""
+    """Collective: the job with the GPU memory that is free, if that is clearly less than stated."""
     free, stated = least_free_memory(process_group), job.hardware.memory_bytes
     if free is None or free >= FREE_SHARE * stated:
         return job
@@ -272,7 +272,7 @@ def first_costs(run: RunContext, config: Any, plan: Plan, closing: Measured, ing
 
 
 def save_rate(run: RunContext, plan: Plan) -> float:
-    """All: the bytes per second of a hashed, synced save on the run's disk, of a part of a checkpoint."""
+    """Collective: bytes per second of a hashed, synced save on the run's disk, of a part of a checkpoint."""
     if run.simulated:
         return SAVE_BYTES_PER_S
     rate = SAVE_BYTES_PER_S

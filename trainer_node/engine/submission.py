@@ -80,7 +80,7 @@ def export(
     candidate: Candidate,
     parts: frozenset[Part],
 ) -> tuple[Outcome | None, ExportProblem | None]:
-    """All: write a candidate's files and verify them; no outcome if its weights made room on the disk."""
+    """Collective: write a candidate's files and verify them; no outcome if its weights are gone."""
     outcome, problem = None, None
     try:
         if metrics := _export(run, record, state, candidate):  # meanwhile the other ranks wait
@@ -100,7 +100,7 @@ def submit_refused(
     refused: Sequence[Refused],
     parts: frozenset[Part],
 ) -> Outcome | None:
-    """All: submit the best of refused files that beat the base model; written again unless they are there."""
+    """Collective: submit the best refused files that beat the base model; write them again if gone."""
     on_disk = next((one for one in reversed(refused) if one.outcome), None)
     for one in better_than_base(refused, record.base_losses):
         losses = np.array(one.problem.losses)
@@ -163,7 +163,7 @@ def _export(run: RunContext, record: RunRecord, state: TrainState, candidate: Ca
 
 
 def _write(run: RunContext, write: Callable[[], Metrics], group: ProcessGroup) -> Metrics:
-    """All: write the export; on a full disk checkpoints make room, the least valuable first, then trials.
+    """Collective: write the export; on a full disk delete checkpoints, the least valuable first, then trials.
 
     The weights to export are in the model. Files that a trial keeps are not freed by their checkpoint alone.
     """

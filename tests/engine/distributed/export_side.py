@@ -178,7 +178,7 @@ def trained(run: RunContext, plan: Plan) -> Deltas:
 
 
 def on_one(deltas: Deltas, plan: Plan, run: RunContext) -> Deltas | None:
-    """All: rank 0's copy of the deltas with all weights; None for the others."""
+    """Collective: rank 0's copy of the deltas with all weights; None for the others."""
     weights = gathered(deltas.state(), run.process_group)
     if not run.process_group.is_main:
         return None

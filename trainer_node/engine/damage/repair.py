@@ -57,7 +57,7 @@ def repaired(
     base: Evaluation,
     plan: Plan,
 ) -> Plan:
-    """All: undo the base model's scaling, if any is found; return the plan with what undoes it.
+    """Collective: undo the base model's scaling, if any is found; return the plan with what undoes it.
 
     `base` is the base model's metric on the first development rows: if undoing doesn't lower it, the model
     stays as it is. Preference pairs are scored relative to the base model as it is, which stays so for them,

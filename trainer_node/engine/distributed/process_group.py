@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that train one model; every one of them must call the methods marked "all"."""
+    """The processes that train one model. Every process must call the methods marked *Collective*."""
 
     rank: int = 0
     world: int = 1
@@ -57,7 +57,7 @@ class ProcessGroup:
         return self.world == 1
 
     def broadcast_object(self, value: T, source: int = 0) -> T:
-        """All: the `value` of the rank `source`; the others' values are ignored."""
+        """Collective: the `value` of the rank `source`; the others' values are ignored."""
         if self.is_single:
             return value
         box = [value if self.rank == source else None]
@@ -65,19 +65,19 @@ class ProcessGroup:
         return box[0]  # type: ignore[return-value]
 
     def gather_objects(self, value: T) -> list[T]:
-        """All: the `value` of every rank, in their order. Waits for the slowest."""
+        """Collective: the `value` of every rank, in their order. Waits for the slowest."""
         if self.is_single:
             return [value]
         return [self.broadcast_object(value, rank) for rank in range(self.world)]
 
     def raise_in_all(self, error: Exception | None) -> None:
-        """All: raise the first process's error that has one, in every process: so none waits for another."""
+        """Collective: raise the first process's error, if one has any, in all: so none waits for another."""
         for one in self.gather_objects(None if error is None else portable(error)):
             if one is not None:
                 raise one from error
 
     def broadcast_floats(self, *numbers: float) -> tuple[float, ...]:
-        """All: rank 0's numbers; the one collective of a step besides its gradients, between CPUs."""
+        """Collective: rank 0's numbers; the one collective of a step besides its gradients, between CPUs."""
         if self.is_single:
             return numbers
         shared = torch.tensor(numbers, dtype=torch.float64)
@@ -85,13 +85,13 @@ class ProcessGroup:
         return tuple(shared.tolist())
 
     def total(self, value: Tensor) -> Tensor:
-        """All: the sum of every process's `value`."""
+        """Collective: the sum of every process's `value`."""
         if not self.is_single:
             dist.all_reduce(value)
         return value
 
     def merged(self, values: NDArray[Any]) -> NDArray[Any]:
-        """All: one array of what each process has filled in, where the others have zeros."""
+        """Collective: one array of what each process has filled in, where the others have zeros."""
         return self.total(torch.from_numpy(values)).numpy()
 
     def share(self, items: Sequence[T]) -> list[tuple[int, T, bool]]:
@@ -171,7 +171,7 @@ def join(hardware: Hardware, left_s: float) -> ProcessGroup:
 
 
 def least_free_memory(process_group: ProcessGroup) -> int | None:
-    """All: bytes that are free on the GPU with the least; None on a CPU.
+    """Collective: bytes that are free on the GPU with the least; None on a CPU.
 
     On one that is shared, or a slice of one (MIG), that is less than nvidia-smi states.
     """
@@ -183,7 +183,7 @@ def least_free_memory(process_group: ProcessGroup) -> int | None:
 
 
 def destroy(process_group: ProcessGroup) -> None:
-    """All: leave the group, without a complaint from the library."""
+    """Collective: leave the group, without a complaint from the library."""
     if not process_group.is_single:
         dist.destroy_process_group()
 

@@ -47,7 +47,7 @@ def spread(
     slices: Mapping[str, Rows] | None = None,
     fixed_steps: bool = True,
 ) -> tuple[Deltas, nn.Module]:
-    """All: the deltas as this process holds them, and what the loop calls for gradients.
+    """Collective: the deltas as this process holds them, and what the loop calls for gradients.
 
     Single: the model itself. DDP: a replica in every process. FSDP2: every parameter is cut over the
     processes, layer by layer, and this process's rows of it are read from `slices` onto its device; the
@@ -77,7 +77,7 @@ def spread(
 
 
 def gradients_into_buckets(forward: DistributedDataParallel) -> None:
-    """All: let the gradients be zeros in DDP's buckets, where packs are added up before they are sent.
+    """Collective: let the gradients be zeros in DDP's buckets, where packs are added up before they are sent.
 
     Else the first pack's gradients would be next to the buckets. DDP orders its buckets again after the first
     pass, and the gradients would stay in the old ones until the next sum: 4 bytes a weight more each time.
@@ -108,7 +108,7 @@ def trains_outside_layers(model: LabelModel) -> bool:
 
 
 def shard_frozen(network: nn.Module, process_group: ProcessGroup) -> LabelModel:
-    """All: a frozen model cut over the processes, so that one that fits no single device can be scored.
+    """Collective: a frozen model cut over the processes: one that fits no single device can be scored so.
 
     The network has no weights yet (`weight_slices.without_weights`).
     """
@@ -172,7 +172,7 @@ def _fill(
 
 
 def check_sharded(model: LabelModel) -> None:
-    """All: check what a sharded model computes. Raises EngineError(UNSUPPORTED) if it can't be trained."""
+    """Collective: check what a sharded model computes. Raises EngineError if it can't be trained."""
     register_fsdp_forward_method(model, "answer")
     try:
         choose_batching(model, [Batching.PACKED])
@@ -187,7 +187,7 @@ def check_sharded(model: LabelModel) -> None:
 def sharded(
     deltas: Deltas, plan: Plan, process_group: ProcessGroup, slices: Mapping[str, Rows], seed: int
 ) -> Deltas:
-    """All: FSDP2 over layers, with this process's rows of all weights; `check_sharded` follows.
+    """Collective: FSDP2 over layers, with this process's rows of all weights; `check_sharded` follows.
 
     The embeddings, the last norm and the head are the root's. They stay gathered after a pass if none of them
     is trained: weights that are loaded into the model would not be seen before the next backward pass.
@@ -225,7 +225,7 @@ def between(forward: nn.Module, *, last: bool) -> AbstractContextManager[None]:
 
 
 def gathered(tensors: Mapping[str, Tensor], process_group: ProcessGroup) -> dict[str, Tensor]:
-    """All: the tensors as they are on one device; shards are put together in rank 0's memory only."""
+    """Collective: the tensors as they are on one device; shards are put together in rank 0's memory only."""
     whole: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, DTensor):

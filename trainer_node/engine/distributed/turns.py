@@ -24,7 +24,7 @@ def weighed(load: Callable[[], T]) -> tuple[T, int]:
 
 
 def first_then_others(process_group: ProcessGroup, load: Callable[[], tuple[T, int]]) -> T:
-    """All: what each process loads. Rank 0 reads the disk, the others what is then in memory.
+    """Collective: what each process loads. Rank 0 reads the disk, the others what is then in memory.
 
     `load` also returns the bytes that it takes until it is done. If those of all don't fit in memory
     together, the processes load one after the other.

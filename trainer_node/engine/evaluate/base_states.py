@@ -166,7 +166,7 @@ def fill(
     examples: Examples,
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> None:
-    """All: write what the model says at the places of these documents to where each one's states begin."""
+    """Collective: write what the model says at these documents' places to where each one's states begin."""
     for rows, found_KH in compared_states(model, examples, process_group=process_group):
         if states.dtype == np.uint16:
             states[rows] = found_KH.bfloat16().cpu().view(torch.uint16).numpy()

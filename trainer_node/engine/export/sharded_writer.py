@@ -63,7 +63,7 @@ def keeps_names(base: Any) -> bool:
 def write(
     deltas: Deltas, plan: Plan, job: WorkerJob, metrics: Metrics, folder: Path, group: ProcessGroup
 ) -> Metrics:
-    """All: write the submission into `folder`, which appears whole; the metrics with its kind and size.
+    """Collective: write the submission into `folder`, which appears whole; metrics with its kind and size.
 
     What one process can't, such as write on a full disk, is raised in all.
     """
@@ -94,7 +94,7 @@ def write_folder(
     folder: Path,
     group: ProcessGroup,
 ) -> Metrics:
-    """All: write a folder's files by `fill`, then let it appear; the metrics with its size."""
+    """Collective: write a folder's files by `fill`, then let it appear; the metrics with its size."""
     temporary = folder.with_name(f".{folder.name}.{group.broadcast_object(os.getpid())}")
 
     def begin() -> None:
@@ -116,7 +116,7 @@ def write_folder(
 
 
 def write_model(deltas: Deltas, job: WorkerJob, folder: Path, group: ProcessGroup) -> None:
-    """All: write a whole model, in bf16 and in files of one size, and its configuration."""
+    """Collective: write a whole model, in bf16 and in files of one size, and its configuration."""
     base = writer.base_of(deltas)
     parts = model_parts(base, group.rank, group.world)
     split = split_torch_state_dict_into_shards(
@@ -220,7 +220,7 @@ def _factors(
 
 
 def _turned(weight: DTensor, change: Callable[[], Tensor], group: ProcessGroup) -> Tensor | None:
-    """All: the whole change of a matrix that is held as inputs x outputs, for rank 0 to write."""
+    """Collective: the whole change of a matrix that is held as inputs x outputs, for rank 0 to write."""
     error: Exception | None = None
     try:
         own = change()
@@ -236,7 +236,7 @@ def _turned(weight: DTensor, change: Callable[[], Tensor], group: ProcessGroup) 
 
 
 def write_parts(path: Path, parts: Mapping[str, FilePart], group: ProcessGroup) -> None:
-    """All: write one safetensors file, each process its rows. What one process can't is raised in all."""
+    """Collective: write a safetensors file, each process its rows. What one can't write is raised in all."""
     header, offsets, end = header_of({name: (part.dtype, part.shape) for name, part in parts.items()})
 
     def begin() -> None:
@@ -271,7 +271,7 @@ def _write_at(path: Path, rows: Tensor, offset: int) -> None:
 
 
 def _on_main(action: Callable[[], object], group: ProcessGroup) -> None:
-    """All: rank 0 does something; what it can't is raised in all processes."""
+    """Collective: rank 0 does something; what it can't is raised in all processes."""
     error: Exception | None = None
     if group.is_main:
         try:

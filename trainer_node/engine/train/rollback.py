@@ -11,7 +11,7 @@ from trainer_node.engine.train.state import TrainState
 
 
 def go_back(state: TrainState, reporter: Reporter) -> None:
-    """All: take the weights of the newest checkpoint, or untrained ones, and half the rate from now on."""
+    """Collective: take the newest checkpoint's weights, or untrained ones, and half the rate from now on."""
     group = state.process_group
     with reporter.patience(state.schedule.costs.load_s + state.schedule.costs.save_s + 60.0):
         found = group.broadcast_object(_newest(state, reporter) if group.is_main else None)

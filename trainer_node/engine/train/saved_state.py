@@ -81,7 +81,7 @@ def own(state: TrainState, tensors: Mapping[str, torch.Tensor]) -> dict[str, tor
 
 
 def writer_for(state: TrainState, step: int) -> Writer | None:
-    """All: this process's part in writing a checkpoint; None if it can't be begun."""
+    """Collective: this process's part in writing a checkpoint; None if it can't be begun."""
     group = state.process_group
     folder = group.broadcast_object(state.saver.open(step) if group.is_main else None)
     return None if folder is None else Writer(group.rank, group.world, folder)
@@ -137,7 +137,7 @@ def position_of(state: TrainState, *, averaged: int) -> Position:
 
 
 def make_room(state: TrainState, *, over: bool) -> CheckpointContent:
-    """All: what the next checkpoint holds, as rank 0's disk allows."""
+    """Collective: what the next checkpoint holds, as rank 0's disk allows."""
     content = CheckpointContent.WHOLE
     if state.process_group.is_main:
         content = state.saver.make_room(sizes_of(state, over=over), export_bytes(state))
