@@ -215,7 +215,7 @@ def with_rounding(runner: TrialRunner, state: TrainState, candidates: list[Candi
 
 
 def rounded_weights(runner: TrialRunner, state: TrainState, until: float) -> dict[str, torch.Tensor]:
-    """All: the weights in the model, matrices rounded by their inputs; none without time or memory."""
+    """Collective: the weights in the model, matrices rounded by their inputs; none without time or memory."""
     run, deltas = runner.run, state.deltas
     names, found = rounding.matrices_of(deltas), dict[str, torch.Tensor]()
 
@@ -242,12 +242,12 @@ def rounded_weights(runner: TrialRunner, state: TrainState, until: float) -> dic
 
 
 def last_end(runner: TrialRunner) -> float:
-    """All: when the last trial had to be over."""
+    """Collective: when the last trial had to be over."""
     return end_at(runner.run, runner.record, runner.known.plans.values())
 
 
 def mean_weights(runner: TrialRunner, results: list[TrialResult]) -> dict[str, torch.Tensor]:
-    """All: the mean of several trials' weights, fp32, as the model holds them: on its device and sharded."""
+    """Collective: the mean of several trials' weights, fp32, on the model's device and sharded like it."""
     assert runner.adapted is not None
     parameters, mean = runner.adapted.deltas.parameters, dict[str, torch.Tensor]()
     for count, result in enumerate(results, 1):

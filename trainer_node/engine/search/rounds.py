@@ -128,7 +128,7 @@ def search(
 
 
 def choose_round(run: RunContext, runner: TrialRunner) -> list[Trial]:
-    """All: choose the trials of the next round, the first ones by the speed that steps have."""
+    """Collective: choose the trials of the next round, the first ones by the speed that steps have."""
 
     def chosen() -> list[Trial]:
         known, record = runner.known, runner.record

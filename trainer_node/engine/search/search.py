@@ -133,7 +133,7 @@ def search(
 
 
 def _begin_trial(runner: TrialRunner) -> Trial | None:
-    """All: choose the next trial and note that it is under way; None if no further one is worth its time."""
+    """Collective: choose the next trial and note that it is under way; None if none is worth its time."""
     run, known = runner.run, runner.known
     trial = _choose(runner)
     if trial is not None and is_wanted(run, known):

@@ -49,7 +49,7 @@ def is_wanted(run: RunContext, known: SearchRecord) -> bool:
 
 
 def measure_speed(run: RunContext, runner: TrialRunner, trial: Trial, budget: Budget) -> None:
-    """All: note how fast a trial would train, and how long a step takes besides its tokens.
+    """Collective: note how fast a trial would train, and how long a step takes besides its tokens.
 
     If each process trains on its own (`runner` is alone), all time steps at once, and the slowest one counts.
     """
@@ -79,7 +79,7 @@ def times_alone(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepT
 
 
 def step_times(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepTime]:
-    """All: time steps like a trial's, then those of another size; none if memory runs out in the first."""
+    """Collective: time steps like a trial's, then of another size; none if memory runs out in the first."""
     times = list[StepTime]()
     for example in to_time(trial, budget):
         if times and not runner.run.process_group.broadcast_object(is_affordable(example, times[0], budget)):
@@ -137,7 +137,7 @@ def is_affordable(trial: Trial, known: StepTime, budget: Budget) -> bool:
 
 
 def step_time_of(runner: TrialRunner, trial: Trial, budget: Budget) -> StepTime | None:
-    """All: time steps of a trial's batch; None if the job was asked to stop.
+    """Collective: time steps of a trial's batch; None if the job was asked to stop.
 
     Also if memory ran out: the trial itself finds out what fits.
     """
@@ -160,7 +160,7 @@ def step_time_of(runner: TrialRunner, trial: Trial, budget: Budget) -> StepTime 
 def _timed(
     run: RunContext, state: TrainState, most_s: float, trial: Trial, budget: Budget
 ) -> StepTime | None:
-    """All: take steps until there are two and TIMED_ROWS rows, or the time is over; None if it has to stop.
+    """Collective: take steps until there are two and TIMED_ROWS rows, or time is over; None if told to stop.
 
     The first step, which does more than others, counts if that hardly shows, or if no time is left.
     """
