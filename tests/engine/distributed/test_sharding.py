@@ -10,8 +10,11 @@ import torch
 
 from shared.planning.plan import Plan
 from tests.engine.distributed.sharded_run import run_together
+from trainer_node.engine.distributed import sharding
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from trainer_node.engine.distributed.sharding import fitted
+from trainer_node.engine.model.adapters import add_deltas
+from trainer_node.engine.model.loading import load_model
 
 SIDE = Path(__file__).with_name("parallel_side.py")
 
@@ -21,6 +24,33 @@ def test_a_plan_is_carried_out_on_the_devices_that_are_there(make_plan: Callable
     assert fitted(plan, ProcessGroup(0, 2)) == make_plan(parallel="fsdp2", devices=2, packs_per_step=8)
     assert fitted(plan, SINGLE_PROCESS).parallel == "single"
     assert fitted(make_plan(), ProcessGroup(1, 2)).parallel == "ddp"
+
+
+class OlderDDP(torch.nn.Module):  # type: ignore[misc]
+    """What torch 2.12's DistributedDataParallel takes, and nothing else."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        broadcast_buffers: bool = True,
+        init_sync: bool = True,
+        bucket_cap_mb: float | None = None,
+        gradient_as_bucket_view: bool = False,
+        static_graph: bool = False,
+    ) -> None:
+        super().__init__()
+        self.broadcast_buffers, self.static_graph = broadcast_buffers, static_graph
+
+
+def test_buffers_are_not_sent_in_older_versions_of_torch_either(
+    tiny_model: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharding, "DistributedDataParallel", OlderDDP)
+    plan = make_plan(parallel="ddp", devices=2, packs_per_step=2)
+    deltas = add_deltas(load_model(str(tiny_model), "float32"), plan, seed=0)
+    _, forward = sharding.spread(deltas, plan, ProcessGroup(0, 2))
+    assert isinstance(forward, OlderDDP)
+    assert forward.broadcast_buffers is False
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -65,15 +66,21 @@ def spread(
             deltas.model,
             bucket_cap_mb=plan.ddp_bucket_mb,
             gradient_as_bucket_view=True,
-            forward_sync_buffers=False,
             init_sync=False,  # the same file and the same seed: nothing to send
             # Not with several packs to a step: the first backward pass, which it learns from, would not sync.
             static_graph=fixed_steps and plan.packs_per_step <= process_group.world,
+            **no_buffer_sync(DistributedDataParallel),
         )
         if not forward.static_graph:
             gradients_into_buckets(forward)
         return deltas, forward
     return deltas, deltas.model
+
+
+def no_buffer_sync(kind: type) -> dict[str, bool]:
+    """Return the argument of DDP's class that keeps it from sending buffers; torch 2.13 has renamed it."""
+    known = inspect.signature(kind).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 def gradients_into_buckets(forward: DistributedDataParallel) -> None:
