@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shared.planning.model_shape import Extras
@@ -149,3 +151,32 @@ def test_what_the_compiler_fails_at_runs_as_it_is(
     for layer in decoder_layers(deltas.model):
         layer.compile(backend=fails)
     assert float(sft.loss(deltas.model, batch).detach()) == wanted
+
+
+class WideLayer(torch.nn.Module):  # type: ignore[misc]
+    """Two matrices of 2.9 MB each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(600, 1200), torch.nn.Linear(1200, 600)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return states + self.down(torch.nn.functional.silu(self.up(states)))
+
+
+def test_ddp_does_not_cut_a_layers_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more than 1 MB of gradients in a layer the compiler would cut its graph at DDP's first bucket."""
+    torch.compiler.reset()
+    counter, compile_unit = CompileCounter(), torch.nn.Module.compile
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)  # put back at the end
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_unit(self, backend=counter))
+    layers = [WideLayer() for _ in range(2)]
+    compile_layers(layers, recomputed=False)
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        forward = DistributedDataParallel(torch.nn.Sequential(*layers), init_sync=False)
+        forward(torch.randn(4, 600))
+    finally:
+        torch.distributed.destroy_process_group()
+        torch.compiler.reset()
+    assert counter.frame_count == 2  # the first layer alone gets what has no gradient
