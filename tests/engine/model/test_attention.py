@@ -27,6 +27,7 @@ from trainer_node.engine.model.attention import (
     kernel_error,
     max_documents,
     packed_attention,
+    widened,
 )
 from trainer_node.engine.model.loading import load_config, load_model
 
@@ -209,6 +210,13 @@ def test_kernels_are_chosen_when_the_model_is_loaded(
     assert tried == []
     choose_kernels(config, torch.device("cuda", 1))
     assert tried == [(torch.device("cuda", 1), form) for form in forms_of(config)]
+
+
+def test_only_narrower_values_are_copied() -> None:
+    value = torch.randn(1, 2, 5, 16)
+    assert widened(value, 16).data_ptr() == value.data_ptr()
+    assert torch.equal(widened(value, 24)[..., :16], value)
+    assert widened(value, 24).shape == (1, 2, 5, 24)
 
 
 @pytest.mark.gpu

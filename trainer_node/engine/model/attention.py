@@ -135,15 +135,21 @@ def packed_attention(
         return attend(query, key, value, scale, sliding_window).transpose(1, 2), None
     if attend is _causal and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         size = value.shape[3]
-        # Latent attention's values are narrower than its keys, which no kernel takes.
-        value = F.pad(value, (0, query.shape[3] - size))
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, widened(value, query.shape[3])))
         form = Form(query.shape[1], key.shape[1], query.shape[3], sliding_window is not None)
         kernel = _kernel(query.device, form)
         out = kernel(q, k, v, layout.cu_seqlens, layout.max_seqlen, scale, sliding_window)
         return out[..., :size].unsqueeze(0), None
     lengths = layout.document_lengths or [size for size in layout.cu_seqlens.diff().tolist() if size]
     return _per_document(query, key, value, lengths, scale, sliding_window, attend), None
+
+
+def widened(value: Tensor, size: int) -> Tensor:
+    """Return values as wide as keys: latent attention's are narrower, which no kernel takes.
+
+    Those that are as wide are not copied, as `pad` would do in every layer.
+    """
+    return value if value.shape[-1] == size else F.pad(value, (0, size - value.shape[-1]))
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
