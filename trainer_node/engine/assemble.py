@@ -26,7 +26,7 @@ from trainer_node.engine.distributed.sharding import spread, untrained
 from trainer_node.engine.distributed.turns import first_then_others, weighed
 from trainer_node.engine.distributed.weight_slices import slices_of, without_weights
 from trainer_node.engine.model.adapters import Deltas, add_deltas
-from trainer_node.engine.model.attention import choose_kernels, max_documents
+from trainer_node.engine.model.attention import choose_kernels, max_documents, slower_because
 from trainer_node.engine.model.compile import missing_compiler
 from trainer_node.engine.model.hub_weights import fetch_weights
 from trainer_node.engine.model.loading import load_model, load_unread
@@ -106,7 +106,8 @@ def load_base(run: RunContext, plan: Plan, *, whole: bool = False) -> torch.nn.M
     with run.patience():
         fetch()
         model = first_then_others(group, load)
-        choose_kernels(model.config, group.device)
+        if slower := slower_because(choose_kernels(model.config, group.device)):
+            run.reporter.message(slower)
     return model
 
 

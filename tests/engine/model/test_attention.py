@@ -18,6 +18,7 @@ from trainer_node.engine.model import attention
 from trainer_node.engine.model.attention import (
     _KERNELS,
     AttentionLayout,
+    Chosen,
     Form,
     _dense,
     attention_kwargs,
@@ -27,6 +28,7 @@ from trainer_node.engine.model.attention import (
     kernel_error,
     max_documents,
     packed_attention,
+    slower_because,
     widened,
 )
 from trainer_node.engine.model.loading import load_config, load_model
@@ -134,10 +136,30 @@ def test_a_kernel_that_fails_or_computes_wrong_is_passed_over(monkeypatch: pytes
     monkeypatch.setattr(attention, "_KERNELS", kernels)
     attention._kernel.cache_clear()
     try:
-        assert attention._kernel(torch.device("cpu"), Form(windowed=True)) is right
-        assert attention._kernel(torch.device("cpu"), Form()) is deaf_to_windows
+        assert attention._kernel(torch.device("cpu"), Form(windowed=True)).run is right
+        assert attention._kernel(torch.device("cpu"), Form()).run is deaf_to_windows
     finally:
         attention._kernel.cache_clear()
+
+
+def test_people_are_told_why_documents_are_attended_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise ModuleNotFoundError("No module named 'flash_attn'")
+
+    def broken() -> Any:
+        raise RuntimeError("no kernel image is available\nfor execution")
+
+    kernels = {"flash-attn": missing, "torch-varlen": broken, "sdpa-per-document": _dense}
+    monkeypatch.setattr(attention, "_KERNELS", kernels)
+    attention._kernel.cache_clear()
+    try:
+        told = slower_because([attention._kernel(torch.device("cpu"), Form())])
+    finally:
+        attention._kernel.cache_clear()
+    assert told is not None
+    assert told.startswith("training is slower")
+    assert told.endswith("(flash-attn: not installed; torch-varlen: no kernel image is available)")
+    assert slower_because([Chosen("flash-attn", _dense())]) is None
 
 
 @pytest.mark.parametrize("around", ["recomputed", "scored", "autocast"])
@@ -204,11 +226,17 @@ def test_kernels_are_chosen_when_the_model_is_loaded(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[tuple[torch.device, Form]] = []
-    monkeypatch.setattr(attention, "_kernel", lambda device, form: tried.append((device, form)))
+    chosen = Chosen("torch-varlen", _dense())
+
+    def choose(device: torch.device, form: Form) -> Chosen:
+        tried.append((device, form))
+        return chosen
+
+    monkeypatch.setattr(attention, "_kernel", choose)
     config = load_config(str(tiny_model))
-    choose_kernels(config, torch.device("cpu"))
+    assert choose_kernels(config, torch.device("cpu")) == []
     assert tried == []
-    choose_kernels(config, torch.device("cuda", 1))
+    assert choose_kernels(config, torch.device("cuda", 1)) == [chosen]
     assert tried == [(torch.device("cuda", 1), form) for form in forms_of(config)]
 
 

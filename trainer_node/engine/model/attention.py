@@ -54,6 +54,14 @@ class Form(NamedTuple):
     windowed: bool = False
 
 
+class Chosen(NamedTuple):
+    """The kernel that attends."""
+
+    name: str
+    run: Kernel
+    passed_over: str = ""  # those before it, and why
+
+
 # (q_BHTD, k_BKTD, v_BKTD, scale, window) -> out_BHTD, causal
 Attend = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
 log = structlog.get_logger(__name__)
@@ -138,7 +146,7 @@ def packed_attention(
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, widened(value, query.shape[3])))
         form = Form(query.shape[1], key.shape[1], query.shape[3], sliding_window is not None)
         kernel = _kernel(query.device, form)
-        out = kernel(q, k, v, layout.cu_seqlens, layout.max_seqlen, scale, sliding_window)
+        out = kernel.run(q, k, v, layout.cu_seqlens, layout.max_seqlen, scale, sliding_window)
         return out[..., :size].unsqueeze(0), None
     lengths = layout.document_lengths or [size for size in layout.cu_seqlens.diff().tolist() if size]
     return _per_document(query, key, value, lengths, scale, sliding_window, attend), None
@@ -196,23 +204,31 @@ def _dense() -> Kernel:
     return run
 
 
+PER_DOCUMENT = "sdpa-per-document"
 _KERNELS = {
     "flash-attn-3": varlen_attention.flash_attn_3,
     "flash-attn": varlen_attention.flash_attn,
     "flash-attn-4": varlen_attention.flash_attn_4,
     "torch-varlen": varlen_attention.torch_varlen,
-    "sdpa-per-document": _dense,
+    PER_DOCUMENT: _dense,
 }
 
 
-def choose_kernels(config: PretrainedConfig, device: torch.device) -> None:
+def choose_kernels(config: PretrainedConfig, device: torch.device) -> list[Chosen]:
     """Test the kernels on every form that a model needs, before its first step; EngineError if none is right.
 
-    The first attention may come inside a recomputed layer, and the first step is timed.
+    Return those chosen; a CPU has none. The first attention may come inside a recomputed layer, and the first
+    step is timed.
     """
-    if device.type == "cuda":
-        for form in forms_of(config):
-            _kernel(device, form)
+    return [_kernel(device, form) for form in forms_of(config)] if device.type == "cuda" else []
+
+
+def slower_because(chosen: Iterable[Chosen]) -> str | None:
+    """Return what to tell people if documents are attended one by one; None if a fused kernel does it."""
+    slow = next((kernel for kernel in chosen if kernel.name == PER_DOCUMENT), None)
+    if slow is None:
+        return None
+    return f"training is slower: no attention kernel for whole packs works on this GPU ({slow.passed_over})"
 
 
 def check_kernels(device: torch.device, forms: Iterable[Form]) -> None:
@@ -234,24 +250,28 @@ def forms_of(config: PretrainedConfig) -> list[Form]:
 
 
 @cache
-def _kernel(device: torch.device, form: Form) -> Kernel:
+def _kernel(device: torch.device, form: Form) -> Chosen:
     """Return the first kernel that is installed and computes right; log it and those passed over."""
+    causes: list[str] = []
     for name, load in _KERNELS.items():
         try:
             kernel = load()
             error = _tested(kernel, device, form)
         except ModuleNotFoundError as missing:
             log.info("attention kernel not installed", kernel=name, cause=str(missing))
+            causes.append(f"{name}: not installed")
             error = math.inf
         except Exception as failure:  # whatever a kernel or its compiler raises: try the next one
             cause = str(failure).partition("\n")[0][:200]
             log.warning("attention kernel not usable", kernel=name, cause=cause)
+            causes.append(f"{name}: {cause}")
             error = math.inf
         if error <= TOLERANCE:
             log.info("attention kernel", kernel=name, device=str(device), form=form, error=error)
-            return kernel
+            return Chosen(name, kernel, "; ".join(causes))
         if math.isfinite(error):
             log.warning("attention kernel is wrong", kernel=name, device=str(device), error=error)
+            causes.append(f"{name}: off by {error:.3g}")
     raise EngineError(ErrorCode.DEVICE, f"no attention kernel computes right on {device}")
 
 
