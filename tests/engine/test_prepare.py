@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from msgspec.structs import replace
-from transformers import LlamaConfig
+from transformers import Gemma2Config, GptOssConfig, LlamaConfig
 
 from bench.performance.memory import plan_of
 from shared.clock import TokenClock, WallClock
@@ -23,7 +23,9 @@ from tests.engine.train.test_loop import JOB
 from trainer_node.engine import prepare
 from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from trainer_node.engine.distributed.process_group import CPU, SINGLE_PROCESS, ProcessGroup
+from trainer_node.engine.model import attention
+from trainer_node.engine.model.attention import PER_DOCUMENT, Chosen, _dense
 from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
@@ -83,13 +85,33 @@ def test_a_small_model_is_expected_to_train_faster_than_its_forward_passes_say(
     config = LlamaConfig(**dict(zip(CONFIG_135M, sizes, strict=True)))
     hardware = Hardware(device="H100", count=1, memory_bytes=80 * GIB)
     data = _data(make_examples([300] * 20))
-    assert low <= prepare.recorded_gain(config, _plan_of(config), data, hardware) <= high
+    assert low <= prepare.recorded_gain(config, _plan_of(config), data, hardware, CPU) <= high
     for pairs, divergence in ((True, False), (False, True)):
         rows = _data(make_examples([300] * 20, group=2 if pairs else 1))
-        assert prepare.recorded_gain(config, _plan_of(config), rows, hardware, divergence=divergence) == 1.0
+        assert (
+            prepare.recorded_gain(config, _plan_of(config), rows, hardware, CPU, divergence=divergence) == 1.0
+        )
     cpu = Hardware(device="cpu", count=2, memory_bytes=80 * GIB)
     for plan, where in ((_plan_of(config), cpu), (_plan_of(config, "ddp"), hardware)):
-        assert prepare.recorded_gain(config, plan, data, where) == 1.0
+        assert prepare.recorded_gain(config, plan, data, where, CPU) == 1.0
+
+
+@pytest.mark.parametrize("cause", ["soft cap", "sinks", "no kernel"])
+def test_no_gain_is_expected_of_passes_that_can_not_be_recorded(
+    cause: str, make_examples: Callable[..., Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hardware = Hardware(device="H100", count=1, memory_bytes=80 * GIB)
+    config, data = LlamaConfig(**CONFIG_135M), _data(make_examples([300] * 20))
+    plan = _plan_of(config)
+    assert prepare.recorded_gain(config, plan, data, hardware, CPU) > 1.0
+    if cause == "soft cap":
+        config = Gemma2Config(**CONFIG_135M, head_dim=64)
+    elif cause == "sinks":
+        config = GptOssConfig(**CONFIG_135M, head_dim=64, num_local_experts=1, num_experts_per_tok=1)
+    else:
+        slow = [Chosen(PER_DOCUMENT, _dense())]
+        monkeypatch.setattr(attention, "choose_kernels", lambda config, device: slow)
+    assert prepare.recorded_gain(config, plan, data, hardware, CPU) == 1.0
 
 
 def test_the_disk_is_measured_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,8 @@ def begin(run: RunContext) -> Outcome:
     else:
         rate = prepare.train_rate(draft, float(data.dev.lengths.mean()) / row_s)
         compared = base_states.wanted(run.job)
-        rate *= prepare.recorded_gain(config, draft, data, run.job.hardware, divergence=compared)
+        hardware, device = run.job.hardware, run.process_group.device
+        rate *= prepare.recorded_gain(config, draft, data, hardware, device, divergence=compared)
     closing = Measured(
         load_s=load_s,
         score_s=row_s * len(data.dev),

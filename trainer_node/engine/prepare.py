@@ -40,9 +40,10 @@ from trainer_node.engine.distributed.process_group import ProcessGroup, least_fr
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.evaluate import base_states
 from trainer_node.engine.evaluate.metric import Evaluation, measure, reference_logprobs, score
+from trainer_node.engine.model.attention import waits_for_documents
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_tokenizer
-from trainer_node.engine.model.shape import model_shape
+from trainer_node.engine.model.shape import model_shape, outline_of
 from trainer_node.engine.reporter import write_outcome
 from trainer_node.engine.train.checkpoint import write_tensors
 
@@ -290,7 +291,13 @@ def save_rate(run: RunContext, plan: Plan) -> float:
 
 
 def recorded_gain(
-    config: Any, plan: Plan, data: JobData, hardware: Hardware, *, divergence: bool = False
+    config: Any,
+    plan: Plan,
+    data: JobData,
+    hardware: Hardware,
+    device: torch.device,
+    *,
+    divergence: bool = False,
 ) -> float:
     """Return how much faster a small model's steps are than its forward passes say, which aren't recorded.
 
@@ -300,6 +307,8 @@ def recorded_gain(
     lora = any(module.method == "lora" for module in plan.modules)
     layout, dropout = layout_of(plan, cpu=hardware.device == "cpu"), plan.dropout if lora else 0.0
     if not is_recorded(shape, layout, dropout=dropout, plain=data.train.group == 1 and not divergence):
+        return 1.0
+    if waits_for_documents(outline_of(config), device):
         return 1.0
     rows = Rows(stats.examples, stats.tokens / stats.examples, stats.label_tokens / stats.tokens)
     flops = flops_per_token(shape, plan.modules, rows, checkpointing=False, extras=plan.extras)

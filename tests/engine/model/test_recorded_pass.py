@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,9 @@ from shared.planning.throughput import waits_for_launches
 from tests.engine.step_state import step_state
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate, pack
+from trainer_node.engine.model import attention, recorded_pass
 from trainer_node.engine.model.adapters import Deltas, add_deltas
+from trainer_node.engine.model.attention import PER_DOCUMENT, Chosen, _dense
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.model.recorded_pass import (
     Pass,
@@ -154,6 +158,71 @@ def test_a_cpu_records_nothing(
     plan = make_plan("mixed", capacity=CAPACITY, dtype="bfloat16")
     packs = SimpleNamespace(of_epoch=lambda: [[0, 1]])
     assert recorded_pass_for(plan, deltas, sft.loss, rows, packs) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cause", ["", "soft cap", "sinks", "no kernel"])
+def test_no_recording_is_begun_that_must_fail(
+    cause: str,
+    deltas: Deltas,
+    make_plan: Callable[..., Plan],
+    make_examples: Callable[..., Examples],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Documents that are attended one by one have their lengths read from the GPU."""
+    if cause == "soft cap":
+        deltas.model.base.config.attn_logit_softcapping = 50.0
+    elif cause == "sinks":
+        deltas.model.base.model.layers[1].self_attn.sinks = torch.nn.Parameter(torch.zeros(4))
+    name = PER_DOCUMENT if cause == "no kernel" else "torch-varlen"
+    monkeypatch.setattr(attention, "choose_kernels", lambda config, device: [Chosen(name, _dense())])
+    monkeypatch.setattr(recorded_pass, "RecordedPass", lambda *given: given)
+    on_a_gpu = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
+    rows, plan = make_examples(LENGTHS), make_plan("mixed", capacity=CAPACITY, dtype="bfloat16")
+    packs: Any = SimpleNamespace(of_epoch=lambda: [[0, 1]])
+    known: Any = replace(deltas, parameters={"w": on_a_gpu})
+    assert (recorded_pass_for(plan, known, sft.loss, rows, packs) is None) == bool(cause)
+
+
+class FakeCuda:
+    """Stands in for torch.cuda: notes whether a recording was begun, and the mode that finds waiting code."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.mode, self.recordings = 1, 0
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        for name, stub in {
+            "current_stream": lambda: stream,
+            "Stream": lambda: stream,
+            "stream": lambda stream: nullcontext(),
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+            "graph": self.graph,
+            "get_sync_debug_mode": lambda: self.mode,
+            "set_sync_debug_mode": self.set_mode,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stub)
+
+    def graph(self, *_: Any, **__: Any) -> AbstractContextManager[None]:
+        self.recordings += 1
+        return nullcontext()
+
+    def set_mode(self, mode: int | str) -> None:
+        self.mode = 2 if mode == "error" else int(mode)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_pass_that_waits_for_the_gpu_is_found_before_the_recording(
+    waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+
+    def compute() -> Tensor:
+        if waits and cuda.mode == 2:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return torch.zeros(())
+
+    with pytest.raises(RuntimeError, match="synchronizing") if waits else nullcontext():
+        on_cuda(compute)
+    assert cuda.recordings == (0 if waits else 1)
+    assert cuda.mode == 1  # as it was
 
 
 @pytest.mark.gpu

@@ -231,6 +231,19 @@ def slower_because(chosen: Iterable[Chosen]) -> str | None:
     return f"training is slower: no attention kernel for whole packs works on this GPU ({slow.passed_over})"
 
 
+def waits_for_documents(model: PreTrainedModel, device: torch.device) -> bool:
+    """Return whether a model's packs are attended document by document, whose lengths a GPU must tell.
+
+    That is so with soft-capped scores and sinks, which no fused kernel computes, and where none works. No
+    pass can be recorded then. The model may have no weights.
+    """
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    sinks = any(name.endswith(".sinks") for name, _ in model.named_parameters())
+    if capped or sinks:
+        return True
+    return any(kernel.name == PER_DOCUMENT for kernel in choose_kernels(model.config, device))
+
+
 def check_kernels(device: torch.device, forms: Iterable[Form]) -> None:
     """Test what attends on a device on each form; EngineError if nothing there computes right."""
     for form in forms:

@@ -8,7 +8,8 @@ same memory each time, so packs are copied into tensors of fixed sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -22,9 +23,10 @@ from shared.planning.throughput import waits_for_launches
 from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.data.packing import Batch, Packs, collate
 from trainer_node.engine.model.adapters import Deltas
+from trainer_node.engine.model.attention import waits_for_documents
 from trainer_node.engine.oom import is_out_of_memory, release
 
-WARM_UP = 2  # passes before the recording: compilers and libraries choose their kernels in them
+WARM_UP = 2  # passes before all others: compilers and libraries choose their kernels in them
 TOLERANCE = 0.05  # of a replay: on a GPU the same pass gives gradients up to .003 of their norm apart
 SPARE = 1.25  # room for packs with more documents or labels than any of the first epoch's
 log = structlog.get_logger(__name__)
@@ -86,12 +88,29 @@ def fitted_pack(batch: Batch, room: Room) -> Batch | None:
     )
 
 
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Inside, code that waits for the GPU raises RuntimeError: also in the backward pass's thread.
+
+    It would fail while it is recorded, and what is recorded by then keeps its GPU memory as long as the
+    process lives: torch 2.12's allocator goes on believing that it is being recorded.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 def on_cuda(compute: Pass) -> tuple[Callable[[], None], Tensor]:
     """Record a pass as a CUDA graph."""
     current, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(current)
     with torch.cuda.stream(side):  # around all of it: whatever fails, `current` is the stream again
         for _ in range(WARM_UP):
+            compute()
+        with no_waiting():
             compute()
         graph = torch.cuda.CUDAGraph()
         # Of this thread: another one may copy a checkpoint meanwhile.
@@ -203,8 +222,8 @@ def recorded_pass_for(
     """Return a recorded pass where it is exact and pays: a small model's supervised steps on one GPU.
 
     Dropout draws other numbers for every pack, preference pairs and compared places differ in number, rows
-    with rotary frequencies of their own are looked up on the host, and recomputed layers belong to models
-    that are large enough to keep a GPU busy.
+    with rotary frequencies of their own are looked up on the host, as are documents that are attended one by
+    one, and recomputed layers belong to models that are large enough to keep a GPU busy.
     """
     model = deltas.model
     packed = model.recordable and model.batching is Batching.PACKED
@@ -212,10 +231,11 @@ def recorded_pass_for(
     alike = model.rotary_limit is None or int(examples.lengths.max()) <= model.rotary_limit
     exact = packed and plain and alike and not (plan.dropout and deltas.lora)
     single = plan.parallel == "single" and not plan.activation_checkpointing and plan.dtype == "bfloat16"
-    if not (exact and single and next(iter(deltas.parameters.values())).is_cuda):
+    device = next(iter(deltas.parameters.values())).device
+    if not (exact and single and device.type == "cuda"):
         return None
     layers = model.base.config.get_text_config().num_hidden_layers
     weights = sum(weight.numel() for weight in deltas.network.parameters())
-    if not waits_for_launches(weights, layers, plan.capacity):
+    if not waits_for_launches(weights, layers, plan.capacity) or waits_for_documents(model.base, device):
         return None
     return RecordedPass(deltas, objective, room_for(examples, packs.of_epoch(), plan.capacity))

@@ -25,14 +25,18 @@ def model_shape(config: PretrainedConfig) -> ModelShape:
     text = config.to_json_string(use_diff=False)
     if text not in _known:
         try:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-            _known[text] = shape_of(model)
+            _known[text] = shape_of(outline_of(config))
         except Exception as error:  # whatever an odd config brings a model's code to
             cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             what = f"model type {config.model_type!r} can't be trained: {cause}"
             raise EngineError(ErrorCode.UNSUPPORTED, what) from error
     return _known[text]
+
+
+def outline_of(config: PretrainedConfig) -> PreTrainedModel:
+    """Return a model without its weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
 
 def heads_of(config: PretrainedConfig) -> tuple[int, int]:

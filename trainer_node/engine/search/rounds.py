@@ -78,7 +78,7 @@ def _alone(run: RunContext, plan: Plan, data: JobData) -> Plan:
     if hardware.device == "cpu" or plan.parallel == "single":
         return alone
     config, compared = load_config(run.job.model_path), data.train.base is not None
-    gain = prepare.recorded_gain(config, alone, data, hardware, divergence=compared)
+    gain = prepare.recorded_gain(config, alone, data, hardware, run.process_group.device, divergence=compared)
     return msgspec.structs.replace(alone, expected_tokens_per_s=gain * alone.expected_tokens_per_s)
 
 
