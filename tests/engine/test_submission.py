@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from shared.files import folder_digest
-from shared.messages import OutcomeStatus
+from shared.messages import Metrics, Outcome, OutcomeStatus
 from tests.engine.worker_run import finish, outcome_of, progress_of
 from trainer_node.engine import finish as finishing
+from trainer_node.engine import submission
+from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.evaluate.candidates import Candidate
-from trainer_node.engine.export import writer
+from trainer_node.engine.export import unverified, writer
 from trainer_node.engine.export.verify import ExportProblem
+from trainer_node.engine.time_budget import Part
 
 # PEFT asks transformers a question under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -52,6 +56,47 @@ def refuse(make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Ca
 
 def twice(best: Candidate) -> list[Candidate]:
     return [replace(best, name="first"), replace(best, name="second")]
+
+
+@dataclass(frozen=True)
+class NotedGroup(ProcessGroup):
+    """Two processes, of which only this one is there; notes what it does together with the other."""
+
+    noted: list[str] = field(default_factory=list)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        self.noted.append("met")
+        return [value] * self.world
+
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
+        self.noted.append("told")
+        return value
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("gone", [False, True])
+def test_every_process_gives_its_memory_back_before_the_files_are_verified(
+    rank: int, gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large export is loaded onto all GPUs of the job, also those of the other processes."""
+    group = NotedGroup(rank, 2)
+
+    def write(*_: Any) -> Metrics | None:
+        group.noted.append("written")
+        if gone:
+            raise FileNotFoundError("step-00000003/weights.safetensors")
+        return Metrics(base_loss=3.0) if rank == 0 else None
+
+    monkeypatch.setattr(submission, "_export", write)
+    monkeypatch.setattr(submission, "release", lambda: group.noted.append("released"))
+    monkeypatch.setattr(submission, "ready", lambda *_: Outcome(status=OutcomeStatus.READY))
+    monkeypatch.setattr(unverified, "note", lambda *_: None)
+    monkeypatch.setattr(submission, "_verify", lambda *_: group.noted.append("verified"))
+    run: Any = SimpleNamespace(process_group=group, folder=None)
+    unused: Any = None
+    submission.export(run, unused, unused, unused, unused, frozenset(Part))
+    verified = ["verified"] if rank == 0 and not gone else []
+    assert group.noted == ["written", "released", "met", *verified, "told"]
 
 
 def test_files_that_beat_the_base_model_are_submitted_as_they_are(refuse: Callable[..., Any]) -> None:

@@ -26,6 +26,7 @@ from trainer_node.engine.export import sharded_writer, unverified, writer
 from trainer_node.engine.export.verify import ExportProblem
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.oom import release
 from trainer_node.engine.time_budget import Part
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.state import TrainState
@@ -81,14 +82,18 @@ def export(
     parts: frozenset[Part],
 ) -> tuple[Outcome | None, ExportProblem | None]:
     """Collective: write a candidate's files and verify them; no outcome if its weights are gone."""
-    outcome, problem = None, None
+    metrics, outcome, problem = None, None, None
     try:
-        if metrics := _export(run, record, state, candidate):  # meanwhile the other ranks wait
-            outcome = ready(run, metrics)
-            unverified.note(run.folder, outcome)
-            problem = _verify(run, state, dev, candidate) if Part.VERIFY in parts else None
+        metrics = _export(run, record, state, candidate)
     except FileNotFoundError as error:  # of a checkpoint or a trial, in every process
         problem = ExportProblem(f"they are gone from the disk: {error}")
+    if Part.VERIFY in parts:  # rank 0 may need room on all GPUs, where the others keep what training needed
+        release()
+        run.process_group.gather_objects(None)
+    if metrics:  # meanwhile the other ranks wait
+        outcome = ready(run, metrics)
+        unverified.note(run.folder, outcome)
+        problem = _verify(run, state, dev, candidate) if Part.VERIFY in parts else None
     return run.process_group.broadcast_object((outcome, problem))
 
 
