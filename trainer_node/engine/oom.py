@@ -24,7 +24,11 @@ def is_broken_device(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Free what nothing refers to any more; sharded modules refer to themselves, so it needs a collection."""
+    """Free what nothing refers to any more; sharded modules and compiled layers refer to themselves.
+
+    So it needs a collection, also of what was taken out of them at the first step.
+    """
+    gc.unfreeze()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
