@@ -291,6 +291,14 @@ def test_a_run_that_resumes_turns_at_the_same_step(
         assert torch.equal(rough.best[name], value), name
 
 
+def test_a_process_that_has_read_no_result_yet_reports_nothing(build: Build) -> None:
+    """Rank 0 decides that all report: another rank may have read none since the last time."""
+    state, reporter, _ = build("run")
+    state.since_report = (0.0, 0)
+    loop.report(state, reporter)
+    assert b"loss" not in (state.saver.folder.parent / "progress.jsonl").read_bytes()
+
+
 def test_the_last_checkpoint_has_the_weights_of_a_point_measured_after_a_save_of_the_same_step(
     build: Build, make_examples: Callable[..., Examples], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,7 +111,9 @@ def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) ->
 
 
 def report(state: TrainState, reporter: Reporter) -> None:
-    """Report the progress; the loss is the mean over the steps since the last report."""
+    """Report the progress; the loss is the mean over the steps since the last report, if there were any."""
+    if not state.since_report[1]:  # rank 0 had read a result
+        return
     loss, state.since_report = state.since_report[0] / state.since_report[1], (0.0, 0)
     now, rate = state.clock.time(), float(state.optimizer.param_groups[0]["lr"])
     progress = state.schedule.pulse.progress  # as all processes have agreed: each clock would give another
