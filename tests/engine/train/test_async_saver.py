@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from tests.engine.positions import position
 from trainer_node.engine.train import checkpoint
-from trainer_node.engine.train.async_saver import Saver
+from trainer_node.engine.train.async_saver import CopyMemory, Saver
 from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
 
 WAIT_S = 60.0
+ON_A_GPU: Any = SimpleNamespace(is_cuda=True)
 
 
 def _saver(folder: Path, most_bytes: float = 1e9, report: Callable[[str], None] = lambda text: None) -> Saver:
@@ -102,4 +105,48 @@ def test_memory_that_is_made_ready_is_what_the_first_save_copies_to(tmp_path: Pa
     assert torch.equal(_weights(tmp_path), weight)
     small = _saver(tmp_path, most_bytes=1.0)  # it would write while the run waits, without a copy
     small.prepare({"weights": {"w": weight}})
-    assert small._preparing is None
+    small._pool.submit(lambda: None).result(WAIT_S)
+    assert small._copies == {}
+
+
+def test_a_trial_keeps_no_memory_for_copies_of_another_ones_weights(tmp_path: Path) -> None:
+    saver = _saver(tmp_path)
+    saver.prepare({"weights": {"w": torch.ones(3), "lora_a": torch.ones(2)}})
+    saver._pool.submit(lambda: None).result(WAIT_S)
+    kept = saver._copies["weights", "w"].data_ptr()
+    saver.prepare({"weights": {"w": torch.ones(3)}})
+    saver._pool.submit(lambda: None).result(WAIT_S)
+    assert saver._copies.keys() == {("weights", "w")}
+    assert saver._copies["weights", "w"].data_ptr() == kept
+
+
+def test_without_pinned_memory_copies_are_slower_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[bool] = []
+
+    def allocate(tensor: Any, *, device: str, pin_memory: bool = False) -> torch.Tensor:
+        tries.append(pin_memory)
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+        return torch.zeros(3, device=device)
+
+    monkeypatch.setattr(torch, "empty_like", allocate)
+    said: list[str] = []
+    memory = CopyMemory(said.append)
+    for _ in range(2):
+        assert memory.like(ON_A_GPU).shape == (3,)
+    assert tries == [True, False, False]
+    assert len(said) == 1
+    assert "can't be pinned (CUDA error: out of memory)" in said[0]
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(tensor: Any, **_: Any) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "empty_like", fails)
+    with pytest.raises(RuntimeError, match="illegal"):
+        CopyMemory(pytest.fail).like(ON_A_GPU)
+
+
+def test_a_cpus_tensors_are_not_pinned() -> None:
+    assert not CopyMemory(pytest.fail).like(torch.ones(3)).is_pinned()
