@@ -187,6 +187,11 @@ class Saver:
         done, self._running = self._running, None
         return done.result()
 
+    @property
+    def is_writing(self) -> bool:
+        """Return whether a checkpoint is still being written."""
+        return self._running is not None and not self._running.done()
+
     def wait(self) -> None:
         """Wait until nothing is being written."""
         if self._running is not None:

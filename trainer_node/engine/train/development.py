@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+
 from trainer_node.engine.distributed.process_group import common_clock
 from trainer_node.engine.distributed.sharding import placed
 from trainer_node.engine.evaluate.metric import measure
@@ -34,10 +40,11 @@ def measure_dev(state: TrainState, reporter: Reporter) -> None:
     if len(result.per_example) < len(state.dev):  # time ran out
         state.dev = None
         return
-    state.dev_s = clock.time() - began
-    state.curve = state.curve.extended(state.step, state.tokens, result.per_example.tolist(), state.dev_s)
+    state.curve = state.curve.extended(state.step, state.tokens, result.per_example.tolist(), 0.0)
     reporter.losses(dev=result.loss)
     keep_lowest(state)
+    state.dev_s = clock.time() - began
+    state.curve = replace(state.curve, spent_s=state.curve.spent_s + state.dev_s)
     if state.curve.turned(state.plan.curve):
         cool_down(state, reporter)
 
@@ -53,13 +60,37 @@ def keep_lowest(state: TrainState) -> None:
     steps = [point.step for point in state.curve.lowest(count)]
     if state.plan.parallel == "fsdp2" or state.step not in steps:
         return
-    copy = {name: value.to("cpu", copy=True) for name, value in weights.items()}
+    if (count + 1) * size <= state.most_best_bytes:
+        copy = copied(state, weights)
+    else:
+        copy = {name: value.to("cpu", copy=True) for name, value in weights.items()}
     if state.curve.is_at_best:
         state.best = copy
     if state.plan.curve.snapshots > 1:
         state.snapshots = {
             step: kept for step, kept in {**state.snapshots, state.step: copy}.items() if step in steps
         }
+
+
+def copied(state: TrainState, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a copy in main memory: in that of an earlier copy which is kept no longer, if there is one.
+
+    The first use of memory costs ten times as much. A checkpoint that is still being written may have the
+    earlier copy in it, which must not change then.
+    """
+    kept = {id(value) for held in (state.best, *state.snapshots.values()) for value in held.values()}
+    taken = [memory for memory in state.copies if any(id(value) in kept for value in memory.values())]
+    free = [memory for memory in state.copies if all(id(value) not in kept for value in memory.values())]
+    if free and not state.saver.is_writing:
+        memory = free[0]
+    else:
+        memory = {name: state.saver.memory.like(value) for name, value in weights.items()}
+        state.copies = [*taken, memory]
+    for name, value in weights.items():
+        memory[name].copy_(value, non_blocking=True)
+    if any(value.is_cuda for value in weights.values()):
+        torch.cuda.current_stream().synchronize()
+    return dict(memory)  # a new one: what the checkpoint before has is linked if it is the same object
 
 
 def cool_down(state: TrainState, reporter: Reporter) -> None:

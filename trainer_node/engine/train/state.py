@@ -63,6 +63,7 @@ class TrainState:
     curve: DevCurve = field(default_factory=DevCurve)
     best: dict[str, torch.Tensor] = field(default_factory=dict)  # weights at the curve's lowest point
     snapshots: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)  # at several, by step
+    copies: list[dict[str, torch.Tensor]] = field(default_factory=list)  # memory for weights at such points
     step_losses: list[float] | None = None  # of every step that counts; None: nobody wants them
     most_best_bytes: float = math.inf  # memory that they may take
     trial: int = 0  # the number of this training run among the job's
