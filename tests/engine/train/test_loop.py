@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -289,6 +292,34 @@ def test_a_run_that_resumes_turns_at_the_same_step(
         assert torch.equal(rough.deltas.state()[name], value), name
     for name, value in calm.best.items():
         assert torch.equal(rough.best[name], value), name
+
+
+@pytest.mark.parametrize(("lag", "seconds"), [(0, [30.0, 1.0, 1.0, 1.0]), (1, [30.0, 0.1, 1.0, 1.0])])
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_first_step_that_compiles_counts_as_a_later_one(
+    compiles: bool, lag: int, seconds: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a step is waited for in the next one: the second is timed as shorter than it is."""
+    now = [0.0]
+    state: Any = SimpleNamespace(
+        step=0, lag=lag, train_s=0.0, first_s=0.0, clock=SimpleNamespace(time=lambda: now[0])
+    )
+    state.plan = SimpleNamespace(compile=compiles)
+    state.schedule = SimpleNamespace(stepped=lambda seconds: None, begin_again=lambda now: None)
+
+    def one_step(state: Any, rate: float, stop: Stop) -> bool:
+        now[0] += seconds[state.step]
+        state.step += 1
+        return True
+
+    monkeypatch.setattr(loop, "one_step", one_step)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    try:
+        for _ in seconds:
+            loop.timed_step(state, 1.0, Stop())
+    finally:
+        gc.unfreeze()
+    assert state.train_s == pytest.approx(sum(seconds) - (29.0 if compiles else 0.0))
 
 
 def test_a_process_that_has_read_no_result_yet_reports_nothing(build: Build) -> None:

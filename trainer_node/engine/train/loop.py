@@ -137,9 +137,13 @@ def timed_step(state: TrainState, rate: float, stop: Stop) -> bool:
         return False
     now = state.clock.time()
     state.schedule.stepped(now - began)
-    state.train_s += time.monotonic() - real
+    took = time.monotonic() - real
+    state.train_s += took
+    if state.step == 2 + state.lag:  # a first step that compiled counts as long as this one: what is usual
+        state.train_s -= max(0.0, state.first_s - took)
     if state.step == 1:
         if state.plan.compile:
+            state.first_s = took
             state.schedule.begin_again(now)
         gc.collect()
         gc.freeze()  # what lives now lives to the end: later collections needn't look at it
