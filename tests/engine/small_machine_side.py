@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from trainer_node.engine import pipeline, prepare
+from trainer_node.engine.__main__ import leave
 from trainer_node.engine.signals import Stop
 
 
@@ -17,4 +18,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

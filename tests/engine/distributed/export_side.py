@@ -25,6 +25,7 @@ from shared.planning.throughput import Costs
 from tests.engine import conftest
 from tests.engine.distributed.sharded_run import run_context
 from trainer_node.engine import submission
+from trainer_node.engine.__main__ import leave
 from trainer_node.engine.assemble import adapt, load_base
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.damage.repair import undo_scaling
@@ -256,3 +257,4 @@ CASES: dict[str, Callable[..., str]] = {
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -16,6 +16,7 @@ from shared.planning.throughput import Costs
 from tests.engine import conftest
 from tests.engine.distributed.export_side import exports_alike
 from tests.engine.distributed.sharded_run import run_context
+from trainer_node.engine.__main__ import leave
 from trainer_node.engine.assemble import assemble
 from trainer_node.engine.context import JobData, RunRecord
 from trainer_node.engine.data.packing import Batch
@@ -173,3 +174,4 @@ def skip_and_go_back(training: TrainState, reporter: Reporter) -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -16,6 +16,7 @@ from shared.messages import Hardware
 from shared.planning.plan import Repair
 from tests.engine import conftest
 from tests.engine.distributed.sharded_run import run_context
+from trainer_node.engine.__main__ import leave
 from trainer_node.engine.assemble import load_base
 from trainer_node.engine.context import JobData
 from trainer_node.engine.damage import repair
@@ -63,3 +64,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

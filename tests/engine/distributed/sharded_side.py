@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from shared.planning.plan import Plan
 from trainer_node.engine import pipeline, prepare
+from trainer_node.engine.__main__ import leave
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.distributed.launch import rank_of
 from trainer_node.engine.search import speed
@@ -56,4 +57,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

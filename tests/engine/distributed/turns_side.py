@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from shared.messages import Hardware
+from trainer_node.engine.__main__ import leave
 from trainer_node.engine.distributed.process_group import ProcessGroup, destroy, join
 from trainer_node.engine.distributed.turns import first_then_others
 
@@ -50,3 +51,4 @@ def loads_overlap(group: ProcessGroup, size: int, folder: Path) -> bool:
 
 if __name__ == "__main__":
     main()
+    leave(0)

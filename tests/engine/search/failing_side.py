@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from trainer_node.engine import pipeline
+from trainer_node.engine.__main__ import leave
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import oom_fallback
@@ -26,4 +27,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
