@@ -32,7 +32,7 @@ from shared.planning.profiles import DEFAULT_PROFILE, PROFILES, family_of, resol
 from shared.planning.step_size import full_batch
 from shared.planning.throughput import development_rows
 from trainer_node.engine.search import rate_search
-from trainer_node.engine.search.budget import Budget
+from trainer_node.engine.search.budget import Budget, is_averaged
 from trainer_node.engine.search.neighbours import LEAST_EPOCHS, START_EPOCHS
 from trainer_node.engine.search.population import is_population, on_one_device
 from trainer_node.engine.search.strategy import arm_name, first_trial, is_tiny, next_trial, trial_of
@@ -135,25 +135,27 @@ def show(
 def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     """Return what a search would try first, and how often; `arms` has the most promising plan first."""
     plan, methods = arms[0], ", or ".join(map(arm_name, arms))
-    mean_length, budget = stats.tokens / stats.examples, _budget(plan, stats)
+    single = frozenset(arm_name(arm) for arm in arms if not is_averaged(arm))
+    mean_length, budget = stats.tokens / stats.examples, replace(_budget(plan, stats), single=single)
     start = [trial_of(arm_name(plan), plan, mean_length)]
-    alone = replace(_budget(on_one_device(plan), stats), width=plan.devices)
+    alone = replace(_budget(on_one_device(plan), stats), width=plan.devices, single=single)
     sides = all(arm.parallel != "fsdp2" for arm in arms) and is_population(start, alone)
     first = first_trial(start, alone if sides else budget)
     runs = plan.train_s / budget.cost_s(first)
     if first.main:
         after = ", then one pass over the development rows" if first.leaves_s else ""
         return f"One training run ({arm_name(plan)}, {first.epochs:.1f} epochs){after}: no time to compare."
-    if first.epochs < LEAST_EPOCHS:
-        return (
-            f"Short runs of {first.epochs:.2f} epochs compare rates; one long run takes the rest of the time."
-        )
+    again = "is run again on all rows, and submitted." if budget.refits(first, 1) else "is submitted."
     if first.short:
         most = START_EPOCHS[1]
         return (
             f"First: {first}; then at lower rates, until that is worse. Then whole runs by {methods}: there "
             f"is time for about {runs * first.epochs / most:.0f} runs of {most:g} epochs. "
-            "The best one on the development rows is run again on all rows, and submitted."
+            f"The best one on the development rows {again}"
+        )
+    if first.epochs < LEAST_EPOCHS:
+        return (
+            f"Short runs of {first.epochs:.2f} epochs compare rates; one long run takes the rest of the time."
         )
     left = replace(budget, left_s=budget.left_s - budget.cost_s(first))
     done = TrialResult(trial=first, loss=1.0, tokens=0, train_s=0.0)
@@ -161,8 +163,7 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
         return f"First: {first}. It is run again on all rows, and that run is submitted: no time to compare."
     return (
         f"First: {first}. Then its neighbours in rate, epochs and batch, by {methods}: there is time for "
-        f"about {runs:.0f} runs of this length. The best one on the development rows is run again on all "
-        "rows, and submitted."
+        f"about {runs:.0f} runs of this length. The best one on the development rows {again}"
     )
 
 

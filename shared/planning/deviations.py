@@ -19,6 +19,9 @@ from shared.planning.profiles import (
 from shared.planning.recipe import Recipe
 from shared.planning.throughput import MIN_STEPS, Rows
 
+FITS_LESS = "the highest rank whose weights, gradients and optimiser fit in memory; alpha/rank is kept"
+FITS_NO_WHOLE = "whole matrices, with their gradients and optimiser, don't fit in memory"
+
 
 def deviations(
     recipe: Recipe, plan: Plan, step: Step, hardware: Hardware, shape: ModelShape, rows: Rows
@@ -58,7 +61,7 @@ def _of_modules(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
                 names,
                 wanted,
                 f"LoRA rank {rank}, alpha {modules[0].alpha:g}",
-                "the highest rank whose weights, gradients and optimiser fit in memory; alpha/rank is kept",
+                FITS_LESS if rank < recipe.rank else FITS_NO_WHOLE,
             )
     if recipe.dropout > 0 and any(module.method == "dense" for module in plan.modules):
         yield Deviation(

@@ -106,7 +106,7 @@ def _best_attempt(task: _Task) -> tuple[Fit, Pace, Step]:
 def _attempt(task: _Task, most: float) -> tuple[Fit, Pace, Step]:
     """Fit packs of at most `most` tokens into memory, then steps into time."""
     found = fit(task.recipe, task.shape, task.hardware, task.dtype, task.longest, most)
-    if task.recipe.full or not task.rows.pairs:  # for pairs their rates aren't known
+    if task.recipe.rate is not None or not task.rows.pairs:  # for pairs their own rates aren't known
         limit = usable_memory(task.hardware)
         found = with_extras(found, task.recipe, task.shape, limit, head=not task.rows.divergence)
     speed = pace(

@@ -112,6 +112,47 @@ def test_short_trials_that_diverge_are_followed_by_lower_rates() -> None:
     assert done[-1].trial.refit
 
 
+FEW_HELD_OUT = 1.02
+
+
+@pytest.mark.parametrize("epochs", [2.5, 3.0, 3.9, 4.2, 4.5, 5.0, 6.0, 8.0, 12.0])
+@pytest.mark.parametrize("single", [frozenset[str](), frozenset({"dense", "lora"})])
+def test_where_few_rows_are_held_out_rates_are_compared_at_any_budget(
+    epochs: float, single: frozenset[str]
+) -> None:
+    """50,000 rows: a second run on all of them, at the first guess of the rate, wins nothing."""
+    seconds = 10_000.0 * epochs
+    done, left = searched(
+        bowl(0.3, 3.0, 32),
+        seconds,
+        epoch_tokens=10_000_000,
+        examples=50_000,
+        all_rows=FEW_HELD_OUT,
+        single=single,
+    )
+    whole = next(n for n, one in enumerate(done) if one.trial.main or one.trial.epochs >= LEAST_EPOCHS)
+    assert whole >= 2
+    assert sum(one.train_s for one in done[:whole]) < 2 * PROBE_SHARE * seconds
+    assert done[whole].trial.rate < 0.7
+    assert left < 0.3 * seconds
+    assert single == frozenset() or not any(one.trial.refit for one in done if not one.trial.last_pass)
+
+
+def test_a_last_run_that_nothing_follows_takes_the_time() -> None:
+    done, left = searched(
+        bowl(1.0, 3.0, 32),
+        50_000.0,
+        epoch_tokens=10_000_000,
+        examples=50_000,
+        all_rows=FEW_HELD_OUT,
+        single=frozenset({"dense"}),
+    )
+    main = next(one.trial for one in done if one.trial.main)
+    assert 4.0 < main.epochs < 5.0
+    assert not main.short
+    assert left < 0.05 * 50_000
+
+
 def test_with_little_time_short_trials_choose_the_rate_of_one_long_run() -> None:
     # One epoch takes 10,000 s, the job has 9,000: no second run would fit.
     done, left = searched(bowl(3.0, 2.0, 32), 9000.0, epoch_tokens=10_000_000, examples=50_000)

@@ -7,7 +7,15 @@ from msgspec.structs import replace
 
 from tests.engine.search.surfaces import START, bowl, plenty, searched
 from trainer_node.engine.search.budget import SAFETY
-from trainer_node.engine.search.strategy import AFTER_LOWEST, MOST_REFITS, WANTED_REFITS, best_of, next_trial
+from trainer_node.engine.search.neighbours import RATE_STEP
+from trainer_node.engine.search.strategy import (
+    AFTER_LOWEST,
+    MOST_MAINS,
+    MOST_REFITS,
+    WANTED_REFITS,
+    best_of,
+    next_trial,
+)
 from trainer_node.engine.search.trial import FILE, SearchRecord, Trial, TrialResult, read_search, write_search
 
 
@@ -108,8 +116,10 @@ def test_the_best_trial_is_run_again_on_all_rows_in_other_orders() -> None:
 
 def test_runs_that_cannot_be_averaged_end_with_one_on_all_rows() -> None:
     lora = bowl(1.0, 2.0, 32, lora=-0.3)
-    done, _ = searched(lora, 3000.0, single=frozenset({"lora"}))
+    done, _ = searched(lora, 3000.0, single=frozenset({"lora"}), all_rows=1.25)
     assert [result.trial.arm for result in done if result.trial.refit] == ["lora"]
+    done, _ = searched(lora, 3000.0, single=frozenset({"lora"}), all_rows=1.02)
+    assert not any(result.trial.refit for result in done)  # it would have few more rows
     done, _ = searched(bowl(1.0, 2.0, 32), 3000.0, single=frozenset({"lora"}))
     assert sum(result.trial.refit for result in done) == MOST_REFITS
 
@@ -178,3 +188,29 @@ def test_a_search_of_an_older_version_goes_on_as_it_began(tmp_path: Path) -> Non
     assert trial
     assert not trial.short
     assert trial.epochs == 4.0
+
+
+def test_a_last_run_without_a_loss_is_run_again_at_lower_rates() -> None:
+    """One epoch takes 10,000 s, the job has 9,000: probes, then one long run, which ends early."""
+    probe = Trial(arm="dense", epochs=0.03)
+    done = [TrialResult(trial=probe, loss=2.0, tokens=1, train_s=270.0)]
+    left, mains = 8_000.0, list[Trial]()
+    while trial := next_trial(
+        START, done, plenty(left_s=left, all_s=9_000.0, epoch_tokens=10_000_000, examples=50_000)
+    ):
+        if trial.main:
+            mains.append(trial)
+            left -= 1_000.0
+        done.append(TrialResult(trial=trial, loss=None if trial.main else 2.1, tokens=1, train_s=1.0))
+    assert len(mains) == MOST_MAINS
+    rates = [trial.rate for trial in mains]
+    assert rates[1:] == pytest.approx([rate / RATE_STEP for rate in rates[:-1]])
+    assert done[-1].trial.main  # no short run is repeated on all rows
+
+
+def test_without_time_a_failed_last_run_is_the_end() -> None:
+    done = [
+        TrialResult(trial=Trial(arm="dense", epochs=0.03), loss=2.0, tokens=1, train_s=1.0),
+        TrialResult(trial=Trial(arm="dense", epochs=1.0, main=True), loss=None, tokens=1, train_s=1.0),
+    ]
+    assert next_trial(START, done, plenty(left_s=90.0, all_s=1_000.0)) is None

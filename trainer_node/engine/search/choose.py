@@ -30,10 +30,11 @@ from trainer_node.engine.evaluate.metric import Evaluation, measure, score
 from trainer_node.engine.export import rounding
 from trainer_node.engine.finish import untrained
 from trainer_node.engine.oom import is_out_of_memory, release
+from trainer_node.engine.search.budget import MANY_HELD_OUT
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.strategy import best_of
-from trainer_node.engine.search.time_left import end_at, is_rounded, rounding_s
+from trainer_node.engine.search.time_left import all_rows, end_at, is_rounded, rounding_s
 from trainer_node.engine.search.trial import SearchRecord, TrialResult
 from trainer_node.engine.submission import submit
 from trainer_node.engine.time_budget import Part, affordable
@@ -147,14 +148,17 @@ def refits(
     """Return the runs on all rows: their average, then the first one.
 
     No row is left that could tell whether they are better. That they are was measured on several data sets
-    (docs/experiments.md).
+    (docs/experiments.md). Where few rows are held out the best trial has seen almost all of them, and joins.
     """
     held_out, good = evaluation_of(best), kept(runner, best, refit=True)
     single = [replace(candidate(runner, state, one), held_out=held_out) for one in good[:1]]
+    if good and all_rows(runner.record, runner.data) < MANY_HELD_OUT:
+        good += [one for one in kept(runner, best) if one is best]
     if len(good) < 2 or state.deltas.lora or Part.AVERAGE not in parts:
         return single
     applied = partial(loaded, state.deltas, partial(mean_weights, runner, good))
-    name = f"average of {len(good)} runs on all rows"
+    others = sum(one.trial.refit for one in good)
+    name = f"average of {others} runs on all rows" + " and the best trial" * (others < len(good))
     mean = replace(single[0], name=name, score=None, weights_applied=applied)
     with runner.run.patience():
         mean = mean.measured(partial(score_all, runner, state))

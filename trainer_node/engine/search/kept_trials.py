@@ -8,30 +8,14 @@ from pathlib import Path
 
 import torch
 
-from shared.planning.plan import Plan
 from trainer_node.engine.evaluate.candidates import Weights, whole
+from trainer_node.engine.search.budget import KEPT_BYTES
 from trainer_node.engine.search.soup import mean_of
 from trainer_node.engine.search.trial import TrialResult
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.saved_state import snapshot_name
 
 KEPT = 3  # trials whose weights stay on disk: the best ones, to be averaged
-KEPT_BYTES = 4e9  # of trained weights: above it only the best one's stay
-
-
-def is_averaged(plan: Plan) -> bool:
-    """Return whether several runs of a plan may end as one average.
-
-    LoRA's factors may not: the mean of two products isn't the product of the means. Nor may weights of which
-    only one run's stay on disk.
-    """
-    dense = all(module.method == "dense" for module in plan.modules)
-    return dense and is_small(plan)
-
-
-def is_small(plan: Plan) -> bool:
-    """Return whether the weights that a plan trains take so little room that several trials' stay on disk."""
-    return 4 * plan.trained_parameters <= KEPT_BYTES
 
 
 def staying(done: Sequence[TrialResult], size: int) -> list[TrialResult]:

@@ -59,7 +59,7 @@ def scored(
     """Return a trial's result: the best of its last weights and of what was kept of earlier ones.
 
     Only what is `saved` on disk can be submitted later. A score that time cut short is not compared with
-    whole ones: it counts only if it is the `first`.
+    whole ones: it counts only if it is the `first`, or of the run that the time was for.
     """
     score = scorer(run, record, dev, state)
     last = Candidate("weights", reached_by(state)).measured(score)
@@ -75,10 +75,12 @@ def scored(
         soup := greedy_soup(state, score, _has_time(run, record))
     ):
         candidates, members = [*candidates, soup[0]], soup[1]
-    best = ranked(candidates, record.base_losses)[0]
+    whole = [one for one in candidates if one.score and len(one.score.per_example) == len(dev)]
+    best = ranked(whole or candidates, record.base_losses)[0]
     over = loss_over_base(best, record.base_losses)
     rows = best.score.per_example.tolist() if best.score else []
-    valid = math.isfinite(over) and state.step > 0 and (len(rows) == len(dev) or first)
+    counts = bool(whole) or first or trial.main or trial.refit
+    valid = math.isfinite(over) and state.step > 0 and counts
     return TrialResult(
         trial=trial,
         loss=record.base_loss + over if valid else None,

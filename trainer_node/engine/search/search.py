@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import traceback
 
-import msgspec
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from shared.errors import EngineError, PlanError
 from shared.messages import Outcome, OutcomeStatus, Phase, TaskType
@@ -31,7 +31,7 @@ from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.runner import TrialRunner, clock_tokens, write_known
 from trainer_node.engine.search.speed import is_wanted, measure_speed
-from trainer_node.engine.search.strategy import arm_name, best_of, next_trial
+from trainer_node.engine.search.strategy import arm_name, best_of, is_measured, next_trial
 from trainer_node.engine.search.time_left import budget_of, end_at
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, read_search
 from trainer_node.engine.search.weight_rate import with_weight_rate
@@ -75,15 +75,15 @@ def take_up(
         arm = known.trial.arm
         smaller = smaller_by(plans[arm], fitted(plan, run.process_group))
         if plan.deviations[-1].what != "parallel" or not is_searched(smaller, resolve(run.job.profile)):
-            smaller = msgspec.structs.replace(smaller, parallel=plans[arm].parallel)
+            smaller = replace(smaller, parallel=plans[arm].parallel)
         plans[arm] = smaller
-    known = msgspec.structs.replace(known, plans=plans)
+    known = replace(known, plans=plans)
     if found and found.manifest.position.trial != known.number:
         found = None  # of a trial that is done
     if known.in_probe:
         found = None  # a probe is short, and judged by all its steps: it is run again
     if known.trial and found is None:
-        known = msgspec.structs.replace(known, starts=known.starts + 1)
+        known = replace(known, starts=known.starts + 1)
         if known.starts > MOST_STARTS and (known.in_probe or best_of(known.done)):
             run.reporter.message(
                 f"trial {known.number + 1} is given up: its worker ended {MOST_STARTS} times"
@@ -120,6 +120,9 @@ def search(
         except Exception as error:
             if best_of(runner.known.done) is None or isinstance(error, SmallerPlan) or is_lost_peer(error):
                 raise
+            if not any(map(is_measured, runner.known.done)) and runner.known.starts < MOST_STARTS:
+                runner.note(replace(runner.known, starts=runner.known.starts + 1))
+                raise  # only trials that compare rates have a loss: the node starts this one again
             traceback.print_exc()
             run.reporter.message(f"trial {runner.number + 1} failed: {error}")
             runner.note(runner.known.failed())
@@ -172,9 +175,7 @@ def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
             run.reporter.message(f"{profile} is not tried: {error}")
             continue
         if is_searched(other, resolve(job.profile)):
-            as_own = msgspec.structs.replace(
-                other, profile=job.profile, betas=plan.betas, deviations=[], repair=plan.repair
-            )
+            as_own = replace(other, profile=job.profile, betas=plan.betas, deviations=[], repair=plan.repair)
             plans.setdefault(arm_name(other), as_own)
     return plans
 

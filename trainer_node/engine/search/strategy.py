@@ -43,6 +43,8 @@ TINY = 20e6  # weights of all linear modules: the arena's own models have 2 to 4
 # The best rate is not known before: with 200 steps of batch 4 SmolLM2-135M loses .16 and .28 nat at 2.7 times
 # the plan's rate on two data sets, and wins .07 on a third (docs/experiments.md).
 SHORT_TRIALS, SHORT_EPOCHS = 3, 1.0
+SHORT_SHARE = 0.035  # of the time, for each of them, if few rows are held out; but SHORT_STEPS at least
+MOST_UNSEEN = 6.0  # epochs of one last run: with more time there is a trial of full length before it
 PROBE_SHARE = 0.12  # of the time, for all short trials together
 PROBE_TRIALS = 4
 PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
@@ -53,12 +55,12 @@ RATE_BY_STEPS = 0.3  # and that of the first trial by its steps to this one: 2.7
 # better by two epochs of one run on three of four data sets, and .19 where a run has 11 steps
 # (docs/experiments.md).
 TWIN_EPOCHS, TWIN_STEPS = 1.0, 25  # of each of two runs that share the time of a job that has none to search
-TWIN_ROWS = 1.15  # all rows, as a multiple of the training rows: where fewer are held out, it wasn't measured
 SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for WANTED_REFITS
 WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
 MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
 LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
 LEAST_MAIN = 0.001  # epochs of a run that takes the rest of the time
+MOST_MAINS, LEAST_AGAIN = 3, 0.1  # of them, and of the time, if the ones before gave no number
 LAST_PASS_SHARE = 0.3  # of the time, at most, for a pass over the development rows after the main run
 AFTER_LOWEST = 1.25  # a run this much longer than to the lowest point of the one before ends at its own
 
@@ -78,8 +80,10 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
         return _refit(refits[0].trial, len(refits), budget)
     if all(result.trial.short for result in done):
         return _rate_or_whole(done, budget)
-    main = any(result.trial.main for result in done)
-    if done[0].trial.epochs < LEAST_EPOCHS and not main:
+    mains = [result for result in done if result.trial.main]
+    if mains and not any(map(is_measured, mains)):
+        return _main_again(mains, budget)
+    if done[0].trial.epochs < LEAST_EPOCHS and not mains:
         return _probe_or_main(start, done, budget)
     if trial := _search(best.trial if best else done[0].trial, best, start, done, budget):
         return trial
@@ -112,14 +116,22 @@ def is_tiny(plan: Plan) -> bool:
 def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
     """Return a short trial if there is time for runs of full length after it; else one that is still shorter.
 
-    Rows that are too few for a short trial get a run of full length. If not even that fits, and its steps are
-    too few to compare rates, half of a real model's time goes to a run on all rows.
+    Rows that are too few for a short trial get a run of full length, if many of them are held out: a second
+    run, on all rows, is worth its time then. Otherwise the rate is worth more. Several devices compare rates
+    at full length. If no second run fits, and the steps are too few to compare rates, half of a real model's
+    time goes to a run on all rows.
     """
-    if whole := _whole(start[0], budget):
+    whole = _whole(start[0], budget)
+    if whole is not None:
         whole = with_prior(whole, budget)
-        return _short(whole, budget) or whole
+        if short := _short(whole, budget):
+            return short
+    if whole is not None and (budget.many_held_out or budget.width > 1):
+        return whole
     if probe := _probe(start[0], budget):
         return probe
+    if whole is not None and budget.refits(whole, 1):
+        return whole
     return _twin(start[0], budget) or with_prior(_main(start[0], budget), budget)
 
 
@@ -127,6 +139,12 @@ def best_of(done: Sequence[TrialResult]) -> TrialResult | None:
     """Return the trial with the lowest loss, the earliest of equals. A refit's loss is no held-out one."""
     measured = [result for result in done if result.loss is not None and not result.trial.refit]
     return min(measured, key=lambda result: result.loss or 0.0, default=None)
+
+
+def is_measured(result: TrialResult) -> bool:
+    """Return whether a trial, and not a shorter one that compares rates, has a held-out loss."""
+    trial = result.trial
+    return result.loss is not None and not trial.short and (trial.main or trial.epochs >= LEAST_EPOCHS)
 
 
 def settled(result: TrialResult) -> Trial:
@@ -204,10 +222,11 @@ def _refit(best: Trial, count: int, budget: Budget) -> Trial | None:
 
 
 def _whole(trial: Trial, budget: Budget, least: float = START_EPOCHS[0]) -> Trial | None:
-    """Return the trial with `least` epochs or more, if that leaves time for one more on all rows."""
-    most = START_EPOCHS[1]
-    tokens = (budget.left_s / SAFETY - 2 * budget.trial_s) * budget.tokens_per_s / budget.waste(trial)
-    epochs = tokens / (budget.epoch_tokens * (1.0 + budget.all_rows))
+    """Return the trial with `least` epochs or more, if that leaves time for the run on all rows, if any."""
+    most, again = START_EPOCHS[1], budget.refits(trial, 1)
+    seconds = budget.left_s / SAFETY - (1 + again) * budget.trial_s
+    tokens = seconds * budget.tokens_per_s / budget.waste(trial)
+    epochs = tokens / (budget.epoch_tokens * (1.0 + again * budget.all_rows))
     return replace(trial, epochs=min(most, epochs), short=False) if epochs >= least else None
 
 
@@ -216,7 +235,7 @@ def _twin(trial: Trial, budget: Budget) -> Trial | None:
 
     The second one, on all rows, pays where many of them are held out.
     """
-    pays = not budget.tiny and budget.all_rows >= TWIN_ROWS
+    pays = not budget.tiny and budget.many_held_out
     twin = _whole(trial, budget, TWIN_EPOCHS) if pays else None
     twin = with_prior(twin, budget) if twin else None
     return twin if twin and budget.steps(twin) >= TWIN_STEPS else None
@@ -229,7 +248,11 @@ def _short(whole: Trial, budget: Budget) -> Trial | None:
     when to end is worth as much as the rate, and only a whole run shows it. Several devices run whole trials
     at once, and need no short ones.
     """
-    short = replace(whole, epochs=min(SHORT_EPOCHS, whole.epochs), short=True)
+    epochs = min(SHORT_EPOCHS, whole.epochs)
+    if not budget.many_held_out:  # then epochs have many steps, and the time of a few hundred ranks rates
+        least = SHORT_STEPS * whole.batch / budget.examples
+        epochs = min(epochs, max(least, _epochs_in(whole, budget, SHORT_SHARE * budget.all_s)))
+    short = replace(whole, epochs=epochs, short=True)
     after = replace(budget, left_s=budget.left_s - SAFETY * SHORT_TRIALS * budget.cost_s(short))
     if budget.width > 1 or budget.steps(short) < PROBE_STEPS or not _whole(whole, after):
         return None
@@ -251,6 +274,9 @@ def _rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
     if best is None:  # they diverged
         centre = lower
     whole = _whole(centre, budget)
+    if not budget.refits(centre, 1):  # nothing follows a run of full length: it may take all the time
+        last = replace(_main(centre, budget), short=False)
+        whole = last if whole is None or last.epochs <= MOST_UNSEEN else whole
     if whole is None:
         return _refit(settled(best), 0, budget) if best else None
     factor = (whole.epochs / centre.epochs) ** -HORIZON
@@ -279,6 +305,14 @@ def _main(trial: Trial, budget: Budget) -> Trial:
         leaves_s, epochs = 0.0, _epochs_in(trial, budget, budget.left_s + budget.trial_s)
     epochs = min(MOST_EPOCHS, max(LEAST_MAIN, epochs))
     return replace(trial, epochs=epochs, main=True, leaves_s=leaves_s)
+
+
+def _main_again(failed: Sequence[TrialResult], budget: Budget) -> Trial | None:
+    """Return the run that gave no number once more, at a third of its rate; None without time for it."""
+    rate = failed[-1].trial.rate / RATE_STEP
+    if len(failed) >= MOST_MAINS or rate < LEAST_RATE or budget.left_s < LEAST_AGAIN * budget.all_s:
+        return None
+    return replace(_main(failed[-1].trial, budget), rate=rate)
 
 
 def _epochs_in(trial: Trial, budget: Budget, seconds: float) -> float:

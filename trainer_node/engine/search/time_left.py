@@ -10,8 +10,7 @@ from shared.planning.step_size import full_batch, padding
 from shared.planning.throughput import SLACK_S, Costs
 from trainer_node.engine import prepare
 from trainer_node.engine.context import JobData, RunContext, RunRecord
-from trainer_node.engine.search.budget import Budget
-from trainer_node.engine.search.kept_trials import is_averaged
+from trainer_node.engine.search.budget import Budget, is_averaged
 from trainer_node.engine.search.strategy import is_tiny
 from trainer_node.engine.search.trial import SearchRecord
 
@@ -43,13 +42,18 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         trial_s=0.0 if run.simulated else sum(other) / len(other),
         all_s=known.all_s,
         score_s=0.0 if run.simulated else record.costs.score_s,
-        all_rows=1.0 + int(data.dev.lengths.sum()) / record.train_tokens,
+        all_rows=all_rows(record, data),
         single=frozenset(arm for arm, plan in known.plans.items() if not is_averaged(plan)),
         least_batch=least_batch,
         devices=first.devices,
         width=known.width,
         tiny=is_tiny(first),
     )
+
+
+def all_rows(record: RunRecord, data: JobData) -> float:
+    """Return the tokens of training and development rows, as a multiple of the training rows'."""
+    return 1.0 + int(data.dev.lengths.sum()) / record.train_tokens
 
 
 def _other_s(costs: Costs, plan: Plan) -> float:
