@@ -274,6 +274,14 @@ def test_a_run_of_few_steps_begins_with_a_higher_rate() -> None:
     assert rate(100_000) == 1.0
 
 
+@pytest.mark.parametrize("examples", [20, 400, 1_600, 10_000, 100_000])
+def test_pairs_never_begin_above_the_plans_rate(examples: int) -> None:
+    for tiny in (False, True):
+        budget = plenty(examples=examples, tiny=tiny)
+        text, pairs = (with_prior(START[0], replace(budget, pairs=each)).rate for each in (False, True))
+        assert pairs == min(text, 1.0)
+
+
 def test_few_rows_get_a_small_batch_so_that_there_are_enough_steps() -> None:
     def first(examples: int, least_batch: float = 1.0, seconds: float = 1e6) -> Trial | None:
         budget = plenty(examples=examples, least_batch=least_batch, left_s=seconds, all_s=seconds)

@@ -34,6 +34,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     single: frozenset[str] = frozenset()  # arms whose runs aren't averaged: a second one on all rows is lost
     devices: int = 1  # that share a step: each needs an example
     width: int = 1  # trials that run at once, each on a device of its own
+    pairs: bool = False  # of preferences: published rates are below the plan's, none above it was measured
     tiny: bool = False  # the model is so small that it wants the same high rate in small batches
 
     def cost_s(self, trial: Trial) -> float:

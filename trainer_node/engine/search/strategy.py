@@ -173,6 +173,8 @@ def with_prior(trial: Trial, budget: Budget) -> Trial:
             finer = replace(finer, epochs=start.epochs / dearer)
         trial = finer
     most = SHORT_RATE if budget.tiny else SHORT_RATE * min(1.0, trial.batch / RATE_BATCH) ** 0.5
+    if budget.pairs:
+        most = min(most, 1.0)  # the plan's rate for pairs goes by the steps already
     factor = most * (SHORT_STEPS / max(1.0, budget.steps(trial))) ** RATE_BY_STEPS
     least = 1.0 if budget.tiny else min(1.0, trial.batch / PLAN_BATCH) ** 0.5
     return replace(trial, rate=trial.rate * max(least, min(most, factor)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from shared.messages import TaskType
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
 from shared.planning.step_size import full_batch, padding
@@ -47,6 +48,7 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         least_batch=least_batch,
         devices=first.devices,
         width=known.width,
+        pairs=run.job.task_type is TaskType.DPO,
         tiny=is_tiny(first),
     )
 
