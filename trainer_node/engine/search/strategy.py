@@ -55,6 +55,7 @@ RATE_BY_STEPS = 0.3  # and that of the first trial by its steps to this one: 2.7
 # better by two epochs of one run on three of four data sets, and .19 where a run has 11 steps
 # (docs/experiments.md).
 TWIN_EPOCHS, TWIN_STEPS = 1.0, 25  # of each of two runs that share the time of a job that has none to search
+TWIN_ROWS = 1.15  # all rows, as a multiple of the training rows: where fewer are held out, it wasn't measured
 SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for WANTED_REFITS
 WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
 MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
@@ -237,7 +238,7 @@ def _twin(trial: Trial, budget: Budget) -> Trial | None:
 
     The second one, on all rows, pays where many of them are held out.
     """
-    pays = not budget.tiny and budget.many_held_out
+    pays = not budget.tiny and budget.all_rows >= TWIN_ROWS
     twin = _whole(trial, budget, TWIN_EPOCHS) if pays else None
     twin = with_prior(twin, budget) if twin else None
     return twin if twin and budget.steps(twin) >= TWIN_STEPS else None
