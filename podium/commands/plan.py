@@ -35,7 +35,15 @@ from trainer_node.engine.search import rate_search
 from trainer_node.engine.search.budget import Budget, is_averaged
 from trainer_node.engine.search.neighbours import LEAST_EPOCHS, START_EPOCHS
 from trainer_node.engine.search.population import is_population, on_one_device
-from trainer_node.engine.search.strategy import arm_name, first_trial, is_tiny, next_trial, trial_of
+from trainer_node.engine.search.strategy import (
+    MOST_UNSEEN,
+    SHORT_TRIALS,
+    arm_name,
+    first_trial,
+    is_tiny,
+    next_trial,
+    trial_of,
+)
 from trainer_node.engine.search.trial import TrialResult
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmb]?)", re.IGNORECASE)
@@ -148,8 +156,11 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     again = "is run again on all rows, and submitted." if budget.refits(first, 1) else "is submitted."
     if first.short:
         most = START_EPOCHS[1]
+        then = f"First: {first}; then at lower rates, until that is worse."
+        if not budget.refits(first, 1) and (runs - SHORT_TRIALS) * first.epochs <= MOST_UNSEEN:
+            return f"{then} One long run takes the rest of the time."
         return (
-            f"First: {first}; then at lower rates, until that is worse. Then whole runs by {methods}: there "
+            f"{then} Then whole runs by {methods}: there "
             f"is time for about {runs * first.epochs / most:.0f} runs of {most:g} epochs. "
             f"The best one on the development rows {again}"
         )

@@ -11,6 +11,7 @@ from msgspec import Struct
 from shared.broker.credentials import NOBODY, Identity
 from shared.settings import Settings
 
+PLAIN_TEXT: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # in place of TLS, by OpenSSL's version
 AUTHORIZATION: Final = "authorization violation"
 _DENIAL = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
 
@@ -55,8 +56,7 @@ def refusal(error: Exception, settings: Settings, identity: Identity | None) -> 
             f"{error.verify_message}"
         )
     if isinstance(error, ssl.SSLError) and settings.nats_ca_file is not None:
-        return (
-            f"the broker at {url} doesn't speak TLS, and PODIUM_NATS_CA_FILE asks for it "
-            f"({error.reason or 'handshake failed'})"
-        )
+        if error.reason in PLAIN_TEXT:
+            return f"the broker at {url} doesn't speak TLS, and PODIUM_NATS_CA_FILE asks for it"
+        return f"the TLS handshake with the broker at {url} failed ({error.reason or error})"
     return None

@@ -17,7 +17,7 @@ import nats.js.errors
 from nats.aio.client import Client
 
 from shared.broker.bus import Bus, drop_link
-from shared.broker.client_errors import denial, refusal
+from shared.broker.client_errors import PLAIN_TEXT, denial, refusal
 from shared.broker.credentials import NOBODY, Identity, identify, inbox_prefix, tls_context
 from shared.errors import (
     BusUnavailableError,
@@ -99,9 +99,11 @@ async def _came_too_late(error: Exception, url: str) -> bool:
     """Return whether a TLS handshake failed at a broker that has TLS.
 
     A broker that waited too long for the handshake greets in plain text, as one without TLS does at once. A
-    broker that can't be asked now is asked again with the next attempt.
+    broker that can't be asked now, or ended the link, is asked again with the next attempt.
     """
-    if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLCertVerificationError):
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return True
+    if not isinstance(error, ssl.SSLError) or error.reason not in PLAIN_TEXT:
         return False
     address = urlsplit(url)
     try:
@@ -111,7 +113,7 @@ async def _came_too_late(error: Exception, url: str) -> bool:
                 greeting = json.loads((await reader.readline()).removeprefix(b"INFO "))
     except (OSError, ValueError):  # TimeoutError is an OSError
         return True
-    return bool(greeting.get("tls_required") or greeting.get("tls_available"))
+    return isinstance(greeting, dict) and bool(greeting.get("tls_required") or greeting.get("tls_available"))
 
 
 def _watch_reconnecting(bus: Bus) -> None:

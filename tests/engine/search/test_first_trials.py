@@ -135,7 +135,9 @@ def test_where_few_rows_are_held_out_rates_are_compared_at_any_budget(
     assert sum(one.train_s for one in done[:whole]) < 2 * PROBE_SHARE * seconds
     assert done[whole].trial.rate < 0.7
     assert left < 0.3 * seconds
-    assert single == frozenset() or not any(one.trial.refit for one in done if not one.trial.last_pass)
+    again = [one.trial for one in done if one.trial.refit and not one.trial.last_pass]
+    assert bool(again) == (not single and not done[whole].trial.main)
+    assert not any(one.trial.main for one in done[whole + 1 :])
 
 
 def test_a_last_run_that_nothing_follows_takes_the_time() -> None:

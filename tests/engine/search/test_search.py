@@ -26,7 +26,9 @@ from tests.engine.worker_run import (
 from trainer_node.engine import prepare
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import rounding
+from trainer_node.engine.search import strategy
 from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.trial import Trial
 from trainer_node.engine.train import oom_fallback
 from trainer_node.engine.train.health import Health
 from trainer_node.engine.train.state import TrainState
@@ -265,6 +267,35 @@ def test_a_trial_that_fails_does_not_fail_a_job_that_has_a_better_one(
     assert done[0].loss is not None
     # Where the CPU computes bf16, it is rounded by inputs, and no worse for that.
     assert done[0].loss - 0.02 < outcome.metrics.final_loss <= done[0].loss + 1e-6
+
+
+def test_a_long_run_that_fails_is_run_again_at_a_lower_rate(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Shorter runs that compare rates came before it: their weights would be a poor submission."""
+    real, failed = oom_fallback.descend, list[int]()
+
+    def fails_once(run: RunContext, state: TrainState) -> None:
+        if record_of(job).trial == replace(record_of(job).trial or Trial(arm=""), main=True) and not failed:
+            failed.append(state.trial)
+            raise RuntimeError("the device is gone")
+        real(run, state)
+
+    monkeypatch.setattr(oom_fallback, "descend", fails_once)
+    monkeypatch.setattr(strategy, "PROBE_STEPS", 5)
+    job = make_job(profile="auto", ready_by=120.0, dataset=str(write_rows(tmp_path, 3_000)))
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    *probes, first, second, last = record_of(job).done
+    assert len(probes) >= 2
+    assert (first.trial.main, first.loss) == (True, None)
+    assert second.trial.main
+    assert second.trial.rate == pytest.approx(first.trial.rate / 3)
+    assert last.trial.last_pass
+    assert outcome.metrics is not None
+    assert outcome.metrics.final_loss == pytest.approx(second.loss)
+    card = (job.parent / "export" / "README.md").read_text()
+    assert "average of" not in card  # the pass went on from the run, and is no other one
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, is_spoilt: Callable[[int], bool]) -> None:

@@ -296,19 +296,25 @@ def test_a_run_that_resumes_turns_at_the_same_step(
 
 @pytest.mark.parametrize(("lag", "seconds"), [(0, [30.0, 1.0, 1.0, 1.0]), (1, [30.0, 0.1, 1.0, 1.0])])
 @pytest.mark.parametrize("compiles", [True, False])
+@pytest.mark.parametrize("resumed", [0, 500])
 def test_a_first_step_that_compiles_counts_as_a_later_one(
-    compiles: bool, lag: int, seconds: list[float], monkeypatch: pytest.MonkeyPatch
+    resumed: int, compiles: bool, lag: int, seconds: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU a step is waited for in the next one: the second is timed as shorter than it is."""
     now = [0.0]
     state: Any = SimpleNamespace(
-        step=0, lag=lag, train_s=0.0, first_s=0.0, clock=SimpleNamespace(time=lambda: now[0])
+        step=resumed,
+        lag=lag,
+        train_s=0.0,
+        first_step=0,
+        first_s=0.0,
+        clock=SimpleNamespace(time=lambda: now[0]),
     )
     state.plan = SimpleNamespace(compile=compiles)
     state.schedule = SimpleNamespace(stepped=lambda seconds: None, begin_again=lambda now: None)
 
     def one_step(state: Any, rate: float, stop: Stop) -> bool:
-        now[0] += seconds[state.step]
+        now[0] += seconds[state.step - resumed]
         state.step += 1
         return True
 

@@ -30,7 +30,7 @@ from trainer_node.engine.evaluate.metric import Evaluation, measure, score
 from trainer_node.engine.export import rounding
 from trainer_node.engine.finish import untrained
 from trainer_node.engine.oom import is_out_of_memory, release
-from trainer_node.engine.search.budget import MANY_HELD_OUT
+from trainer_node.engine.search.budget import MANY_HELD_OUT, is_averaged
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.strategy import best_of
@@ -101,7 +101,7 @@ def contenders(done: Sequence[TrialResult], best: TrialResult, *, refit: bool = 
 
     A refit that is worse than the best trial even on that one's own rows went wrong.
     """
-    most = evaluation_of(best).loss if refit else math.inf
+    most = best.loss if refit and best.loss is not None else math.inf
     found = [
         one
         for one in done
@@ -152,13 +152,15 @@ def refits(
     """
     held_out, good = evaluation_of(best), kept(runner, best, refit=True)
     single = [replace(candidate(runner, state, one), held_out=held_out) for one in good[:1]]
-    if good and all_rows(runner.record, runner.data) < MANY_HELD_OUT:
+    few = all_rows(runner.record, runner.data) < MANY_HELD_OUT
+    if few and good and not good[0].trial.last_pass and is_averaged(runner.known.plans[best.trial.arm]):
         good += [one for one in kept(runner, best) if one is best]
     if len(good) < 2 or state.deltas.lora or Part.AVERAGE not in parts:
         return single
     applied = partial(loaded, state.deltas, partial(mean_weights, runner, good))
     others = sum(one.trial.refit for one in good)
-    name = f"average of {others} runs on all rows" + " and the best trial" * (others < len(good))
+    runs = "1 run" if others == 1 else f"{others} runs"
+    name = f"average of {runs} on all rows" + " and the best trial" * (others < len(good))
     mean = replace(single[0], name=name, score=None, weights_applied=applied)
     with runner.run.patience():
         mean = mean.measured(partial(score_all, runner, state))
@@ -272,8 +274,9 @@ def score_all(runner: TrialRunner, state: TrainState, more_s: float = 0.0) -> Ev
 
 
 def lower_on_its_rows(score: Evaluation, other: Evaluation) -> bool:
-    """Return whether a score is lower than another one on its rows: time may have cut it short."""
-    return score.loss < float(other.per_example[: len(score.per_example)].mean())
+    """Return whether a score is lower than another one on the rows of both: time may have cut them short."""
+    rows = min(len(score.per_example), len(other.per_example))
+    return float(score.per_example[:rows].mean()) < float(other.per_example[:rows].mean())
 
 
 def better_on_both_halves(candidate: Candidate, other: Candidate) -> bool:

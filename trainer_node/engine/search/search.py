@@ -120,16 +120,15 @@ def search(
         except Exception as error:
             if best_of(runner.known.done) is None or isinstance(error, SmallerPlan) or is_lost_peer(error):
                 raise
-            if not any(map(is_measured, runner.known.done)) and runner.known.starts < MOST_STARTS:
-                runner.note(replace(runner.known, starts=runner.known.starts + 1))
-                raise  # only trials that compare rates have a loss: the node starts this one again
             traceback.print_exc()
             run.reporter.message(f"trial {runner.number + 1} failed: {error}")
             runner.note(runner.known.failed())
             if not run.process_group.is_single:  # the others may wait for this one in vain: all start again
                 raise
             runner.forget()
-            return submit_best(runner)
+            if any(map(is_measured, runner.known.done)):
+                return submit_best(runner)
+            went_on = True  # so far there are only trials that compare rates
         if not went_on:
             return Outcome(status=OutcomeStatus.STOPPED, step=runner.known.steps_before)
         found = None

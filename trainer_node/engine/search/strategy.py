@@ -61,7 +61,7 @@ WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of i
 MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
 LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
 LEAST_MAIN = 0.001  # epochs of a run that takes the rest of the time
-MOST_MAINS, LEAST_AGAIN = 3, 0.1  # of them, and of the time, if the ones before gave no number
+MOST_MAINS, LEAST_AGAIN = 2, 0.1  # of them, and of the time, if the one before gave no number
 LAST_PASS_SHARE = 0.3  # of the time, at most, for a pass over the development rows after the main run
 AFTER_LOWEST = 1.25  # a run this much longer than to the lowest point of the one before ends at its own
 
@@ -84,7 +84,7 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
     mains = [result for result in done if result.trial.main]
     if mains and not any(map(is_measured, mains)):
         return _main_again(mains, budget)
-    if done[0].trial.epochs < LEAST_EPOCHS and not mains:
+    if done[0].trial.epochs < LEAST_EPOCHS and not (mains or done[0].trial.short):
         return _probe_or_main(start, done, budget)
     if trial := _search(best.trial if best else done[0].trial, best, start, done, budget):
         return trial

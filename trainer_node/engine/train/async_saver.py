@@ -49,6 +49,11 @@ class CopyMemory:
         self.report = report
         self._pins = True
 
+    def size_of(self, tensor: torch.Tensor) -> int:
+        """Return the bytes that a copy takes: torch rounds pinned memory up to a power of two."""
+        size = tensor.numel() * tensor.element_size()
+        return 1 << max(0, size - 1).bit_length() if self._pins and tensor.is_cuda else size
+
     def like(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return memory for a copy of the tensor."""
         if self._pins and tensor.is_cuda:

@@ -55,7 +55,7 @@ def keep_lowest(state: TrainState) -> None:
     A rule may want those of several of the lowest points: as many are kept as there is room for.
     """
     weights = state.deltas.state()
-    size = sum(value.numel() * value.element_size() for value in weights.values())
+    size = sum(map(state.saver.memory.size_of, weights.values()))
     count = min(state.plan.curve.snapshots, int(state.most_best_bytes / max(1, size)))
     steps = [point.step for point in state.curve.lowest(count)]
     if state.plan.parallel == "fsdp2" or state.step not in steps:

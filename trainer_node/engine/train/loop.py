@@ -139,11 +139,12 @@ def timed_step(state: TrainState, rate: float, stop: Stop) -> bool:
     state.schedule.stepped(now - began)
     took = time.monotonic() - real
     state.train_s += took
-    if state.step == 2 + state.lag:  # a first step that compiled counts as long as this one: what is usual
+    if not state.first_step:  # of this process: one that resumed compiles again
+        state.first_step, state.first_s = state.step, took if state.plan.compile else 0.0
+    elif state.step == state.first_step + 1 + state.lag:  # one that compiled counts as long as this one
         state.train_s -= max(0.0, state.first_s - took)
     if state.step == 1:
         if state.plan.compile:
-            state.first_s = took
             state.schedule.begin_again(now)
         gc.collect()
         gc.freeze()  # what lives now lives to the end: later collections needn't look at it

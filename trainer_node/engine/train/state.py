@@ -44,7 +44,8 @@ class TrainState:
     step: int = 0
     tokens: int = 0
     train_s: float = 0.0  # real seconds inside steps, without what the first one took to compile
-    first_s: float = 0.0  # of the first step, if it compiled
+    first_step: int = 0  # that this process took
+    first_s: float = 0.0  # of that step, if it compiled
     process_group: ProcessGroup = SINGLE_PROCESS
     forward: torch.nn.Module | None = None  # the deltas' model, or what is around it (sharding.spread)
     cpu_threads: CpuThreads | None = None  # threads that a pack is shared out to
