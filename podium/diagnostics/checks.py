@@ -44,7 +44,7 @@ def examine(vitals: Vitals) -> list[Finding]:
 def check_broker(vitals: Vitals) -> Found:
     """Check that the broker is reachable, and that its version keeps acknowledged writes."""
     if vitals.broker_error is not None:
-        return [(Severity.ERROR, vitals.broker_error, "start the broker; training continues without it")]
+        return [(Severity.ERROR, vitals.broker_error, "do what it says; training goes on without the broker")]
     version = _version(vitals.broker_version)
     if version is not None and version < OLDEST_BROKER:
         what = f"nats-server {'.'.join(map(str, version))} can lose acknowledged writes in a power cut"

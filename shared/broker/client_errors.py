@@ -42,7 +42,10 @@ def refusal(error: Exception, settings: Settings, identity: Identity | None) -> 
     url = settings.nats_url
     if AUTHORIZATION in str(error).lower():
         if identity is None:
-            return f"the broker at {url} wants a key: set PODIUM_NATS_NKEY_SEED_FILE (`podium keys` makes it)"
+            return (
+                f"the broker at {url} wants a key: set PODIUM_NATS_NKEY_SEED_FILE (`podium keys` makes it), "
+                "or PODIUM_DATA_DIR to the folder of the `podium up` that runs it"
+            )
         whose = "the key" if identity.user == NOBODY else f"the key of {identity.user}"
         return (
             f"the broker at {url} doesn't know {whose} in {settings.nats_nkey_seed_file}: "

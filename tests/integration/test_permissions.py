@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
+import math
 import os
 import re
 import signal
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,40 +132,54 @@ async def test_no_key_and_no_tls_are_told_apart_in_one_line(
     await broker.stop(kill=True)
 
 
-async def test_a_handshake_that_comes_too_late_is_tried_again(
-    make_settings: Callable[..., Settings], keys: Path, tmp_path: Path
-) -> None:
-    """A broker with TLS that waited long enough greets in plain text, as one without TLS does."""
-    make_certificates(keys, [], ())
-    broker = Broker(tmp_path / "tls", keys=keys)
-    await broker.start()
-    delays = iter([1.5, 0.0])  # the second connection asks the broker whether it has TLS
+@asynccontextmanager
+async def slow_link(broker: Broker, delays: Iterator[float]) -> AsyncIterator[str]:
+    """The address of a link to the broker that holds back what clients send, or ends (inf), by connection."""
     links: list[asyncio.Task[Any]] = []
 
     async def forward(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError), contextlib.closing(target):
+        with suppress(ConnectionError), closing(target):
             while data := await source.read(1 << 16):
                 target.write(data)
                 await target.drain()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = asyncio.current_task()
+        link, delay = asyncio.current_task(), next(delays, 0.0)
         assert link is not None
         links.append(link)
         from_broker, to_broker = await asyncio.open_connection("127.0.0.1", broker.port)
 
         async def ask() -> None:
-            await asyncio.sleep(next(delays, 0.0))
+            await asyncio.sleep(0.0 if math.isinf(delay) else delay)
             await forward(reader, to_broker)
 
-        await asyncio.gather(ask(), forward(from_broker, writer))
+        if math.isinf(delay):
+            await reader.read(1)
+            to_broker.close()
+            writer.close()
+        else:
+            await asyncio.gather(ask(), forward(from_broker, writer))
         for each in (writer, to_broker):
-            with contextlib.suppress(ConnectionError):
+            with suppress(ConnectionError):
                 await each.wait_closed()
 
-    async with await asyncio.start_server(accept, "127.0.0.1", 0) as slow:
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        yield f"nats://localhost:{server.sockets[0].getsockname()[1]}"
+    await asyncio.gather(*links)
+
+
+@pytest.mark.parametrize("first", [1.5, math.inf])
+async def test_a_handshake_that_comes_too_late_or_is_cut_off_is_tried_again(
+    first: float, make_settings: Callable[..., Settings], keys: Path, tmp_path: Path
+) -> None:
+    """A broker with TLS that waited long enough greets in plain text, as one without TLS does."""
+    make_certificates(keys, [], ())
+    broker = Broker(tmp_path / "tls", keys=keys)
+    await broker.start()
+    delays = iter([first])
+    async with slow_link(broker, delays) as url:
         settings = make_settings(
-            nats_url=f"nats://localhost:{slow.sockets[0].getsockname()[1]}",
+            nats_url=url,
             nats_nkey_seed_file=str(keys),
             nats_ca_file=str(keys / "ca" / "ca.crt"),
             nats_connect_timeout_s=30.0,
@@ -172,11 +187,26 @@ async def test_a_handshake_that_comes_too_late_is_tried_again(
         bus = await connect(settings, name="test", user=GATEWAY)
         assert next(delays, None) is None
         await bus.close()
-        delays = itertools.cycle([1.5, 0.0])
+        await broker.stop(kill=True)
+
+
+async def test_a_link_that_is_always_too_slow_is_named(
+    make_settings: Callable[..., Settings], keys: Path, tmp_path: Path
+) -> None:
+    make_certificates(keys, [], ())
+    broker = Broker(tmp_path / "tls", keys=keys)
+    await broker.start()
+    # Every second connection asks the broker whether it has TLS.
+    async with slow_link(broker, itertools.cycle([1.5, 0.0])) as url:
+        settings = make_settings(
+            nats_url=url,
+            nats_nkey_seed_file=str(keys),
+            nats_ca_file=str(keys / "ca" / "ca.crt"),
+            nats_connect_timeout_s=6.0,
+        )
         with pytest.raises(BusUnavailableError, match=r"no TLS handshake .* came in time \(waited 6 s\)"):
-            await connect(replace(settings, nats_connect_timeout_s=6.0), name="test", user=GATEWAY)
-    await broker.stop(kill=True)
-    await asyncio.gather(*links)
+            await connect(settings, name="test", user=GATEWAY)
+        await broker.stop(kill=True)
 
 
 async def test_a_rotated_key_is_worth_nothing_after_a_reload_and_the_new_one_is_taken_by_itself(

@@ -18,7 +18,8 @@ from tests.engine.worker_run import finish, progress_of
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import writer
 from trainer_node.engine.search.budget import KEPT_BYTES, is_averaged
-from trainer_node.engine.search.kept_trials import trial_folder
+from trainer_node.engine.search.kept_trials import staying, trial_folder
+from trainer_node.engine.search.trial import Trial, TrialResult
 from trainer_node.engine.train import async_saver, oom_fallback
 from trainer_node.engine.train.disk_plan import CheckpointContent, DiskChoice
 from trainer_node.engine.train.state import TrainState
@@ -46,6 +47,20 @@ def test_only_the_best_trials_weights_stay_on_disk(finished_job: Callable[..., P
     best = sorted(trials, key=lambda result: result.loss or 0.0)[:3]
     kept = sorted(int(folder.name) for folder in (job.parent / "trials").iterdir())
     assert kept == sorted(done.index(result) for result in [*best, *refits])
+
+
+@pytest.mark.parametrize(
+    ("size", "trials", "refits"), [(4e9, 3, 2), (4.1e9, 1, 2), (8e9, 1, 2), (8.1e9, 1, 1)]
+)
+def test_of_larger_weights_fewer_trials_stay(size: float, trials: int, refits: int) -> None:
+    done = [
+        TrialResult(trial=Trial(arm="dense", seed=seed, refit=refit), loss=2.0 - seed, tokens=1, train_s=1.0)
+        for refit, count in ((False, 4), (True, 2))
+        for seed in range(count)
+    ]
+    found = staying(done, int(size))
+    assert [one.trial.seed for one in found if not one.trial.refit] == [3, 2, 1][:trials]
+    assert sum(one.trial.refit for one in found) == refits
 
 
 def test_a_kept_trial_takes_the_room_of_the_weights_that_would_be_submitted(

@@ -10,8 +10,8 @@ from trainer_node.engine.search.budget import SAFETY
 from trainer_node.engine.search.neighbours import RATE_STEP
 from trainer_node.engine.search.strategy import (
     AFTER_LOWEST,
-    MOST_MAINS,
     MOST_REFITS,
+    MOST_TRIES,
     WANTED_REFITS,
     best_of,
     next_trial,
@@ -202,10 +202,24 @@ def test_a_last_run_without_a_loss_is_run_again_at_lower_rates() -> None:
             mains.append(trial)
             left -= 1_000.0
         done.append(TrialResult(trial=trial, loss=None if trial.main else 2.1, tokens=1, train_s=1.0))
-    assert len(mains) == MOST_MAINS
+    assert len(mains) == MOST_TRIES
     rates = [trial.rate for trial in mains]
     assert rates[1:] == pytest.approx([rate / RATE_STEP for rate in rates[:-1]])
     assert done[-1].trial.main  # no short run is repeated on all rows
+
+
+def test_a_first_run_of_full_length_without_a_loss_is_run_again_at_a_lower_rate() -> None:
+    """After short trials: what they have is no run to be repeated on all rows."""
+    short = Trial(arm="dense", epochs=0.2, short=True)
+    done = [TrialResult(trial=short, loss=2.0, tokens=1, train_s=1.0)]
+    done.append(TrialResult(trial=replace(short, rate=1 / 3), loss=2.1, tokens=1, train_s=1.0))
+    long = list[Trial]()
+    budget = plenty(left_s=50_000.0, all_s=60_000.0, epoch_tokens=10_000_000, examples=50_000, all_rows=1.02)
+    while trial := next_trial(START, done, budget):
+        long.append(trial)
+        done.append(TrialResult(trial=trial, loss=None, tokens=1, train_s=1.0))
+    assert [trial.epochs >= 2.0 for trial in long] == [True] * MOST_TRIES
+    assert long[1].rate == pytest.approx(long[0].rate / RATE_STEP)
 
 
 def test_without_time_a_failed_last_run_is_the_end() -> None:

@@ -23,7 +23,9 @@ def staying(done: Sequence[TrialResult], size: int) -> list[TrialResult]:
     measured = (one for one in done if one.loss is not None and not one.trial.refit)
     best = sorted(measured, key=lambda one: one.loss or 0.0)
     refits = [one for one in done if one.trial.refit and one.loss is not None]
-    return best[:KEPT] + refits if size <= KEPT_BYTES else best[:1] + refits[:1]
+    if size > KEPT_BYTES:
+        return best[:1] + refits[:1]
+    return best[: KEPT if 2 * size <= KEPT_BYTES else 1] + refits
 
 
 def trial_folder(run_folder: Path, number: int) -> Path:

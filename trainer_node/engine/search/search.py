@@ -31,7 +31,7 @@ from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.runner import TrialRunner, clock_tokens, write_known
 from trainer_node.engine.search.speed import is_wanted, measure_speed
-from trainer_node.engine.search.strategy import arm_name, best_of, is_measured, next_trial
+from trainer_node.engine.search.strategy import arm_name, best_of, is_long, next_trial
 from trainer_node.engine.search.time_left import budget_of, end_at
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, read_search
 from trainer_node.engine.search.weight_rate import with_weight_rate
@@ -126,9 +126,10 @@ def search(
             if not run.process_group.is_single:  # the others may wait for this one in vain: all start again
                 raise
             runner.forget()
-            if any(map(is_measured, runner.known.done)):
+            if any(result.loss is not None and is_long(result.trial) for result in runner.known.done):
                 return submit_best(runner)
-            went_on = True  # so far there are only trials that compare rates
+            found = None
+            continue  # so far there are only trials that compare rates
         if not went_on:
             return Outcome(status=OutcomeStatus.STOPPED, step=runner.known.steps_before)
         found = None

@@ -61,7 +61,7 @@ WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of i
 MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
 LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
 LEAST_MAIN = 0.001  # epochs of a run that takes the rest of the time
-MOST_MAINS, LEAST_AGAIN = 2, 0.1  # of them, and of the time, if the one before gave no number
+MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of a first long run that gave no number, and of the time
 LAST_PASS_SHARE = 0.3  # of the time, at most, for a pass over the development rows after the main run
 AFTER_LOWEST = 1.25  # a run this much longer than to the lowest point of the one before ends at its own
 
@@ -81,10 +81,10 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
         return _refit(refits[0].trial, len(refits), budget)
     if all(result.trial.short for result in done):
         return _rate_or_whole(done, budget)
-    mains = [result for result in done if result.trial.main]
-    if mains and not any(map(is_measured, mains)):
-        return _main_again(mains, budget)
-    if done[0].trial.epochs < LEAST_EPOCHS and not (mains or done[0].trial.short):
+    long = [result for result in done if is_long(result.trial)]
+    if long and (best or long[-1].trial.main) and all(result.loss is None for result in long):
+        return _long_again(long, budget)
+    if not long and not done[0].trial.short:
         return _probe_or_main(start, done, budget)
     if trial := _search(best.trial if best else done[0].trial, best, start, done, budget):
         return trial
@@ -142,10 +142,9 @@ def best_of(done: Sequence[TrialResult]) -> TrialResult | None:
     return min(measured, key=lambda result: result.loss or 0.0, default=None)
 
 
-def is_measured(result: TrialResult) -> bool:
-    """Return whether a trial, and not a shorter one that compares rates, has a held-out loss."""
-    trial = result.trial
-    return result.loss is not None and not trial.short and (trial.main or trial.epochs >= LEAST_EPOCHS)
+def is_long(trial: Trial) -> bool:
+    """Return whether a trial is one that could be submitted, not a shorter one that compares rates."""
+    return not trial.short and (trial.main or trial.epochs >= LEAST_EPOCHS)
 
 
 def settled(result: TrialResult) -> Trial:
@@ -310,12 +309,12 @@ def _main(trial: Trial, budget: Budget) -> Trial:
     return replace(trial, epochs=epochs, main=True, leaves_s=leaves_s)
 
 
-def _main_again(failed: Sequence[TrialResult], budget: Budget) -> Trial | None:
+def _long_again(failed: Sequence[TrialResult], budget: Budget) -> Trial | None:
     """Return the run that gave no number once more, at a third of its rate; None without time for it."""
-    rate = failed[-1].trial.rate / RATE_STEP
-    if len(failed) >= MOST_MAINS or rate < LEAST_RATE or budget.left_s < LEAST_AGAIN * budget.all_s:
+    lower = replace(failed[-1].trial, rate=failed[-1].trial.rate / RATE_STEP)
+    if len(failed) >= MOST_TRIES or lower.rate < LEAST_RATE or budget.left_s < LEAST_AGAIN * budget.all_s:
         return None
-    return replace(_main(failed[-1].trial, budget), rate=rate)
+    return lower if not lower.main and budget.fits(lower) else _main(lower, budget)
 
 
 def _epochs_in(trial: Trial, budget: Budget, seconds: float) -> float:
