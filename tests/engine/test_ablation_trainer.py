@@ -30,6 +30,8 @@ def trainer(make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> T
 def test_variants_differ_and_do_not_change_one_another(trainer: Trainer) -> None:
     first = trainer.losses_of(BASE)
     assert len(first) == 20
+    trainer._base.clear()
+    assert trainer.losses_of(BASE) == first
     changed = [
         Variant("tokens", Training(per_token=True)),
         Variant("cosine", Training(decay="cosine", floor=0.25)),

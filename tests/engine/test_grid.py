@@ -42,6 +42,7 @@ def test_points_do_not_change_one_another_and_a_longer_one_learns_more(
     assert set(runner.known.plans) >= {"dense", "LoRA r8"}
     short, long = Point("dense", 3.0, 16, 0.5), Point("dense", 3.0, 16, 2.0)
     first = grid.losses_of(runner, short, test)
+    assert grid.losses_of(runner, short, test) == first
     longer = grid.losses_of(runner, long, test)
     other_arm = grid.losses_of(runner, Point("LoRA r8", 3.0, 16, 0.5), test)
     assert len(first) == len(test) == 20

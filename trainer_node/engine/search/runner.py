@@ -103,7 +103,6 @@ class TrialRunner:
         set_back = self.adapted is not None and not self.untouched
         run.reporter.restarted()
         state = self.prepared(trial, found)
-        self.untouched = False
         # Of what the first trial takes to begin, the next one has to read sharded weights only.
         begun_s = self.record.costs.load_s if state.plan.parallel == "fsdp2" else 0.0
         begun_s = run.clock.time() - begun_at if set_back else begun_s
@@ -140,8 +139,9 @@ class TrialRunner:
         self.run.reporter.message(f"trial {number + 1}: {kind} {loss}{leads}")
 
     def prepared(self, trial: Trial, found: Checkpoint | None) -> TrainState:
-        """Return the state of a trial, fresh or as a checkpoint left it."""
+        """Return the state of a trial, fresh or as a checkpoint left it; its weights may change."""
         adapted = self.with_arm(trial.arm)
+        self.untouched = False
         arm = msgspec.structs.replace(self.known.plans[trial.arm], compile=adapted.plan.compile)
         record, data = rows_of(trial, self.record, self.data)
         plan = plan_of(trial, arm, record, int(data.train.lengths.max()))

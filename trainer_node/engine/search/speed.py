@@ -153,6 +153,7 @@ def step_time_of(runner: TrialRunner, trial: Trial, budget: Budget) -> StepTime 
             raise SmallerPlan from error  # the others wait for this process: all start again, without timing
         return None
     finally:
+        runner.untouched = True  # a rate of zero changes no weight
         free_optimizer(state)
         release()
 
