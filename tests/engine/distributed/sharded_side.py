@@ -23,10 +23,10 @@ from trainer_node.engine.train.state import TrainState
 
 
 def main() -> int:
-    """`sharded_side.py JOB [fails | weights | nothing | memory]`, as a rank.
+    """`sharded_side.py JOB [fails | fails-last | weights | nothing | memory]`, as a rank.
 
-    Its second trial fails, or the disk has room for no more of a checkpoint, or memory runs out in the last
-    rank while steps are timed.
+    Its second trial fails (in all ranks, or in the last one), or the disk has room for no more of a
+    checkpoint, or memory runs out in the last rank while steps are timed.
     """
     real = prepare.draw_plan
 
@@ -46,7 +46,7 @@ def main() -> int:
         train(run, state)
 
     prepare.draw_plan = draw_plan
-    if sys.argv[2:] == ["fails"]:
+    if sys.argv[2:] == ["fails"] or (sys.argv[2:] == ["fails-last"] and rank_of(os.environ) == 1):
         oom_fallback.descend = descend
     if sys.argv[2:] == ["memory"] and rank_of(os.environ) == 1:
         speed.timed_step = out_of_memory  # type: ignore[attr-defined, assignment]

@@ -133,3 +133,19 @@ def test_after_a_failed_trial_the_next_start_goes_on_without_it(
     known = record_of(job).done
     assert known[1].loss is None
     assert len(known) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * WAIT_S)
+def test_a_trial_that_failed_in_one_process_alone_is_not_begun_again(
+    make_sharded: Callable[..., Path],
+) -> None:
+    job = make_sharded("run")
+    first, last = start_together(2, [SIDE, str(job), "fails-last"])
+    assert last.wait(WAIT_S) == 1
+    first.kill()  # as the launcher does: it may wait for the other one
+    first.wait()
+    assert [one.loss is None for one in record_of(job).done] == [False, True]
+    run_together(2, [SIDE, str(job), "fails-last"])
+    assert outcome_of(job).status is OutcomeStatus.READY
+    assert record_of(job).done[1].loss is None

@@ -167,6 +167,17 @@ def test_with_little_time_short_trials_choose_the_rate_of_one_long_run() -> None
     assert left < 0.05 * 9000
 
 
+def test_after_a_probe_that_diverged_the_next_one_has_a_third_of_its_rate() -> None:
+    done, _ = searched(
+        lambda trial: bowl(0.3, 2.0, 32)(trial) if trial.rate < 0.5 else None,
+        9000.0,
+        epoch_tokens=10_000_000,
+        examples=50_000,
+    )
+    rates = [result.trial.rate / done[0].trial.rate for result in done if not result.trial.main]
+    assert rates[:2] == pytest.approx([1.0, 1 / 3])
+
+
 @pytest.mark.parametrize("left_s", [20.0, 60.0, 400.0])
 def test_one_run_has_the_epochs_that_there_is_time_for(left_s: float) -> None:
     """What scores it, and what a trial takes to begin, is not in the time that is left."""

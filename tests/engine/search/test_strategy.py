@@ -164,12 +164,13 @@ def test_a_run_on_all_rows_is_shortened_if_the_trial_before_it_was_slow() -> Non
 
 def test_a_main_run_that_turned_early_leaves_time_for_a_better_one() -> None:
     budget = plenty(left_s=20.0, all_s=40.0)
-    main = replace(START[0], epochs=4.0, main=True)
+    main = replace(START[0], epochs=4.0, main=True, leaves_s=5.0)
     done = [TrialResult(trial=main, loss=2.0, tokens=1, train_s=1.0, lowest_epochs=1.0)]
     again = next_trial(START, done, budget)
     assert again
     assert again.refit
     assert again.epochs == AFTER_LOWEST
+    assert again.leaves_s == 0.0  # or it would end before its planned epochs
     done.append(TrialResult(trial=again, loss=1.0, tokens=1, train_s=1.0))
     assert best_of(done) == done[0]
 

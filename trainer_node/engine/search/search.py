@@ -33,7 +33,7 @@ from trainer_node.engine.search.runner import TrialRunner, clock_tokens, write_k
 from trainer_node.engine.search.speed import is_wanted, measure_speed
 from trainer_node.engine.search.strategy import arm_name, best_of, is_long, next_trial
 from trainer_node.engine.search.time_left import budget_of, end_at
-from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, read_search
+from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, read_search, write_search
 from trainer_node.engine.search.weight_rate import with_weight_rate
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.oom_fallback import SmallerPlan, smaller_by, was_too_large
@@ -122,7 +122,7 @@ def search(
                 raise
             traceback.print_exc()
             run.reporter.message(f"trial {runner.number + 1} failed: {error}")
-            runner.note(runner.known.failed())
+            _note_failed(runner)
             if not run.process_group.is_single:  # the others may wait for this one in vain: all start again
                 raise
             runner.forget()
@@ -133,6 +133,15 @@ def search(
         if not went_on:
             return Outcome(status=OutcomeStatus.STOPPED, step=runner.known.steps_before)
         found = None
+
+
+def _note_failed(runner: TrialRunner) -> None:
+    """Give the trial under way up, also where another process than the main one failed alone."""
+    failed = runner.known.failed()
+    runner.note(failed)
+    on_disk = read_search(runner.run.folder)
+    if on_disk and on_disk.number < failed.number:  # or the main process is further already
+        write_search(runner.run.folder, failed)
 
 
 def _begin_trial(runner: TrialRunner) -> Trial | None:

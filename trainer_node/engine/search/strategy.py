@@ -1,11 +1,14 @@
 """Which training run to try next, from those that were tried: pure, so that a resumed job decides alike.
 
-A trial is a whole training run whose rate falls to zero within it, scored on the development rows. There are
-two regimes. If the time is enough for a run of full length and one more on all rows, up to three short trials
-compare rates. Then each trial is of full length: the best of them is the centre from which the search goes on
-to its neighbours, coarse steps first. Otherwise still shorter trials compare rates, and one long run takes
-the time that is left, or a part of it if its loss turns. In the end the best trial is run again on all rows,
-in several orders, to be averaged.
+The rate of each trial falls to zero within it, and the development rows score it. How a search goes on
+depends on the time that there is:
+
+- For a run of full length and one more on all rows: up to three short trials compare rates. Then each trial
+  is of full length: the best of them is the centre from which the search goes on to its neighbours, coarse
+  steps first. In the end the best one is run again on all rows, if it can be averaged in several orders.
+- For less: still shorter trials (probes) compare rates, and one long run takes the time that is left, or a
+  part of it if its loss turns.
+- Too few steps to compare rates: two runs, the second one on all rows, or a single run.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ LEAST_STEPS = 100
 SHORT_STEPS, SHORT_RATE = 150, 2.7  # with so few steps so many times the plan's rate: `with_prior`
 RATE_BATCH = 32  # from this batch on; below it falls with the root of the batch, down to the plan's rate
 PLAN_BATCH = 4  # from this batch on it is never below the plan's
-MOST_DEARER = 1.2  # a finer batch may cost so much of a run's epochs: half of them are worth .07 to .3 nat
+MOST_DEARER = 1.2  # so much longer may a finer batch take per row: half of the epochs cost .07 to .3 nat
 TINY = 20e6  # weights of all linear modules: the arena's own models have 2 to 4 million, SmolLM2-135M 106
 # The best rate is not known before: with 200 steps of batch 4 SmolLM2-135M loses .16 and .28 nat at 2.7 times
 # the plan's rate on two data sets, and wins .07 on a third (docs/experiments.md).
@@ -118,9 +121,9 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
     """Return a short trial if there is time for runs of full length after it; else one that is still shorter.
 
     Rows that are too few for a short trial get a run of full length, if many of them are held out: a second
-    run, on all rows, is worth its time then. Otherwise the rate is worth more. Several devices compare rates
-    at full length. If no second run fits, and the steps are too few to compare rates, half of a real model's
-    time goes to a run on all rows.
+    run, on all rows, is worth its time then. Otherwise the rate is worth more. With a trial on each device
+    rates are compared at full length. If no second run fits, and the steps are too few to compare rates, half
+    of a real model's time goes to a run on all rows.
     """
     whole = _whole(start[0], budget)
     if whole is not None:
@@ -149,7 +152,7 @@ def is_long(trial: Trial) -> bool:
 
 def settled(result: TrialResult) -> Trial:
     """Return one that ends where this trial's loss was lowest, and some more for the rate to fall to zero."""
-    trial = replace(result.trial, main=False, short=False)
+    trial = replace(result.trial, main=False, short=False, leaves_s=0.0)
     if result.lowest_epochs is None:
         return trial
     return replace(trial, epochs=max(LEAST_EPOCHS, min(trial.epochs, AFTER_LOWEST * result.lowest_epochs)))
@@ -247,8 +250,8 @@ def _short(whole: Trial, budget: Budget) -> Trial | None:
     """Return a trial of one epoch at most that stands for a whole one.
 
     None if it has too few steps, or if there is no time for all of them, a whole run and one on all rows:
-    when to end is worth as much as the rate, and only a whole run shows it. Several devices run whole trials
-    at once, and need no short ones.
+    when to end is worth as much as the rate, and only a whole run shows it. Devices that run a trial each
+    need no short ones.
     """
     epochs = min(SHORT_EPOCHS, whole.epochs)
     if not budget.many_held_out:  # then epochs have many steps, and the time of a few hundred ranks rates
@@ -336,10 +339,8 @@ def _probe_or_main(start: Sequence[Trial], done: Sequence[TrialResult], budget: 
     centre = best.trial if best else replace(first, rate=first.rate / RATE_STEP)
     spent = budget.all_s - budget.left_s
     if spent + budget.cost_s(first) <= PROBE_SHARE * budget.all_s:
-        for trial in (
-            replace(centre, rate=centre.rate * RATE_STEP),
-            replace(centre, rate=centre.rate / RATE_STEP),
-        ):
+        for factor in (1.0, RATE_STEP, 1.0 / RATE_STEP):
+            trial = replace(centre, rate=centre.rate * factor)
             if in_range(replace(trial, epochs=1.0)) and key(trial) not in tried:
                 return trial
     chosen = _main(centre, budget)
