@@ -18,13 +18,14 @@ from podium.dataset_type import refuse_unknown, task_type_of
 from podium.own_hardware import hardware_of
 from shared.errors import SettingsError
 from shared.messages import DatasetType, FileFormat, TaskType, WorkerJob
+from shared.planning.plan import SUPPORTED_TASKS
 from shared.planning.profiles import DEFAULT_PROFILE
 from shared.settings import Settings
 from shared.settings_sources import load_settings
 from trainer_node.engine.data.splits import format_of
 from trainer_node.job.inputs import model_path
 
-TRAINED = (TaskType.INSTRUCT, TaskType.CHAT, TaskType.DPO)
+TRAINED = tuple(kind for kind in TaskType if kind in SUPPORTED_TASKS)
 OPTIONS = {"dataset": "--data", "hours_to_complete": "--hours"}  # others are called as the field
 REQUIRED = ("model", "dataset", "dataset_type", "hours_to_complete", "out")
 
