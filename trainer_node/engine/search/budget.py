@@ -16,7 +16,8 @@ SAFETY = 1.05  # a trial may take this much longer than those before it
 # further rows alone: 20% of 250 rows are held out, 7% of 5,400 and 2% of 50,000. The other way ends .003 to
 # .019 nat lower with 3% held out, and up to .005 higher with 12% (docs/experiments.md).
 MANY_HELD_OUT = 1.08
-KEPT_BYTES = 8e9  # of trained weights: above it only the best trial's stay on disk
+# Of trained weights: above half of it one trial's stay on disk, above all of it one run's on all rows, too.
+KEPT_BYTES = 8e9
 
 
 class Budget(Struct, frozen=True, kw_only=True):
@@ -93,5 +94,5 @@ def is_averaged(plan: Plan) -> bool:
 
 
 def is_small(plan: Plan) -> bool:
-    """Return whether the weights that a plan trains take so little room that several trials' stay on disk."""
+    """Return whether a plan's trained weights take so little room that several runs' on all rows stay."""
     return 4 * plan.trained_parameters <= KEPT_BYTES

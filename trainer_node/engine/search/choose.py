@@ -145,7 +145,7 @@ def candidate(runner: TrialRunner, state: TrainState, result: TrialResult) -> Ca
 def refits(
     runner: TrialRunner, state: TrainState, best: TrialResult, parts: frozenset[Part]
 ) -> list[Candidate]:
-    """Return the runs on all rows: their average, then the first one.
+    """Return the runs on all rows: their average, then the one that is lowest on its rows.
 
     No row is left that could tell whether they are better. That they are was measured on several data sets
     (docs/experiments.md). Where few rows are held out the best trial has seen almost all of them, and joins.

@@ -15,7 +15,7 @@ from trainer_node.engine.search.trial import TrialResult
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.saved_state import snapshot_name
 
-KEPT = 3  # trials whose weights stay on disk: the best ones, to be averaged
+KEPT = 3  # trials whose weights stay on disk, of at most 4 GB each: the best ones, to be averaged
 
 
 def staying(done: Sequence[TrialResult], size: int) -> list[TrialResult]:

@@ -115,7 +115,10 @@ def told(times: Sequence[StepTime], budget: Budget) -> str:
 
 
 def to_time(trial: Trial, budget: Budget) -> list[Trial]:
-    """Return the trials whose steps are timed: none if that takes much time, else two of unlike batches."""
+    """Return the trials whose steps are timed: two of unlike batches, or one if no other is unlike enough.
+
+    None if that takes much time.
+    """
     mean_length = budget.epoch_tokens / budget.examples
     most = int(TIMED_SHARE * budget.left_s * budget.tokens_per_s / mean_length)
     first = replace(trial, batch=max(budget.devices, min(trial.batch, most)))

@@ -18,7 +18,7 @@ class CheckpointContent(IntEnum):
     """What a checkpoint holds, the most first."""
 
     WHOLE = 0
-    NARROW_MOMENTS = 1  # a resume is not exact, but close: 8 bits of AdamW's moments are kept
+    NARROW_MOMENTS = 1  # a resume is not exact, but close: AdamW's moments have 8 significant bits
     WEIGHTS = 2  # a resume starts with new moments
     NOTHING = 3
 
