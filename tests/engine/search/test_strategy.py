@@ -213,7 +213,8 @@ def test_a_first_run_of_full_length_without_a_loss_is_run_again_at_a_lower_rate(
     """After short trials: what they have is no run to be repeated on all rows."""
     short = Trial(arm="dense", epochs=0.2, short=True)
     done = [TrialResult(trial=short, loss=2.0, tokens=1, train_s=1.0)]
-    done.append(TrialResult(trial=replace(short, rate=1 / 3), loss=2.1, tokens=1, train_s=1.0))
+    for rate in (1 / 3, 3.0):
+        done.append(TrialResult(trial=replace(short, rate=rate), loss=2.1, tokens=1, train_s=1.0))
     long = list[Trial]()
     budget = plenty(left_s=50_000.0, all_s=60_000.0, epoch_tokens=10_000_000, examples=50_000, all_rows=1.02)
     while trial := next_trial(START, done, budget):

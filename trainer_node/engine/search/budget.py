@@ -37,7 +37,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     devices: int = 1  # that share a step: each needs an example
     width: int = 1  # trials that run at once, each on a device of its own
     pairs: bool = False  # of preferences: published rates are below the plan's, none above it was measured
-    tiny: bool = False  # the model is so small that it wants the same high rate in small batches
+    tiny: bool = False  # the model is so small that it wants higher rates than real ones
 
     def cost_s(self, trial: Trial) -> float:
         """Return the seconds that a trial takes."""

@@ -39,8 +39,9 @@ from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 # .03 and .06 on 120 rows (SmolLM2-135M, one epoch), and by .13 on 40 (docs/experiments.md).
 LEAST_STEPS = 100
 SHORT_STEPS, SHORT_RATE = 150, 2.7  # with so few steps so many times the plan's rate: `with_prior`
-RATE_BATCH = 32  # from this batch on; below it falls with the root of the batch, down to the plan's rate
-PLAN_BATCH = 4  # from this batch on it is never below the plan's
+RATE_BATCH, TINY_BATCH = 128, 32  # from this batch on; below it falls with the root of the batch
+LEAST_FACTOR = 0.2  # of the plan's rate
+PAIR_BATCH = 4  # of preference pairs: smaller batches alone want less than the plan's rate
 MOST_DEARER = 1.2  # so much longer may a finer batch take per row: half of the epochs cost .07 to .3 nat
 TINY = 20e6  # weights of all linear modules: the arena's own models have 2 to 4 million, SmolLM2-135M 106
 # The best rate is not known before: with 200 steps of batch 4 SmolLM2-135M loses .16 and .28 nat at 2.7 times
@@ -161,10 +162,9 @@ def settled(result: TrialResult) -> Trial:
 def with_prior(trial: Trial, budget: Budget) -> Trial:
     """Return the trial with a batch that leaves LEAST_STEPS, if one does, and a rate that fits its steps.
 
-    Short runs want higher rates, small batches lower ones. SmolLM2-135M: with 36 steps of a large batch 3
-    times the plan's rate is .04 nat better, with 156 as good; with 200 steps of batch 4, .28 and .16 worse on
-    two data sets and .07 better on a third. Models of 3 to 4 M weights: .03 to .1 better with 50 to 100 steps
-    of batch 4 (docs/experiments.md).
+    Short runs want higher rates, small batches lower ones. SmolLM2-135M: 3 times the plan's rate is .09 nat
+    better in 47 steps of batch 64, and .007 worse in 156; half of it is .02 better in 120 steps of batch 4. A
+    Llama of 4 M weights wants the plan's in 100 to 200 steps of batch 4 (docs/experiments.md).
     """
     start = trial
     while budget.steps(trial) < LEAST_STEPS and trial.batch >= 2 * max(LEAST_BATCH, budget.devices):
@@ -175,12 +175,11 @@ def with_prior(trial: Trial, budget: Budget) -> Trial:
                 break
             finer = replace(finer, epochs=start.epochs / dearer)
         trial = finer
-    most = SHORT_RATE if budget.tiny else SHORT_RATE * min(1.0, trial.batch / RATE_BATCH) ** 0.5
-    if budget.pairs:
-        most = min(most, 1.0)  # the plan's rate for pairs goes by the steps already
-    factor = most * (SHORT_STEPS / max(1.0, budget.steps(trial))) ** RATE_BY_STEPS
-    least = 1.0 if budget.tiny else min(1.0, trial.batch / PLAN_BATCH) ** 0.5
-    return replace(trial, rate=trial.rate * max(least, min(most, factor)))
+    if budget.pairs:  # the plan's rate goes by the steps already
+        return replace(trial, rate=trial.rate * min(1.0, trial.batch / PAIR_BATCH) ** 0.5)
+    most = SHORT_RATE * min(1.0, trial.batch / (TINY_BATCH if budget.tiny else RATE_BATCH)) ** 0.5
+    factor = most * min(1.0, SHORT_STEPS / max(1.0, budget.steps(trial))) ** RATE_BY_STEPS
+    return replace(trial, rate=trial.rate * max(LEAST_FACTOR, factor))
 
 
 # --- full length
@@ -267,15 +266,16 @@ def _short(whole: Trial, budget: Budget) -> Trial | None:
 def _rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
     """Return the next short trial, or the run of full length that they lead to.
 
-    Each further short trial has a third of the best one's rate, which is rather too high than too low: the
-    search from the whole run on tries higher ones.
+    Each further short trial has a third of the best one's rate, or three times it, if the third is worse.
     """
     best = best_of(done)
     centre = best.trial if best else done[-1].trial
-    lower = replace(centre, rate=centre.rate / RATE_STEP)
-    is_new = key(lower) not in {key(result.trial) for result in done}
-    if len(done) < SHORT_TRIALS and is_new and lower.rate >= LEAST_RATE and budget.fits(lower):
-        return lower
+    tried = {key(result.trial) for result in done}
+    lower, higher = (replace(centre, rate=centre.rate * factor) for factor in (1 / RATE_STEP, RATE_STEP))
+    for trial in (lower, higher) if best else (lower,):
+        if key(trial) not in tried and LEAST_RATE <= trial.rate <= MOST_RATE:
+            if len(done) < SHORT_TRIALS and budget.fits(trial):
+                return trial
     if best is None:  # they diverged
         centre = lower
     whole = _whole(centre, budget)

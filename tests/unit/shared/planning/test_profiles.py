@@ -56,11 +56,11 @@ def test_rates_follow_the_published_rule() -> None:
     assert dense_rate("llama", 2000) == pytest.approx(5e-5)
 
 
-def test_small_models_want_higher_dense_rates_than_their_familys_rule() -> None:
-    assert dense_rate("qwen", 160) == pytest.approx(5e-5 * (2000 / 160) ** 0.4)
-    assert dense_rate("qwen", 1999) == pytest.approx(dense_rate("qwen", 2000), rel=1e-3)
+def test_small_models_of_all_families_want_the_same_dense_rate() -> None:
+    for family in ("llama", "qwen", "other"):
+        assert dense_rate(family, 160) == pytest.approx(5e-5 * (2000 / 160) ** 0.78)
+        assert dense_rate(family, 1999) == pytest.approx(dense_rate(family, 2000), rel=1e-3)
     assert dense_rate("qwen", 3584) == pytest.approx(5e-5 * (2000 / 3584) ** 0.08)
-    assert dense_rate("llama", 160) == pytest.approx(5e-5 * (2000 / 160) ** 0.78)
 
 
 def test_alpha_2048_asks_for_an_eighth_of_the_rate_of_alpha_32() -> None:
