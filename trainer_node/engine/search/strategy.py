@@ -273,9 +273,9 @@ def _rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
     tried = {key(result.trial) for result in done}
     lower, higher = (replace(centre, rate=centre.rate * factor) for factor in (1 / RATE_STEP, RATE_STEP))
     for trial in (lower, higher) if best else (lower,):
-        if key(trial) not in tried and LEAST_RATE <= trial.rate <= MOST_RATE:
-            if len(done) < SHORT_TRIALS and budget.fits(trial):
-                return trial
+        is_new = key(trial) not in tried and LEAST_RATE <= trial.rate <= MOST_RATE
+        if is_new and len(done) < SHORT_TRIALS and budget.fits(trial):
+            return trial
     if best is None:  # they diverged
         centre = lower
     whole = _whole(centre, budget)
