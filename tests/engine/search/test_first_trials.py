@@ -36,7 +36,7 @@ def test_with_more_time_the_search_goes_on_from_the_best_short_trial() -> None:
 
 
 def test_what_short_trials_have_shown_is_not_tried_again_at_full_length() -> None:
-    for rate, known in ((1.2, (3.0, 1 / 3)), (2.7, (1 / 3,)), (0.4, (3.0, 1 / 3))):
+    for rate, known in ((2.4, (3.0, 1 / 3)), (5.4, (1 / 3,)), (0.8, (3.0, 1 / 3))):
         done, _ = searched(bowl(rate, 4.0, 32), 60_000.0, epoch_tokens=1_000_000, examples=3_200)
         trials = [result.trial for result in done]
         whole = trials[3]
@@ -274,19 +274,21 @@ def test_without_time_for_short_trials_there_is_one_run() -> None:
     assert main.trial.arm == "dense"
 
 
-def test_a_run_of_few_steps_begins_with_a_higher_rate_and_one_of_small_batches_with_a_lower_one() -> None:
-    def rate(examples: int, *, tiny: bool = False, batch: int = 128) -> float:
-        budget = plenty(examples=examples, tiny=tiny)
+def test_few_steps_begin_with_a_higher_rate_and_small_ones_with_a_lower_one() -> None:
+    def rate(steps: float, batch: int, length: int, *, tiny: bool = False) -> float:
+        examples = round(steps * batch / START[0].epochs)
+        budget = plenty(examples=examples, epoch_tokens=length * examples, tiny=tiny)
         return with_prior(replace(START[0], batch=batch), budget).rate
 
-    assert rate(20) == pytest.approx(2.7 * (2 / 128) ** 0.5)
-    assert rate(20, tiny=True) == pytest.approx(2.7 * (2 / 32) ** 0.5)
-    assert rate(250) == pytest.approx(2.7 * (4 / 128) ** 0.5)
-    assert rate(1600) == pytest.approx(2.7 * (32 / 128) ** 0.5)
-    assert rate(1600, tiny=True) == 2.7  # 32
-    assert rate(6_400) == 2.7  # 128
-    assert rate(20_000) == pytest.approx(2.7 * (150 / 312.5) ** 0.3)
-    assert rate(100_000, batch=4) == 0.2  # 50,000 steps
+    assert rate(150, 128, 64) == pytest.approx(2.7)
+    assert rate(150, 128, 640) == pytest.approx(2.7)
+    assert rate(150, 4, 60) == pytest.approx(2.7 * (240 / 8192) ** 0.5)
+    assert rate(150, 4, 600) == pytest.approx(rate(150, 40, 60))
+    assert rate(150, 4, 60, tiny=True) == pytest.approx(2.7 * (240 / 1024) ** 0.5)
+    assert rate(300, 128, 64) == pytest.approx(2.7 * 0.5**0.3)
+    assert rate(100, 128, 64) == pytest.approx(2.7 * 1.5**0.3)
+    assert rate(20, 2, 8192) == 4.0
+    assert rate(50_000, 4, 60) == 0.2
 
 
 def test_pairs_begin_with_the_plans_rate() -> None:

@@ -38,9 +38,10 @@ from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 # Of a first trial, if a batch leaves so many: batch 4 beats 8 by .01 to .04 on 250 rows; batch 2 beats 4 by
 # .03 and .06 on 120 rows (SmolLM2-135M, one epoch), and by .13 on 40 (docs/experiments.md).
 LEAST_STEPS = 100
-SHORT_STEPS, SHORT_RATE = 150, 2.7  # with so few steps so many times the plan's rate: `with_prior`
-RATE_BATCH, TINY_BATCH = 128, 32  # from this batch on; below it falls with the root of the batch
-LEAST_FACTOR = 0.2  # of the plan's rate
+# The first rate, as a multiple of the plan's: `with_prior`.
+SHORT_STEPS, SHORT_RATE = 150, 2.7
+RATE_TOKENS, TINY_TOKENS = 8192, 1024  # of a step, from which on it is that; below it goes with their root
+LEAST_FACTOR, MOST_FACTOR = 0.2, 4.0
 PAIR_BATCH = 4  # of preference pairs: smaller batches alone want less than the plan's rate
 MOST_DEARER = 1.2  # so much longer may a finer batch take per row: half of the epochs cost .07 to .3 nat
 TINY = 20e6  # weights of all linear modules: the arena's own models have 2 to 4 million, SmolLM2-135M 106
@@ -162,9 +163,10 @@ def settled(result: TrialResult) -> Trial:
 def with_prior(trial: Trial, budget: Budget) -> Trial:
     """Return the trial with a batch that leaves LEAST_STEPS, if one does, and a rate that fits its steps.
 
-    Short runs want higher rates, small batches lower ones. SmolLM2-135M: 3 times the plan's rate is .09 nat
-    better in 47 steps of batch 64, and .007 worse in 156; half of it is .02 better in 120 steps of batch 4. A
-    Llama of 4 M weights wants the plan's in 100 to 200 steps of batch 4 (docs/experiments.md).
+    Short runs want higher rates, steps of few tokens lower ones, long rows or not. SmolLM2-135M: 3 times the
+    plan's rate is .09 nat better in 47 steps of 64 long rows, and .007 worse in 156 of short ones; half of it
+    is .02 better in 120 steps of 240 tokens. A Llama of 4 M weights wants the plan's in 100 to 200 steps of
+    100 to 160 tokens, and 2.7 times it in 40 steps of 500 (docs/experiments.md).
     """
     start = trial
     while budget.steps(trial) < LEAST_STEPS and trial.batch >= 2 * max(LEAST_BATCH, budget.devices):
@@ -177,9 +179,10 @@ def with_prior(trial: Trial, budget: Budget) -> Trial:
         trial = finer
     if budget.pairs:  # the plan's rate goes by the steps already
         return replace(trial, rate=trial.rate * min(1.0, trial.batch / PAIR_BATCH) ** 0.5)
-    most = SHORT_RATE * min(1.0, trial.batch / (TINY_BATCH if budget.tiny else RATE_BATCH)) ** 0.5
-    factor = most * min(1.0, SHORT_STEPS / max(1.0, budget.steps(trial))) ** RATE_BY_STEPS
-    return replace(trial, rate=trial.rate * max(LEAST_FACTOR, factor))
+    step_tokens = trial.batch * budget.epoch_tokens / budget.examples
+    share = min(1.0, step_tokens / (TINY_TOKENS if budget.tiny else RATE_TOKENS))
+    factor = SHORT_RATE * share**0.5 * (SHORT_STEPS / max(1.0, budget.steps(trial))) ** RATE_BY_STEPS
+    return replace(trial, rate=trial.rate * min(MOST_FACTOR, max(LEAST_FACTOR, factor)))
 
 
 # --- full length
