@@ -156,7 +156,7 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     again = "is run again on all rows, and submitted." if budget.refits(first, 1) else "is submitted."
     if first.short:
         most = START_EPOCHS[1]
-        then = f"First: {first}; then at lower rates, until that is worse."
+        then = f"First: {first}; then at a third of its rate, and at a ninth or three times it."
         if not budget.refits(first, 1) and (runs - SHORT_TRIALS) * first.epochs <= MOST_UNSEEN:
             return f"{then} One long run takes the rest of the time."
         return (
