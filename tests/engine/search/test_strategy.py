@@ -40,7 +40,7 @@ def test_the_better_arm_is_found() -> None:
 
 def test_the_other_arm_is_tried_early() -> None:
     done, _ = searched(bowl(1.0, 2.0, 32, lora=-0.3), 3000.0)
-    assert "lora" in [result.trial.arm for result in done[:4]]
+    assert "lora" in [result.trial.arm for result in done if not result.trial.short][:3]
 
 
 def test_no_trial_is_run_twice() -> None:
@@ -135,7 +135,7 @@ def test_time_for_runs_that_cannot_be_averaged_goes_to_the_search() -> None:
 @pytest.mark.parametrize("single", [frozenset(), frozenset({"dense", "lora"})])
 def test_every_search_with_time_for_two_runs_ends_with_a_run_on_all_rows(single: frozenset[str]) -> None:
     for seconds in range(30, 600, 7):
-        done, left = searched(bowl(1.0, 2.0, 32), float(seconds), single=single)
+        done, left = searched(bowl(1.0, 2.0, 32), float(seconds), single=single, all_rows=1.25)
         assert left >= 0.0
         main = any(result.trial.main for result in done)
         assert main or done[-1].trial.refit

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from trainer_node.engine.search.trial import Trial, TrialResult
 
-START_EPOCHS = (2.0, 4.0)  # of the first trial, by the time there is: winners end between 2 and 4
+START_EPOCHS = (2.0, 2.5)  # of the first trial, by the time there is; with more time longer ones follow
 LEAST_EPOCHS, MOST_EPOCHS = 0.5, 8.0
 RATE_STEP = 3.0  # a rate 3 times off costs .01 to .03 nat, 1.5 times off .001 to .003
 FINE_STEP = math.sqrt(RATE_STEP)
