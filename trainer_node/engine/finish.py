@@ -105,7 +105,7 @@ def lowest_point(state: TrainState, last: Evaluation | None) -> Candidate | None
     if last and len(last.per_example) >= rows and last.per_example[:rows].mean() <= (best.loss or 0.0):
         return None
     train_s = state.train_s * best.tokens / state.tokens
-    progress = TrainProgress(best.step, best.tokens, train_s)
+    progress = TrainProgress(best.step, best.tokens, train_s, state.health.skipped)
     applied = partial(loaded, state.deltas, lambda: state.best)
     return Candidate(f"step {best.step}", progress, weights_applied=applied)
 

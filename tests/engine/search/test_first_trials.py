@@ -26,7 +26,7 @@ from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 
 def test_with_more_time_the_search_goes_on_from_the_best_short_trial() -> None:
     count = 3  # the third one is lower still, or higher than the first
-    for rate in (0.3, 0.9, 2.7):
+    for rate in (0.5, 1.5, 4.5):
         done, _ = searched(bowl(rate, 2.0, 32), 40_000.0, epoch_tokens=1_000_000, examples=3_200)
         trials = [result.trial for result in done]
         assert [trial.short for trial in trials[: count + 1]] == [True] * count + [False]
@@ -36,7 +36,7 @@ def test_with_more_time_the_search_goes_on_from_the_best_short_trial() -> None:
 
 
 def test_what_short_trials_have_shown_is_not_tried_again_at_full_length() -> None:
-    for rate, known in ((2.4, (3.0, 1 / 3)), (5.4, (1 / 3,)), (0.8, (3.0, 1 / 3))):
+    for rate, known in ((1.5, (3.0, 1 / 3)), (4.5, (1 / 3,)), (0.5, (3.0, 1 / 3))):
         done, _ = searched(bowl(rate, 2.5, 32), 60_000.0, epoch_tokens=1_000_000, examples=3_200)
         trials = [result.trial for result in done]
         whole = trials[3]
@@ -280,14 +280,15 @@ def test_few_steps_begin_with_a_higher_rate_and_small_ones_with_a_lower_one() ->
         budget = plenty(examples=examples, epoch_tokens=length * examples, tiny=tiny)
         return with_prior(replace(START[0], batch=batch), budget).rate
 
-    assert rate(150, 128, 64) == pytest.approx(2.7)
-    assert rate(150, 128, 640) == pytest.approx(2.7)
-    assert rate(150, 4, 60) == pytest.approx(2.7 * (240 / 8192) ** 0.5)
-    assert rate(150, 4, 600) == pytest.approx(rate(150, 40, 60))
-    assert rate(150, 4, 60, tiny=True) == pytest.approx(2.7 * (240 / 1024) ** 0.5)
-    assert rate(300, 128, 64) == pytest.approx(2.7 * 0.5**0.3)
-    assert rate(100, 128, 64) == pytest.approx(2.7 * 1.5**0.3)
-    assert rate(20, 2, 8192) == pytest.approx(2.7 * 3**0.3)  # as with 50
+    assert rate(150, 4, 320) == 1.0
+    assert rate(150, 2, 640) == 1.0
+    assert rate(150, 4, 80, tiny=True) == 1.0
+    assert rate(150, 64, 320) == 2.0
+    assert rate(300, 4, 320) == pytest.approx(0.5**0.3)
+    assert rate(110, 4, 320) == pytest.approx((150 / 110) ** 0.8)
+    assert rate(110, 4, 80, tiny=True) == pytest.approx((150 / 110) ** 0.8)
+    assert rate(20, 2, 640) == pytest.approx(2.5**0.8)  # as with 60 steps
+    assert rate(20, 2, 64_000) == 4.0
     assert rate(50_000, 4, 60) == 0.2
 
 

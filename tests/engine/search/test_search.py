@@ -257,7 +257,7 @@ def test_a_trial_that_fails_does_not_fail_a_job_that_has_a_better_one(
         real(run, state)
 
     monkeypatch.setattr(oom_fallback, "descend", fails_later)
-    job = make_job(profile="auto", ready_by=60.0)
+    job = make_job(profile="auto", ready_by=30.0)
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
     done = record_of(job).done

@@ -39,9 +39,10 @@ from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 # .03 and .06 on 120 rows (SmolLM2-135M, one epoch), and by .13 on 40 (docs/experiments.md).
 LEAST_STEPS = 100
 # The first rate, as a multiple of the plan's: `with_prior`.
-SHORT_STEPS, SHORT_RATE, FEWEST_STEPS = 150, 2.7, 50  # fewer are as FEWEST_STEPS
-RATE_TOKENS, TINY_TOKENS = 8192, 1024  # of a step, from which on it is that; below it goes with their root
-LEAST_FACTOR = 0.2
+SHORT_STEPS, PLAN_TOKENS, TINY_TOKENS = 150, 1280, 320  # so many steps of so many tokens want the plan's rate
+RATE_BY_STEPS, RATE_BY_FEW, RATE_BY_TOKENS = 0.3, 0.8, 0.25  # powers; RATE_BY_FEW below SHORT_STEPS
+FEWEST_STEPS = 60  # fewer are as these
+LEAST_FACTOR, MOST_FACTOR = 0.2, 4.0
 FEWEST_EPOCHS = 1.5  # of a run that two on all rows follow
 PAIR_BATCH = 4  # of preference pairs: smaller batches alone want less than the plan's rate
 MOST_DEARER = 1.2  # so much longer may a finer batch take per row: half of the epochs cost .07 to .3 nat
@@ -55,7 +56,6 @@ PROBE_SHARE = 0.12  # of the time, for all short trials together
 PROBE_TRIALS = 4
 PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
 HORIZON = 0.2  # the best rate falls with the length of a run to this power
-RATE_BY_STEPS = 0.3  # and that of the first trial by its steps to this one: 2.7 x with 150, 1 x with 4,100
 # SmolLM2-135M, 120 rows, batch 2: 1.1 epochs of all of them end .09 and .17 below as many of the 96 that are
 # left when development rows are held out. Tiny models have little to forget: the arena's Llama is .01 to .04
 # better by two epochs of one run on three of four data sets, and .19 where a run has 11 steps
@@ -164,10 +164,10 @@ def settled(result: TrialResult) -> Trial:
 def with_prior(trial: Trial, budget: Budget) -> Trial:
     """Return the trial with a batch that leaves LEAST_STEPS, if one does, and a rate that fits its steps.
 
-    Short runs want higher rates, steps of few tokens lower ones, long rows or not. SmolLM2-135M: 3 times the
-    plan's rate is .09 nat better in 47 steps of 64 long rows, and .007 worse in 156 of short ones; half of it
-    is .02 better in 120 steps of 240 tokens. A Llama of 4 M weights wants the plan's in 100 to 200 steps of
-    100 to 160 tokens, and 2.7 times it in 40 steps of 500 (docs/experiments.md).
+    Short runs want higher rates: below SHORT_STEPS the sum of all steps' rates is much the same. Steps of few
+    tokens want lower ones. SmolLM2-135M wants .6 times the plan's in 120 steps of 112 tokens, 1.2 times in 60
+    of 56, 1.7 in 156 of 2,500, 3 in 47 of 19,000. Models of 4 M weights want 1 in 125 of 160, .7 in 200 of
+    100, .4 in 800 of 100, 1.5 to 5 in 40 to 60 of 340 to 500 (docs/experiments.md).
     """
     start = trial
     while budget.steps(trial) < LEAST_STEPS and trial.batch >= 2 * max(LEAST_BATCH, budget.devices):
@@ -181,10 +181,10 @@ def with_prior(trial: Trial, budget: Budget) -> Trial:
     if budget.pairs:  # the plan's rate goes by the steps already
         return replace(trial, rate=trial.rate * min(1.0, trial.batch / PAIR_BATCH) ** 0.5)
     step_tokens = trial.batch * budget.epoch_tokens / budget.examples
-    share = min(1.0, step_tokens / (TINY_TOKENS if budget.tiny else RATE_TOKENS))
-    steps = max(FEWEST_STEPS, budget.steps(trial))
-    factor = SHORT_RATE * share**0.5 * (SHORT_STEPS / steps) ** RATE_BY_STEPS
-    return replace(trial, rate=trial.rate * max(LEAST_FACTOR, factor))
+    share = step_tokens / (TINY_TOKENS if budget.tiny else PLAN_TOKENS)
+    fewer = SHORT_STEPS / max(FEWEST_STEPS, budget.steps(trial))
+    factor = share**RATE_BY_TOKENS * fewer ** (RATE_BY_FEW if fewer > 1.0 else RATE_BY_STEPS)
+    return replace(trial, rate=trial.rate * min(MOST_FACTOR, max(LEAST_FACTOR, factor)))
 
 
 # --- full length
