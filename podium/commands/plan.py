@@ -31,20 +31,20 @@ from shared.planning.planner import make_plan
 from shared.planning.profiles import DEFAULT_PROFILE, PROFILES, family_of, resolve
 from shared.planning.step_size import full_batch
 from shared.planning.throughput import development_rows
-from trainer_node.engine.search import rate_search
 from trainer_node.engine.search.budget import Budget, is_averaged
 from trainer_node.engine.search.neighbours import LEAST_EPOCHS, START_EPOCHS
 from trainer_node.engine.search.population import is_population, on_one_device
+from trainer_node.engine.search.prior import is_tiny
 from trainer_node.engine.search.strategy import (
     MOST_UNSEEN,
     SHORT_TRIALS,
     arm_name,
     first_trial,
-    is_tiny,
     next_trial,
     trial_of,
 )
 from trainer_node.engine.search.trial import TrialResult
+from trainer_node.engine.search.winner import rate_search
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmb]?)", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}

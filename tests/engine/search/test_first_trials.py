@@ -1,14 +1,8 @@
 """How a search begins: by the time there is, with which batch and rate, and with which short trials."""
 
-from collections.abc import Callable
-
 import pytest
 from msgspec.structs import replace
 
-from shared.planning.memory_fit import split
-from shared.planning.model_shape import shape_from_params
-from shared.planning.plan import Plan
-from shared.planning.profiles import resolve
 from tests.engine.search.surfaces import START, bowl, plenty, searched
 from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.neighbours import LEAST_EPOCHS, key
@@ -17,9 +11,7 @@ from trainer_node.engine.search.strategy import (
     TWIN_EPOCHS,
     _whole,
     first_trial,
-    is_tiny,
     next_trial,
-    with_prior,
 )
 from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 
@@ -274,31 +266,6 @@ def test_without_time_for_short_trials_there_is_one_run() -> None:
     assert main.trial.arm == "dense"
 
 
-def test_few_steps_begin_with_a_higher_rate_and_small_ones_with_a_lower_one() -> None:
-    def rate(steps: float, batch: int, length: int, *, tiny: bool = False) -> float:
-        examples = round(steps * batch / START[0].epochs)
-        budget = plenty(examples=examples, epoch_tokens=length * examples, tiny=tiny)
-        return with_prior(replace(START[0], batch=batch), budget).rate
-
-    assert rate(150, 4, 320) == 1.0
-    assert rate(150, 2, 640) == 1.0
-    assert rate(150, 4, 80, tiny=True) == 1.0
-    assert rate(150, 64, 320) == 2.0
-    assert rate(300, 4, 320) == pytest.approx(0.5**0.3)
-    assert rate(110, 4, 320) == pytest.approx((150 / 110) ** 0.8)
-    assert rate(110, 4, 80, tiny=True) == pytest.approx((150 / 110) ** 0.8)
-    assert rate(20, 2, 640) == pytest.approx(2.5**0.8)  # as with 60 steps
-    assert rate(20, 2, 64_000) == 4.0
-    assert rate(50_000, 4, 60) == 0.2
-
-
-def test_pairs_begin_with_the_plans_rate() -> None:
-    for examples in (50, 400, 1_600, 10_000, 100_000):
-        for tiny in (False, True):
-            trial = with_prior(START[0], plenty(examples=examples, tiny=tiny, pairs=True))
-            assert trial.rate == (1.0 if trial.batch >= 4 else pytest.approx(0.5**0.5))
-
-
 def test_few_rows_get_a_small_batch_so_that_there_are_enough_steps() -> None:
     def first(examples: int, least_batch: float = 1.0, seconds: float = 1e6) -> Trial | None:
         budget = plenty(examples=examples, least_batch=least_batch, left_s=seconds, all_s=seconds)
@@ -318,12 +285,3 @@ def test_few_rows_get_a_small_batch_so_that_there_are_enough_steps() -> None:
 def test_the_first_trial_is_given_whatever_the_time() -> None:
     done, _ = searched(bowl(1.0, 2.0, 32), 0.0)
     assert len(done) == 1
-
-
-def test_only_what_is_far_smaller_than_real_models_is_tiny(make_plan: Callable[..., Plan]) -> None:
-    tiny = make_plan("dense")
-    shape = shape_from_params(135_000_000)
-    real = replace(tiny, modules=split(shape, resolve("auto"), 2**31))
-    assert is_tiny(tiny)
-    assert not is_tiny(real)
-    assert not is_tiny(replace(tiny, modules=split(shape, resolve("lora_r16"), 16)))

@@ -33,11 +33,11 @@ from trainer_node.engine.finish import free_optimizer
 from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.oom import release
 from trainer_node.engine.search.kept_trials import kept_blocks, staying, trial_folder
-from trainer_node.engine.search.rate_search import RAMP_STEPS
 from trainer_node.engine.search.scoring import probed, scored
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.time_left import after_s
 from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, write_search
+from trainer_node.engine.search.winner.rate_search import RAMP_STEPS
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint

@@ -16,9 +16,9 @@ from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.candidates import Candidate, loss_over_base, ranked
 from trainer_node.engine.evaluate.metric import Evaluation, measure
 from trainer_node.engine.finish import lowest_point, reached_by
-from trainer_node.engine.search.rate_search import LAST_SHARE
 from trainer_node.engine.search.soup import greedy_soup
 from trainer_node.engine.search.trial import Trial, TrialResult
+from trainer_node.engine.search.winner.rate_search import LAST_SHARE
 from trainer_node.engine.train.saved_state import snapshot_name
 from trainer_node.engine.train.state import TrainState
 

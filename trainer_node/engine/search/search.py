@@ -26,7 +26,7 @@ from trainer_node.engine.distributed.process_group import is_lost_peer
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.model.shape import model_shape
-from trainer_node.engine.search import rate_search, rounds
+from trainer_node.engine.search import rounds
 from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.runner import TrialRunner, clock_tokens, write_known
@@ -34,7 +34,8 @@ from trainer_node.engine.search.speed import is_wanted, measure_speed
 from trainer_node.engine.search.strategy import arm_name, best_of, is_long, next_trial
 from trainer_node.engine.search.time_left import budget_of, end_at
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, read_search, write_search
-from trainer_node.engine.search.weight_rate import with_weight_rate
+from trainer_node.engine.search.winner import rate_search
+from trainer_node.engine.search.winner.weight_rate import with_weight_rate
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.oom_fallback import SmallerPlan, smaller_by, was_too_large
 

@@ -12,7 +12,7 @@ from shared.planning.throughput import SLACK_S, Costs
 from trainer_node.engine import prepare
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.search.budget import Budget, is_averaged
-from trainer_node.engine.search.strategy import is_tiny
+from trainer_node.engine.search.prior import is_tiny
 from trainer_node.engine.search.trial import SearchRecord
 
 ROUND_SHARE = 0.01  # of the job's time is kept for rounding: SmolLM2-135M takes a minute on one busy CPU core

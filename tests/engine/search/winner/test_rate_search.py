@@ -7,7 +7,8 @@ import pytest
 from msgspec.structs import replace
 
 from trainer_node.engine.search.budget import Budget
-from trainer_node.engine.search.rate_search import (
+from trainer_node.engine.search.trial import Trial, TrialResult
+from trainer_node.engine.search.winner.rate_search import (
     COARSE,
     LEAST_EPOCHS,
     MOST_EPOCHS,
@@ -19,7 +20,6 @@ from trainer_node.engine.search.rate_search import (
     chosen,
     next_trial,
 )
-from trainer_node.engine.search.trial import Trial, TrialResult
 
 START = Trial(arm="dense", batch=50)
 SPEED = 1000.0

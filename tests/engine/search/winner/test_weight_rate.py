@@ -10,7 +10,7 @@ from shared.planning.model_shape import shape_from_params
 from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import resolve
-from trainer_node.engine.search.weight_rate import median_rms, rate_of, with_weight_rate
+from trainer_node.engine.search.winner.weight_rate import median_rms, rate_of, with_weight_rate
 
 SIZED = resolve("winner_2026_06").sized(135_000_000, 1, pairs=False)
 ROWS = DataStats(examples=100_000, tokens=10_000_000, label_tokens=5_000_000, max_length=400)
