@@ -59,7 +59,7 @@ def test_a_run_that_is_killed_where_it_was_aimed_at_still_delivers(aim: Phase, t
 def test_simulated_trials_find_the_valley(tmp_path: Path) -> None:
     data = tiny_jobs.write_rows(tmp_path / "rows.json", ROWS)
     landscape = Landscape(random.Random(3))
-    landscape.best_rate, landscape.best_epochs = 3.0, 2.0
+    landscape.best_rate, landscape.best_epochs = 3.0, 1.2
     world = deliveries.AimedWorld(SECONDS, Faults(), random.Random(0), READY_BY, DEADLINE)
     assert math.isfinite(
         runs.live(world, tmp_path / "run", data, computes=False, profile="auto", answers=landscape).at
