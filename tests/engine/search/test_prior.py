@@ -31,6 +31,19 @@ def test_few_steps_begin_with_a_higher_rate_and_small_ones_with_a_lower_one() ->
     assert rate(50_000, 4, 60) == 0.2
 
 
+def test_rows_that_are_seen_once_allow_a_higher_rate() -> None:
+    def rate(epochs: float, batch: int, *, tiny: bool = False) -> float:
+        examples = round(150 * batch / epochs)
+        budget = plenty(examples=examples, epoch_tokens=20 * examples, tiny=tiny)
+        return with_prior(replace(START[0], batch=batch, epochs=epochs), budget).rate
+
+    assert rate(1.0, 4) == pytest.approx(1.6 * rate(2.0, 4))
+    assert rate(1.0, 4, tiny=True) == pytest.approx(rate(2.0, 4, tiny=True))
+    assert rate(1.0, 64) == 1.3
+    assert rate(1.0, 512) == pytest.approx(rate(2.0, 512))
+    assert rate(1.0, 512) > 1.3
+
+
 def test_pairs_begin_with_the_plans_rate() -> None:
     for examples in (50, 400, 1_600, 10_000, 100_000):
         for tiny in (False, True):
