@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.data.packing import WINDOW, collate, pack
+from trainer_node.engine.data.packing import WINDOW, Packs, collate, pack
 
 
 @settings(max_examples=60)
@@ -75,3 +75,15 @@ def test_labels_are_predicted_one_place_before_and_weigh_one_per_document() -> N
     assert batch.label_tokens == 3
     with pytest.raises(ValueError, match="5 tokens"):
         collate(examples, [0, 1], 4)
+
+
+def test_packs_go_through_every_epoch_once() -> None:
+    lengths = [5, 9, 3, 7, 7, 2, 8]
+    packs = Packs(lengths, 12, seed=3)
+    epoch: list[list[int]] = []
+    while packs.epoch == 0:
+        epoch += packs.take(1)
+    assert sorted(index for pack in epoch for index in pack) == list(range(7))
+    again = Packs(lengths, 12, seed=3, epoch=0, index=2)
+    assert again.take(len(epoch) - 2) == epoch[2:]
+    assert (again.epoch, again.index) == (1, 0)

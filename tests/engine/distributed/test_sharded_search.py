@@ -43,6 +43,15 @@ def kill_when(job: Path, is_time: Callable[[], bool], *arguments: str) -> None:
             process.wait()
 
 
+def ended_by_the_last(job: Path, argument: str) -> int:
+    """The exit status of the last of two processes, which ends first; the other one may wait for it."""
+    first, last = start_together(2, [SIDE, str(job), argument])
+    status = last.wait(WAIT_S)
+    first.kill()  # as the launcher does
+    first.wait()
+    return status
+
+
 def is_in_trial(job: Path, number: int) -> bool:
     """Return whether the trial of this number is under way, those before it done, and has a checkpoint."""
     known = read_search(job.parent)
@@ -106,10 +115,7 @@ def test_memory_that_runs_out_in_one_process_while_steps_are_timed_starts_all_ag
 ) -> None:
     start = time.time()
     job = make_sharded("run", clock="wall", start_at=start, ready_by=start + 2 * WAIT_S)
-    first, last = start_together(2, [SIDE, str(job), "memory"])
-    assert last.wait(WAIT_S) == AGAIN
-    first.kill()  # as the launcher does: it may wait for the other one
-    first.wait()
+    assert ended_by_the_last(job, "memory") == AGAIN
     known = record_of(job)
     assert (known.timed, known.tokens_per_s, known.done, known.trial) == (True, 0.0, [], None)
     kill_when(job, partial(is_in_trial, job, 0), "memory")
@@ -141,10 +147,7 @@ def test_a_trial_that_failed_in_one_process_alone_is_not_begun_again(
     make_sharded: Callable[..., Path],
 ) -> None:
     job = make_sharded("run")
-    first, last = start_together(2, [SIDE, str(job), "fails-last"])
-    assert last.wait(WAIT_S) == 1
-    first.kill()  # as the launcher does: it may wait for the other one
-    first.wait()
+    assert ended_by_the_last(job, "fails-last") == 1
     assert [one.loss is None for one in record_of(job).done] == [False, True]
     run_together(2, [SIDE, str(job), "fails-last"])
     assert outcome_of(job).status is OutcomeStatus.READY

@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.engine.search.surfaces import START, bowl, plenty, searched
-from trainer_node.engine.search.budget import Budget
+from trainer_node.engine.search.budget import SAFETY, Budget
 from trainer_node.engine.search.neighbours import LEAST_EPOCHS, key
 from trainer_node.engine.search.strategy import (
     PROBE_SHARE,
@@ -91,6 +91,26 @@ def test_the_length_of_a_whole_run_is_not_that_of_the_trial_before() -> None:
     )
     found = {_whole(replace(START[0], epochs=epochs), budget) for epochs in (0.5, 1.0, 4.0)}
     assert found == {replace(START[0], epochs=2.5)}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "all_rows", "single", "whole", "refits"),
+    [
+        (4.4, 1.25, False, 4.4 / 2.25, 0),  # below 2: no whole run
+        (5.0, 1.25, False, 5.0 / 2.25, 1),
+        (5.6, 1.25, False, 5.6 / 3.5, 2),
+        (5.6, 1.25, True, 5.6 / 2.25, 1),  # an average isn't to be had
+        (5.6, 1.02, False, 2.5, 1),  # a second run would see no more rows
+    ],
+)
+def test_two_runs_on_all_rows_are_worth_a_shorter_first_one(
+    epochs: float, all_rows: float, single: bool, whole: float, refits: int
+) -> None:
+    seconds = SAFETY * epochs * 10.0
+    arms = frozenset({"dense"}) if single else frozenset[str]()
+    budget = plenty(left_s=seconds, all_s=seconds, trial_s=0.0, all_rows=all_rows, single=arms)
+    found = _whole(START[0], budget)
+    assert (found.epochs if found else 0.0) == pytest.approx(whole if refits else 0.0)
 
 
 def test_short_trials_that_diverge_are_followed_by_lower_rates() -> None:

@@ -132,10 +132,14 @@ def test_time_for_runs_that_cannot_be_averaged_goes_to_the_search() -> None:
     assert searched_s(frozenset({"dense", "lora"})) > 1.1 * searched_s(frozenset())
 
 
-@pytest.mark.parametrize("single", [frozenset(), frozenset({"dense", "lora"})])
-def test_every_search_with_time_for_two_runs_ends_with_a_run_on_all_rows(single: frozenset[str]) -> None:
+@pytest.mark.parametrize(
+    ("single", "all_rows"), [(frozenset(), 1.0), (frozenset(), 1.25), (frozenset({"dense", "lora"}), 1.25)]
+)
+def test_every_search_with_time_for_two_runs_ends_with_a_run_on_all_rows(
+    single: frozenset[str], all_rows: float
+) -> None:
     for seconds in range(30, 600, 7):
-        done, left = searched(bowl(1.0, 2.0, 32), float(seconds), single=single, all_rows=1.25)
+        done, left = searched(bowl(1.0, 2.0, 32), float(seconds), single=single, all_rows=all_rows)
         assert left >= 0.0
         main = any(result.trial.main for result in done)
         assert main or done[-1].trial.refit

@@ -24,7 +24,6 @@ from tests.engine.worker_run import bare_job
 from trainer_node.engine.assemble import assemble, averages
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import IGNORED, Examples
-from trainer_node.engine.data.packing import Packs
 from trainer_node.engine.evaluate.candidates import loaded
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.model.loading import load_model
@@ -157,18 +156,6 @@ def test_a_resumed_run_without_time_leaves_its_checkpoint_alone(build: Build) ->
     assert newest.stat().st_ino == before
 
 
-def test_packs_go_through_every_epoch_once() -> None:
-    lengths = [5, 9, 3, 7, 7, 2, 8]
-    packs = Packs(lengths, 12, seed=3)
-    epoch: list[list[int]] = []
-    while packs.epoch == 0:
-        epoch += packs.take(1)
-    assert sorted(index for pack in epoch for index in pack) == list(range(7))
-    again = Packs(lengths, 12, seed=3, epoch=0, index=2)
-    assert again.take(len(epoch) - 2) == epoch[2:]
-    assert (again.epoch, again.index) == (1, 0)
-
-
 def test_gradient_is_the_mean_over_the_step_s_examples(build: Build) -> None:
     """Two packs of one step give what one pack with all of their examples gives."""
     small, _, stop = build("small", capacity=256, rank=4)
@@ -186,26 +173,6 @@ def test_gradient_is_the_mean_over_the_step_s_examples(build: Build) -> None:
         mine = small.optimizer.state[parameter]["exp_avg"]
         theirs = whole.optimizer.state[whole.deltas.parameters[name]]["exp_avg"]
         assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-7)
-
-
-def test_memory_ladder_recomputes_first_and_then_halves_the_packs(make_plan: Callable[..., Plan]) -> None:
-    plan = make_plan("dense", capacity=256, packs_per_step=2)
-    first = step_down(plan, 60)
-    assert first is not None
-    assert (first.activation_checkpointing, first.capacity) == (True, 256)
-    second = step_down(first, 60)
-    assert second is not None
-    assert (second.capacity, second.packs_per_step) == (128, 4)
-    assert second.pack_examples is None
-    assert step_down(replace(first, pack_examples=4), 60) is None  # packs with a limit are the smallest
-    third = step_down(second, 60)
-    assert third is not None
-    assert step_down(third, 65) is None
-    assert step_down(third, 64) is None
-    cut = step_down(replace(third, parallel="ddp", devices=2), 65)
-    assert cut is not None
-    assert (cut.parallel, cut.capacity) == ("fsdp2", 64)
-    assert step_down(cut, 65) is None
 
 
 def test_training_goes_on_with_smaller_packs(build: Build) -> None:

@@ -16,7 +16,13 @@ from trainer_node.engine import context
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.train import loop
-from trainer_node.engine.train.oom_fallback import OUT_OF_MEMORY, SmallerPlan, descend, was_too_large
+from trainer_node.engine.train.oom_fallback import (
+    OUT_OF_MEMORY,
+    SmallerPlan,
+    descend,
+    step_down,
+    was_too_large,
+)
 
 FULL = torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 CHECKPOINTING = Deviation("activation checkpointing", "off", "on", OUT_OF_MEMORY)
@@ -153,3 +159,23 @@ def test_any_other_error_changes_no_plan(start: Callable[..., FakeRun]) -> None:
         go(run)
     assert run.state.plan.deviations == []
     assert not was_too_large(replace(run.state.plan, deviations=[Deviation("dtype", "a", "b", "no bf16")]))
+
+
+def test_memory_ladder_recomputes_first_and_then_halves_the_packs(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan("dense", capacity=256, packs_per_step=2)
+    first = step_down(plan, 60)
+    assert first is not None
+    assert (first.activation_checkpointing, first.capacity) == (True, 256)
+    second = step_down(first, 60)
+    assert second is not None
+    assert (second.capacity, second.packs_per_step) == (128, 4)
+    assert second.pack_examples is None
+    assert step_down(replace(first, pack_examples=4), 60) is None  # packs with a limit are the smallest
+    third = step_down(second, 60)
+    assert third is not None
+    assert step_down(third, 65) is None
+    assert step_down(third, 64) is None
+    cut = step_down(replace(third, parallel="ddp", devices=2), 65)
+    assert cut is not None
+    assert (cut.parallel, cut.capacity) == ("fsdp2", 64)
+    assert step_down(cut, 65) is None

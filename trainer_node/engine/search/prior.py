@@ -9,8 +9,8 @@ from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.neighbours import LEAST_BATCH
 from trainer_node.engine.search.trial import Trial
 
-# Of a first trial, if a batch leaves so many: batch 4 beats 8 by .01 to .04 on 250 rows; batch 2 beats 4 by
-# .03 and .06 on 120 rows (SmolLM2-135M, one epoch), and by .13 on 40 (docs/experiments.md).
+# Of a first trial, if a batch leaves so many: batch 2 beats 4 by .04 on 120 rows, each at the better of its
+# rates (SmolLM2-135M, one epoch); with 60 to 800 steps batches differ by .02 at most (docs/experiments.md).
 LEAST_STEPS = 100
 # The first rate, as a multiple of the plan's.
 SHORT_STEPS, PLAN_TOKENS, TINY_TOKENS = 150, 1280, 320  # so many steps of so many tokens want the plan's rate

@@ -189,21 +189,24 @@ def _refit(best: Trial, count: int, budget: Budget) -> Trial | None:
 
 
 def _whole(trial: Trial, budget: Budget, least: float = START_EPOCHS[0]) -> Trial | None:
-    """Return the trial as long as leaves time for the runs on all rows; None below `least` epochs.
+    """Return the trial as long as leaves time for the run on all rows, if any; None below `least` epochs.
 
-    Where many rows are held out, two shorter ones, averaged, are better than a longer one: by .003 to .038
-    nat on five of five tasks with six epochs of time (docs/experiments.md).
+    Where many rows are held out it leaves time for two if each has FEWEST_EPOCHS: averaged, they are better
+    than one that is longer, by .003 to .038 nat on five of five tasks (docs/experiments.md).
     """
-    for runs, fewest in ((2, FEWEST_EPOCHS), (1, least)):
-        again = budget.refits(trial, runs)
-        if runs == 2 and not (budget.many_held_out and again == 2):
-            continue
-        seconds = budget.left_s / SAFETY - (1 + again) * budget.trial_s
-        tokens = seconds * budget.tokens_per_s / budget.waste(trial)
-        epochs = tokens / (budget.epoch_tokens * (1.0 + again * budget.all_rows))
-        if epochs >= fewest:
+    if budget.many_held_out and budget.refits(trial, 2) == 2:
+        epochs = _epochs_before(trial, 2, budget)
+        if epochs >= FEWEST_EPOCHS:
             return replace(trial, epochs=min(START_EPOCHS[1], epochs), short=False)
-    return None
+    epochs = _epochs_before(trial, budget.refits(trial, 1), budget)
+    return replace(trial, epochs=min(START_EPOCHS[1], epochs), short=False) if epochs >= least else None
+
+
+def _epochs_before(trial: Trial, runs: int, budget: Budget) -> float:
+    """Return the epochs of a trial that as many runs like it on all rows leave time for."""
+    seconds = budget.left_s / SAFETY - (1 + runs) * budget.trial_s
+    tokens = seconds * budget.tokens_per_s / budget.waste(trial)
+    return tokens / (budget.epoch_tokens * (1.0 + runs * budget.all_rows))
 
 
 def _twin(trial: Trial, budget: Budget) -> Trial | None:
