@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trainer_node.engine.search.budget import Budget
+from trainer_node.engine.search.delta_factor import FACTORS, RATE_POWER
 from trainer_node.engine.search.strategy import next_trial
 from trainer_node.engine.search.trial import Trial, TrialResult
 
@@ -23,8 +24,9 @@ def searched(
     single: frozenset[str] = frozenset(),
     all_rows: float = 1.0,
     tiny: bool = False,
+    best_rate: float | None = None,
 ) -> tuple[list[TrialResult], float]:
-    """All trials of one job on a surface, and the time left."""
+    """All trials of one job on a surface, and the time left; with a best rate each tells how far it went."""
     done: list[TrialResult] = []
     left = seconds
     while True:
@@ -47,8 +49,14 @@ def searched(
                 loss=loss(trial),
                 tokens=int(trial.epochs * epoch_tokens),
                 train_s=budget.cost_s(trial),
+                factor=None if best_rate is None else way(trial.rate / best_rate),
             )
         )
+
+
+def way(rate: float) -> float:
+    """Return the factor on its delta at which the loss of a run at so many times the best rate is lowest."""
+    return min(FACTORS[-1], max(FACTORS[0], rate ** (-1.0 / RATE_POWER)))
 
 
 def bowl(rate: float, epochs: float, batch: int, lora: float = 0.05) -> Callable[[Trial], float]:

@@ -234,3 +234,39 @@ def test_without_time_a_failed_last_run_is_the_end() -> None:
         TrialResult(trial=Trial(arm="dense", epochs=1.0, main=True), loss=None, tokens=1, train_s=1.0),
     ]
     assert next_trial(START, done, plenty(left_s=90.0, all_s=1_000.0)) is None
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 1.0, 3.0, 10.0])
+def test_a_run_that_tells_how_far_it_should_have_gone_leads_to_the_best_rate(rate: float) -> None:
+    done, _ = searched(bowl(rate, 2.0, 32), 250.0, best_rate=rate)
+    refit = next(result.trial for result in done if result.trial.refit)
+    assert refit.rate == pytest.approx(rate, rel=0.6)
+    without, _ = searched(bowl(rate, 2.0, 32), 250.0)
+    best, other = best_of(done), best_of(without)
+    assert best
+    assert other
+    assert (best.loss or 9.0) <= (other.loss or 9.0) + 0.005
+
+
+def test_at_the_best_rate_no_other_one_is_tried_early() -> None:
+    first = Trial(arm="dense", epochs=2.0)
+    done = [TrialResult(trial=first, loss=2.0, tokens=1, train_s=1.0, factor=1.05)]
+    trial = next_trial(START, done, plenty())
+    assert trial == replace(first, epochs=4.0)
+
+
+def test_without_time_for_a_trial_the_run_on_all_rows_has_the_rate_that_is_asked_for() -> None:
+    first = Trial(arm="dense", epochs=2.0)
+    done = [TrialResult(trial=first, loss=2.0, tokens=1, train_s=1.0, factor=0.7)]
+    trial = next_trial(START, done, plenty(left_s=30.0, all_s=60.0, all_rows=1.25))
+    assert trial == replace(first, rate=0.7**3, refit=True)
+
+
+def test_a_rate_that_was_worse_is_not_asked_for_again() -> None:
+    first = Trial(arm="dense", epochs=2.0)
+    results = [
+        TrialResult(trial=first, loss=2.0, tokens=1, train_s=1.0, factor=0.7),
+        TrialResult(trial=replace(first, rate=0.4), loss=2.1, tokens=1, train_s=1.0, factor=1.2),
+    ]
+    trial = next_trial(START, results, plenty(left_s=30.0, all_s=90.0, all_rows=1.25))
+    assert trial == replace(first, refit=True)

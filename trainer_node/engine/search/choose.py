@@ -25,17 +25,19 @@ from trainer_node.engine.evaluate.candidates import (
     loaded,
     loss_over_base,
     ranked,
+    whole,
 )
 from trainer_node.engine.evaluate.metric import Evaluation, measure, score
 from trainer_node.engine.export import rounding
 from trainer_node.engine.finish import untrained
 from trainer_node.engine.oom import is_out_of_memory, release
 from trainer_node.engine.search.budget import MANY_HELD_OUT, is_averaged
+from trainer_node.engine.search.delta_factor import scaled
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.time_left import all_rows, end_at, is_rounded, rounding_s
-from trainer_node.engine.search.trial import SearchRecord, TrialResult
+from trainer_node.engine.search.trial import SearchRecord, TrialResult, factor_to_apply
 from trainer_node.engine.submission import submit
 from trainer_node.engine.time_budget import Part, affordable
 from trainer_node.engine.train.checkpoint import Checkpoint
@@ -57,6 +59,7 @@ def submit_best(runner: TrialRunner) -> Outcome:
         context.write_plan(run.folder, state.plan)
     if candidates and Part.AVERAGE in parts:
         candidates = with_average(runner, state, candidates)
+        candidates = with_factor(runner, state, candidates, best)
     if best:  # its weights may be gone, those of a run on all rows may be there
         candidates = [*refits(runner, state, best, parts), *candidates]
     if candidates and Part.AVERAGE in parts:
@@ -193,6 +196,24 @@ def with_average(runner: TrialRunner, state: TrainState, candidates: list[Candid
             candidates = [mean, *candidates]
         run.reporter.message(f"{name}: held-out loss {mean.score.loss if mean.score else math.nan:.4f}")
     return candidates
+
+
+def with_factor(
+    runner: TrialRunner, state: TrainState, candidates: list[Candidate], best: TrialResult | None
+) -> list[Candidate]:
+    """Put the best trial a part of its way, or beyond its end, in front if that is better on both halves."""
+    run, first, start = runner.run, candidates[0], runner.start
+    factor = factor_to_apply(best) if best else None
+    no_time = run.clock.time() + runner.record.costs.score_s > last_end(runner)
+    if best is None or factor is None or start is None or no_time or kept(runner, best, refit=True):
+        return candidates
+    applied = partial(loaded, state.deltas, lambda: scaled(whole(runner.weights_of(best)), start, factor))
+    name = f"trial {runner.known.done.index(best) + 1}, {factor:.2f} of its way"
+    new = replace(candidate(runner, state, best), name=name, score=None, weights_applied=applied)
+    with run.patience():
+        new = new.measured(partial(score_all, runner, state))
+    run.reporter.message(f"{name}: held-out loss {new.score.loss if new.score else math.nan:.4f}")
+    return [new, *candidates] if better_on_both_halves(new, first) else candidates
 
 
 def with_rounding(runner: TrialRunner, state: TrainState, candidates: list[Candidate]) -> list[Candidate]:

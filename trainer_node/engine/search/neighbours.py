@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from msgspec.structs import replace
 
+from trainer_node.engine.search.delta_factor import rate_change
 from trainer_node.engine.search.trial import Trial, TrialResult
 
 START_EPOCHS = (2.0, 2.5)  # of the first trial, by the time there is; with more time longer ones follow
 LEAST_EPOCHS, MOST_EPOCHS = 0.5, 8.0
 RATE_STEP = 3.0  # a rate 3 times off costs .01 to .03 nat, 1.5 times off .001 to .003
 FINE_STEP = math.sqrt(RATE_STEP)
+SAME_RATE = 1.5
 BATCH_STEP = 2
 LEAST_BATCH, MOST_BATCH = 2, 256  # examples
 LEAST_RATE, MOST_RATE = 1 / 30, 30.0
@@ -20,12 +22,14 @@ LEAST_RATE, MOST_RATE = 1 / 30, 30.0
 Move = Callable[[Trial], Trial]
 
 
-def neighbours(best: Trial, start: Sequence[Trial], lowest: float | None) -> Iterator[Trial]:
+def neighbours(
+    best: Trial, start: Sequence[Trial], lowest: float | None, factor: float | None = None
+) -> Iterator[Trial]:
     """Yield the trials next to the best one: coarse steps, then fine ones.
 
     If the best one's loss has turned, at `lowest` epochs, a longer run would turn as well: it is first run as
     long as it should have been. If it turned within the first epoch, its rate is too high: no row was seen
-    twice.
+    twice. Where the best `factor` on its delta is known, that says which rate comes first, or that none does.
     """
     turned = lowest is not None
     higher, lower = _by(rate=RATE_STEP), _by(rate=1 / RATE_STEP)
@@ -38,6 +42,10 @@ def neighbours(best: Trial, start: Sequence[Trial], lowest: float | None) -> Ite
         moves = [smaller, lower, higher, shorter, larger]
     else:
         moves = [higher, longer, smaller, lower, shorter, larger]
+    if factor is not None:
+        moves = [move for move in moves if move not in (higher, lower)]
+        if is_other_rate(change := rate_change(factor)):
+            moves = [_by(rate=change), *moves]
     for number, move in enumerate(moves):
         if in_range(trial := move(best)):
             yield trial
@@ -66,6 +74,11 @@ def refuted(trial: Trial, centre: Trial, done: Sequence[TrialResult]) -> bool:
     return any(
         one is not best and (one.trial.arm, one.trial.batch) == (trial.arm, trial.batch) for one in near
     )
+
+
+def is_other_rate(change: float) -> bool:
+    """Return whether a factor on a rate is worth a trial: so near ones differ by .003 nat at most."""
+    return abs(math.log(change)) > math.log(SAME_RATE)
 
 
 def _differs(trial: Trial, other: Trial, step: float) -> bool:

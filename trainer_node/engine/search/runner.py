@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
 from shared.clock import TokenClock
 from shared.errors import EngineError
 from shared.messages import ErrorCode, Phase
 from shared.planning.plan import Plan
+from shared.planning.profiles import resolve
 from shared.planning.step_size import pack_limit, step_size
 from trainer_node.engine import prepare
 from trainer_node.engine.assemble import (
@@ -32,11 +34,18 @@ from trainer_node.engine.evaluate.candidates import Weights
 from trainer_node.engine.finish import free_optimizer
 from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.oom import release
+from trainer_node.engine.search.delta_factor import best_factor, losses_by_factor, rows_to_score, scaled
 from trainer_node.engine.search.kept_trials import kept_blocks, staying, trial_folder
-from trainer_node.engine.search.scoring import probed, scored
+from trainer_node.engine.search.scoring import probed, scored, scorer
 from trainer_node.engine.search.strategy import best_of
 from trainer_node.engine.search.time_left import after_s
-from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, write_search
+from trainer_node.engine.search.trial import (
+    SearchRecord,
+    Trial,
+    TrialResult,
+    factor_to_apply,
+    write_search,
+)
 from trainer_node.engine.search.winner.rate_search import RAMP_STEPS
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
@@ -120,11 +129,30 @@ class TrialRunner:
         else:
             first, saved = best_of(self.known.done) is None, self.saved(state)
             result = scored(run, self.record, self.dev, trial, state, saved, first=first)
+            result = msgspec.structs.replace(result, factor=self.factor_of(trial, state))
         result = msgspec.structs.replace(result, other_s=begun_s + run.clock.time() - trained_at)
         if not trial.stage:
             result = self.keep(result, state, saved)
         size = 4 * sum(value.numel() for value in state.deltas.parameters.values())
         return Trained(result, state.step, state.plan, size)
+
+    def factor_of(self, trial: Trial, state: TrainState) -> float | None:
+        """Collective: the factor on what the run changed at which its loss is lowest; None if not measured.
+
+        Of preference pairs it was never compared with rates.
+        """
+        run, dev = self.run, self.dev
+        if trial.refit or self.start is None or dev.group == 2 or resolve(run.job.profile).probes:
+            return None
+        (trained_s,) = run.process_group.broadcast_floats(state.train_s)
+        count = rows_to_score(len(dev), self.record.costs.score_s / len(dev), trained_s)
+        if not count:
+            return None
+        score = scorer(run, self.record, dev.take(np.arange(count)), state)
+        with run.patience():
+            losses = losses_by_factor(state.deltas, self.start, lambda: score().per_example)
+        is_whole = all(len(rows) == count for rows in losses.values())  # or time ran out
+        return run.process_group.broadcast_object(best_factor(losses) if is_whole else None)
 
     def tell(self, number: int) -> None:
         """Report what a finished trial showed."""
@@ -136,7 +164,8 @@ class TrialRunner:
         loss = "no number" if result.loss is None else f"{result.loss:.4f}"
         kind = "loss on rows that it was trained on" if result.trial.refit else "held-out loss"
         leads = f"; best so far: {best.loss:.4f}" if best and best is not result else ""
-        self.run.reporter.message(f"trial {number + 1}: {kind} {loss}{leads}")
+        part = f", lowest at {result.factor:.2f} of the way" if result.factor not in (None, 1.0) else ""
+        self.run.reporter.message(f"trial {number + 1}: {kind} {loss}{part}{leads}")
 
     def prepared(self, trial: Trial, found: Checkpoint | None) -> TrainState:
         """Return the state of a trial, fresh or as a checkpoint left it; its weights may change."""
@@ -154,6 +183,8 @@ class TrialRunner:
                 adapted.deltas.load_state(
                     {name: placed(value, parameters[name]) for name, value in start.items()}
                 )
+                if self.start is not None and (factor := factor_to_apply(self.known.done[-1])):
+                    adapted.deltas.load_state(scaled(adapted.deltas.state(), self.start, factor))
         place = Place(
             trial=self.number,
             steps_before=self.known.steps_before,

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from shared.planning.plan import Plan
 from trainer_node.engine.search.budget import SAFETY, Budget
+from trainer_node.engine.search.delta_factor import rate_change
 from trainer_node.engine.search.neighbours import (
     LEAST_BATCH,
     LEAST_EPOCHS,
@@ -29,6 +30,7 @@ from trainer_node.engine.search.neighbours import (
     RATE_STEP,
     START_EPOCHS,
     in_range,
+    is_other_rate,
     key,
     neighbours,
     refuted,
@@ -85,7 +87,7 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
         return trial
     if best is None:
         return None
-    return _refit(settled(best), 0, budget) or _last_pass(best, done[-1], budget)
+    return _refit(at_best_rate(best, done), 0, budget) or _last_pass(best, done[-1], budget)
 
 
 def arm_name(plan: Plan) -> str:
@@ -145,6 +147,26 @@ def settled(result: TrialResult) -> Trial:
     return replace(trial, epochs=max(LEAST_EPOCHS, min(trial.epochs, AFTER_LOWEST * result.lowest_epochs)))
 
 
+def at_best_rate(result: TrialResult, done: Sequence[TrialResult]) -> Trial:
+    """Return the settled trial at the rate that its delta's best factor asks for.
+
+    Not if that is about a rate which was tried: then it is known to be worse.
+    """
+    trial = settled(result)
+    aimed = replace(trial, rate=_limited(trial.rate * rate_change(result.factor)))
+    tried = (one.trial for one in done if one is not result and one.trial.short == result.trial.short)
+    return trial if any(_is_like(one, aimed) for one in tried) else aimed
+
+
+def _is_like(trial: Trial, other: Trial) -> bool:
+    same = (trial.arm, trial.batch) == (other.arm, other.batch)
+    return same and not is_other_rate(trial.rate / other.rate)
+
+
+def _limited(rate: float) -> float:
+    return min(MOST_RATE, max(LEAST_RATE, rate))
+
+
 # --- full length
 
 
@@ -158,8 +180,8 @@ def _search(
     """Return the first neighbour of the best trial that is new and leaves time for a refit."""
     centre = settled(result) if result else best
     tried = {key(one.trial) for one in done}
-    lowest = result.lowest_epochs if result else None
-    for trial in neighbours(centre, start, lowest):
+    lowest, factor = (result.lowest_epochs, result.factor) if result else (None, None)
+    for trial in neighbours(centre, start, lowest, factor):
         if key(trial) in tried or trial.batch < budget.devices or refuted(trial, centre, done):
             continue
         spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
@@ -241,26 +263,34 @@ def _short(whole: Trial, budget: Budget) -> Trial | None:
 def _rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
     """Return the next short trial, or the run of full length that they lead to.
 
-    Each further short trial has a third of the best one's rate, or three times it, if the third is worse.
+    Each further short trial has the rate that the best one's delta asks for. Where that isn't known it has a
+    third of the best one's rate, or three times it, if the third is worse.
     """
     best = best_of(done)
     centre = best.trial if best else done[-1].trial
     tried = {key(result.trial) for result in done}
     lower, higher = (replace(centre, rate=centre.rate * factor) for factor in (1 / RATE_STEP, RATE_STEP))
-    for trial in (lower, higher) if best else (lower,):
+    further = [lower, higher] if best else [lower]
+    if best and best.factor is not None:
+        aimed = replace(at_best_rate(best, done), epochs=centre.epochs, short=True)
+        further = [aimed] if is_other_rate(aimed.rate / centre.rate) else []
+    for trial in further:
         is_new = key(trial) not in tried and LEAST_RATE <= trial.rate <= MOST_RATE
         if is_new and len(done) < SHORT_TRIALS and budget.fits(trial):
             return trial
     if best is None:  # they diverged
         centre = lower
+    elif best.factor is not None:
+        centre = replace(centre, rate=at_best_rate(best, done).rate)
     whole = _whole(centre, budget)
     if not budget.refits(centre, 1):  # nothing follows a run of full length: it may take all the time
         last = replace(_main(centre, budget), short=False)
         whole = last if whole is None or last.epochs <= MOST_UNSEEN else whole
     if whole is None:
-        return _refit(settled(best), 0, budget) if best else None
+        return _refit(at_best_rate(best, done), 0, budget) if best else None
     factor = (whole.epochs / centre.epochs) ** -HORIZON
-    return replace(whole, rate=max(LEAST_RATE, _between(centre, done) * factor))
+    rate = centre.rate if best and best.factor is not None else _between(centre, done)
+    return replace(whole, rate=max(LEAST_RATE, rate * factor))
 
 
 # --- shorter trials, then one long run
@@ -304,7 +334,7 @@ def _last_pass(best: TrialResult, newest: TrialResult, budget: Budget) -> Trial 
     """Return a pass over the development rows from the weights of the main run, if it is the best one."""
     if newest is not best or not best.trial.main or best.trial.epochs < 1.0 or budget.all_rows <= 1.0:
         return None
-    last = last_pass_of(best.trial)
+    last = last_pass_of(at_best_rate(best, ()))
     return last if budget.cost_s(last) <= budget.left_s else None
 
 
@@ -314,13 +344,20 @@ def _probe_or_main(start: Sequence[Trial], done: Sequence[TrialResult], budget: 
     centre = best.trial if best else replace(first, rate=first.rate / RATE_STEP)
     spent = budget.all_s - budget.left_s
     if spent + budget.cost_s(first) <= PROBE_SHARE * budget.all_s:
-        for factor in (1.0, RATE_STEP, 1.0 / RATE_STEP):
+        factors = [1.0, RATE_STEP, 1.0 / RATE_STEP]
+        if best and best.factor is not None:
+            aimed = at_best_rate(best, done).rate / centre.rate
+            factors = [aimed] if is_other_rate(aimed) else []
+        for factor in factors:
             trial = replace(centre, rate=centre.rate * factor)
             if in_range(replace(trial, epochs=1.0)) and key(trial) not in tried:
                 return trial
     chosen = _main(centre, budget)
     factor = min(1.0, (chosen.epochs / first.epochs) ** -HORIZON)
-    return replace(chosen, rate=max(centre.rate / RATE_STEP, _between(centre, done) * factor))
+    rate = _between(centre, done)
+    if best and best.factor is not None:
+        rate = at_best_rate(best, done).rate
+    return replace(chosen, rate=max(rate / RATE_STEP, rate * factor))
 
 
 def _between(best: Trial, done: Sequence[TrialResult]) -> float:

@@ -59,11 +59,21 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     snapshots: list[int] = []  # better than these: the mean of the snapshots of these steps
     lowest_epochs: float | None = None  # where its held-out loss was lowest, if it rose after that
     losses: list[float] = []  # row by row
+    factor: float | None = None  # on what its last weights have changed, at which their loss is lowest
     probe_loss: float | None = None  # what a probe is judged by; None: it gave no number
     step: int = 0  # of those weights
     step_tokens: int = 0  # trained up to there
     step_s: float = 0.0  # real seconds inside steps up to there
     step_skipped: int = 0  # without a finite gradient, of the steps up to there
+
+
+def factor_to_apply(result: TrialResult) -> float | None:
+    """Return the factor on what a trial changed that makes its kept weights better; None if none does.
+
+    It was measured on its last weights, and holds for their average, not for an earlier point's.
+    """
+    is_last = result.weights in ("weights", "average") and not result.snapshots
+    return result.factor if is_last and result.factor != 1.0 else None
 
 
 class SearchRecord(Struct, frozen=True, kw_only=True):

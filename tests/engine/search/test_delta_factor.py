@@ -1,0 +1,121 @@
+"""The factor on what a run has changed at which its loss is lowest, and the rate that it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from msgspec.structs import replace
+
+from tests.engine.search.search_run import record_of
+from tests.engine.worker_run import finish, progress_of
+from trainer_node.engine.search import strategy
+from trainer_node.engine.search.delta_factor import (
+    FACTORS,
+    LEAST_CHANGE,
+    LEAST_ROWS,
+    MOST_CHANGE,
+    MOST_ROWS,
+    TIME_SHARE,
+    best_factor,
+    rate_change,
+    rows_to_score,
+    scaled,
+)
+from trainer_node.engine.search.trial import Trial, TrialResult, factor_to_apply
+
+ROWS = 40
+NOISE = np.random.default_rng(0).normal(0.0, 0.5, ROWS)
+
+
+def losses(lowest: float) -> dict[float, np.ndarray]:
+    """Return the losses of rows with each factor; their mean is a parabola with this lowest point."""
+    return {factor: 3.0 + NOISE + 0.4 * (factor - lowest) ** 2 for factor in FACTORS}
+
+
+@pytest.mark.parametrize("lowest", [0.7, 0.8, 0.95, 1.0, 1.1])
+def test_between_factors_a_parabola_tells_the_lowest_point(lowest: float) -> None:
+    assert best_factor(losses(lowest)) == pytest.approx(lowest)
+
+
+@pytest.mark.parametrize(("lowest", "found"), [(0.2, FACTORS[0]), (2.0, FACTORS[-1])])
+def test_beyond_them_the_last_one_counts(lowest: float, found: float) -> None:
+    assert best_factor(losses(lowest)) == found
+
+
+def test_one_that_is_better_on_half_of_the_rows_only_is_chance() -> None:
+    found = losses(1.0)
+    found[0.75] = found[1.0] - np.where(np.arange(ROWS) % 2, 0.2, -0.1)
+    assert found[0.75].mean() < found[1.0].mean()
+    assert best_factor(found) == 1.0
+
+
+def test_equal_losses_ask_for_nothing() -> None:
+    assert best_factor({factor: np.full(ROWS, 2.0) for factor in FACTORS}) in (1.0, FACTORS[0])
+
+
+def test_losses_that_are_no_numbers_give_no_factor() -> None:
+    found = losses(0.8)
+    found[1.3][3] = np.nan
+    assert best_factor(found) is None
+
+
+def test_the_rate_changes_by_a_bounded_factor() -> None:
+    assert rate_change(None) == rate_change(1.0) == 1.0
+    assert rate_change(0.7) == pytest.approx(0.343)
+    assert rate_change(0.5) == LEAST_CHANGE
+    assert rate_change(2.0) == MOST_CHANGE
+
+
+def test_scoring_takes_little_of_a_trials_time() -> None:
+    assert rows_to_score(1000, 0.0, 1.0) == MOST_ROWS
+    count = rows_to_score(1000, 0.1, 500.0)
+    assert len(FACTORS) * count * 0.1 <= TIME_SHARE * 500.0 < len(FACTORS) * (count + 1) * 0.1
+    assert rows_to_score(1000, 0.1, 10.0) == 0
+    assert rows_to_score(LEAST_ROWS - 1, 0.0, 1.0) == 0
+
+
+def test_weights_go_a_part_of_their_way_and_lora_by_its_second_factor() -> None:
+    start = {"weight": torch.ones(2), "x.lora_A.w": torch.ones(2), "x.lora_B.w": torch.zeros(2)}
+    weights = {
+        "weight": torch.full((2,), 3.0),
+        "x.lora_A.w": torch.full((2,), 5.0),
+        "x.lora_B.w": torch.ones(2),
+    }
+    half = scaled(weights, start, 0.5)
+    assert half["weight"].tolist() == [2.0, 2.0]
+    assert half["x.lora_A.w"].tolist() == [5.0, 5.0]
+    assert half["x.lora_B.w"].tolist() == [0.5, 0.5]
+
+
+def test_it_holds_for_a_runs_last_weights_only() -> None:
+    def result(weights: str, factor: float | None) -> TrialResult:
+        trial = Trial(arm="dense")
+        return TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, weights=weights, factor=factor)
+
+    assert factor_to_apply(result("weights", 0.7)) == factor_to_apply(result("average", 0.7)) == 0.7
+    assert factor_to_apply(result("best", 0.7)) is None
+    assert factor_to_apply(result("weights", 1.0)) is None
+    assert factor_to_apply(result("weights", None)) is None
+
+
+def test_a_run_at_a_tenth_of_the_rate_is_followed_by_one_at_more(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = strategy.first_trial
+
+    def too_low(*arguments: object) -> Trial:
+        trial = real(*arguments)  # type: ignore[arg-type]
+        return replace(trial, rate=trial.rate / 10)
+
+    monkeypatch.setattr(strategy, "first_trial", too_low)
+    job = make_job(profile="auto", ready_by=80.0)
+    assert finish(job).status.value == "ready"
+    first, second, *_ = record_of(job).done
+    assert first.factor is not None
+    assert first.factor > 1.1
+    assert second.trial.rate == pytest.approx(first.trial.rate * rate_change(first.factor))
+    assert any("of the way" in (line.message or "") for line in progress_of(job))
