@@ -91,15 +91,24 @@ def test_weights_go_a_part_of_their_way_and_lora_by_its_second_factor() -> None:
     assert half["x.lora_B.w"].tolist() == [0.5, 0.5]
 
 
-def test_it_holds_for_a_runs_last_weights_only() -> None:
-    def result(weights: str, factor: float | None) -> TrialResult:
-        trial = Trial(arm="dense")
-        return TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, weights=weights, factor=factor)
-
-    assert factor_to_apply(result("weights", 0.7)) == factor_to_apply(result("average", 0.7)) == 0.7
-    assert factor_to_apply(result("best", 0.7)) is None
-    assert factor_to_apply(result("weights", 1.0)) is None
-    assert factor_to_apply(result("weights", None)) is None
+@pytest.mark.parametrize(
+    ("weights", "factors", "applied"),
+    [
+        ("weights", (0.7, None), 0.7),
+        ("average", (0.7, None), 0.7),
+        ("best", (0.7, None), None),  # of an earlier point's weights nothing is known
+        ("best", (0.7, 0.8), 0.8),
+        ("weights", (1.0, None), None),
+        ("weights", (None, None), None),
+    ],
+)
+def test_a_factor_holds_for_the_weights_that_it_was_measured_on(
+    weights: str, factors: tuple[float | None, float | None], applied: float | None
+) -> None:
+    factor, lowest = factors
+    trial = Trial(arm="dense")
+    result = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, weights=weights)
+    assert factor_to_apply(replace(result, factor=factor, lowest_factor=lowest)) == applied
 
 
 def test_a_run_at_a_tenth_of_the_rate_is_followed_by_one_at_more(

@@ -30,7 +30,7 @@ from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples, joined
 from trainer_node.engine.distributed.sharding import local, placed, with_rows
 from trainer_node.engine.distributed.weight_slices import slices_of
-from trainer_node.engine.evaluate.candidates import Weights
+from trainer_node.engine.evaluate.candidates import Weights, loaded
 from trainer_node.engine.finish import free_optimizer
 from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.oom import release
@@ -129,28 +129,39 @@ class TrialRunner:
         else:
             first, saved = best_of(self.known.done) is None, self.saved(state)
             result = scored(run, self.record, self.dev, trial, state, saved, first=first)
-            result = msgspec.structs.replace(result, factor=self.factor_of(trial, state))
+            result = self.with_factors(result, state)
         result = msgspec.structs.replace(result, other_s=begun_s + run.clock.time() - trained_at)
         if not trial.stage:
             result = self.keep(result, state, saved)
         size = 4 * sum(value.numel() for value in state.deltas.parameters.values())
         return Trained(result, state.step, state.plan, size)
 
-    def factor_of(self, trial: Trial, state: TrainState) -> float | None:
-        """Collective: the factor on what the run changed at which its loss is lowest; None if not measured.
+    def with_factors(self, result: TrialResult, state: TrainState) -> TrialResult:
+        """Collective: the result with the factors on what the run changed at which its loss is lowest.
 
-        Of preference pairs it was never compared with rates.
+        Of preference pairs they were never compared with rates. The lowest point's counts where no other run
+        follows.
         """
-        run, dev = self.run, self.dev
-        if trial.refit or self.start is None or dev.group == 2 or resolve(run.job.profile).probes:
-            return None
-        (trained_s,) = run.process_group.broadcast_floats(state.train_s)
+        trial, dev = result.trial, self.dev
+        if trial.refit or self.start is None or dev.group == 2 or resolve(self.run.job.profile).probes:
+            return result
+        (trained_s,) = self.run.process_group.broadcast_floats(state.train_s)
         count = rows_to_score(len(dev), self.record.costs.score_s / len(dev), trained_s)
         if not count:
-            return None
-        score = scorer(run, self.record, dev.take(np.arange(count)), state)
+            return result
+        result = msgspec.structs.replace(result, factor=self.factor_of(state, self.start, count))
+        if not trial.main or result.weights != "best" or result.snapshots:
+            return result
+        with self.run.patience(), loaded(state.deltas, lambda: state.best):
+            lowest = self.factor_of(state, self.start, count)
+        return msgspec.structs.replace(result, lowest_factor=lowest)
+
+    def factor_of(self, state: TrainState, start: dict[str, torch.Tensor], count: int) -> float | None:
+        """Collective: the factor on what the weights have changed, by `count` rows; None if unknown."""
+        run = self.run
+        score = scorer(run, self.record, self.dev.take(np.arange(count)), state)
         with run.patience():
-            losses = losses_by_factor(state.deltas, self.start, lambda: score().per_example)
+            losses = losses_by_factor(state.deltas, start, lambda: score().per_example)
         is_whole = all(len(rows) == count for rows in losses.values())  # or time ran out
         return run.process_group.broadcast_object(best_factor(losses) if is_whole else None)
 

@@ -60,6 +60,7 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     lowest_epochs: float | None = None  # where its held-out loss was lowest, if it rose after that
     losses: list[float] = []  # row by row
     factor: float | None = None  # on what its last weights have changed, at which their loss is lowest
+    lowest_factor: float | None = None  # the same of the lowest point's weights, if these are the best ones
     probe_loss: float | None = None  # what a probe is judged by; None: it gave no number
     step: int = 0  # of those weights
     step_tokens: int = 0  # trained up to there
@@ -70,10 +71,10 @@ class TrialResult(Struct, frozen=True, kw_only=True):
 def factor_to_apply(result: TrialResult) -> float | None:
     """Return the factor on what a trial changed that makes its kept weights better; None if none does.
 
-    It was measured on its last weights, and holds for their average, not for an earlier point's.
+    What was measured on its last weights holds for their average, too.
     """
-    is_last = result.weights in ("weights", "average") and not result.snapshots
-    return result.factor if is_last and result.factor != 1.0 else None
+    factor = result.lowest_factor if result.weights == "best" else result.factor
+    return factor if factor != 1.0 and not result.snapshots else None
 
 
 class SearchRecord(Struct, frozen=True, kw_only=True):
