@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trainer_node.engine.search.budget import Budget
-from trainer_node.engine.search.delta_factor import FACTORS, RATE_POWER
+from trainer_node.engine.search.delta_factor import LEAST, MORE, RATE_POWER
 from trainer_node.engine.search.strategy import next_trial
 from trainer_node.engine.search.trial import Trial, TrialResult
 
@@ -56,7 +56,7 @@ def searched(
 
 def way(rate: float) -> float:
     """Return the factor on its delta at which the loss of a run at so many times the best rate is lowest."""
-    return min(FACTORS[-1], max(FACTORS[0], rate ** (-1.0 / RATE_POWER)))
+    return min(MORE, max(LEAST, rate ** (-1.0 / RATE_POWER)))
 
 
 def bowl(rate: float, epochs: float, batch: int, lora: float = 0.05) -> Callable[[Trial], float]:

@@ -14,12 +14,16 @@ from tests.engine.search.search_run import record_of
 from tests.engine.worker_run import finish, progress_of
 from trainer_node.engine.search import strategy
 from trainer_node.engine.search.delta_factor import (
-    FACTORS,
+    LEAST,
     LEAST_CHANGE,
     LEAST_ROWS,
+    LESS,
+    MORE,
     MOST_CHANGE,
     MOST_ROWS,
+    SCORED,
     TIME_SHARE,
+    Losses,
     best_factor,
     rate_change,
     rows_to_score,
@@ -31,36 +35,41 @@ ROWS = 40
 NOISE = np.random.default_rng(0).normal(0.0, 0.5, ROWS)
 
 
-def losses(lowest: float) -> dict[float, np.ndarray]:
-    """Return the losses of rows with each factor; their mean is a parabola with this lowest point."""
-    return {factor: 3.0 + NOISE + 0.4 * (factor - lowest) ** 2 for factor in FACTORS}
+def losses(lowest: float) -> Callable[[float], Losses]:
+    """Return what gives rows' losses with a factor; their mean is a parabola with this lowest point."""
+    return lambda factor: 3.0 + NOISE + 0.4 * (factor - lowest) ** 2
 
 
 @pytest.mark.parametrize("lowest", [0.7, 0.8, 0.95, 1.0, 1.1])
 def test_between_factors_a_parabola_tells_the_lowest_point(lowest: float) -> None:
-    assert best_factor(losses(lowest)) == pytest.approx(lowest)
+    found = losses(lowest)
+    assert best_factor(found(1.0), found) == pytest.approx(lowest)
 
 
-@pytest.mark.parametrize(("lowest", "found"), [(0.2, FACTORS[0]), (2.0, FACTORS[-1])])
-def test_beyond_them_the_last_one_counts(lowest: float, found: float) -> None:
-    assert best_factor(losses(lowest)) == found
+@pytest.mark.parametrize(("lowest", "last"), [(0.2, LEAST), (2.0, MORE)])
+def test_beyond_them_the_last_one_counts(lowest: float, last: float) -> None:
+    found = losses(lowest)
+    assert best_factor(found(1.0), found) == last
 
 
 def test_one_that_is_better_on_half_of_the_rows_only_is_chance() -> None:
-    found = losses(1.0)
-    found[0.75] = found[1.0] - np.where(np.arange(ROWS) % 2, 0.2, -0.1)
-    assert found[0.75].mean() < found[1.0].mean()
-    assert best_factor(found) == 1.0
+    better = np.where(np.arange(ROWS) % 2, 0.2, -0.3)
+    found = {1.0: 3.0 + NOISE, LESS: 3.0 + NOISE + better, LEAST: 4.0 + NOISE}
+    assert found[LESS].mean() < found[1.0].mean()
+    assert best_factor(found[1.0], found.__getitem__) == 1.0
 
 
 def test_equal_losses_ask_for_nothing() -> None:
-    assert best_factor({factor: np.full(ROWS, 2.0) for factor in FACTORS}) in (1.0, FACTORS[0])
+    assert best_factor(np.full(ROWS, 2.0), lambda _: np.full(ROWS, 2.0)) == 1.0
 
 
-def test_losses_that_are_no_numbers_give_no_factor() -> None:
-    found = losses(0.8)
-    found[1.3][3] = np.nan
-    assert best_factor(found) is None
+def test_weights_that_give_no_numbers_have_no_factor() -> None:
+    assert best_factor(np.full(ROWS, np.nan), losses(0.8)) is None
+
+
+def test_a_factor_that_gives_no_numbers_is_not_the_best() -> None:
+    found = losses(1.1)
+    assert best_factor(found(1.0), lambda factor: found(factor) * (np.nan if factor > 1.0 else 1.0)) == 1.0
 
 
 def test_the_rate_changes_by_a_bounded_factor() -> None:
@@ -73,7 +82,7 @@ def test_the_rate_changes_by_a_bounded_factor() -> None:
 def test_scoring_takes_little_of_a_trials_time() -> None:
     assert rows_to_score(1000, 0.0, 1.0) == MOST_ROWS
     count = rows_to_score(1000, 0.1, 500.0)
-    assert len(FACTORS) * count * 0.1 <= TIME_SHARE * 500.0 < len(FACTORS) * (count + 1) * 0.1
+    assert SCORED * count * 0.1 <= TIME_SHARE * 500.0 < SCORED * (count + 1) * 0.1
     assert rows_to_score(1000, 0.1, 10.0) == 0
     assert rows_to_score(LEAST_ROWS - 1, 0.0, 1.0) == 0
 

@@ -36,7 +36,7 @@ from trainer_node.engine.search.delta_factor import scaled
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.strategy import best_of
-from trainer_node.engine.search.time_left import all_rows, end_at, is_rounded, rounding_s
+from trainer_node.engine.search.time_left import all_rows, end_at, factors_s, is_rounded, rounding_s
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, factor_to_apply
 from trainer_node.engine.submission import submit
 from trainer_node.engine.time_budget import Part, affordable
@@ -59,7 +59,8 @@ def submit_best(runner: TrialRunner) -> Outcome:
         context.write_plan(run.folder, state.plan)
     if candidates and Part.AVERAGE in parts:
         candidates = with_average(runner, state, candidates)
-        candidates = with_factor(runner, state, candidates, best)
+        if best:
+            candidates = with_factor(runner, state, candidates, best)
     if best:  # its weights may be gone, those of a run on all rows may be there
         candidates = [*refits(runner, state, best, parts), *candidates]
     if candidates and Part.AVERAGE in parts:
@@ -199,19 +200,20 @@ def with_average(runner: TrialRunner, state: TrainState, candidates: list[Candid
 
 
 def with_factor(
-    runner: TrialRunner, state: TrainState, candidates: list[Candidate], best: TrialResult | None
+    runner: TrialRunner, state: TrainState, candidates: list[Candidate], best: TrialResult
 ) -> list[Candidate]:
-    """Put the best trial a part of its way, or beyond its end, in front if that is better on both halves."""
-    run, first, start = runner.run, candidates[0], runner.start
-    factor = factor_to_apply(best) if best else None
-    no_time = run.clock.time() + runner.record.costs.score_s > last_end(runner)
-    if best is None or factor is None or start is None or no_time or kept(runner, best, refit=True):
+    """Put the best trial's weights at the best factor on their delta in front, if both halves are better."""
+    run, first, start, factor = runner.run, candidates[0], runner.start, factor_to_apply(best)
+    end = last_end(runner) + factors_s(run, runner.record)
+    is_late = run.clock.time() + runner.record.costs.score_s > end
+    followed = kept(runner, best, refit=True)
+    if is_late or followed or factor is None or start is None or best not in kept(runner, best):
         return candidates
     applied = partial(loaded, state.deltas, lambda: scaled(whole(runner.weights_of(best)), start, factor))
     name = f"trial {runner.known.done.index(best) + 1}, {factor:.2f} of its way"
     new = replace(candidate(runner, state, best), name=name, score=None, weights_applied=applied)
     with run.patience():
-        new = new.measured(partial(score_all, runner, state))
+        new = new.measured(partial(score_all, runner, state, factors_s(run, runner.record)))
     run.reporter.message(f"{name}: held-out loss {new.score.loss if new.score else math.nan:.4f}")
     return [new, *candidates] if better_on_both_halves(new, first) else candidates
 
@@ -219,7 +221,7 @@ def with_factor(
 def with_rounding(runner: TrialRunner, state: TrainState, candidates: list[Candidate]) -> list[Candidate]:
     """Put the first candidate in front once more, its matrices rounded by their inputs, if it's no worse."""
     run, first, costs = runner.run, candidates[0], runner.record.costs
-    more_s = rounding_s(run, runner.known.plans.values())
+    more_s = rounding_s(run, runner.known.plans.values()) + factors_s(run, runner.record)
     until = last_end(runner) + more_s - costs.score_s
     if not is_rounded(run, state.plan) or run.clock.time() + costs.load_s > until:
         return candidates
@@ -321,6 +323,9 @@ def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
     )
     probes, count = sum(bool(one.trial.stage) for one in done), sum(one.trial.refit for one in done)
     again = f"; run again on all rows, {count} times" if count else ""
+    rate = next((one.trial.rate for one in done if one.trial.refit), best.trial.rate)
+    if count and rate != best.trial.rate:
+        again += f", at rate x {rate:.2g}: its loss is lowest at {best.factor:.2f} of the way that it went"
     if done[-1].trial.last_pass:
         again = "; then one pass over the development rows"
     found = Deviation(

@@ -14,7 +14,6 @@ from shared.clock import TokenClock
 from shared.errors import EngineError
 from shared.messages import ErrorCode, Phase
 from shared.planning.plan import Plan
-from shared.planning.profiles import resolve
 from shared.planning.step_size import pack_limit, step_size
 from trainer_node.engine import prepare
 from trainer_node.engine.assemble import (
@@ -34,11 +33,11 @@ from trainer_node.engine.evaluate.candidates import Weights, loaded
 from trainer_node.engine.finish import free_optimizer
 from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.oom import release
-from trainer_node.engine.search.delta_factor import best_factor, losses_by_factor, rows_to_score, scaled
+from trainer_node.engine.search.delta_factor import SCORED, Losses, best_factor, moving, rows_to_score, scaled
 from trainer_node.engine.search.kept_trials import kept_blocks, staying, trial_folder
 from trainer_node.engine.search.scoring import probed, scored, scorer
 from trainer_node.engine.search.strategy import best_of
-from trainer_node.engine.search.time_left import after_s
+from trainer_node.engine.search.time_left import after_s, are_factors_scored, end_at, factors_s
 from trainer_node.engine.search.trial import (
     SearchRecord,
     Trial,
@@ -139,20 +138,23 @@ class TrialRunner:
     def with_factors(self, result: TrialResult, state: TrainState) -> TrialResult:
         """Collective: the result with the factors on what the run changed at which its loss is lowest.
 
-        Of preference pairs they were never compared with rates. The lowest point's counts where no other run
-        follows.
+        The lowest point's counts where no other run follows. None are measured of sharded weights, and where
+        there is no time.
         """
-        trial, dev = result.trial, self.dev
-        if trial.refit or self.start is None or dev.group == 2 or resolve(self.run.job.profile).probes:
+        run, trial, costs = self.run, result.trial, self.record.costs
+        if trial.refit or self.start is None or not are_factors_scored(run):
             return result
-        (trained_s,) = self.run.process_group.broadcast_floats(state.train_s)
-        count = rows_to_score(len(dev), self.record.costs.score_s / len(dev), trained_s)
+        row_s = costs.score_s / len(self.dev)
+        count = rows_to_score(len(self.dev), row_s, state.train_s)
+        end = end_at(run, self.record, self.known.plans.values()) + factors_s(run, self.record)
+        in_time = run.clock.time() + SCORED * count * row_s <= end
+        count = run.process_group.broadcast_object(count if in_time else 0)
         if not count:
             return result
         result = msgspec.structs.replace(result, factor=self.factor_of(state, self.start, count))
         if not trial.main or result.weights != "best" or result.snapshots:
             return result
-        with self.run.patience(), loaded(state.deltas, lambda: state.best):
+        with run.patience(), loaded(state.deltas, lambda: state.best):
             lowest = self.factor_of(state, self.start, count)
         return msgspec.structs.replace(result, lowest_factor=lowest)
 
@@ -161,9 +163,16 @@ class TrialRunner:
         run = self.run
         score = scorer(run, self.record, self.dev.take(np.arange(count)), state)
         with run.patience():
-            losses = losses_by_factor(state.deltas, start, lambda: score().per_example)
-        is_whole = all(len(rows) == count for rows in losses.values())  # or time ran out
-        return run.process_group.broadcast_object(best_factor(losses) if is_whole else None)
+            losses = score().per_example
+            with moving(state.deltas, start) as move:
+
+                def scored_at(factor: float) -> Losses:
+                    move(factor)
+                    found = score().per_example
+                    return found if len(found) == count else np.full(count, np.nan)  # time ran out
+
+                found = best_factor(losses, scored_at) if len(losses) == count else None
+        return run.process_group.broadcast_object(found)
 
     def tell(self, number: int) -> None:
         """Report what a finished trial showed."""

@@ -184,6 +184,8 @@ def _search(
     for trial in neighbours(centre, start, lowest, factor):
         if key(trial) in tried or trial.batch < budget.devices or refuted(trial, centre, done):
             continue
+        if factor is not None and _is_old_rate(trial, centre, done):
+            continue
         spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
         wanted = 1 if spent_s <= SEARCH_SHARE * budget.all_s else WANTED_REFITS
         # Whether this trial or the best one before it will be run again is not known: the dearer one may be.
@@ -191,6 +193,12 @@ def _search(
         if SAFETY * (budget.cost_s(trial) + reserve_s) <= budget.left_s:
             return trial
     return None
+
+
+def _is_old_rate(trial: Trial, centre: Trial, done: Sequence[TrialResult]) -> bool:
+    """Return whether a trial is the centre at about a rate that was tried, and so was worse."""
+    is_rate = key(trial) == key(replace(centre, rate=trial.rate)) != key(centre)
+    return is_rate and any(_is_like(one.trial, trial) for one in done if not one.trial.short)
 
 
 def _refit(best: Trial, count: int, budget: Budget) -> Trial | None:

@@ -12,11 +12,13 @@ from shared.planning.throughput import SLACK_S, Costs
 from trainer_node.engine import prepare
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.search.budget import Budget, is_averaged
+from trainer_node.engine.search.delta_factor import MOST_ROWS, SCORED
 from trainer_node.engine.search.prior import is_tiny
 from trainer_node.engine.search.trial import SearchRecord
 
 ROUND_SHARE = 0.01  # of the job's time is kept for rounding: SmolLM2-135M takes a minute on one busy CPU core
 ROUND_MEMORY, MOST_ROUNDED_BYTES = 0.25, 16e9  # of main memory, and at most, for two copies of the weights
+FACTORS_SHARE = 0.01  # of the job's time, at most, is kept for factors on the last run's delta
 LEAST_SHARE = 0.1  # of the trials' time went into their tokens, however long steps seemed to take besides
 
 
@@ -33,7 +35,8 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
     speed = tokens / trained_s if tokens and trained_s > 0 else expected
     if run.simulated:
         speed = run.job.token_clock_rate / known.width
-    other = [one.other_s for one in known.done] or [_other_s(record.costs, first)]
+    factors_s = SCORED * record.costs.score_s if are_factors_scored(run) else 0.0
+    other = [one.other_s for one in known.done] or [_other_s(record.costs, first) + factors_s]
     return Budget(
         left_s=end_at(run, record, known.plans.values()) - run.clock.time(),
         tokens_per_s=speed,
@@ -82,7 +85,25 @@ def after_s(run: RunContext, record: RunRecord, plans: Iterable[Plan]) -> float:
     """
     plans = list(plans)
     sharded = any(plan.parallel == "fsdp2" for plan in plans)
-    return rounding_s(run, plans) + (2 * record.costs.load_s if sharded else 0.0)
+    sharded_s = 2 * record.costs.load_s if sharded else 0.0
+    return rounding_s(run, plans) + factors_s(run, record) + sharded_s
+
+
+def factors_s(run: RunContext, record: RunRecord) -> float:
+    """Return the seconds after the last trial in which it is scored at other factors on its delta."""
+    if run.simulated or not are_factors_scored(run):
+        return 0.0
+    share = min(1.0, MOST_ROWS / max(1, len(record.base_losses)))
+    scored = 1.0 + 2 * SCORED * share  # of the last weights and the lowest point's, and what is chosen
+    return min(FACTORS_SHARE * (run.job.ready_by - run.job.start_at), scored * record.costs.score_s)
+
+
+def are_factors_scored(run: RunContext) -> bool:
+    """Return whether a job's trials are scored at other factors on their deltas.
+
+    Not pairs, on which factors were never compared with rates, and not probes.
+    """
+    return run.job.task_type is not TaskType.DPO and not resolve(run.job.profile).probes
 
 
 def rounding_s(run: RunContext, plans: Iterable[Plan]) -> float:
