@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from msgspec.structs import replace
 
 from tests.engine.search.search_run import record_of
@@ -27,7 +26,6 @@ from trainer_node.engine.search.delta_factor import (
     best_factor,
     rate_change,
     rows_to_score,
-    scaled,
 )
 from trainer_node.engine.search.trial import Trial, TrialResult, factor_to_apply
 
@@ -85,19 +83,6 @@ def test_scoring_takes_little_of_a_trials_time() -> None:
     assert SCORED * count * 0.1 <= TIME_SHARE * 500.0 < SCORED * (count + 1) * 0.1
     assert rows_to_score(1000, 0.1, 10.0) == 0
     assert rows_to_score(LEAST_ROWS - 1, 0.0, 1.0) == 0
-
-
-def test_weights_go_a_part_of_their_way_and_lora_by_its_second_factor() -> None:
-    start = {"weight": torch.ones(2), "x.lora_A.w": torch.ones(2), "x.lora_B.w": torch.zeros(2)}
-    weights = {
-        "weight": torch.full((2,), 3.0),
-        "x.lora_A.w": torch.full((2,), 5.0),
-        "x.lora_B.w": torch.ones(2),
-    }
-    half = scaled(weights, start, 0.5)
-    assert half["weight"].tolist() == [2.0, 2.0]
-    assert half["x.lora_A.w"].tolist() == [5.0, 5.0]
-    assert half["x.lora_B.w"].tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,11 @@ from trainer_node.engine.evaluate.candidates import (
     whole,
 )
 from trainer_node.engine.evaluate.metric import Evaluation, measure, score
+from trainer_node.engine.evaluate.moved_weights import scaled
 from trainer_node.engine.export import rounding
 from trainer_node.engine.finish import untrained
 from trainer_node.engine.oom import is_out_of_memory, release
 from trainer_node.engine.search.budget import MANY_HELD_OUT, is_averaged
-from trainer_node.engine.search.delta_factor import scaled
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.strategy import best_of

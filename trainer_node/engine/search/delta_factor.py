@@ -2,20 +2,16 @@
 
 The noise of many steps adds up, and the more so the higher the rate: such a run ends too far from the base
 model, and a part of its way back has a lower loss. One at too low a rate should have gone further. So a run
-tells whether its rate was right, at the cost of scoring some rows three times.
+tells whether its rate was right, at the cost of scoring some rows three times. Pure.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from trainer_node.engine.model.adapters import Deltas
 
 LESS, LEAST, MORE = (
     0.75,
@@ -71,43 +67,6 @@ def best_factor(at_one: Losses, scored: Callable[[float], Losses]) -> float | No
 def rate_change(factor: float | None) -> float:
     """Return the factor on a run's rate that the factor on its delta asks for; 1 if that isn't known."""
     return min(MOST_CHANGE, max(LEAST_CHANGE, (factor or 1.0) ** RATE_POWER))
-
-
-@contextmanager
-def moving(deltas: Deltas, start: Mapping[str, torch.Tensor]) -> Iterator[Callable[[float], None]]:
-    """Give what moves the trained weights to a factor on their delta; on exit they are as before.
-
-    A copy of them is kept, and moved tensor by tensor: less than the optimizer needed.
-    """
-    before = {name: value.clone() for name, value in deltas.state().items()}
-
-    def move(factor: float) -> None:
-        for name, value in deltas.state().items():
-            if is_moved(name):
-                value.copy_(torch.lerp(start[name].to(value), before[name], factor))
-
-    try:
-        yield move
-    finally:
-        deltas.load_state(before)
-
-
-def scaled(
-    weights: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor], factor: float
-) -> dict[str, torch.Tensor]:
-    """Return trained weights, each at `factor` times its distance from the start."""
-    return {
-        name: torch.lerp(start[name].to(value), value, factor) if is_moved(name) else value
-        for name, value in weights.items()
-    }
-
-
-def is_moved(name: str) -> bool:
-    """Return whether a weight is moved: of LoRA's two factors only the second, which starts at zero.
-
-    The delta is their product.
-    """
-    return ".lora_A." not in name
 
 
 def _mean(losses: Losses) -> float:

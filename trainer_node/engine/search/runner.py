@@ -30,10 +30,11 @@ from trainer_node.engine.data.examples import Examples, joined
 from trainer_node.engine.distributed.sharding import local, placed, with_rows
 from trainer_node.engine.distributed.weight_slices import slices_of
 from trainer_node.engine.evaluate.candidates import Weights, loaded
+from trainer_node.engine.evaluate.moved_weights import moving, scaled
 from trainer_node.engine.finish import free_optimizer
 from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.oom import release
-from trainer_node.engine.search.delta_factor import SCORED, Losses, best_factor, moving, rows_to_score, scaled
+from trainer_node.engine.search.delta_factor import SCORED, Losses, best_factor, rows_to_score
 from trainer_node.engine.search.kept_trials import kept_blocks, staying, trial_folder
 from trainer_node.engine.search.scoring import probed, scored, scorer
 from trainer_node.engine.search.strategy import best_of
