@@ -324,7 +324,7 @@ def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
     probes, count = sum(bool(one.trial.stage) for one in done), sum(one.trial.refit for one in done)
     again = f"; run again on all rows, {count} times" if count else ""
     rate = next((one.trial.rate for one in done if one.trial.refit), best.trial.rate)
-    if count and rate != best.trial.rate:
+    if best.factor is not None and rate != best.trial.rate:
         again += f", at rate x {rate:.2g}: its loss is lowest at {best.factor:.2f} of the way that it went"
     if done[-1].trial.last_pass:
         again = "; then one pass over the development rows"
