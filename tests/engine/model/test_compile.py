@@ -164,11 +164,11 @@ class WideLayer(torch.nn.Module):  # type: ignore[misc]
         return states + self.down(torch.nn.functional.silu(self.up(states)))
 
 
+@torch._dynamo.config.patch(optimize_ddp=True)  # monkeypatch would delete the setting at the end
 def test_ddp_does_not_cut_a_layers_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """With more than 1 MB of gradients in a layer the compiler would cut its graph at DDP's first bucket."""
     torch.compiler.reset()
     counter, compile_unit = CompileCounter(), torch.nn.Module.compile
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)  # put back at the end
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_unit(self, backend=counter))
     layers = [WideLayer() for _ in range(2)]
     compile_layers(layers, recomputed=False)
