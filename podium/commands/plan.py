@@ -31,18 +31,13 @@ from shared.planning.planner import make_plan
 from shared.planning.profiles import DEFAULT_PROFILE, PROFILES, family_of, resolve
 from shared.planning.step_size import full_batch
 from shared.planning.throughput import development_rows
-from trainer_node.engine.search.budget import Budget, is_averaged
-from trainer_node.engine.search.neighbours import LEAST_EPOCHS, START_EPOCHS
-from trainer_node.engine.search.population import is_population, on_one_device
-from trainer_node.engine.search.prior import is_tiny
-from trainer_node.engine.search.strategy import (
-    MOST_UNSEEN,
-    SHORT_TRIALS,
-    arm_name,
-    first_trial,
-    next_trial,
-    trial_of,
-)
+from trainer_node.engine.search.strategy.budget import Budget, is_averaged
+from trainer_node.engine.search.strategy.first_trial import arm_name, first_trial, trial_of
+from trainer_node.engine.search.strategy.neighbours import LEAST_EPOCHS, START_EPOCHS
+from trainer_node.engine.search.strategy.next_trial import next_trial
+from trainer_node.engine.search.strategy.population import is_population, on_one_device
+from trainer_node.engine.search.strategy.prior import is_tiny
+from trainer_node.engine.search.strategy.short_trials import MOST_UNSEEN, SHORT_TRIALS
 from trainer_node.engine.search.trial import TrialResult
 from trainer_node.engine.search.winner import rate_search
 

@@ -17,7 +17,7 @@ from bench.deadline.simulated_machine import Faults, Seconds
 from bench.harness import tiny_jobs
 from bench.reliability import deliveries
 from shared.messages import Phase
-from trainer_node.engine.search import strategy
+from trainer_node.engine.search.strategy import first_trial
 from trainer_node.engine.search.trial import Trial, read_search
 
 # PEFT asks transformers a question under its old name.
@@ -85,5 +85,5 @@ def test_resumed_runs_decide_alike_and_one_that_does_not_is_counted(
     def moody(trial: Trial, *_: object) -> Trial:
         return replace(trial, epochs=trial.epochs + next(asked))
 
-    monkeypatch.setattr(strategy, "with_prior", moody)
+    monkeypatch.setattr(first_trial, "with_prior", moody)
     assert decisions.compare(1, 0, tmp_path, data)["differ"] == 1

@@ -22,7 +22,7 @@ from trainer_node.engine.context import RunContext, RunRecord, read_record
 from trainer_node.engine.early_export import NOTHING_YET, measured_group
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.search.kept_trials import trial_folder
-from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.trial import read_search
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import checkpoint

@@ -16,7 +16,7 @@ from shared.planning.model_shape import shape_from_config
 from shared.planning.plan import DataStats
 from shared.planning.planner import make_plan
 from shared.planning.profiles import PROFILES
-from trainer_node.engine.search.strategy import arm_name
+from trainer_node.engine.search.strategy.first_trial import arm_name
 
 # PEFT asks transformers a question under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

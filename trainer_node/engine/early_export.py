@@ -37,7 +37,7 @@ from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.search.choose import reached_in
 from trainer_node.engine.search.kept_trials import groups_of, kept_weights, trial_folder
-from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.trial import SearchRecord, read_search
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.submission import metrics_of

@@ -18,8 +18,8 @@ from tests.engine.search.search_run import record_of
 from tests.engine.worker_run import finish, progress_of
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import writer
-from trainer_node.engine.search.budget import KEPT_BYTES, is_averaged
 from trainer_node.engine.search.kept_trials import staying, trial_folder
+from trainer_node.engine.search.strategy.budget import KEPT_BYTES, is_averaged
 from trainer_node.engine.search.trial import Trial, TrialResult
 from trainer_node.engine.train import async_saver, oom_fallback
 from trainer_node.engine.train.disk_plan import CheckpointContent, DiskChoice

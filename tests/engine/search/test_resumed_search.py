@@ -23,7 +23,7 @@ from tests.engine.worker_run import (
 )
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import unverified
-from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.trial import read_search
 from trainer_node.engine.train import oom_fallback
 from trainer_node.engine.train.state import TrainState

@@ -34,7 +34,6 @@ from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import BaseStates, Examples
 from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.reporter import Reporter
-from trainer_node.engine.search.population import on_one_device
 from trainer_node.engine.search.rounds import (
     TrialReport,
     _alone,
@@ -43,7 +42,8 @@ from trainer_node.engine.search.rounds import (
     take_up,
 )
 from trainer_node.engine.search.runner import TrialRunner
-from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.strategy.best_trial import best_of
+from trainer_node.engine.search.strategy.population import on_one_device
 from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, read_search, without_loss
 from trainer_node.engine.signals import Stop
 

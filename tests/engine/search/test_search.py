@@ -26,9 +26,13 @@ from tests.engine.worker_run import (
 from trainer_node.engine import prepare
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import rounding
-from trainer_node.engine.search import strategy
-from trainer_node.engine.search.strategy import best_of
-from trainer_node.engine.search.trial import Trial
+from trainer_node.engine.search import scoring
+from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
+from trainer_node.engine.search.strategy import probes as strategy_probes
+from trainer_node.engine.search.strategy import short_trials
+from trainer_node.engine.search.strategy.best_trial import best_of
+from trainer_node.engine.search.strategy.delta_factor import rate_change
+from trainer_node.engine.search.trial import LAST_PASS_RATE, Trial
 from trainer_node.engine.train import oom_fallback
 from trainer_node.engine.train.health import Health
 from trainer_node.engine.train.state import TrainState
@@ -265,9 +269,10 @@ def test_a_trial_that_fails_does_not_fail_a_job_that_has_a_better_one(
     assert outcome.metrics is not None
     assert outcome.metrics.final_loss is not None
     assert done[0].loss is not None
-    # It is submitted at the best factor on its way, and where the CPU computes bf16 rounded by its inputs.
-    assert done[0].factor is not None
-    assert done[0].loss - 0.2 < outcome.metrics.final_loss <= done[0].loss + 1e-6
+    # It is submitted at the best factor on its delta, which was found to be better.
+    assert done[0].factor not in (None, 1.0)
+    assert done[0].loss - 0.2 < outcome.metrics.final_loss < done[0].loss
+    assert any("of its way: held-out loss" in (line.message or "") for line in progress_of(job))
 
 
 def test_a_long_run_that_fails_is_run_again_at_a_lower_rate(
@@ -283,7 +288,8 @@ def test_a_long_run_that_fails_is_run_again_at_a_lower_rate(
         real(run, state)
 
     monkeypatch.setattr(oom_fallback, "descend", fails_once)
-    monkeypatch.setattr(strategy, "PROBE_STEPS", 5)
+    for module in (strategy_probes, short_trials):
+        monkeypatch.setattr(module, "PROBE_STEPS", 5)
     job = make_job(profile="auto", ready_by=120.0, dataset=str(write_rows(tmp_path, 3_000)))
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
@@ -336,3 +342,28 @@ def test_without_a_number_from_any_trial_the_base_model_is_submitted(
     assert outcome.metrics is not None
     assert outcome.metrics.final_loss == outcome.metrics.base_loss
     assert any("the base model is submitted" in (line.message or "") for line in progress_of(job))
+
+
+def test_the_last_pass_begins_at_the_best_factor_on_what_the_long_run_changed(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real, begun = oom_fallback.descend, dict[int, dict[str, torch.Tensor]]()
+
+    def descend(run: RunContext, state: TrainState) -> None:
+        begun[state.trial] = {name: value.clone() for name, value in state.deltas.state().items()}
+        real(run, state)
+
+    monkeypatch.setattr(oom_fallback, "descend", descend)
+    monkeypatch.setattr(scoring, "best_factor", lambda *_: 0.75)
+    monkeypatch.setattr(strategy_probes, "PROBE_STEPS", 5)
+    job = make_job(profile="auto", ready_by=120.0, dataset=str(write_rows(tmp_path, 3_000)))
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    done = record_of(job).done
+    main, last = done[-2:]
+    assert main.trial.main
+    assert last.trial.last_pass
+    assert last.trial.rate == pytest.approx(main.trial.rate * rate_change(0.75) * LAST_PASS_RATE)
+    trained = kept_weights(trial_folder(job.parent, len(done) - 2), main)()
+    for name, value in begun[len(done) - 1].items():
+        assert torch.equal(value, torch.lerp(begun[0][name], trained[name].to(value), 0.75)), name

@@ -15,13 +15,12 @@ from msgspec.structs import replace
 from shared.clock import WallClock
 from shared.messages import OutcomeStatus
 from tests.engine.search.search_run import record_of
-from tests.engine.search.surfaces import plenty
+from tests.engine.search.strategy.surfaces import plenty
 from tests.engine.worker_run import finish, progress_of, write_rows
 from trainer_node.engine import prepare
 from trainer_node.engine.context import RunContext, read_record
 from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.search import search, speed
-from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.speed import (
     StepTime,
@@ -32,6 +31,7 @@ from trainer_node.engine.search.speed import (
     to_time,
     with_speed,
 )
+from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.trial import SearchRecord, Trial
 from trainer_node.engine.train.state import TrainState
 

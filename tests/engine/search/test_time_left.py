@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from shared.clock import TokenClock, WallClock
-from shared.messages import Hardware
+from shared.messages import Hardware, TaskType
 from shared.planning.plan import Plan
 from tests.engine.worker_run import bare_job
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.reporter import Reporter
-from trainer_node.engine.search.time_left import ROUND_SHARE, is_rounded, rounding_s
+from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, SCORED
+from trainer_node.engine.search.time_left import (
+    FACTORS_SHARE,
+    ROUND_SHARE,
+    are_factors_scored,
+    factors_s,
+    is_rounded,
+    rounding_s,
+)
+from trainer_node.engine.search.trial import Trial
 from trainer_node.engine.signals import Stop
 
 GB = 10**9
@@ -29,10 +40,15 @@ def dense(make_plan: Callable[..., Plan]) -> Plan:
 
 
 def _run(
-    folder: Path, *, profile: str = "auto", memory: int = 16 * GB, simulated: bool = False
+    folder: Path,
+    *,
+    profile: str = "auto",
+    memory: int = 16 * GB,
+    simulated: bool = False,
+    task_type: TaskType = TaskType.INSTRUCT,
 ) -> RunContext:
     hardware = Hardware(device="cpu", count=1, memory_bytes=memory)
-    job = bare_job(profile=profile, hardware=hardware, start_at=100.0, ready_by=3700.0)
+    job = bare_job(profile=profile, task_type=task_type, hardware=hardware, start_at=100.0, ready_by=3700.0)
     reporter = Reporter(folder / "progress.jsonl", "t", "a")
     return RunContext(job, folder, TokenClock(0.0, 1.0) if simulated else WallClock(), reporter, Stop())
 
@@ -57,3 +73,23 @@ def test_time_is_kept_only_where_something_may_be_rounded(dense: Plan, tmp_path:
     assert rounding_s(_run(tmp_path), [other, dense]) == pytest.approx(ROUND_SHARE * 3600.0)
     assert rounding_s(_run(tmp_path), [other]) == 0.0
     assert rounding_s(_run(tmp_path, simulated=True), [dense]) == 0.0  # it takes no tokens
+
+
+def test_time_is_kept_for_the_factors_of_the_last_run(tmp_path: Path) -> None:
+    record: Any = SimpleNamespace(base_losses=[3.0] * 400, costs=SimpleNamespace(score_s=2.0))
+    scored = 1.0 + 2 * SCORED * MOST_ROWS / 400
+    assert factors_s(_run(tmp_path), record) == pytest.approx(scored * 2.0)
+    record.costs.score_s = 100.0
+    assert factors_s(_run(tmp_path), record) == pytest.approx(FACTORS_SHARE * 3600.0)
+    for other in (
+        _run(tmp_path, simulated=True),
+        _run(tmp_path, profile="winner_2026_06"),
+        _run(tmp_path, task_type=TaskType.DPO),
+    ):
+        assert factors_s(other, record) == 0.0
+
+
+def test_a_run_on_all_rows_has_no_factor(tmp_path: Path) -> None:
+    """The rows that would tell it were trained on."""
+    assert are_factors_scored(_run(tmp_path), Trial(arm="dense"))
+    assert not are_factors_scored(_run(tmp_path), Trial(arm="dense", refit=True))

@@ -32,10 +32,10 @@ from trainer_node.engine.evaluate.moved_weights import scaled
 from trainer_node.engine.export import rounding
 from trainer_node.engine.finish import untrained
 from trainer_node.engine.oom import is_out_of_memory, release
-from trainer_node.engine.search.budget import MANY_HELD_OUT, is_averaged
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.runner import TrialRunner
-from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.strategy.best_trial import best_of
+from trainer_node.engine.search.strategy.budget import MANY_HELD_OUT, is_averaged
 from trainer_node.engine.search.time_left import all_rows, end_at, factors_s, is_rounded, rounding_s
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, factor_to_apply
 from trainer_node.engine.submission import submit
@@ -322,7 +322,8 @@ def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
         if not one.trial.refit
     )
     probes, count = sum(bool(one.trial.stage) for one in done), sum(one.trial.refit for one in done)
-    again = f"; run again on all rows, {count} times" if count else ""
+    times = "once" if count == 1 else f"{count} times"
+    again = f"; run again on all rows, {times}" if count else ""
     rate = next((one.trial.rate for one in done if one.trial.refit), best.trial.rate)
     if best.factor is not None and rate != best.trial.rate:
         again += f", at rate x {rate:.2g}: its loss is lowest at {best.factor:.2f} of the way that it went"

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from trainer_node.engine.evaluate.candidates import Weights, whole
-from trainer_node.engine.search.budget import KEPT_BYTES
 from trainer_node.engine.search.soup import mean_of
+from trainer_node.engine.search.strategy.budget import KEPT_BYTES
 from trainer_node.engine.search.trial import TrialResult
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.saved_state import snapshot_name

@@ -28,12 +28,13 @@ from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.failure import explain
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.oom import is_broken_device
-from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.choose import submit_best
-from trainer_node.engine.search.population import give_up, is_population, next_round, on_one_device
 from trainer_node.engine.search.runner import Trained, TrialRunner, clock_tokens, write_known
 from trainer_node.engine.search.speed import is_wanted, measure_speed
-from trainer_node.engine.search.strategy import best_of, trial_of
+from trainer_node.engine.search.strategy.best_trial import best_of
+from trainer_node.engine.search.strategy.budget import Budget
+from trainer_node.engine.search.strategy.first_trial import trial_of
+from trainer_node.engine.search.strategy.population import give_up, is_population, next_round, on_one_device
 from trainer_node.engine.search.time_left import budget_of
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, TrialResult, without_loss
 from trainer_node.engine.train import checkpoint

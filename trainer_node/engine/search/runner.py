@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
 
 from shared.clock import TokenClock
@@ -29,15 +28,14 @@ from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples, joined
 from trainer_node.engine.distributed.sharding import local, placed, with_rows
 from trainer_node.engine.distributed.weight_slices import slices_of
-from trainer_node.engine.evaluate.candidates import Weights, loaded
-from trainer_node.engine.evaluate.moved_weights import moving, scaled
+from trainer_node.engine.evaluate.candidates import Weights
+from trainer_node.engine.evaluate.moved_weights import scaled
 from trainer_node.engine.finish import free_optimizer
 from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.oom import release
-from trainer_node.engine.search.delta_factor import SCORED, Losses, best_factor, rows_to_score
 from trainer_node.engine.search.kept_trials import kept_blocks, staying, trial_folder
-from trainer_node.engine.search.scoring import probed, scored, scorer
-from trainer_node.engine.search.strategy import best_of
+from trainer_node.engine.search.scoring import probed, scored
+from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.time_left import after_s, are_factors_scored, end_at, factors_s
 from trainer_node.engine.search.trial import (
     SearchRecord,
@@ -128,52 +126,14 @@ class TrialRunner:
             result = probed(run, self.record, self.dev, trial, state)
         else:
             first, saved = best_of(self.known.done) is None, self.saved(state)
-            result = scored(run, self.record, self.dev, trial, state, saved, first=first)
-            result = self.with_factors(result, state)
+            until = end_at(run, self.record, self.known.plans.values()) + factors_s(run, self.record)
+            start = self.start if are_factors_scored(run, trial) else None
+            result = scored(run, self.record, self.dev, trial, state, saved, start, until, first=first)
         result = msgspec.structs.replace(result, other_s=begun_s + run.clock.time() - trained_at)
         if not trial.stage:
             result = self.keep(result, state, saved)
         size = 4 * sum(value.numel() for value in state.deltas.parameters.values())
         return Trained(result, state.step, state.plan, size)
-
-    def with_factors(self, result: TrialResult, state: TrainState) -> TrialResult:
-        """Collective: the result with the factors on what the run changed at which its loss is lowest.
-
-        The lowest point's counts where no other run follows. None are measured of sharded weights, and where
-        there is no time.
-        """
-        run, trial, costs = self.run, result.trial, self.record.costs
-        if trial.refit or self.start is None or not are_factors_scored(run):
-            return result
-        row_s = costs.score_s / len(self.dev)
-        count = rows_to_score(len(self.dev), row_s, state.train_s)
-        end = end_at(run, self.record, self.known.plans.values()) + factors_s(run, self.record)
-        in_time = run.clock.time() + SCORED * count * row_s <= end
-        count = run.process_group.broadcast_object(count if in_time else 0)
-        if not count:
-            return result
-        result = msgspec.structs.replace(result, factor=self.factor_of(state, self.start, count))
-        if not trial.main or result.weights != "best" or result.snapshots:
-            return result
-        with run.patience(), loaded(state.deltas, lambda: state.best):
-            lowest = self.factor_of(state, self.start, count)
-        return msgspec.structs.replace(result, lowest_factor=lowest)
-
-    def factor_of(self, state: TrainState, start: dict[str, torch.Tensor], count: int) -> float | None:
-        """Collective: the factor on what the weights have changed, by `count` rows; None if unknown."""
-        run = self.run
-        score = scorer(run, self.record, self.dev.take(np.arange(count)), state)
-        with run.patience():
-            losses = score().per_example
-            with moving(state.deltas, start) as move:
-
-                def scored_at(factor: float) -> Losses:
-                    move(factor)
-                    found = score().per_example
-                    return found if len(found) == count else np.full(count, np.nan)  # time ran out
-
-                found = best_factor(losses, scored_at) if len(losses) == count else None
-        return run.process_group.broadcast_object(found)
 
     def tell(self, number: int) -> None:
         """Report what a finished trial showed."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import median
 
 import numpy as np
+import torch
+from msgspec.structs import replace as replace_fields
 
 from shared.planning.recipe import CurveRule
 from shared.planning.throughput import SAFETY, SLACK_S
@@ -15,8 +17,10 @@ from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.candidates import Candidate, loss_over_base, ranked
 from trainer_node.engine.evaluate.metric import Evaluation, measure
+from trainer_node.engine.evaluate.moved_weights import moving
 from trainer_node.engine.finish import lowest_point, reached_by
 from trainer_node.engine.search.soup import greedy_soup
+from trainer_node.engine.search.strategy.delta_factor import SCORED, Losses, best_factor, rows_to_score
 from trainer_node.engine.search.trial import Trial, TrialResult
 from trainer_node.engine.search.winner.rate_search import LAST_SHARE
 from trainer_node.engine.train.saved_state import snapshot_name
@@ -53,13 +57,16 @@ def scored(
     trial: Trial,
     state: TrainState,
     saved: frozenset[str],
+    start: Mapping[str, torch.Tensor] | None = None,
+    factors_until: float = math.inf,
     *,
     first: bool,
 ) -> TrialResult:
     """Return a trial's result: the best of its last weights and of what was kept of earlier ones.
 
     Only what is `saved` on disk can be submitted later. A score that time cut short is not compared with
-    whole ones: it counts only if it is the `first`, or of the run that the time was for.
+    whole ones: it counts only if it is the `first`, or of the run that the time was for. With the untrained
+    weights to `start` from, the result has the factors on what the run changed, if there is time.
     """
     score = scorer(run, record, dev, state)
     last = Candidate("weights", reached_by(state)).measured(score)
@@ -81,7 +88,7 @@ def scored(
     rows = best.score.per_example.tolist() if best.score else []
     counts = bool(whole) or first or trial.main or trial.refit
     valid = math.isfinite(over) and state.step > 0 and counts
-    return TrialResult(
+    result = TrialResult(
         trial=trial,
         loss=record.base_loss + over if valid else None,
         tokens=state.tokens,
@@ -95,6 +102,50 @@ def scored(
         step_s=best.reached.train_s,
         step_skipped=best.reached.skipped,
     )
+    count = rows_for_factors(run, record, trained_s, factors_until) if start is not None else 0
+    if start is None or not count:
+        return result
+    result = replace_fields(result, factor=factor_of(run, record, dev, state, start, last, count))
+    if not trial.main or result.weights != "best" or members:
+        return result  # another run follows, at the rate that the factor asks for
+    with run.patience(), best.weights_applied():
+        factor = factor_of(run, record, dev, state, start, best, count)
+    return replace_fields(result, lowest_factor=factor)
+
+
+def rows_for_factors(run: RunContext, record: RunRecord, trained_s: float, until: float) -> int:
+    """Collective: how many development rows to score with other factors until then; 0 without time for it."""
+    rows, score_s = len(record.base_losses), record.costs.score_s
+    count = rows_to_score(rows, score_s / rows, trained_s)
+    in_time = run.clock.time() + SCORED * count * score_s / rows <= until
+    return run.process_group.broadcast_object(count if in_time else 0)
+
+
+def factor_of(
+    run: RunContext,
+    record: RunRecord,
+    dev: Examples,
+    state: TrainState,
+    start: Mapping[str, torch.Tensor],
+    scored: Candidate,
+    count: int,
+) -> float | None:
+    """Collective: the factor on what the model's weights have changed at which their loss is lowest.
+
+    By `count` rows, on which they were `scored` as they are. None if that is unknown, or time runs out.
+    """
+    score = scorer(run, record, dev.take(np.arange(count)), state)
+    if scored.score is None or len(scored.score.per_example) < count:
+        return None
+    with run.patience(), moving(state.deltas, start) as move:
+
+        def scored_at(factor: float) -> Losses | None:
+            move(factor)
+            losses = score().per_example
+            return losses if len(losses) == count else None
+
+        found = best_factor(scored.score.per_example[:count], scored_at)
+    return run.process_group.broadcast_object(found)
 
 
 def scorer(run: RunContext, record: RunRecord, rows: Examples, state: TrainState) -> Callable[[], Evaluation]:

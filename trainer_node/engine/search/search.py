@@ -27,11 +27,13 @@ from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.search import rounds
-from trainer_node.engine.search.budget import Budget
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.runner import TrialRunner, clock_tokens, write_known
 from trainer_node.engine.search.speed import is_wanted, measure_speed
-from trainer_node.engine.search.strategy import arm_name, best_of, is_long, next_trial
+from trainer_node.engine.search.strategy.best_trial import best_of, is_long
+from trainer_node.engine.search.strategy.budget import Budget
+from trainer_node.engine.search.strategy.first_trial import arm_name
+from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.time_left import budget_of, end_at
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, read_search, write_search
 from trainer_node.engine.search.winner import rate_search

@@ -11,10 +11,10 @@ from shared.planning.step_size import full_batch, padding
 from shared.planning.throughput import SLACK_S, Costs
 from trainer_node.engine import prepare
 from trainer_node.engine.context import JobData, RunContext, RunRecord
-from trainer_node.engine.search.budget import Budget, is_averaged
-from trainer_node.engine.search.delta_factor import MOST_ROWS, SCORED
-from trainer_node.engine.search.prior import is_tiny
-from trainer_node.engine.search.trial import SearchRecord
+from trainer_node.engine.search.strategy.budget import Budget, is_averaged
+from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, SCORED
+from trainer_node.engine.search.strategy.prior import is_tiny
+from trainer_node.engine.search.trial import SearchRecord, Trial
 
 ROUND_SHARE = 0.01  # of the job's time is kept for rounding: SmolLM2-135M takes a minute on one busy CPU core
 ROUND_MEMORY, MOST_ROUNDED_BYTES = 0.25, 16e9  # of main memory, and at most, for two copies of the weights
@@ -98,12 +98,14 @@ def factors_s(run: RunContext, record: RunRecord) -> float:
     return min(FACTORS_SHARE * (run.job.ready_by - run.job.start_at), scored * record.costs.score_s)
 
 
-def are_factors_scored(run: RunContext) -> bool:
-    """Return whether a job's trials are scored at other factors on their deltas.
+def are_factors_scored(run: RunContext, trial: Trial | None = None) -> bool:
+    """Return whether a job's trials, or this one, are scored at other factors on their deltas.
 
-    Not pairs, on which factors were never compared with rates, and not probes.
+    Not of pairs, on which factors were never compared with rates; not where a profile's probes tell the rate;
+    not a run on all rows, which has seen those that would score it.
     """
-    return run.job.task_type is not TaskType.DPO and not resolve(run.job.profile).probes
+    by_profile = run.job.task_type is not TaskType.DPO and not resolve(run.job.profile).probes
+    return by_profile and not (trial and trial.refit)
 
 
 def rounding_s(run: RunContext, plans: Iterable[Plan]) -> float:

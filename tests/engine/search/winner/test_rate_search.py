@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
-from trainer_node.engine.search.budget import Budget
+from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.trial import Trial, TrialResult
 from trainer_node.engine.search.winner.rate_search import (
     COARSE,

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from shared.planning.plan import Plan
 from shared.planning.throughput import FILL
-from trainer_node.engine.search.budget import Budget
+from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 
 SHARE = 0.20  # of the time, for all probes together

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from shared.planning.plan import Plan
-from trainer_node.engine.search.budget import SAFETY, Budget
-from trainer_node.engine.search.neighbours import START_EPOCHS
-from trainer_node.engine.search.strategy import next_trial
+from trainer_node.engine.search.strategy.budget import SAFETY, Budget
+from trainer_node.engine.search.strategy.neighbours import START_EPOCHS
+from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.trial import Trial, TrialResult, without_loss
 
 LEAST_ROUNDS = 3  # two to search in, the second knowing the first's losses, and one on all rows

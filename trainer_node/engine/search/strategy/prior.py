@@ -5,8 +5,8 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from shared.planning.plan import Plan
-from trainer_node.engine.search.budget import Budget
-from trainer_node.engine.search.neighbours import LEAST_BATCH
+from trainer_node.engine.search.strategy.budget import Budget
+from trainer_node.engine.search.strategy.neighbours import LEAST_BATCH
 from trainer_node.engine.search.trial import Trial
 
 # Of a first trial, if a batch leaves so many: batch 2 beats 4 by .04 on 120 rows, each at the better of its

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from msgspec.structs import replace
 
-from trainer_node.engine.search.delta_factor import rate_change
+from trainer_node.engine.search.strategy.delta_factor import rate_change
 from trainer_node.engine.search.trial import Trial, TrialResult
 
 START_EPOCHS = (2.0, 2.5)  # of the first trial, by the time there is; with more time longer ones follow

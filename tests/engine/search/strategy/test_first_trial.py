@@ -3,16 +3,13 @@
 import pytest
 from msgspec.structs import replace
 
-from tests.engine.search.surfaces import START, bowl, plenty, searched
-from trainer_node.engine.search.budget import SAFETY, Budget
-from trainer_node.engine.search.neighbours import LEAST_EPOCHS, key
-from trainer_node.engine.search.strategy import (
-    PROBE_SHARE,
-    TWIN_EPOCHS,
-    _whole,
-    first_trial,
-    next_trial,
-)
+from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
+from trainer_node.engine.search.strategy.budget import SAFETY, Budget
+from trainer_node.engine.search.strategy.first_trial import TWIN_EPOCHS, first_trial
+from trainer_node.engine.search.strategy.neighbours import LEAST_EPOCHS, key
+from trainer_node.engine.search.strategy.next_trial import next_trial
+from trainer_node.engine.search.strategy.probes import PROBE_SHARE
+from trainer_node.engine.search.strategy.run_length import whole_run
 from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 
 
@@ -89,7 +86,7 @@ def test_the_length_of_a_whole_run_is_not_that_of_the_trial_before() -> None:
     budget = Budget(
         left_s=1000.0, tokens_per_s=100.0, epoch_tokens=10_000, examples=1_000, trial_s=60.0, all_s=1000.0
     )
-    found = {_whole(replace(START[0], epochs=epochs), budget) for epochs in (0.5, 1.0, 4.0)}
+    found = {whole_run(replace(START[0], epochs=epochs), budget) for epochs in (0.5, 1.0, 4.0)}
     assert found == {replace(START[0], epochs=2.5)}
 
 
@@ -109,7 +106,7 @@ def test_two_runs_on_all_rows_are_worth_a_shorter_first_one(
     seconds = SAFETY * epochs * 10.0
     arms = frozenset({"dense"}) if single else frozenset[str]()
     budget = plenty(left_s=seconds, all_s=seconds, trial_s=0.0, all_rows=all_rows, single=arms)
-    found = _whole(START[0], budget)
+    found = whole_run(START[0], budget)
     assert (found.epochs if found else 0.0) == pytest.approx(whole if refits else 0.0)
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.engine.search.surfaces import plenty
-from trainer_node.engine.search.budget import SAFETY, Budget
+from tests.engine.search.strategy.surfaces import plenty
+from trainer_node.engine.search.strategy.budget import SAFETY, Budget
 from trainer_node.engine.search.trial import Trial, last_pass_of
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from msgspec.structs import replace
 
 from tests.engine.search.search_run import record_of
 from tests.engine.worker_run import finish, progress_of
-from trainer_node.engine.search import strategy
-from trainer_node.engine.search.delta_factor import (
+from trainer_node.engine.search.strategy import first_trial, next_trial
+from trainer_node.engine.search.strategy.delta_factor import (
     LEAST,
     LEAST_CHANGE,
     LEAST_ROWS,
@@ -79,8 +80,8 @@ def test_the_rate_changes_by_a_bounded_factor() -> None:
 
 def test_scoring_takes_little_of_a_trials_time() -> None:
     assert rows_to_score(1000, 0.0, 1.0) == MOST_ROWS
-    count = rows_to_score(1000, 0.1, 500.0)
-    assert SCORED * count * 0.1 <= TIME_SHARE * 500.0 < SCORED * (count + 1) * 0.1
+    count = rows_to_score(1000, 0.1, 300.0)
+    assert SCORED * count * 0.1 <= TIME_SHARE * 300.0 < SCORED * (count + 1) * 0.1
     assert rows_to_score(1000, 0.1, 10.0) == 0
     assert rows_to_score(LEAST_ROWS - 1, 0.0, 1.0) == 0
 
@@ -108,13 +109,13 @@ def test_a_factor_holds_for_the_weights_that_it_was_measured_on(
 def test_a_run_at_a_tenth_of_the_rate_is_followed_by_one_at_more(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = strategy.first_trial
+    real = first_trial.first_trial
 
-    def too_low(*arguments: object) -> Trial:
-        trial = real(*arguments)  # type: ignore[arg-type]
+    def too_low(*arguments: Any) -> Trial:
+        trial = real(*arguments)
         return replace(trial, rate=trial.rate / 10)
 
-    monkeypatch.setattr(strategy, "first_trial", too_low)
+    monkeypatch.setattr(next_trial, "first_trial", too_low)
     job = make_job(profile="auto", ready_by=80.0)
     assert finish(job).status.value == "ready"
     first, second, *_ = record_of(job).done

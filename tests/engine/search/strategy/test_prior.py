@@ -9,8 +9,8 @@ from shared.planning.memory_fit import split
 from shared.planning.model_shape import shape_from_params
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
-from tests.engine.search.surfaces import START, plenty
-from trainer_node.engine.search.prior import is_tiny, with_prior
+from tests.engine.search.strategy.surfaces import START, plenty
+from trainer_node.engine.search.strategy.prior import is_tiny, with_prior
 
 
 def test_few_steps_begin_with_a_higher_rate_and_small_ones_with_a_lower_one() -> None:

@@ -5,17 +5,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.engine.search.surfaces import START, bowl, plenty, searched
-from trainer_node.engine.search.budget import SAFETY
-from trainer_node.engine.search.neighbours import RATE_STEP
-from trainer_node.engine.search.strategy import (
-    AFTER_LOWEST,
-    MOST_REFITS,
-    MOST_TRIES,
-    WANTED_REFITS,
-    best_of,
-    next_trial,
-)
+from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
+from trainer_node.engine.search.strategy.best_trial import AFTER_LOWEST, best_of
+from trainer_node.engine.search.strategy.budget import SAFETY
+from trainer_node.engine.search.strategy.full_length import MOST_REFITS, MOST_TRIES, WANTED_REFITS
+from trainer_node.engine.search.strategy.neighbours import RATE_STEP
+from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.trial import FILE, SearchRecord, Trial, TrialResult, read_search, write_search
 
 
@@ -270,3 +265,14 @@ def test_a_rate_that_was_worse_is_not_asked_for_again() -> None:
     ]
     trial = next_trial(START, results, plenty(left_s=30.0, all_s=90.0, all_rows=1.25))
     assert trial == replace(first, refit=True)
+
+
+def test_a_rate_near_one_that_was_worse_is_not_tried_at_full_length() -> None:
+    first = Trial(arm="dense", epochs=2.0)
+    results = [
+        TrialResult(trial=first, loss=2.0, tokens=1, train_s=1.0, factor=0.75),  # asks for .42
+        TrialResult(trial=replace(first, rate=1 / 3), loss=2.1, tokens=1, train_s=1.0, factor=1.2),
+    ]
+    trial = next_trial(START, results, plenty())
+    assert trial
+    assert (trial.arm, trial.rate, trial.epochs) == ("lora", 1.0, 2.0)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from trainer_node.engine.search.budget import Budget
-from trainer_node.engine.search.delta_factor import LEAST, MORE, RATE_POWER
-from trainer_node.engine.search.strategy import next_trial
+from trainer_node.engine.search.strategy.budget import Budget
+from trainer_node.engine.search.strategy.delta_factor import LEAST, MORE, RATE_POWER
+from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.trial import Trial, TrialResult
 
 START = (Trial(arm="dense"), Trial(arm="lora"))

@@ -1,0 +1,71 @@
+"""The first trial of a job: its arm, its length by the time there is, its batch and rate by the prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from shared.planning.plan import Plan
+from trainer_node.engine.search.strategy.budget import Budget
+from trainer_node.engine.search.strategy.neighbours import LEAST_BATCH
+from trainer_node.engine.search.strategy.prior import with_prior
+from trainer_node.engine.search.strategy.probes import probe_of
+from trainer_node.engine.search.strategy.run_length import main_run, whole_run
+from trainer_node.engine.search.strategy.short_trials import short_trial
+from trainer_node.engine.search.trial import Trial
+
+# SmolLM2-135M, 120 rows, batch 2: 1.1 epochs of all of them end .09 and .17 below as many of the 96 that are
+# left when development rows are held out. Tiny models have little to forget: the arena's Llama is .01 to .04
+# better by two epochs of one run on three of four data sets, and .19 where a run has 11 steps
+# (docs/experiments.md).
+TWIN_EPOCHS, TWIN_STEPS = 1.0, 25  # of each of two runs that share the time of a job that has none to search
+TWIN_ROWS = 1.15  # all rows, as a multiple of the training rows: where fewer are held out, it wasn't measured
+
+
+def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
+    """Return a short trial if there is time for runs of full length after it; else one that is still shorter.
+
+    Rows that are too few for a short trial get a run of full length, if many of them are held out: a second
+    run, on all rows, is worth its time then. Otherwise the rate is worth more. With a trial on each device
+    rates are compared at full length. If no second run fits, and the steps are too few to compare rates, half
+    of a real model's time goes to a run on all rows.
+    """
+    whole = whole_run(start[0], budget)
+    if whole is not None:
+        whole = with_prior(whole, budget)
+        if short := short_trial(whole, budget):
+            return short
+    if whole is not None and (budget.many_held_out or budget.width > 1):
+        return whole
+    if probe := probe_of(start[0], budget):
+        return probe
+    if whole is not None and budget.refits(whole, 1):
+        return whole
+    return _twin(start[0], budget) or with_prior(main_run(start[0], budget), budget)
+
+
+def _twin(trial: Trial, budget: Budget) -> Trial | None:
+    """Return the trial as the first of two runs, if each has steps enough for a real model.
+
+    The second one, on all rows, pays where many of them are held out.
+    """
+    pays = not budget.tiny and budget.all_rows >= TWIN_ROWS
+    twin = whole_run(trial, budget, TWIN_EPOCHS) if pays else None
+    twin = with_prior(twin, budget) if twin else None
+    return twin if twin and budget.steps(twin) >= TWIN_STEPS else None
+
+
+def arm_name(plan: Plan) -> str:
+    """Return what a plan trains, in two or three words."""
+    ranks = sorted({module.rank for module in plan.modules if module.method == "lora"})
+    dense = any(module.method == "dense" for module in plan.modules)
+    if plan.extras.norms and plan.extras.embeddings:
+        return "everything"
+    found = ["dense"] * dense + ["norms"] * plan.extras.norms + [f"LoRA r{rank}" for rank in ranks[-1:]]
+    return " and ".join(found)
+
+
+def trial_of(arm: str, plan: Plan, mean_length: float) -> Trial:
+    """Return an arm's first trial: the plan's rates, its batch as a power of two; `mean_length` in tokens."""
+    batch = plan.packs_per_step * plan.capacity / mean_length
+    return Trial(arm=arm, batch=max(LEAST_BATCH, 2 ** round(math.log2(max(1.0, batch)))))

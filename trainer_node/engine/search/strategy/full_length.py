@@ -1,0 +1,80 @@
+"""Runs of full length: the best one's neighbours, it again on all rows, and a pass that ends a single one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from trainer_node.engine.search.strategy.best_trial import at_best_rate, is_like, settled
+from trainer_node.engine.search.strategy.budget import SAFETY, Budget
+from trainer_node.engine.search.strategy.neighbours import LEAST_RATE, RATE_STEP, key, neighbours, refuted
+from trainer_node.engine.search.strategy.run_length import epochs_in, main_run
+from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
+
+SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for WANTED_REFITS
+WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
+MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
+LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
+MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of a first long run that gave no number, and of the time
+
+
+def next_neighbour(
+    best: Trial,
+    result: TrialResult | None,
+    start: Sequence[Trial],
+    done: Sequence[TrialResult],
+    budget: Budget,
+) -> Trial | None:
+    """Return the first neighbour of the best trial that is new and leaves time for a refit."""
+    centre = settled(result) if result else best
+    tried = {key(one.trial) for one in done}
+    lowest, factor = (result.lowest_epochs, result.factor) if result else (None, None)
+    for trial in neighbours(centre, start, lowest, factor):
+        if key(trial) in tried or trial.batch < budget.devices or refuted(trial, centre, done):
+            continue
+        if factor is not None and _is_old_rate(trial, centre, done):
+            continue
+        spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
+        wanted = 1 if spent_s <= SEARCH_SHARE * budget.all_s else WANTED_REFITS
+        # Whether this trial or the best one before it will be run again is not known: the dearer one may be.
+        reserve_s = max(budget.refits_s(one, wanted) for one in (trial, centre))
+        if SAFETY * (budget.cost_s(trial) + reserve_s) <= budget.left_s:
+            return trial
+    return None
+
+
+def _is_old_rate(trial: Trial, centre: Trial, done: Sequence[TrialResult]) -> bool:
+    """Return whether a trial is the centre at about a rate that was tried, and so was worse."""
+    is_rate = key(trial) == key(replace(centre, rate=trial.rate)) != key(centre)
+    return is_rate and any(is_like(one.trial, trial) for one in done if not one.trial.short)
+
+
+def refit_of(best: Trial, count: int, budget: Budget) -> Trial | None:
+    """Return the best trial once more, on all rows and in another order.
+
+    The first one is shortened if the trials before it took longer than they should.
+    """
+    refit = replace(best, refit=True, seed=best.seed + count)
+    if count >= budget.refits(refit, MOST_REFITS):
+        return None
+    if budget.fits(refit):
+        return refit
+    epochs = epochs_in(refit, budget, budget.left_s / SAFETY) / budget.all_rows
+    return replace(refit, epochs=epochs) if not count and epochs >= LEAST_REFIT * refit.epochs else None
+
+
+def long_again(failed: Sequence[TrialResult], budget: Budget) -> Trial | None:
+    """Return the run that gave no number once more, at a third of its rate; None without time for it."""
+    lower = replace(failed[-1].trial, rate=failed[-1].trial.rate / RATE_STEP)
+    if len(failed) >= MOST_TRIES or lower.rate < LEAST_RATE or budget.left_s < LEAST_AGAIN * budget.all_s:
+        return None
+    return lower if not lower.main and budget.fits(lower) else main_run(lower, budget)
+
+
+def last_pass(best: TrialResult, newest: TrialResult, budget: Budget) -> Trial | None:
+    """Return a pass over the development rows from the weights of the main run, if it is the best one."""
+    if newest is not best or not best.trial.main or best.trial.epochs < 1.0 or budget.all_rows <= 1.0:
+        return None
+    last = last_pass_of(at_best_rate(best, ()))
+    return last if budget.cost_s(last) <= budget.left_s else None

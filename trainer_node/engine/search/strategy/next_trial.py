@@ -1,0 +1,51 @@
+"""Which training run to try next, from those that were tried: pure, so that a resumed job decides alike.
+
+The rate of each trial falls to zero within it, and the development rows score it. How a search goes on
+depends on the time that there is:
+
+- For a run of full length and one more on all rows: up to three short trials compare rates. Then each trial
+  is of full length: the best of them is the centre from which the search goes on to its neighbours, coarse
+  steps first. In the end the best one is run again on all rows, if it can be averaged in several orders.
+- For less: still shorter trials (probes) compare rates, and one long run takes the time that is left, or a
+  part of it if its loss turns.
+- Too few steps to compare rates: two runs, the second one on all rows, or a single run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainer_node.engine.search.strategy.best_trial import at_best_rate, best_of, is_long
+from trainer_node.engine.search.strategy.budget import Budget
+from trainer_node.engine.search.strategy.first_trial import first_trial
+from trainer_node.engine.search.strategy.full_length import last_pass, long_again, next_neighbour, refit_of
+from trainer_node.engine.search.strategy.probes import probe_or_main
+from trainer_node.engine.search.strategy.short_trials import rate_or_whole
+from trainer_node.engine.search.trial import Trial, TrialResult
+
+
+def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budget) -> Trial | None:
+    """Return the next trial, or None if no further one is worth its time.
+
+    `start` has the arms' first trials, the most promising one first. The first trial is always given.
+    """
+    if not done:
+        return first_trial(start, budget)
+    refits = [result for result in done if result.trial.refit]
+    best = best_of(done)
+    if refits:
+        if refits[-1].trial.last_pass:
+            return None
+        return refit_of(refits[0].trial, len(refits), budget)
+    if all(result.trial.short for result in done):
+        return rate_or_whole(done, budget)
+    long = [result for result in done if is_long(result.trial)]
+    if long and (best or long[-1].trial.main) and all(result.loss is None for result in long):
+        return long_again(long, budget)
+    if not long and not done[0].trial.short:
+        return probe_or_main(done, budget)
+    if trial := next_neighbour(best.trial if best else done[0].trial, best, start, done, budget):
+        return trial
+    if best is None:
+        return None
+    return refit_of(at_best_rate(best, done), 0, budget) or last_pass(best, done[-1], budget)

@@ -1,0 +1,65 @@
+"""Short trials of an epoch at most, which compare rates before runs of full length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from trainer_node.engine.search.strategy.best_trial import at_best_rate, best_of, rate_after, rates_to_try
+from trainer_node.engine.search.strategy.budget import SAFETY, Budget
+from trainer_node.engine.search.strategy.full_length import refit_of
+from trainer_node.engine.search.strategy.neighbours import LEAST_RATE, MOST_RATE, RATE_STEP, key
+from trainer_node.engine.search.strategy.prior import SHORT_STEPS
+from trainer_node.engine.search.strategy.probes import HORIZON, PROBE_STEPS
+from trainer_node.engine.search.strategy.run_length import epochs_in, main_run, whole_run
+from trainer_node.engine.search.trial import Trial, TrialResult
+
+# The best rate differs by a factor of three, and more, between data sets: `prior.py`.
+SHORT_TRIALS, SHORT_EPOCHS = 3, 1.0
+SHORT_SHARE = 0.035  # of the time, for each of them, if few rows are held out; but SHORT_STEPS at least
+MOST_UNSEEN = 6.0  # epochs of one last run: with more time there is a trial of full length before it
+
+
+def short_trial(whole: Trial, budget: Budget) -> Trial | None:
+    """Return a trial of one epoch at most that stands for a whole one.
+
+    None if it has too few steps, or if there is no time for all of them, a whole run and one on all rows:
+    when to end is worth as much as the rate, and only a whole run shows it. Devices that run a trial each
+    need no short ones.
+    """
+    epochs = min(SHORT_EPOCHS, whole.epochs)
+    if not budget.many_held_out:  # then epochs have many steps, and the time of a few hundred ranks rates
+        least = SHORT_STEPS * whole.batch / budget.examples
+        epochs = min(epochs, max(least, epochs_in(whole, budget, SHORT_SHARE * budget.all_s)))
+    short = replace(whole, epochs=epochs, short=True)
+    after = replace(budget, left_s=budget.left_s - SAFETY * SHORT_TRIALS * budget.cost_s(short))
+    if budget.width > 1 or budget.steps(short) < PROBE_STEPS or not whole_run(whole, after):
+        return None
+    return replace(short, rate=min(MOST_RATE, short.rate * (whole.epochs / short.epochs) ** HORIZON))
+
+
+def rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
+    """Return the next short trial, or the run of full length that they lead to.
+
+    Each further short trial has the rate that the best one's delta asks for. Where that isn't known it has a
+    third of the best one's rate, or three times it, if the third is worse.
+    """
+    best = best_of(done)
+    centre = best.trial if best else done[-1].trial
+    tried = {key(result.trial) for result in done}
+    for rate in rates_to_try(centre, best, done, (1 / RATE_STEP, RATE_STEP) if best else (1 / RATE_STEP,)):
+        trial = replace(centre, rate=rate)
+        is_new = key(trial) not in tried and LEAST_RATE <= rate <= MOST_RATE
+        if is_new and len(done) < SHORT_TRIALS and budget.fits(trial):
+            return trial
+    if best is None:  # they diverged
+        centre = replace(centre, rate=centre.rate / RATE_STEP)
+    centre = replace(centre, rate=rate_after(centre, best, done))
+    whole = whole_run(centre, budget)
+    if not budget.refits(centre, 1):  # nothing follows a run of full length: it may take all the time
+        last = replace(main_run(centre, budget), short=False)
+        whole = last if whole is None or last.epochs <= MOST_UNSEEN else whole
+    if whole is None:
+        return refit_of(at_best_rate(best, done), 0, budget) if best else None
+    return replace(whole, rate=max(LEAST_RATE, centre.rate * (whole.epochs / centre.epochs) ** -HORIZON))
