@@ -21,9 +21,9 @@ LESS, LEAST, MORE = (
 SCORED = 2  # of these
 MOST_ROWS, LEAST_ROWS = 200, 12  # that are scored with each
 TIME_SHARE = 0.1  # of a trial's training: scoring may take it
-# A factor of f says that the rate was f ** -3 times the best one. Found on five data sets and two models of
-# the arena, at a tenth to ten times the best rate: .47 to .5 at ten times, .65 to .75 at three times, 1.2 to
-# 1.3 at a half to a third (docs/experiments.md).
+# A factor of f says that the rate was f ** -3 times the best one. Found on three data sets and two models of
+# the arena: .47 to .5 at ten times the best rate, .65 to .75 at three times, 1.2 to 1.3 at a half to a third.
+# SmolLM2-135M on one of them: about .8 at three times, 1.25 at a third (docs/experiments.md).
 RATE_POWER = 3.0
 LEAST_CHANGE, MOST_CHANGE = 1 / 5, 3.0  # of a rate, by one factor
 
