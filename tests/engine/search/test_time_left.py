@@ -16,7 +16,7 @@ from shared.planning.plan import Plan
 from tests.engine.worker_run import bare_job
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.reporter import Reporter
-from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, SCORED
+from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, PASSES
 from trainer_node.engine.search.time_left import (
     FACTORS_SHARE,
     ROUND_SHARE,
@@ -77,7 +77,7 @@ def test_time_is_kept_only_where_something_may_be_rounded(dense: Plan, tmp_path:
 
 def test_time_is_kept_for_the_factors_of_the_last_run(tmp_path: Path) -> None:
     record: Any = SimpleNamespace(base_losses=[3.0] * 400, costs=SimpleNamespace(score_s=2.0))
-    scored = 1.0 + 2 * SCORED * MOST_ROWS / 400
+    scored = 1.0 + 2 * PASSES * MOST_ROWS / 400
     assert factors_s(_run(tmp_path), record) == pytest.approx(scored * 2.0)
     record.costs.score_s = 100.0
     assert factors_s(_run(tmp_path), record) == pytest.approx(FACTORS_SHARE * 3600.0)

@@ -128,7 +128,9 @@ class TrialRunner:
             first, saved = best_of(self.known.done) is None, self.saved(state)
             until = end_at(run, self.record, self.known.plans.values()) + factors_s(run, self.record)
             start = self.start if are_factors_scored(run, trial) else None
-            result = scored(run, self.record, self.dev, trial, state, saved, start, until, first=first)
+            result = scored(
+                run, self.record, self.dev, trial, state, saved, first=first, start=start, factors_until=until
+            )
         result = msgspec.structs.replace(result, other_s=begun_s + run.clock.time() - trained_at)
         if not trial.stage:
             result = self.keep(result, state, saved)

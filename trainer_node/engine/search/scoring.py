@@ -1,4 +1,4 @@
-"""What a finished trial is worth: a whole run by its best weights, a probe by its last training losses."""
+"""What a finished trial is worth, and how far it should have gone; a probe by its last training losses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer_node.engine.evaluate.metric import Evaluation, measure
 from trainer_node.engine.evaluate.moved_weights import moving
 from trainer_node.engine.finish import lowest_point, reached_by
 from trainer_node.engine.search.soup import greedy_soup
-from trainer_node.engine.search.strategy.delta_factor import SCORED, Losses, best_factor, rows_to_score
+from trainer_node.engine.search.strategy.delta_factor import PASSES, Losses, best_factor, rows_to_score
 from trainer_node.engine.search.trial import Trial, TrialResult
 from trainer_node.engine.search.winner.rate_search import LAST_SHARE
 from trainer_node.engine.train.saved_state import snapshot_name
@@ -57,10 +57,10 @@ def scored(
     trial: Trial,
     state: TrainState,
     saved: frozenset[str],
-    start: Mapping[str, torch.Tensor] | None = None,
-    factors_until: float = math.inf,
     *,
     first: bool,
+    start: Mapping[str, torch.Tensor] | None,
+    factors_until: float,
 ) -> TrialResult:
     """Return a trial's result: the best of its last weights and of what was kept of earlier ones.
 
@@ -106,8 +106,11 @@ def scored(
     if start is None or not count:
         return result
     result = replace_fields(result, factor=factor_of(run, record, dev, state, start, last, count))
-    if not trial.main or result.weights != "best" or members:
-        return result  # another run follows, at the rate that the factor asks for
+    # Where no other run follows, at the rate that the factor asks for.
+    if not trial.main or result.weights != "best" or result.snapshots:
+        return result
+    if not (count := rows_for_factors(run, record, trained_s, factors_until)):
+        return result
     with run.patience(), best.weights_applied():
         factor = factor_of(run, record, dev, state, start, best, count)
     return replace_fields(result, lowest_factor=factor)
@@ -117,7 +120,7 @@ def rows_for_factors(run: RunContext, record: RunRecord, trained_s: float, until
     """Collective: how many development rows to score with other factors until then; 0 without time for it."""
     rows, score_s = len(record.base_losses), record.costs.score_s
     count = rows_to_score(rows, score_s / rows, trained_s)
-    in_time = run.clock.time() + SCORED * count * score_s / rows <= until
+    in_time = run.clock.time() + PASSES * count * score_s / rows <= until
     return run.process_group.broadcast_object(count if in_time else 0)
 
 
@@ -127,15 +130,15 @@ def factor_of(
     dev: Examples,
     state: TrainState,
     start: Mapping[str, torch.Tensor],
-    scored: Candidate,
+    as_it_is: Candidate,
     count: int,
 ) -> float | None:
     """Collective: the factor on what the model's weights have changed at which their loss is lowest.
 
-    By `count` rows, on which they were `scored` as they are. None if that is unknown, or time runs out.
+    By `count` rows, on which the candidate was scored as it is. None if that is unknown, or time runs out.
     """
     score = scorer(run, record, dev.take(np.arange(count)), state)
-    if scored.score is None or len(scored.score.per_example) < count:
+    if as_it_is.score is None or len(as_it_is.score.per_example) < count:
         return None
     with run.patience(), moving(state.deltas, start) as move:
 
@@ -144,7 +147,7 @@ def factor_of(
             losses = score().per_example
             return losses if len(losses) == count else None
 
-        found = best_factor(scored.score.per_example[:count], scored_at)
+        found = best_factor(as_it_is.score.per_example[:count], scored_at)
     return run.process_group.broadcast_object(found)
 
 

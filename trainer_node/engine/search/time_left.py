@@ -12,7 +12,7 @@ from shared.planning.throughput import SLACK_S, Costs
 from trainer_node.engine import prepare
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.search.strategy.budget import Budget, is_averaged
-from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, SCORED
+from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, PASSES
 from trainer_node.engine.search.strategy.prior import is_tiny
 from trainer_node.engine.search.trial import SearchRecord, Trial
 
@@ -35,8 +35,8 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
     speed = tokens / trained_s if tokens and trained_s > 0 else expected
     if run.simulated:
         speed = run.job.token_clock_rate / known.width
-    factors_s = SCORED * record.costs.score_s if are_factors_scored(run) else 0.0
-    other = [one.other_s for one in known.done] or [_other_s(record.costs, first) + factors_s]
+    scoring_s = PASSES * record.costs.score_s if are_factors_scored(run) else 0.0
+    other = [one.other_s for one in known.done] or [_other_s(record.costs, first) + scoring_s]
     return Budget(
         left_s=end_at(run, record, known.plans.values()) - run.clock.time(),
         tokens_per_s=speed,
@@ -94,8 +94,8 @@ def factors_s(run: RunContext, record: RunRecord) -> float:
     if run.simulated or not are_factors_scored(run):
         return 0.0
     share = min(1.0, MOST_ROWS / max(1, len(record.base_losses)))
-    scored = 1.0 + 2 * SCORED * share  # of the last weights and the lowest point's, and what is chosen
-    return min(FACTORS_SHARE * (run.job.ready_by - run.job.start_at), scored * record.costs.score_s)
+    passes = 1.0 + 2 * PASSES * share  # of the last weights and the lowest point's, and what is chosen
+    return min(FACTORS_SHARE * (run.job.ready_by - run.job.start_at), passes * record.costs.score_s)
 
 
 def are_factors_scored(run: RunContext, trial: Trial | None = None) -> bool:

@@ -21,7 +21,7 @@ from trainer_node.engine.search.strategy.delta_factor import (
     MORE,
     MOST_CHANGE,
     MOST_ROWS,
-    SCORED,
+    PASSES,
     TIME_SHARE,
     Losses,
     best_factor,
@@ -81,7 +81,7 @@ def test_the_rate_changes_by_a_bounded_factor() -> None:
 def test_scoring_takes_little_of_a_trials_time() -> None:
     assert rows_to_score(1000, 0.0, 1.0) == MOST_ROWS
     count = rows_to_score(1000, 0.1, 300.0)
-    assert SCORED * count * 0.1 <= TIME_SHARE * 300.0 < SCORED * (count + 1) * 0.1
+    assert PASSES * count * 0.1 <= TIME_SHARE * 300.0 < PASSES * (count + 1) * 0.1
     assert rows_to_score(1000, 0.1, 10.0) == 0
     assert rows_to_score(LEAST_ROWS - 1, 0.0, 1.0) == 0
 

@@ -18,7 +18,7 @@ LESS, LEAST, MORE = (
     0.5,
     1.3,
 )  # what is tried besides 1: LESS, then LEAST if that is better, or else MORE
-SCORED = 2  # of these
+PASSES = 2  # over the rows
 MOST_ROWS, LEAST_ROWS = 200, 12  # that are scored with each
 TIME_SHARE = 0.1  # of a trial's training: scoring may take it
 # A factor of f says that the rate was f ** -3 times the best one. Found on three data sets and two models of
@@ -37,21 +37,21 @@ def rows_to_score(count: int, row_s: float, trained_s: float) -> int:
     """
     most = min(count, MOST_ROWS)
     if row_s > 0.0:
-        most = min(most, int(TIME_SHARE * trained_s / (SCORED * row_s)))
+        most = min(most, int(TIME_SHARE * trained_s / (PASSES * row_s)))
     return most if most >= LEAST_ROWS else 0
 
 
-def best_factor(at_one: Losses, scored: Callable[[float], Losses | None]) -> float | None:
+def best_factor(at_one: Losses, score_at: Callable[[float], Losses | None]) -> float | None:
     """Return the factor at which the mean loss is lowest, by the losses of the same rows with each.
 
-    `at_one` are those of the weights as they are; `scored` gives them with another factor, or None without
+    `at_one` are those of the weights as they are; `score_at` gives them with another factor, or None without
     time for it. Between those that are tried a parabola gives the best one. It is 1 if another one was
     lowest, but not on the even rows and the odd ones alike: that may be chance. None if that is unknown.
     """
-    if not math.isfinite(_mean(at_one)) or (less := scored(LESS)) is None:
+    if not math.isfinite(_mean(at_one)) or (less := score_at(LESS)) is None:
         return None
     further = LEAST if _mean(less) < _mean(at_one) else MORE
-    if (at_further := scored(further)) is None:
+    if (at_further := score_at(further)) is None:
         return None
     losses = {1.0: at_one, LESS: less, further: at_further}
     tried = sorted(losses)

@@ -1,4 +1,4 @@
-"""Runs of full length: the best one's neighbours, it again on all rows, and a pass that ends a single one."""
+"""Runs of full length: the best one's neighbours, it again on all rows, one that failed, and a last pass."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from trainer_node.engine.search.strategy.best_trial import at_best_rate, is_like, settled
+from trainer_node.engine.search.strategy.best_trial import settled
 from trainer_node.engine.search.strategy.budget import SAFETY, Budget
-from trainer_node.engine.search.strategy.neighbours import LEAST_RATE, RATE_STEP, key, neighbours, refuted
+from trainer_node.engine.search.strategy.neighbours import (
+    LEAST_RATE,
+    RATE_STEP,
+    is_like,
+    key,
+    neighbours,
+    refuted,
+)
+from trainer_node.engine.search.strategy.rates import at_best_rate
 from trainer_node.engine.search.strategy.run_length import epochs_in, main_run
 from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 

@@ -81,6 +81,12 @@ def is_other_rate(change: float) -> bool:
     return abs(math.log(change)) > math.log(SAME_RATE)
 
 
+def is_like(trial: Trial, other: Trial) -> bool:
+    """Return whether two trials train the same arm, in as large steps, at about the same rate."""
+    same = (trial.arm, trial.batch) == (other.arm, other.batch)
+    return same and not is_other_rate(trial.rate / other.rate)
+
+
 def _differs(trial: Trial, other: Trial, step: float) -> bool:
     """Return whether two rates are a step or more apart."""
     return abs(math.log(trial.rate / other.rate)) > math.log(step) - 1e-6

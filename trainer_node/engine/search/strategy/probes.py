@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from trainer_node.engine.search.strategy.best_trial import best_of, rate_after, rates_to_try
+from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.strategy.neighbours import LEAST_EPOCHS, RATE_STEP, in_range, key
+from trainer_node.engine.search.strategy.rates import HORIZON, rate_after, rates_to_try
 from trainer_node.engine.search.strategy.run_length import epochs_in, main_run
 from trainer_node.engine.search.trial import Trial, TrialResult
 
 PROBE_SHARE = 0.12  # of the time, for all of them together
 PROBE_TRIALS = 4
 PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
-HORIZON = 0.2  # the best rate falls with the length of a run to this power
 
 
 def probe_of(trial: Trial, budget: Budget) -> Trial | None:

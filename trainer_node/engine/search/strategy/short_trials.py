@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from trainer_node.engine.search.strategy.best_trial import at_best_rate, best_of, rate_after, rates_to_try
+from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.strategy.budget import SAFETY, Budget
 from trainer_node.engine.search.strategy.full_length import refit_of
 from trainer_node.engine.search.strategy.neighbours import LEAST_RATE, MOST_RATE, RATE_STEP, key
 from trainer_node.engine.search.strategy.prior import SHORT_STEPS
-from trainer_node.engine.search.strategy.probes import HORIZON, PROBE_STEPS
+from trainer_node.engine.search.strategy.probes import PROBE_STEPS
+from trainer_node.engine.search.strategy.rates import HORIZON, at_best_rate, rate_after, rates_to_try
 from trainer_node.engine.search.strategy.run_length import epochs_in, main_run, whole_run
 from trainer_node.engine.search.trial import Trial, TrialResult
 
-# The best rate differs by a factor of three, and more, between data sets: `prior.py`.
+# The best rate differs by a factor of 35 between data sets, at the same batch (docs/experiments.md).
 SHORT_TRIALS, SHORT_EPOCHS = 3, 1.0
 SHORT_SHARE = 0.035  # of the time, for each of them, if few rows are held out; but SHORT_STEPS at least
 MOST_UNSEEN = 6.0  # epochs of one last run: with more time there is a trial of full length before it
