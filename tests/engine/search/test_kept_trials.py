@@ -29,12 +29,17 @@ from trainer_node.engine.train.state import TrainState
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 
-def test_dense_weights_are_averaged_but_not_those_of_lora_nor_very_large_ones(
+def test_weights_are_averaged_but_not_very_large_ones(
     make_plan: Callable[..., Plan],
 ) -> None:
     plan = make_plan()
     (first, *_), most = plan.modules, int(KEPT_BYTES / 4)
-    for method, parameters, wanted in (("dense", most, True), ("dense", most + 1, False), ("lora", 1, False)):
+    for method, parameters, wanted in (
+        ("dense", most, True),
+        ("dense", most + 1, False),
+        ("lora", most, True),
+        ("lora", most + 1, False),
+    ):
         modules = [replace(first, method=method, parameters=parameters)]
         assert is_averaged(replace(plan, modules=modules)) is wanted
 

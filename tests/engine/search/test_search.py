@@ -26,6 +26,7 @@ from tests.engine.worker_run import (
 from trainer_node.engine import prepare
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import rounding
+from trainer_node.engine.model.adapters import stable_name
 from trainer_node.engine.search import scoring
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.strategy import probes as strategy_probes
@@ -156,6 +157,24 @@ def test_all_arms_have_the_momentum_of_the_profile(
     assert len(plans) == 2
     assert "LoRA r16" in plans
     assert {plan.betas for plan in plans.values()} == {(0.6, 0.99)}
+
+
+def test_of_runs_of_lora_the_mean_of_their_factors_is_submitted(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = replace(PROFILES["auto"], full=False, rank=16, arms=("lora_r16",))
+    monkeypatch.setitem(PROFILES, "auto", lora)
+    job = make_job(profile="auto", ready_by=60.0)
+    assert finish(job).status is OutcomeStatus.READY
+    done = record_of(job).done
+    refits = [number for number, result in enumerate(done) if result.trial.refit]
+    assert {done[number].trial.arm for number in refits} == {"LoRA r16"}
+    assert len(refits) > 1
+    submitted = load_file(job.parent / "export" / "adapter_model.safetensors")
+    kept = [load_file(job.parent / "trials" / f"{number:03d}" / "weights.safetensors") for number in refits]
+    for name, value in submitted.items():
+        mean = sum(one[stable_name(name)] for one in kept) / len(kept)
+        torch.testing.assert_close(value, mean)
 
 
 def test_the_submitted_trials_skipped_steps_are_reported(

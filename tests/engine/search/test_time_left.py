@@ -23,6 +23,7 @@ from trainer_node.engine.search.time_left import (
     are_factors_scored,
     factors_s,
     is_rounded,
+    lora_arms,
     rounding_s,
 )
 from trainer_node.engine.search.trial import Trial
@@ -93,3 +94,14 @@ def test_a_run_on_all_rows_has_no_factor(tmp_path: Path) -> None:
     """The rows that would tell it were trained on."""
     assert are_factors_scored(_run(tmp_path), Trial(arm="dense"))
     assert not are_factors_scored(_run(tmp_path), Trial(arm="dense", refit=True))
+
+
+def test_lora_counts_as_what_averages_well_where_the_score_is_a_loss_of_its_own(
+    make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    known: Any = SimpleNamespace(plans={"dense": make_plan("dense"), "LoRA r4": make_plan("lora")})
+    plain: Any = SimpleNamespace(train=SimpleNamespace(base=None))
+    compared: Any = SimpleNamespace(train=SimpleNamespace(base=object()))
+    assert lora_arms(_run(tmp_path), known, plain) == {"LoRA r4"}
+    assert lora_arms(_run(tmp_path), known, compared) == frozenset()
+    assert lora_arms(_run(tmp_path, task_type=TaskType.DPO), known, plain) == frozenset()

@@ -159,7 +159,7 @@ def refits(
     few = all_rows(runner.record, runner.data) < MANY_HELD_OUT
     if few and good and not good[0].trial.last_pass and is_averaged(runner.known.plans[best.trial.arm]):
         good += [one for one in kept(runner, best) if one is best]
-    if len(good) < 2 or state.deltas.lora or Part.AVERAGE not in parts:
+    if len(good) < 2 or Part.AVERAGE not in parts:
         return single
     applied = partial(loaded, state.deltas, partial(mean_weights, runner, good))
     others = sum(one.trial.refit for one in good)
@@ -175,13 +175,8 @@ def refits(
 
 
 def with_average(runner: TrialRunner, state: TrainState, candidates: list[Candidate]) -> list[Candidate]:
-    """Put averages of the best trials in front that are better on both halves of the development rows.
-
-    Of LoRA's factors there is none: the mean of two products isn't the product of the means.
-    """
+    """Put averages of the best trials in front that are better on both halves of the development rows."""
     results = kept(runner, best_of(runner.known.done) or runner.known.done[0])
-    if state.deltas.lora:
-        return candidates
     run, best, members = runner.run, candidates[0], results[:1]
     for result in results[1:]:
         if run.clock.time() + 2 * runner.record.costs.score_s > last_end(runner):

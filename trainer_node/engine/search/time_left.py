@@ -48,12 +48,23 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         score_s=0.0 if run.simulated else record.costs.score_s,
         all_rows=all_rows(record, data),
         single=frozenset(arm for arm, plan in known.plans.items() if not is_averaged(plan)),
+        lora=lora_arms(run, known, data),
         least_batch=least_batch,
         devices=first.devices,
         width=known.width,
         pairs=run.job.task_type is TaskType.DPO,
         tiny=is_tiny(first),
     )
+
+
+def lora_arms(run: RunContext, known: SearchRecord, data: JobData) -> frozenset[str]:
+    """Return the arms of LoRA's factors; none where the score is relative to the base model's.
+
+    How their averages do there was not measured.
+    """
+    if run.job.task_type is TaskType.DPO or data.train.base is not None:
+        return frozenset()
+    return frozenset(arm for arm, plan in known.plans.items() if plan.has_lora)
 
 
 def all_rows(record: RunRecord, data: JobData) -> float:

@@ -302,3 +302,34 @@ def test_few_rows_get_a_small_batch_so_that_there_are_enough_steps() -> None:
 def test_the_first_trial_is_given_whatever_the_time() -> None:
     done, _ = searched(bowl(1.0, 2.0, 32), 0.0)
     assert len(done) == 1
+
+
+def test_lora_comes_first_where_its_runs_are_averaged() -> None:
+    both = frozenset({"lora"})
+    # A run of 1.5 epochs takes 15 s, one on all rows 18.75 s.
+    for seconds, rows, lora, arm in (
+        (60.0, 1.25, both, "lora"),
+        (50.0, 1.25, both, "dense"),  # two don't fit
+        (60.0, 1.02, both, "dense"),  # as many rows, a second run is worth less
+        (60.0, 1.25, frozenset[str](), "dense"),
+    ):
+        budget = plenty(left_s=seconds, all_s=seconds, all_rows=rows, trial_s=0.0, lora=lora)
+        assert first_trial(START, budget).arm == arm
+    alone = plenty(left_s=60.0, all_s=60.0, all_rows=1.25, trial_s=0.0, lora=both, single=both)
+    assert first_trial(START, alone).arm == "dense"
+    for examples, arm in ((90, "lora"), (70, "dense")):  # 1.5 epochs of the smallest batches: 67 and 52 steps
+        few = plenty(left_s=60.0, all_s=60.0, all_rows=1.25, trial_s=0.0, lora=both, examples=examples)
+        assert first_trial(START, few).arm == arm
+
+
+def test_next_to_lora_dense_deltas_are_tried_if_there_is_time() -> None:
+    first = Trial(arm="lora", epochs=2.0)
+    done = [TrialResult(trial=first, loss=2.0, tokens=1, train_s=1.0)]
+    budget = plenty(all_rows=1.25, lora=frozenset({"lora"}))
+    tried: list[Trial] = []
+    for _ in range(4):
+        trial = next_trial(START, done, budget)
+        assert trial
+        tried.append(trial)
+        done.append(TrialResult(trial=trial, loss=3.0, tokens=1, train_s=1.0))
+    assert replace(first, arm="dense") in tried

@@ -8,7 +8,12 @@ from msgspec.structs import replace
 from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
 from trainer_node.engine.search.strategy.best_trial import AFTER_LOWEST, best_of
 from trainer_node.engine.search.strategy.budget import SAFETY
-from trainer_node.engine.search.strategy.full_length import MOST_REFITS, MOST_TRIES, WANTED_REFITS
+from trainer_node.engine.search.strategy.full_length import (
+    MOST_REFITS,
+    MOST_TRIES,
+    WANTED_REFITS,
+    first_refit,
+)
 from trainer_node.engine.search.strategy.neighbours import RATE_STEP
 from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.trial import FILE, SearchRecord, Trial, TrialResult, read_search, write_search
@@ -247,7 +252,7 @@ def test_at_the_best_rate_no_other_one_is_tried_early() -> None:
     first = Trial(arm="dense", epochs=2.0)
     done = [TrialResult(trial=first, loss=2.0, tokens=1, train_s=1.0, factor=1.05)]
     trial = next_trial(START, done, plenty())
-    assert trial == replace(first, epochs=4.0)
+    assert trial == replace(first, rate=1.05**3, epochs=4.0)
 
 
 def test_without_time_for_a_trial_the_run_on_all_rows_has_the_rate_that_is_asked_for() -> None:
@@ -275,4 +280,69 @@ def test_a_rate_near_one_that_was_worse_is_not_tried_at_full_length() -> None:
     ]
     trial = next_trial(START, results, plenty())
     assert trial
-    assert (trial.arm, trial.rate, trial.epochs) == ("lora", 1.0, 2.0)
+    assert (trial.arm, trial.rate, trial.epochs) == ("dense", 1.0, 4.0)
+
+
+def test_a_rate_that_is_told_and_near_needs_no_trial_if_two_runs_on_all_rows_fit_without() -> None:
+    first = Trial(arm="dense", epochs=2.0)
+    # A trial takes 21 s, and a run on all rows 26 s.
+    near = [TrialResult(trial=first, loss=2.0, tokens=1, train_s=1.0, factor=0.77)]
+    budget = plenty(left_s=60.0, all_s=81.0, all_rows=1.25)
+    assert next_trial(START, near, budget) == replace(first, rate=0.77**3, refit=True)
+    far = [replace(near[0], factor=0.6)]
+    assert next_trial(START, far, budget) == replace(first, rate=0.6**3)
+    unknown = [replace(near[0], factor=None)]
+    assert next_trial(START, unknown, budget) == replace(first, rate=3.0)
+
+
+def test_with_time_a_near_rate_that_is_told_gets_its_trial() -> None:
+    first = Trial(arm="dense", epochs=2.0)
+    near = [TrialResult(trial=first, loss=2.0, tokens=1, train_s=1.0, factor=0.77)]
+    assert next_trial(START, near, plenty(all_rows=1.25)) == replace(first, rate=0.77**3)
+
+
+def test_once_a_rate_is_told_the_trials_are_about_other_things() -> None:
+    done, _ = searched(bowl(1.0, 4.0, 64), 1e6, best_rate=1.0)
+    long = [result.trial for result in done if not result.trial.short and not result.trial.refit]
+    assert all(0.6 < trial.rate < 1.6 for trial in long if trial.arm == "dense")
+    assert len({(trial.arm, trial.epochs, trial.batch) for trial in long}) == len(long)
+
+
+def test_other_trials_have_the_rate_that_is_told() -> None:
+    first = Trial(arm="dense", epochs=2.0)
+    done = [TrialResult(trial=first, loss=2.0, tokens=1, train_s=1.0, factor=0.9)]  # a rate of .729
+    assert next_trial(START, done, plenty()) == replace(first, rate=0.9**3, epochs=4.0)
+
+
+@pytest.mark.parametrize(("runs", "times"), [(1, 1.0), (2, 2.0), (3, 3.0), (5, 3.0)])
+def test_runs_of_lora_that_are_averaged_have_a_higher_rate(runs: int, times: float) -> None:
+    trial = Trial(arm="lora", epochs=2.0)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)
+    budget = plenty(left_s=runs * 28.0, all_s=1e3, all_rows=1.25)
+    for lora, rate in ((frozenset({"lora"}), times * 1.1**3), (frozenset[str](), 1.1**3)):
+        first = first_refit(best, [best], replace(budget, lora=lora))
+        assert first
+        assert first.rate == pytest.approx(rate)
+        assert replace(first, rate=1.0) == replace(trial, refit=True)
+        done = [best, TrialResult(trial=first, loss=1.9, tokens=1, train_s=1.0)]
+        assert next_trial(START, done, replace(budget, lora=lora)) == replace(first, seed=1)  # not once more
+
+
+def test_a_rate_of_lora_that_may_be_too_high_is_not_raised() -> None:
+    trial = Trial(arm="lora", epochs=2.0)
+    for factor, single in ((1.0, frozenset[str]()), (None, frozenset[str]()), (1.1, frozenset({"lora"}))):
+        best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=factor)
+        budget = plenty(all_rows=1.25, lora=frozenset({"lora"}), single=single)
+        first = first_refit(best, [best], budget)
+        assert first
+        assert first.rate == (factor or 1.0) ** 3
+
+
+def test_after_a_run_of_lora_that_tells_no_rate_dense_deltas_are_tried() -> None:
+    trial = Trial(arm="lora", epochs=2.0)
+    for factor, arm in ((1.0, "dense"), (1.02, "lora")):
+        best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=factor)
+        budget = plenty(all_rows=1.25, lora=frozenset({"lora"}))
+        second = next_trial(START, [best], budget)
+        assert second
+        assert second.arm == arm

@@ -34,6 +34,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     least_batch: float = 1.0  # examples that fill the smallest packs, one on every device: fewer cost as much
     all_rows: float = 1.0  # training and development rows' tokens, as a multiple of the training rows'
     single: frozenset[str] = frozenset()  # arms whose runs aren't averaged: a second one on all rows is lost
+    lora: frozenset[str] = frozenset()  # arms of LoRA's factors, whose average is lower than others'
     devices: int = 1  # that share a step: each needs an example
     width: int = 1  # trials that run at once, each on a device of its own
     pairs: bool = False  # of preferences: published rates are below the plan's, none above it was measured
@@ -73,6 +74,11 @@ class Budget(Struct, frozen=True, kw_only=True):
         """Return how many of `count` runs like a trial on all rows are of use: for its rows, and averages."""
         return min(count, int(self.many_held_out)) if trial.arm in self.single else count
 
+    def runs_left(self, trial: Trial, count: int) -> int:
+        """Return how many of `count` runs like a trial there is time for, of those that are of use."""
+        turns = int(self.left_s / (SAFETY * self.cost_s(trial)))
+        return min(self.refits(trial, count), turns * self.width)
+
     def refits_s(self, trial: Trial, count: int) -> float:
         """Return the seconds that `count` runs like a trial on all rows take, one a device at once."""
         turns = math.ceil(self.refits(trial, count) / self.width)
@@ -86,13 +92,8 @@ class Budget(Struct, frozen=True, kw_only=True):
 def is_averaged(plan: Plan) -> bool:
     """Return whether several runs of a plan may end as one average.
 
-    LoRA's factors may not: the mean of two products isn't the product of the means. Nor may weights of which
-    only one run's stay on disk.
+    That is if their weights take so little room that all of them stay on disk. LoRA's factors are averaged
+    one by one: all runs start at the same ones. The product of their means ends lower than the mean of the
+    products, as what A and B have in common by chance drops out (docs/experiments.md).
     """
-    dense = all(module.method == "dense" for module in plan.modules)
-    return dense and is_small(plan)
-
-
-def is_small(plan: Plan) -> bool:
-    """Return whether a plan's trained weights take so little room that several runs' on all rows stay."""
     return 4 * plan.trained_parameters <= KEPT_BYTES

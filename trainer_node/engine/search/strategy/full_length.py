@@ -10,8 +10,10 @@ from trainer_node.engine.search.strategy.best_trial import settled
 from trainer_node.engine.search.strategy.budget import SAFETY, Budget
 from trainer_node.engine.search.strategy.neighbours import (
     LEAST_RATE,
+    MOST_RATE,
     RATE_STEP,
     is_like,
+    is_other_rate,
     key,
     neighbours,
     refuted,
@@ -22,7 +24,13 @@ from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 
 SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for WANTED_REFITS
 WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
+# Once a trial has told its rate, a second run on all rows is worth more than any trial but one of a rate that
+# is far off: how far is told less well then.
+TOLD_REFITS, FAR_RATE = 2, 2.5
 MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
+# LoRA's runs, averaged, want a higher rate than one does: twice for two, three times for three and more. That
+# ends up to .04 and .06 lower than the rate at which one is best (docs/experiments.md). Dense ones want that.
+LORA_RATES = (1.0, 1.0, 2.0, 3.0)
 LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
 MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of a first long run that gave no number, and of the time
 
@@ -36,15 +44,22 @@ def next_neighbour(
 ) -> Trial | None:
     """Return the first neighbour of the best trial that is new and leaves time for a refit."""
     centre = settled(result) if result else best
-    tried = {key(one.trial) for one in done}
-    lowest, factor = (result.lowest_epochs, result.factor) if result else (None, None)
-    for trial in neighbours(centre, start, lowest, factor):
-        if key(trial) in tried or trial.batch < budget.devices or refuted(trial, centre, done):
-            continue
-        if factor is not None and _is_old_rate(trial, centre, done):
+    told = at_best_rate(result, done) if result and result.factor is not None else None
+    trials = neighbours(centre, start, result.lowest_epochs if result else None, told)
+    if result and centre.arm in budget.lora and _is_undecided(result):  # then dense deltas may end lower
+        told, trials = None, iter(sorted(trials, key=lambda trial: trial.arm == centre.arm))
+    for trial in trials:
+        if (
+            trial.batch < budget.devices
+            or refuted(trial, centre, done)
+            or _is_tried(trial, centre, told, done)
+        ):
             continue
         spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
-        wanted = 1 if spent_s <= SEARCH_SHARE * budget.all_s else WANTED_REFITS
+        is_far = is_other_rate(trial.rate / centre.rate, FAR_RATE)
+        wanted = TOLD_REFITS if told and not is_far else 1
+        if spent_s > SEARCH_SHARE * budget.all_s:
+            wanted = WANTED_REFITS
         # Whether this trial or the best one before it will be run again is not known: the dearer one may be.
         reserve_s = max(budget.refits_s(one, wanted) for one in (trial, centre))
         if SAFETY * (budget.cost_s(trial) + reserve_s) <= budget.left_s:
@@ -52,10 +67,35 @@ def next_neighbour(
     return None
 
 
-def _is_old_rate(trial: Trial, centre: Trial, done: Sequence[TrialResult]) -> bool:
-    """Return whether a trial is the centre at about a rate that was tried, and so was worse."""
+def _is_tried(trial: Trial, centre: Trial, told: Trial | None, done: Sequence[TrialResult]) -> bool:
+    """Return whether a trial, or one that tells as much, was run.
+
+    Where the best trial told its rate, one at about the same rate does; if it is only about the rate, one of
+    any length.
+    """
+    if key(trial) in {key(one.trial) for one in done}:
+        return True
+    if told is None:
+        return False
     is_rate = key(trial) == key(replace(centre, rate=trial.rate)) != key(centre)
-    return is_rate and any(is_like(one.trial, trial) for one in done if not one.trial.short)
+    long = (one.trial for one in done if not one.trial.short)
+    return any(
+        is_like(one, trial) and (is_rate or key(replace(one, rate=trial.rate)) == key(trial)) for one in long
+    )
+
+
+def first_refit(best: TrialResult, done: Sequence[TrialResult], budget: Budget) -> Trial | None:
+    """Return the best trial on all rows, at the rate of all such runs: what is best for their average."""
+    trial = at_best_rate(best, done)
+    if best.factor is not None and trial.arm in budget.lora and not _is_undecided(best):
+        runs = min(budget.runs_left(replace(trial, refit=True), MOST_REFITS), len(LORA_RATES) - 1)
+        trial = replace(trial, rate=min(MOST_RATE, LORA_RATES[runs] * trial.rate))
+    return refit_of(trial, 0, budget)
+
+
+def _is_undecided(result: TrialResult) -> bool:
+    """Return whether the rows disagree on a trial's best factor: its rate may be far off."""
+    return result.factor == 1.0
 
 
 def refit_of(best: Trial, count: int, budget: Budget) -> Trial | None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from msgspec.structs import replace
 
-from trainer_node.engine.search.strategy.delta_factor import rate_change
 from trainer_node.engine.search.trial import Trial, TrialResult
 
 START_EPOCHS = (2.0, 2.5)  # of the first trial, by the time there is; with more time longer ones follow
@@ -23,13 +22,13 @@ Move = Callable[[Trial], Trial]
 
 
 def neighbours(
-    best: Trial, start: Sequence[Trial], lowest: float | None, factor: float | None = None
+    best: Trial, start: Sequence[Trial], lowest: float | None, told: Trial | None = None
 ) -> Iterator[Trial]:
     """Yield the trials next to the best one: coarse steps, then fine ones.
 
     If the best one's loss has turned, at `lowest` epochs, a longer run would turn as well: it is first run as
     long as it should have been. If it turned within the first epoch, its rate is too high: no row was seen
-    twice. Where the best `factor` on its delta is known, that says which rate comes first, or that none does.
+    twice. If it `told` the rate that it should have had, all others have that one.
     """
     turned = lowest is not None
     higher, lower = _by(rate=RATE_STEP), _by(rate=1 / RATE_STEP)
@@ -37,26 +36,28 @@ def neighbours(
     larger, smaller = _by(batch=BATCH_STEP), _by(batch=1 / BATCH_STEP)
     if lowest is not None and lowest < 1.0 and best.rate / RATE_STEP >= LEAST_RATE:
         yield lower(replace(best, epochs=max(best.epochs, START_EPOCHS[0])))
+    centre = told or best
     if turned:
-        yield best
+        yield centre
         moves = [smaller, lower, higher, shorter, larger]
     else:
         moves = [higher, longer, smaller, lower, shorter, larger]
-    if factor is not None:
+    if told is not None:
         moves = [move for move in moves if move not in (higher, lower)]
-        if is_other_rate(change := rate_change(factor)):
-            moves = [_by(rate=change), *moves]
+        if is_other_rate(told.rate / best.rate):
+            moves = [_by(), *moves]
     for number, move in enumerate(moves):
-        if in_range(trial := move(best)):
+        if in_range(trial := move(centre)):
             yield trial
         if number == 0:  # no step is as large: LoRA against dense deltas differs by up to .07 nat either way
-            yield from (replace(best, arm=arm.arm, rate=arm.rate) for arm in start[1:] if arm.arm != best.arm)
-    yield from (replace(best, arm=arm.arm) for arm in start if arm.arm != best.arm)
-    fine = [_by(rate=FINE_STEP), _by(rate=1 / FINE_STEP), _by(epochs=1 / 1.5)]
+            yield from (replace(best, arm=arm.arm, rate=arm.rate) for arm in start if arm.arm != best.arm)
+    yield from (replace(centre, arm=arm.arm) for arm in start if arm.arm != best.arm)
+    fine = [] if told else [_by(rate=FINE_STEP), _by(rate=1 / FINE_STEP)]
+    fine.append(_by(epochs=1 / 1.5))
     if not turned:
         fine.append(_by(epochs=1.5))
     for move in fine:
-        if in_range(trial := move(best)):
+        if in_range(trial := move(centre)):
             yield trial
 
 
@@ -76,9 +77,9 @@ def refuted(trial: Trial, centre: Trial, done: Sequence[TrialResult]) -> bool:
     )
 
 
-def is_other_rate(change: float) -> bool:
-    """Return whether a factor on a rate is worth a trial: so near ones differ by .003 nat at most."""
-    return abs(math.log(change)) > math.log(SAME_RATE)
+def is_other_rate(change: float, least: float = SAME_RATE) -> bool:
+    """Return whether a factor on a rate is worth a trial: up to SAME_RATE it changes .003 nat at most."""
+    return abs(math.log(change)) > math.log(least)
 
 
 def is_like(trial: Trial, other: Trial) -> bool:

@@ -18,9 +18,14 @@ from collections.abc import Sequence
 from trainer_node.engine.search.strategy.best_trial import best_of, is_long
 from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.strategy.first_trial import first_trial
-from trainer_node.engine.search.strategy.full_length import last_pass, long_again, next_neighbour, refit_of
+from trainer_node.engine.search.strategy.full_length import (
+    first_refit,
+    last_pass,
+    long_again,
+    next_neighbour,
+    refit_of,
+)
 from trainer_node.engine.search.strategy.probes import probe_or_main
-from trainer_node.engine.search.strategy.rates import at_best_rate
 from trainer_node.engine.search.strategy.short_trials import rate_or_whole
 from trainer_node.engine.search.trial import Trial, TrialResult
 
@@ -49,4 +54,4 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
         return trial
     if best is None:
         return None
-    return refit_of(at_best_rate(best, done), 0, budget) or last_pass(best, done[-1], budget)
+    return first_refit(best, done, budget) or last_pass(best, done[-1], budget)

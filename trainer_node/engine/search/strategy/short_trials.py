@@ -8,11 +8,11 @@ from msgspec.structs import replace
 
 from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.strategy.budget import SAFETY, Budget
-from trainer_node.engine.search.strategy.full_length import refit_of
+from trainer_node.engine.search.strategy.full_length import first_refit
 from trainer_node.engine.search.strategy.neighbours import LEAST_RATE, MOST_RATE, RATE_STEP, key
 from trainer_node.engine.search.strategy.prior import SHORT_STEPS
 from trainer_node.engine.search.strategy.probes import PROBE_STEPS
-from trainer_node.engine.search.strategy.rates import HORIZON, at_best_rate, rate_after, rates_to_try
+from trainer_node.engine.search.strategy.rates import HORIZON, rate_after, rates_to_try
 from trainer_node.engine.search.strategy.run_length import epochs_in, main_run, whole_run
 from trainer_node.engine.search.trial import Trial, TrialResult
 
@@ -62,5 +62,5 @@ def rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
         last = replace(main_run(centre, budget), short=False)
         whole = last if whole is None or last.epochs <= MOST_UNSEEN else whole
     if whole is None:
-        return refit_of(at_best_rate(best, done), 0, budget) if best else None
+        return first_refit(best, done, budget) if best else None
     return replace(whole, rate=max(LEAST_RATE, centre.rate * (whole.epochs / centre.epochs) ** -HORIZON))
