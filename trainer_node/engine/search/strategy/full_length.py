@@ -25,11 +25,11 @@ from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for WANTED_REFITS
 WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
 # Once a trial has told its rate, a second run on all rows is worth more than any trial but one of a rate that
-# is far off: how far is told less well then.
+# is far off: the factor says less exactly how far then.
 TOLD_REFITS, FAR_RATE = 2, 2.5
 MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
-# LoRA's runs, averaged, want a higher rate than one does: twice for two, three times for three and more. That
-# ends up to .04 and .06 lower than the rate at which one is best (docs/experiments.md). Dense ones want that.
+# Of runs of LoRA, as a multiple of the rate that is best for one, by how many are averaged. Three end up to
+# .06 lower with it (docs/experiments.md). Dense runs want the rate of one.
 LORA_RATES = (1.0, 1.0, 2.0, 3.0)
 LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
 MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of a first long run that gave no number, and of the time
