@@ -31,7 +31,7 @@ from shared.planning.planner import make_plan
 from shared.planning.profiles import DEFAULT_PROFILE, PROFILES, family_of, resolve
 from shared.planning.step_size import full_batch
 from shared.planning.throughput import development_rows
-from trainer_node.engine.search.strategy.budget import Budget, is_averaged
+from trainer_node.engine.search.strategy.budget import Budget, is_averaged, is_low_rank
 from trainer_node.engine.search.strategy.first_trial import arm_name, first_trial, trial_of
 from trainer_node.engine.search.strategy.neighbours import LEAST_EPOCHS, START_EPOCHS
 from trainer_node.engine.search.strategy.next_trial import next_trial
@@ -136,12 +136,14 @@ def show(
 
 
 def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
-    """Return what a search would try first, and how often; `arms` has the most promising plan first."""
+    """Return what a search would try first, and how often; `arms` has the job's own plan first."""
     plan, methods = arms[0], ", or ".join(map(arm_name, arms))
     single = frozenset(arm_name(arm) for arm in arms if not is_averaged(arm))
-    mean_length, budget = stats.tokens / stats.examples, replace(_budget(plan, stats), single=single)
-    start = [trial_of(arm_name(plan), plan, mean_length)]
-    alone = replace(_budget(on_one_device(plan), stats), width=plan.devices, single=single)
+    lora = frozenset(arm_name(arm) for arm in arms if is_low_rank(arm))
+    mean_length = stats.tokens / stats.examples
+    budget = replace(_budget(plan, stats), single=single, lora=lora)
+    start = [trial_of(arm_name(arm), arm, mean_length) for arm in arms]
+    alone = replace(_budget(on_one_device(plan), stats), width=plan.devices, single=single, lora=lora)
     sides = all(arm.parallel != "fsdp2" for arm in arms) and is_population(start, alone)
     first = first_trial(start, alone if sides else budget)
     runs = plan.train_s / budget.cost_s(first)
@@ -151,7 +153,11 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     again = "is run again on all rows, and submitted." if budget.refits(first, 1) else "is submitted."
     if first.short:
         most = START_EPOCHS[1]
-        then = f"First: {first}; then at a third of its rate, and at a ninth or three times it."
+        # Sharded weights aren't scored at factors on what they have changed.
+        rates = "the rate that it asks for: three short runs at most"
+        if plan.parallel == "fsdp2":
+            rates = "a third of its rate, and at a ninth or three times it"
+        then = f"First: {first}; then at {rates}."
         if not budget.refits(first, 1) and (runs - SHORT_TRIALS) * first.epochs <= MOST_UNSEEN:
             return f"{then} One long run takes the rest of the time."
         return (

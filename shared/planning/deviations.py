@@ -12,6 +12,7 @@ from shared.planning.plan import Deviation, Plan, Step
 from shared.planning.profiles import (
     DENSE_SHARE,
     LORA_RATE,
+    NARROW,
     RATE_ALPHA,
     pair_share,
     rate_exponent,
@@ -111,7 +112,8 @@ def _of_rates(plan: Plan, shape: ModelShape, pairs: bool) -> Iterator[Deviation]
 
 def _rate_formula(plan: Plan, shape: ModelShape, pairs: bool, *, dense: bool) -> str:
     exponent = rate_exponent(shape.family, shape.hidden, dense=dense)
-    formula = f"{LORA_RATE:g}*(2000/hidden)^{exponent:g} for LoRA at alpha {RATE_ALPHA:g}"
+    hidden = "hidden" if dense or shape.hidden >= NARROW else f"{NARROW}"
+    formula = f"{LORA_RATE:g}*(2000/{hidden})^{exponent:g} for LoRA at alpha {RATE_ALPHA:g}"
     if pairs:
         return f"{pair_share(plan.expected_steps):.2g} (preference pairs, few steps allow more) of {formula}"
     return formula

@@ -77,11 +77,6 @@ class Plan(Struct, frozen=True, kw_only=True):
     repair: Repair | None = None
 
     @property
-    def has_lora(self) -> bool:
-        """Return whether LoRA's factors are a part of what is trained."""
-        return any(module.method == "lora" for module in self.modules)
-
-    @property
     def trained_parameters(self) -> int:
         """Return the number of weights that are trained."""
         return sum(module.parameters for module in self.modules) + self.extras.parameters

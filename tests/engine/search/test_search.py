@@ -8,6 +8,8 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -27,13 +29,14 @@ from trainer_node.engine import prepare
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import rounding
 from trainer_node.engine.model.adapters import stable_name
-from trainer_node.engine.search import scoring
+from trainer_node.engine.search import choose, scoring
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
+from trainer_node.engine.search.strategy import full_length, short_trials
 from trainer_node.engine.search.strategy import probes as strategy_probes
-from trainer_node.engine.search.strategy import short_trials
 from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.strategy.delta_factor import rate_change
 from trainer_node.engine.search.trial import LAST_PASS_RATE, Trial
+from trainer_node.engine.time_budget import Part
 from trainer_node.engine.train import oom_fallback
 from trainer_node.engine.train.health import Health
 from trainer_node.engine.train.state import TrainState
@@ -149,7 +152,7 @@ def test_a_rounding_that_memory_or_time_does_not_allow_loses_nothing(
 def test_all_arms_have_the_momentum_of_the_profile(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Rank 128 would be no less than the whole matrix on so small a model.
+    # Rank 32 would be no less than the whole matrix on so small a model.
     monkeypatch.setitem(PROFILES, "auto", replace(PROFILES["auto"], arms=("lora_r16",)))
     job = make_job(profile="auto", ready_by=40.0)
     finish(job)
@@ -175,6 +178,28 @@ def test_of_runs_of_lora_the_mean_of_their_factors_is_submitted(
     for name, value in submitted.items():
         mean = sum(one[stable_name(name)] for one in kept) / len(kept)
         torch.testing.assert_close(value, mean)
+
+
+def test_a_run_at_a_raised_rate_is_not_submitted_alone(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = replace(PROFILES["auto"], full=False, rank=16, arms=("lora_r16",))
+    monkeypatch.setitem(PROFILES, "auto", lora)
+    monkeypatch.setattr(full_length, "_is_undecided", lambda result: False)
+    monkeypatch.setattr(choose, "affordable", lambda left_s, costs: frozenset(Part) - {Part.AVERAGE})
+    job = make_job(profile="auto", ready_by=60.0)
+    assert finish(job).status is OutcomeStatus.READY
+    known = record_of(job)
+    assert {result.trial.averaged for result in known.done if result.trial.refit} == {True}
+    best = best_of(known.done)
+    assert best
+    number = known.done.index(best)
+    submitted = load_file(job.parent / "export" / "adapter_model.safetensors")
+    kept = load_file(job.parent / "trials" / f"{number:03d}" / f"{best.weights}.safetensors")
+    for name, value in submitted.items():
+        torch.testing.assert_close(value, kept[stable_name(name)])
+    run: Any = SimpleNamespace(folder=job.parent)
+    assert choose.submittable(run, known, None).name == f"trial {number + 1}"
 
 
 def test_the_submitted_trials_skipped_steps_are_reported(

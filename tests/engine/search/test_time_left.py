@@ -99,7 +99,9 @@ def test_a_run_on_all_rows_has_no_factor(tmp_path: Path) -> None:
 def test_lora_counts_as_what_averages_well_where_the_score_is_a_loss_of_its_own(
     make_plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
-    known: Any = SimpleNamespace(plans={"dense": make_plan("dense"), "LoRA r4": make_plan("lora")})
+    plans = {"dense": make_plan("dense"), "LoRA r4": make_plan("lora")}
+    plans |= {"both": make_plan("mixed"), "LoRA r33": make_plan("lora", rank=33)}
+    known: Any = SimpleNamespace(plans=plans)
     plain: Any = SimpleNamespace(train=SimpleNamespace(base=None))
     compared: Any = SimpleNamespace(train=SimpleNamespace(base=object()))
     assert lora_arms(_run(tmp_path), known, plain) == {"LoRA r4"}

@@ -84,7 +84,9 @@ def submittable(run: RunContext, known: SearchRecord, found: Checkpoint | None) 
     none was kept whole, it is the newest checkpoint of the trial under way.
     """
     best = best_of(known.done)
-    for result in [*contenders(known.done, best, refit=True), *contenders(known.done, best)] if best else []:
+    again = contenders(known.done, best, refit=True) if best else []
+    alone = [result for result in again if not result.trial.averaged]
+    for result in [*alone, *contenders(known.done, best)] if best else []:
         number, shown = known.done.index(result), best if result.trial.refit and best else result
         with suppress(OSError, ValueError):
             return AsIs(
@@ -155,7 +157,8 @@ def refits(
     (docs/experiments.md). Where few rows are held out the best trial has seen almost all of them, and joins.
     """
     held_out, good = evaluation_of(best), kept(runner, best, refit=True)
-    single = [replace(candidate(runner, state, one), held_out=held_out) for one in good[:1]]
+    alone = [one for one in good[:1] if not one.trial.averaged]
+    single = [replace(candidate(runner, state, one), held_out=held_out) for one in alone]
     few = all_rows(runner.record, runner.data) < MANY_HELD_OUT
     if few and good and not good[0].trial.last_pass and is_averaged(runner.known.plans[best.trial.arm]):
         good += [one for one in kept(runner, best) if one is best]
@@ -165,7 +168,7 @@ def refits(
     others = sum(one.trial.refit for one in good)
     runs = "1 run" if others == 1 else f"{others} runs"
     name = f"average of {runs} on all rows" + " and the best trial" * (others < len(good))
-    mean = replace(single[0], name=name, score=None, weights_applied=applied)
+    mean = Candidate(name, reached_in(good[0]), weights_applied=applied, held_out=held_out)
     with runner.run.patience():
         mean = mean.measured(partial(score_all, runner, state))
     runner.run.reporter.message(
@@ -322,6 +325,7 @@ def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
     rate = next((one.trial.rate for one in done if one.trial.refit), best.trial.rate)
     if best.factor is not None and rate != best.trial.rate:
         again += f", at rate x {rate:.2g}: its loss is lowest at {best.factor:.2f} of the way that it went"
+        again += ", and averages of LoRA want more" * any(one.trial.averaged for one in done)
     if done[-1].trial.last_pass:
         again = "; then one pass over the development rows"
     found = Deviation(

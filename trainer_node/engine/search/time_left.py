@@ -11,7 +11,7 @@ from shared.planning.step_size import full_batch, padding
 from shared.planning.throughput import SLACK_S, Costs
 from trainer_node.engine import prepare
 from trainer_node.engine.context import JobData, RunContext, RunRecord
-from trainer_node.engine.search.strategy.budget import Budget, is_averaged
+from trainer_node.engine.search.strategy.budget import Budget, is_averaged, is_low_rank
 from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, PASSES
 from trainer_node.engine.search.strategy.prior import is_tiny
 from trainer_node.engine.search.trial import SearchRecord, Trial
@@ -58,13 +58,13 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
 
 
 def lora_arms(run: RunContext, known: SearchRecord, data: JobData) -> frozenset[str]:
-    """Return the arms of LoRA's factors; none where the score is relative to the base model's.
+    """Return the arms of LoRA of low rank; none where the score is relative to the base model's.
 
     How their averages do there was not measured.
     """
     if run.job.task_type is TaskType.DPO or data.train.base is not None:
         return frozenset()
-    return frozenset(arm for arm, plan in known.plans.items() if plan.has_lora)
+    return frozenset(arm for arm, plan in known.plans.items() if is_low_rank(plan))
 
 
 def all_rows(record: RunRecord, data: JobData) -> float:

@@ -28,6 +28,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     short: bool = False  # it compares rates, before runs of full length
     main: bool = False  # the run that takes all the time that is left
     refit: bool = False  # a run like the best one, on the development rows as well
+    averaged: bool = False  # a refit at a rate that is too high for it alone, but not for an average
     last_pass: bool = False  # from the run before, over the development rows alone; it is a refit too
     leaves_s: float = 0.0  # of the job's time, for what comes after it
     stage: str = ""  # of a search by probes: short, at a constant rate, their weights are not kept
@@ -82,7 +83,7 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
 
     began_at: float
     all_s: float  # time there was when it began
-    plans: dict[str, Plan]  # by arm, the most promising one first
+    plans: dict[str, Plan]  # by arm, the job's own first
     done: list[TrialResult] = []
     trial: Trial | None = None  # that runs now
     width: int = 1  # trials that run at once, each by one process on a device of its own

@@ -34,7 +34,7 @@ def test_a_pass_over_the_development_rows_costs_their_tokens() -> None:
 def test_a_run_and_one_on_all_rows_fit_or_not() -> None:
     trial, epoch_s = Trial(arm="dense", epochs=1.0), 10.0
     for seconds, fits in ((1.06 * 2.25 * epoch_s, True), (1.04 * 2.25 * epoch_s, False)):
-        assert plenty(all_rows=1.25, trial_s=0.0, left_s=seconds).fits_twice(trial) is fits
+        assert plenty(all_rows=1.25, trial_s=0.0, left_s=seconds).fits_with(trial, 1) is fits
 
 
 def test_each_step_takes_time_of_its_own() -> None:

@@ -9,14 +9,19 @@ from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
 from trainer_node.engine.search.strategy.best_trial import AFTER_LOWEST, best_of
 from trainer_node.engine.search.strategy.budget import SAFETY
 from trainer_node.engine.search.strategy.full_length import (
+    MOST_RAISED,
     MOST_REFITS,
     MOST_TRIES,
     WANTED_REFITS,
     first_refit,
+    refit_of,
 )
 from trainer_node.engine.search.strategy.neighbours import RATE_STEP
 from trainer_node.engine.search.strategy.next_trial import next_trial
+from trainer_node.engine.search.strategy.prior import rate_factor
 from trainer_node.engine.search.trial import FILE, SearchRecord, Trial, TrialResult, read_search, write_search
+
+LORA = frozenset({"lora"})
 
 
 @pytest.mark.parametrize("rate", [0.1, 1.0, 5.0])
@@ -319,11 +324,12 @@ def test_runs_of_lora_that_are_averaged_have_a_higher_rate(runs: int, times: flo
     trial = Trial(arm="lora", epochs=2.0)
     best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)
     budget = plenty(left_s=runs * 28.0, all_s=1e3, all_rows=1.25)
-    for lora, rate in ((frozenset({"lora"}), times * 1.1**3), (frozenset[str](), 1.1**3)):
+    for lora, rate in ((LORA, times * 1.1**3), (frozenset[str](), 1.1**3)):
         first = first_refit(best, [best], replace(budget, lora=lora))
         assert first
         assert first.rate == pytest.approx(rate)
-        assert replace(first, rate=1.0) == replace(trial, refit=True)
+        assert first.averaged is (rate > 1.1**3)
+        assert replace(first, rate=1.0, averaged=False) == replace(trial, refit=True)
         done = [best, TrialResult(trial=first, loss=1.9, tokens=1, train_s=1.0)]
         assert next_trial(START, done, replace(budget, lora=lora)) == replace(first, seed=1)  # not once more
 
@@ -346,3 +352,51 @@ def test_after_a_run_of_lora_that_tells_no_rate_dense_deltas_are_tried() -> None
         second = next_trial(START, [best], budget)
         assert second
         assert second.arm == arm
+
+
+def test_a_raised_rate_is_at_most_four_times_one_that_was_run() -> None:
+    trial = Trial(arm="lora", epochs=2.0)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.3)  # asks for 2.2 times
+    first = first_refit(best, [best], plenty(all_rows=1.25, lora=LORA))
+    assert first
+    assert (first.rate, first.averaged) == (MOST_RAISED, True)
+
+
+def test_few_held_out_rows_leave_the_rate_of_lora_as_it_is() -> None:
+    trial = Trial(arm="lora", epochs=2.0)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)
+    first = first_refit(best, [best], plenty(all_rows=1.02, lora=LORA))
+    assert first
+    assert (first.rate, first.averaged) == (pytest.approx(1.1**3), False)
+
+
+def test_after_a_run_at_a_raised_rate_that_gave_no_number_the_next_has_the_rate_of_one() -> None:
+    trial = Trial(arm="lora", epochs=2.0)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)
+    budget = plenty(all_rows=1.25, lora=LORA)
+    first = first_refit(best, [best], budget)
+    assert first
+    for loss, times, averaged in ((None, 1.0, False), (1.9, 3.0, True)):
+        done = [best, TrialResult(trial=first, loss=loss, tokens=1, train_s=1.0)]
+        second = next_trial(START, done, budget)
+        assert second
+        assert (second.rate, second.averaged) == (pytest.approx(times * 1.1**3), averaged)
+
+
+def test_the_second_run_at_a_raised_rate_is_shortened_if_the_first_was_slow() -> None:
+    trial = Trial(arm="lora", epochs=2.0, refit=True)
+    budget = plenty(left_s=20.0, all_rows=1.25, lora=LORA)
+    assert refit_of(trial, 1, budget) is None
+    second = refit_of(replace(trial, averaged=True), 1, budget)
+    assert second
+    assert 1.0 < second.epochs < 2.0
+    assert refit_of(replace(trial, averaged=True), 2, budget) is None
+
+
+def test_next_to_lora_the_other_arms_begin_at_the_rate_of_their_prior() -> None:
+    trial = Trial(arm="lora", epochs=2.0, batch=4)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.0)
+    budget = plenty(all_rows=1.25, lora=LORA)
+    second = next_trial(START, [best], budget)
+    assert second == replace(trial, arm="dense", rate=rate_factor(trial, budget))
+    assert second.rate != 1.0

@@ -117,6 +117,13 @@ def test_a_searching_profile_says_what_it_would_try(
     arguments = ["--params", params, "--hardware", "4xH100-80GB", "--hours", hours, "--data-stats", stats]
     assert command(*arguments) == 0
     assert says in " ".join(capsys.readouterr().out.split())
+
+
+def test_with_few_rows_a_search_begins_with_lora(capsys: pytest.CaptureFixture[str]) -> None:
+    stats = '{"examples": 250, "tokens": 20000, "label_tokens": 10000, "max_length": 200}'
+    arguments = ["--params", "1B", "--hardware", "1xH100-80GB", "--hours", "1", "--data-stats", stats]
+    assert command(*arguments) == 0
+    assert "First: LoRA r32, " in " ".join(capsys.readouterr().out.split())
     assert command("--profile", "maximum_accuracy", *arguments) == 0
     assert "Search" not in capsys.readouterr().out
 

@@ -27,12 +27,7 @@ def is_long(trial: Trial) -> bool:
 
 def settled(result: TrialResult) -> Trial:
     """Return one that ends where this trial's loss was lowest, and some more for the rate to fall to zero."""
-    trial = unsettled(result)
+    trial = replace(result.trial, main=False, short=False, leaves_s=0.0)
     if result.lowest_epochs is None:
         return trial
     return replace(trial, epochs=max(LEAST_EPOCHS, min(trial.epochs, AFTER_LOWEST * result.lowest_epochs)))
-
-
-def unsettled(result: TrialResult) -> Trial:
-    """Return one that is as long as this trial was meant to be."""
-    return replace(result.trial, main=False, short=False, leaves_s=0.0)

@@ -22,9 +22,9 @@ TWIN_EPOCHS, TWIN_STEPS = 1.0, 25  # of each of two runs that share the time of 
 TWIN_ROWS = 1.15  # all rows, as a multiple of the training rows: where fewer are held out, it wasn't measured
 
 
-# The average of LoRA's runs ends lower than that of dense ones on four data sets and three models, by .008 to
-# .03 nat on the arena's and .08 on SmolLM2-135M. In 30 steps its factors, which start at zero, come less far:
-# .19 higher on Python code (docs/experiments.md).
+# The average of LoRA's runs ends lower than that of dense ones on four data sets, by .008 to .03 nat on the
+# arena's models and .06 on SmolLM2-135M. In 24 to 48 steps its factors, which start at zero, come less far:
+# .06 to .2 higher on Python code and manual pages; 72 are enough (docs/experiments.md).
 LORA_STEPS = 60
 
 
@@ -55,7 +55,8 @@ def _first_arm(start: Sequence[Trial], budget: Budget) -> Trial:
     for trial in start:
         if trial.arm in budget.lora and is_run_twice(trial, budget):
             whole = whole_run(trial, budget)
-            if whole and budget.steps(with_prior(whole, budget)) >= LORA_STEPS:
+            whole = with_prior(whole, budget) if whole else None
+            if whole and budget.fits_with(whole, 2) and budget.steps(whole) >= LORA_STEPS:
                 return trial
     return start[0]
 

@@ -18,6 +18,7 @@ from trainer_node.engine.search.strategy.neighbours import (
     neighbours,
     refuted,
 )
+from trainer_node.engine.search.strategy.prior import rate_factor
 from trainer_node.engine.search.strategy.rates import at_best_rate
 from trainer_node.engine.search.strategy.run_length import epochs_in, main_run
 from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
@@ -31,6 +32,7 @@ MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two mo
 # Of runs of LoRA, as a multiple of the rate that is best for one, by how many are averaged. Three end up to
 # .06 lower with it (docs/experiments.md). Dense runs want the rate of one.
 LORA_RATES = (1.0, 1.0, 2.0, 3.0)
+MOST_RAISED = 4.0  # times a rate that was run: a higher one may diverge
 LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
 MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of a first long run that gave no number, and of the time
 
@@ -44,11 +46,12 @@ def next_neighbour(
 ) -> Trial | None:
     """Return the first neighbour of the best trial that is new and leaves time for a refit."""
     centre = settled(result) if result else best
-    told = at_best_rate(result, done) if result and result.factor is not None else None
+    others_first = result is not None and centre.arm in budget.lora and _is_undecided(result)
+    told = at_best_rate(result, done) if result and result.factor is not None and not others_first else None
+    if centre.arm in budget.lora:  # the others have not begun yet
+        start = [_with_first_rate(one, centre, budget) for one in start]
     trials = neighbours(centre, start, result.lowest_epochs if result else None, told)
-    if result and centre.arm in budget.lora and _is_undecided(result):  # then dense deltas may end lower
-        told, trials = None, iter(sorted(trials, key=lambda trial: trial.arm == centre.arm))
-    for trial in trials:
+    for trial in sorted(trials, key=lambda trial: others_first and trial.arm == centre.arm):
         if (
             trial.batch < budget.devices
             or refuted(trial, centre, done)
@@ -56,7 +59,7 @@ def next_neighbour(
         ):
             continue
         spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
-        is_far = is_other_rate(trial.rate / centre.rate, FAR_RATE)
+        is_far = trial.arm == centre.arm and is_other_rate(trial.rate / centre.rate, FAR_RATE)
         wanted = TOLD_REFITS if told and not is_far else 1
         if spent_s > SEARCH_SHARE * budget.all_s:
             wanted = WANTED_REFITS
@@ -65,6 +68,13 @@ def next_neighbour(
         if SAFETY * (budget.cost_s(trial) + reserve_s) <= budget.left_s:
             return trial
     return None
+
+
+def _with_first_rate(arm: Trial, centre: Trial, budget: Budget) -> Trial:
+    """Return an arm's first trial at the rate that the prior gives it in runs like the centre."""
+    if arm.arm == centre.arm:
+        return arm
+    return replace(arm, rate=arm.rate * rate_factor(replace(centre, arm=arm.arm), budget))
 
 
 def _is_tried(trial: Trial, centre: Trial, told: Trial | None, done: Sequence[TrialResult]) -> bool:
@@ -87,21 +97,34 @@ def _is_tried(trial: Trial, centre: Trial, told: Trial | None, done: Sequence[Tr
 def first_refit(best: TrialResult, done: Sequence[TrialResult], budget: Budget) -> Trial | None:
     """Return the best trial on all rows, at the rate of all such runs: what is best for their average."""
     trial = at_best_rate(best, done)
-    if best.factor is not None and trial.arm in budget.lora and not _is_undecided(best):
-        runs = min(budget.runs_left(replace(trial, refit=True), MOST_REFITS), len(LORA_RATES) - 1)
-        trial = replace(trial, rate=min(MOST_RATE, LORA_RATES[runs] * trial.rate))
-    return refit_of(trial, 0, budget)
+    averages_well = trial.arm in budget.lora and budget.many_held_out
+    if not averages_well or best.factor is None or _is_undecided(best):
+        return refit_of(trial, 0, budget)
+    runs = min(budget.runs_left(replace(trial, refit=True), MOST_REFITS), len(LORA_RATES) - 1)
+    rate = min(MOST_RATE, MOST_RAISED * best.trial.rate, LORA_RATES[runs] * trial.rate)
+    return refit_of(replace(trial, rate=max(rate, trial.rate), averaged=rate > trial.rate), 0, budget)
+
+
+def next_refit(
+    best: TrialResult, refits: Sequence[TrialResult], done: Sequence[TrialResult], budget: Budget
+) -> Trial | None:
+    """Return one more run like the first one on all rows; at the rate of one run if none gave a number."""
+    first = refits[0].trial
+    if first.averaged and all(result.loss is None for result in refits):
+        first = replace(first, rate=at_best_rate(best, done).rate, averaged=False)
+    return refit_of(first, len(refits), budget)
 
 
 def _is_undecided(result: TrialResult) -> bool:
-    """Return whether the rows disagree on a trial's best factor: its rate may be far off."""
+    """Return whether the rows didn't agree on a trial's best factor: its rate may be far off."""
     return result.factor == 1.0
 
 
 def refit_of(best: Trial, count: int, budget: Budget) -> Trial | None:
     """Return the best trial once more, on all rows and in another order.
 
-    The first one is shortened if the trials before it took longer than they should.
+    The first one is shortened if the trials before it took longer than they should, and the second one if
+    the first alone is of no use.
     """
     refit = replace(best, refit=True, seed=best.seed + count)
     if count >= budget.refits(refit, MOST_REFITS):
@@ -109,7 +132,8 @@ def refit_of(best: Trial, count: int, budget: Budget) -> Trial | None:
     if budget.fits(refit):
         return refit
     epochs = epochs_in(refit, budget, budget.left_s / SAFETY) / budget.all_rows
-    return replace(refit, epochs=epochs) if not count and epochs >= LEAST_REFIT * refit.epochs else None
+    needed = count < (2 if best.averaged else 1)
+    return replace(refit, epochs=epochs) if needed and epochs >= LEAST_REFIT * refit.epochs else None
 
 
 def long_again(failed: Sequence[TrialResult], budget: Budget) -> Trial | None:

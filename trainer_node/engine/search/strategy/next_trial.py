@@ -23,7 +23,7 @@ from trainer_node.engine.search.strategy.full_length import (
     last_pass,
     long_again,
     next_neighbour,
-    refit_of,
+    next_refit,
 )
 from trainer_node.engine.search.strategy.probes import probe_or_main
 from trainer_node.engine.search.strategy.short_trials import rate_or_whole
@@ -33,7 +33,7 @@ from trainer_node.engine.search.trial import Trial, TrialResult
 def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budget) -> Trial | None:
     """Return the next trial, or None if no further one is worth its time.
 
-    `start` has the arms' first trials, the most promising one first. The first trial is always given.
+    `start` has the arms' first trials, the one of the job's own plan first. The first trial is always given.
     """
     if not done:
         return first_trial(start, budget)
@@ -42,7 +42,7 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
     if refits:
         if refits[-1].trial.last_pass:
             return None
-        return refit_of(refits[0].trial, len(refits), budget)
+        return next_refit(best, refits, done, budget) if best else None
     if all(result.trial.short for result in done):
         return rate_or_whole(done, budget)
     long = [result for result in done if is_long(result.trial)]

@@ -60,7 +60,7 @@ def _with_steps(trial: Trial, budget: Budget) -> Trial:
     while budget.steps(trial) < LEAST_STEPS and trial.batch >= 2 * max(LEAST_BATCH, budget.devices):
         finer = replace(start, batch=trial.batch // 2)
         dearer = budget.waste(finer) / budget.waste(start)
-        if dearer > 1.0 and not budget.fits_twice(finer):
+        if dearer > 1.0 and not budget.fits_with(finer, 1):
             if dearer > MOST_DEARER:
                 break
             finer = replace(finer, epochs=start.epochs / dearer)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from trainer_node.engine.search.strategy.best_trial import settled, unsettled
+from trainer_node.engine.search.strategy.best_trial import settled
 from trainer_node.engine.search.strategy.delta_factor import rate_change
 from trainer_node.engine.search.strategy.neighbours import (
     LEAST_RATE,
@@ -24,12 +24,11 @@ HORIZON = 0.2  # the best rate falls with the length of a run to this power
 def at_best_rate(result: TrialResult, done: Sequence[TrialResult]) -> Trial:
     """Return the settled trial at the rate that its delta's best factor asks for.
 
-    Not if that is about a rate which was tried: then it is known to be worse. At a lower rate the loss turns
-    later, so the trial is as long as it was meant to be.
+    Not if that is about a rate which was tried: then it is known to be worse.
     """
-    trial, change = settled(result), rate_change(result.factor)
-    longer = unsettled(result) if change < 1.0 and is_other_rate(change) else trial
-    aimed = replace(longer, rate=min(MOST_RATE, max(LEAST_RATE, trial.rate * change)))
+    trial = settled(result)
+    rate = trial.rate * rate_change(result.factor)
+    aimed = replace(trial, rate=min(MOST_RATE, max(LEAST_RATE, rate)))
     tried = (one.trial for one in done if one is not result and one.trial.short == result.trial.short)
     return trial if any(is_like(one, aimed) for one in tried) else aimed
 
