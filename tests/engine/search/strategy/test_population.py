@@ -151,3 +151,15 @@ def test_trials_that_keep_ending_the_worker_are_given_up(
     checkpoints: list[bool], starts: int, has_loss: bool, wanted: list[bool]
 ) -> None:
     assert give_up(checkpoints, starts, 2, has_loss=has_loss) == wanted
+
+
+def test_runs_of_lora_of_one_round_have_the_same_raised_rate() -> None:
+    trial = Trial(arm="lora", epochs=2.0)
+    done = [TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)]
+    left = budget(30.0, 100.0, all_rows=1.25, lora=frozenset({"lora"}))
+    chosen = next_round(START, done, left)
+    assert len(chosen) == WIDTH
+    assert {(trial.refit, trial.averaged, round(trial.rate, 3)) for trial in chosen} == {(True, True, 3.993)}
+    failed = [replace(without_loss(trial), tokens=1) for trial in chosen]
+    again = next_round(START, [*done, *failed], left)
+    assert {(trial.averaged, round(trial.rate, 3)) for trial in again} == {(False, 1.331)}

@@ -110,7 +110,8 @@ def next_refit(
 ) -> Trial | None:
     """Return one more run like the first one on all rows; at the rate of one run if none gave a number."""
     first = refits[0].trial
-    if first.averaged and all(result.loss is None for result in refits):
+    ran = [result for result in refits if result.tokens]  # the others are of the same round, on other devices
+    if first.averaged and ran and all(result.loss is None for result in ran):
         first = replace(first, rate=at_best_rate(best, done).rate, averaged=False)
     return refit_of(first, len(refits), budget)
 
