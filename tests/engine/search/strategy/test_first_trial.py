@@ -338,3 +338,12 @@ def test_next_to_lora_dense_deltas_are_tried_if_there_is_time() -> None:
         tried.append(trial)
         done.append(TrialResult(trial=trial, loss=3.0, tokens=1, train_s=1.0))
     assert "dense" in {trial.arm for trial in tried}
+
+
+def test_lora_comes_first_however_the_time_is_rounded() -> None:
+    for count in range(200):
+        seconds = 60.0 + 0.137 * count
+        budget = plenty(
+            left_s=seconds, all_s=seconds, all_rows=1.23, trial_s=0.3, lora=frozenset({"lora"}), examples=250
+        )
+        assert first_trial(START, budget).arm == "lora"

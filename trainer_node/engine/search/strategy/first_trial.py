@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from shared.planning.plan import Plan
 from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.strategy.neighbours import LEAST_BATCH
@@ -26,6 +28,7 @@ TWIN_ROWS = 1.15  # all rows, as a multiple of the training rows: where fewer ar
 # arena's models and .06 on SmolLM2-135M. In 24 to 48 steps its factors, which start at zero, come less far:
 # .06 to .2 higher on Python code and manual pages; 72 are enough (docs/experiments.md).
 LORA_STEPS = 60
+NEARLY = 0.999
 
 
 def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
@@ -56,7 +59,9 @@ def _first_arm(start: Sequence[Trial], budget: Budget) -> Trial:
         if trial.arm in budget.lora and is_run_twice(trial, budget):
             whole = whole_run(trial, budget)
             whole = with_prior(whole, budget) if whole else None
-            if whole and budget.fits_with(whole, 2) and budget.steps(whole) >= LORA_STEPS:
+            # Such a run fills the time to the last digit; the prior's batch may cost more.
+            fits = whole and budget.fits_with(replace(whole, epochs=NEARLY * whole.epochs), 2)
+            if whole and fits and budget.steps(whole) >= LORA_STEPS:
                 return trial
     return start[0]
 
