@@ -11,6 +11,7 @@ import torch
 from msgspec.structs import replace
 
 from shared.planning.plan import Plan
+from shared.planning.profiles import PROFILES
 from trainer_node.engine import pipeline, prepare
 from trainer_node.engine.__main__ import leave
 from trainer_node.engine.context import RunContext
@@ -23,10 +24,10 @@ from trainer_node.engine.train.state import TrainState
 
 
 def main() -> int:
-    """`sharded_side.py JOB [fails | fails-last | weights | nothing | memory]`, as a rank.
+    """`sharded_side.py JOB [fails | fails-last | weights | nothing | memory | lora]`, as a rank.
 
-    Its second trial fails (in all ranks, or in the last one), or the disk has room for no more of a
-    checkpoint, or memory runs out in the last rank while steps are timed.
+    All arms are LoRA, or the second trial fails (in all ranks, or in the last one), or the disk has room for
+    no more of a checkpoint, or memory runs out in the last rank while steps are timed.
     """
     real = prepare.draw_plan
 
@@ -50,6 +51,8 @@ def main() -> int:
         oom_fallback.descend = descend
     if sys.argv[2:] == ["memory"] and rank_of(os.environ) == 1:
         speed.timed_step = out_of_memory  # type: ignore[attr-defined, assignment]
+    if sys.argv[2:] == ["lora"]:
+        PROFILES["auto"] = replace(PROFILES["auto"], full=False, rank=16, arms=("lora_r16",))
     contents = {"weights": CheckpointContent.WEIGHTS, "nothing": CheckpointContent.NOTHING}
     if (content := contents.get(sys.argv[-1])) is not None:
         async_saver.choose = lambda *_: DiskChoice(content)  # type: ignore[attr-defined]

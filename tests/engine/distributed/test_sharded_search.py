@@ -85,6 +85,22 @@ def test_sharded_weights_are_searched_and_a_killed_search_decides_alike(
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * WAIT_S)
+def test_sharded_factors_of_lora_are_averaged(make_sharded: Callable[..., Path]) -> None:
+    job = make_sharded("run", ready_by=40.0)
+    run_together(2, [SIDE, str(job), "lora"])
+    assert outcome_of(job).status is OutcomeStatus.READY
+    known, said = record_of(job), [line.message or "" for line in progress_of(job)]
+    assert set(known.plans) == {"LoRA r16"}
+    assert all(plan.parallel == "fsdp2" for plan in known.plans.values())
+    again = sum(result.trial.refit for result in known.done)
+    assert again > 1
+    assert any(f"average of {again} runs on all rows" in message for message in said)
+    assert not any("refused" in message for message in said)
+    assert (job.parent / "export" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * WAIT_S)
 def test_on_a_full_disk_each_process_holds_its_rows_of_the_best_weights(
     make_sharded: Callable[..., Path],
 ) -> None:

@@ -1,17 +1,39 @@
-"""What the end of a search compares: scores on the same rows only."""
+"""What a search submits: averages, single runs, rounded matrices; scores are compared on the same rows."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from msgspec.structs import replace
+from safetensors.torch import load_file
 
+from shared.messages import OutcomeStatus
 from shared.planning.plan import Plan
+from shared.planning.profiles import PROFILES
+from tests.engine.search.search_run import record_of
+from tests.engine.worker_run import finish, progress_of
+from trainer_node.engine import prepare
 from trainer_node.engine.evaluate.metric import Evaluation
+from trainer_node.engine.export import rounding
+from trainer_node.engine.model.adapters import stable_name
+from trainer_node.engine.search import choose
 from trainer_node.engine.search.choose import explained, lower_on_its_rows
+from trainer_node.engine.search.strategy import refits
+from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
+from trainer_node.engine.time_budget import Part
+from trainer_node.engine.train.health import Health
+
+# PEFT asks transformers a question under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 
 def evaluation(*losses: float) -> Evaluation:
@@ -43,3 +65,121 @@ def test_the_model_card_says_the_rate_of_the_runs_on_all_rows(make_plan: Callabl
     last = replace(again, trial=last_pass_of(trial))
     why = explained(make_plan("dense"), [without, last], without).deviations[-1].reason
     assert why.endswith("then one pass over the development rows")
+
+
+def _said_of_rounding(job: Path) -> list[str]:
+    messages = [line.message or "" for line in progress_of(job)]
+    return [message for message in messages if "rounded by their inputs" in message]
+
+
+def test_what_is_submitted_is_rounded_by_inputs(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "computes_bf16", lambda hardware: True)
+    job = make_job(profile="auto", ready_by=60.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    (said,) = _said_of_rounding(job)
+    rounded, nearest = (float(text) for text in re.findall(r"\d+\.\d+", said))
+    assert rounded == pytest.approx(nearest, abs=0.02)
+    other = make_job("other", profile="winner_2026_06", ready_by=60.0)
+    assert finish(other).status is OutcomeStatus.READY
+    assert not _said_of_rounding(other)
+
+
+def test_a_rounding_that_is_worse_is_dropped(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "computes_bf16", lambda hardware: True)
+    monkeypatch.setattr(rounding, "round_matrix", lambda weight, products: torch.zeros_like(weight))
+    job = make_job(profile="auto", ready_by=60.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    (said,) = _said_of_rounding(job)
+    rounded, nearest = (float(text) for text in re.findall(r"\d+\.\d+", said))
+    assert rounded > nearest
+    files = load_file(job.parent / "export" / "model.safetensors")
+    assert all(value.any() for value in files.values())
+
+
+def test_a_rounding_that_memory_or_time_does_not_allow_loses_nothing(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "computes_bf16", lambda hardware: True)
+
+    def too_large(weight: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+        raise MemoryError
+
+    def too_late(
+        model: object, names: list[str], rows: object, has_time: Callable[[], bool]
+    ) -> dict[str, torch.Tensor]:
+        assert has_time()
+        return {}
+
+    for name, part, function, words in (
+        ("large", "round_matrix", too_large, "memory ran out"),
+        ("late", "rounded", too_late, "14 of 14 matrices"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(rounding, part, function)
+            job = make_job(name, profile="auto", ready_by=30.0)
+            assert finish(job).status is OutcomeStatus.READY
+        assert not _said_of_rounding(job)
+        assert any(words in (line.message or "") for line in progress_of(job))
+
+
+def test_of_runs_of_lora_the_mean_of_their_factors_is_submitted(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = replace(PROFILES["auto"], full=False, rank=16, arms=("lora_r16",))
+    monkeypatch.setitem(PROFILES, "auto", lora)
+    job = make_job(profile="auto", ready_by=60.0)
+    assert finish(job).status is OutcomeStatus.READY
+    done = record_of(job).done
+    again = [number for number, result in enumerate(done) if result.trial.refit]
+    assert {done[number].trial.arm for number in again} == {"LoRA r16"}
+    assert len(again) > 1
+    submitted = load_file(job.parent / "export" / "adapter_model.safetensors")
+    kept = [load_file(job.parent / "trials" / f"{number:03d}" / "weights.safetensors") for number in again]
+    for name, value in submitted.items():
+        mean = sum(one[stable_name(name)] for one in kept) / len(kept)
+        torch.testing.assert_close(value, mean)
+
+
+def test_a_run_at_a_raised_rate_is_not_submitted_alone(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = replace(PROFILES["auto"], full=False, rank=16, arms=("lora_r16",))
+    monkeypatch.setitem(PROFILES, "auto", lora)
+    monkeypatch.setattr(refits, "is_undecided", lambda result: False)
+    monkeypatch.setattr(choose, "affordable", lambda left_s, costs: frozenset(Part) - {Part.AVERAGE})
+    job = make_job(profile="auto", ready_by=60.0)
+    assert finish(job).status is OutcomeStatus.READY
+    known = record_of(job)
+    assert {result.trial.averaged for result in known.done if result.trial.refit} == {True}
+    best = best_of(known.done)
+    assert best
+    number = known.done.index(best)
+    submitted = load_file(job.parent / "export" / "adapter_model.safetensors")
+    kept = load_file(job.parent / "trials" / f"{number:03d}" / f"{best.weights}.safetensors")
+    for name, value in submitted.items():
+        torch.testing.assert_close(value, kept[stable_name(name)])
+    run: Any = SimpleNamespace(folder=job.parent)
+    assert choose.submittable(run, known, None).name == f"trial {number + 1}"
+
+
+def test_the_submitted_trials_skipped_steps_are_reported(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = Health.after
+
+    def without_a_first_gradient(health: Health, loss: float, norm: float) -> Health:
+        return after(health, loss, norm if health.seen or health.skipped else math.inf)
+
+    monkeypatch.setattr(Health, "after", without_a_first_gradient)
+    job = make_job(profile="auto", ready_by=60.0)
+    outcome = finish(job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert {result.step_skipped for result in record_of(job).done} == {1}
+    assert outcome.metrics is not None
+    assert outcome.metrics.skipped_steps == 1

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from msgspec.structs import replace
-from safetensors.torch import load_file
 
 from shared.messages import OutcomeStatus, Phase, TaskType
 from shared.planning.profiles import PROFILES
@@ -25,20 +21,15 @@ from tests.engine.worker_run import (
     progress_of,
     write_rows,
 )
-from trainer_node.engine import prepare
 from trainer_node.engine.context import RunContext
-from trainer_node.engine.export import rounding
-from trainer_node.engine.model.adapters import stable_name
-from trainer_node.engine.search import choose, scoring
+from trainer_node.engine.search import scoring
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
-from trainer_node.engine.search.strategy import full_length, short_trials
 from trainer_node.engine.search.strategy import probes as strategy_probes
+from trainer_node.engine.search.strategy import short_trials
 from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.strategy.delta_factor import rate_change
 from trainer_node.engine.search.trial import LAST_PASS_RATE, Trial
-from trainer_node.engine.time_budget import Part
 from trainer_node.engine.train import oom_fallback
-from trainer_node.engine.train.health import Health
 from trainer_node.engine.train.state import TrainState
 
 # PEFT asks transformers a question under its old name.
@@ -88,67 +79,6 @@ def test_a_small_batch_is_kept_where_packs_of_the_longest_row_would_hold_more(
     assert first.step >= 0.9 * first.trial.epochs * 49 / 2  # of 49 training rows: not 8 or more in a pack
 
 
-def _said_of_rounding(job: Path) -> list[str]:
-    messages = [line.message or "" for line in progress_of(job)]
-    return [message for message in messages if "rounded by their inputs" in message]
-
-
-def test_what_is_submitted_is_rounded_by_inputs(
-    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prepare, "computes_bf16", lambda hardware: True)
-    job = make_job(profile="auto", ready_by=60.0)
-    outcome = finish(job)
-    assert outcome.status is OutcomeStatus.READY, outcome.error
-    (said,) = _said_of_rounding(job)
-    rounded, nearest = (float(text) for text in re.findall(r"\d+\.\d+", said))
-    assert rounded == pytest.approx(nearest, abs=0.02)
-    other = make_job("other", profile="winner_2026_06", ready_by=60.0)
-    assert finish(other).status is OutcomeStatus.READY
-    assert not _said_of_rounding(other)
-
-
-def test_a_rounding_that_is_worse_is_dropped(
-    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prepare, "computes_bf16", lambda hardware: True)
-    monkeypatch.setattr(rounding, "round_matrix", lambda weight, products: torch.zeros_like(weight))
-    job = make_job(profile="auto", ready_by=60.0)
-    outcome = finish(job)
-    assert outcome.status is OutcomeStatus.READY, outcome.error
-    (said,) = _said_of_rounding(job)
-    rounded, nearest = (float(text) for text in re.findall(r"\d+\.\d+", said))
-    assert rounded > nearest
-    files = load_file(job.parent / "export" / "model.safetensors")
-    assert all(value.any() for value in files.values())
-
-
-def test_a_rounding_that_memory_or_time_does_not_allow_loses_nothing(
-    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prepare, "computes_bf16", lambda hardware: True)
-
-    def too_large(weight: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
-        raise MemoryError
-
-    def too_late(
-        model: object, names: list[str], rows: object, has_time: Callable[[], bool]
-    ) -> dict[str, torch.Tensor]:
-        assert has_time()
-        return {}
-
-    for name, part, function, words in (
-        ("large", "round_matrix", too_large, "memory ran out"),
-        ("late", "rounded", too_late, "14 of 14 matrices"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(rounding, part, function)
-            job = make_job(name, profile="auto", ready_by=30.0)
-            assert finish(job).status is OutcomeStatus.READY
-        assert not _said_of_rounding(job)
-        assert any(words in (line.message or "") for line in progress_of(job))
-
-
 def test_all_arms_have_the_momentum_of_the_profile(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,63 +90,6 @@ def test_all_arms_have_the_momentum_of_the_profile(
     assert len(plans) == 2
     assert "LoRA r16" in plans
     assert {plan.betas for plan in plans.values()} == {(0.6, 0.99)}
-
-
-def test_of_runs_of_lora_the_mean_of_their_factors_is_submitted(
-    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lora = replace(PROFILES["auto"], full=False, rank=16, arms=("lora_r16",))
-    monkeypatch.setitem(PROFILES, "auto", lora)
-    job = make_job(profile="auto", ready_by=60.0)
-    assert finish(job).status is OutcomeStatus.READY
-    done = record_of(job).done
-    refits = [number for number, result in enumerate(done) if result.trial.refit]
-    assert {done[number].trial.arm for number in refits} == {"LoRA r16"}
-    assert len(refits) > 1
-    submitted = load_file(job.parent / "export" / "adapter_model.safetensors")
-    kept = [load_file(job.parent / "trials" / f"{number:03d}" / "weights.safetensors") for number in refits]
-    for name, value in submitted.items():
-        mean = sum(one[stable_name(name)] for one in kept) / len(kept)
-        torch.testing.assert_close(value, mean)
-
-
-def test_a_run_at_a_raised_rate_is_not_submitted_alone(
-    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lora = replace(PROFILES["auto"], full=False, rank=16, arms=("lora_r16",))
-    monkeypatch.setitem(PROFILES, "auto", lora)
-    monkeypatch.setattr(full_length, "_is_undecided", lambda result: False)
-    monkeypatch.setattr(choose, "affordable", lambda left_s, costs: frozenset(Part) - {Part.AVERAGE})
-    job = make_job(profile="auto", ready_by=60.0)
-    assert finish(job).status is OutcomeStatus.READY
-    known = record_of(job)
-    assert {result.trial.averaged for result in known.done if result.trial.refit} == {True}
-    best = best_of(known.done)
-    assert best
-    number = known.done.index(best)
-    submitted = load_file(job.parent / "export" / "adapter_model.safetensors")
-    kept = load_file(job.parent / "trials" / f"{number:03d}" / f"{best.weights}.safetensors")
-    for name, value in submitted.items():
-        torch.testing.assert_close(value, kept[stable_name(name)])
-    run: Any = SimpleNamespace(folder=job.parent)
-    assert choose.submittable(run, known, None).name == f"trial {number + 1}"
-
-
-def test_the_submitted_trials_skipped_steps_are_reported(
-    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    after = Health.after
-
-    def without_a_first_gradient(health: Health, loss: float, norm: float) -> Health:
-        return after(health, loss, norm if health.seen or health.skipped else math.inf)
-
-    monkeypatch.setattr(Health, "after", without_a_first_gradient)
-    job = make_job(profile="auto", ready_by=60.0)
-    outcome = finish(job)
-    assert outcome.status is OutcomeStatus.READY, outcome.error
-    assert {result.step_skipped for result in record_of(job).done} == {1}
-    assert outcome.metrics is not None
-    assert outcome.metrics.skipped_steps == 1
 
 
 def test_the_winners_search_compares_rates_by_probes_and_trains_once(make_job: Callable[..., Path]) -> None:

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from shared.planning.plan import Plan
 from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.strategy.budget import SAFETY, Budget
-from trainer_node.engine.search.strategy.full_length import MOST_REFITS
 from trainer_node.engine.search.strategy.neighbours import START_EPOCHS
 from trainer_node.engine.search.strategy.population import give_up, is_population, next_round, on_one_device
+from trainer_node.engine.search.strategy.refits import MOST_REFITS
 from trainer_node.engine.search.trial import Trial, TrialResult, without_loss
 
 START = (Trial(arm="dense"), Trial(arm="lora"))

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from trainer_node.engine.search.strategy.neighbours import (
-    LEAST_EPOCHS,
-)
+from trainer_node.engine.search.strategy.neighbours import LEAST_EPOCHS
 from trainer_node.engine.search.trial import Trial, TrialResult
 
 AFTER_LOWEST = 1.25  # a run this much longer than to the lowest point of the one before ends at its own

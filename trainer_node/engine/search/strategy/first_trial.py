@@ -22,8 +22,6 @@ from trainer_node.engine.search.trial import Trial
 # (docs/experiments.md).
 TWIN_EPOCHS, TWIN_STEPS = 1.0, 25  # of each of two runs that share the time of a job that has none to search
 TWIN_ROWS = 1.15  # all rows, as a multiple of the training rows: where fewer are held out, it wasn't measured
-
-
 # The average of LoRA's runs ends lower than that of dense ones on four data sets, by .008 to .03 nat on the
 # arena's models and .06 on SmolLM2-135M. In 24 to 48 steps its factors, which start at zero, come less far:
 # .06 to .2 higher on Python code and manual pages; 72 are enough (docs/experiments.md).
@@ -56,13 +54,15 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
 def _first_arm(start: Sequence[Trial], budget: Budget) -> Trial:
     """Return LoRA's first trial where runs of LORA_STEPS or more will be averaged; else the first one."""
     for trial in start:
-        if trial.arm in budget.lora and is_run_twice(trial, budget):
-            whole = whole_run(trial, budget)
-            whole = with_prior(whole, budget) if whole else None
-            # Such a run fills the time to the last digit; the prior's batch may cost more.
-            fits = whole and budget.fits_with(replace(whole, epochs=NEARLY * whole.epochs), 2)
-            if whole and fits and budget.steps(whole) >= LORA_STEPS:
-                return trial
+        if trial.arm not in budget.lora or not is_run_twice(trial, budget):
+            continue
+        if (whole := whole_run(trial, budget)) is None:
+            continue
+        whole = with_prior(whole, budget)
+        # Such a run fills the time to the last digit; the prior's batch may cost more.
+        fits = budget.fits_with(replace(whole, epochs=NEARLY * whole.epochs), 2)
+        if fits and budget.steps(whole) >= LORA_STEPS:
+            return trial
     return start[0]
 
 

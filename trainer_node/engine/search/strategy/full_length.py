@@ -1,4 +1,4 @@
-"""Runs of full length: the best one's neighbours, it again on all rows, one that failed, and a last pass."""
+"""Runs of full length: the best one's neighbours, one that failed again, and a last pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from trainer_node.engine.search.strategy.best_trial import settled
 from trainer_node.engine.search.strategy.budget import SAFETY, Budget
 from trainer_node.engine.search.strategy.neighbours import (
     LEAST_RATE,
-    MOST_RATE,
     RATE_STEP,
     is_like,
     is_other_rate,
@@ -19,8 +18,8 @@ from trainer_node.engine.search.strategy.neighbours import (
     refuted,
 )
 from trainer_node.engine.search.strategy.prior import rate_factor
-from trainer_node.engine.search.strategy.rates import at_best_rate
-from trainer_node.engine.search.strategy.run_length import epochs_in, main_run
+from trainer_node.engine.search.strategy.rates import at_best_rate, is_undecided
+from trainer_node.engine.search.strategy.run_length import main_run
 from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 
 SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for WANTED_REFITS
@@ -28,12 +27,6 @@ WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of i
 # Once a trial has told its rate, a second run on all rows is worth more than any trial but one of a rate that
 # is far off: the factor says less exactly how far then.
 TOLD_REFITS, FAR_RATE = 2, 2.5
-MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
-# Of runs of LoRA, as a multiple of the rate that is best for one, by how many are averaged. Three end up to
-# .06 lower with it (docs/experiments.md). Dense runs want the rate of one.
-LORA_RATES = (1.0, 1.0, 2.0, 3.0)
-MOST_RAISED = 4.0  # times a rate that was run: a higher one may diverge
-LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
 MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of a first long run that gave no number, and of the time
 
 
@@ -46,9 +39,9 @@ def next_neighbour(
 ) -> Trial | None:
     """Return the first neighbour of the best trial that is new and leaves time for a refit."""
     centre = settled(result) if result else best
-    others_first = result is not None and centre.arm in budget.lora and _is_undecided(result)
+    others_first = result is not None and centre.arm in budget.lora and is_undecided(result)
     told = at_best_rate(result, done) if result and result.factor is not None and not others_first else None
-    if centre.arm in budget.lora:  # the others have not begun yet
+    if centre.arm in budget.lora:  # it came first, so the others have no trial at their own first rate
         start = [_with_first_rate(one, centre, budget) for one in start]
     trials = neighbours(centre, start, result.lowest_epochs if result else None, told)
     for trial in sorted(trials, key=lambda trial: others_first and trial.arm == centre.arm):
@@ -92,50 +85,6 @@ def _is_tried(trial: Trial, centre: Trial, told: Trial | None, done: Sequence[Tr
     return any(
         is_like(one, trial) and (is_rate or key(replace(one, rate=trial.rate)) == key(trial)) for one in long
     )
-
-
-def first_refit(best: TrialResult, done: Sequence[TrialResult], budget: Budget) -> Trial | None:
-    """Return the best trial on all rows, at the rate of all such runs: what is best for their average."""
-    trial = at_best_rate(best, done)
-    averages_well = trial.arm in budget.lora and budget.many_held_out
-    if not averages_well or best.factor is None or _is_undecided(best):
-        return refit_of(trial, 0, budget)
-    runs = min(budget.runs_left(replace(trial, refit=True), MOST_REFITS), len(LORA_RATES) - 1)
-    rate = min(MOST_RATE, MOST_RAISED * best.trial.rate, LORA_RATES[runs] * trial.rate)
-    return refit_of(replace(trial, rate=max(rate, trial.rate), averaged=rate > trial.rate), 0, budget)
-
-
-def next_refit(
-    best: TrialResult, refits: Sequence[TrialResult], done: Sequence[TrialResult], budget: Budget
-) -> Trial | None:
-    """Return one more run like the first one on all rows; at the rate of one run if none gave a number."""
-    first = refits[0].trial
-    ran = [result for result in refits if result.tokens]  # the others are of the same round, on other devices
-    if first.averaged and ran and all(result.loss is None for result in ran):
-        trials = [result for result in done if not result.trial.refit]
-        first = replace(first, rate=at_best_rate(best, trials).rate, averaged=False)
-    return refit_of(first, len(refits), budget)
-
-
-def _is_undecided(result: TrialResult) -> bool:
-    """Return whether the rows didn't agree on a trial's best factor: its rate may be far off."""
-    return result.factor == 1.0
-
-
-def refit_of(best: Trial, count: int, budget: Budget) -> Trial | None:
-    """Return the best trial once more, on all rows and in another order.
-
-    The first one is shortened if the trials before it took longer than they should, and the second one if
-    the first alone is of no use.
-    """
-    refit = replace(best, refit=True, seed=best.seed + count)
-    if count >= budget.refits(refit, MOST_REFITS):
-        return None
-    if budget.fits(refit):
-        return refit
-    epochs = epochs_in(refit, budget, budget.left_s / SAFETY) / budget.all_rows
-    needed = count < (2 if best.averaged else 1)
-    return replace(refit, epochs=epochs) if needed and epochs >= LEAST_REFIT * refit.epochs else None
 
 
 def long_again(failed: Sequence[TrialResult], budget: Budget) -> Trial | None:

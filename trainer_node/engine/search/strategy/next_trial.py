@@ -18,14 +18,9 @@ from collections.abc import Sequence
 from trainer_node.engine.search.strategy.best_trial import best_of, is_long
 from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.strategy.first_trial import first_trial
-from trainer_node.engine.search.strategy.full_length import (
-    first_refit,
-    last_pass,
-    long_again,
-    next_neighbour,
-    next_refit,
-)
+from trainer_node.engine.search.strategy.full_length import last_pass, long_again, next_neighbour
 from trainer_node.engine.search.strategy.probes import probe_or_main
+from trainer_node.engine.search.strategy.refits import first_refit, next_refit
 from trainer_node.engine.search.strategy.short_trials import rate_or_whole
 from trainer_node.engine.search.trial import Trial, TrialResult
 

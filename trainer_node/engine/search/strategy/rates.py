@@ -33,6 +33,11 @@ def at_best_rate(result: TrialResult, done: Sequence[TrialResult]) -> Trial:
     return trial if any(is_like(one, aimed) for one in tried) else aimed
 
 
+def is_undecided(result: TrialResult) -> bool:
+    """Return whether the rows didn't agree on a trial's best factor: its rate may be far off."""
+    return result.factor == 1.0
+
+
 def rates_to_try(
     centre: Trial, best: TrialResult | None, done: Sequence[TrialResult], steps: Sequence[float]
 ) -> list[float]:

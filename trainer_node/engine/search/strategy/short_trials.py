@@ -8,11 +8,11 @@ from msgspec.structs import replace
 
 from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.strategy.budget import SAFETY, Budget
-from trainer_node.engine.search.strategy.full_length import first_refit
 from trainer_node.engine.search.strategy.neighbours import LEAST_RATE, MOST_RATE, RATE_STEP, key
 from trainer_node.engine.search.strategy.prior import SHORT_STEPS
 from trainer_node.engine.search.strategy.probes import PROBE_STEPS
 from trainer_node.engine.search.strategy.rates import HORIZON, rate_after, rates_to_try
+from trainer_node.engine.search.strategy.refits import first_refit
 from trainer_node.engine.search.strategy.run_length import epochs_in, main_run, whole_run
 from trainer_node.engine.search.trial import Trial, TrialResult
 

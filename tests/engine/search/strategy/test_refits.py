@@ -1,0 +1,147 @@
+"""The best trial again, on all rows: how often, at which rate, and how long."""
+
+import pytest
+from msgspec.structs import replace
+
+from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
+from trainer_node.engine.search.strategy.best_trial import best_of
+from trainer_node.engine.search.strategy.budget import SAFETY
+from trainer_node.engine.search.strategy.full_length import WANTED_REFITS
+from trainer_node.engine.search.strategy.next_trial import next_trial
+from trainer_node.engine.search.strategy.refits import MOST_RAISED, MOST_REFITS, first_refit, refit_of
+from trainer_node.engine.search.trial import Trial, TrialResult
+
+LORA = frozenset({"lora"})
+
+
+def test_the_best_trial_is_run_again_on_all_rows_in_other_orders() -> None:
+    done, _ = searched(bowl(1.0, 2.0, 32), 3000.0)
+    best = best_of(done)
+    assert best
+    refits = [result.trial for result in done if result.trial.refit]
+    assert [result.trial for result in done[-MOST_REFITS:]] == refits
+    assert [trial.seed for trial in refits] == list(range(MOST_REFITS))
+    assert {replace(trial, refit=False, seed=0) for trial in refits} == {best.trial}
+
+
+def test_runs_that_cannot_be_averaged_end_with_one_on_all_rows() -> None:
+    lora = bowl(1.0, 2.0, 32, lora=-0.3)
+    done, _ = searched(lora, 3000.0, single=frozenset({"lora"}), all_rows=1.25)
+    assert [result.trial.arm for result in done if result.trial.refit] == ["lora"]
+    done, _ = searched(lora, 3000.0, single=frozenset({"lora"}), all_rows=1.02)
+    assert not any(result.trial.refit for result in done)  # it would have few more rows
+    done, _ = searched(bowl(1.0, 2.0, 32), 3000.0, single=frozenset({"lora"}))
+    assert sum(result.trial.refit for result in done) == MOST_REFITS
+
+
+def test_time_for_runs_that_cannot_be_averaged_goes_to_the_search() -> None:
+    def searched_s(single: frozenset[str]) -> float:
+        done, _ = searched(bowl(1.0, 2.0, 32), 300.0, single=single)
+        return sum(result.train_s for result in done if not result.trial.refit)
+
+    assert searched_s(frozenset({"dense", "lora"})) > 1.1 * searched_s(frozenset())
+
+
+@pytest.mark.parametrize(
+    ("single", "all_rows"), [(frozenset(), 1.0), (frozenset(), 1.25), (frozenset({"dense", "lora"}), 1.25)]
+)
+def test_every_search_with_time_for_two_runs_ends_with_a_run_on_all_rows(
+    single: frozenset[str], all_rows: float
+) -> None:
+    for seconds in range(30, 600, 7):
+        done, left = searched(bowl(1.0, 2.0, 32), float(seconds), single=single, all_rows=all_rows)
+        assert left >= 0.0
+        main = any(result.trial.main for result in done)
+        assert main or done[-1].trial.refit
+
+
+def test_a_search_past_its_share_of_the_time_leaves_enough_to_average_runs() -> None:
+    for seconds in (200.0, 300.0, 500.0):
+        done, _ = searched(bowl(1.0, 2.0, 32), seconds)
+        assert sum(result.trial.refit for result in done) >= WANTED_REFITS
+
+
+def test_a_run_on_all_rows_is_shortened_if_the_trial_before_it_was_slow() -> None:
+    trial = Trial(arm="dense", epochs=1.1, batch=4)
+    done = [TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0)]
+    wanted = plenty(trial_s=0.0).cost_s(replace(trial, refit=True))
+    for left, share in ((1.06 * wanted, 1.0), (0.9 * wanted, 0.9 / SAFETY), (0.4 * wanted, None)):
+        refit = next_trial(START, done, plenty(left_s=left, all_s=4 * wanted, trial_s=0.0))
+        if share is None:
+            assert refit is None
+            continue
+        assert refit is not None
+        assert refit.refit
+        assert refit.epochs == pytest.approx(share * trial.epochs)
+        assert plenty(left_s=left, trial_s=0.0).fits(refit)
+
+
+def test_without_time_for_a_trial_the_run_on_all_rows_has_the_rate_that_is_asked_for() -> None:
+    first = Trial(arm="dense", epochs=2.0)
+    done = [TrialResult(trial=first, loss=2.0, tokens=1, train_s=1.0, factor=0.7)]
+    trial = next_trial(START, done, plenty(left_s=30.0, all_s=60.0, all_rows=1.25))
+    assert trial == replace(first, rate=0.7**3, refit=True)
+
+
+@pytest.mark.parametrize(("runs", "times"), [(1, 1.0), (2, 2.0), (3, 3.0), (5, 3.0)])
+def test_runs_of_lora_that_are_averaged_have_a_higher_rate(runs: int, times: float) -> None:
+    trial = Trial(arm="lora", epochs=2.0)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)
+    budget = plenty(left_s=runs * 28.0, all_s=1e3, all_rows=1.25)
+    for lora, rate in ((LORA, times * 1.1**3), (frozenset[str](), 1.1**3)):
+        first = first_refit(best, [best], replace(budget, lora=lora))
+        assert first
+        assert first.rate == pytest.approx(rate)
+        assert first.averaged is (rate > 1.1**3)
+        assert replace(first, rate=1.0, averaged=False) == replace(trial, refit=True)
+        done = [best, TrialResult(trial=first, loss=1.9, tokens=1, train_s=1.0)]
+        assert next_trial(START, done, replace(budget, lora=lora)) == replace(first, seed=1)  # not once more
+
+
+def test_a_rate_of_lora_that_may_be_too_high_is_not_raised() -> None:
+    trial = Trial(arm="lora", epochs=2.0)
+    for factor, single in ((1.0, frozenset[str]()), (None, frozenset[str]()), (1.1, frozenset({"lora"}))):
+        best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=factor)
+        budget = plenty(all_rows=1.25, lora=frozenset({"lora"}), single=single)
+        first = first_refit(best, [best], budget)
+        assert first
+        assert first.rate == (factor or 1.0) ** 3
+
+
+def test_a_raised_rate_is_at_most_four_times_one_that_was_run() -> None:
+    trial = Trial(arm="lora", epochs=2.0)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.3)  # asks for 2.2 times
+    first = first_refit(best, [best], plenty(all_rows=1.25, lora=LORA))
+    assert first
+    assert (first.rate, first.averaged) == (MOST_RAISED, True)
+
+
+def test_few_held_out_rows_leave_the_rate_of_lora_as_it_is() -> None:
+    trial = Trial(arm="lora", epochs=2.0)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)
+    first = first_refit(best, [best], plenty(all_rows=1.02, lora=LORA))
+    assert first
+    assert (first.rate, first.averaged) == (pytest.approx(1.1**3), False)
+
+
+def test_after_a_run_at_a_raised_rate_that_gave_no_number_the_next_has_the_rate_of_one() -> None:
+    trial = Trial(arm="lora", epochs=2.0)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)
+    budget = plenty(all_rows=1.25, lora=LORA)
+    first = first_refit(best, [best], budget)
+    assert first
+    for loss, times, averaged in ((None, 1.0, False), (1.9, 3.0, True)):
+        done = [best, TrialResult(trial=first, loss=loss, tokens=1, train_s=1.0)]
+        second = next_trial(START, done, budget)
+        assert second
+        assert (second.rate, second.averaged) == (pytest.approx(times * 1.1**3), averaged)
+
+
+def test_the_second_run_at_a_raised_rate_is_shortened_if_the_first_was_slow() -> None:
+    trial = Trial(arm="lora", epochs=2.0, refit=True)
+    budget = plenty(left_s=20.0, all_rows=1.25, lora=LORA)
+    assert refit_of(trial, 1, budget) is None
+    second = refit_of(replace(trial, averaged=True), 1, budget)
+    assert second
+    assert 1.0 < second.epochs < 2.0
+    assert refit_of(replace(trial, averaged=True), 2, budget) is None
