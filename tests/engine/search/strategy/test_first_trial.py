@@ -315,11 +315,9 @@ def test_lora_comes_first_where_its_runs_are_averaged() -> None:
     ):
         budget = plenty(left_s=seconds, all_s=seconds, all_rows=rows, trial_s=0.0, lora=lora)
         assert first_trial(START, budget).arm == arm
-    # Packs of four examples or more: the batch is halved until only one further run fits.
-    filled = plenty(
-        left_s=60.0, all_s=60.0, all_rows=1.25, trial_s=0.0, lora=both, examples=120, least_batch=4.0
-    )
-    assert first_trial(START, filled).arm == "dense"
+    for least_batch, arm in ((1.0, "lora"), (4.0, "dense")):  # halved to 2, batches cost twice as much
+        small = plenty(left_s=130.0, all_s=130.0, all_rows=1.25, trial_s=0.0, lora=both, examples=120)
+        assert first_trial(START, replace(small, least_batch=least_batch)).arm == arm
     alone = plenty(left_s=60.0, all_s=60.0, all_rows=1.25, trial_s=0.0, lora=both, single=both)
     assert first_trial(START, alone).arm == "dense"
     for examples, arm in ((90, "lora"), (70, "dense")):  # 1.5 epochs of the smallest batches: 67 and 52 steps

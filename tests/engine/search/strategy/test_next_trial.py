@@ -259,3 +259,14 @@ def test_next_to_lora_the_other_arms_begin_at_the_rate_of_their_prior() -> None:
     second = next_trial(START, [best], budget)
     assert second == replace(trial, arm="dense", rate=rate_factor(trial, budget))
     assert second.rate != 1.0
+
+
+def test_how_far_a_rate_is_off_is_no_matter_of_another_arm() -> None:
+    trial = Trial(arm="lora", rate=0.2, epochs=2.0)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.05)
+    # A trial takes 21 s, and two runs on all rows 52 s.
+    for seconds, searched_on in ((60.0, False), (90.0, True)):
+        budget = plenty(left_s=seconds, all_s=seconds + 30.0, all_rows=1.25, lora=LORA)
+        second = next_trial(START, [best], budget)
+        assert second
+        assert second.refit is not searched_on
