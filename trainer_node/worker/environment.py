@@ -20,7 +20,7 @@ NEEDED: Final = frozenset(
 COMPILED: Final = "compiled"
 PROXIES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy"})  # in either case
 LIBRARIES: Final = (
-    *("PYTHON", "LC_", "XDG_", "MALLOC_", "COVERAGE_"),
+    *("PYTHON", "LC_", "XDG_", "MALLOC_", "THP_", "COVERAGE_"),
     *("OMP_", "MKL_", "OPENBLAS_", "GOMP_", "KMP_", "ATEN_", "DNNL_", "ONEDNN_"),
     *("CUDA", "NVIDIA_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "TRITON_", "UCX_"),
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "SAFETENSORS_", "TOKENIZERS_"),

@@ -32,33 +32,35 @@ def label_logprobs(hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor, chunk: 
     chunk = chunk or logit_rows(len(head_VH), cpu=device == "cpu")
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NH.dtype
     with torch.autocast(device, enabled=False):
-        return _LabelLogprobs.apply(hidden_NH.to(dtype), head_VH.to(dtype), labels_N, chunk)
+        return _LabelLogprobs.apply(hidden_NH.to(dtype), head_VH, labels_N, chunk)
 
 
 class _LabelLogprobs(torch.autograd.Function):
     """The gradient of log p for the hidden state is head[label] - softmax @ head: made in the forward pass.
 
-    There the logits exist already, so that a frozen head costs two products instead of three.
+    There the logits exist already, so that a frozen head costs two products instead of three, and one that
+    learns three instead of four, if there is one chunk. The head is of its own dtype, as is its gradient: an
+    fp32 one takes no way through bf16.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor, chunk: int) -> Tensor:
+        ctx.chunk, ctx.head_dtype = chunk, head_VH.dtype
+        head_VH = head_VH.to(hidden_NH.dtype)
         logp_N = torch.empty(len(labels_N), dtype=torch.float32, device=hidden_NH.device)
         slope_NH = torch.empty_like(hidden_NH) if ctx.needs_input_grad[0] else None
+        kept: tuple[Tensor | None, ...] = ()
         for start in range(0, len(labels_N), chunk):
             rows = slice(start, start + chunk)
-            labels = labels_N[rows, None]
-            logits = (hidden_NH[rows] @ head_VH.T).float()
-            logits.sub_(logits.amax(1, keepdim=True))
-            label_logits = logits.gather(1, labels)
-            total = logits.exp_().sum(1, keepdim=True)
-            logp_N[rows] = (label_logits - total.log()).squeeze(1)
+            exps_NV, total_N1, logp_N[rows] = _softmax_parts(hidden_NH[rows], head_VH, labels_N[rows])
             if slope_NH is not None:
-                mean_head = (logits.to(head_VH.dtype) @ head_VH).float().div_(total)
+                mean_head = (exps_NV.to(head_VH.dtype) @ head_VH).float().div_(total_N1)
                 slope_NH[rows] = head_VH[labels_N[rows]] - mean_head
-        ctx.chunk = chunk
+            if ctx.needs_input_grad[1] and len(labels_N) <= chunk:
+                kept = (exps_NV, total_N1)
         if ctx.needs_input_grad[1]:
-            ctx.save_for_backward(slope_NH, hidden_NH, head_VH, labels_N)
+            kept = kept or (head_VH,)
+            ctx.save_for_backward(slope_NH, hidden_NH, labels_N, *kept)
         else:
             ctx.save_for_backward(slope_NH)
         return logp_N
@@ -70,15 +72,39 @@ class _LabelLogprobs(torch.autograd.Function):
         grad_hidden = None if slope_NH is None else (slope_NH * grad_N1).to(slope_NH.dtype)
         if not ctx.needs_input_grad[1]:
             return grad_hidden, None, None, None
-        _, hidden_NH, head_VH, labels_N = ctx.saved_tensors
-        grad_VH = torch.zeros(head_VH.shape, dtype=torch.float32, device=head_VH.device)
+        _, hidden_NH, labels_N, *kept = ctx.saved_tensors
+        if len(kept) == 2:
+            grad_VH = _head_gradient(hidden_NH, labels_N, grad_N1, *kept)
+            return grad_hidden, grad_VH.to(ctx.head_dtype), None, None
+        sums_VH = torch.zeros(kept[0].shape, dtype=torch.float32, device=hidden_NH.device)
         for start in range(0, len(labels_N), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
-            slope_NV = torch.softmax((hidden_NH[rows] @ head_VH.T).float(), 1).neg_()
-            slope_NV.scatter_add_(1, labels_N[rows, None], torch.ones_like(slope_NV[:, :1]))
-            # In the dtype of the other products: fp32 ones would take several times as long on a GPU.
-            grad_VH += (slope_NV * grad_N1[rows]).to(hidden_NH.dtype).T @ hidden_NH[rows]
-        return grad_hidden, grad_VH.to(head_VH.dtype), None, None
+            exps_NV, total_N1, _ = _softmax_parts(hidden_NH[rows], kept[0], labels_N[rows])
+            sums_VH += _head_gradient(hidden_NH[rows], labels_N[rows], grad_N1[rows], exps_NV, total_N1)
+        return grad_hidden, sums_VH.to(ctx.head_dtype), None, None
+
+
+def _softmax_parts(hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return exp(logit - highest) [N, V], its sums [N, 1], and log p(label) [N], all in fp32."""
+    labels_N1 = labels_N[:, None]
+    logits_NV = (hidden_NH @ head_VH.T).float()
+    logits_NV.sub_(logits_NV.amax(1, keepdim=True))
+    label_logits_N1 = logits_NV.gather(1, labels_N1)
+    exps_NV = logits_NV.exp_()
+    total_N1 = exps_NV.sum(1, keepdim=True)
+    return exps_NV, total_N1, (label_logits_N1 - total_N1.log()).squeeze(1)
+
+
+def _head_gradient(
+    hidden_NH: Tensor, labels_N: Tensor, grad_N1: Tensor, exps_NV: Tensor, total_N1: Tensor
+) -> Tensor:
+    """Return the gradient of sum(grad * log p(label)) for the head; `exps_NV` is used up.
+
+    In the dtype of the other products: fp32 ones would take several times as long on a GPU.
+    """
+    slope_NV = exps_NV.mul_(-grad_N1 / total_N1)
+    slope_NV.scatter_add_(1, labels_N[:, None], grad_N1)
+    return slope_NV.to(hidden_NH.dtype).T @ hidden_NH
 
 
 def divergences(logits: Logits, vocabulary: int, hidden_KH: Tensor, base_KH: Tensor) -> Tensor:
