@@ -10,14 +10,14 @@ from msgspec import Struct
 class Training(Struct, frozen=True, order=True):
     """One training run; the defaults are what `auto` begins with on few rows."""
 
-    arm: str = "dense"
-    rate: float = 2.7  # factor on the plan's rate of that arm
+    arm: str = "everything"
+    rate: float = 1.0  # factor on the plan's rate of that arm
     batch: int = 4
     epochs: float = 2.0
     per_token: bool = False  # the loss is the mean over tokens, not over examples
     decay: str = "linear"  # linear, cosine, or stable: constant, and linear in the last STABLE_TAIL
     floor: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.6, 0.99)
     weight_decay: float = 0.0
     clip: float = 1.0
     held_out: bool = False  # the development rows are left out
@@ -51,17 +51,25 @@ GROUPS: dict[str, tuple[Variant, ...]] = {
     ),
     "method": (
         BASE,
-        _with("norms as well", arm="dense and norms"),
-        _with("everything", arm="everything"),
+        _with("matrices of the layers alone", arm="dense"),
         _with("LoRA r32", arm="LoRA r32"),
         _with("LoRA r8", arm="LoRA r8"),
     ),
-    "batch": (BASE, _with("batch 8", batch=8), _with("batch 16", batch=16)),
-    "rate": (BASE, _with("the plan's rate", rate=1.0), _with("8 times the plan's rate", rate=8.0)),
+    "batch": (
+        BASE,
+        _with("batch 8", batch=8),
+        _with("batch 8, 1.4 times the rate", batch=8, rate=1.4),
+        _with("batch 16, twice the rate", batch=16, rate=2.0),
+    ),
+    "rate": (
+        BASE,
+        _with("a third of the rate", rate=1 / 3),
+        _with("three times the rate", rate=3.0),
+    ),
     "optimizer": (
         BASE,
+        _with("betas .9, .999", betas=(0.9, 0.999)),
         _with("betas .9, .95", betas=(0.9, 0.95)),
-        _with("betas .6, .99", betas=(0.6, 0.99)),
         _with("clip at .1", clip=0.1),
         _with("no clip", clip=1e9),
         _with("decay .01", weight_decay=0.01),
@@ -76,6 +84,8 @@ GROUPS: dict[str, tuple[Variant, ...]] = {
         BASE,
         Variant("mean of 2 orders", runs=2),
         Variant("mean of 3 orders", runs=3),
+        Variant("LoRA r32, mean of 2 orders at twice its rate", Training(arm="LoRA r32", rate=2.0), runs=2),
+        Variant("LoRA r32, mean of 3 orders at 3 times its rate", Training(arm="LoRA r32", rate=3.0), runs=3),
     ),
     "scale": (BASE, Variant("change times .9", scale=0.9), Variant("change times 1.1", scale=1.1)),
 }

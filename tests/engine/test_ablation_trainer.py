@@ -60,4 +60,4 @@ def test_no_change_at_all_is_the_base_model_and_a_mean_lies_between_its_runs(tra
 
 
 def test_a_variant_that_diverges_has_no_losses(trainer: Trainer) -> None:
-    assert trainer.losses_of(Variant("wild", Training(rate=1e30, batch=16, epochs=0.5))) == []
+    assert trainer.losses_of(Variant("wild", Training(arm="dense", rate=1e30, batch=16, epochs=0.5))) == []

@@ -25,10 +25,12 @@ from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.speed import (
     StepTime,
     is_affordable,
+    is_settled,
     slowest,
     speed_of,
     times_alone,
     to_time,
+    typical,
     with_speed,
 )
 from trainer_node.engine.search.strategy.budget import Budget
@@ -91,6 +93,24 @@ def test_two_sizes_tell_tokens_from_what_a_step_takes_besides(
     assert speed_of(times_of_steps) == pytest.approx((tokens_per_s, step_s))
 
 
+def steps(*seconds: float) -> list[StepTime]:
+    return [StepTime(one, 100.0) for one in seconds]
+
+
+def test_steps_are_timed_until_they_are_as_fast_as_they_get() -> None:
+    assert not is_settled(steps(2.8), 32)
+    assert not is_settled(steps(2.8, 2.1, 1.4), 16)  # each is faster than the one before
+    assert not is_settled(steps(1.0, 1.0), 8)  # 16 rows: they may be short ones
+    assert is_settled(steps(2.8, 2.1, 1.4, 1.38), 16)
+    assert is_settled(steps(1.0, 1.5), 16)
+
+
+def test_the_first_slow_steps_do_not_count() -> None:
+    assert typical(steps(2.8, 2.1, 1.5, 1.25)) == StepTime(1.375, 100.0)
+    assert typical([StepTime(1.0, 50.0), StepTime(1.5, 100.0)]) == StepTime(1.5, 100.0)  # by the token
+    assert typical(steps(3.0)) == StepTime(3.0, 100.0)
+
+
 def test_of_several_devices_the_slowest_one_counts() -> None:
     fast, slow = [StepTime(1.0, 100.0), StepTime(9.0, 300.0)], [StepTime(1.0, 90.0)]
     assert slowest([fast, slow, []]) == slow
@@ -109,7 +129,8 @@ def test_a_stop_while_steps_are_timed_measures_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr(speed, "timed_step", lambda *_: False)
     run = SimpleNamespace(process_group=ProcessGroup(), own_clock=WallClock(), stop=None)
     model = SimpleNamespace(model=torch.nn.Identity())
-    state = SimpleNamespace(device=torch.device("cpu"), deltas=model, step=0, tokens=0)
+    plan = SimpleNamespace(pack_examples=None)
+    state = SimpleNamespace(device=torch.device("cpu"), deltas=model, step=0, tokens=0, plan=plan)
     found = speed._timed(cast(RunContext, run), cast(TrainState, state), 1.0, Trial(arm="dense"), plenty())
     assert found is None
 

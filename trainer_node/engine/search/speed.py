@@ -23,6 +23,10 @@ from trainer_node.engine.train.state import TrainState
 TIMED_SHARE = 0.02  # of the time, for all steps of one batch
 LONGEST = 4.0  # times TIMED_SHARE: of two sizes, each of which may take twice as long
 TIMED_ROWS = 32  # with fewer, rows that happen to be short or long count for too much
+# Of the fastest step before it. On a CPU the first two to eight steps take up to three times as long as the
+# others, while the kernel gives the process its memory: a batch of 8 was chosen for what they took, at which
+# SmolLM2-135M trains 186 tokens/s, and with one of 16 it trains 300 (docs/experiments.md).
+SETTLED = 0.95
 APART = 1.5  # times as many tokens another step must compute, to tell what a step takes besides
 OTHER_BATCHES = (0.25, 4.0)  # of the first trial's
 MOST_BESIDES = 0.9  # of a step
@@ -37,6 +41,11 @@ class StepTime(Struct, frozen=True):
 
     seconds: float  # of one step
     tokens: float  # that one computes, padding included
+
+    @property
+    def token_s(self) -> float:
+        """Seconds for each token."""
+        return self.seconds / max(1.0, self.tokens)
 
 
 def is_wanted(run: RunContext, known: SearchRecord) -> bool:
@@ -94,7 +103,7 @@ def step_times(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepTi
 def slowest(everybody: Sequence[Sequence[StepTime]]) -> Sequence[StepTime]:
     """Return what the slowest process timed, by its first size; nothing if none timed anything."""
     timed = [times for times in everybody if times]
-    return max(timed, key=lambda times: times[0].seconds / max(1.0, times[0].tokens), default=[])
+    return max(timed, key=lambda times: times[0].token_s, default=[])
 
 
 def with_speed(known: SearchRecord, times: Sequence[StepTime], spent_s: float) -> SearchRecord:
@@ -164,24 +173,41 @@ def step_time_of(runner: TrialRunner, trial: Trial, budget: Budget) -> StepTime 
 def _timed(
     run: RunContext, state: TrainState, most_s: float, trial: Trial, budget: Budget
 ) -> StepTime | None:
-    """Collective: take steps until there are two and TIMED_ROWS rows, or time is over; None if told to stop.
+    """Collective: take steps until they are as fast as they get, or time is over; None if told to stop.
 
     The first step, which does more than others, counts if that hardly shows, or if no time is left.
     """
     group = run.process_group
     long_s = LONG_S if state.device.type == "cpu" else most_s
+    # Padded packs take as long, however short their few rows are.
+    padded = budget.step_tokens(trial) if state.plan.pack_examples is not None else None
     state.deltas.model.train()
-    seconds, steps, before = 0.0, 0, 0
-    while not group.broadcast_object(seconds > most_s or (steps >= 2 and steps * trial.batch >= TIMED_ROWS)):
-        step_s, is_first = _step_s(run, state), state.step == 1
+    taken = list[StepTime]()
+    while not group.broadcast_object(
+        sum(step.seconds for step in taken) > most_s or is_settled(taken, trial.batch)
+    ):
+        before, is_first = state.tokens, state.step == 0
+        step_s = _step_s(run, state)
         if step_s is None:
             return None
-        seconds, steps = seconds + step_s, steps + 1
-        if is_first and (state.plan.compile or not group.broadcast_object(seconds > long_s)):
-            seconds, steps, before = 0.0, 0, state.tokens
-    # Padded packs take as long, however short their few rows are.
-    padded = state.plan.pack_examples is not None
-    return StepTime(seconds / steps, budget.step_tokens(trial) if padded else (state.tokens - before) / steps)
+        taken.append(StepTime(step_s, padded or state.tokens - before))
+        if is_first and (state.plan.compile or not group.broadcast_object(step_s > long_s)):
+            taken.clear()
+    return typical(taken)
+
+
+def is_settled(taken: Sequence[StepTime], batch: int) -> bool:
+    """Return whether steps are enough to tell, and the last one was hardly faster than all before it."""
+    if len(taken) < 2 or len(taken) * batch < TIMED_ROWS:
+        return False
+    return taken[-1].token_s >= SETTLED * min(step.token_s for step in taken[:-1])
+
+
+def typical(taken: Sequence[StepTime]) -> StepTime:
+    """Return the mean of the faster half: the first few steps give a process its memory."""
+    faster = sorted(taken, key=lambda step: step.token_s)[: max(1, len(taken) // 2)]
+    count = len(faster)
+    return StepTime(sum(step.seconds for step in faster) / count, sum(step.tokens for step in faster) / count)
 
 
 def _step_s(run: RunContext, state: TrainState) -> float | None:
