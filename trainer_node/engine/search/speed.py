@@ -23,8 +23,8 @@ from trainer_node.engine.train.state import TrainState
 TIMED_SHARE = 0.02  # of the time, for all steps of one batch
 LONGEST = 4.0  # times TIMED_SHARE: of two sizes, each of which may take twice as long
 TIMED_ROWS = 32  # with fewer, rows that happen to be short or long count for too much
-# Of the fastest step before it. On a CPU the first two to eight steps take up to three times as long as the
-# others, while the kernel gives the process its memory: a batch of 8 was chosen for what they took, at which
+# Of the fastest step before it. On a CPU a process's first two to eight steps take up to three times as long
+# as the others, while the kernel gives it memory: a batch of 8 was chosen for what they took, at which
 # SmolLM2-135M trains 186 tokens/s, and with one of 16 it trains 300 (docs/experiments.md).
 SETTLED = 0.95
 APART = 1.5  # times as many tokens another step must compute, to tell what a step takes besides
@@ -89,8 +89,11 @@ def times_alone(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepT
 
 def step_times(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepTime]:
     """Collective: time steps like a trial's, then of another size; none if memory runs out in the first."""
-    times = list[StepTime]()
-    for example in to_time(trial, budget):
+    times, examples = list[StepTime](), to_time(trial, budget)
+    if runner.run.process_group.device.type == "cpu" and len(examples) > 1:
+        smaller = min(examples, key=lambda example: example.batch)
+        step_time_of(runner, smaller, budget)  # it doesn't count: see SETTLED
+    for example in examples:
         if times and not runner.run.process_group.broadcast_object(is_affordable(example, times[0], budget)):
             break
         step_time = step_time_of(runner, example, budget)
