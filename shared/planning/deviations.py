@@ -78,10 +78,10 @@ def _of_extras(recipe: Recipe, plan: Plan, shape: ModelShape, rows: Rows) -> Ite
     if recipe.embedding_rate and not plan.extras.embeddings:
         frozen += ["embeddings", "output matrix"]
     if frozen:
-        yield Deviation(", ".join(frozen), "trained", "frozen", _why_frozen(plan, shape, rows))
+        yield Deviation(", ".join(frozen), "trained", "frozen", _why_frozen(recipe, plan, shape, rows))
 
 
-def _why_frozen(plan: Plan, shape: ModelShape, rows: Rows) -> str:
+def _why_frozen(recipe: Recipe, plan: Plan, shape: ModelShape, rows: Rows) -> str:
     if not holds_extras(shape, plan.modules, plan.dtype):
         return "an adapter is submitted, which has no place for them"
     if rows.pairs:
@@ -90,6 +90,8 @@ def _why_frozen(plan: Plan, shape: ModelShape, rows: Rows) -> str:
         return "each device would hold all of them, with their gradients, next to its part of the layers"
     if rows.divergence:
         return "the score has a distance from the base model, which is computed with its output matrix"
+    if rows.epochs(plan.train_s * plan.expected_tokens_per_s) < recipe.embedding_epochs:
+        return f"{recipe.embedding_epochs:g} epochs need more time than there is, and they pay from there on"
     return "they don't fit in memory"
 
 

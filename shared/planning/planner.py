@@ -107,9 +107,25 @@ def _attempt(task: _Task, most: float) -> tuple[Fit, Pace, Step]:
     """Fit packs of at most `most` tokens into memory, then steps into time."""
     found = fit(task.recipe, task.shape, task.hardware, task.dtype, task.longest, most)
     if task.recipe.rate is not None or not task.rows.pairs:  # for pairs their own rates aren't known
-        limit = usable_memory(task.hardware)
-        found = with_extras(found, task.recipe, task.shape, limit, head=not task.rows.divergence)
-    speed = pace(
+        found = _with_extras(task, found)
+    speed = _pace(task, found)
+    return found, speed, _step(task, found.layout, speed)
+
+
+def _with_extras(task: _Task, found: Fit) -> Fit:
+    """Add norms, and embeddings where there is time for the epochs that the recipe wants for them."""
+    recipe, limit, head = task.recipe, usable_memory(task.hardware), not task.rows.divergence
+    if recipe.embedding_rate and recipe.embedding_epochs:
+        frozen = with_extras(found, replace(recipe, embedding_rate=0.0), task.shape, limit, head=head)
+        speed = _pace(task, frozen)
+        if task.rows.epochs(speed.train_s * speed.tokens_per_s) < recipe.embedding_epochs:
+            return frozen
+    return with_extras(found, recipe, task.shape, limit, head=head)
+
+
+def _pace(task: _Task, found: Fit) -> Pace:
+    dropout = task.recipe.dropout if any(one.method == "lora" for one in found.modules) else 0.0
+    return pace(
         task.shape,
         found.modules,
         found.layout,
@@ -117,12 +133,11 @@ def _attempt(task: _Task, most: float) -> tuple[Fit, Pace, Step]:
         task.hardware,
         task.budget_s,
         compiles=task.recipe.compile,
-        dropout=task.recipe.dropout if any(one.method == "lora" for one in found.modules) else 0.0,
+        dropout=dropout,
         extras=found.extras,
         measured=task.measured,
         closing=task.closing,
     )
-    return found, speed, _step(task, found.layout, speed)
 
 
 def _step(task: _Task, layout: Layout, speed: Pace) -> Step:

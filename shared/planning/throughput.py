@@ -128,6 +128,10 @@ class Rows(Struct, frozen=True):
     pairs: bool = False  # a row is a preference pair, both documents counted
     divergence: bool = False  # from the base model is a part of a row's loss
 
+    def epochs(self, tokens: float) -> float:
+        """Return how many times so many tokens are all rows'."""
+        return tokens / (self.count * self.mean_length)
+
     @property
     def plain(self) -> bool:
         """Return whether the loss is that of the labels alone; else the base model reads the rows first."""

@@ -103,6 +103,8 @@ def test_steps_are_timed_until_they_are_as_fast_as_they_get() -> None:
     assert not is_settled(steps(1.0, 1.0), 8)  # 16 rows: they may be short ones
     assert is_settled(steps(2.8, 2.1, 1.4, 1.38), 16)
     assert is_settled(steps(1.0, 1.5), 16)
+    assert is_settled(steps(1.0, 1.0), 0)  # padded: rows make no difference
+    assert not is_settled(steps(1.0), 0)
 
 
 def test_the_first_slow_steps_do_not_count() -> None:

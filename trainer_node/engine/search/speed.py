@@ -187,7 +187,7 @@ def _timed(
     state.deltas.model.train()
     taken = list[StepTime]()
     while not group.broadcast_object(
-        sum(step.seconds for step in taken) > most_s or is_settled(taken, trial.batch)
+        sum(step.seconds for step in taken) > most_s or is_settled(taken, 0 if padded else trial.batch)
     ):
         before, is_first = state.tokens, state.step == 0
         step_s = _step_s(run, state)
@@ -200,8 +200,11 @@ def _timed(
 
 
 def is_settled(taken: Sequence[StepTime], batch: int) -> bool:
-    """Return whether steps are enough to tell, and the last one was hardly faster than all before it."""
-    if len(taken) < 2 or len(taken) * batch < TIMED_ROWS:
+    """Return whether steps are enough to tell, and the last one was hardly faster than all before it.
+
+    A `batch` of 0 says that each step computes as many tokens, whatever rows it has.
+    """
+    if len(taken) < 2 or (batch and len(taken) * batch < TIMED_ROWS):
         return False
     return taken[-1].token_s >= SETTLED * min(step.token_s for step in taken[:-1])
 

@@ -25,7 +25,7 @@ from trainer_node.engine.train.rollback import go_back
 from trainer_node.engine.train.saved_state import prepare_saver, save
 from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.step_results import begin_copy
-from trainer_node.engine.train.weight_average import TAIL
+from trainer_node.engine.train.weight_average import EVERY, TAIL
 
 
 class Order(NamedTuple):
@@ -179,7 +179,7 @@ def one_step(state: TrainState, rate: float, stop: Stop) -> bool:
     state.step += 1
     state.tokens += tokens
     state.clock.advance(tokens)
-    if state.average is not None and state.schedule.pulse.progress >= TAIL:
+    if state.average is not None and state.step % EVERY == 0 and state.schedule.pulse.progress >= TAIL:
         state.average.update()
     return True
 

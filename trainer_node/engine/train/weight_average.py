@@ -10,10 +10,13 @@ import torch
 from trainer_node.engine.distributed.sharding import local
 
 TAIL = 0.8  # of progress: from here on the average runs; before, it would cost memory and time for nothing
+# Steps: the average takes in the weights of each fourth one. A step that does it takes a third longer on a
+# CPU (SmolLM2-135M: 2.2 s in place of 1.6 s), and weights of neighbouring steps are much the same.
+EVERY = 4
 
 
 class TailAverage:
-    """The equal-weight mean of the trainable weights over the steps of the tail, in fp32.
+    """The equal-weight mean of the trainable weights after each fourth step of the tail, in fp32.
 
     Costs one copy of the trainable weights, only in the tail. Part of the checkpoint, so that a resumed run
     has the same candidates.

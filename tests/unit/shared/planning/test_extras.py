@@ -11,7 +11,7 @@ from shared.planning.memory_fit import Layout, estimate, split
 from shared.planning.model_shape import ModelShape, extras_of, shape_from_config, shape_from_params
 from shared.planning.plan import DataStats, Plan
 from shared.planning.planner import make_plan
-from shared.planning.profiles import EMBEDDING_RATE, NORM_RATE, resolve
+from shared.planning.profiles import EMBEDDING_EPOCHS, EMBEDDING_RATE, NORM_RATE, resolve
 from shared.planning.throughput import Rows, flops_per_token
 
 AUTO = resolve("auto")
@@ -53,6 +53,24 @@ def test_embeddings_stay_frozen_where_they_do_not_fit() -> None:
             assert frozen == {"embeddings, output matrix"}
             return
     pytest.fail("there was always room")
+
+
+def test_embeddings_stay_frozen_where_rows_are_seen_once() -> None:
+    rows = replace(ROWS, examples=1_000_000, tokens=100_000_000, label_tokens=50_000_000)
+    plans = [make_plan(AUTO, SMALL, rows, ONE, seconds) for seconds in range(200, 4000, 200)]
+    trained = [plan.extras.embeddings for plan in plans]
+    assert trained == sorted(trained)  # from some length on
+    assert 0 < sum(trained) < len(trained)
+    for plan in plans:
+        assert plan.extras.norms
+        epochs = plan.train_s * plan.expected_tokens_per_s / rows.tokens
+        reasons = [one.reason for one in plan.deviations if one.what == "embeddings, output matrix"]
+        if not plan.extras.embeddings:
+            assert epochs < EMBEDDING_EPOCHS
+            assert reasons == ["1.25 epochs need more time than there is, and they pay from there on"]
+        else:
+            assert not reasons
+            assert epochs > 0.8 * EMBEDDING_EPOCHS
 
 
 def test_sharded_models_train_their_norms_only() -> None:
