@@ -31,7 +31,7 @@ def deviations(
     memory = f"{plan.memory_bytes / 2**30:.1f} of {usable_memory(hardware) / 2**30:.1f} GB"
     return [
         *_of_modules(recipe, plan),
-        *_of_extras(recipe, plan, shape, rows),
+        *_of_extras(recipe, plan, hardware, shape, rows),
         *(_of_given_rate(recipe, plan) if recipe.rate else _of_rates(plan, shape, rows.pairs)),
         *_of_lengths(recipe, plan),
         *_of_batch(recipe, plan, step),
@@ -73,15 +73,17 @@ def _of_modules(recipe: Recipe, plan: Plan) -> Iterator[Deviation]:
         )
 
 
-def _of_extras(recipe: Recipe, plan: Plan, shape: ModelShape, rows: Rows) -> Iterator[Deviation]:
+def _of_extras(
+    recipe: Recipe, plan: Plan, hardware: Hardware, shape: ModelShape, rows: Rows
+) -> Iterator[Deviation]:
     frozen = ["norms"] if recipe.norm_rate and not plan.extras.norms else []
     if recipe.embedding_rate and not plan.extras.embeddings:
         frozen += ["embeddings", "output matrix"]
     if frozen:
-        yield Deviation(", ".join(frozen), "trained", "frozen", _why_frozen(recipe, plan, shape, rows))
+        yield Deviation(", ".join(frozen), "trained", "frozen", _why_frozen(recipe, plan, hardware, shape, rows))
 
 
-def _why_frozen(recipe: Recipe, plan: Plan, shape: ModelShape, rows: Rows) -> str:
+def _why_frozen(recipe: Recipe, plan: Plan, hardware: Hardware, shape: ModelShape, rows: Rows) -> str:
     if not holds_extras(shape, plan.modules, plan.dtype):
         return "an adapter is submitted, which has no place for them"
     if rows.pairs:
@@ -90,8 +92,9 @@ def _why_frozen(recipe: Recipe, plan: Plan, shape: ModelShape, rows: Rows) -> st
         return "each device would hold all of them, with their gradients, next to its part of the layers"
     if rows.divergence:
         return "the score has a distance from the base model, which is computed with its output matrix"
-    if rows.epochs(plan.train_s * plan.expected_tokens_per_s) < recipe.embedding_epochs:
-        return f"{recipe.embedding_epochs:g} epochs need more time than there is, and they pay from there on"
+    epochs = rows.epochs(plan.train_s * plan.expected_tokens_per_s)
+    if is_cpu(hardware) and epochs < recipe.embedding_epochs:
+        return f"they make a CPU's steps a third longer, and there is time for {epochs:.2g} epochs only"
     return "they don't fit in memory"
 
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from shared.errors import PlanError
 from shared.messages import Hardware, TaskType
 from shared.planning.deviations import deviations
-from shared.planning.hardware import device_count, usable_memory
+from shared.planning.hardware import device_count, is_cpu, usable_memory
 from shared.planning.memory_fit import Fit, Layout, fit, with_extras
 from shared.planning.model_shape import ModelShape
 from shared.planning.plan import DataStats, Plan, Step
@@ -113,9 +113,9 @@ def _attempt(task: _Task, most: float) -> tuple[Fit, Pace, Step]:
 
 
 def _with_extras(task: _Task, found: Fit) -> Fit:
-    """Add norms, and embeddings where there is time for the epochs that the recipe wants for them."""
+    """Add norms and embeddings; on a CPU embeddings only with time for the epochs that the recipe wants."""
     recipe, limit, head = task.recipe, usable_memory(task.hardware), not task.rows.divergence
-    if recipe.embedding_rate and recipe.embedding_epochs:
+    if recipe.embedding_rate and recipe.embedding_epochs and is_cpu(task.hardware):
         frozen = with_extras(found, replace(recipe, embedding_rate=0.0), task.shape, limit, head=head)
         speed = _pace(task, frozen)
         if task.rows.epochs(speed.train_s * speed.tokens_per_s) < recipe.embedding_epochs:

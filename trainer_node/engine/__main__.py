@@ -29,8 +29,8 @@ def main() -> int:
     _outlive_pipes(job_path.parent / "worker.log")
     _go_first()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Huge pages for large tensors: a step of SmolLM2-135M that trains embeddings makes a few of 113 MB anew,
-    # and took 1.2 s on a CPU instead of .9 (docs/experiments.md). torch reads it when it first allocates.
+    # Huge pages for large tensors. A step of SmolLM2-135M that trains embeddings makes several of 113 MB: it
+    # takes .9 s on a CPU, and 1.1 s without (docs/experiments.md). torch reads it when it first allocates.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     began = time.monotonic()
     from trainer_node.engine.distributed import launch  # nothing is imported before signals are listened to

@@ -44,7 +44,7 @@ class StepTime(Struct, frozen=True):
 
     @property
     def token_s(self) -> float:
-        """Seconds for each token."""
+        """Return the seconds for each token."""
         return self.seconds / max(1.0, self.tokens)
 
 

@@ -10,8 +10,8 @@ import torch
 from trainer_node.engine.distributed.sharding import local
 
 TAIL = 0.8  # of progress: from here on the average runs; before, it would cost memory and time for nothing
-# Steps: the average takes in the weights of each fourth one. A step that does it takes a third longer on a
-# CPU (SmolLM2-135M: 2.2 s in place of 1.6 s), and weights of neighbouring steps are much the same.
+# Steps from one update of the average to the next. An update makes a step a third longer on a CPU
+# (SmolLM2-135M: 2.2 s in place of 1.6 s), and the weights of neighbouring steps are much the same.
 EVERY = 4
 
 
