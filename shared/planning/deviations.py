@@ -80,7 +80,8 @@ def _of_extras(
     if recipe.embedding_rate and not plan.extras.embeddings:
         frozen += ["embeddings", "output matrix"]
     if frozen:
-        yield Deviation(", ".join(frozen), "trained", "frozen", _why_frozen(recipe, plan, hardware, shape, rows))
+        reason = _why_frozen(recipe, plan, hardware, shape, rows)
+        yield Deviation(", ".join(frozen), "trained", "frozen", reason)
 
 
 def _why_frozen(recipe: Recipe, plan: Plan, hardware: Hardware, shape: ModelShape, rows: Rows) -> str:
