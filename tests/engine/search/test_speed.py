@@ -28,6 +28,7 @@ from trainer_node.engine.search.speed import (
     is_settled,
     slowest,
     speed_of,
+    step_times,
     times_alone,
     to_time,
     typical,
@@ -91,6 +92,26 @@ def test_two_sizes_tell_tokens_from_what_a_step_takes_besides(
     times_of_steps: list[StepTime], tokens_per_s: float, step_s: float
 ) -> None:
     assert speed_of(times_of_steps) == pytest.approx((tokens_per_s, step_s))
+
+
+@pytest.mark.parametrize(("device", "timed"), [("cpu", [4, 16, 4]), ("cuda", [16, 4])])
+def test_on_a_cpu_smaller_steps_come_first_and_do_not_count(
+    device: str, timed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[int]()
+
+    def step_time_of(runner: TrialRunner, trial: Trial, budget: Budget) -> StepTime:
+        seen.append(trial.batch)
+        return StepTime(3.0 - len(seen), 20.0 * trial.batch)
+
+    monkeypatch.setattr(speed, "step_time_of", step_time_of)
+    group = ProcessGroup(device=torch.device(device))
+    runner = SimpleNamespace(run=SimpleNamespace(process_group=group))
+    budget = plenty(left_s=50 * 32 * 20 / 1000.0, tokens_per_s=1000.0)
+    found = step_times(cast(TrialRunner, runner), Trial(arm="dense", batch=16), budget)
+    assert seen == timed
+    assert [one.tokens for one in found] == [320.0, 80.0]
+    assert found[-1].seconds == 3.0 - len(timed)
 
 
 def steps(*seconds: float) -> list[StepTime]:

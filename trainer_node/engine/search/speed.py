@@ -89,12 +89,13 @@ def times_alone(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepT
 
 def step_times(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepTime]:
     """Collective: time steps like a trial's, then of another size; none if memory runs out in the first."""
+    group = runner.run.process_group
     times, examples = list[StepTime](), to_time(trial, budget)
-    if runner.run.process_group.device.type == "cpu" and len(examples) > 1:
+    if group.device.type == "cpu" and len(examples) > 1:
         smaller = min(examples, key=lambda example: example.batch)
         step_time_of(runner, smaller, budget)  # it doesn't count: see SETTLED
     for example in examples:
-        if times and not runner.run.process_group.broadcast_object(is_affordable(example, times[0], budget)):
+        if times and not group.broadcast_object(is_affordable(example, times[0], budget)):
             break
         step_time = step_time_of(runner, example, budget)
         if step_time is None:
