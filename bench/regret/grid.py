@@ -47,7 +47,7 @@ LORA = [
     for rank in RANKS
 ]
 MORE = [
-    msgspec.structs.replace(PROFILES["auto"], profile="grid_everything"),
+    msgspec.structs.replace(PROFILES["auto"], profile="grid_everything", embedding_epochs=0.0),
     msgspec.structs.replace(PROFILES["auto"], profile="grid_norms", embedding_rate=0.0),
     *LORA,
 ]

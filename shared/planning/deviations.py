@@ -94,8 +94,11 @@ def _why_frozen(recipe: Recipe, plan: Plan, hardware: Hardware, shape: ModelShap
     if rows.divergence:
         return "the score has a distance from the base model, which is computed with its output matrix"
     epochs = rows.epochs(plan.train_s * plan.expected_tokens_per_s)
-    if is_cpu(hardware) and epochs < recipe.embedding_epochs:
-        return f"they make a CPU's steps a third longer, and there is time for {epochs:.2g} epochs only"
+    if is_cpu(hardware) and plan.extras.norms and epochs < recipe.embedding_epochs:
+        return (
+            f"they make a CPU's steps longer, and there is time for {epochs:.2g} epochs, "
+            f"fewer than {recipe.embedding_epochs:g}"
+        )
     return "they don't fit in memory"
 
 

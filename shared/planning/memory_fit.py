@@ -28,8 +28,8 @@ GPU_CAPACITIES = (16384, 8192, 4096, 2048, 1024)
 LARGE_CAPACITIES = (65536, 32768)  # taken if they fit on the same rung: fewer, larger kernels
 WHOLE = 2**31  # a rank above any break-even: every matrix is dense
 LOWER_RANKS = (1024, 512, 256, 128, 64, 32, 16, 8)
-# Of each weight of a trained output matrix: its gradient in fp32, a copy of that in the products' dtype, and
-# one of that in fp32 again before it is added.
+# Of each weight of a trained output matrix: its gradient in fp32, a chunk's part in the products' dtype, and
+# on a CPU that in fp32 again, before it is added.
 HEAD_GRADIENT_BYTES = 10
 NO_EXTRAS = Extras()
 

@@ -25,10 +25,10 @@ NORM_RATE = 4.0
 # Of any width: the arena's Llama of hidden size 160 ends .15 and .21 nat higher at seven times as much, which
 # is what its matrices want (docs/experiments.md).
 EMBEDDING_RATE = DENSE_SHARE * LORA_RATE
-# On a CPU: there SmolLM2-135M's steps take a third longer if the embeddings learn. Where rows are seen once
-# that gains nothing on two data sets (2.597 and 2.536 in place of 2.595 and 2.541, in as many steps) and .03
-# on a foreign language; a job of four minutes ended at 2.61 with it and at 2.57 without. With two epochs it
-# is worth .01 to .05 (docs/experiments.md).
+# On a CPU: there SmolLM2-135M's steps take two fifths longer if the embeddings learn. Where rows are seen
+# once that gains nothing on two data sets (2.597 and 2.536 in place of 2.595 and 2.541, in as many steps). A
+# job of four minutes ended at 2.61 with it and at 2.57 without (docs/experiments.md). By the speed that
+# scoring shows, which is up to one and a half times what training has.
 EMBEDDING_EPOCHS = 1.25
 # Preference pairs, as a share of the rate for text: the longer a run, the lower. 40 steps do best at the full
 # rate (docs/experiments.md), published recipes of about a thousand steps use 1.35e-5 where text has 1e-4.

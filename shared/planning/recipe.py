@@ -44,7 +44,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     embedding_rate: float = (
         0.0  # of embeddings and output matrix, likewise, unless `rate` is given; 0: frozen
     )
-    embedding_epochs: float = 0.0  # that a CPU must have time for: else they stay frozen
+    embedding_epochs: float = 0.0  # a CPU with time for fewer leaves them frozen
     targets: tuple[str, ...] = ()  # kinds of linear modules, by the ends of their paths; none: all
     device_batch: int  # examples of one step on one device
     accumulation: int = 1

@@ -129,7 +129,7 @@ class Rows(Struct, frozen=True):
     divergence: bool = False  # from the base model is a part of a row's loss
 
     def epochs(self, tokens: float) -> float:
-        """Return how many times so many tokens are all rows'."""
+        """Return how many epochs so many tokens are."""
         return tokens / (self.count * self.mean_length)
 
     @property
@@ -159,7 +159,8 @@ def flops_per_token(
     """Return the training FLOPs of a token: 4 per frozen weight, 6 per trained one, 2 each to recompute.
 
     Embeddings cost nothing, the output matrix counts at scored positions, attention by half the mean row. A
-    trained output matrix is multiplied twice more: for its logits once more, and for its gradient.
+    trained output matrix is multiplied twice more: for its gradient, and for its logits once more, where
+    they are made in several chunks.
     """
     attention = 2.0 * shape.heads * shape.head_dim * rows.mean_length * shape.layers
     head = (2.0 if extras.embeddings else 1.0) * 2.0 * shape.hidden * shape.vocab * rows.label_share

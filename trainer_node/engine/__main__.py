@@ -30,7 +30,7 @@ def main() -> int:
     _go_first()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Huge pages for large tensors. A step of SmolLM2-135M that trains embeddings makes several of 113 MB: it
-    # takes .9 s on a CPU, and 1.1 s without (docs/experiments.md). torch reads it when it first allocates.
+    # takes 1.14 s on a CPU, and 1.28 s without (docs/experiments.md). torch reads it when it first allocates.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     began = time.monotonic()
     from trainer_node.engine.distributed import launch  # nothing is imported before signals are listened to

@@ -61,8 +61,23 @@ def test_autocast_decides_the_product() -> None:
     assert not torch.equal(found, label_logprobs(hidden, head, labels))
 
 
+def test_under_autocast_a_head_s_gradient_is_of_its_own_dtype_in_chunks_or_not() -> None:
+    hidden, head, labels, weights = inputs()
+    (naive(hidden, head, labels) @ weights).backward()
+    wanted = head.grad
+    assert wanted is not None
+    for chunk in (8, 64):
+        head.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            (label_logprobs(hidden, head, labels, chunk) @ weights).backward()
+        assert head.grad is not None
+        assert head.grad.dtype == torch.float32
+        assert (head.grad - wanted).norm() < 0.02 * wanted.norm()
+
+
 def test_no_labels() -> None:
     hidden, head, labels, _ = inputs()
     found = label_logprobs(hidden[:0], head, labels[:0])
     assert found.shape == (0,)
     found.sum().backward()
+    assert torch.equal(head.grad, torch.zeros_like(head))

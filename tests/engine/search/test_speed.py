@@ -26,12 +26,13 @@ from trainer_node.engine.search.speed import (
     StepTime,
     is_affordable,
     is_settled,
+    mean_of,
     slowest,
     speed_of,
+    steady,
     step_times,
     times_alone,
     to_time,
-    typical,
     with_speed,
 )
 from trainer_node.engine.search.strategy.budget import Budget
@@ -118,20 +119,30 @@ def steps(*seconds: float) -> list[StepTime]:
     return [StepTime(one, 100.0) for one in seconds]
 
 
-def test_steps_are_timed_until_they_are_as_fast_as_they_get() -> None:
+def test_steps_are_timed_until_enough_are_steady() -> None:
     assert not is_settled(steps(2.8), 32)
     assert not is_settled(steps(2.8, 2.1, 1.4), 16)  # each is faster than the one before
     assert not is_settled(steps(1.0, 1.0), 8)  # 16 rows: they may be short ones
     assert is_settled(steps(2.8, 2.1, 1.4, 1.38), 16)
-    assert is_settled(steps(1.0, 1.5), 16)
+    assert is_settled(steps(1.0, 1.2), 16)
     assert is_settled(steps(1.0, 1.0), 0)  # padded: rows make no difference
-    assert not is_settled(steps(1.0), 0)
+    assert not is_settled(steps(2.0, 1.0), 0)
 
 
 def test_the_first_slow_steps_do_not_count() -> None:
-    assert typical(steps(2.8, 2.1, 1.5, 1.25)) == StepTime(1.375, 100.0)
-    assert typical([StepTime(1.0, 50.0), StepTime(1.5, 100.0)]) == StepTime(1.5, 100.0)  # by the token
-    assert typical(steps(3.0)) == StepTime(3.0, 100.0)
+    assert steady(steps(2.8, 2.1, 1.5, 1.25, 1.6)) == steps(1.5, 1.25, 1.6)
+    assert steady(steps(1.0, 3.0)) == steps(1.0, 3.0)  # of something else than its beginning
+    assert steady([StepTime(1.0, 50.0), StepTime(1.5, 100.0)]) == [StepTime(1.5, 100.0)]  # by the token
+    assert mean_of(steps(1.0, 2.0)) == StepTime(1.5, 100.0)
+
+
+def test_a_stop_before_steps_count_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+    monkeypatch.setattr(speed, "step_time_of", lambda runner, trial, budget: asked.append(trial.batch))
+    runner = SimpleNamespace(run=SimpleNamespace(process_group=ProcessGroup()))
+    budget = plenty(left_s=50 * 32 * 20 / 1000.0)
+    assert step_times(cast(TrialRunner, runner), Trial(arm="dense", batch=16), budget) == []
+    assert asked == [4]
 
 
 def test_of_several_devices_the_slowest_one_counts() -> None:

@@ -39,8 +39,8 @@ class _LabelLogprobs(torch.autograd.Function):
     """The gradient of log p for the hidden state is head[label] - softmax @ head: made in the forward pass.
 
     There the logits exist already, so that a frozen head costs two products instead of three, and one that
-    learns three instead of four, if there is one chunk. The head is of its own dtype, as is its gradient: an
-    fp32 one takes no way through bf16.
+    learns three instead of four, if there is one chunk. The head is cast in here, so that autograd makes no
+    copies. Each chunk's gradient is of the products' dtype, and their sum fp32. For one backward pass only.
     """
 
     @staticmethod
@@ -58,6 +58,7 @@ class _LabelLogprobs(torch.autograd.Function):
                 slope_NH[rows] = head_VH[labels_N[rows]] - mean_head
             if ctx.needs_input_grad[1] and len(labels_N) <= chunk:
                 kept = (exps_NV, total_N1)
+            del exps_NV  # before the next chunk's logits
         if ctx.needs_input_grad[1]:
             kept = kept or (head_VH,)
             ctx.save_for_backward(slope_NH, hidden_NH, labels_N, *kept)

@@ -21,12 +21,13 @@ from trainer_node.engine.train.oom_fallback import SmallerPlan
 from trainer_node.engine.train.state import TrainState
 
 TIMED_SHARE = 0.02  # of the time, for all steps of one batch
-LONGEST = 4.0  # times TIMED_SHARE: of two sizes, each of which may take twice as long
+LONGEST = 6.0  # times TIMED_SHARE: of two sizes, and what comes before, each may take twice as long
 TIMED_ROWS = 32  # with fewer, rows that happen to be short or long count for too much
-# Of the fastest step before it. On a CPU a process's first two to eight steps take up to three times as long
-# as the others, while the kernel gives it memory: a batch of 8 was chosen for what they took, at which
-# SmolLM2-135M trains 186 tokens/s, and with one of 16 it trains 300 (docs/experiments.md).
-SETTLED = 0.95
+# Times the fastest step: what came before the first step that is as fast doesn't count. On a CPU the first
+# three to eight steps of a process take up to three times as long as later ones, while the kernel gives it
+# memory. Timed by its first steps SmolLM2-135M had a batch of 8, with which it trains 186 tokens/s. With one
+# of 16 it trains 260 (docs/experiments.md).
+STEADY = 1.25
 APART = 1.5  # times as many tokens another step must compute, to tell what a step takes besides
 OTHER_BATCHES = (0.25, 4.0)  # of the first trial's
 MOST_BESIDES = 0.9  # of a step
@@ -93,7 +94,8 @@ def step_times(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepTi
     times, examples = list[StepTime](), to_time(trial, budget)
     if group.device.type == "cpu" and len(examples) > 1:
         smaller = min(examples, key=lambda example: example.batch)
-        step_time_of(runner, smaller, budget)  # it doesn't count: see SETTLED
+        if step_time_of(runner, smaller, budget) is None:  # it doesn't count: see STEADY
+            return []
     for example in examples:
         if times and not group.broadcast_object(is_affordable(example, times[0], budget)):
             break
@@ -177,7 +179,7 @@ def step_time_of(runner: TrialRunner, trial: Trial, budget: Budget) -> StepTime 
 def _timed(
     run: RunContext, state: TrainState, most_s: float, trial: Trial, budget: Budget
 ) -> StepTime | None:
-    """Collective: take steps until they are as fast as they get, or time is over; None if told to stop.
+    """Collective: take steps until enough are steady, or time is over; None if told to stop.
 
     The first step, which does more than others, counts if that hardly shows, or if no time is left.
     """
@@ -197,24 +199,29 @@ def _timed(
         taken.append(StepTime(step_s, padded or state.tokens - before))
         if is_first and (state.plan.compile or not group.broadcast_object(step_s > long_s)):
             taken.clear()
-    return typical(taken)
+    return mean_of(steady(taken))
 
 
 def is_settled(taken: Sequence[StepTime], batch: int) -> bool:
-    """Return whether steps are enough to tell, and the last one was hardly faster than all before it.
+    """Return whether steps are enough to tell: two steady ones, and TIMED_ROWS of them.
 
     A `batch` of 0 says that each step computes as many tokens, whatever rows it has.
     """
-    if len(taken) < 2 or (batch and len(taken) * batch < TIMED_ROWS):
-        return False
-    return taken[-1].token_s >= SETTLED * min(step.token_s for step in taken[:-1])
+    count = len(steady(taken))
+    return count >= 2 and (not batch or count * batch >= TIMED_ROWS)
 
 
-def typical(taken: Sequence[StepTime]) -> StepTime:
-    """Return the mean of the faster half: the first few steps give a process its memory."""
-    faster = sorted(taken, key=lambda step: step.token_s)[: max(1, len(taken) // 2)]
-    count = len(faster)
-    return StepTime(sum(step.seconds for step in faster) / count, sum(step.tokens for step in faster) / count)
+def steady(taken: Sequence[StepTime]) -> Sequence[StepTime]:
+    """Return the steps from the first one on that is about as fast as the fastest."""
+    most = STEADY * min((step.token_s for step in taken), default=0.0)
+    first = next((place for place, step in enumerate(taken) if step.token_s <= most), 0)
+    return taken[first:]
+
+
+def mean_of(steps: Sequence[StepTime]) -> StepTime:
+    """Return the mean step."""
+    count = len(steps)
+    return StepTime(sum(step.seconds for step in steps) / count, sum(step.tokens for step in steps) / count)
 
 
 def _step_s(run: RunContext, state: TrainState) -> float | None:

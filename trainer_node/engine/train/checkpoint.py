@@ -62,7 +62,7 @@ class Position(Struct, frozen=True, kw_only=True):
     tokens: int
     clock_tokens: int  # of the token clock; 0 on the wall clock
     train_s: float  # real seconds inside steps so far
-    averaged: int  # steps in the running average
+    averaged: int  # weights in the average of the tail
     pulse: ScheduleState
     loss: float | None = None  # mean over the steps since the checkpoint before
     capacity: int = 0  # of the packs that the cursor counts; 0: of an older version, the plan's

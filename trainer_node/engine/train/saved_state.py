@@ -116,7 +116,7 @@ def is_finite(state: TrainState) -> bool:
 
 
 def position_of(state: TrainState, *, averaged: int) -> Position:
-    """Return where training is, for a checkpoint whose average holds `averaged` steps."""
+    """Return where training is, for a checkpoint whose average is of `averaged` weights."""
     loss_sum, steps = state.since_save
     return Position(
         step=state.steps_before + state.step,

@@ -73,7 +73,17 @@ def test_embeddings_stay_frozen_on_a_cpu_where_rows_are_seen_once() -> None:
         else:
             assert epochs < EMBEDDING_EPOCHS
             assert "time for" in reasons[0]
-    assert plan_of(seconds=150.0).extras.embeddings  # of a GPU
+    divergent = plan_of(hardware=cpu, seconds=3600.0, divergence=True)
+    assert "distance from the base model" in next(
+        one.reason for one in divergent.deviations if one.what == "embeddings, output matrix"
+    )
+
+
+def test_a_gpu_trains_embeddings_however_short_the_time() -> None:
+    rows = replace(ROWS, examples=1_000_000, tokens=100_000_000, label_tokens=50_000_000)
+    plan = make_plan(AUTO, SMALL, rows, ONE, 600.0)
+    assert plan.train_s * plan.expected_tokens_per_s < EMBEDDING_EPOCHS * rows.tokens
+    assert plan.extras.embeddings
 
 
 def test_sharded_models_train_their_norms_only() -> None:

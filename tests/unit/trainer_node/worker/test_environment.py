@@ -62,6 +62,10 @@ def test_an_operator_s_way_to_allocate_stays() -> None:
     assert found["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512"
 
 
+def test_an_operator_s_word_on_huge_pages_reaches_workers() -> None:
+    assert worker_environment({"THP_MEM_ALLOC_ENABLE": "0"}, 3, None)["THP_MEM_ALLOC_ENABLE"] == "0"
+
+
 def test_without_gpus_of_its_own_it_sees_the_nodes() -> None:
     assert worker_environment(NODE, 3, None)["CUDA_VISIBLE_DEVICES"] == "7"
 
