@@ -33,6 +33,7 @@ from trainer_node.engine.train import checkpoint, loop, saved_state
 from trainer_node.engine.train.development import measure_dev
 from trainer_node.engine.train.oom_fallback import step_down
 from trainer_node.engine.train.state import TrainState
+from trainer_node.engine.train.weight_average import TAIL
 
 LENGTHS = [9, 20, 33, 12, 40, 25, 7, 50, 31, 18]
 Build = Callable[..., tuple[TrainState, Reporter, Stop]]
@@ -94,6 +95,22 @@ class _StopAfter(Stop):
     @asked.setter
     def asked(self, value: bool) -> None:
         pass
+
+
+def test_the_average_is_of_some_steps_of_the_tail(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "EVERY", 2)  # the tail of such a short run has few steps
+    calm, reporter, stop = build("calm", "dense")
+    assert calm.average is not None
+    taken, update = list[tuple[int, float]](), calm.average.update
+
+    def note_and_update() -> None:
+        taken.append((calm.step, calm.schedule.pulse.progress))
+        update()
+
+    monkeypatch.setattr(calm.average, "update", note_and_update)
+    loop.train(calm, reporter, stop)
+    assert calm.average.count == len(taken) > 0
+    assert all(step % 2 == 0 and progress >= TAIL for step, progress in taken)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
