@@ -46,17 +46,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the lines; exit code 1 if there is no such task."""
-    client, said = find_gateway(args.url), 0
+    client, printed = find_gateway(args.url), set[LogLine]()
     while True:
         task = client.task(args.task)  # before the lines: what an ended task said is complete
-        lines = lines_of(client.progress(args.task))
-        for line in lines[said:]:
+        # Their number tells nothing: a gateway gives the newest messages only, and some come late.
+        lines = [line for line in lines_of(client.progress(args.task)) if line not in printed]
+        for line in lines:
             print(msgspec.json.encode(line).decode() if args.json else text_of(line), flush=True)
-        said = len(lines)
+        printed.update(lines)
         if not args.follow or task.state in ENDED:
             break
         time.sleep(POLL_S)
-    if not said and not args.json:
+    if not printed and not args.json:
         print(f"{task.task} is {task.state}: its run has said nothing that this gateway received")
     if task.result is not None and not args.json:
         print(f"{task.state}: {task.result.artifact or task.result.reason}")

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
-from gateway.views.run import RunPoint, run_view
+import argparse
+from types import SimpleNamespace
+
+import pytest
+
+from gateway.views.run import MOST_MESSAGES, RunPoint, RunView, run_view
+from podium.commands import logs
 from podium.commands.logs import lines_of
 from shared.messages import Phase
 
@@ -20,3 +26,33 @@ def test_the_base_models_loss_is_told_from_those_of_training() -> None:
         ("train", 8, "held-out loss 2.5000"),
         ("train", 8, "so far"),
     ]
+
+
+class Gateway:
+    """A gateway whose task says so many more messages from one look to the next, and ends after them."""
+
+    def __init__(self, *counts: int) -> None:
+        self.counts = list(counts)
+        self.points = list[RunPoint]()
+
+    def task(self, task: str) -> SimpleNamespace:
+        count, done = self.counts.pop(0), len(self.points)
+        self.points += [
+            RunPoint(float(at), Phase.TRAIN, message=f"<{at}>") for at in range(done, done + count)
+        ]
+        state = "running" if self.counts else "submitted"
+        return SimpleNamespace(task=task, state=state, result=None)
+
+    def progress(self, task: str) -> RunView:
+        return run_view(task, self.points, 10)
+
+
+def test_following_prints_each_line_once_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway = Gateway(5, MOST_MESSAGES, 0, 3)
+    monkeypatch.setattr(logs, "find_gateway", lambda url: gateway)
+    monkeypatch.setattr(logs, "POLL_S", 0.0)
+    logs.run(argparse.Namespace(url=None, task="t", follow=True, json=False))
+    printed = [line.split("<")[1] for line in capsys.readouterr().out.splitlines() if "<" in line]
+    assert printed == [f"{number}>" for number in range(MOST_MESSAGES + 8)]
