@@ -31,7 +31,7 @@ from bench.arena.contest import play
 from bench.arena.models import MODELS
 from bench.arena.packages import cache_folder
 from bench.arena.sources import SOURCES
-from bench.arena.standings import Entry
+from bench.arena.standings import Entry, by_task
 from bench.arena.task import Task
 from bench.regret.grid import EPOCHS, Point, PointResult, points
 from bench.regret.training_process import results_of
@@ -130,8 +130,8 @@ def regrets(
 ) -> list[Regret]:
     """Each task whose profiles all gave a submission, against the points that fit its budget."""
     found = []
-    for task, several in itertools.groupby(sorted(entries, key=lambda one: one.task), lambda one: one.task):
-        losses = {entry.profile: entry.loss for entry in several}
+    for task, several in by_task(entries).items():
+        losses = {profile: entry.loss for profile, entry in several.items()}
         if any(loss is None for loss in losses.values()):
             continue
         grid = grids[GridKey(task.source, task.model, task.rows, task.seed)]

@@ -44,7 +44,9 @@ def test_the_fair_loss_is_of_points_chosen_by_the_other_rows() -> None:
 
 def test_only_points_within_the_budget_count() -> None:
     grids = {KEY: {SHORT: result(SHORT, 2.5, 2.5), LONG: result(LONG, 2.0, 2.0)}}
-    found = regrets([*entries(KEY.task(4.0), 2.4), *entries(KEY.task(16.0), 2.1)], grids, [SHORT, LONG])
+    played = [*entries(KEY.task(4.0), 2.4), *entries(KEY.task(16.0), 2.1)]
+    read = [msgspec.json.decode(msgspec.json.encode(entry), type=Entry) for entry in played]
+    found = regrets(read, grids, [SHORT, LONG])
     assert [one.best for one in found] == [SHORT, LONG]
     assert [one.of("auto") for one in found] == pytest.approx([-0.1, 0.1])
     figures = summary(found, 2, 2)
