@@ -8,7 +8,7 @@ from msgspec import Struct
 
 
 class Training(Struct, frozen=True, order=True):
-    """One training run; the defaults are what `auto` begins with on few rows."""
+    """One training run; the defaults are near what `auto` begins with on few rows."""
 
     arm: str = "everything"
     rate: float = 1.0  # factor on the plan's rate of that arm

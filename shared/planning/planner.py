@@ -115,7 +115,7 @@ def _attempt(task: _Task, most: float) -> tuple[Fit, Pace, Step]:
 def _with_extras(task: _Task, found: Fit) -> Fit:
     """Add norms and embeddings; on a CPU embeddings only with time for the epochs that the recipe wants."""
     recipe, limit, head = task.recipe, usable_memory(task.hardware), not task.rows.divergence
-    if recipe.embedding_rate and recipe.embedding_epochs and is_cpu(task.hardware):
+    if recipe.embedding_epochs and is_cpu(task.hardware):
         frozen = with_extras(found, replace(recipe, embedding_rate=0.0), task.shape, limit, head=head)
         speed = _pace(task, frozen)
         if task.rows.epochs(speed.train_s * speed.tokens_per_s) < recipe.embedding_epochs:

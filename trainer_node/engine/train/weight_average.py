@@ -18,10 +18,8 @@ EVERY = 4
 class TailAverage:
     """The equal-weight mean of the trainable weights after each fourth step of the tail, in fp32.
 
-    Runs of fewer than 40 steps may have none.
-
-    Costs one copy of the trainable weights, only in the tail. Part of the checkpoint, so that a resumed run
-    has the same candidates.
+    Runs of fewer than 40 steps may have none. Costs one copy of the trainable weights, only in the tail. Part
+    of the checkpoint, so that a resumed run has the same candidates.
     """
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:

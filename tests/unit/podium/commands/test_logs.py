@@ -29,7 +29,7 @@ def test_the_base_models_loss_is_told_from_those_of_training() -> None:
 
 
 class Gateway:
-    """A gateway whose task says so many more messages from one look to the next, and ends after them."""
+    """A gateway with one task. Each look finds that many new messages; after the last, the task ended."""
 
     def __init__(self, *counts: int) -> None:
         self.counts = list(counts)
