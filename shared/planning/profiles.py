@@ -13,8 +13,9 @@ LORA_RATE = 5e-4
 RATE_EXPONENT = {"llama": 0.78, "qwen": 0.08}
 OTHER_EXPONENT = 0.4
 SMALL, SMALL_EXPONENT = 2000, 0.78  # hidden size; below it dense deltas of all families want the same rate
-# SmolLM2-135M's hidden size, which wants .001. The arena's Llama of 192 wants .001 to .002, and not the .003
-# that the rule says (docs/experiments.md).
+# SmolLM2-135M's hidden size, which wants .001. Below it LoRA's rate doesn't rise any more, and all families
+# have the Llama's: the arena's Llama of 192 and its Qwen3 of 160 want the same, .0013 in two epochs and .0025
+# in one (docs/experiments.md). Widths of 200 to 575 were not measured.
 NARROW = 576
 _RATE_FAMILIES = {"qwen": ("qwen",), "llama": ("llama", "smollm")}  # families of one exponent
 DENSE_SHARE = 0.1  # full-rank training wants about a tenth of LoRA's rate
@@ -104,9 +105,10 @@ def rate_exponent(family: str, hidden: int, *, dense: bool) -> float:
     """Return the power of 2000/hidden that a learning rate goes with.
 
     LoRA's hold for dense deltas above SMALL. Below it a Llama of hidden size 192 and a Qwen3 of 160 both want
-    about 3.3e-4 in 100 steps of batch 4, and lose alike in one step of any size (docs/experiments.md).
+    about 3.3e-4 in 100 steps of batch 4, and lose alike in one step of any size; below NARROW they want the
+    same rate of LoRA, too (docs/experiments.md).
     """
-    if dense and hidden < SMALL:
+    if hidden < (SMALL if dense else NARROW):
         return SMALL_EXPONENT
     return RATE_EXPONENT.get(family, OTHER_EXPONENT)
 

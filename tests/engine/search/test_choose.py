@@ -61,6 +61,9 @@ def test_the_model_card_says_the_rate_of_the_runs_on_all_rows(make_plan: Callabl
     assert "run again on all rows, once, at rate x 0.34: its loss is lowest at 0.70 of the way" in why
     same = replace(again, trial=replace(trial, refit=True))
     assert "at rate" not in explained(make_plan("dense"), [best, same], best).deviations[-1].reason
+    joined = replace(again, trial=replace(again.trial, with_best=True))
+    why = explained(make_plan("dense"), [best, joined], best).deviations[-1].reason
+    assert "once, to be averaged with it, at rate x 0.34" in why
     without = replace(best, factor=None)  # a search by probes
     last = replace(again, trial=last_pass_of(trial))
     why = explained(make_plan("dense"), [without, last], without).deviations[-1].reason
@@ -128,9 +131,11 @@ def test_a_rounding_that_memory_or_time_does_not_allow_loses_nothing(
         assert any(words in (line.message or "") for line in progress_of(job))
 
 
+@pytest.mark.parametrize(("apart", "joins"), [(1e9, True), (0.5, False)])  # below 1 all are apart
 def test_of_runs_of_lora_the_mean_of_their_factors_is_submitted(
-    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, apart: float, joins: bool
 ) -> None:
+    monkeypatch.setattr(refits, "MOST_APART", apart)
     lora = replace(PROFILES["auto"], full=False, rank=16, arms=("lora_r16",))
     monkeypatch.setitem(PROFILES, "auto", lora)
     job = make_job(profile="auto", ready_by=60.0)
@@ -139,8 +144,15 @@ def test_of_runs_of_lora_the_mean_of_their_factors_is_submitted(
     again = [number for number, result in enumerate(done) if result.trial.refit]
     assert {done[number].trial.arm for number in again} == {"LoRA r16"}
     assert len(again) > 1
+    assert {done[number].trial.with_best for number in again} == {joins}
+    best = best_of(done)
+    assert best
+    members = again + [done.index(best)] * joins
     submitted = load_file(job.parent / "export" / "adapter_model.safetensors")
-    kept = [load_file(job.parent / "trials" / f"{number:03d}" / "weights.safetensors") for number in again]
+    kept = [
+        load_file(job.parent / "trials" / f"{number:03d}" / f"{done[number].weights}.safetensors")
+        for number in members
+    ]
     for name, value in submitted.items():
         mean = sum(one[stable_name(name)] for one in kept) / len(kept)
         torch.testing.assert_close(value, mean)

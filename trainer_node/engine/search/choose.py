@@ -155,12 +155,14 @@ def refits(
 
     No row is left that could tell whether they are better. That they are was measured on several data sets
     (docs/experiments.md). Where few rows are held out the best trial has seen almost all of them, and joins.
+    A tiny model's trial of LoRA joins, too, if its rate is near theirs.
     """
     held_out, good = evaluation_of(best), kept(runner, best, refit=True)
     alone = [one for one in good[:1] if not one.trial.averaged]
     single = [replace(candidate(runner, state, one), held_out=held_out) for one in alone]
     few = all_rows(runner.record, runner.data) < MANY_HELD_OUT
-    if few and good and not good[0].trial.last_pass and is_averaged(runner.known.plans[best.trial.arm]):
+    joins = few or any(one.trial.with_best for one in good)
+    if joins and good and not good[0].trial.last_pass and is_averaged(runner.known.plans[best.trial.arm]):
         good += [one for one in kept(runner, best) if one is best]
     if len(good) < 2 or Part.AVERAGE not in parts:
         return single
@@ -322,10 +324,12 @@ def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
     probes, count = sum(bool(one.trial.stage) for one in done), sum(one.trial.refit for one in done)
     times = "once" if count == 1 else f"{count} times"
     again = f"; run again on all rows, {times}" if count else ""
+    joins = any(one.trial.with_best for one in done)
+    again += ", to be averaged with it" * joins
     rate = next((one.trial.rate for one in done if one.trial.refit), best.trial.rate)
     if best.factor is not None and rate != best.trial.rate:
         again += f", at rate x {rate:.2g}: its loss is lowest at {best.factor:.2f} of the way that it went"
-        again += ", and averages of LoRA want more" * any(one.trial.averaged for one in done)
+        again += ", and averages of LoRA want more" * (joins or any(one.trial.averaged for one in done))
     if done[-1].trial.last_pass:
         again = "; then one pass over the development rows"
     found = Deviation(

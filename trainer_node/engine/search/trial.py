@@ -29,6 +29,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     main: bool = False  # the run that takes all the time that is left
     refit: bool = False  # a run like the best one, on the development rows as well
     averaged: bool = False  # a refit at a rate that is too high for it alone, but not for an average
+    with_best: bool = False  # a refit that is averaged with the best trial as well
     last_pass: bool = False  # from the run before, over the development rows alone; it is a refit too
     leaves_s: float = 0.0  # of the job's time, for what comes after it
     stage: str = ""  # of a search by probes: short, at a constant rate, their weights are not kept

@@ -8,6 +8,7 @@ from trainer_node.engine.search.strategy.budget import SAFETY, Budget
 from trainer_node.engine.search.strategy.first_trial import TWIN_EPOCHS, first_trial
 from trainer_node.engine.search.strategy.neighbours import LEAST_EPOCHS, key
 from trainer_node.engine.search.strategy.next_trial import next_trial
+from trainer_node.engine.search.strategy.prior import LORA_ONCE
 from trainer_node.engine.search.strategy.probes import PROBE_SHARE
 from trainer_node.engine.search.strategy.run_length import whole_run
 from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
@@ -320,9 +321,43 @@ def test_lora_comes_first_where_its_runs_are_averaged() -> None:
         assert first_trial(START, replace(small, least_batch=least_batch)).arm == arm
     alone = plenty(left_s=60.0, all_s=60.0, all_rows=1.25, trial_s=0.0, lora=both, single=both)
     assert first_trial(START, alone).arm == "dense"
-    for examples, arm in ((90, "lora"), (70, "dense")):  # 1.5 epochs of the smallest batches: 67 and 52 steps
+    for examples, arm in ((90, "lora"), (70, "dense")):  # 1.6 epochs of the smallest batches: 73 and 57 steps
         few = plenty(left_s=60.0, all_s=60.0, all_rows=1.25, trial_s=0.0, lora=both, examples=examples)
         assert first_trial(START, few).arm == arm
+
+
+def test_a_tiny_model_begins_with_lora_where_its_trial_and_one_run_are_averaged() -> None:
+    both = frozenset({"lora"})
+    # A run of an epoch takes 10 s, one on all rows 12.5 s; both at their best 5% longer.
+    for seconds, rows, tiny, single, arm in (
+        (24.0, 1.25, True, frozenset[str](), "lora"),
+        (23.0, 1.25, True, frozenset[str](), "dense"),  # less than an epoch each
+        (24.0, 1.25, False, frozenset[str](), "dense"),
+        (24.0, 1.1, True, frozenset[str](), "dense"),  # hardly more rows
+        (24.0, 1.25, True, both, "dense"),  # not averaged
+    ):
+        left = plenty(left_s=seconds, all_s=seconds, all_rows=rows, trial_s=0.0, lora=both, tiny=tiny)
+        first = first_trial(START, replace(left, single=single))
+        assert first.arm == arm
+        if arm == "lora":
+            assert first.epochs == pytest.approx(24.0 / SAFETY / 22.5)
+            assert first.rate == pytest.approx(LORA_ONCE / first.epochs)
+
+
+def test_a_tiny_model_averages_runs_of_lora_of_an_epoch() -> None:
+    left = plenty(left_s=48.0, all_s=48.0, all_rows=1.25, trial_s=0.0, lora=frozenset({"lora"}))
+    for tiny, arm, epochs in ((True, "lora", 48.0 / SAFETY / 35.0), (False, "dense", 48.0 / SAFETY / 22.5)):
+        first = first_trial(START, replace(left, tiny=tiny))
+        assert (first.arm, first.epochs) == (arm, pytest.approx(epochs))
+
+
+def test_no_short_trial_comes_before_a_run_that_is_hardly_longer() -> None:
+    lora = frozenset({"lora"})
+    # Three short trials take 31.5 s; a trial and two runs on all rows 35 s an epoch, and 5% more.
+    for seconds, is_short in ((80.0, False), (92.0, True)):
+        left = plenty(left_s=seconds, all_s=seconds, all_rows=1.25, trial_s=0.0, lora=lora, tiny=True)
+        first = first_trial(START, replace(left, examples=120))
+        assert (first.arm, first.short) == ("lora", is_short)
 
 
 def test_next_to_lora_dense_deltas_are_tried_if_there_is_time() -> None:

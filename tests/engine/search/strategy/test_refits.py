@@ -8,7 +8,13 @@ from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.strategy.budget import SAFETY
 from trainer_node.engine.search.strategy.full_length import WANTED_REFITS
 from trainer_node.engine.search.strategy.next_trial import next_trial
-from trainer_node.engine.search.strategy.refits import MOST_RAISED, MOST_REFITS, first_refit, refit_of
+from trainer_node.engine.search.strategy.refits import (
+    MOST_APART,
+    MOST_RAISED,
+    MOST_REFITS,
+    first_refit,
+    refit_of,
+)
 from trainer_node.engine.search.trial import Trial, TrialResult
 
 LORA = frozenset({"lora"})
@@ -114,6 +120,38 @@ def test_a_raised_rate_is_at_most_four_times_one_that_was_run() -> None:
     first = first_refit(best, [best], plenty(all_rows=1.25, lora=LORA))
     assert first
     assert (first.rate, first.averaged) == (MOST_RAISED, True)
+
+
+@pytest.mark.parametrize(
+    ("runs", "epochs", "factor", "rate", "joins"),
+    [
+        (1, 1.0, 1.1, 1.3 * 1.1**3, True),
+        (2, 1.0, 1.1, 1.3 * 1.1**3, True),
+        (2, 1.5, 1.1, 1.5 * 1.1**3, True),
+        (2, 2.5, 1.1, MOST_APART, True),
+        (3, 2.5, 1.0 / 1.1, 2.5 / 1.1**3, True),
+        (1, 1.0, 1.2, MOST_APART, True),  # asks for 1.7 times, and 1.3 of that
+        (1, 1.0, 1.3, 1.3**3, False),
+        (1, 1.0, 0.7, 0.7**3, False),  # the trial's rate is too high by far
+        (2, 1.0, 0.7, 2.0 * 0.7**3, False),
+        (1, 1.0, None, 1.0, True),
+        (1, 1.0, 1.0, 1.0, True),  # the rows didn't agree
+    ],
+)
+def test_a_tiny_model_s_trial_of_lora_joins_runs_at_about_its_rate(
+    runs: int, epochs: float, factor: float | None, rate: float, joins: bool
+) -> None:
+    trial = Trial(arm="lora", epochs=epochs)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=factor)
+    left_s = runs * 1.1 * (2.0 + 12.5 * epochs)
+    budget = plenty(left_s=left_s, all_s=1e3, all_rows=1.25, lora=LORA, tiny=True)
+    first = first_refit(best, [best], budget)
+    assert first
+    assert (first.rate, first.with_best) == (pytest.approx(rate), joins)
+    assert first.averaged is (rate > 1.31 * (factor or 1.0) ** 3)  # too high for one run
+    real = first_refit(best, [best], replace(budget, tiny=False))
+    assert real
+    assert not real.with_best
 
 
 def test_few_held_out_rows_leave_the_rate_of_lora_as_it_is() -> None:

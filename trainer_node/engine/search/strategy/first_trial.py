@@ -12,7 +12,7 @@ from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.strategy.neighbours import LEAST_BATCH
 from trainer_node.engine.search.strategy.prior import with_prior
 from trainer_node.engine.search.strategy.probes import probe_of
-from trainer_node.engine.search.strategy.run_length import is_run_twice, main_run, whole_run
+from trainer_node.engine.search.strategy.run_length import main_run, runs_after, whole_run
 from trainer_node.engine.search.strategy.short_trials import short_trial
 from trainer_node.engine.search.trial import Trial
 
@@ -23,8 +23,9 @@ from trainer_node.engine.search.trial import Trial
 TWIN_EPOCHS, TWIN_STEPS = 1.0, 25  # of each of two runs that share the time of a job that has none to search
 TWIN_ROWS = 1.15  # all rows, as a multiple of the training rows: where fewer are held out, it wasn't measured
 # The average of LoRA's runs ends lower than that of dense ones on four data sets, by .008 to .03 nat on the
-# arena's models and .06 on SmolLM2-135M. In 24 to 48 steps its factors, which start at zero, come less far:
-# .06 to .2 higher on Python code and manual pages; 72 are enough (docs/experiments.md).
+# arena's models and .06 on SmolLM2-135M. Its factors start at zero, and in 24 to 36 steps they come less far:
+# .06 to .2 higher on Python code and manual pages, there .07 to .09 also in 50. 72 are
+# enough (docs/experiments.md).
 LORA_STEPS = 60
 NEARLY = 0.999
 
@@ -35,9 +36,9 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
     Rows that are too few for a short trial get a run of full length, if many of them are held out: a second
     run, on all rows, is worth its time then. Otherwise the rate is worth more. With a trial on each device
     rates are compared at full length. If no second run fits, and the steps are too few to compare rates, half
-    of a real model's time goes to a run on all rows.
+    of a real model's time goes to a run on all rows, and half of a tiny model's, if its trial is LoRA's.
     """
-    whole = whole_run(_first_arm(start, budget), budget)
+    whole = _first_of_lora(start, budget) or whole_run(start[0], budget)
     if whole is not None:
         whole = with_prior(whole, budget)
         if short := short_trial(whole, budget):
@@ -51,19 +52,21 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
     return _twin(start[0], budget) or with_prior(main_run(start[0], budget), budget)
 
 
-def _first_arm(start: Sequence[Trial], budget: Budget) -> Trial:
-    """Return LoRA's first trial where runs of LORA_STEPS or more will be averaged; else the first one."""
+def _first_of_lora(start: Sequence[Trial], budget: Budget) -> Trial | None:
+    """Return LoRA's first run of full length, if it has enough steps and its runs will be averaged."""
+    is_one_enough = budget.tiny and budget.all_rows >= TWIN_ROWS
     for trial in start:
-        if trial.arm not in budget.lora or not is_run_twice(trial, budget):
+        if trial.arm not in budget.lora - budget.single or not budget.many_held_out:
             continue
-        if (whole := whole_run(trial, budget)) is None:
+        runs, whole = runs_after(trial, budget), whole_run(trial, budget, TWIN_EPOCHS)
+        if whole is None or (runs < 2 and not is_one_enough):
             continue
-        whole = with_prior(whole, budget)
+        first = with_prior(whole, budget)
         # Such a run fills the time to the last digit; the prior's batch may cost more.
-        fits = budget.fits_with(replace(whole, epochs=NEARLY * whole.epochs), 2)
-        if fits and budget.steps(whole) >= LORA_STEPS:
-            return trial
-    return start[0]
+        fits = budget.fits_with(replace(first, epochs=NEARLY * first.epochs), runs)
+        if fits and budget.steps(first) >= LORA_STEPS and first.epochs >= TWIN_EPOCHS:
+            return whole
+    return None
 
 
 def _twin(trial: Trial, budget: Budget) -> Trial | None:

@@ -20,6 +20,9 @@ LEAST_FACTOR, MOST_FACTOR = 0.2, 4.0
 # Rows that are seen once allow more: 120 steps of SmolLM2-135M on 480 rows end .085 and .036 nat lower at 1.2
 # times the plan's rate than at .6 times; on 240 rows, twice, the two are alike.
 ONCE, ONCE_FACTOR, MOST_ONCE = 1.5, 1.6, 1.3  # epochs; a factor, but not beyond that
+# Of LoRA, tiny models: in one epoch of 50 to 160 steps of batch 2 to 4 both of the arena's want this many
+# times the plan's rate, on six data sets of different lengths, and half of it in two (docs/experiments.md).
+LORA_ONCE, LORA_ONCE_BATCH = 1.8, 4
 PAIR_BATCH = 4  # of preference pairs: smaller batches alone want less than the plan's rate
 MOST_DEARER = 1.2  # so much longer may a finer batch take per row: half of the epochs cost .07 to .3 nat
 TINY = 20e6  # weights of all linear modules: the arena's own models have 2 to 4 million, SmolLM2-135M 106
@@ -46,6 +49,9 @@ def rate_factor(trial: Trial, budget: Budget) -> float:
     """
     if budget.pairs:  # the plan's rate goes by the steps already
         return min(1.0, trial.batch / PAIR_BATCH) ** 0.5
+    is_small = trial.epochs <= ONCE and trial.batch <= LORA_ONCE_BATCH
+    if budget.tiny and trial.arm in budget.lora and is_small:
+        return LORA_ONCE / max(1.0, trial.epochs)
     step_tokens = trial.batch * budget.epoch_tokens / budget.examples
     share = step_tokens / (TINY_TOKENS if budget.tiny else PLAN_TOKENS)
     fewer = SHORT_STEPS / max(FEWEST_STEPS, budget.steps(trial))

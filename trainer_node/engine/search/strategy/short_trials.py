@@ -18,6 +18,7 @@ from trainer_node.engine.search.trial import Trial, TrialResult
 
 # The best rate differs by a factor of 35 between data sets, at the same batch (docs/experiments.md).
 SHORT_TRIALS, SHORT_EPOCHS = 3, 1.0
+LEAST_LONGER = 1.5  # times a short trial's epochs has the whole one after it; else it tells its rate as well
 SHORT_SHARE = 0.035  # of the time, for each of them, if few rows are held out; but SHORT_STEPS at least
 MOST_UNSEEN = 6.0  # epochs of one last run: with more time there is a trial of full length before it
 
@@ -25,7 +26,7 @@ MOST_UNSEEN = 6.0  # epochs of one last run: with more time there is a trial of 
 def short_trial(whole: Trial, budget: Budget) -> Trial | None:
     """Return a trial of one epoch at most that stands for a whole one.
 
-    None if it has too few steps, or if there is no time for all of them, a whole run and one on all rows:
+    None if it has too few steps, or if there is no time for all of them, a longer run and one on all rows:
     when to end is worth as much as the rate, and only a whole run shows it. Devices that run a trial each
     need no short ones.
     """
@@ -35,9 +36,15 @@ def short_trial(whole: Trial, budget: Budget) -> Trial | None:
         epochs = min(epochs, max(least, epochs_in(whole, budget, SHORT_SHARE * budget.all_s)))
     short = replace(whole, epochs=epochs, short=True)
     after = replace(budget, left_s=budget.left_s - SAFETY * SHORT_TRIALS * budget.cost_s(short))
-    if budget.width > 1 or budget.steps(short) < PROBE_STEPS or not whole_run(whole, after):
+    if budget.width > 1 or budget.steps(short) < PROBE_STEPS or not _longer(short, after):
         return None
     return replace(short, rate=min(MOST_RATE, short.rate * (whole.epochs / short.epochs) ** HORIZON))
+
+
+def _longer(short: Trial, budget: Budget) -> Trial | None:
+    """Return the run of full length after short trials, if there is time for one that is much longer."""
+    whole = whole_run(short, budget)
+    return whole if whole and whole.epochs >= LEAST_LONGER * short.epochs else None
 
 
 def rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
@@ -57,7 +64,7 @@ def rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
     if best is None:  # they diverged
         centre = replace(centre, rate=centre.rate / RATE_STEP)
     centre = replace(centre, rate=rate_after(centre, best, done))
-    whole = whole_run(centre, budget)
+    whole = _longer(centre, budget)
     if not budget.refits(centre, 1):  # nothing follows a run of full length: it may take all the time
         last = replace(main_run(centre, budget), short=False)
         whole = last if whole is None or last.epochs <= MOST_UNSEEN else whole
