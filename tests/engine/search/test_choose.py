@@ -26,7 +26,8 @@ from trainer_node.engine.export import rounding
 from trainer_node.engine.model.adapters import stable_name
 from trainer_node.engine.search import choose
 from trainer_node.engine.search.choose import explained, lower_on_its_rows
-from trainer_node.engine.search.strategy import refits
+from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
+from trainer_node.engine.search.strategy import first_trial, refits
 from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 from trainer_node.engine.time_budget import Part
@@ -158,12 +159,40 @@ def test_of_runs_of_lora_the_mean_of_their_factors_is_submitted(
         torch.testing.assert_close(value, mean)
 
 
+def test_a_trial_of_lora_and_the_only_run_on_all_rows_are_averaged(
+    make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = replace(PROFILES["auto"], full=False, rank=16, arms=("lora_r16",))
+    monkeypatch.setitem(PROFILES, "auto", lora)
+    monkeypatch.setattr(first_trial, "LORA_STEPS", 1)
+    monkeypatch.setattr(refits, "MOST_REFITS", 1)
+    monkeypatch.setattr(refits, "MOST_APART", 1e9)
+    job = make_job(profile="auto", ready_by=60.0)
+    assert finish(job).status is OutcomeStatus.READY
+    known = record_of(job)
+    best = best_of(known.done)
+    again = [result for result in known.done if result.trial.refit]
+    assert best
+    assert [(one.trial.with_best, one.trial.averaged) for one in again] == [(True, False)]
+    numbers = [known.done.index(one) for one in (*again, best)]
+    first, second = (
+        kept_weights(trial_folder(job.parent, number), known.done[number])() for number in numbers
+    )
+    for name, value in load_file(job.parent / "export" / "adapter_model.safetensors").items():
+        key = stable_name(name)
+        torch.testing.assert_close(value, (first[key] + second[key]) / 2)
+    run: Any = SimpleNamespace(folder=job.parent)
+    in_a_hurry = choose.submittable(run, known, None)
+    assert in_a_hurry.name == f"trial {numbers[0] + 1}"
+
+
 def test_a_run_at_a_raised_rate_is_not_submitted_alone(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lora = replace(PROFILES["auto"], full=False, rank=16, arms=("lora_r16",))
     monkeypatch.setitem(PROFILES, "auto", lora)
     monkeypatch.setattr(refits, "is_undecided", lambda result: False)
+    monkeypatch.setattr(refits, "MOST_APART", 0.5)  # below 1 all are apart: the trial doesn't join
     monkeypatch.setattr(choose, "affordable", lambda left_s, costs: frozenset(Part) - {Part.AVERAGE})
     job = make_job(profile="auto", ready_by=60.0)
     assert finish(job).status is OutcomeStatus.READY

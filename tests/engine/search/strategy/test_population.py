@@ -163,3 +163,6 @@ def test_runs_of_lora_of_one_round_have_the_same_raised_rate() -> None:
     failed = [replace(without_loss(trial), tokens=1) for trial in chosen]
     again = next_round(START, [*done, *failed], left)
     assert {(trial.averaged, round(trial.rate, 3)) for trial in again} == {(False, 1.331)}
+    assert {trial.with_best for trial in chosen} == {False}
+    tiny = next_round(START, done, replace(left, tiny=True))
+    assert {(trial.with_best, round(trial.rate, 3)) for trial in tiny} == {(True, 2.0)}

@@ -10,7 +10,8 @@ from shared.planning.model_shape import shape_from_params
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
 from tests.engine.search.strategy.surfaces import START, plenty
-from trainer_node.engine.search.strategy.prior import is_tiny, with_prior
+from trainer_node.engine.search.strategy.prior import LORA_ONCE, is_tiny, with_prior
+from trainer_node.engine.search.trial import Trial
 
 
 def test_few_steps_begin_with_a_higher_rate_and_small_ones_with_a_lower_one() -> None:
@@ -42,6 +43,23 @@ def test_rows_that_are_seen_once_allow_a_higher_rate() -> None:
     assert rate(1.0, 64) == 1.3
     assert rate(1.0, 512) == pytest.approx(rate(2.0, 512))
     assert rate(1.0, 512) > 1.3
+
+
+def test_a_tiny_model_s_lora_wants_more_in_short_runs() -> None:
+    def rate(epochs: float, batch: int = 2, *, arm: str = "lora", tiny: bool = True) -> float:
+        examples = round(150 * batch / epochs)  # 150 steps, of 320 tokens
+        tokens = 320 * examples // batch
+        budget = plenty(examples=examples, epoch_tokens=tokens, tiny=tiny, lora=frozenset({"lora"}))
+        trial = Trial(arm=arm, batch=batch, epochs=epochs)
+        return with_prior(trial, budget).rate
+
+    assert rate(0.8) == LORA_ONCE
+    assert rate(1.0) == LORA_ONCE
+    assert rate(1.5) == LORA_ONCE / 1.5
+    assert rate(1.5, 8) == pytest.approx(1.0, rel=0.01)  # not measured: the rule for all others
+    assert rate(1.51) == pytest.approx(1.0, rel=0.01)
+    assert rate(1.0, arm="dense") == pytest.approx(1.0, rel=0.01)
+    assert rate(1.0, tiny=False) < LORA_ONCE
 
 
 def test_pairs_begin_with_the_plans_rate() -> None:

@@ -53,7 +53,8 @@ def test_rates_follow_the_published_rule() -> None:
     assert lora_rate("llama", 4096, 32.0) == pytest.approx(5e-4 * (2000 / 4096) ** 0.78)
     assert lora_rate("qwen", 4096, 32.0) == pytest.approx(5e-4 * (2000 / 4096) ** 0.08)
     assert lora_rate("other", 576, 32.0) == pytest.approx(5e-4 * (2000 / 576) ** 0.4)
-    assert lora_rate("llama", 192, 32.0) == lora_rate("llama", 576, 32.0)
+    for family in ("llama", "qwen", "other"):
+        assert lora_rate(family, 160, 32.0) == lora_rate("llama", 576, 32.0)
     assert dense_rate("llama", 2000) == pytest.approx(5e-5)
 
 
