@@ -37,7 +37,7 @@ PAIR_STEPS = 40
 LEAST_PAIR_SHARE = 0.1
 
 
-# In the arena it ends lower than maximum_accuracy on 16 of 16 tasks, and than winner_2026_06 on 66 of 68; in
+# In the arena it ends lower than maximum_accuracy on 68 of 68 tasks, and than winner_2026_06 on 66; in
 # the demo, on both jobs (docs/results.md).
 DEFAULT_PROFILE = "auto"
 

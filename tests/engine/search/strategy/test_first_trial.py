@@ -316,9 +316,10 @@ def test_lora_comes_first_where_its_runs_are_averaged() -> None:
     ):
         budget = plenty(left_s=seconds, all_s=seconds, all_rows=rows, trial_s=0.0, lora=lora)
         assert first_trial(START, budget).arm == arm
-    for least_batch, arm in ((1.0, "lora"), (4.0, "dense")):  # halved to 2, batches cost twice as much
+    for least_batch, batch in ((1.0, 2), (4.0, 4)):  # halved to 2, batches cost twice as much
         small = plenty(left_s=130.0, all_s=130.0, all_rows=1.25, trial_s=0.0, lora=both, examples=120)
-        assert first_trial(START, replace(small, least_batch=least_batch)).arm == arm
+        first = first_trial(START, replace(small, least_batch=least_batch))
+        assert (first.arm, first.batch) == ("lora", batch)
     alone = plenty(left_s=60.0, all_s=60.0, all_rows=1.25, trial_s=0.0, lora=both, single=both)
     assert first_trial(START, alone).arm == "dense"
     for examples, arm in ((90, "lora"), (70, "dense")):  # 1.6 epochs of the smallest batches: 73 and 57 steps
@@ -349,6 +350,20 @@ def test_a_tiny_model_averages_runs_of_lora_of_an_epoch() -> None:
     for tiny, arm, epochs in ((True, "lora", 48.0 / SAFETY / 35.0), (False, "dense", 48.0 / SAFETY / 22.5)):
         first = first_trial(START, replace(left, tiny=tiny))
         assert (first.arm, first.epochs) == (arm, pytest.approx(epochs))
+
+
+def test_a_finer_batch_of_lora_that_takes_longer_shortens_its_runs() -> None:
+    start = tuple(replace(trial, batch=4) for trial in START)
+    for seconds in range(25, 90, 5):  # 2.4 to 8.5 epochs; a step takes 2% longer than its tokens
+        left = plenty(left_s=seconds, all_s=seconds, all_rows=1.25, trial_s=0.0, step_s=0.002, examples=200)
+        first = first_trial(start, replace(left, lora=frozenset({"lora"}), tiny=True))
+        assert first.arm == "lora"
+
+
+def test_many_rows_of_a_tiny_model_begin_with_dense_deltas() -> None:
+    left = plenty(left_s=48.0, all_s=48.0, all_rows=1.25, trial_s=0.0, lora=frozenset({"lora"}), tiny=True)
+    for examples, arm in ((1000, "lora"), (1001, "dense")):
+        assert first_trial(START, replace(left, examples=examples)).arm == arm
 
 
 def test_no_short_trial_comes_before_a_run_that_is_hardly_longer() -> None:

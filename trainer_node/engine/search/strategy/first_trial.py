@@ -23,10 +23,13 @@ from trainer_node.engine.search.trial import Trial
 TWIN_EPOCHS, TWIN_STEPS = 1.0, 25  # of each of two runs that share the time of a job that has none to search
 TWIN_ROWS = 1.15  # all rows, as a multiple of the training rows: where fewer are held out, it wasn't measured
 # The average of LoRA's runs ends lower than that of dense ones on four data sets, by .008 to .03 nat on the
-# arena's models and .06 on SmolLM2-135M. Its factors start at zero, and in 24 to 36 steps they come less far:
-# .06 to .2 higher on Python code and manual pages, there .07 to .09 also in 50. 72 are
-# enough (docs/experiments.md).
+# arena's models and .06 on SmolLM2-135M. Its factors start at zero, and in 24 to 48 steps they come less
+# far: .06 to .2 higher on Python code and manual pages. In 50 they are .07 to .09 higher on manual pages,
+# and .007 to .014 lower on fortunes. 72 are enough (docs/experiments.md).
 LORA_STEPS = 60
+MOST_TINY_LORA_ROWS = (
+    1000  # of a tiny model: 400 end .02 lower with LoRA, 2,000 .03 higher (docs/experiments.md)
+)
 NEARLY = 0.999
 
 
@@ -35,14 +38,14 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
 
     Rows that are too few for a short trial get a run of full length, if many of them are held out: a second
     run, on all rows, is worth its time then. Otherwise the rate is worth more. With a trial on each device
-    rates are compared at full length. If no second run fits, and the steps are too few to compare rates, half
-    of a real model's time goes to a run on all rows, and half of a tiny model's, if its trial is LoRA's.
+    rates are compared at full length. Without time for more than one other run, and with too few steps to
+    compare rates, half of a real model's time goes to a run on all rows.
     """
-    whole = _first_of_lora(start, budget) or whole_run(start[0], budget)
-    if whole is not None:
+    whole = _first_of_lora(start, budget)
+    if whole is None and (whole := whole_run(start[0], budget)) is not None:
         whole = with_prior(whole, budget)
-        if short := short_trial(whole, budget):
-            return short
+    if whole is not None and (short := short_trial(whole, budget)):
+        return short
     if whole is not None and (budget.many_held_out or budget.width > 1):
         return whole
     if probe := probe_of(start[0], budget):
@@ -53,19 +56,23 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
 
 
 def _first_of_lora(start: Sequence[Trial], budget: Budget) -> Trial | None:
-    """Return LoRA's first run of full length, if it has enough steps and its runs will be averaged."""
+    """Return LoRA's first run of full length, if it has enough steps and its runs will be averaged.
+
+    Two of them on all rows follow, and of a tiny model at least one.
+    """
     is_one_enough = budget.tiny and budget.all_rows >= TWIN_ROWS
-    for trial in start:
-        if trial.arm not in budget.lora - budget.single or not budget.many_held_out:
+    is_small = not budget.tiny or budget.examples <= MOST_TINY_LORA_ROWS
+    for trial in start if budget.many_held_out and is_small else ():
+        if trial.arm not in budget.lora - budget.single:
             continue
         runs, whole = runs_after(trial, budget), whole_run(trial, budget, TWIN_EPOCHS)
         if whole is None or (runs < 2 and not is_one_enough):
             continue
-        first = with_prior(whole, budget)
+        first = with_prior(whole, budget, runs)
         # Such a run fills the time to the last digit; the prior's batch may cost more.
         fits = budget.fits_with(replace(first, epochs=NEARLY * first.epochs), runs)
         if fits and budget.steps(first) >= LORA_STEPS and first.epochs >= TWIN_EPOCHS:
-            return whole
+            return first
     return None
 
 

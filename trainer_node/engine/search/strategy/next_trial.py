@@ -6,6 +6,7 @@ depends on the time that there is:
 - For a run of full length and one more on all rows: up to three short trials compare rates. Then each trial
   is of full length: the best of them is the centre from which the search goes on to its neighbours, coarse
   steps first. In the end the best one is run again on all rows, if it can be averaged in several orders.
+- A tiny model's LoRA needs less: a trial of one epoch or more, and runs on all rows, all of them averaged.
 - For less: still shorter trials (probes) compare rates, and one long run takes the time that is left, or a
   part of it if its loss turns.
 - Too few steps to compare rates: two runs, the second one on all rows, or a single run.

@@ -20,8 +20,9 @@ LEAST_FACTOR, MOST_FACTOR = 0.2, 4.0
 # Rows that are seen once allow more: 120 steps of SmolLM2-135M on 480 rows end .085 and .036 nat lower at 1.2
 # times the plan's rate than at .6 times; on 240 rows, twice, the two are alike.
 ONCE, ONCE_FACTOR, MOST_ONCE = 1.5, 1.6, 1.3  # epochs; a factor, but not beyond that
-# Of LoRA, tiny models: in one epoch of 50 to 160 steps of batch 2 to 4 both of the arena's want this many
-# times the plan's rate, on six data sets of different lengths, and half of it in two (docs/experiments.md).
+# Of LoRA, tiny models: in one epoch of 50 to 160 steps both of the arena's want about this many times the
+# plan's rate on three of five data sets, less on two, and about half of it in two epochs; batch 2 on five
+# of them, batch 4 on two (docs/experiments.md).
 LORA_ONCE, LORA_ONCE_BATCH = 1.8, 4
 PAIR_BATCH = 4  # of preference pairs: smaller batches alone want less than the plan's rate
 MOST_DEARER = 1.2  # so much longer may a finer batch take per row: half of the epochs cost .07 to .3 nat
@@ -33,9 +34,12 @@ def is_tiny(plan: Plan) -> bool:
     return sum(one.in_features * one.out_features * one.count for one in plan.modules) < TINY
 
 
-def with_prior(trial: Trial, budget: Budget) -> Trial:
-    """Return the trial with a batch that leaves LEAST_STEPS, if one does, and a rate that fits its steps."""
-    trial = _with_steps(trial, budget)
+def with_prior(trial: Trial, budget: Budget, runs: int = 1) -> Trial:
+    """Return the trial with a batch that leaves LEAST_STEPS, if one does, and a rate that fits its steps.
+
+    `runs` on all rows are to follow it. If such a batch costs more time, they and the trial are made shorter.
+    """
+    trial = _with_steps(trial, budget, runs)
     return replace(trial, rate=trial.rate * rate_factor(trial, budget))
 
 
@@ -61,12 +65,12 @@ def rate_factor(trial: Trial, budget: Budget) -> float:
     return min(MOST_FACTOR, max(LEAST_FACTOR, factor))
 
 
-def _with_steps(trial: Trial, budget: Budget) -> Trial:
+def _with_steps(trial: Trial, budget: Budget, runs: int) -> Trial:
     start = trial
     while budget.steps(trial) < LEAST_STEPS and trial.batch >= 2 * max(LEAST_BATCH, budget.devices):
         finer = replace(start, batch=trial.batch // 2)
         dearer = budget.waste(finer) / budget.waste(start)
-        if dearer > 1.0 and not budget.fits_with(finer, 1):
+        if dearer > 1.0 and not budget.fits_with(finer, runs):
             if dearer > MOST_DEARER:
                 break
             finer = replace(finer, epochs=start.epochs / dearer)

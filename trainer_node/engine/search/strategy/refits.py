@@ -17,15 +17,15 @@ MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two mo
 # .06 lower with it (docs/experiments.md). Dense runs want the rate of one.
 LORA_RATES = (1.0, 1.0, 2.0, 3.0)
 MOST_RAISED = 4.0  # times a rate that was run: a higher one may diverge
-# A tiny model's best trial joins the average, which ends .001 to .015 lower. The longer one run is, the lower
-# is its best rate; that of averages stays. So averages want 1.3 times as much in runs of one epoch, and twice
-# in runs of two. SmolLM2-135M's trial, on four fifths of the rows, can be .12 worse than runs on all of them
-# (docs/experiments.md).
-LEAST_JOINED_RATE = 1.3  # times the rate that is best for one run
-# Times the trial's rate, if it joins; it doesn't if it asks for a rate that is so much higher or lower. A
-# trial at the rate of a run on all rows makes the average .000 and .023 lower than that run, at twice its
-# rate .007 higher and .010 lower, at .4 times .020 higher and .001 lower, at three times .035 and .089
-# higher (docs/experiments.md).
+# A tiny model's best trial joins the average, which ends .001 to .016 lower. The longer one run is, the
+# lower is its best rate; that of averages stays. So averages want 1.3 times as much in runs of one epoch,
+# and twice in runs of two. SmolLM2-135M's trial, on four fifths of the rows, can be .12 worse than runs on
+# all of them (docs/experiments.md).
+LEAST_JOINED_RATE = 1.3  # times the rate that is best for one run; at more, a run counts in averages only
+# If the trial joins, the runs on all rows have at most so many times its rate. It doesn't join if it asks
+# for more than that, or for so many times less. A trial at the rate of a run on all rows makes the average
+# .001 higher and .023 lower than that run, at twice its rate .008 higher and .010 lower, at .4 times .021
+# higher and .002 lower, at three times .036 and .089 higher (docs/experiments.md).
 MOST_APART = 2.0
 LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
 
@@ -73,5 +73,5 @@ def refit_of(best: Trial, count: int, budget: Budget) -> Trial | None:
     if budget.fits(refit):
         return refit
     epochs = epochs_in(refit, budget, budget.left_s / SAFETY) / budget.all_rows
-    needed = count < (2 if best.averaged else 1)
+    needed = count < (2 if best.averaged and not best.with_best else 1)
     return replace(refit, epochs=epochs) if needed and epochs >= LEAST_REFIT * refit.epochs else None
