@@ -27,9 +27,8 @@ TWIN_ROWS = 1.15  # all rows, as a multiple of the training rows: where fewer ar
 # far: .06 to .2 higher on Python code and manual pages. In 50 they are .07 to .09 higher on manual pages,
 # and .007 to .014 lower on fortunes. 72 are enough (docs/experiments.md).
 LORA_STEPS = 60
-MOST_TINY_LORA_ROWS = (
-    1000  # of a tiny model: 400 end .02 lower with LoRA, 2,000 .03 higher (docs/experiments.md)
-)
+# Of a tiny model: jobs of 400 rows end .02 lower with LoRA, one of 2,000 .03 higher (docs/experiments.md).
+MOST_TINY_LORA_ROWS = 1000
 NEARLY = 0.999
 
 

@@ -18,9 +18,7 @@ from trainer_node.engine.search.trial import Trial, TrialResult
 
 # The best rate differs by a factor of 35 between data sets, at the same batch (docs/experiments.md).
 SHORT_TRIALS, SHORT_EPOCHS = 3, 1.0
-LEAST_LONGER = (
-    1.5  # times as long as a short trial is the run after it, at least; else it tells its rate itself
-)
+LEAST_LONGER = 1.5  # times as long is the run after a short trial, at least; else it tells its rate itself
 SHORT_SHARE = 0.035  # of the time, for each of them, if few rows are held out; but SHORT_STEPS at least
 MOST_UNSEEN = 6.0  # epochs of one last run: with more time there is a trial of full length before it
 
