@@ -324,7 +324,7 @@ def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
     probes, count = sum(bool(one.trial.stage) for one in done), sum(one.trial.refit for one in done)
     times = "once" if count == 1 else f"{count} times"
     again = f"; run again on all rows, {times}" if count else ""
-    joins = any(one.trial.with_best for one in done)
+    joins = any(one.trial.with_best and one.loss is not None for one in done)
     again += ", to be averaged with it" * joins
     rate = next((one.trial.rate for one in done if one.trial.refit), best.trial.rate)
     if best.factor is not None and rate != best.trial.rate:

@@ -23,7 +23,9 @@ def searched(
     examples: int = 500,
     single: frozenset[str] = frozenset(),
     all_rows: float = 1.0,
+    trial_s: float = 1.0,
     tiny: bool = False,
+    lora: frozenset[str] = frozenset(),
     best_rate: float | None = None,
 ) -> tuple[list[TrialResult], float]:
     """All trials of one job on a surface, and the time left; with a best rate each tells how far it went."""
@@ -37,7 +39,9 @@ def searched(
             all_s=seconds,
             single=single,
             all_rows=all_rows,
+            trial_s=trial_s,
             tiny=tiny,
+            lora=lora,
         )
         trial = next_trial(START, done, budget)
         if trial is None:

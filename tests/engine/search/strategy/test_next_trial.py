@@ -252,6 +252,19 @@ def test_after_a_run_of_lora_that_tells_no_rate_dense_deltas_are_tried() -> None
         assert second.arm == arm
 
 
+def test_next_to_lora_dense_deltas_are_tried_if_there_is_time() -> None:
+    first = Trial(arm="lora", epochs=2.0)
+    done = [TrialResult(trial=first, loss=2.0, tokens=1, train_s=1.0)]
+    budget = plenty(all_rows=1.25, lora=frozenset({"lora"}))
+    tried: list[Trial] = []
+    for _ in range(4):
+        trial = next_trial(START, done, budget)
+        assert trial
+        tried.append(trial)
+        done.append(TrialResult(trial=trial, loss=3.0, tokens=1, train_s=1.0))
+    assert "dense" in {trial.arm for trial in tried}
+
+
 def test_next_to_lora_the_other_arms_begin_at_the_rate_of_their_prior() -> None:
     trial = Trial(arm="lora", epochs=2.0, batch=4)
     best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.0)
@@ -270,3 +283,40 @@ def test_how_far_a_rate_is_off_is_no_matter_of_another_arm() -> None:
         second = next_trial(START, [best], budget)
         assert second
         assert second.refit is not searched_on
+
+
+@pytest.mark.parametrize(("seconds", "refits"), [(24.0, 0), (48.0, 1)])
+def test_a_first_run_of_lora_that_gave_no_number_is_run_again_at_a_lower_rate(
+    seconds: float, refits: int
+) -> None:
+    """There is time for a trial and one run on all rows, or two: a third of it is lost."""
+    done, _ = searched(
+        lambda trial: bowl(0.5, 2.0, 2)(trial) if trial.rate < 1.0 else None,
+        seconds,
+        all_rows=1.25,
+        trial_s=0.0,
+        tiny=True,
+        lora=LORA,
+    )
+    first, second = (result.trial for result in done[:2])
+    assert first.arm == "lora"
+    assert second == replace(first, rate=first.rate / RATE_STEP)
+    assert done[1].loss is not None
+    assert sum(result.trial.refit for result in done) == refits
+
+
+def test_every_search_of_a_tiny_model_that_begins_with_lora_ends_with_a_run_on_all_rows() -> None:
+    for rate in (0.3, 1.5, 6.0):
+        for seconds in range(24, 200, 3):
+            done, left = searched(
+                bowl(rate, 2.0, 2, lora=-0.1),
+                float(seconds),
+                all_rows=1.25,
+                trial_s=0.0,
+                tiny=True,
+                lora=LORA,
+                best_rate=rate,
+            )
+            assert left >= 0.0
+            assert done[0].trial.arm == "lora"
+            assert done[-1].trial.refit

@@ -112,6 +112,11 @@ def test_a_rate_of_lora_that_may_be_too_high_is_not_raised() -> None:
         first = first_refit(best, [best], budget)
         assert first
         assert first.rate == (factor or 1.0) ** 3
+    alone = plenty(all_rows=1.25, lora=LORA, single=LORA, tiny=True)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)
+    first = first_refit(best, [best], alone)
+    assert first
+    assert not first.with_best
 
 
 def test_a_raised_rate_is_at_most_four_times_one_that_was_run() -> None:
@@ -175,6 +180,17 @@ def test_after_a_run_at_a_raised_rate_that_gave_no_number_the_next_has_the_rate_
         assert (second.rate, second.averaged) == (pytest.approx(times * 1.1**3), averaged)
 
 
+def test_a_run_that_joins_the_trial_is_repeated_at_the_rate_of_one_if_it_gave_no_number() -> None:
+    trial = Trial(arm="lora", epochs=1.0)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)
+    budget = plenty(left_s=20.0, all_s=1e3, all_rows=1.25, lora=LORA, tiny=True)
+    first = first_refit(best, [best], budget)
+    assert first
+    assert (first.rate, first.averaged) == (pytest.approx(1.3 * 1.1**3), False)
+    done = [best, TrialResult(trial=first, loss=None, tokens=1, train_s=1.0)]
+    assert next_trial(START, done, budget) == replace(first, rate=pytest.approx(1.1**3), seed=1)
+
+
 def test_the_second_run_at_a_raised_rate_is_shortened_if_the_first_was_slow() -> None:
     trial = Trial(arm="lora", epochs=2.0, refit=True)
     budget = plenty(left_s=20.0, all_rows=1.25, lora=LORA)
@@ -183,3 +199,6 @@ def test_the_second_run_at_a_raised_rate_is_shortened_if_the_first_was_slow() ->
     assert second
     assert 1.0 < second.epochs < 2.0
     assert refit_of(replace(trial, averaged=True), 2, budget) is None
+    assert (
+        refit_of(replace(trial, averaged=True, with_best=True), 1, budget) is None
+    )  # the trial is the other

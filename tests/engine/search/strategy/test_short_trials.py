@@ -141,3 +141,16 @@ def test_no_short_trial_comes_before_a_run_that_is_hardly_longer() -> None:
         left = plenty(left_s=seconds, all_s=seconds, all_rows=1.25, trial_s=0.0, lora=lora, tiny=True)
         first = first_trial(START, replace(left, examples=120))
         assert (first.arm, first.short) == ("lora", is_short)
+
+
+def test_after_short_trials_of_lora_a_run_that_is_hardly_longer_comes_only_if_they_gave_no_number() -> None:
+    trial = Trial(arm="lora", epochs=1.0, short=True, batch=2)
+    left = plenty(left_s=45.0, all_s=90.0, all_rows=1.25, trial_s=0.0, tiny=True, lora=frozenset({"lora"}))
+    for loss, is_run in ((None, True), (2.0, False)):  # time for 1.2 epochs, and two runs on all rows
+        done = [
+            TrialResult(trial=replace(trial, rate=rate), loss=loss, tokens=1, train_s=1.0, factor=1.0)
+            for rate in (3.0, 1.0, 1 / 3)
+        ]
+        following = next_trial(START, done, replace(left, examples=120))
+        assert following
+        assert (not following.refit) is is_run

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from msgspec.structs import replace
-
 from shared.planning.plan import Plan
 from trainer_node.engine.search.strategy.budget import Budget
-from trainer_node.engine.search.strategy.neighbours import LEAST_BATCH
+from trainer_node.engine.search.strategy.neighbours import LEAST_BATCH, START_EPOCHS
 from trainer_node.engine.search.strategy.prior import with_prior
 from trainer_node.engine.search.strategy.probes import probe_of
 from trainer_node.engine.search.strategy.run_length import main_run, runs_after, whole_run
@@ -29,7 +27,6 @@ TWIN_ROWS = 1.15  # all rows, as a multiple of the training rows: where fewer ar
 LORA_STEPS = 60
 # Of a tiny model: jobs of 400 rows end .02 lower with LoRA, one of 2,000 .03 higher (docs/experiments.md).
 MOST_TINY_LORA_ROWS = 1000
-NEARLY = 0.999
 
 
 def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
@@ -40,9 +37,7 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
     rates are compared at full length. Without time for more than one other run, and with too few steps to
     compare rates, half of a real model's time goes to a run on all rows.
     """
-    whole = _first_of_lora(start, budget)
-    if whole is None and (whole := whole_run(start[0], budget)) is not None:
-        whole = with_prior(whole, budget)
+    whole = _first_of_lora(start, budget) or _whole(start[0], budget)
     if whole is not None and (short := short_trial(whole, budget)):
         return short
     if whole is not None and (budget.many_held_out or budget.width > 1):
@@ -59,20 +54,21 @@ def _first_of_lora(start: Sequence[Trial], budget: Budget) -> Trial | None:
 
     Two of them on all rows follow, and of a tiny model at least one.
     """
-    is_one_enough = budget.tiny and budget.all_rows >= TWIN_ROWS
+    least = 1 if budget.tiny and budget.all_rows >= TWIN_ROWS else 2
     is_small = not budget.tiny or budget.examples <= MOST_TINY_LORA_ROWS
-    for trial in start if budget.many_held_out and is_small else ():
-        if trial.arm not in budget.lora - budget.single:
+    for trial in start if is_small else ():
+        if trial.arm not in budget.lora - budget.single or runs_after(trial, budget) < least:
             continue
-        runs, whole = runs_after(trial, budget), whole_run(trial, budget, TWIN_EPOCHS)
-        if whole is None or (runs < 2 and not is_one_enough):
-            continue
-        first = with_prior(whole, budget, runs)
-        # Such a run fills the time to the last digit; the prior's batch may cost more.
-        fits = budget.fits_with(replace(first, epochs=NEARLY * first.epochs), runs)
-        if fits and budget.steps(first) >= LORA_STEPS and first.epochs >= TWIN_EPOCHS:
-            return first
+        whole = _whole(trial, budget, TWIN_EPOCHS)
+        if whole and budget.steps(whole) >= LORA_STEPS and whole.epochs >= TWIN_EPOCHS:
+            return whole
     return None
+
+
+def _whole(trial: Trial, budget: Budget, least: float = START_EPOCHS[0]) -> Trial | None:
+    """Return a run of full length, of `least` epochs if one or none follows, as the prior has it."""
+    whole = whole_run(trial, budget, least)
+    return with_prior(whole, budget, runs_after(trial, budget)) if whole else None
 
 
 def _twin(trial: Trial, budget: Budget) -> Trial | None:
@@ -81,8 +77,7 @@ def _twin(trial: Trial, budget: Budget) -> Trial | None:
     The second one, on all rows, pays where many of them are held out.
     """
     pays = not budget.tiny and budget.all_rows >= TWIN_ROWS
-    twin = whole_run(trial, budget, TWIN_EPOCHS) if pays else None
-    twin = with_prior(twin, budget) if twin else None
+    twin = _whole(trial, budget, TWIN_EPOCHS) if pays else None
     return twin if twin and budget.steps(twin) >= TWIN_STEPS else None
 
 

@@ -44,6 +44,8 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
     long = [result for result in done if is_long(result.trial)]
     if long and (best or long[-1].trial.main) and all(result.loss is None for result in long):
         return long_again(long, budget)
+    if long and best is None and budget.width == 1 and (again := long_again(long, budget)):
+        return again
     if not long and not done[0].trial.short:
         return probe_or_main(done, budget)
     if trial := next_neighbour(best.trial if best else done[0].trial, best, start, done, budget):

@@ -55,7 +55,7 @@ def next_refit(
     """Return one more run like the first one on all rows; at the rate of one run if none gave a number."""
     first = refits[0].trial
     ran = [result for result in refits if result.tokens]  # the others are of the same round, on other devices
-    if first.averaged and ran and all(result.loss is None for result in ran):
+    if ran and all(result.loss is None for result in ran):
         trials = [result for result in done if not result.trial.refit]
         first = replace(first, rate=at_best_rate(best, trials).rate, averaged=False)
     return refit_of(first, len(refits), budget)

@@ -42,7 +42,10 @@ def short_trial(whole: Trial, budget: Budget) -> Trial | None:
 
 
 def _longer(short: Trial, budget: Budget) -> Trial | None:
-    """Return the run of full length after short trials, if there is time for one that is much longer."""
+    """Return the run of full length after short trials, if there is time for one that is much longer.
+
+    Only those of a tiny model's LoRA can be too short for that.
+    """
     whole = whole_run(short, budget)
     return whole if whole and whole.epochs >= LEAST_LONGER * short.epochs else None
 
@@ -64,7 +67,7 @@ def rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
     if best is None:  # they diverged
         centre = replace(centre, rate=centre.rate / RATE_STEP)
     centre = replace(centre, rate=rate_after(centre, best, done))
-    whole = _longer(centre, budget)
+    whole = _longer(centre, budget) if best else whole_run(centre, budget)
     if not budget.refits(centre, 1):  # nothing follows a run of full length: it may take all the time
         last = replace(main_run(centre, budget), short=False)
         whole = last if whole is None or last.epochs <= MOST_UNSEEN else whole
