@@ -39,6 +39,7 @@ from trainer_node.engine.search.trial import Trial, TrialResult
 from trainer_node.engine.train import loop, saved_state
 from trainer_node.engine.train.schedule import Shape
 
+LAST_NORM = "model.norm.weight"
 STABLE_TAIL = 0.2  # of a run with a stable rate: it falls to zero in this last part
 
 Weights = Mapping[str, torch.Tensor]
@@ -163,6 +164,8 @@ class Trainer:
             weights = {
                 name: start[name] + variant.scale * (value - start[name]) for name, value in weights.items()
             }
+        if variant.temperature != 1.0:  # logits are the head's products with what the last norm gives
+            weights = {**weights, LAST_NORM: weights[LAST_NORM] / variant.temperature}
         return self._score(variant.training.arm, weights)
 
     def _weights(self, training: Training, order: int) -> Weights | None:

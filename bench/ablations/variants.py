@@ -31,6 +31,7 @@ class Variant(Struct, frozen=True, order=True):
     training: Training = Training()
     runs: int = 1
     scale: float = 1.0
+    temperature: float = 1.0  # logits are divided by it, in the last norm's weights
 
 
 BASE = Variant("as auto begins")
@@ -88,6 +89,12 @@ GROUPS: dict[str, tuple[Variant, ...]] = {
         Variant("LoRA r32, mean of 3 orders at 3 times its rate", Training(arm="LoRA r32", rate=3.0), runs=3),
     ),
     "scale": (BASE, Variant("change times .9", scale=0.9), Variant("change times 1.1", scale=1.1)),
+    "temperature": (
+        BASE,
+        Variant("temperature .95", temperature=0.95),
+        Variant("temperature 1.05", temperature=1.05),
+        Variant("temperature 1.1", temperature=1.1),
+    ),
 }
 
 

@@ -62,6 +62,7 @@ COLUMNS = DatasetType(field_instruction="prompt", field_output="completion")
 CLOCK_RATE = 20.0  # tokens per simulated second: so slow that the reserves before a deadline do not count
 RUN_S = 3600.0
 BOSS = "winner_2026_06"
+AUTO_ON_FOUR = "auto_on_four"  # `auto` on four devices that share the time: with enough, a trial on each
 CPU = Hardware(device="cpu", count=1, memory_bytes=8 * 2**30)
 
 
@@ -106,6 +107,7 @@ def write_job(task: Task, profile: str, cache: Path, folder: Path, hardware: Har
         start_at=0.0,
         ready_by=task.epochs * tokens / CLOCK_RATE,
         hardware=hardware,
+        processes=4 if profile == AUTO_ON_FOUR else 0,
         threads=1,
         clock="token",
         token_clock_rate=CLOCK_RATE,

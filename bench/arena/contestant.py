@@ -2,31 +2,38 @@
 
 python -m bench.arena.contestant FOLDER/job.json
 
-FOLDER has train.json and test.json; test_losses.json is written next to them.
+FOLDER has train.json and test.json; test_losses.json is written next to them. A job of several processes
+starts them, as the engine does.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 from msgspec.structs import replace
 
+from bench.arena.contest import AUTO_ON_FOUR
 from bench.gpu import older_torch
 from shared.messages import FileFormat, decode_worker_job
 from shared.planning.profiles import PROFILES
 from trainer_node.engine import pipeline
 from trainer_node.engine.data.examples import Examples, read_rows, scored_length, tokenize
+from trainer_node.engine.distributed import launch
 from trainer_node.engine.evaluate import metric
 from trainer_node.engine.model.adapters import load_adapter
 from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer
+from trainer_node.engine.search.strategy import probes
 from trainer_node.engine.signals import Stop
 
 AUTO_ONCE = "auto_once"  # the plan of `auto`, carried out once without a search
 AUTO_UNREPAIRED = "auto_unrepaired"  # `auto` on the base model as it is given
 AUTO_MATRICES = "auto_matrices"  # `auto` without norms, embeddings and output matrix
+# `auto` with one probe of so much of the time, however few its steps, where it trains only once otherwise.
+PROBE_SHARES = {"auto_probe_4": 0.04, "auto_probe_12": 0.12, "auto_probe_20": 0.2}
 
 
 def test_losses(job_path: Path) -> list[float]:
@@ -51,18 +58,38 @@ def test_rows(job_path: Path) -> Examples:
     return tokenize(rows, job.task_type, job.dataset_type, tokenizer, length)[0]
 
 
+def add_profiles() -> None:
+    """Make the variants of `auto` known to the engine."""
+    auto = PROFILES["auto"]
+    PROFILES[AUTO_UNREPAIRED] = replace(auto, profile=AUTO_UNREPAIRED, repairs=False)
+    PROFILES[AUTO_MATRICES] = replace(auto, profile=AUTO_MATRICES, norm_rate=0.0, embedding_rate=0.0)
+    PROFILES[AUTO_ONCE] = replace(auto, profile=AUTO_ONCE, arms=())
+    PROFILES[AUTO_ON_FOUR] = replace(auto, profile=AUTO_ON_FOUR)
+    for name in PROBE_SHARES:
+        PROFILES[name] = replace(auto, profile=name)
+
+
+def train(job_path: Path) -> int:
+    """Run the job, in as many processes as it says; the exit status."""
+    world = launch.world_of(job_path)
+    if world == 1 or launch.rank_of(os.environ) is not None:
+        launch.die_with_parent()
+        return pipeline.main(job_path, Stop())
+    command = [sys.executable, "-m", "bench.arena.contestant", str(job_path)]
+    return launch.Ranks(command, world).run()
+
+
 def main() -> int:
     """Run the job, score what it submits; the worker's exit status."""
     job_path = Path(sys.argv[1])
     torch.set_num_threads(1)
     older_torch.patch()
-    PROFILES[AUTO_UNREPAIRED] = replace(PROFILES["auto"], profile=AUTO_UNREPAIRED, repairs=False)
-    PROFILES[AUTO_MATRICES] = replace(
-        PROFILES["auto"], profile=AUTO_MATRICES, norm_rate=0.0, embedding_rate=0.0
-    )
-    PROFILES[AUTO_ONCE] = replace(PROFILES["auto"], profile=AUTO_ONCE, arms=())
-    status = pipeline.main(job_path, Stop())
-    if status == 0:
+    add_profiles()
+    profile = decode_worker_job(job_path.read_bytes()).profile
+    if profile in PROBE_SHARES:
+        probes.PROBE_SHARE, probes.PROBE_TRIALS, probes.PROBE_STEPS = PROBE_SHARES[profile], 1, 1
+    status = train(job_path)
+    if status == 0 and launch.rank_of(os.environ) is None:
         (job_path.parent / "test_losses.json").write_text(json.dumps(test_losses(job_path)))
     return status
 

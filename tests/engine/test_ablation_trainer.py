@@ -59,5 +59,14 @@ def test_no_change_at_all_is_the_base_model_and_a_mean_lies_between_its_runs(tra
     assert set(trainer._base) == {0, 1}
 
 
+def test_the_hotter_the_more_alike_are_all_tokens(trainer: Trainer) -> None:
+    first = trainer.losses_of(BASE)
+    assert trainer.losses_of(Variant("warm", temperature=1.05)) != first
+    hot = trainer.losses_of(Variant("hot", temperature=1e6))
+    assert hot == pytest.approx([hot[0]] * 20, rel=1e-4)
+    assert hot[0] > np.mean(first)
+    assert trainer.losses_of(BASE) == first
+
+
 def test_a_variant_that_diverges_has_no_losses(trainer: Trainer) -> None:
     assert trainer.losses_of(Variant("wild", Training(arm="dense", rate=1e30, batch=16, epochs=0.5))) == []
