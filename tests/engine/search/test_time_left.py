@@ -22,6 +22,7 @@ from trainer_node.engine.search.time_left import (
     ROUND_SHARE,
     are_factors_scored,
     factors_s,
+    has_factors,
     is_rounded,
     lora_arms,
     rounding_s,
@@ -107,3 +108,10 @@ def test_lora_counts_as_what_averages_well_where_the_score_is_a_loss_of_its_own(
     assert lora_arms(_run(tmp_path), known, plain) == {"LoRA r4"}
     assert lora_arms(_run(tmp_path), known, compared) == frozenset()
     assert lora_arms(_run(tmp_path, task_type=TaskType.DPO), known, plain) == frozenset()
+
+
+def test_trials_tell_their_rate_unless_of_pairs_or_sharded_weights(dense: Plan, tmp_path: Path) -> None:
+    assert has_factors(_run(tmp_path), dense)
+    assert not has_factors(_run(tmp_path, task_type=TaskType.DPO), dense)
+    assert not has_factors(_run(tmp_path), replace(dense, parallel="fsdp2"))
+    assert not has_factors(_run(tmp_path, profile="winner_2026_06"), dense)

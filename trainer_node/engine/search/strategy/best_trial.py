@@ -23,6 +23,11 @@ def is_long(trial: Trial) -> bool:
     return not trial.short and (trial.main or trial.epochs >= LEAST_EPOCHS)
 
 
+def is_probe(trial: Trial) -> bool:
+    """Return whether a trial compares rates for one long run; no runs of full length follow it."""
+    return not trial.short and not is_long(trial)
+
+
 def settled(result: TrialResult) -> Trial:
     """Return one that ends where this trial's loss was lowest, and some more for the rate to fall to zero."""
     trial = replace(result.trial, main=False, short=False, leaves_s=0.0)

@@ -9,7 +9,7 @@ from shared.planning.plan import Plan
 from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.strategy.neighbours import LEAST_BATCH, START_EPOCHS
 from trainer_node.engine.search.strategy.prior import with_prior
-from trainer_node.engine.search.strategy.probes import probe_of
+from trainer_node.engine.search.strategy.probes import long_probe, probe_of
 from trainer_node.engine.search.strategy.run_length import main_run, runs_after, whole_run
 from trainer_node.engine.search.strategy.short_trials import short_trial
 from trainer_node.engine.search.trial import Trial
@@ -46,7 +46,9 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
         return probe
     if whole is not None and budget.refits(whole, 1):
         return whole
-    return _twin(start[0], budget) or with_prior(main_run(start[0], budget), budget)
+    if first := _twin(start[0], budget) or long_probe(start[0], budget):
+        return first
+    return with_prior(main_run(start[0], budget), budget)
 
 
 def _first_of_lora(start: Sequence[Trial], budget: Budget) -> Trial | None:

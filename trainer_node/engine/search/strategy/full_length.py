@@ -27,7 +27,7 @@ WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of i
 # Once a trial has told its rate, a second run on all rows is worth more than any trial but one of a rate that
 # is far off: the factor says less exactly how far then.
 TOLD_REFITS, FAR_RATE = 2, 2.5
-MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of a first long run that gave no number, and of the time
+MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of a first long run that failed, and of the time
 
 
 def next_neighbour(
@@ -88,7 +88,10 @@ def _is_tried(trial: Trial, centre: Trial, told: Trial | None, done: Sequence[Tr
 
 
 def long_again(failed: Sequence[TrialResult], budget: Budget) -> Trial | None:
-    """Return the run that gave no number once more, at a third of its rate; None without time for it."""
+    """Return the run that gave no number, or was worse than a probe, once more, at a third of its rate.
+
+    None without time for it.
+    """
     lower = replace(failed[-1].trial, rate=failed[-1].trial.rate / RATE_STEP)
     if len(failed) >= MOST_TRIES or lower.rate < LEAST_RATE or budget.left_s < LEAST_AGAIN * budget.all_s:
         return None

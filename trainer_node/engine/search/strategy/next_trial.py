@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer_node.engine.search.strategy.best_trial import best_of, is_long
+from trainer_node.engine.search.strategy.best_trial import best_of, is_long, is_probe
 from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.strategy.first_trial import first_trial
 from trainer_node.engine.search.strategy.full_length import last_pass, long_again, next_neighbour
@@ -42,7 +42,7 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
     if all(result.trial.short for result in done):
         return rate_or_whole(done, budget)
     long = [result for result in done if is_long(result.trial)]
-    if long and (best or long[-1].trial.main) and all(result.loss is None for result in long):
+    if _is_lost(long, best):
         return long_again(long, budget)
     if long and best is None and budget.width == 1 and (again := long_again(long, budget)):
         return again
@@ -53,3 +53,10 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
     if best is None:
         return None
     return first_refit(best, done, budget) or last_pass(best, done[-1], budget)
+
+
+def _is_lost(long: Sequence[TrialResult], best: TrialResult | None) -> bool:
+    """Return whether long runs gave no number, or one that is worse than a probe's."""
+    if best is None:
+        return bool(long) and long[-1].trial.main
+    return bool(long) and (is_probe(best.trial) or all(result.loss is None for result in long))

@@ -8,21 +8,54 @@ from msgspec.structs import replace
 
 from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.strategy.budget import Budget
-from trainer_node.engine.search.strategy.neighbours import LEAST_EPOCHS, RATE_STEP, in_range, key
+from trainer_node.engine.search.strategy.neighbours import (
+    LEAST_EPOCHS,
+    LEAST_RATE,
+    MOST_RATE,
+    RATE_STEP,
+    in_range,
+    key,
+)
+from trainer_node.engine.search.strategy.prior import rate_factor
 from trainer_node.engine.search.strategy.rates import HORIZON, rate_after, rates_to_try
 from trainer_node.engine.search.strategy.run_length import epochs_in, main_run
 from trainer_node.engine.search.trial import Trial, TrialResult
 
 PROBE_SHARE = 0.12  # of the time, for all of them together
 PROBE_TRIALS = 4
+PROBE_EPOCHS = 0.99 * LEAST_EPOCHS  # longer ones are runs of full length
+SLACK = 1e-6  # four parts of a share are the share
 PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
 
 
 def probe_of(trial: Trial, budget: Budget) -> Trial | None:
     """Return a trial of one part of PROBE_SHARE; None if that has too few steps to tell anything."""
-    epochs = min(epochs_in(trial, budget, PROBE_SHARE * budget.all_s / PROBE_TRIALS), 0.99 * LEAST_EPOCHS)
+    return _probe(trial, budget, PROBE_SHARE / PROBE_TRIALS)
+
+
+def long_probe(trial: Trial, budget: Budget) -> Trial | None:
+    """Return a single probe of PROBE_STEPS that takes up to PROBE_SHARE, where one tells which rate is right.
+
+    Of several devices each would run one, and none would know what it told.
+    """
+    return _probe(trial, budget, PROBE_SHARE) if budget.factors and budget.width == 1 else None
+
+
+def _probe(trial: Trial, budget: Budget, share: float) -> Trial | None:
+    """Return a trial of one part of PROBE_SHARE, or of PROBE_STEPS where these take longer.
+
+    None if it takes more than `share` of the time, half an epoch, or less than what it costs besides its
+    steps. At its rate, lowered for the longer run, that run has the prior's.
+    """
+    least_s = max(budget.trial_s, PROBE_SHARE / PROBE_TRIALS * budget.left_s - budget.trial_s)
+    least = PROBE_STEPS * trial.batch / budget.examples
+    epochs = min(PROBE_EPOCHS, max(least, epochs_in(trial, budget, least_s + budget.trial_s)))
     probe = replace(trial, epochs=epochs)
-    return probe if epochs > 0 and budget.steps(probe) >= PROBE_STEPS else None
+    if epochs < least or budget.cost_s(probe) > (1.0 + SLACK) * share * budget.left_s:
+        return None
+    whole = main_run(trial, replace(budget, left_s=budget.left_s - budget.cost_s(probe)))
+    raised = 1.0 if budget.pairs else 1.0 / _lowered(whole, probe)
+    return replace(probe, rate=min(MOST_RATE, raised * rate_factor(whole, budget) * trial.rate))
 
 
 def probe_or_main(done: Sequence[TrialResult], budget: Budget) -> Trial:
@@ -31,11 +64,16 @@ def probe_or_main(done: Sequence[TrialResult], budget: Budget) -> Trial:
     tried = {key(result.trial) for result in done}
     centre = best.trial if best else replace(first, rate=first.rate / RATE_STEP)
     spent = budget.all_s - budget.left_s
-    if spent + budget.cost_s(first) <= PROBE_SHARE * budget.all_s:
-        for rate in rates_to_try(centre, best, done, (1.0, RATE_STEP, 1.0 / RATE_STEP)):
+    if spent + budget.cost_s(first) <= (1.0 + SLACK) * PROBE_SHARE * budget.all_s:
+        for rate in rates_to_try(centre, best, done, (1.0, 1.0 / RATE_STEP, RATE_STEP)):
             trial = replace(centre, rate=rate)
             if in_range(replace(trial, epochs=1.0)) and key(trial) not in tried:
                 return trial
     chosen = main_run(centre, budget)
-    factor = min(1.0, (chosen.epochs / first.epochs) ** -HORIZON)
-    return replace(chosen, rate=rate_after(centre, best, done) * max(factor, 1 / RATE_STEP))
+    rate = rate_after(centre, best, done) * _lowered(chosen, first)
+    return replace(chosen, rate=max(LEAST_RATE, rate))
+
+
+def _lowered(run: Trial, probe: Trial) -> float:
+    """Return the factor on a probe's rate for a run that is so much longer."""
+    return float(max(1.0 / RATE_STEP, min(1.0, (run.epochs / probe.epochs) ** -HORIZON)))
