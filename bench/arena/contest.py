@@ -188,7 +188,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=(*MODELS, "smollm2"), default=list(MODELS))
     parser.add_argument("--rows", type=int, nargs="+", default=[400])
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.0, 10.0], help="in epochs")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--damage", nargs="+", choices=WAYS, default=[None], help="of the base models")
     parser.add_argument("--profiles", nargs="+", default=list(PROFILES), help="the first one is judged")
     parser.add_argument("--boss", default=BOSS, help="whom the winner of a tournament has to beat")
@@ -209,7 +210,7 @@ def main() -> None:
         options.models,
         options.rows,
         options.budgets,
-        range(options.seeds),
+        range(options.first_seed, options.first_seed + options.seeds),
         options.damage,
     )
     tasks = cpu_suite() if options.suite else [Task(*values) for values in itertools.product(*parts)]

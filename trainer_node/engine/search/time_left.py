@@ -35,8 +35,8 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
     speed = tokens / trained_s if tokens and trained_s > 0 else expected
     if run.simulated:
         speed = run.job.token_clock_rate / known.width
-    scoring_s = PASSES * record.costs.score_s if are_factors_scored(run) else 0.0
-    other = [one.other_s for one in known.done] or [_other_s(record.costs, first) + scoring_s]
+    passes_s = PASSES * scored_s(record) if are_factors_scored(run) else 0.0
+    other = [one.other_s for one in known.done] or [_other_s(record.costs, first) + passes_s]
     return Budget(
         left_s=end_at(run, record, known.plans.values()) - run.clock.time(),
         tokens_per_s=speed,
@@ -105,9 +105,14 @@ def factors_s(run: RunContext, record: RunRecord) -> float:
     """Return the seconds after the last trial in which it is scored at other factors on its delta."""
     if run.simulated or not are_factors_scored(run):
         return 0.0
-    share = min(1.0, MOST_ROWS / max(1, len(record.base_losses)))
-    passes = 1.0 + 2 * PASSES * share  # of the last weights and the lowest point's, and what is chosen
-    return min(FACTORS_SHARE * (run.job.ready_by - run.job.start_at), passes * record.costs.score_s)
+    # The last weights and the lowest point's are scored, and then what is chosen.
+    seconds = record.costs.score_s + 2 * PASSES * scored_s(record)
+    return min(FACTORS_SHARE * (run.job.ready_by - run.job.start_at), seconds)
+
+
+def scored_s(record: RunRecord) -> float:
+    """Return the seconds that scoring the rows takes by which a factor is judged, once."""
+    return record.costs.score_s * min(1.0, MOST_ROWS / max(1, len(record.base_losses)))
 
 
 def are_factors_scored(run: RunContext, trial: Trial | None = None) -> bool:
