@@ -39,10 +39,12 @@ def test_one_probe_of_forty_steps_tells_the_rate_of_the_long_run(epochs: float) 
     probe = first_trial(WIDE, budget)
     assert budget.steps(probe) == pytest.approx(PROBE_STEPS)
     assert 0.03 * budget.all_s < budget.cost_s(probe) <= PROBE_SHARE * budget.all_s
-    right, high = (_main_after(probe, factor, budget) for factor in (1.0, 0.75))
+    low, right, high, highest = (_main_after(probe, factor, budget) for factor in (1.2, 1.0, 0.8, 0.7))
     assert right.main
     assert right.rate == pytest.approx(rate_factor(right, budget))  # the prior's
-    assert high.rate == pytest.approx(right.rate * 0.75**3)
+    assert low.rate == pytest.approx(right.rate * 1.2**3)
+    assert high.rate == right.rate  # nothing has shown yet that a lower one is better
+    assert highest.rate == pytest.approx(right.rate * 0.7**3)
 
 
 def test_rows_that_are_seen_once_have_a_higher_rate_after_a_probe_as_well() -> None:
