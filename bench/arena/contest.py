@@ -2,7 +2,7 @@
 
 python -m bench arena --suite cpu [--page FOLDER]
 python -m bench arena [--sources NAME ...] [--models NAME ...] [--rows N] [--budgets E ...] [--seeds N] \
-    [--damage WAY ...] [--profiles NAME ...] [--workers N] [--results FILE]
+    [--first-seed N] [--damage WAY ...] [--profiles NAME ...] [--workers N] [--results FILE]
 
 A task is a data set, a base model, a number of training rows, a budget, a seed, and damage to the model. The
 budget is the time of E epochs on the token clock, with all the training that a profile does in it, so that a
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[400])
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.0, 10.0], help="in epochs")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the first task")
     parser.add_argument("--damage", nargs="+", choices=WAYS, default=[None], help="of the base models")
     parser.add_argument("--profiles", nargs="+", default=list(PROFILES), help="the first one is judged")
     parser.add_argument("--boss", default=BOSS, help="whom the winner of a tournament has to beat")

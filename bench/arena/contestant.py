@@ -32,7 +32,7 @@ from trainer_node.engine.signals import Stop
 AUTO_ONCE = "auto_once"  # the plan of `auto`, carried out once without a search
 AUTO_UNREPAIRED = "auto_unrepaired"  # `auto` on the base model as it is given
 AUTO_MATRICES = "auto_matrices"  # `auto` without norms, embeddings and output matrix
-# `auto` with one probe of so much of the time, however few its steps, where it trains only once otherwise.
+# `auto` with one probe of so much of the time, however few its steps: for jobs that it trains once otherwise.
 PROBE_SHARES = {"auto_probe_4": 0.04, "auto_probe_12": 0.12, "auto_probe_20": 0.2}
 
 

@@ -40,6 +40,7 @@ from bench.deadline.simulated_machine import World
 from bench.harness import tiny_jobs
 from bench.reliability import resume
 from shared.messages import Phase
+from trainer_node.engine.search.strategy.best_trial import is_probe
 from trainer_node.engine.search.trial import read_search
 
 ROWS, PROBE_ROWS = 60, 8000  # the second has steps enough for probes
@@ -138,7 +139,7 @@ def kinds_of(folder: Path) -> Counter[str]:
     known = read_search(folder)
     kinds: Counter[str] = Counter()
     for one in known.done if known else []:
-        short = one.trial.epochs < 0.5
+        short = one.trial.short or is_probe(one.trial)
         kind = (
             "refits" if one.trial.refit else "main runs" if one.trial.main else "probes" if short else "whole"
         )

@@ -7,27 +7,32 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from shared.clock import TokenClock, WallClock
 from shared.messages import Hardware, TaskType
 from shared.planning.plan import Plan
+from shared.planning.throughput import SLACK_S, Costs
 from tests.engine.worker_run import bare_job
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, PASSES
 from trainer_node.engine.search.time_left import (
     FACTORS_SHARE,
     ROUND_SHARE,
     are_factors_scored,
+    budget_of,
     factors_s,
     has_factors,
     is_rounded,
     lora_arms,
     rounding_s,
+    scored_s,
 )
-from trainer_node.engine.search.trial import Trial
+from trainer_node.engine.search.trial import SearchRecord, Trial
 from trainer_node.engine.signals import Stop
 
 GB = 10**9
@@ -108,6 +113,27 @@ def test_lora_counts_as_what_averages_well_where_the_score_is_a_loss_of_its_own(
     assert lora_arms(_run(tmp_path), known, plain) == {"LoRA r4"}
     assert lora_arms(_run(tmp_path), known, compared) == frozenset()
     assert lora_arms(_run(tmp_path, task_type=TaskType.DPO), known, plain) == frozenset()
+
+
+def test_a_trial_is_expected_to_cost_two_passes_over_the_rows_that_tell_its_factor(
+    dense: Plan, tmp_path: Path
+) -> None:
+    """Of 400 development rows a factor is judged by 200."""
+    costs = Costs(score_s=8.0, save_s=2.0)
+    record: Any = SimpleNamespace(train_tokens=1000, train_examples=10, costs=costs, base_losses=[1.0] * 400)
+    lengths = np.array([100] * 10)
+    rows: Any = SimpleNamespace(
+        train=SimpleNamespace(lengths=lengths, base=None), dev=SimpleNamespace(lengths=lengths)
+    )
+
+    def budget(plan: Plan) -> Budget:
+        known = SearchRecord(plans={"dense": plan}, began_at=0.0, all_s=100.0)
+        return budget_of(_run(tmp_path), record, known, rows)
+
+    assert scored_s(record) == 4.0
+    assert budget(dense).trial_s == pytest.approx(8.0 + 1.0 + SLACK_S + 2 * 4.0)
+    assert budget(dense).factors
+    assert not budget(replace(dense, parallel="fsdp2")).factors
 
 
 def test_trials_tell_their_rate_unless_of_pairs_or_sharded_weights(dense: Plan, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def factors_s(run: RunContext, record: RunRecord) -> float:
 
 
 def scored_s(record: RunRecord) -> float:
-    """Return the seconds that scoring the rows takes by which a factor is judged, once."""
+    """Return the seconds of one pass over the rows by which a factor is judged."""
     return record.costs.score_s * min(1.0, MOST_ROWS / max(1, len(record.base_losses)))
 
 
@@ -126,7 +126,10 @@ def are_factors_scored(run: RunContext, trial: Trial | None = None) -> bool:
 
 
 def has_factors(run: RunContext, plan: Plan) -> bool:
-    """Return whether a plan's trials tell which rate they should have had: not those of sharded weights."""
+    """Return whether a plan's trials tell which rate they should have had: not those of sharded weights.
+
+    Nor do those whose weights have no room for a copy in main memory, which shows when they are trained.
+    """
     return are_factors_scored(run) and plan.parallel != "fsdp2"
 
 

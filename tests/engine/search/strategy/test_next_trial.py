@@ -1,5 +1,6 @@
 """The search for the best training run, on loss surfaces that are known."""
 
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,45 @@ def test_a_first_run_of_full_length_without_a_loss_is_run_again_at_a_lower_rate(
         done.append(TrialResult(trial=trial, loss=None, tokens=1, train_s=1.0))
     assert [trial.epochs >= 2.0 for trial in long] == [True] * MOST_TRIES
     assert long[1].rate == pytest.approx(long[0].rate / RATE_STEP)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "examples", "epoch_tokens"),
+    [
+        (60.0, 500, 10_000),  # whole trials
+        (300.0, 60, 10_000),
+        (20.0, 500, 10_000),  # one run
+        (9000.0, 50_000, 10_000_000),  # probes
+        (60_000.0, 20_000, 10_000_000),  # short trials
+    ],
+)
+def test_runs_without_a_number_are_followed_by_lower_rates_until_one_has_one(
+    seconds: float, examples: int, epoch_tokens: int
+) -> None:
+    done, left = searched(
+        lambda trial: bowl(0.05, 2.0, 32)(trial) if trial.rate < 0.1 else None,
+        seconds,
+        examples=examples,
+        epoch_tokens=epoch_tokens,
+        all_rows=1.02 if examples > 500 else 1.25,
+    )
+    failed = [result.trial.rate for result in takewhile(lambda result: result.loss is None, done)]
+    assert failed == sorted(failed, reverse=True)
+    assert best_of(done) or left < 0.1 * seconds
+
+
+def test_short_trials_that_were_slow_and_gave_no_number_are_followed_by_one_long_run() -> None:
+    """There is no time for a run of full length any more, and another one on all rows."""
+    short = Trial(arm="dense", epochs=1.0, short=True, batch=2)
+    done = [
+        TrialResult(trial=replace(short, rate=rate), loss=None, tokens=1, train_s=30.0)
+        for rate in (1.0, 1 / 3, 1 / 9)
+    ]
+    trial = next_trial(START, done, plenty(left_s=20.0, all_s=110.0, all_rows=1.25))
+    assert trial is not None
+    assert trial.main
+    assert not trial.short
+    assert trial.rate == pytest.approx(1 / 27, rel=0.2)
 
 
 def test_without_time_a_failed_last_run_is_the_end() -> None:

@@ -191,6 +191,18 @@ def test_a_run_that_joins_the_trial_is_repeated_at_the_rate_of_one_if_it_gave_no
     assert next_trial(START, done, budget) == replace(first, rate=pytest.approx(1.1**3), seed=1)
 
 
+def test_runs_on_all_rows_stay_at_the_rate_that_gave_a_number() -> None:
+    trial = Trial(arm="dense", epochs=2.0)
+    done = [TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0)]
+    rates = (3.0, 1.0)
+    for seed, (rate, loss) in enumerate(zip(rates, (None, 1.9), strict=True)):
+        refit = replace(trial, rate=rate, refit=True, seed=seed)
+        done.append(TrialResult(trial=refit, loss=loss, tokens=1, train_s=1.0))
+    third = next_trial(START, done, plenty(left_s=100.0, all_s=200.0, all_rows=1.25))
+    assert third is not None
+    assert (third.rate, third.seed) == (1.0, 2)
+
+
 def test_the_second_run_at_a_raised_rate_is_shortened_if_the_first_was_slow() -> None:
     trial = Trial(arm="lora", epochs=2.0, refit=True)
     budget = plenty(left_s=20.0, all_rows=1.25, lora=LORA)

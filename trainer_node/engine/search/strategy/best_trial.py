@@ -24,7 +24,7 @@ def is_long(trial: Trial) -> bool:
 
 
 def is_probe(trial: Trial) -> bool:
-    """Return whether a trial compares rates for one long run; no runs of full length follow it."""
+    """Return whether a trial is a probe, which compares rates before one long run."""
     return not trial.short and not is_long(trial)
 
 

@@ -34,8 +34,8 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
 
     Rows that are too few for a short trial get a run of full length, if many of them are held out: a second
     run, on all rows, is worth its time then. Otherwise the rate is worth more. With a trial on each device
-    rates are compared at full length. Without time for more than one other run, and with too few steps to
-    compare rates, half of a real model's time goes to a run on all rows.
+    rates are compared at full length. Without time for more than one other run, and with too few steps for
+    several probes, half of a real model's time goes to a run on all rows. Else one longer probe comes first.
     """
     whole = _first_of_lora(start, budget) or _whole(start[0], budget)
     if whole is not None and (short := short_trial(whole, budget)):
@@ -56,10 +56,10 @@ def _first_of_lora(start: Sequence[Trial], budget: Budget) -> Trial | None:
 
     Two of them on all rows follow, and of a tiny model at least one.
     """
-    least = 1 if budget.tiny and budget.all_rows >= TWIN_ROWS else 2
+    least_runs = 1 if budget.tiny and budget.all_rows >= TWIN_ROWS else 2
     is_small = not budget.tiny or budget.examples <= MOST_TINY_LORA_ROWS
     for trial in start if is_small else ():
-        if trial.arm not in budget.lora - budget.single or runs_after(trial, budget) < least:
+        if trial.arm not in budget.lora - budget.single or runs_after(trial, budget) < least_runs:
             continue
         whole = _whole(trial, budget, TWIN_EPOCHS)
         if whole and budget.steps(whole) >= LORA_STEPS and whole.epochs >= TWIN_EPOCHS:
@@ -68,7 +68,10 @@ def _first_of_lora(start: Sequence[Trial], budget: Budget) -> Trial | None:
 
 
 def _whole(trial: Trial, budget: Budget, least: float = START_EPOCHS[0]) -> Trial | None:
-    """Return a run of full length, of `least` epochs if one or none follows, as the prior has it."""
+    """Return a run of full length with the prior's batch and rate.
+
+    If fewer than two runs follow it, it has `least` epochs, or is None.
+    """
     whole = whole_run(trial, budget, least)
     return with_prior(whole, budget, runs_after(trial, budget)) if whole else None
 

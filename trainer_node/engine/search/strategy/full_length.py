@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from trainer_node.engine.search.strategy.best_trial import settled
+from trainer_node.engine.search.strategy.best_trial import is_long, settled
 from trainer_node.engine.search.strategy.budget import SAFETY, Budget
 from trainer_node.engine.search.strategy.neighbours import (
     LEAST_RATE,
@@ -27,7 +27,7 @@ WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of i
 # Once a trial has told its rate, a second run on all rows is worth more than any trial but one of a rate that
 # is far off: the factor says less exactly how far then.
 TOLD_REFITS, FAR_RATE = 2, 2.5
-MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of a first long run that failed, and of the time
+MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of long runs, if a short one has a loss, and of the time
 
 
 def next_neighbour(
@@ -81,19 +81,21 @@ def _is_tried(trial: Trial, centre: Trial, told: Trial | None, done: Sequence[Tr
     if told is None:
         return False
     is_rate = key(trial) == key(replace(centre, rate=trial.rate)) != key(centre)
-    long = (one.trial for one in done if not one.trial.short)
+    long = (one.trial for one in done if is_long(one.trial))
     return any(
         is_like(one, trial) and (is_rate or key(replace(one, rate=trial.rate)) == key(trial)) for one in long
     )
 
 
-def long_again(failed: Sequence[TrialResult], budget: Budget) -> Trial | None:
-    """Return the run that gave no number, or was worse than a probe, once more, at a third of its rate.
+def long_again(failed: Sequence[TrialResult], best: TrialResult | None, budget: Budget) -> Trial | None:
+    """Return the run that gave no number, or was worse than a probe, again at a third of its rate.
 
-    None without time for it.
+    None without time for it, and of a search that has a loss after MOST_TRIES.
     """
     lower = replace(failed[-1].trial, rate=failed[-1].trial.rate / RATE_STEP)
-    if len(failed) >= MOST_TRIES or lower.rate < LEAST_RATE or budget.left_s < LEAST_AGAIN * budget.all_s:
+    if (best and len(failed) >= MOST_TRIES) or budget.left_s < LEAST_AGAIN * budget.all_s:
+        return None
+    if lower.rate < LEAST_RATE:
         return None
     return lower if not lower.main and budget.fits(lower) else main_run(lower, budget)
 

@@ -9,7 +9,8 @@ depends on the time that there is:
 - A tiny model's LoRA needs less: a trial of one epoch or more, and runs on all rows, all of them averaged.
 - For less: still shorter trials (probes) compare rates, and one long run takes the time that is left, or a
   part of it if its loss turns.
-- Too few steps to compare rates: two runs, the second one on all rows, or a single run.
+- Too few steps for several probes: two runs, the second one on all rows; or a longer probe and one long
+  run; or a single run.
 """
 
 from __future__ import annotations
@@ -42,10 +43,8 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
     if all(result.trial.short for result in done):
         return rate_or_whole(done, budget)
     long = [result for result in done if is_long(result.trial)]
-    if _is_lost(long, best):
-        return long_again(long, budget)
-    if long and best is None and budget.width == 1 and (again := long_again(long, budget)):
-        return again
+    if long and _is_lost(long, best, budget):
+        return long_again(long, best, budget)
     if not long and not done[0].trial.short:
         return probe_or_main(done, budget)
     if trial := next_neighbour(best.trial if best else done[0].trial, best, start, done, budget):
@@ -55,8 +54,11 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
     return first_refit(best, done, budget) or last_pass(best, done[-1], budget)
 
 
-def _is_lost(long: Sequence[TrialResult], best: TrialResult | None) -> bool:
-    """Return whether long runs gave no number, or one that is worse than a probe's."""
+def _is_lost(long: Sequence[TrialResult], best: TrialResult | None, budget: Budget) -> bool:
+    """Return whether the long runs gave no number, or only ones that are worse than a probe's.
+
+    With a trial on each device the others of a round are not known yet.
+    """
     if best is None:
-        return bool(long) and long[-1].trial.main
-    return bool(long) and (is_probe(best.trial) or all(result.loss is None for result in long))
+        return budget.width == 1 or long[-1].trial.main
+    return is_probe(best.trial) or all(result.loss is None for result in long)

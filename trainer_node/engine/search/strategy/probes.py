@@ -17,7 +17,7 @@ from trainer_node.engine.search.strategy.neighbours import (
     key,
 )
 from trainer_node.engine.search.strategy.prior import rate_factor
-from trainer_node.engine.search.strategy.rates import HORIZON, rate_after, rates_to_try
+from trainer_node.engine.search.strategy.rates import by_length, rate_after, rates_to_try
 from trainer_node.engine.search.strategy.run_length import epochs_in, main_run
 from trainer_node.engine.search.trial import Trial, TrialResult
 
@@ -28,7 +28,7 @@ PROBE_EPOCHS = 0.99 * LEAST_EPOCHS  # longer ones are runs of full length
 # of their rate, and the long runs after them for twice theirs. Three others asked for more, and the long runs
 # found that right within 20% (docs/experiments.md).
 TRUSTED = 0.75
-SLACK = 1e-6  # four parts of a share are the share
+SLACK = 1e-6  # for rounding: four parts of a share may add up to a little more
 PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
 
 
@@ -38,18 +38,18 @@ def probe_of(trial: Trial, budget: Budget) -> Trial | None:
 
 
 def long_probe(trial: Trial, budget: Budget) -> Trial | None:
-    """Return a single probe of PROBE_STEPS that takes up to PROBE_SHARE, where one tells which rate is right.
+    """Return a first probe that may take all of PROBE_SHARE, where one alone tells which rate is right.
 
-    Of several devices each would run one, and none would know what it told.
+    More follow if they fit. Of several devices each would run one, and none would know what it told.
     """
     return _probe(trial, budget, PROBE_SHARE) if budget.factors and budget.width == 1 else None
 
 
 def _probe(trial: Trial, budget: Budget, share: float) -> Trial | None:
-    """Return a trial of one part of PROBE_SHARE, or of PROBE_STEPS where these take longer.
+    """Return a trial of one part of PROBE_SHARE; longer, if PROBE_STEPS or its scoring take longer than that.
 
-    None if it takes more than `share` of the time, half an epoch, or less than what it costs besides its
-    steps. At its rate, lowered for the longer run, that run has the prior's.
+    None if it takes more than `share` of the time, or PROBE_STEPS are half an epoch. Its rate is so much
+    higher than the prior's that the long run begins at that. The rate of pairs is not raised.
     """
     least_s = max(budget.trial_s, PROBE_SHARE / PROBE_TRIALS * budget.left_s - budget.trial_s)
     least = PROBE_STEPS * trial.batch / budget.examples
@@ -66,7 +66,8 @@ def probe_or_main(done: Sequence[TrialResult], budget: Budget) -> Trial:
     """Return the next probe, or the long run that they lead to."""
     best, first = best_of(done), done[0].trial
     tried = {key(result.trial) for result in done}
-    centre = best.trial if best else replace(first, rate=first.rate / RATE_STEP)
+    lowest = min(result.trial.rate for result in done)
+    centre = best.trial if best else replace(first, rate=lowest / RATE_STEP)
     spent = budget.all_s - budget.left_s
     if spent + budget.cost_s(first) <= (1.0 + SLACK) * PROBE_SHARE * budget.all_s:
         for rate in rates_to_try(centre, best, done, (1.0, 1.0 / RATE_STEP, RATE_STEP)):
@@ -81,5 +82,5 @@ def probe_or_main(done: Sequence[TrialResult], budget: Budget) -> Trial:
 
 
 def _lowered(run: Trial, probe: Trial) -> float:
-    """Return the factor on a probe's rate for a run that is so much longer."""
-    return float(max(1.0 / RATE_STEP, min(1.0, (run.epochs / probe.epochs) ** -HORIZON)))
+    """Return what a longer run's rate is multiplied by, relative to its probe's: 1/3 to 1."""
+    return max(1.0 / RATE_STEP, min(1.0, by_length(run.epochs, probe.epochs)))

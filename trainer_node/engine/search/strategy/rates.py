@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from trainer_node.engine.search.strategy.best_trial import settled
+from trainer_node.engine.search.strategy.best_trial import is_probe, settled
 from trainer_node.engine.search.strategy.delta_factor import rate_change
 from trainer_node.engine.search.strategy.neighbours import (
     LEAST_RATE,
@@ -21,6 +21,11 @@ from trainer_node.engine.search.trial import Trial, TrialResult
 HORIZON = 0.2  # the best rate falls with the length of a run to this power
 
 
+def by_length(epochs: float, known: float) -> float:
+    """Return the best rate of a run of `epochs`, relative to that of one of `known` epochs."""
+    return float((epochs / known) ** -HORIZON)
+
+
 def at_best_rate(result: TrialResult, done: Sequence[TrialResult]) -> Trial:
     """Return the settled trial at the rate that its delta's best factor asks for.
 
@@ -29,8 +34,13 @@ def at_best_rate(result: TrialResult, done: Sequence[TrialResult]) -> Trial:
     trial = settled(result)
     rate = trial.rate * rate_change(result.factor)
     aimed = replace(trial, rate=min(MOST_RATE, max(LEAST_RATE, rate)))
-    tried = (one.trial for one in done if one is not result and one.trial.short == result.trial.short)
+    tried = (one.trial for one in done if one is not result and _is_as_long(one.trial, result.trial))
     return trial if any(is_like(one, aimed) for one in tried) else aimed
+
+
+def _is_as_long(trial: Trial, other: Trial) -> bool:
+    """Return whether both are probes, both short trials, or both runs of full length."""
+    return trial.short == other.short and is_probe(trial) == is_probe(other)
 
 
 def is_undecided(result: TrialResult) -> bool:

@@ -52,8 +52,9 @@ def first_refit(best: TrialResult, done: Sequence[TrialResult], budget: Budget) 
 def next_refit(
     best: TrialResult, refits: Sequence[TrialResult], done: Sequence[TrialResult], budget: Budget
 ) -> Trial | None:
-    """Return one more run like the first one on all rows; at the rate of one run if none gave a number."""
-    first = refits[0].trial
+    """Return one more run like the first one that gave a number; at the rate of one run if none did."""
+    good = (result.trial for result in refits if result.loss is not None)
+    first = replace(next(good, refits[0].trial), seed=refits[0].trial.seed)
     ran = [result for result in refits if result.tokens]  # the others are of the same round, on other devices
     if ran and all(result.loss is None for result in ran):
         trials = [result for result in done if not result.trial.refit]

@@ -11,7 +11,7 @@ from trainer_node.engine.search.strategy.budget import SAFETY, Budget
 from trainer_node.engine.search.strategy.neighbours import LEAST_RATE, MOST_RATE, RATE_STEP, key
 from trainer_node.engine.search.strategy.prior import SHORT_STEPS
 from trainer_node.engine.search.strategy.probes import PROBE_STEPS
-from trainer_node.engine.search.strategy.rates import HORIZON, rate_after, rates_to_try
+from trainer_node.engine.search.strategy.rates import by_length, rate_after, rates_to_try
 from trainer_node.engine.search.strategy.refits import first_refit
 from trainer_node.engine.search.strategy.run_length import epochs_in, main_run, whole_run
 from trainer_node.engine.search.trial import Trial, TrialResult
@@ -38,13 +38,13 @@ def short_trial(whole: Trial, budget: Budget) -> Trial | None:
     after = replace(budget, left_s=budget.left_s - SAFETY * SHORT_TRIALS * budget.cost_s(short))
     if budget.width > 1 or budget.steps(short) < PROBE_STEPS or not _longer(short, after):
         return None
-    return replace(short, rate=min(MOST_RATE, short.rate * (whole.epochs / short.epochs) ** HORIZON))
+    return replace(short, rate=min(MOST_RATE, short.rate * by_length(short.epochs, whole.epochs)))
 
 
 def _longer(short: Trial, budget: Budget) -> Trial | None:
     """Return the run of full length after short trials, if there is time for one that is much longer.
 
-    Only those of a tiny model's LoRA can be too short for that.
+    Only a tiny model's LoRA has runs of full length that may be too short for that.
     """
     whole = whole_run(short, budget)
     return whole if whole and whole.epochs >= LEAST_LONGER * short.epochs else None
@@ -71,6 +71,7 @@ def rate_or_whole(done: Sequence[TrialResult], budget: Budget) -> Trial | None:
     if not budget.refits(centre, 1):  # nothing follows a run of full length: it may take all the time
         last = replace(main_run(centre, budget), short=False)
         whole = last if whole is None or last.epochs <= MOST_UNSEEN else whole
-    if whole is None:
-        return first_refit(best, done, budget) if best else None
-    return replace(whole, rate=max(LEAST_RATE, centre.rate * (whole.epochs / centre.epochs) ** -HORIZON))
+    if whole is None and best:
+        return first_refit(best, done, budget)
+    whole = whole or replace(main_run(centre, budget), short=False)
+    return replace(whole, rate=max(LEAST_RATE, centre.rate * by_length(whole.epochs, centre.epochs)))
