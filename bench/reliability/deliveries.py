@@ -43,9 +43,9 @@ from shared.messages import Phase
 from trainer_node.engine.search.strategy.best_trial import is_probe
 from trainer_node.engine.search.trial import read_search
 
-ROWS, PROBE_ROWS = 60, 8000  # the second has steps enough for probes
+ROWS, PROBE_ROWS = 60, 16_000  # the second has steps enough for probes
 PROBES = 100  # every so many-th run is one of those
-PROBE_TOKENS = (500_000.0, 1_300_000.0)  # trained in their time: enough for one probe, for whole trials
+PROBE_TOKENS = 1_800_000.0  # that one of those has time for: about four epochs
 MOST_HOURS = 1.5
 LEAST_TOKENS_PER_S = 1.5  # a pack of 100 tokens may not look like a hanging process, even ten times slower
 AIMS = (Phase.CHOOSE, Phase.EXPORT, Phase.VERIFY)
@@ -101,7 +101,7 @@ def simulate(count: int, seed: int, folder: Path) -> dict[str, Any]:
         ready_by = budget_s - min(runs.RESERVE_S, runs.RESERVE_SHARE * budget_s)
         tokens = max(LEAST_TOKENS_PER_S * ready_by, math.exp(luck.uniform(math.log(1_500), math.log(20_000))))
         if probes:
-            tokens = PROBE_TOKENS[index // PROBES % len(PROBE_TOKENS)]
+            tokens = PROBE_TOKENS
         seconds, faults = simulated_machine.draw(luck, ready_by, tokens)
         if probes:
             seconds.row /= PROBE_ROWS / ROWS  # all of them take as long as few do

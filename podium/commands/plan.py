@@ -211,7 +211,6 @@ def _budget(plan: Plan, stats: DataStats) -> Budget:
             plan.devices, min(stats.max_length, plan.max_length), stats.tokens / stats.examples
         ),
         devices=plan.devices,
-        factors=plan.parallel != "fsdp2",
         tiny=is_tiny(plan),
     )
 

@@ -15,7 +15,7 @@ import torch
 
 from tests.engine.positions import position
 from trainer_node.engine.distributed import checkpoint_parts
-from trainer_node.engine.distributed.checkpoint_parts import Note, Writer, take_away
+from trainer_node.engine.distributed.checkpoint_parts import FileEntry, Note, Writer, take_away
 from trainer_node.engine.distributed.weight_slices import cut, rows_of
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
@@ -179,11 +179,17 @@ def _begun_by_the_first(
 ) -> tuple[list[str], Path]:
     """Rank 0 has written its part of a checkpoint: what it will say, and the checkpoint's folder."""
     monkeypatch.setattr(checkpoint_parts, "MOST_WAIT_S", WAIT_S)
-    said: list[str] = []
+    said, written, real = list[str](), list[FileEntry](), checkpoint.write_tensors
+
+    def counted(*arguments: Any, **options: Any) -> FileEntry:
+        written.append(real(*arguments, **options))  # and synced: the disk may be full from now on
+        return written[-1]
+
+    monkeypatch.setattr(checkpoint, "write_tensors", counted)
     savers[0].report = said.append
     _save(savers, 9, only=1)
     (folder,) = place.glob(".tmp-*")
-    _wait_until(lambda: len(list(folder.glob("*.safetensors"))) == 2)
+    _wait_until(lambda: len(written) == 2)
     return said, folder
 
 

@@ -26,7 +26,6 @@ from trainer_node.engine.search.time_left import (
     are_factors_scored,
     budget_of,
     factors_s,
-    has_factors,
     is_rounded,
     lora_arms,
     rounding_s,
@@ -132,12 +131,3 @@ def test_a_trial_is_expected_to_cost_two_passes_over_the_rows_that_tell_its_fact
 
     assert scored_s(record) == 4.0
     assert budget(dense).trial_s == pytest.approx(8.0 + 1.0 + SLACK_S + 2 * 4.0)
-    assert budget(dense).factors
-    assert not budget(replace(dense, parallel="fsdp2")).factors
-
-
-def test_trials_tell_their_rate_unless_of_pairs_or_sharded_weights(dense: Plan, tmp_path: Path) -> None:
-    assert has_factors(_run(tmp_path), dense)
-    assert not has_factors(_run(tmp_path, task_type=TaskType.DPO), dense)
-    assert not has_factors(_run(tmp_path), replace(dense, parallel="fsdp2"))
-    assert not has_factors(_run(tmp_path, profile="winner_2026_06"), dense)

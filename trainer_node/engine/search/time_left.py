@@ -52,7 +52,6 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         least_batch=least_batch,
         devices=first.devices,
         width=known.width,
-        factors=has_factors(run, first),
         pairs=run.job.task_type is TaskType.DPO,
         tiny=is_tiny(first),
     )
@@ -123,14 +122,6 @@ def are_factors_scored(run: RunContext, trial: Trial | None = None) -> bool:
     """
     by_profile = run.job.task_type is not TaskType.DPO and not resolve(run.job.profile).probes
     return by_profile and not (trial and trial.refit)
-
-
-def has_factors(run: RunContext, plan: Plan) -> bool:
-    """Return whether a plan's trials tell which rate they should have had: not those of sharded weights.
-
-    Nor do those whose weights have no room for a copy in main memory, which shows when they are trained.
-    """
-    return are_factors_scored(run) and plan.parallel != "fsdp2"
 
 
 def rounding_s(run: RunContext, plans: Iterable[Plan]) -> float:

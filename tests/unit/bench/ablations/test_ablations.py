@@ -23,7 +23,9 @@ def test_every_group_compares_distinct_trainings_and_its_names_are_unique() -> N
     for name, variants in GROUPS.items():
         assert len(variants) > 1, name
         assert len(set(variants)) == len({one.name for one in variants}) == len(variants)
-        assert len({(one.training, one.runs, one.scale) for one in variants}) == len(variants)
+        assert len({(one.training, one.runs, one.scale, one.temperature) for one in variants}) == len(
+            variants
+        )
 
 
 def test_a_variant_of_several_groups_is_trained_once() -> None:

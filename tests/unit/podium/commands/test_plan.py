@@ -105,7 +105,6 @@ def test_planning_loads_no_torch() -> None:
         ("8B", "2", "to compare rates; then at a third of its rate"),  # sharded
         ("70B", "2", "One training run (LoRA r256, 3.4 epochs)"),
         ("7B", "2", "short runs of"),  # 90 M tokens
-        ("8B", ".3", "One training run"),  # sharded: one probe would tell nothing
         ("0.5B", ".02", "then one pass over the development rows: no time to compare"),
     ],
 )

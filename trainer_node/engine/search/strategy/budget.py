@@ -38,7 +38,6 @@ class Budget(Struct, frozen=True, kw_only=True):
     lora: frozenset[str] = frozenset()  # arms of LoRA of low rank, whose averages are lower than others'
     devices: int = 1  # that share a step: each needs an example
     width: int = 1  # trials that run at once, each on a device of its own
-    factors: bool = True  # a trial tells the rate that it should have had
     pairs: bool = False  # of preferences: published rates are below the plan's, none above it was measured
     tiny: bool = False  # the model is so small that it wants higher rates than real ones
 

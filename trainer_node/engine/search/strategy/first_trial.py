@@ -9,7 +9,7 @@ from shared.planning.plan import Plan
 from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.strategy.neighbours import LEAST_BATCH, START_EPOCHS
 from trainer_node.engine.search.strategy.prior import with_prior
-from trainer_node.engine.search.strategy.probes import long_probe, probe_of
+from trainer_node.engine.search.strategy.probes import probe_of
 from trainer_node.engine.search.strategy.run_length import main_run, runs_after, whole_run
 from trainer_node.engine.search.strategy.short_trials import short_trial
 from trainer_node.engine.search.trial import Trial
@@ -34,8 +34,8 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
 
     Rows that are too few for a short trial get a run of full length, if many of them are held out: a second
     run, on all rows, is worth its time then. Otherwise the rate is worth more. With a trial on each device
-    rates are compared at full length. Without time for more than one other run, and with too few steps for
-    several probes, half of a real model's time goes to a run on all rows. Else one longer probe comes first.
+    rates are compared at full length. Without time for more than one other run, and with too few steps to
+    compare rates, half of a real model's time goes to a run on all rows.
     """
     whole = _first_of_lora(start, budget) or _whole(start[0], budget)
     if whole is not None and (short := short_trial(whole, budget)):
@@ -46,9 +46,7 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
         return probe
     if whole is not None and budget.refits(whole, 1):
         return whole
-    if first := _twin(start[0], budget) or long_probe(start[0], budget):
-        return first
-    return with_prior(main_run(start[0], budget), budget)
+    return _twin(start[0], budget) or with_prior(main_run(start[0], budget), budget)
 
 
 def _first_of_lora(start: Sequence[Trial], budget: Budget) -> Trial | None:

@@ -9,8 +9,7 @@ depends on the time that there is:
 - A tiny model's LoRA needs less: a trial of one epoch or more, and runs on all rows, all of them averaged.
 - For less: still shorter trials (probes) compare rates, and one long run takes the time that is left, or a
   part of it if its loss turns.
-- Too few steps for several probes: two runs, the second one on all rows; or a longer probe and one long
-  run; or a single run.
+- Too few steps to compare rates: two runs, the second one on all rows, or a single run.
 """
 
 from __future__ import annotations
