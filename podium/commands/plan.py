@@ -37,7 +37,7 @@ from trainer_node.engine.search.strategy.neighbours import LEAST_EPOCHS, START_E
 from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.strategy.population import is_population, on_one_device
 from trainer_node.engine.search.strategy.prior import is_tiny
-from trainer_node.engine.search.strategy.probes import PROBE_SHARE, SLACK
+from trainer_node.engine.search.strategy.probes import PROBE_TRIALS
 from trainer_node.engine.search.strategy.short_trials import MOST_UNSEEN, SHORT_TRIALS
 from trainer_node.engine.search.trial import TrialResult
 from trainer_node.engine.search.winner import rate_search
@@ -167,9 +167,8 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
             f"The best one on the development rows {again}"
         )
     if first.epochs < LEAST_EPOCHS:
-        most = max(1, int((1 + SLACK) * PROBE_SHARE * budget.all_s / budget.cost_s(first)))
-        what = "One short run" if most == 1 else f"Up to {most} short runs"
-        return f"{what} of {first.epochs:.2f} epochs to compare rates; one long run takes the rest."
+        probes = f"Up to {PROBE_TRIALS} short runs of {first.epochs:.2f} epochs compare rates"
+        return f"{probes}; one long run takes the rest of the time."
     left = replace(budget, left_s=budget.left_s - budget.cost_s(first))
     done = TrialResult(trial=first, loss=1.0, tokens=0, train_s=0.0)
     if not sides and (after_it := next_trial(start, [done], left)) and after_it.refit:
