@@ -65,6 +65,8 @@ def test_the_model_card_says_the_rate_of_the_runs_on_all_rows(make_plan: Callabl
     joined = replace(again, trial=replace(again.trial, with_best=True))
     why = explained(make_plan("dense"), [best, joined], best).deviations[-1].reason
     assert "once, to be averaged with it, at rate x 0.34" in why
+    assert "averages of LoRA want more" not in why
+    why = explained(make_plan("lora"), [best, joined], best).deviations[-1].reason
     assert "averages of LoRA want more" in why
     failed = replace(joined, loss=None)
     assert "averaged" not in explained(make_plan("dense"), [best, failed], best).deviations[-1].reason

@@ -31,7 +31,7 @@ from trainer_node.engine.search.time_left import (
     rounding_s,
     scored_s,
 )
-from trainer_node.engine.search.trial import SearchRecord, Trial
+from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult, without_loss
 from trainer_node.engine.signals import Stop
 
 GB = 10**9
@@ -125,9 +125,14 @@ def test_a_trial_is_expected_to_cost_two_passes_over_the_rows_that_tell_its_fact
         train=SimpleNamespace(lengths=lengths, base=None), dev=SimpleNamespace(lengths=lengths)
     )
 
-    def budget(plan: Plan) -> Budget:
-        known = SearchRecord(plans={"dense": plan}, began_at=0.0, all_s=100.0)
+    def budget(plan: Plan, *done: TrialResult) -> Budget:
+        known = SearchRecord(plans={"dense": plan}, began_at=0.0, all_s=100.0, done=list(done))
         return budget_of(_run(tmp_path), record, known, rows)
+
+    ran = TrialResult(trial=Trial(arm="dense"), loss=2.0, tokens=1000, train_s=1.0, other_s=6.0)
+    assert (
+        budget(dense, ran, without_loss(Trial(arm="dense"))).trial_s == 6.0
+    )  # one that failed tells nothing
 
     assert scored_s(record) == 4.0
     assert budget(dense).trial_s == pytest.approx(8.0 + 1.0 + SLACK_S + 2 * 4.0)

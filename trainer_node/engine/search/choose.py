@@ -35,8 +35,8 @@ from trainer_node.engine.oom import is_out_of_memory, release
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.strategy.best_trial import best_of
-from trainer_node.engine.search.strategy.budget import MANY_HELD_OUT, is_averaged
-from trainer_node.engine.search.time_left import all_rows, end_at, factors_s, is_rounded, rounding_s
+from trainer_node.engine.search.strategy.budget import is_low_rank
+from trainer_node.engine.search.time_left import end_at, factors_s, is_rounded, rounding_s
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, factor_to_apply
 from trainer_node.engine.submission import submit
 from trainer_node.engine.time_budget import Part, affordable
@@ -154,15 +154,12 @@ def refits(
     """Return the runs on all rows: their average, then the one that is lowest on its rows.
 
     No row is left that could tell whether they are better. That they are was measured on several data sets
-    (docs/experiments.md). Where few rows are held out the best trial has seen almost all of them, and joins.
-    A tiny model's trial of LoRA joins, too, if its rate is near theirs.
+    (docs/experiments.md). The best trial joins their average if they are meant to be averaged with it.
     """
     held_out, good = evaluation_of(best), kept(runner, best, refit=True)
     alone = [one for one in good[:1] if not one.trial.averaged]
     single = [replace(candidate(runner, state, one), held_out=held_out) for one in alone]
-    few = all_rows(runner.record, runner.data) < MANY_HELD_OUT
-    joins = few or any(one.trial.with_best for one in good)
-    if joins and good and not good[0].trial.last_pass and is_averaged(runner.known.plans[best.trial.arm]):
+    if any(one.trial.with_best for one in good):
         good += [one for one in kept(runner, best) if one is best]
     if len(good) < 2 or Part.AVERAGE not in parts:
         return single
@@ -329,7 +326,8 @@ def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
     rate = next((one.trial.rate for one in done if one.trial.refit), best.trial.rate)
     if best.factor is not None and rate != best.trial.rate:
         again += f", at rate x {rate:.2g}: its loss is lowest at {best.factor:.2f} of the way that it went"
-        again += ", and averages of LoRA want more" * (joins or any(one.trial.averaged for one in done))
+        raised = any(one.trial.averaged or one.trial.with_best for one in done)
+        again += ", and averages of LoRA want more" * (raised and is_low_rank(plan))
     if done[-1].trial.last_pass:
         again = "; then one pass over the development rows"
     found = Deviation(

@@ -36,7 +36,7 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
     if run.simulated:
         speed = run.job.token_clock_rate / known.width
     passes_s = PASSES * scored_s(record) if are_factors_scored(run) else 0.0
-    other = [one.other_s for one in known.done] or [_other_s(record.costs, first) + passes_s]
+    other = [one.other_s for one in known.done if one.tokens] or [_other_s(record.costs, first) + passes_s]
     return Budget(
         left_s=end_at(run, record, known.plans.values()) - run.clock.time(),
         tokens_per_s=speed,

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.engine.search.strategy.surfaces import plenty
-from trainer_node.engine.search.strategy.budget import SAFETY, Budget
+from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY, Budget
 from trainer_node.engine.search.trial import Trial, last_pass_of
 
 
@@ -11,7 +11,7 @@ def test_a_budget_leaves_room_for_a_late_trial() -> None:
     budget = Budget(left_s=100.0, tokens_per_s=100.0, epoch_tokens=4_000, examples=100, trial_s=0.0, all_s=1)
     assert budget.fits(Trial(arm="dense", epochs=2.0))
     assert not budget.fits(Trial(arm="dense", epochs=2.6))
-    assert SAFETY * budget.cost_s(Trial(arm="dense", epochs=2.0)) < 100.0
+    assert TRIAL_SAFETY * budget.cost_s(Trial(arm="dense", epochs=2.0)) < 100.0
 
 
 def test_a_batch_that_does_not_fill_the_smallest_packs_costs_as_much_as_one_that_does() -> None:

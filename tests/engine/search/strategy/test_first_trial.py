@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
-from trainer_node.engine.search.strategy.budget import SAFETY
+from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY
 from trainer_node.engine.search.strategy.first_trial import first_trial
 from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.strategy.prior import LORA_ONCE
@@ -112,13 +112,16 @@ def test_a_tiny_model_begins_with_lora_where_its_trial_and_one_run_are_averaged(
         first = first_trial(START, replace(left, single=single))
         assert first.arm == arm
         if arm == "lora":
-            assert first.epochs == pytest.approx(24.0 / SAFETY / 22.5)
+            assert first.epochs == pytest.approx(24.0 / TRIAL_SAFETY / 22.5)
             assert first.rate == pytest.approx(LORA_ONCE / first.epochs)
 
 
 def test_a_tiny_model_averages_runs_of_lora_of_an_epoch() -> None:
     left = plenty(left_s=48.0, all_s=48.0, all_rows=1.25, trial_s=0.0, lora=frozenset({"lora"}))
-    for tiny, arm, epochs in ((True, "lora", 48.0 / SAFETY / 35.0), (False, "dense", 48.0 / SAFETY / 22.5)):
+    for tiny, arm, epochs in (
+        (True, "lora", 48.0 / TRIAL_SAFETY / 35.0),
+        (False, "dense", 48.0 / TRIAL_SAFETY / 22.5),
+    ):
         first = first_trial(START, replace(left, tiny=tiny))
         assert (first.arm, first.epochs) == (arm, pytest.approx(epochs))
 
@@ -143,8 +146,8 @@ def test_a_finer_batch_that_takes_longer_leaves_time_for_both_runs_on_all_rows()
 def test_many_rows_of_a_tiny_model_begin_with_dense_deltas() -> None:
     left = plenty(left_s=48.0, all_s=48.0, all_rows=1.25, trial_s=0.0, lora=frozenset({"lora"}), tiny=True)
     for examples, arm, epochs in (
-        (1000, "lora", 48.0 / SAFETY / 35.0),
-        (1001, "dense", 48.0 / SAFETY / 22.5),
+        (1000, "lora", 48.0 / TRIAL_SAFETY / 35.0),
+        (1001, "dense", 48.0 / TRIAL_SAFETY / 22.5),
     ):
         first = first_trial(START, replace(left, examples=examples))
         assert (first.arm, first.epochs) == (arm, pytest.approx(epochs))

@@ -5,12 +5,12 @@ from msgspec.structs import replace
 
 from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
 from trainer_node.engine.search.strategy.best_trial import best_of
-from trainer_node.engine.search.strategy.budget import SAFETY
+from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY
 from trainer_node.engine.search.strategy.full_length import WANTED_REFITS
 from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.strategy.refits import (
+    MOST_ABOVE_RUN,
     MOST_APART,
-    MOST_RAISED,
     MOST_REFITS,
     first_refit,
     refit_of,
@@ -27,7 +27,23 @@ def test_the_best_trial_is_run_again_on_all_rows_in_other_orders() -> None:
     refits = [result.trial for result in done if result.trial.refit]
     assert [result.trial for result in done[-MOST_REFITS:]] == refits
     assert [trial.seed for trial in refits] == list(range(MOST_REFITS))
-    assert {replace(trial, refit=False, seed=0) for trial in refits} == {best.trial}
+    assert {replace(trial, refit=False, seed=0, with_best=False) for trial in refits} == {best.trial}
+
+
+@pytest.mark.parametrize(
+    ("factor", "joins"), [(0.9, True), (1.0, True), (None, True), (0.75, False), (1.3, False)]
+)
+def test_a_trial_that_has_seen_almost_all_rows_joins_runs_at_about_its_rate(
+    factor: float | None, joins: bool
+) -> None:
+    best = TrialResult(trial=Trial(arm="dense", epochs=2.0), loss=2.0, tokens=1, train_s=1.0, factor=factor)
+    for all_rows, single, expected in (
+        (1.03, frozenset[str](), joins),
+        (1.25, frozenset[str](), False),  # it has seen four fifths of them
+        (1.03, frozenset({"dense"}), False),  # its weights aren't averaged
+    ):
+        refit = first_refit(best, [best], plenty(all_rows=all_rows, single=single))
+        assert (refit is not None and refit.with_best) == expected
 
 
 def test_runs_that_cannot_be_averaged_end_with_one_on_all_rows() -> None:
@@ -71,7 +87,7 @@ def test_a_run_on_all_rows_is_shortened_if_the_trial_before_it_was_slow() -> Non
     trial = Trial(arm="dense", epochs=1.1, batch=4)
     done = [TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0)]
     wanted = plenty(trial_s=0.0).cost_s(replace(trial, refit=True))
-    for left, share in ((1.06 * wanted, 1.0), (0.9 * wanted, 0.9 / SAFETY), (0.4 * wanted, None)):
+    for left, share in ((1.06 * wanted, 1.0), (0.9 * wanted, 0.9 / TRIAL_SAFETY), (0.4 * wanted, None)):
         refit = next_trial(START, done, plenty(left_s=left, all_s=4 * wanted, trial_s=0.0))
         if share is None:
             assert refit is None
@@ -124,7 +140,7 @@ def test_a_raised_rate_is_at_most_four_times_one_that_was_run() -> None:
     best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.3)  # asks for 2.2 times
     first = first_refit(best, [best], plenty(all_rows=1.25, lora=LORA))
     assert first
-    assert (first.rate, first.averaged) == (MOST_RAISED, True)
+    assert (first.rate, first.averaged) == (MOST_ABOVE_RUN, True)
 
 
 @pytest.mark.parametrize(

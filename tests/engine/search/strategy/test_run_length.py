@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
-from trainer_node.engine.search.strategy.budget import SAFETY, Budget
+from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY, Budget
 from trainer_node.engine.search.strategy.first_trial import first_trial
 from trainer_node.engine.search.strategy.run_length import whole_run
 from trainer_node.engine.search.trial import Trial, last_pass_of
@@ -31,7 +31,7 @@ def test_the_length_of_a_whole_run_is_not_that_of_the_trial_before() -> None:
 def test_two_runs_on_all_rows_are_worth_a_shorter_first_one(
     epochs: float, all_rows: float, single: bool, whole: float, refits: int
 ) -> None:
-    seconds = SAFETY * epochs * 10.0
+    seconds = TRIAL_SAFETY * epochs * 10.0
     arms = frozenset({"dense"}) if single else frozenset[str]()
     budget = plenty(left_s=seconds, all_s=seconds, trial_s=0.0, all_rows=all_rows, single=arms)
     found = whole_run(START[0], budget)

@@ -7,6 +7,7 @@ from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
 from trainer_node.engine.search.strategy.first_trial import TWIN_EPOCHS, first_trial
 from trainer_node.engine.search.strategy.neighbours import LEAST_EPOCHS, key
 from trainer_node.engine.search.strategy.next_trial import next_trial
+from trainer_node.engine.search.strategy.prior import rate_factor
 from trainer_node.engine.search.strategy.probes import PROBE_SHARE
 from trainer_node.engine.search.trial import Trial, TrialResult
 
@@ -67,7 +68,8 @@ def test_a_short_trial_tells_nothing_of_the_step_to_another_arm() -> None:
         assert trial
         tried.append(trial)
         done.append(TrialResult(trial=trial, loss=3.0, tokens=1, train_s=1.0))
-    assert replace(whole, arm="lora", rate=1.0) in tried
+    lora = replace(whole, arm="lora", rate=rate_factor(replace(whole, arm="lora"), plenty()))
+    assert lora in tried  # at its own first rate
 
 
 def test_a_whole_run_is_not_given_up_for_short_trials() -> None:

@@ -11,7 +11,7 @@ from shared.planning.plan import Plan
 from shared.planning.step_size import padding
 from trainer_node.engine.search.trial import Trial
 
-SAFETY = 1.05  # a trial may take this much longer than those before it
+TRIAL_SAFETY = 1.05  # a trial may take this much longer than those before it
 # All rows, as a multiple of the training rows, from which on a run on all of them is worth its time for the
 # further rows alone: 20% of 250 rows are held out, 7% of 5,400 and 2% of 50,000. The other way ends .003 to
 # .019 nat lower with 3% held out, and up to .005 higher with 12% (docs/experiments.md).
@@ -60,11 +60,11 @@ class Budget(Struct, frozen=True, kw_only=True):
 
     def fits(self, trial: Trial) -> bool:
         """Return whether a trial would be over in time."""
-        return SAFETY * self.cost_s(trial) <= self.left_s
+        return TRIAL_SAFETY * self.cost_s(trial) <= self.left_s
 
     def fits_with(self, trial: Trial, count: int) -> bool:
         """Return whether there is time for a trial and so many like it on all rows, if they are of use."""
-        return SAFETY * (self.cost_s(trial) + self.refits_s(trial, count)) <= self.left_s
+        return TRIAL_SAFETY * (self.cost_s(trial) + self.refits_s(trial, count)) <= self.left_s
 
     @property
     def many_held_out(self) -> bool:
@@ -77,7 +77,7 @@ class Budget(Struct, frozen=True, kw_only=True):
 
     def runs_left(self, trial: Trial, count: int) -> int:
         """Return how many of `count` runs like a trial there is time for, of those that are of use."""
-        turns = max(0, int(self.left_s / (SAFETY * self.cost_s(trial))))
+        turns = max(0, int(self.left_s / (TRIAL_SAFETY * self.cost_s(trial))))
         return min(self.refits(trial, count), turns * self.width)
 
     def refits_s(self, trial: Trial, count: int) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from trainer_node.engine.search.strategy.best_trial import is_long, settled
-from trainer_node.engine.search.strategy.budget import SAFETY, Budget
+from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY, Budget
 from trainer_node.engine.search.strategy.neighbours import (
     LEAST_RATE,
     RATE_STEP,
@@ -41,9 +41,8 @@ def next_neighbour(
     centre = settled(result) if result else best
     others_first = result is not None and centre.arm in budget.lora and is_undecided(result)
     told = at_best_rate(result, done) if result and result.factor is not None and not others_first else None
-    if centre.arm in budget.lora:  # it came first, so the others have no trial at their own first rate
-        start = [_with_first_rate(one, centre, budget) for one in start]
-    trials = neighbours(centre, start, result.lowest_epochs if result else None, told)
+    firsts = [_with_first_rate(one, centre, budget) for one in start]
+    trials = neighbours(centre, firsts, result.lowest_epochs if result else None, told)
     for trial in sorted(trials, key=lambda trial: others_first and trial.arm == centre.arm):
         if (
             trial.batch < budget.devices
@@ -52,13 +51,13 @@ def next_neighbour(
         ):
             continue
         spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
-        is_far = trial.arm == centre.arm and is_other_rate(trial.rate / centre.rate, FAR_RATE)
+        is_far = told and trial.arm == centre.arm and is_other_rate(told.rate / centre.rate, FAR_RATE)
         wanted = TOLD_REFITS if told and not is_far else 1
         if spent_s > SEARCH_SHARE * budget.all_s:
             wanted = WANTED_REFITS
         # Whether this trial or the best one before it will be run again is not known: the dearer one may be.
         reserve_s = max(budget.refits_s(one, wanted) for one in (trial, centre))
-        if SAFETY * (budget.cost_s(trial) + reserve_s) <= budget.left_s:
+        if TRIAL_SAFETY * (budget.cost_s(trial) + reserve_s) <= budget.left_s:
             return trial
     return None
 

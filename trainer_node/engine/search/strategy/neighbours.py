@@ -15,6 +15,9 @@ RATE_STEP = 3.0  # a rate 3 times off costs .01 to .03 nat, 1.5 times off .001 t
 FINE_STEP = math.sqrt(RATE_STEP)
 SAME_RATE = 1.5
 BATCH_STEP = 2
+BATCH_RATE = math.sqrt(
+    BATCH_STEP
+)  # larger steps want higher rates; the prior has 1.2 to 2 for twice the batch
 LEAST_BATCH, MOST_BATCH = 2, 256  # examples
 LEAST_RATE, MOST_RATE = 1 / 30, 30.0
 
@@ -33,7 +36,8 @@ def neighbours(
     turned = lowest is not None
     higher, lower = _by(rate=RATE_STEP), _by(rate=1 / RATE_STEP)
     longer, shorter = _by(epochs=2.0), _by(epochs=0.5)
-    larger, smaller = _by(batch=BATCH_STEP), _by(batch=1 / BATCH_STEP)
+    larger = _by(batch=BATCH_STEP, rate=BATCH_RATE)
+    smaller = _by(batch=1 / BATCH_STEP, rate=1 / BATCH_RATE)
     if lowest is not None and lowest < 1.0 and best.rate / RATE_STEP >= LEAST_RATE:
         yield lower(replace(best, epochs=max(best.epochs, START_EPOCHS[0])))
     centre = told or best

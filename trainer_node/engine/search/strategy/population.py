@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from shared.planning.plan import Plan
-from trainer_node.engine.search.strategy.budget import SAFETY, Budget
+from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY, Budget
 from trainer_node.engine.search.strategy.neighbours import START_EPOCHS
 from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.trial import Trial, TrialResult, without_loss
@@ -27,7 +27,7 @@ def is_population(start: Sequence[Trial], budget: Budget) -> bool:
     """
     trial = replace(start[0], epochs=START_EPOCHS[0])
     rounds_s = (LEAST_ROUNDS - 1) * budget.cost_s(trial) + budget.cost_s(replace(trial, refit=True))
-    return budget.width > 1 and SAFETY * rounds_s <= budget.left_s
+    return budget.width > 1 and TRIAL_SAFETY * rounds_s <= budget.left_s
 
 
 def next_round(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budget) -> list[Trial]:

@@ -29,7 +29,7 @@ PROBE_TRIALS = 4
 TRUSTED = 0.75
 # Of real models: a probe of .36 epochs of SmolLM2-135M asked for 2.2 times its rate, as a run that short can
 # always go further. The long run ended .069 higher than at the prior's rate (docs/experiments.md).
-MOST_RAISED = 1.5
+MOST_ABOVE_PROBE = 1.5
 SLACK = 1e-6  # for rounding: four parts of a share may add up to a little more
 PROBE_STEPS = 40  # a trial of fewer steps ranks rates by chance
 
@@ -66,7 +66,7 @@ def probe_or_main(done: Sequence[TrialResult], budget: Budget) -> Trial:
     if len(done) == 1 and best and (best.factor or 1.0) >= TRUSTED:
         rate = max(rate, first.rate)
     if not budget.tiny:
-        rate = min(rate, MOST_RAISED * first.rate)
+        rate = min(rate, MOST_ABOVE_PROBE * first.rate)
     return replace(chosen, rate=max(LEAST_RATE, rate * _lowered(chosen, first)))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from trainer_node.engine.search.strategy.budget import SAFETY, Budget
+from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY, Budget
 from trainer_node.engine.search.strategy.neighbours import MOST_RATE, is_other_rate
 from trainer_node.engine.search.strategy.rates import at_best_rate, is_undecided
 from trainer_node.engine.search.strategy.run_length import epochs_in
@@ -16,7 +16,7 @@ MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two mo
 # Of runs of LoRA, as a multiple of the rate that is best for one, by how many are averaged. Three end up to
 # .06 lower with it (docs/experiments.md). Dense runs want the rate of one.
 LORA_RATES = (1.0, 1.0, 2.0, 3.0)
-MOST_RAISED = 4.0  # times a rate that was run: a higher one may diverge
+MOST_ABOVE_RUN = 4.0  # times a rate that was run: a higher one may diverge
 # A tiny model's best trial joins the average, which ends .001 to .016 lower. The longer one run is, the
 # lower is its best rate; that of averages stays. So averages want 1.3 times as much in runs of one epoch,
 # and twice in runs of two. SmolLM2-135M's trial, on four fifths of the rows, can be .12 worse than runs on
@@ -33,14 +33,17 @@ LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
 def first_refit(best: TrialResult, done: Sequence[TrialResult], budget: Budget) -> Trial | None:
     """Return the best trial on all rows, at the rate of all such runs: what is best for their average.
 
-    LoRA's best trial joins that of a tiny model, if its rate is near theirs.
+    The best trial joins it if its rate is near theirs and it has seen almost all rows, or if it is LoRA of a
+    tiny model.
     """
     trial = at_best_rate(best, done)
+    is_near = not is_other_rate(trial.rate / best.trial.rate, MOST_APART)
     if trial.arm not in budget.lora - budget.single or not budget.many_held_out:
-        return refit_of(trial, 0, budget)
+        joins = is_near and not budget.many_held_out and trial.arm not in budget.single
+        return refit_of(replace(trial, with_best=joins), 0, budget)
     runs = min(budget.runs_left(replace(trial, refit=True), MOST_REFITS), len(LORA_RATES) - 1)
-    joins = budget.tiny and not is_other_rate(trial.rate / best.trial.rate, MOST_APART)
-    times, most = LORA_RATES[runs], MOST_RAISED
+    joins = budget.tiny and is_near
+    times, most = LORA_RATES[runs], MOST_ABOVE_RUN
     if joins:
         times, most = max(LEAST_JOINED_RATE, min(times, trial.epochs)), MOST_APART
     is_told = best.factor is not None and not is_undecided(best)
@@ -73,6 +76,6 @@ def refit_of(best: Trial, count: int, budget: Budget) -> Trial | None:
         return None
     if budget.fits(refit):
         return refit
-    epochs = epochs_in(refit, budget, budget.left_s / SAFETY) / budget.all_rows
+    epochs = epochs_in(refit, budget, budget.left_s / TRIAL_SAFETY) / budget.all_rows
     needed = count < (2 if best.averaged and not best.with_best else 1)
     return replace(refit, epochs=epochs) if needed and epochs >= LEAST_REFIT * refit.epochs else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from trainer_node.engine.search.strategy.budget import SAFETY, Budget
+from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY, Budget
 from trainer_node.engine.search.strategy.neighbours import MOST_EPOCHS, START_EPOCHS
 from trainer_node.engine.search.trial import Trial, last_pass_of
 
@@ -43,7 +43,7 @@ def main_run(trial: Trial, budget: Budget) -> Trial:
 
     Without time for all training rows there is no such pass: those that are left are new rows as well.
     """
-    leaves_s = SAFETY * budget.cost_s(last_pass_of(trial)) if budget.all_rows > 1.0 else 0.0
+    leaves_s = TRIAL_SAFETY * budget.cost_s(last_pass_of(trial)) if budget.all_rows > 1.0 else 0.0
     epochs = epochs_in(trial, budget, budget.left_s - leaves_s)
     if leaves_s > LAST_PASS_SHARE * budget.left_s or epochs < 1.0:
         # What follows the last run is not in what is left, and nothing comes before it.
@@ -54,7 +54,7 @@ def main_run(trial: Trial, budget: Budget) -> Trial:
 
 def _epochs_before(trial: Trial, runs: int, budget: Budget) -> float:
     """Return the epochs of a trial that as many runs like it on all rows leave time for."""
-    seconds = budget.left_s / SAFETY - (1 + runs) * budget.trial_s
+    seconds = budget.left_s / TRIAL_SAFETY - (1 + runs) * budget.trial_s
     tokens = seconds * budget.tokens_per_s / budget.waste(trial)
     return tokens / (budget.epoch_tokens * (1.0 + runs * budget.all_rows))
 

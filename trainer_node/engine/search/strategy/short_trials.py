@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from trainer_node.engine.search.strategy.best_trial import best_of
-from trainer_node.engine.search.strategy.budget import SAFETY, Budget
+from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY, Budget
 from trainer_node.engine.search.strategy.neighbours import LEAST_RATE, MOST_RATE, RATE_STEP, key
 from trainer_node.engine.search.strategy.prior import SHORT_STEPS
 from trainer_node.engine.search.strategy.probes import PROBE_STEPS
@@ -35,7 +35,7 @@ def short_trial(whole: Trial, budget: Budget) -> Trial | None:
         least = SHORT_STEPS * whole.batch / budget.examples
         epochs = min(epochs, max(least, epochs_in(whole, budget, SHORT_SHARE * budget.all_s)))
     short = replace(whole, epochs=epochs, short=True)
-    after = replace(budget, left_s=budget.left_s - SAFETY * SHORT_TRIALS * budget.cost_s(short))
+    after = replace(budget, left_s=budget.left_s - TRIAL_SAFETY * SHORT_TRIALS * budget.cost_s(short))
     if budget.width > 1 or budget.steps(short) < PROBE_STEPS or not _longer(short, after):
         return None
     return replace(short, rate=min(MOST_RATE, short.rate * by_length(short.epochs, whole.epochs)))
