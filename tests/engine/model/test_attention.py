@@ -142,9 +142,38 @@ def test_a_kernel_that_fails_or_computes_wrong_is_passed_over(monkeypatch: pytes
         attention._kernel.cache_clear()
 
 
+@pytest.mark.parametrize("where", ["between", "at the end"])
+def test_a_kernel_that_is_wrong_for_empty_documents_alone_is_passed_over(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded packs have them, and a replay is compared with the same kernel's own answer."""
+    right: Callable[..., torch.Tensor] = _dense()
+
+    def confused(q: Tensor, k: Tensor, v: Tensor, cu: Tensor, *others: Any) -> Tensor:
+        empty = cu.diff() == 0
+        last = int((~empty).nonzero().max())
+        wrong = empty[last:].any() if where == "at the end" else empty[:last].any()
+        return right(q, k, v, cu, *others) * (0.5 if wrong else 1.0)
+
+    monkeypatch.setattr(attention, "_KERNELS", {"confused": lambda: confused, "right": lambda: right})
+    attention._kernel.cache_clear()
+    try:
+        found = attention._kernel(torch.device("cpu"), Form())
+    finally:
+        attention._kernel.cache_clear()
+    assert found.run is right
+    assert found.passed_over.startswith("confused: off by ")
+
+
+def test_documents_attended_one_by_one_may_be_empty() -> None:
+    """Only the lengths of documents that have tokens reach the attention of one document."""
+    borders = torch.tensor([0, 9, 9, 10, 40, 44, 44, 44], dtype=torch.int32)
+    assert attention.lengths_of(borders) == LENGTHS
+
+
 def test_people_are_told_why_documents_are_attended_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Any:
-        raise ModuleNotFoundError("No module named 'flash_attn'")
+        raise ModuleNotFoundError("No module named 'flash_attn'", name="flash_attn")
 
     def broken() -> Any:
         raise RuntimeError("no kernel image is available\nfor execution")

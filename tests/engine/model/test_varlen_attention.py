@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,8 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainer_node.engine.model import attention
 from trainer_node.engine.model.attention import Form, _dense, kernel_error
-from trainer_node.engine.model.kernels.varlen_attention import flash_attn, flash_attn_3, flash_attn_4
+from trainer_node.engine.model.kernels.varlen_attention import (
+    flash_attn,
+    flash_attn_3,
+    flash_attn_4,
+    torch_varlen,
+)
 
 FORMS = [Form(), Form(8, 2, 32, windowed=True)]
 CPU = torch.device("cpu")
@@ -102,7 +109,7 @@ def test_flash_attn_2(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
         assert dropout_p == 0.0
         return exact(q, k, v, cu_seqlens_k, max_seqlen_k, softmax_scale or 0.0, window_size)
 
-    install(monkeypatch, "flash_attn", flash_attn_varlen_func)
+    install(monkeypatch, "flash_attn.flash_attn_interface", flash_attn_varlen_func)
     assert kernel_error(flash_attn(), CPU, form, torch.float32) < 1e-5
 
 
@@ -110,3 +117,63 @@ def test_flash_attn_2(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_that_is_not_installed_says_so(load: Any) -> None:
     with pytest.raises(ImportError):
         load()
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, **kernels: Any) -> tuple[attention.Chosen, list[str]]:
+    """Return what attends with these kernels and attention by document, and the warnings on the way."""
+    warnings: list[str] = []
+    monkeypatch.setattr(attention.log, "warning", lambda what, **named: warnings.append(named["cause"]))
+    monkeypatch.setattr(attention, "_KERNELS", {**kernels, attention.PER_DOCUMENT: _dense})
+    attention._kernel.cache_clear()
+    try:
+        return attention._kernel(CPU, Form()), warnings
+    finally:
+        attention._kernel.cache_clear()
+
+
+def test_flash_attn_4_alone_is_no_broken_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its wheel has a folder of the same name, without the older one's function."""
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    found, warnings = chosen(monkeypatch, old=flash_attn)
+    assert (found.passed_over, warnings) == ("old: not installed", [])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3c10')", "import flash_attn_2_cuda"],
+)
+def test_a_flash_attn_that_is_broken_is_told(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built for another torch, or without a library of its own."""
+    package = tmp_path / "flash_attn"
+    package.mkdir()
+    (package / "flash_attn_interface.py").write_text(broken)
+    monkeypatch.syspath_prepend(tmp_path)
+    found, warnings = chosen(monkeypatch, old=flash_attn)
+    sys.modules.pop("flash_attn", None)
+    assert found.name == attention.PER_DOCUMENT
+    assert len(warnings) == 1
+    assert "flash_attn_2_cuda" in warnings[0]
+
+
+def test_a_torch_whose_attention_knows_no_groups_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.11's: it takes neither `enable_gqa` nor `window_size`."""
+
+    def varlen_attn(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None = None,
+    ) -> Tensor:
+        raise AssertionError("it can't be called so")
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    found, (warning,) = chosen(monkeypatch, torch=torch_varlen)
+    assert found.name == attention.PER_DOCUMENT
+    assert "unexpected keyword argument" in warning

@@ -39,9 +39,9 @@ TOLERANCE = 2e-2  # of a healthy bf16 kernel against fp32 math, inputs of size 1
 FP32_UP_TO = 256
 
 
-# Documents of the self-test: shorter than a kernel's tile, one token, and over several tiles of 128 tokens.
-# The window ends inside the second tile.
-TEST_LENGTHS = (7, 1, 56, 129, 300)
+# Documents of the self-test: shorter than a kernel's tile, one token, and over several tiles of 128 tokens;
+# empty ones between them and at the end, which recorded packs have. The window ends inside the second tile.
+TEST_LENGTHS = (7, 0, 1, 56, 0, 0, 129, 300, 0, 0)
 TEST_WINDOW = 150
 
 
@@ -148,8 +148,13 @@ def packed_attention(
         kernel = _kernel(query.device, form)
         out = kernel.run(q, k, v, layout.cu_seqlens, layout.max_seqlen, scale, sliding_window)
         return out[..., :size].unsqueeze(0), None
-    lengths = layout.document_lengths or [size for size in layout.cu_seqlens.diff().tolist() if size]
+    lengths = layout.document_lengths or lengths_of(layout.cu_seqlens)
     return _per_document(query, key, value, lengths, scale, sliding_window, attend), None
+
+
+def lengths_of(cu_seqlens: Tensor) -> list[int]:
+    """Return the lengths of the documents between borders, without the empty ones; waits for the device."""
+    return [length for length in cu_seqlens.diff().tolist() if length]
 
 
 def widened(value: Tensor, size: int) -> Tensor:
@@ -199,7 +204,7 @@ def _dense() -> Kernel:
         q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float, window: int | None
     ) -> Tensor:
         query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (q, k, v))
-        return _per_document(query, key, value, cu.diff().tolist(), scale, window)[0]
+        return _per_document(query, key, value, lengths_of(cu), scale, window)[0]
 
     return run
 
@@ -244,13 +249,17 @@ def waits_for_documents(model: PreTrainedModel, device: torch.device) -> bool:
     return any(kernel.name == PER_DOCUMENT for kernel in choose_kernels(model.config, device))
 
 
-def check_kernels(device: torch.device, forms: Iterable[Form]) -> None:
-    """Test what attends on a device on each form; EngineError if nothing there computes right."""
+def check_kernels(device: torch.device, forms: Iterable[Form]) -> list[Chosen]:
+    """Return what attends on a device for each form; EngineError if nothing there computes right."""
+    chosen = []
     for form in forms:
         if device.type == "cuda":
-            _kernel(device, form)
+            chosen.append(_kernel(device, form))
         elif _tested(_dense(), device, form) > TOLERANCE:
             raise EngineError(ErrorCode.DEVICE, f"attention computes wrong on {device}: {form}")
+        else:
+            chosen.append(Chosen(PER_DOCUMENT, _dense()))
+    return chosen
 
 
 def forms_of(config: PretrainedConfig) -> list[Form]:
@@ -270,14 +279,8 @@ def _kernel(device: torch.device, form: Form) -> Chosen:
         try:
             kernel = load()
             error = _tested(kernel, device, form)
-        except ModuleNotFoundError as missing:
-            log.info("attention kernel not installed", kernel=name, cause=str(missing))
-            causes.append(f"{name}: not installed")
-            error = math.inf
         except Exception as failure:  # whatever a kernel or its compiler raises: try the next one
-            cause = str(failure).partition("\n")[0][:200]
-            log.warning("attention kernel not usable", kernel=name, cause=cause)
-            causes.append(f"{name}: {cause}")
+            causes.append(f"{name}: {_passed_over(name, failure)}")
             error = math.inf
         if error <= TOLERANCE:
             log.info("attention kernel", kernel=name, device=str(device), form=form, error=error)
@@ -286,6 +289,16 @@ def _kernel(device: torch.device, form: Form) -> Chosen:
             log.warning("attention kernel is wrong", kernel=name, device=str(device), error=error)
             causes.append(f"{name}: off by {error:.3g}")
     raise EngineError(ErrorCode.DEVICE, f"no attention kernel computes right on {device}")
+
+
+def _passed_over(name: str, failure: Exception) -> str:
+    """Return why a kernel can't be used; one that isn't installed is no reason to warn, a broken one is."""
+    cause = str(failure).partition("\n")[0][:200]
+    if isinstance(failure, ModuleNotFoundError) and failure.name in varlen_attention.MODULES:
+        log.info("attention kernel not installed", kernel=name, cause=cause)
+        return "not installed"
+    log.warning("attention kernel not usable", kernel=name, cause=cause)
+    return cause
 
 
 def _tested(kernel: Kernel, device: torch.device, form: Form) -> float:
@@ -321,7 +334,8 @@ def kernel_error(
     found.backward(gradient)
     exact = [tensor.float().requires_grad_() for tensor in inputs]
     query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in exact)
-    wanted = _per_document(query, key, value, lengths, scale, window)[0]
+    documents = [length for length in lengths if length]  # the reference knows no empty ones
+    wanted = _per_document(query, key, value, documents, scale, window)[0]
     wanted.backward(gradient.float())
     pairs = [(found, wanted.detach()), *((a.grad, b.grad) for a, b in zip(tested, exact, strict=True))]
     errors = [((a.detach().float() - b).abs().max() / (1 + b.abs().max())) for a, b in pairs]

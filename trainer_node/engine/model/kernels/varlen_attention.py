@@ -1,29 +1,36 @@
 """Fused attention over packs on CUDA: what each library calls it, and in which order it wants what.
 
-Every function here returns a kernel, or raises ImportError where its library isn't installed. If a kernel
-computes right on this GPU is tested by `attention.py` before it is used.
+Every function here returns a kernel, or raises ModuleNotFoundError with the name of one of MODULES where its
+library isn't installed. Any other error says that the library is broken. If a kernel computes right on this
+GPU is tested by `attention.py` before it is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
 # (q_THD, k_TKD, v_TKD, cu_seqlens, max_seqlen, scale, window) -> out_THD
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, int | None], Tensor]
+MODULES: Final = frozenset(
+    ["flash_attn", "flash_attn.flash_attn_interface", "flash_attn.cute", "flash_attn_interface"]
+).union(["torch.nn.attention.varlen"])
 
 
 def flash_attn() -> Kernel:
-    """Return the varlen kernel of the flash-attn package (2.x); ImportError where it isn't installed."""
-    from flash_attn import flash_attn_varlen_func
+    """Return the varlen kernel of the flash-attn package (2.x).
+
+    From its own file: flash-attn-4 has a package of the same name without it, which is not a broken one.
+    """
+    from flash_attn.flash_attn_interface import flash_attn_varlen_func
 
     return _causal(flash_attn_varlen_func)
 
 
 def flash_attn_3() -> Kernel:
-    """Return the varlen kernel of FlashAttention 3 (Hopper); ImportError where it isn't installed."""
+    """Return the varlen kernel of FlashAttention 3 (Hopper)."""
     from flash_attn_interface import flash_attn_varlen_func
 
     return _causal(flash_attn_varlen_func)
@@ -44,7 +51,7 @@ def _causal(function: Callable[..., Any]) -> Kernel:
 
 
 def flash_attn_4() -> Kernel:
-    """Return the varlen kernel of flash-attn-4, by its own function; ImportError where it isn't installed.
+    """Return the varlen kernel of flash-attn-4, by its own function.
 
     torch's call of it (activate_flash_attention_impl) can't unpack what the pinned wheel returns.
     """
@@ -68,7 +75,10 @@ def _output(answer: Any) -> Tensor:
 
 
 def torch_varlen() -> Kernel:
-    """Return the varlen kernel in torch's own CUDA wheels; ImportError before torch 2.12."""
+    """Return the varlen kernel in torch's own CUDA wheels.
+
+    Calling it is a TypeError before torch 2.12, whose function takes neither grouped heads nor windows.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     def run(
