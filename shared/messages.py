@@ -396,6 +396,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     at: float = 0.0
     version: str = ""  # of Podium
     faults: list[str] = []  # that the slot's self-test found: it is offered no job
+    warnings: list[str] = []  # likewise: it is offered jobs, which are slower than they should be
     upload_bytes_per_s: float | None = None  # of this node's uploads to a hub; none yet: null
     download_bytes_per_s: float | None = None  # of models from a hub; none yet: null
 

@@ -32,6 +32,7 @@ class CheckResult(Struct, frozen=True, kw_only=True):
     ok: bool
     what: str  # a measured figure, or what is wrong
     seconds: float
+    warns: bool = False  # jobs run here, but worse than they should: `what` says how
 
 
 class ProcessReport(Struct, frozen=True, kw_only=True):
@@ -39,6 +40,13 @@ class ProcessReport(Struct, frozen=True, kw_only=True):
 
     results: list[CheckResult] = []
     running: str | None = None  # the check that was begun last; None = all are done
+
+
+class SlotHealth(Struct, frozen=True, kw_only=True):
+    """What a self-test found, in one sentence each."""
+
+    faults: list[str] = []  # the slot gets no job
+    warnings: list[str] = []  # it gets jobs, which are worse off than they should be
 
 
 def write_request(folder: Path, request: SelfTestRequest) -> None:
@@ -86,6 +94,21 @@ def faults_in(reports: list[ProcessReport | None], manner: str) -> list[str]:
             faults.setdefault(f"{report.running}: {manner or 'the test ended inside it'}", []).append(rank)
     if manner and not faults:
         return [manner]
-    if len(reports) == 1:
-        return list(faults)
-    return [f"{what} (process {', '.join(map(str, ranks))})" for what, ranks in faults.items()]
+    return _with_processes(faults, len(reports))
+
+
+def warnings_in(reports: list[ProcessReport | None]) -> list[str]:
+    """Return what is worse than it should be and yet no fault, in one sentence each."""
+    warnings: dict[str, list[int]] = {}
+    for rank, report in enumerate(reports):
+        for result in report.results if report else []:
+            if result.warns:
+                warnings.setdefault(f"{result.name}: {result.what}", []).append(rank)
+    return _with_processes(warnings, len(reports))
+
+
+def _with_processes(found: dict[str, list[int]], processes: int) -> list[str]:
+    """Return sentences with the processes that they are true of, unless there is one only."""
+    if processes == 1:
+        return list(found)
+    return [f"{what} (process {', '.join(map(str, ranks))})" for what, ranks in found.items()]

@@ -15,6 +15,7 @@ from shared.errors import BusError
 from shared.logs import get_logger
 from shared.messages import GpuStatus, Hardware, Heartbeat, Phase, encode
 from shared.planning.hardware import machine_memory
+from shared.self_test import SlotHealth
 from shared.settings import Settings
 from shared.version import version
 from trainer_node.hardware import GpuQueryHangsError, gpu_status
@@ -53,7 +54,7 @@ class HeartbeatPublisher:
         self.hardware = hardware
         self.activity = activity
         self.wake = asyncio.Event()  # beat now: who listens has missed some, or the lease has changed
-        self.faults: list[str] = []  # that the slot's self-test found
+        self.health = SlotHealth()  # as the slot's self-test found it
         self._gpus: list[GpuStatus] = []
         self._rates: dict[Direction, float | None] = {}  # bytes a second
 
@@ -81,7 +82,8 @@ class HeartbeatPublisher:
             phase=activity.phase,
             step=activity.step,
             worker_alive=activity.worker_alive,
-            faults=self.faults,
+            faults=self.health.faults,
+            warnings=self.health.warnings,
             upload_bytes_per_s=self._rates.get(Direction.UPLOAD),
             download_bytes_per_s=self._rates.get(Direction.DOWNLOAD),
             at=time.time(),

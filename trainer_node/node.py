@@ -223,7 +223,7 @@ async def serve(settings: Settings) -> None:
             await when_usable(bus, settings, lambda: ready(bus, settings, _needed(settings)))
             node = Node(settings, bus, node_id(folder), hardware)
             if self_test.wanted(settings, hardware) and not node.supervisor.lock.is_held():
-                node.pulse.faults = await self_test.faults_at_start(settings, hardware, folder)
+                node.pulse.health = await self_test.health_at_start(settings, hardware, folder)
             for remark in remarks(os.environ, settings):
                 log.warning(remark)
             for number in (signal.SIGTERM, signal.SIGINT):

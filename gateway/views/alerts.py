@@ -89,6 +89,9 @@ def _of_slots(ledger: Ledger, presence: Presence, settings: Settings, now: float
             for fault in sign.heartbeat.faults:
                 do = "repair it; until then this slot is offered no job (`podium doctor --self-test`)"
                 yield trouble(f"slot {slot}: {fault}", do, slot=slot)
+            for warning in sign.heartbeat.warnings:
+                do = "repair it, then restart its node, which tests again (`podium doctor --self-test`)"
+                yield _warning(f"slot {slot}: {warning}", do, slot=slot)
         if drain is not None:
             since = f"has been drained for {_span(now - drain.at)}"
             what = f"slot {slot} {since}: it gets no new job ({drain.reason})"

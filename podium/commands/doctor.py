@@ -70,11 +70,13 @@ async def own_self_test(settings: Settings) -> list[Finding]:
     """Test the devices that a node with these settings would have, in a folder of its own."""
     hardware = await detect(settings)
     with tempfile.TemporaryDirectory(prefix="podium-self-test-") as folder:
-        faults = await run_self_test(settings, hardware, Path(folder))
+        health = await run_self_test(settings, hardware, Path(folder))
     what = f"{hardware.name} passed its self-test"
     do = "repair it before a node with this hardware takes a job"
-    found = [Finding("self-test here", Severity.ERROR, fault, do) for fault in faults]
-    return found or [Finding("self-test here", Severity.OK, what)]
+    found = [Finding("self-test here", Severity.ERROR, fault, do) for fault in health.faults]
+    found = found or [Finding("self-test here", Severity.OK, what)]
+    slower = "see the versions of torch, flash-attn and the driver: jobs are accepted, and take longer"
+    return found + [Finding("self-test here", Severity.WARNING, text, slower) for text in health.warnings]
 
 
 def table(findings: list[Finding]) -> Table:

@@ -208,13 +208,14 @@ def check_nodes(vitals: Vitals) -> Found:
 
 
 def check_self_tests(vitals: Vitals) -> Found:
-    """Check that no slot's devices failed the test at the start of its node."""
+    """Check that the test at the start of each node found no fault, and nothing slower than it should be."""
     do = "repair it, then restart the node: it tests again; its log is self_test/log in the node's folder"
-    return [
-        (Severity.ERROR, f"slot {beat.slot} failed its self-test and is offered no job: {fault}", do)
-        for beat in newest(vitals.heartbeats)
-        for fault in beat.faults
-    ]
+    found: Found = []
+    for beat in newest(vitals.heartbeats):
+        failed = f"slot {beat.slot} failed its self-test and is offered no job"
+        found += [(Severity.ERROR, f"{failed}: {fault}", do) for fault in beat.faults]
+        found += [(Severity.WARNING, f"slot {beat.slot}: {warning}", do) for warning in beat.warnings]
+    return found
 
 
 def check_gpus(vitals: Vitals) -> Found:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from shared.messages import Hardware
-from shared.self_test import SelfTestRequest, faults_in, read_reports, write_request
+from shared.self_test import SelfTestRequest, faults_in, read_reports, warnings_in, write_request
 from tests.engine.worker_run import ENVIRONMENT
 from trainer_node.engine import self_test
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -79,6 +79,31 @@ def test_a_kernel_that_computes_wrong_is_a_fault(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(attention, "_dense", lambda: lambda *given: 1.2 * exact(*given))
     (fault,) = in_process(tmp_path, ["kernels", "arithmetic"])
     assert fault.startswith("kernels: EngineError: attention computes wrong on cpu")
+
+
+def test_the_kernel_that_attends_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert self_test.kernels(cpu) == "3 forms of attention are right: sdpa-per-document"
+    names = iter(["flash-attn-4", "torch-varlen", "flash-attn-4"])
+    chosen = [attention.Chosen(name, attention._dense()) for name in names]
+    monkeypatch.setattr(self_test, "check_kernels", lambda device, forms: chosen)
+    assert self_test.kernels(cpu) == "3 forms of attention are right: flash-attn-4 and torch-varlen"
+
+
+@pytest.mark.parametrize(("capability", "warns"), [((9, 0), True), ((8, 0), True), ((7, 5), False)])
+def test_attention_by_document_is_a_warning_where_a_kernel_should_work(
+    capability: tuple[int, int], warns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no fault: a slow slot delivers, and one that is offered no job doesn't."""
+    slow = attention.Chosen(attention.PER_DOCUMENT, attention._dense(), "torch-varlen: no kernel image")
+    monkeypatch.setattr(self_test, "check_kernels", lambda device, forms: [slow])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    kernels = self_test.kernels
+    monkeypatch.setattr(self_test, "kernels", lambda device: kernels(torch.device("cuda", 0)))
+    assert in_process(tmp_path, ["kernels"]) == []
+    told = "kernels: training is slower: no attention kernel for whole packs works on this GPU"
+    wanted = [f"{told} (torch-varlen: no kernel image)"] if warns else []
+    assert warnings_in(read_reports(tmp_path, 1)) == wanted
 
 
 def test_a_full_or_slow_disk_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

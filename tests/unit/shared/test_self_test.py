@@ -12,13 +12,14 @@ from shared.self_test import (
     faults_in,
     read_reports,
     read_request,
+    warnings_in,
     write_report,
     write_request,
 )
 
 
-def result(name: str, what: str = "", *, ok: bool = True) -> CheckResult:
-    return CheckResult(name=name, ok=ok, what=what, seconds=1.0)
+def result(name: str, what: str = "", *, ok: bool = True, warns: bool = False) -> CheckResult:
+    return CheckResult(name=name, ok=ok, warns=warns, what=what, seconds=1.0)
 
 
 GOOD = ProcessReport(results=[result("driver"), result("kernels")])
@@ -33,6 +34,13 @@ def test_nothing_is_wrong() -> None:
 def test_a_fault_is_named_once_with_its_processes() -> None:
     assert faults_in([GOOD, BAD, GOOD, BAD], "") == ["kernels: off by 3 (process 1, 3)"]
     assert faults_in([BAD], "") == ["kernels: off by 3"]
+
+
+def test_a_warning_is_no_fault_and_names_its_processes() -> None:
+    slow = ProcessReport(results=[result("driver"), result("kernels", "slower", warns=True)])
+    assert faults_in([slow], "") == []
+    assert warnings_in([slow]) == ["kernels: slower"]
+    assert warnings_in([GOOD, slow, None, slow]) == ["kernels: slower (process 1, 3)"]
 
 
 def test_a_check_that_never_ended_is_a_fault() -> None:

@@ -48,14 +48,22 @@ GOOD = GatewayInfo(
 class House:
     """One slot with a live node, and a job in the logs."""
 
-    def __init__(self, *, alive: bool = True, faults: tuple[str, ...] = (), expected: str = "cpu") -> None:
+    def __init__(
+        self,
+        *,
+        alive: bool = True,
+        faults: tuple[str, ...] = (),
+        warnings: tuple[str, ...] = (),
+        expected: str = "cpu",
+    ) -> None:
         self.settings = Settings(slots=("a",), expected_hardware=expected)
         self.ledger = Ledger()
         self.presence = Presence(5.0)
         self.stored = 0
         if alive:
-            beat = Heartbeat(slot="a", node="n", epoch=1, hardware=CPU, faults=list(faults))
-            self.presence.note_heartbeat(beat)
+            beat = Heartbeat(slot="a", node="n", epoch=1, hardware=CPU)
+            found = {"faults": list(faults), "warnings": list(warnings)}
+            self.presence.note_heartbeat(replace(beat, **found))
 
     def store(self, stream: str, subject: str, message: Any) -> None:
         self.stored += 1
@@ -148,6 +156,13 @@ def test_a_slot_without_node_or_with_a_fault() -> None:
     silent.job()
     assert silent.alerts() == ["error: slot a has no live node; it holds t"]
     assert House(faults=("GPU 3 is slow",)).alerts() == ["error: slot a: GPU 3 is slow"]
+
+
+def test_a_slot_that_works_worse_than_it_should() -> None:
+    house = House(warnings=("kernels: training is slower",))
+    assert house.alerts() == ["warning: slot a: kernels: training is slower"]
+    house.job()
+    assert house.alerts()[0] == "warning: slot a: kernels: training is slower"
 
 
 @pytest.mark.parametrize(

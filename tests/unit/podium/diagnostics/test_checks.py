@@ -227,6 +227,12 @@ def test_a_healthy_world_is_fine() -> None:
             "error",
             "slot a failed its self-test and is offered no job: kernels: wrong",
         ),
+        (
+            {"heartbeats": (beat("a", warnings=["kernels: training is slower"]), beat("b"))},
+            "self-tests",
+            "warning",
+            "slot a: kernels: training is slower",
+        ),
         ({"heartbeats": (beat("a", off_s=3.0), beat("b"))}, "clocks", "warning", "node-a is 3.0 s ahead"),
         ({"broker_skew_s": -60.0}, "clocks", "error", "the broker is 60.0 s behind"),
         ({"folders": (Folder("/d", 1 << 40, 1 << 30),)}, "disks", "error", "1.0 GiB of 1024"),
