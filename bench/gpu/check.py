@@ -1,4 +1,8 @@
-"""One check of the GPU suite: run in a process of its own, ended at its limit, answered as JSON."""
+"""One check of the GPU suite: run in a process of its own, ended at its limit, answered as JSON.
+
+It has the environment of a worker, above all its allocator of GPU memory: recorded graphs and NCCL's buffers
+lie in what that allocates.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,10 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+
+from shared.settings import Settings
+from trainer_node.hardware import worker_threads
+from trainer_node.worker.environment import worker_environment
 
 POLL_S = 0.05
 
@@ -80,8 +88,8 @@ def run_check(check: Check, *, dry: bool, limit_s: float) -> Answer:
 def _answer(check: Check, setting: Setting, place: Path) -> None:
     """In the forked process: carry the check out, write its answer, and end."""
     answer = Answer(status="failed", seconds=0.0, faults=["it was interrupted"])
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(setting.folder / "inductor")  # nothing of an earlier run
     try:
+        _become_worker(setting)
         found = check(setting)
         status = "failed" if found.faults else "ok"
         answer = Answer(status=status, seconds=0.0, figures=found.figures, faults=found.faults)
@@ -94,6 +102,20 @@ def _answer(check: Check, setting: Setting, place: Path) -> None:
     finally:
         _write(place, msgspec.json.encode(answer))
         os._exit(0)  # taking CUDA apart can hang, and nothing is left to do
+
+
+def _become_worker(setting: Setting) -> None:
+    """Replace this process's variables by those that a worker would get here.
+
+    Early enough for torch, which is imported: it reads the allocator's when CUDA is first used.
+    """
+    temporary = setting.folder / "tmp"
+    temporary.mkdir()
+    threads = 1 if setting.dry else worker_threads(Settings())
+    found = worker_environment(os.environ, threads, None, temporary=temporary)
+    found["TORCHINDUCTOR_CACHE_DIR"] = str(setting.folder / "inductor")  # nothing of an earlier run
+    os.environ.clear()
+    os.environ.update(found)
 
 
 def _write(place: Path, text: bytes) -> None:

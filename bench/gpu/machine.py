@@ -18,6 +18,7 @@ import transformers
 from bench.gpu.check import Finding, Setting
 from bench.gpu.training import GIB, device_of, scratch, synchronize
 from bench.harness.tiny_jobs import ROOT
+from trainer_node.worker.environment import ALLOCATORS
 
 SMI = "index,name,memory.total,memory.used,utilization.gpu,driver_version"
 SELF_TEST = "self-test here"
@@ -34,6 +35,7 @@ def environment(setting: Setting) -> Finding:
         "transformers": transformers.__version__,
         "gcc": shutil.which("gcc"),
         "cores": len(os.sched_getaffinity(0)),
+        "allocator": {name: os.environ[name] for name in ALLOCATORS if name in os.environ},
     }
     if setting.dry:
         return Finding(figures)
@@ -46,12 +48,23 @@ def environment(setting: Setting) -> Finding:
         "total_gib": round(properties.total_memory / GIB, 2),
         "free_gib": round(torch.cuda.mem_get_info(0)[0] / GIB, 2),
         "cuda": torch.version.cuda,
+        "segments that grow": _segments_grow(),
     }
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", f"--query-gpu={SMI}", "--format=csv,noheader,nounits"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=15)
         figures["nvidia-smi"] = done.stdout.strip().splitlines()
-    return Finding(figures)
+    asked = any("expandable_segments:True" in value for value in figures["allocator"].values())
+    works = figures["segments that grow"] or not asked
+    return Finding(figures, [] if works else ["torch's segments of memory don't grow, as they should"])
+
+
+def _segments_grow() -> bool:
+    """Return whether the memory that torch takes on the GPU is in segments that grow."""
+    taken = torch.ones(1, device="cuda")
+    grow = all(segment.get("is_expandable") for segment in torch.cuda.memory_snapshot())
+    del taken
+    return grow
 
 
 def doctor(setting: Setting) -> Finding:

@@ -48,7 +48,7 @@ class Run:
         self.job = tiny_jobs.write_job(
             setting.folder / name, data, profile=profile, processes=processes, hardware=hardware, **clock
         )
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.environment = {**os.environ, "HF_HUB_OFFLINE": "1"}  # of a check, which is a worker's
         if parallel:
             self.environment[PARALLEL] = parallel
         if parallel == "fsdp2" and not processes:  # a group of one process, which sharding needs

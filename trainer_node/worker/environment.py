@@ -25,6 +25,7 @@ LIBRARIES: Final = (
     *("CUDA", "NVIDIA_", "NCCL_", "GLOO_", "TORCH", "PYTORCH_", "TRITON_", "UCX_"),
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "SAFETENSORS_", "TOKENIZERS_"),
 )
+ALLOCATORS: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # torch takes either
 UPLOAD_TOKEN: Final = "HF_TOKEN"  # by which the hub's library finds a token, if no file is set
 # HF_HUB_DISABLE_IMPLICIT_TOKEN is no secret: it keeps a stored token from being sent.
 SECRET: Final = re.compile(
@@ -58,7 +59,8 @@ def worker_environment(
         passed["TMPDIR"] = str(temporary)
         passed.setdefault("TORCHINDUCTOR_CACHE_DIR", str(temporary.with_name(COMPILED)))
     # Segments that grow: packs' numbers of label tokens differ, and fixed blocks would not fit each other.
-    passed.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if not any(name in passed for name in ALLOCATORS):
+        passed[ALLOCATORS[0]] = "expandable_segments:True"
     if gpus is not None:
         passed["CUDA_VISIBLE_DEVICES"] = gpus
     return passed

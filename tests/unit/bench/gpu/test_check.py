@@ -8,12 +8,34 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from bench.gpu.check import Finding, Setting, Skip, run_check
+from bench.gpu.machine import environment
+from trainer_node.worker.environment import worker_environment
 
 
 def test_what_a_check_finds_is_its_answer() -> None:
     answer = run_check(lambda setting: Finding({"dry": setting.dry}), dry=True, limit_s=20.0)
     assert (answer.status, answer.figures, answer.faults) == ("ok", {"dry": True}, [])
+
+
+def test_a_check_has_the_environment_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("NCCL_DEBUG", "WARN")
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    wanted = worker_environment(os.environ, 1, None, temporary=Path("tmp"))
+    assert wanted["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    found = run_check(lambda setting: Finding(dict(os.environ)), dry=True, limit_s=20.0).figures
+    own = {"TMPDIR", "TORCHINDUCTOR_CACHE_DIR"}  # in the check's folder
+    assert {name: found[name] for name in set(found) - own} == {
+        name: wanted[name] for name in set(wanted) - own
+    }
+    assert Path(found["TMPDIR"]).parent == Path(found["TORCHINDUCTOR_CACHE_DIR"]).parent
+    assert run_check(environment, dry=True, limit_s=60.0).figures["allocator"] == {
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"
+    }
 
 
 def test_a_fault_keeps_its_figures() -> None:

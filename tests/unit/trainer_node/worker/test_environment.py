@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.settings import Settings
-from trainer_node.worker.environment import remarks, worker_environment
+from trainer_node.worker.environment import ALLOCATORS, remarks, worker_environment
 
 NODE = {
     "PATH": "/bin",
@@ -57,9 +57,10 @@ def test_temporary_files_are_its_own_and_kernels_stay() -> None:
     assert own["TORCHINDUCTOR_CACHE_DIR"] == "/cache"
 
 
-def test_an_operator_s_way_to_allocate_stays() -> None:
-    found = worker_environment({**NODE, "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}, 3, None)
-    assert found["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512"
+@pytest.mark.parametrize("name", ALLOCATORS)
+def test_an_operator_s_way_to_allocate_stays(name: str) -> None:
+    found = worker_environment({**NODE, name: "max_split_size_mb:512"}, 3, None)
+    assert {known: found[known] for known in ALLOCATORS if known in found} == {name: "max_split_size_mb:512"}
 
 
 def test_an_operator_s_word_on_huge_pages_reaches_workers() -> None:
