@@ -128,6 +128,32 @@ def test_a_recording_that_reads_old_memory_is_not_used(
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
+def test_no_pass_is_computed_next_to_a_recording(
+    deltas: Deltas, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
+) -> None:
+    """A recording keeps as much memory as a pass takes: two would be twice what was planned."""
+    seen = []
+
+    def loss(model: torch.nn.Module, batch: Any) -> Tensor:
+        seen.append("pass")
+        return sft.loss(model, batch)
+
+    def record(compute: Pass) -> tuple[Callable[[], None], Tensor]:
+        replay, found = by_hand(compute)
+        seen.append("recorded")
+
+        def noted() -> None:
+            replay()
+            seen[-1] = "replay"
+
+        return noted, found
+
+    rows = make_examples(LENGTHS)
+    recorded = RecordedPass(deltas, loss, room_for(rows, [[0, 1]], CAPACITY), record)
+    assert recorded.backward(rows, [0, 1], 1) is not None
+    assert seen == ["pass"] * 3 + ["recorded", "replay", "replay"]
+
+
 def test_every_pack_of_an_epoch_has_room(make_examples: Callable[..., Examples]) -> None:
     rows = make_examples(LENGTHS)
     packs = pack(rows.lengths, CAPACITY, 0, 0)
