@@ -95,6 +95,19 @@ SIZES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "qwen3-14b": (
+        Qwen3Config,
+        {
+            "hidden_size": 5120,
+            "num_hidden_layers": 40,
+            "intermediate_size": 17408,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151936,
+            "tie_word_embeddings": False,
+        },
+    ),
 }
 
 

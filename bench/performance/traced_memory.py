@@ -2,43 +2,48 @@
 
 The engine's own forward and backward pass, clipping and AdamW are run on fake tensors, and every storage is
 counted while it lives. Attention is a stand-in that keeps what a fused kernel keeps. Two steps of two packs:
-the moments are there in the second one, and the first pack's gradients while the second is computed.
+the moments are there in the second one, and the first pack's gradients while the second is computed. Under
+DDP and FSDP2 it is rank 0 of four processes (`fake_ranks`), with the engine's own sharding.
 """
 
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import torch
 from msgspec import Struct
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
 
 from bench.gpu.shapes import config_of, random_rows
+from bench.performance.fake_ranks import EveryWeightIsUsed, empty_slices, fake_ranks
+from bench.performance.storage_counter import StorageCounter
 from shared.planning.memory_fit import Layout, Memory, estimate, logit_rows, split
 from shared.planning.model_shape import Extras, ModelShape, extras_of
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
 from trainer_node.engine.data.packing import Batch, Packs, collate
+from trainer_node.engine.distributed.process_group import ProcessGroup
+from trainer_node.engine.distributed.sharding import between, spread
 from trainer_node.engine.model import adapters, attention, logprobs
 from trainer_node.engine.model.label_model import LabelModel
 from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.objectives import sft
+from trainer_node.engine.train.loop import free_gradients
 from trainer_node.engine.train.optimizer import apply_gradients, clip
 
 STEPS, PACKS = 2, 2
 DENSE = 2**31  # a rank above any break-even
-GPU_ALIGNMENT = 512  # bytes: what CUDA's allocator rounds up to
+RANKS = 4  # processes of a run that isn't single
 
 
 class Case(Struct, frozen=True, kw_only=True):
@@ -52,6 +57,13 @@ class Case(Struct, frozen=True, kw_only=True):
     layers: int | None = None  # of the model, if not all
     norms: bool = False
     embeddings: bool = False
+    parallel: str = "single"  # "ddp" or "fsdp2": one of four processes
+    packs: int = PACKS  # that a process adds up for a step
+
+    @property
+    def devices(self) -> int:
+        """Return how many processes there are."""
+        return 1 if self.parallel == "single" else RANKS
 
     @property
     def name(self) -> str:
@@ -64,6 +76,8 @@ class Case(Struct, frozen=True, kw_only=True):
         parts += ["norms"] * self.norms + ["embeddings"] * self.embeddings
         parts += ["recomputed"] if self.recomputed else []
         parts += [f"dropout {self.dropout}"] if self.dropout else []
+        parts += [f"{self.parallel} of {RANKS}"] if self.devices > 1 else []
+        parts += ["one pack"] if self.packs == 1 else []
         return ", ".join(parts)
 
 
@@ -89,6 +103,13 @@ CASES = (
     Case(model="llama-8b", rank=16, capacity=8192),
     Case(model="llama-8b", rank=128, recomputed=True),
     Case(model="llama-8b", capacity=8192, recomputed=True),
+    Case(model="llama-1b", parallel="ddp", norms=True, packs=1),
+    Case(model="llama-1b", parallel="ddp", norms=True),
+    Case(model="llama-1b", parallel="ddp", recomputed=True, norms=True, embeddings=True),
+    Case(model="llama-8b", parallel="fsdp2", capacity=8192, recomputed=True, norms=True, packs=1),
+    Case(model="llama-8b", parallel="fsdp2", capacity=8192, recomputed=True, norms=True),
+    Case(model="llama-8b", parallel="fsdp2", rank=128, capacity=8192, recomputed=True),
+    Case(model="qwen3-14b", parallel="fsdp2", capacity=8192, recomputed=True, norms=True),
 )
 
 
@@ -98,12 +119,12 @@ def modules_of(case: Case, shape: ModelShape) -> list[Any]:
 
 
 def estimated(case: Case) -> Memory:
-    """Return the planner's estimate for one GPU."""
+    """Return the planner's estimate for each GPU."""
     shape = model_shape(config_of(case.model, dry=False, layers=case.layers))
     layout = Layout(
         capacity=case.capacity,
-        parallel="single",
-        devices=1,
+        parallel=case.parallel,
+        devices=case.devices,
         checkpointing=case.recomputed,
         dtype="bfloat16",
         cpu=False,
@@ -114,38 +135,6 @@ def estimated(case: Case) -> Memory:
 def extras_in(case: Case, shape: ModelShape) -> Extras:
     """Return what the case trains besides the matrices of the layers."""
     return extras_of(shape, norms=case.norms, embeddings=case.embeddings)
-
-
-class StorageCounter(TorchDispatchMode):  # type: ignore[misc]
-    """Counts the bytes of all storages that are alive, and the most that ever were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.present = self.peak = 0
-        self._alive: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count what it made."""
-        found = func(*args, **(kwargs or {}))
-        for one in tree_leaves(found):
-            if isinstance(one, Tensor):
-                self.count(one)
-        return found
-
-    def count(self, tensor: Tensor) -> None:
-        """Count a tensor's storage until it is freed."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._alive:
-            return
-        size = -(-storage.nbytes() // GPU_ALIGNMENT) * GPU_ALIGNMENT
-        self._alive[key] = size
-        self.present += size
-        self.peak = max(self.peak, self.present)
-        weakref.finalize(storage, self._freed, key)
-
-    def _freed(self, key: int) -> None:
-        self.present -= self._alive.pop(key)
 
 
 class _KeptAttention(torch.autograd.Function):  # type: ignore[misc]
@@ -173,14 +162,19 @@ def _attention(
     return _KeptAttention.apply(q, k, v).unsqueeze(0), None
 
 
+def _install_attention(model: LabelModel) -> None:
+    attention.install(model.base)
+    AttentionInterface.register(attention.NAME, _attention)
+
+
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
     """Take a model's batching for granted, and as many rows of logits as on a GPU."""
 
     def unchecked(network: Any, *, bf16: bool) -> LabelModel:
-        attention.install(network.get_base_model() if hasattr(network, "get_base_model") else network)
-        AttentionInterface.register(attention.NAME, _attention)
-        return LabelModel(network, bf16)
+        model = LabelModel(network, bf16)
+        _install_attention(model)
+        return model
 
     stand_ins: tuple[tuple[Any, str, Any], ...] = (
         (adapters, "label_model", unchecked),
@@ -189,38 +183,47 @@ def _as_on_a_gpu() -> Iterator[None]:
         (BaseTunerLayer, "_move_adapter_to_device_of_base_layer", lambda *_, **__: None),
         (torch.nn.Module, "to", lambda module, *_, **__: module),
     )
-    before = [(place, name, getattr(place, name)) for place, name, _ in stand_ins]
-    for place, name, stand_in in stand_ins:
-        setattr(place, name, stand_in)
-    try:
+    with ExitStack() as stack:
+        for place, name, stand_in in stand_ins:
+            stack.enter_context(patch.object(place, name, stand_in))
         yield
-    finally:
-        for place, name, real in before:
-            setattr(place, name, real)
 
 
 def traced_peak(case: Case, plan: Plan) -> int:
     """Return the most bytes that were alive in two steps."""
     config = config_of(case.model, dry=False, layers=case.layers)
     plan = replace_plan(plan, case, model_shape(config))
-    rows = random_rows(PACKS * case.capacity, config.vocab_size, dry=False)
-    packs = Packs(rows.lengths.tolist(), case.capacity, 0, 10**6).take(PACKS)
+    rows = random_rows(case.packs * case.capacity, config.vocab_size, dry=False)
+    packs = Packs(rows.lengths.tolist(), case.capacity, 0, 10**6).take(case.packs)
     batches = [collate(rows, pack, case.capacity, "cpu") for pack in packs]
-    counter = StorageCounter()
-    with _as_on_a_gpu(), FakeTensorMode(allow_non_fake_inputs=True) as fake, counter:
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        deltas = adapters.add_deltas(network, plan, 0)
-        deltas.model.train()
+    counter, fake = StorageCounter(), FakeTensorMode(allow_non_fake_inputs=True)
+    with _as_on_a_gpu(), fake_ranks(case.devices, counter), fake, counter, EveryWeightIsUsed():
+        deltas, forward = _model(config, plan)
         optimizer = torch.optim.AdamW(deltas.param_groups(plan), fused=True)
         gc.collect()
         counter.peak = counter.present  # what made the model is not part of the steps
         for _ in range(STEPS):
-            for batch in (_fake(fake, one) for one in batches):
-                (sft.loss(deltas.model, batch) / len(rows)).backward()
+            for turn, batch in enumerate(_fake(fake, one) for one in batches):
+                with between(forward, last=turn == len(batches) - 1):
+                    (sft.loss(forward, batch) / len(rows)).backward()
             norm = clip(deltas.parameters, plan.clip)
             apply_gradients(optimizer, skip=torch.zeros((), dtype=torch.bool) & norm.isfinite())
-            optimizer.zero_grad(set_to_none=True)
+            state: Any = SimpleNamespace(forward=forward, optimizer=optimizer)
+            free_gradients(state)
     return counter.peak
+
+
+def _model(config: PretrainedConfig, plan: Plan) -> tuple[adapters.Deltas, nn.Module]:
+    """Return a model as one of the plan's processes holds it, and what gives its gradients."""
+    sharded = plan.parallel == "fsdp2"
+    with torch.device("meta") if sharded else nullcontext():
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    deltas = adapters.add_deltas(network, plan, 0)
+    slices = empty_slices(deltas) if sharded else None
+    _install_attention(deltas.model)
+    deltas, forward = spread(deltas, plan, ProcessGroup(0, plan.devices), slices=slices)
+    deltas.model.train()
+    return deltas, forward
 
 
 def _fake(mode: FakeTensorMode, batch: Batch) -> Batch:
@@ -238,6 +241,8 @@ def replace_plan(plan: Plan, case: Case, shape: ModelShape) -> Plan:
         activation_checkpointing=case.recomputed,
         dropout=case.dropout,
         dtype="bfloat16",
-        packs_per_step=PACKS,
+        packs_per_step=case.packs * case.devices,
+        parallel=case.parallel,
+        devices=case.devices,
         extras=extras_in(case, shape),
     )

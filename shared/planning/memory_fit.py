@@ -17,11 +17,10 @@ from shared.planning.recipe import Recipe
 
 LOGIT_ROWS = 256  # label positions whose logits exist at a time; on a GPU more, as fewer products are faster:
 MOST_LOGIT_ROWS = 2048  # 2% of a step at 0.5B (H100), as far as they fit in
-LOGIT_SPACE = 2**30  # bytes
-LOGIT_BYTES = 8  # per logit: its 16-bit product, its fp32 value, its 16-bit probability
+LOGIT_SPACE = 3 * 2**28  # bytes
+LOGIT_BYTES = 6  # per logit: its fp32 value, and first its 16-bit product, then its 16-bit probability
 PROCESS_CPU = 500 * 2**20  # torch, transformers and peft in memory
 PROCESS_GPU = 1536 * 2**20  # CUDA context, cuBLAS workspace, NCCL buffers
-DDP_BUCKETS = 2 * 200 * 2**20  # two buckets in flight
 GRAIN = 64  # tokens; capacities are multiples of it
 CPU_CAPACITIES = (1024, 512, 256, 128, 64)
 GPU_CAPACITIES = (16384, 8192, 4096, 2048, 1024)
@@ -89,13 +88,14 @@ def estimate(
     frozen = shape.parameters - dense
     shards = layout.devices if layout.parallel == "fsdp2" else 1
     if layout.parallel == "fsdp2":
-        # Two layers are gathered at a time (one computes, one is on its way); the embeddings stay whole.
+        # Two layers are gathered at a time (one computes, one is on its way); the embeddings stay whole. Of
+        # what is trained, one layer's gradients are in the weights' dtype, and those of the layer after it,
+        # whole, in fp32: they are being reduced.
         layer = (shape.linear_parameters + trained - dense) // shape.layers
-        working = 2 * layer * width + shape.embedding_parameters * width + 2 * layer * 4
+        working = (2 * layer + shape.embedding_parameters) * width + (width + 4) * trained // shape.layers
     else:
-        # Autocast holds a 16-bit copy of every fp32 weight that it has met.
+        # A 16-bit copy of every fp32 weight is kept for the backward pass. DDP's gradients are its buckets.
         working = trained * width if width == 2 else 0
-        working += DDP_BUCKETS if layout.parallel == "ddp" else 0
     if extras.embeddings:
         head = HEAD_GRADIENT_BYTES * shape.vocab * shape.hidden
         # Layers that are computed twice don't hold their copies while the head has its gradient.

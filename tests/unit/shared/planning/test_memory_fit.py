@@ -154,4 +154,23 @@ def test_a_gpu_holds_more_logits_at_a_time_up_to_a_gigabyte(vocabulary: int, row
 
 def test_the_estimate_counts_the_logits_that_the_engine_holds() -> None:
     on_gpu = estimate(SHAPE, LORA, GPU, 0.0).logits
-    assert on_gpu == logit_rows(SHAPE.vocab, cpu=False) * SHAPE.vocab * 8
+    assert on_gpu == logit_rows(SHAPE.vocab, cpu=False) * SHAPE.vocab * 6
+
+
+def test_sharded_layers_are_gathered_whole_and_only_trained_weights_have_gradients() -> None:
+    """Two layers and embeddings in bf16; a layer's gradients in bf16, and in fp32 while they are reduced."""
+    sharded = replace(GPU, parallel="fsdp2", checkpointing=True)
+    for modules in (DENSE, LORA):
+        trained = sum(module.parameters for module in modules)
+        dense = sum(module.parameters for module in modules if module.method == "dense")
+        layer = (SHAPE.linear_parameters + trained - dense) / SHAPE.layers
+        shard = (SHAPE.parameters - dense) / 4
+        gathered = 2 * layer + SHAPE.embedding_parameters
+        wanted = 2 * shard + 2 * gathered + 6 * trained / SHAPE.layers
+        assert estimate(SHAPE, modules, sharded, 0.0).weights == pytest.approx(wanted)
+
+
+def test_gradients_that_are_parts_of_buckets_take_no_more() -> None:
+    """`gradient_as_bucket_view`: buckets of 200 MB were counted next to them."""
+    one, many = (estimate(SHAPE, DENSE, replace(GPU, parallel=way), 0.0) for way in ("single", "ddp"))
+    assert one == many
