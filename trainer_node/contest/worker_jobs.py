@@ -59,6 +59,7 @@ def worker_job(
         profile=profile,
         checkpoint_interval_s=min(CHECKPOINT_S, CHECKPOINT_SHARE * seconds),
         threads=threads,
+        memory_share=1.0,
         scorer=Scorer.CONTESTS,
         kl_coefficient=task.kl_coefficient or 0.0,
     )

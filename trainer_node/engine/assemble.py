@@ -16,7 +16,7 @@ from shared.planning.architectures import Batching
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
 from shared.planning.throughput import Costs
-from trainer_node.engine import context, prepare
+from trainer_node.engine import context
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.damage.repair import undo_scaling, unscaled
 from trainer_node.engine.data.examples import Examples
@@ -25,6 +25,7 @@ from trainer_node.engine.distributed.process_group import SINGLE_PROCESS
 from trainer_node.engine.distributed.sharding import spread, untrained
 from trainer_node.engine.distributed.turns import first_then_others, weighed
 from trainer_node.engine.distributed.weight_slices import slices_of, without_weights
+from trainer_node.engine.memory import main_memory
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.attention import choose_kernels, max_documents, slower_because
 from trainer_node.engine.model.compile import missing_compiler
@@ -42,8 +43,7 @@ from trainer_node.engine.train.schedule import Schedule, ScheduleState, Shape
 from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.weight_average import TailAverage
 
-AVERAGE_SHARE = 0.1  # of the memory: the running average is kept if it takes no more
-COPY_SHARE = 0.1  # of main memory: what is saved is copied, and training goes on, if it takes no more
+AVERAGE_SHARE = 0.1  # of a device's memory: the running average is kept if it takes no more
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def make_state(
         lag=1 if group.device.type == "cuda" and not run.simulated else 0,
         dev=dev or None,
         dev_s=record.costs.score_s * len(dev or ()) / len(record.base_losses),
-        most_best_bytes=COPY_SHARE * prepare.main_memory(job.hardware) / group.sharers,
+        most_best_bytes=main_memory.most_for_copy(job) / group.sharers,
         cores=0 if run.simulated or group.device.type != "cpu" else torch.get_num_threads(),
         trial=place.trial,
         steps_before=place.steps_before,
@@ -251,17 +251,19 @@ def make_average(run: RunContext, plan: Plan, deltas: Deltas) -> TailAverage | N
 
 
 def make_saver(run: RunContext, record: RunRecord, plans: Iterable[Plan] = ()) -> Saver:
-    """Make the writer of the run's checkpoints, by one of these plans.
+    """Collective: make the writer of the run's checkpoints, by one of these plans.
 
     Of a group rank 0 alone writes, unless the weights are sharded.
     """
-    sharers = 1 + run.process_group.others
-    writers = run.process_group.world if any(plan.parallel == "fsdp2" for plan in plans) else 1
+    group = run.process_group
+    sharers = 1 + group.others
+    writers = group.world if any(plan.parallel == "fsdp2" for plan in plans) else 1
+    (most,) = group.broadcast_floats(main_memory.most_for_checkpoints(run.job))  # other ranks find less free
     return Saver(
         run.checkpoints,
         record.fingerprint,
         context.versions(),
-        most_bytes=COPY_SHARE * prepare.main_memory(run.job.hardware) / sharers / writers,
+        most_bytes=most / sharers / writers,
         timer=(lambda: 0.0) if run.simulated else run.own_clock.time,
         report=run.reporter.message,
         sharers=sharers,

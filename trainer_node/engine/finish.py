@@ -62,7 +62,7 @@ def choose(
     last = Candidate("last", reached_by(state))
     candidates = [last.measured(score) if Part.SCORE in parts else last]
     with run.patience():
-        state.saver.wait()  # from here on the weights change
+        state.saver.free()  # from here on the weights change
     average = state.average
     if Part.AVERAGE in parts and average and average.count > 1:
         candidates.append(replace(last, name="average", weights_applied=average.applied).measured(score))

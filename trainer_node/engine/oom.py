@@ -32,3 +32,5 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        if empty := getattr(torch.accelerator, "empty_host_cache", None):  # some versions of torch lack it
+            empty()  # pinned main memory

@@ -315,13 +315,6 @@ def recorded_gain(
     return small_model_gain(shape, layout, flops, hardware)
 
 
-def main_memory(hardware: Hardware) -> float:
-    """Return this worker's share of the machine's memory, in bytes."""
-    if hardware.device == "cpu":
-        return hardware.memory_bytes
-    return machine_memory()[0] / 2  # the other slot's processes need the rest
-
-
 def set_threads(job: WorkerJob, process_group: ProcessGroup) -> int:
     """Use this slot's share of the cores, and this process's share of those."""
     threads = max(1, (job.threads or len(os.sched_getaffinity(0)) // 2) // process_group.world)

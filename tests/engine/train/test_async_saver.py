@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +12,10 @@ import torch
 
 from tests.engine.positions import position
 from trainer_node.engine.train import checkpoint
-from trainer_node.engine.train.async_saver import CopyMemory, Saver
+from trainer_node.engine.train.async_saver import Saver, Unread
 from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
 
 WAIT_S = 60.0
-ON_A_GPU: Any = SimpleNamespace(is_cuda=True)
 
 
 def _saver(folder: Path, most_bytes: float = 1e9, report: Callable[[str], None] = lambda text: None) -> Saver:
@@ -56,10 +54,75 @@ def test_what_is_written_is_the_moment_of_its_beginning(tmp_path: Path, gate: Ev
     assert torch.equal(_weights(tmp_path), torch.full((3,), 2.0))
 
 
-def test_without_memory_for_a_copy_training_waits(tmp_path: Path) -> None:
-    saver = _saver(tmp_path, most_bytes=11)
+@pytest.mark.parametrize("most", [0, 11, 12, 24, 35, 48])
+def test_what_has_no_copy_is_on_its_way_before_training_goes_on(tmp_path: Path, most: int) -> None:
+    saver = _saver(tmp_path, most_bytes=most)
+    groups = {
+        "weights": {"w": torch.ones(3), "v": torch.ones(1)},
+        "optimizer": {"exp_avg/w": torch.ones(3), "exp_avg/v": torch.ones(1)},
+        "average": {"w": torch.ones(3)},
+    }
+    for step in (1, 2):
+        saver.begin(position(step), groups)
+        for group in groups.values():
+            for tensor in group.values():
+                tensor.add_(1.0)  # training goes on
+        saver.wait()
+        found = checkpoint.newest(tmp_path, pytest.fail)
+        assert found is not None
+        for name, group in groups.items():
+            written = found.tensors(name)
+            assert written.keys() == group.keys()
+            assert all(torch.equal(written[key], group[key] - 1.0) for key in group)
+        assert sum(copy.nbytes for copy in saver._copies.values()) <= most
+
+
+def test_training_waits_for_no_more_than_what_has_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, order, real = Event(), list[str](), checkpoint.write_tensors
+
+    def write(path: Path, tensors: checkpoint.Tensors, **options: Any) -> Any:
+        order.extend(f"{path.stem} {name}" for name in tensors)
+        if path.stem == "weights":
+            assert gate.wait(WAIT_S)
+        return real(path, tensors, **options)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", write)
+    saver = _saver(tmp_path, most_bytes=16)  # of 24
+    moments = {"exp_avg/w": torch.ones(1), "exp_avg_sq/w": torch.ones(2)}
+    saver.begin(position(1), {"weights": {"w": torch.ones(3)}, "optimizer": moments})
+    assert saver.is_writing
+    gate.set()
+    saver.wait()
+    assert order == ["optimizer exp_avg_sq/w", "optimizer exp_avg/w", "weights w"]
+
+
+def test_a_save_that_fails_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Path:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(checkpoint, "save", fails)
+    saver = _saver(tmp_path, most_bytes=0)
     saver.begin(position(1), {"weights": {"w": torch.ones(3)}})
-    assert torch.equal(_weights(tmp_path), torch.ones(3))
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        saver.wait()
+
+
+def test_what_was_not_read_is_waited_for() -> None:
+    first, second = torch.ones(1), torch.ones(1)
+    unread = Unread([first, second])
+    unread.written(second)
+    unread.written(torch.ones(1))
+    assert not unread._none.is_set()
+    unread.written(first)
+    unread.wait()
+
+
+def test_what_a_checkpoint_took_is_told_once(tmp_path: Path) -> None:
+    saver = _saver(tmp_path)
+    saver.begin(position(1), {"weights": {"w": torch.ones(3)}})
+    saver._pool.submit(lambda: None).result(WAIT_S)
     assert saver.written() is not None
     assert saver.written() is None
 
@@ -103,50 +166,33 @@ def test_memory_that_is_made_ready_is_what_the_first_save_copies_to(tmp_path: Pa
     saver.wait()
     assert saver._copies["weights", "w"].data_ptr() == ready
     assert torch.equal(_weights(tmp_path), weight)
-    small = _saver(tmp_path, most_bytes=1.0)  # it would write while the run waits, without a copy
-    small.prepare({"weights": {"w": weight}})
+    small = _saver(tmp_path, most_bytes=12.0)  # the moments would be written while the run waits
+    small.prepare({"weights": {"w": weight}, "optimizer": {"exp_avg/w": weight}})
     small._pool.submit(lambda: None).result(WAIT_S)
-    assert small._copies == {}
+    assert small._copies.keys() == {("weights", "w")}
 
 
 def test_a_trial_keeps_no_memory_for_copies_of_another_ones_weights(tmp_path: Path) -> None:
-    saver = _saver(tmp_path)
+    saver = _saver(tmp_path, most_bytes=24)
     saver.prepare({"weights": {"w": torch.ones(3), "lora_a": torch.ones(2)}})
+    saver.prepare({"weights": {"v": torch.ones(3)}, "average": {}})
+    saver.prepare({"weights": {"v": torch.ones(3)}, "average": {"v": torch.ones(3)}})
     saver._pool.submit(lambda: None).result(WAIT_S)
-    kept = saver._copies["weights", "w"].data_ptr()
-    saver.prepare({"weights": {"w": torch.ones(3)}})
+    assert saver._copies.keys() == {("weights", "v"), ("average", "v")}
+    kept = saver._copies["average", "v"].data_ptr()
+    saver.prepare({"weights": {"v": torch.ones(3)}, "average": {}})  # the next trial has no average yet
     saver._pool.submit(lambda: None).result(WAIT_S)
-    assert saver._copies.keys() == {("weights", "w")}
-    assert saver._copies["weights", "w"].data_ptr() == kept
+    assert saver._copies["average", "v"].data_ptr() == kept
 
 
-def test_without_pinned_memory_copies_are_slower_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    tries: list[bool] = []
-
-    def allocate(tensor: Any, *, device: str, pin_memory: bool = False) -> torch.Tensor:
-        tries.append(pin_memory)
-        if pin_memory:
-            raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
-        return torch.zeros(3, device=device)
-
-    monkeypatch.setattr(torch, "empty_like", allocate)
-    said: list[str] = []
-    memory = CopyMemory(said.append)
-    for _ in range(2):
-        assert memory.like(ON_A_GPU).shape == (3,)
-    assert tries == [True, False, False]
-    assert len(said) == 1
-    assert "can't be pinned (CUDA error: out of memory)" in said[0]
-
-
-def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(tensor: Any, **_: Any) -> torch.Tensor:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(torch, "empty_like", fails)
-    with pytest.raises(RuntimeError, match="illegal"):
-        CopyMemory(pytest.fail).like(ON_A_GPU)
-
-
-def test_a_cpus_tensors_are_not_pinned() -> None:
-    assert not CopyMemory(pytest.fail).like(torch.ones(3)).is_pinned()
+def test_after_training_no_memory_is_held(tmp_path: Path, gate: Event) -> None:
+    saver = _saver(tmp_path, most_bytes=12)
+    saver.prepare({"weights": {"w": torch.zeros(3)}})
+    saver.begin(position(1), {"weights": {"w": torch.ones(3)}})
+    gate.set()
+    saver.free()
+    assert saver._copies == {}
+    assert torch.equal(_weights(tmp_path), torch.ones(3))
+    saver.begin(position(2), {"weights": {"w": torch.ones(3)}})  # there is room again
+    assert len(saver._copies) == 1
+    saver.wait()

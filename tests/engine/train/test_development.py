@@ -12,8 +12,8 @@ import torch
 from shared.planning.recipe import CurveRule
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS
 from trainer_node.engine.evaluate.metric import Evaluation
+from trainer_node.engine.memory.copy_memory import CopyMemory
 from trainer_node.engine.train import development
-from trainer_node.engine.train.async_saver import CopyMemory
 from trainer_node.engine.train.dev_curve import DevCurve
 
 SIZE = 12  # bytes of the weights

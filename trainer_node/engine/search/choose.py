@@ -49,6 +49,7 @@ def submit_best(runner: TrialRunner) -> Outcome:
     run, record, done = runner.run, runner.record, runner.known.done
     best = best_of(done)
     run.reporter.phase(Phase.CHOOSE)
+    runner.saver.free()  # rounding, and reading what was written, need the memory
     state = runner.prepared(best.trial if best else done[0].trial, None)
     parts = affordable(run.left_s, record.costs)
     candidates: list[Candidate] = []

@@ -14,9 +14,7 @@ from shared.errors import EngineError
 from shared.messages import ErrorCode, Phase
 from shared.planning.plan import Plan
 from shared.planning.step_size import pack_limit, step_size
-from trainer_node.engine import prepare
 from trainer_node.engine.assemble import (
-    COPY_SHARE,
     Adapted,
     Place,
     adapt,
@@ -31,6 +29,7 @@ from trainer_node.engine.distributed.weight_slices import slices_of
 from trainer_node.engine.evaluate.candidates import Weights
 from trainer_node.engine.evaluate.moved_weights import scaled
 from trainer_node.engine.finish import free_optimizer
+from trainer_node.engine.memory import main_memory
 from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.oom import release
 from trainer_node.engine.search.kept_trials import kept_blocks, staying, trial_folder
@@ -218,7 +217,7 @@ class TrialRunner:
         size = sum(value.numel() * value.element_size() for value in one.deltas.state().values())
         group = self.run.process_group
         copies = 1 + group.others if one.plan.parallel == "fsdp2" else group.sharers
-        return copies * size <= COPY_SHARE * prepare.main_memory(self.run.job.hardware)
+        return copies * size <= main_memory.most_for_copy(self.run.job)
 
     def base(self, plan: Plan) -> torch.nn.Module:
         """Return the base model for a plan: the one that is loaded, unless it is to be sharded otherwise."""

@@ -9,8 +9,8 @@ from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
 from shared.planning.step_size import full_batch, padding
 from shared.planning.throughput import SLACK_S, Costs
-from trainer_node.engine import prepare
 from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.memory.main_memory import slot_memory
 from trainer_node.engine.search.strategy.budget import Budget, is_averaged, is_low_rank
 from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, PASSES
 from trainer_node.engine.search.strategy.prior import is_tiny
@@ -138,6 +138,6 @@ def is_rounded(run: RunContext, plan: Plan) -> bool:
     memory holds two copies in fp32.
     """
     dense = plan.parallel != "fsdp2" and all(module.method == "dense" for module in plan.modules)
-    most = ROUND_MEMORY * prepare.main_memory(run.job.hardware) / run.process_group.sharers
+    most = ROUND_MEMORY * slot_memory(run.job) / run.process_group.sharers
     fits = 2 * 4 * plan.trained_parameters <= min(most, MOST_ROUNDED_BYTES)
     return resolve(run.job.profile).rounds and dense and plan.dtype == "bfloat16" and fits

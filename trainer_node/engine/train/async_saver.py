@@ -1,21 +1,26 @@
 """Checkpoints written during training: the run waits for a copy in memory, a thread puts it on disk.
 
 SmolLM2-135M with dense deltas: 1.3 GB are copied in .1 s, and take 4.5 s to be hashed, written and synced.
+The next step changes weights and moments alike, so the copy is of all of them. Where memory can't hold it,
+what has no copy is written first, and the run waits for that part alone.
 """
 
 from __future__ import annotations
 
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice, takewhile
 from pathlib import Path
 
 import torch
 from msgspec import Struct
 
 from trainer_node.engine.distributed.checkpoint_parts import Writer
-from trainer_node.engine.oom import is_out_of_memory
+from trainer_node.engine.memory.copy_memory import CopyMemory
+from trainer_node.engine.oom import release
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position, Tensors
 from trainer_node.engine.train.disk_plan import (
@@ -29,6 +34,7 @@ from trainer_node.engine.train.disk_plan import (
 )
 
 MOMENTS_FILE = frozenset({"optimizer"})
+Key = tuple[str, str]  # a group of tensors, and a name in it
 
 
 class Written(Struct, frozen=True):
@@ -38,40 +44,33 @@ class Written(Struct, frozen=True):
     cpu_s: float  # of it the thread computed: hashing, and the kernel's copying
 
 
-class CopyMemory:
-    """Gives memory for copies; pinned for a GPU's tensors: five times as fast (55 GB/s, H100).
+class Unread:
+    """Tensors without a copy: training, which changes them, waits until they were read."""
 
-    The system may allow less pinned memory than there is, and CUDA says then that it is out of memory. That
-    is not the GPU's: from then on memory isn't pinned, which is reported once.
-    """
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self._left = {id(tensor) for tensor in tensors}
+        self._none = threading.Event()
+        self.written(None)
 
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self.report = report
-        self._pins = True
+    def written(self, tensor: torch.Tensor | None) -> None:
+        """Note that the tensor may change from now on."""
+        self._left.discard(id(tensor))
+        if not self._left:
+            self._none.set()
 
-    def size_of(self, tensor: torch.Tensor) -> int:
-        """Return the bytes that a copy takes: torch rounds pinned memory up to a power of two."""
-        size = tensor.numel() * tensor.element_size()
-        return 1 << max(0, size - 1).bit_length() if self._pins and tensor.is_cuda else size
+    def give_up(self) -> None:
+        """Note that nothing is read any more."""
+        self._none.set()
 
-    def like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return memory for a copy of the tensor."""
-        if self._pins and tensor.is_cuda:
-            try:
-                return torch.empty_like(tensor, device="cpu", pin_memory=True)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                cause = str(error).partition("\n")[0][:200]
-            self._pins = False
-            self.report(f"main memory can't be pinned ({cause}): weights are copied to it more slowly")
-        return torch.empty_like(tensor, device="cpu")
+    def wait(self) -> None:
+        """Wait until all were read."""
+        self._none.wait()
 
 
 class Saver:
     """Writes one checkpoint at a time below `folder`, the last one that was begun.
 
-    `most_bytes` is the memory that copies may take; a larger checkpoint is written while the run waits.
+    `most_bytes` is the memory that copies may take; what goes beyond is written while the run waits.
     `timer` reads the run's clock, so that a simulated run's saves take no time. Of the free disk this one may
     use one of `sharers` parts. A checkpoint that can't be written does not end the run: `report` gets the
     reason, and the next one is smaller.
@@ -99,7 +98,8 @@ class Saver:
         self._most = CheckpointContent.WHOLE  # that is tried
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self.memory = CopyMemory(report)
-        self._copies: dict[tuple[str, str], torch.Tensor] = {}
+        self._copies: dict[Key, torch.Tensor] = {}
+        self._copies_bytes = 0
         self._preparing: Future[float] | None = None
         self._running: Future[Written | None] | None = None
         self._frozen: dict[str, tuple[Tensors, Path]] = {}  # what the checkpoint before holds, and where
@@ -110,17 +110,16 @@ class Saver:
         That costs ten times as much as later uses (1 to 3 s for 1.6 GB); here it is paid during training.
         What was for other tensors is freed.
         """
-        fits = sum(map(size_of, tensors.values())) <= self.most_bytes
-        given = tensors if fits else {}
-        wanted = {(group, name): one for group, found in given.items() for name, one in found.items()}
+        wanted = by_key(tensors)
 
         def touch() -> float:
             computed = time.thread_time()
-            for key in self._copies.keys() - wanted.keys():  # of another trial's weights
-                del self._copies[key]
-            for key, tensor in wanted.items():
-                if not self._has_memory(key, tensor):
-                    self._copies[key] = self.memory.like(tensor).zero_()
+            of_these = [key for key in self._copies if tensors.get(key[0])]
+            if not all(key in wanted and self._has_memory(key, wanted[key]) for key in of_these):
+                self._forget()  # it was for another trial's weights
+            for key, made in self._provide(wanted).items():
+                if not wanted[key].is_cuda:  # pinned memory was touched when it was made
+                    made.zero_()
             return time.thread_time() - computed
 
         self._preparing = self._pool.submit(touch)
@@ -160,9 +159,12 @@ class Saver:
         """
         self.wait()
         preparing_s = self._prepared()
-        in_background = still or sum(map(size_of, tensors.values())) <= self.most_bytes
-        if in_background and not still:
-            tensors = {name: self._copied(name, group) for name, group in tensors.items()}
+        unread = Unread([])
+        if not still:
+            wanted = by_key(tensors)
+            copies = self._copied(wanted)
+            unread = Unread(tensor for key, tensor in wanted.items() if key not in copies)
+            tensors = last_copied(tensors, copies)
         fixed = dict(frozen or {})
         tensors = {**tensors, **fixed}
         unchanged = {name: path for name, (group, path) in self._frozen.items() if fixed.get(name) is group}
@@ -173,17 +175,26 @@ class Saver:
             narrow = MOMENTS_FILE if content is CheckpointContent.NARROW_MOMENTS else frozenset()
             try:
                 folder = checkpoint.save(
-                    self.folder, position, self.fingerprint, tensors, self.versions, unchanged, narrow, writer
+                    self.folder,
+                    position,
+                    self.fingerprint,
+                    tensors,
+                    self.versions,
+                    unchanged,
+                    narrow,
+                    writer,
+                    unread.written,
                 )
             except OSError as error:
                 self._failed(position.step, content, error)
                 return None
+            finally:
+                unread.give_up()
             self._frozen = {name: (group, folder / f"{name}.safetensors") for name, group in fixed.items()}
             return Written(self.timer() - began, time.thread_time() - computed + preparing_s)
 
         self._running = self._pool.submit(write)
-        if not in_background:
-            self._running.result()
+        unread.wait()
 
     def written(self) -> Written | None:
         """Return what the newest written checkpoint took, once."""
@@ -203,6 +214,13 @@ class Saver:
             running, self._running = self._running, None
             running.result()
 
+    def free(self) -> None:
+        """Free the memory of copies, when training is over."""
+        self.wait()
+        self._prepared()
+        self._forget()
+        release()
+
     def _failed(self, step: int, content: CheckpointContent, error: OSError) -> None:
         """Note that a checkpoint could not be written; runs in the saver's thread."""
         self._most = max(self._most, after_failure(content))
@@ -218,17 +236,33 @@ class Saver:
         preparing, self._preparing = self._preparing, None
         return preparing.result()
 
-    def _copied(self, group: str, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """Return a copy of the tensors, in memory that is kept: its first use costs ten times as much."""
-        for name, tensor in tensors.items():
-            if not self._has_memory((group, name), tensor):
-                self._copies[group, name] = self.memory.like(tensor)
-            self._copies[group, name].copy_(tensor, non_blocking=True)
-        if any(tensor.is_cuda for tensor in tensors.values()):
+    def _copied(self, tensors: Mapping[Key, torch.Tensor]) -> dict[Key, torch.Tensor]:
+        """Return copies of the tensors, of as many as memory is for."""
+        self._provide(tensors)
+        copied = {key: one for key, one in tensors.items() if self._has_memory(key, one)}
+        for key, tensor in copied.items():
+            self._copies[key].copy_(tensor, non_blocking=True)
+        if any(tensor.is_cuda for tensor in copied.values()):
             torch.cuda.current_stream().synchronize()  # the weights may change from now on
-        return {name: self._copies[group, name] for name in tensors}
+        return {key: self._copies[key] for key in copied}
 
-    def _has_memory(self, key: tuple[str, str], tensor: torch.Tensor) -> bool:
+    def _provide(self, tensors: Mapping[Key, torch.Tensor]) -> dict[Key, torch.Tensor]:
+        """Return new memory for those of the tensors that have none, the first ones, and keep it.
+
+        Its first use costs ten times as much.
+        """
+        missing = {key: one for key, one in tensors.items() if not self._has_memory(key, one)}
+        room = self.most_bytes - self._copies_bytes
+        sizes = list(takewhile(lambda size: size <= room, self.memory.sizes(missing.values())))
+        made = self.memory.like(dict(islice(missing.items(), len(sizes))))
+        self._copies_bytes += sizes[-1] if sizes else 0
+        self._copies |= made
+        return made
+
+    def _forget(self) -> None:
+        self._copies, self._copies_bytes = {}, 0
+
+    def _has_memory(self, key: Key, tensor: torch.Tensor) -> bool:
         kept = self._copies.get(key)
         return kept is not None and kept.shape == tensor.shape and kept.dtype == tensor.dtype
 
@@ -240,6 +274,25 @@ class Saver:
         except OSError as error:
             self._failed(step, self._content, error)
             return None
+
+
+def by_key(tensors: Mapping[str, Tensors]) -> dict[Key, torch.Tensor]:
+    """Return tensors in groups by group and name."""
+    return {(group, name): one for group, found in tensors.items() for name, one in found.items()}
+
+
+def last_copied(
+    tensors: Mapping[str, Tensors], copies: Mapping[Key, torch.Tensor]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Return copies in place of the tensors that have one; these, and groups of nothing else, come last."""
+    groups = sorted(tensors, key=lambda group: all((group, name) in copies for name in tensors[group]))
+    return {
+        group: {
+            name: copies.get((group, name), tensors[group][name])
+            for name in sorted(tensors[group], key=lambda name: (group, name) in copies)
+        }
+        for group in groups
+    }
 
 
 def free_bytes(folder: Path) -> int:

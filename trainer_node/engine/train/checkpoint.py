@@ -111,16 +111,18 @@ def save(
     unchanged: Mapping[str, Path] | None = None,
     narrow: frozenset[str] = frozenset(),
     writer: Writer | None = None,
+    written: Callable[[torch.Tensor], None] = lambda tensor: None,
 ) -> Path:
     """Write one checkpoint below `folder`, then delete all that isn't `kept`; OSError if it can't.
 
     `unchanged` names files of an earlier one that hold the same tensors: they are linked. The groups in
-    `narrow` are written in 16 bits. A `writer` is one of several processes, each with its rows.
+    `narrow` are written in 16 bits. A `writer` is one of several processes, each with its rows. `written` is
+    told of each tensor that may change from then on.
     """
     final = folder / f"step-{position.step:08d}"
     temporary = writer.folder if writer else open_temporary(folder, position.step)
     if writer and writer.rank:
-        _write_part(writer, tensors, narrow)
+        _write_part(writer, tensors, narrow, written)
         return final
     try:
         files = {}
@@ -128,7 +130,7 @@ def save(
             path = temporary / (writer.file_name(name) if writer else f"{name}.safetensors")
             if group:
                 files[path.name] = _linked(path, (unchanged or {}).get(name)) or write_tensors(
-                    path, group, narrow=name in narrow
+                    path, group, narrow=name in narrow, written=written
                 )
         files |= writer.others() if writer else {}
         manifest = Manifest(position=position, fingerprint=fingerprint, files=files, versions=versions)
@@ -153,12 +155,17 @@ def open_temporary(folder: Path, step: int) -> Path:
     return temporary
 
 
-def _write_part(writer: Writer, tensors: Mapping[str, Tensors], narrow: frozenset[str]) -> None:
+def _write_part(
+    writer: Writer,
+    tensors: Mapping[str, Tensors],
+    narrow: frozenset[str],
+    written: Callable[[torch.Tensor], None],
+) -> None:
     """Write the rows of a process that isn't rank 0. What this raises rank 0 learns, too, for all."""
     try:
         files = {
             writer.file_name(name): write_tensors(
-                writer.folder / writer.file_name(name), group, narrow=name in narrow
+                writer.folder / writer.file_name(name), group, narrow=name in narrow, written=written
             )
             for name, group in tensors.items()
             if group
@@ -253,7 +260,13 @@ def clean(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def write_tensors(path: Path, tensors: Tensors, *, narrow: bool = False) -> FileEntry:
+def write_tensors(
+    path: Path,
+    tensors: Tensors,
+    *,
+    narrow: bool = False,
+    written: Callable[[torch.Tensor], None] = lambda tensor: None,
+) -> FileEntry:
     """Write a safetensors file, hashed and synced; with `narrow`, fp32 tensors in 16 bits.
 
     The library's own writer first copies everything into one buffer, and hashing its file would read all of
@@ -269,6 +282,7 @@ def write_tensors(path: Path, tensors: Tensors, *, narrow: bool = False) -> File
             for start in range(0, len(data), PIECE):
                 digest.update(data[start : start + PIECE])
                 _write(file.fileno(), data[start : start + PIECE])
+            written(tensor)
         os.fsync(file.fileno())
     return FileEntry(len(header) + end, digest.hexdigest())
 

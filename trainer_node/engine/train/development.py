@@ -55,7 +55,7 @@ def keep_lowest(state: TrainState) -> None:
     A rule may want those of several of the lowest points: as many are kept as there is room for.
     """
     weights = state.deltas.state()
-    size = sum(map(state.saver.memory.size_of, weights.values()))
+    size = state.saver.memory.size_of(weights.values())
     count = min(state.plan.curve.snapshots, int(state.most_best_bytes / max(1, size)))
     steps = [point.step for point in state.curve.lowest(count)]
     if state.plan.parallel == "fsdp2" or state.step not in steps:
@@ -84,7 +84,7 @@ def copied(state: TrainState, weights: Mapping[str, Tensor]) -> dict[str, Tensor
     if free and not state.saver.is_writing:
         memory = free[0]
     else:
-        memory = {name: state.saver.memory.like(value) for name, value in weights.items()}
+        memory = state.saver.memory.like(weights)
         state.copies = [*taken, memory]
     for name, value in weights.items():
         memory[name].copy_(value, non_blocking=True)

@@ -22,7 +22,7 @@ from trainer_node.engine.signals import Stop
 from trainer_node.engine.train.development import measure_dev, measure_due
 from trainer_node.engine.train.optimizer import apply_gradients, clip
 from trainer_node.engine.train.rollback import go_back
-from trainer_node.engine.train.saved_state import prepare_saver, save
+from trainer_node.engine.train.saved_state import prepare_copies, prepare_saver, save
 from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.step_results import begin_copy
 from trainer_node.engine.train.weight_average import EVERY, TAIL
@@ -181,6 +181,8 @@ def one_step(state: TrainState, rate: float, stop: Stop) -> bool:
     state.clock.advance(tokens)
     if state.average is not None and state.step % EVERY == 0 and state.schedule.pulse.progress >= TAIL:
         state.average.update()
+        if state.average.count == 1 and state.device.type == "cuda":
+            prepare_copies(state)  # 7 GB to be pinned would keep the next save waiting for seconds
     return True
 
 

@@ -25,10 +25,22 @@ def prepare_saver(state: TrainState) -> None:
     """Have memory for the copies that checkpoints are written from, and say if the disk is short."""
     if state.process_group.is_main:
         state.saver.make_room(sizes_of(state, over=False), export_bytes(state))
-    if state.process_group.is_main or state.plan.parallel == "fsdp2":
-        parameters = own(state, state.deltas.state())
-        will_be = {f"{name}/{key}": value for key, value in parameters.items() for name in MOMENTS}
-        state.saver.prepare({"weights": parameters, "optimizer": will_be})
+    prepare_copies(state)
+
+
+def prepare_copies(state: TrainState) -> None:
+    """Have memory for copies of what a checkpoint holds now, and of the moments that it will hold."""
+    if not state.process_group.is_main and state.plan.parallel != "fsdp2":
+        return
+    parameters = own(state, state.deltas.state())
+    counter = {"step": torch.zeros((), device=state.device)} if state.process_group.is_main else {}
+    optimizer = {
+        f"{name}/{key}": one
+        for key, value in parameters.items()
+        for name, one in {**counter, **dict.fromkeys(MOMENTS, value)}.items()
+    }
+    average = own(state, state.average.weights) if state.average else {}
+    state.saver.prepare({"weights": parameters, "optimizer": optimizer, "average": average})
 
 
 def save(state: TrainState, reporter: Reporter) -> None:
