@@ -61,7 +61,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "trainer_node.engine": (
         "signals reporter time_budget oom",
-        "limits",
+        "limits memory",
         "data",
         "model objectives",
         "distributed",
