@@ -18,15 +18,20 @@ from tests.engine.distributed.export_side import exports_alike
 from tests.engine.distributed.sharded_run import run_context
 from trainer_node.engine.__main__ import leave
 from trainer_node.engine.assemble import assemble
-from trainer_node.engine.context import JobData, RunRecord
+from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.distributed.process_group import destroy, join
-from trainer_node.engine.distributed.sharding import fitted, gathered, local, shard_frozen
+from trainer_node.engine.distributed.sharding import fitted, gathered, load_rows, local, shard_frozen
 from trainer_node.engine.distributed.weight_slices import without_weights
+from trainer_node.engine.evaluate.candidates import Candidate
 from trainer_node.engine.evaluate.metric import score
+from trainer_node.engine.evaluate.moved_weights import moving, scaled
+from trainer_node.engine.finish import reached_by
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.search.held_copies import copy_of
+from trainer_node.engine.search.scoring import factor_of, scorer
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import loop, saved_state
 from trainer_node.engine.train.optimizer import optimizer_tensors
@@ -91,7 +96,7 @@ def main() -> None:
                 ).per_example
             )
             training.deltas.model.train()
-            losses = []
+            losses, start = list[torch.Tensor](), copy_of(training.deltas)
             buckets = gradient_memory(training)
             assert way != "ddp" or len(buckets) < len(training.deltas.parameters)
             for _ in range(STEPS):
@@ -99,6 +104,7 @@ def main() -> None:
                 losses.append(torch.tensor(training.last_loss))
             assert way != "ddp" or gradients_are_in_buckets(training)
             assert way != "ddp" or gradient_memory(training) == buckets  # none was made next to them
+            moved = moved_along(run, record, training, start)
             skip_and_go_back(training, run.reporter)
             if way == "fsdp2":
                 shared = Path(process_group.broadcast_object(str(folder)))
@@ -109,6 +115,7 @@ def main() -> None:
             }
             found[f"{way}-{kind}"] = {
                 **{name: value.clone() for name, value in gathered(tensors, process_group).items()},
+                **moved,
                 "losses": torch.stack(losses),
                 "scores": scores,
                 "tokens": torch.tensor(training.tokens),
@@ -156,6 +163,28 @@ def gradient_memory(training: TrainState) -> set[int]:
     """The memory that gradients are parts of."""
     gradients = [parameter.grad for parameter in training.deltas.parameters.values()]
     return {one.untyped_storage().data_ptr() for one in gradients if one is not None}
+
+
+def moved_along(
+    run: RunContext, record: RunRecord, training: TrainState, start: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Losses half of the way from the start, and the best factor; the weights are afterwards as before."""
+    rows, deltas = training.examples, training.deltas
+    measured = scorer(run, record, rows, training)
+    last = Candidate("weights", reached_by(training)).measured(measured)
+    before = {name: value.clone() for name, value in deltas.state().items()}
+    half = scaled(before, start, 0.5, deltas.parameters)
+    with moving(deltas, start) as move:
+        move(0.5)
+        assert all(torch.equal(local(value), local(half[name])) for name, value in deltas.state().items())
+        losses = torch.from_numpy(measured().per_example)
+    factor = factor_of(run, record, rows, training, start, last, len(rows))
+    assert all(torch.equal(local(value), local(before[name])) for name, value in deltas.state().items())
+    load_rows(deltas, start)
+    assert all(torch.equal(local(value), start[name]) for name, value in deltas.state().items())
+    deltas.load_state(before)
+    assert factor is not None
+    return {"half": losses, "factor": torch.tensor(factor)}
 
 
 def skip_and_go_back(training: TrainState, reporter: Reporter) -> None:

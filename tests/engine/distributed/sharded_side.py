@@ -16,7 +16,7 @@ from trainer_node.engine import pipeline, prepare
 from trainer_node.engine.__main__ import leave
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.distributed.launch import rank_of
-from trainer_node.engine.search import speed
+from trainer_node.engine.search import choose, scoring, search, speed
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import async_saver, oom_fallback
 from trainer_node.engine.train.disk_plan import CheckpointContent, DiskChoice
@@ -24,10 +24,11 @@ from trainer_node.engine.train.state import TrainState
 
 
 def main() -> int:
-    """`sharded_side.py JOB [fails | fails-last | weights | nothing | memory | lora]`, as a rank.
+    """`sharded_side.py JOB [fails | fails-last | weights | nothing | memory | lora | factor]`, as a rank.
 
     All arms are LoRA, or the second trial fails (in all ranks, or in the last one), or the disk has room for
-    no more of a checkpoint, or memory runs out in the last rank while steps are timed.
+    no more of a checkpoint, or memory runs out in the last rank while steps are timed. With `factor` there is
+    one trial, of LoRA, which is best at three quarters of its way.
     """
     real = prepare.draw_plan
 
@@ -51,7 +52,12 @@ def main() -> int:
         oom_fallback.descend = descend
     if sys.argv[2:] == ["memory"] and rank_of(os.environ) == 1:
         speed.timed_step = out_of_memory  # type: ignore[attr-defined, assignment]
-    if sys.argv[2:] == ["lora"]:
+    if sys.argv[2:] == ["factor"]:
+        choose_next = search._next
+        search._next = lambda *known: None if known[2].done else choose_next(*known)
+        scoring.best_factor = lambda *_: 0.75  # type: ignore[attr-defined]
+        choose.better_on_both_halves = lambda *_: True
+    if sys.argv[2:] in (["lora"], ["factor"]):
         PROFILES["auto"] = replace(PROFILES["auto"], full=False, rank=16, arms=("lora_r16",))
     contents = {"weights": CheckpointContent.WEIGHTS, "nothing": CheckpointContent.NOTHING}
     if (content := contents.get(sys.argv[-1])) is not None:

@@ -8,12 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from shared.messages import OutcomeStatus
 from tests.engine.distributed.sharded_run import run_together, start_together
 from tests.engine.search.search_run import assert_alike, record_of
 from tests.engine.worker_run import outcome_of, progress_of, write_rows
 from trainer_node.engine.distributed.launch import AGAIN
+from trainer_node.engine.model.adapters import stable_name
+from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.trial import read_search
 
 WAIT_S = 240.0
@@ -76,6 +80,7 @@ def test_sharded_weights_are_searched_and_a_killed_search_decides_alike(
     assert known.width == 1
     whole = [one for one in known.done if not one.trial.refit]
     assert len(whole) >= 2
+    assert all(one.factor is not None for one in whole)
     assert len(known.done) > len(whole)  # and run again on all rows
     assert metrics is not None
     assert metrics.final_loss is not None
@@ -97,6 +102,22 @@ def test_sharded_factors_of_lora_are_averaged(make_sharded: Callable[..., Path])
     assert any(f"average of {again} runs on all rows" in message for message in said)
     assert not any("refused" in message for message in said)
     assert (job.parent / "export" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * WAIT_S)
+def test_a_single_sharded_run_is_submitted_at_its_best_factor(make_sharded: Callable[..., Path]) -> None:
+    job = make_sharded("run", ready_by=10.0)
+    run_together(2, [SIDE, str(job), "factor"])
+    (result,) = record_of(job).done
+    assert result.factor == 0.75
+    assert any("0.75 of its way: held-out loss" in (line.message or "") for line in progress_of(job))
+    trained = kept_weights(trial_folder(job.parent, 0), result)()
+    submitted = load_file(job.parent / "export" / "adapter_model.safetensors")
+    assert {stable_name(name) for name in submitted} == trained.keys()
+    for name, value in submitted.items():
+        share = 0.75 if ".lora_B." in name else 1.0  # the second factor starts at zero
+        torch.testing.assert_close(value, share * trained[stable_name(name)])
 
 
 @pytest.mark.slow

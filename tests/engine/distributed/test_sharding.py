@@ -80,7 +80,8 @@ def test_two_processes_compute_what_one_does(
     assert torch.equal(found["tokens"], wanted["tokens"])
     assert torch.equal(found["scores"], wanted["scores"])  # before training: not one bit differs
     for name in wanted.keys() - {"tokens"}:
-        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-6)
+        most = 5e-6 if name == "half" else 1e-6  # losses of about 7, whose last bit is 5e-7
+        torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=most)
 
 
 @pytest.mark.parametrize("kind", ["bf16", "bf16-norms", "bf16-everything"])

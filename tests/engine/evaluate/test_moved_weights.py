@@ -17,7 +17,7 @@ def test_weights_go_a_part_of_their_way_and_lora_by_its_second_factor() -> None:
         "x.lora_A.w": torch.full((2,), 5.0),
         "x.lora_B.w": torch.ones(2),
     }
-    half = scaled(weights, start, 0.5)
+    half = scaled(weights, start, 0.5, like=weights)
     assert half["weight"].tolist() == [2.0, 2.0]
     assert half["x.lora_A.w"].tolist() == [5.0, 5.0]
     assert half["x.lora_B.w"].tolist() == [0.5, 0.5]

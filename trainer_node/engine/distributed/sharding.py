@@ -251,9 +251,15 @@ def placed(whole: Tensor | Sequence[Tensor], like: Tensor, dtype: torch.dtype | 
     rows = [whole] if isinstance(whole, Tensor) else whole
     if not isinstance(like, DTensor):
         return joined(rows).to(like.device, dtype, copy=True)
+    return with_rows(like, own_rows(rows, like), dtype)
+
+
+def own_rows(rows: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return what this process holds of a tensor in blocks of rows, if it is held as `like` is."""
+    if not isinstance(like, DTensor):
+        return joined(rows)
     group = like.device_mesh.get_group()
-    first, end = rows_of(len(like), group.rank(), group.size())
-    return with_rows(like, cut(rows, first, end), dtype)
+    return cut(rows, *rows_of(len(like), group.rank(), group.size()))
 
 
 def with_rows(like: Tensor, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -261,6 +267,21 @@ def with_rows(like: Tensor, rows: Tensor, dtype: torch.dtype | None = None) -> T
     found = torch.empty_like(like, dtype=dtype or rows.dtype, requires_grad=False)
     local(found).copy_(rows)
     return found
+
+
+def as_held(rows: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of which this process has these rows, held as `like` are; whole ones as they are."""
+    return {
+        name: with_rows(like[name], value) if isinstance(like[name], DTensor) else value
+        for name, value in rows.items()
+    }
+
+
+@torch.no_grad()
+def load_rows(deltas: Deltas, rows: Mapping[str, Tensor]) -> None:
+    """Set what this process holds of the trained weights; nothing is put next to them on the device."""
+    for name, value in deltas.state().items():
+        local(value).copy_(rows[name])
 
 
 def local(tensor: Tensor) -> Tensor:

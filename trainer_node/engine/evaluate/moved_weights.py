@@ -1,4 +1,7 @@
-"""Trained weights at a factor on their delta: a part of the way from the base model, or beyond its end."""
+"""Trained weights at a factor on their delta: a part of the way from the base model, or beyond its end.
+
+The start that they are moved from is what each process has of it: of sharded weights its own rows.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
+from trainer_node.engine.distributed.sharding import local, placed, with_rows
+from trainer_node.engine.evaluate.candidates import Weights
 from trainer_node.engine.model.adapters import Deltas
 
 
 @contextmanager
-def moving(deltas: Deltas, start: Mapping[str, torch.Tensor]) -> Iterator[Callable[[float], None]]:
+def moving(deltas: Deltas, start: Mapping[str, Tensor]) -> Iterator[Callable[[float], None]]:
     """Give what moves the trained weights to a factor on their delta; on exit they are as before.
 
     A copy of them is kept, and moved tensor by tensor: less than the optimizer needed.
@@ -21,7 +27,7 @@ def moving(deltas: Deltas, start: Mapping[str, torch.Tensor]) -> Iterator[Callab
     def move(factor: float) -> None:
         for name, value in deltas.state().items():
             if is_moved(name):
-                value.copy_(torch.lerp(start[name].to(value), before[name], factor))
+                local(value).copy_(_rows_at(factor, before[name], start[name]))
 
     try:
         yield move
@@ -30,13 +36,14 @@ def moving(deltas: Deltas, start: Mapping[str, torch.Tensor]) -> Iterator[Callab
 
 
 def scaled(
-    weights: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor], factor: float
-) -> dict[str, torch.Tensor]:
-    """Return trained weights, each at `factor` times its distance from the start."""
-    return {
-        name: torch.lerp(start[name].to(value), value, factor) if is_moved(name) else value
-        for name, value in weights.items()
-    }
+    weights: Weights, start: Mapping[str, Tensor], factor: float, like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return trained weights, each at `factor` times its distance from the start, as `like` are held here."""
+    found = {}
+    for name, value in weights.items():
+        held = placed(value, like[name])
+        found[name] = with_rows(held, _rows_at(factor, held, start[name])) if is_moved(name) else held
+    return found
 
 
 def is_moved(name: str) -> bool:
@@ -45,3 +52,9 @@ def is_moved(name: str) -> bool:
     The delta is their product.
     """
     return ".lora_A." not in name
+
+
+def _rows_at(factor: float, weight: Tensor, start: Tensor) -> Tensor:
+    """Return this process's rows of a weight at `factor` times its distance from the start."""
+    end = local(weight)
+    return torch.lerp(start.to(end), end, factor)

@@ -10,7 +10,7 @@ All processes of a slot together may hold, of the slot's memory (on a CPU: of th
 | weights of trials for which the disk has no room, of two trials at most | .2 | .2 |
 | together | .8 | .5 |
 
-The second and the third are never there for sharded weights. The rest is for what comes and goes: the
+Of sharded weights each process holds its rows. The rest is for what comes and goes: the
 processes, a model while it is loaded (1.25 times its bytes over all processes), tokens, early exports, and
 written files that are not on disk yet. Rounding takes its quarter after training, when the copies are freed.
 """

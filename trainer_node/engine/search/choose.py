@@ -25,7 +25,6 @@ from trainer_node.engine.evaluate.candidates import (
     loaded,
     loss_over_base,
     ranked,
-    whole,
 )
 from trainer_node.engine.evaluate.metric import Evaluation, measure, score
 from trainer_node.engine.evaluate.moved_weights import scaled
@@ -207,7 +206,8 @@ def with_factor(
     followed = kept(runner, best, refit=True)
     if is_late or followed or factor is None or start is None or best not in kept(runner, best):
         return candidates
-    applied = partial(loaded, state.deltas, lambda: scaled(whole(runner.weights_of(best)), start, factor))
+    like = state.deltas.parameters
+    applied = partial(loaded, state.deltas, lambda: scaled(runner.weights_of(best), start, factor, like))
     name = f"trial {runner.known.done.index(best) + 1}, {factor:.2f} of its way"
     new = replace(candidate(runner, state, best), name=name, score=None, weights_applied=applied)
     with run.patience():

@@ -14,24 +14,16 @@ from shared.errors import EngineError
 from shared.messages import ErrorCode, Phase
 from shared.planning.plan import Plan
 from shared.planning.step_size import pack_limit, step_size
-from trainer_node.engine.assemble import (
-    Adapted,
-    Place,
-    adapt,
-    load_base,
-    make_state,
-    untrained_weights,
-)
+from trainer_node.engine.assemble import Adapted, Place, adapt, load_base, make_state, untrained_weights
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples, joined
-from trainer_node.engine.distributed.sharding import local, placed, with_rows
+from trainer_node.engine.distributed.sharding import as_held, load_rows, placed
 from trainer_node.engine.distributed.weight_slices import slices_of
 from trainer_node.engine.evaluate.candidates import Weights
 from trainer_node.engine.evaluate.moved_weights import scaled
 from trainer_node.engine.finish import free_optimizer
-from trainer_node.engine.memory import main_memory
-from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.oom import release
+from trainer_node.engine.search.held_copies import copy_of, copy_that_fits, fits_in_memory
 from trainer_node.engine.search.kept_trials import kept_blocks, staying, trial_folder
 from trainer_node.engine.search.scoring import probed, scored
 from trainer_node.engine.search.strategy.best_trial import best_of
@@ -75,7 +67,7 @@ class TrialRunner:
     models: list[torch.nn.Module]  # the base model, until an arm is added to it: then nobody else keeps it
     arm: str = ""
     adapted: Adapted | None = None
-    start: dict[str, torch.Tensor] | None = None  # the trained weights before the first step
+    start: dict[str, torch.Tensor] | None = None  # this process's part of the weights before the first step
     unsaved: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)  # by trial: this process's rows
     place: int = 0  # of this process's trial among those that run at once
     untouched: bool = False  # the model's weights are those before the first step
@@ -109,8 +101,9 @@ class TrialRunner:
         set_back = self.adapted is not None and not self.untouched
         run.reporter.restarted()
         state = self.prepared(trial, found)
-        # Of what the first trial takes to begin, the next one has to read sharded weights only.
-        begun_s = self.record.costs.load_s if state.plan.parallel == "fsdp2" else 0.0
+        # Of what the first trial takes to begin, the next one has to read sharded weights only, if it must.
+        reads_again = state.plan.parallel == "fsdp2" and self.start is None
+        begun_s = self.record.costs.load_s if reads_again else 0.0
         begun_s = run.clock.time() - begun_at if set_back else begun_s
         run.reporter.phase(Phase.TRAIN)  # another arm's model may have been loaded
         if not train_or_stop(run, state):
@@ -161,12 +154,14 @@ class TrialRunner:
         if trial.last_pass and found is None:
             parameters = adapted.deltas.parameters
             with self.run.patience():
-                start = self.weights_of(self.known.done[-1])
-                adapted.deltas.load_state(
-                    {name: placed(value, parameters[name]) for name, value in start.items()}
-                )
-                if self.start is not None and (factor := factor_to_apply(self.known.done[-1])):
-                    adapted.deltas.load_state(scaled(adapted.deltas.state(), self.start, factor))
+                weights = self.weights_of(self.known.done[-1])
+                factor = factor_to_apply(self.known.done[-1])
+                if self.start is not None and factor:
+                    adapted.deltas.load_state(scaled(weights, self.start, factor, parameters))
+                else:
+                    adapted.deltas.load_state(
+                        {name: placed(value, parameters[name]) for name, value in weights.items()}
+                    )
         place = Place(
             trial=self.number,
             steps_before=self.known.steps_before,
@@ -187,37 +182,28 @@ class TrialRunner:
         all of them load it, together.
         """
         plan, adapted = self.known.plans[arm], self.adapted
-        # Sharded weights need no copy: their rows are read again.
+        # Sharded weights can do without a copy: their rows are read again.
         can_go_back = self.untouched or self.start is not None or plan.parallel == "fsdp2"
         kept = arm == self.arm and adapted is not None and can_go_back
-        held = self.run.process_group.gather_objects((kept, bool(self.models)))
-        if adapted is not None and all(kept for kept, _ in held):
+        held = self.run.process_group.gather_objects((kept, bool(self.models), self.start is not None))
+        if not all(has_start for _, _, has_start in held):
+            self.start = None  # all must score the same factors
+        if adapted is not None and all(kept for kept, _, _ in held):
             if self.untouched:
                 return adapted
-            start = self.start
-            if start is None:
-                with self.run.patience():
-                    start = untrained_weights(self.run, adapted.plan, adapted.deltas)
-            adapted.deltas.load_state(start)
+            if self.start is not None:
+                load_rows(adapted.deltas, self.start)
+                return adapted
+            with self.run.patience():
+                adapted.deltas.load_state(untrained_weights(self.run, adapted.plan, adapted.deltas))
             return adapted
         adapted = None  # or the old model would be in memory next to the new one
-        if not all(unused for _, unused in held):
+        if not all(unused for _, unused, _ in held):
             self.forget()
         self.adapted, self.arm = adapt(self.run, plan, self.base(plan), fixed_steps=False), arm
         self.untouched = True
-        if plan.parallel != "fsdp2" and self.fits_in_memory(self.adapted):
-            self.start = copy_of(self.adapted.deltas)
+        self.start = copy_that_fits(self.run, self.adapted)
         return self.adapted
-
-    def fits_in_memory(self, one: Adapted | TrainState) -> bool:
-        """Return whether there may be a copy of the trained weights in main memory.
-
-        It counts once if the processes have a part each.
-        """
-        size = sum(value.numel() * value.element_size() for value in one.deltas.state().values())
-        group = self.run.process_group
-        copies = 1 + group.others if one.plan.parallel == "fsdp2" else group.sharers
-        return copies * size <= main_memory.most_for_copy(self.run.job)
 
     def base(self, plan: Plan) -> torch.nn.Module:
         """Return the base model for a plan: the one that is loaded, unless it is to be sharded otherwise."""
@@ -246,7 +232,7 @@ class TrialRunner:
         If they don't fit there either, the trial has no loss.
         """
         if not saved:
-            if self.known.width > 1 or not self.fits_in_memory(state):
+            if self.known.width > 1 or not fits_in_memory(self.run, state):
                 return msgspec.structs.replace(result, loss=None, losses=[])
             self.hold(result, state)
             return result
@@ -271,12 +257,8 @@ class TrialRunner:
         """Return the best weights of a trial that was kept; sharded ones as they are on disk, mapped."""
         number = self.known.done.index(result)
         if number in self.unsaved:
-            held = self.unsaved[number]
             assert self.adapted is not None
-            if self.adapted.plan.parallel != "fsdp2":
-                return held
-            like = self.adapted.deltas.parameters
-            return {name: with_rows(like[name], rows) for name, rows in held.items()}
+            return as_held(self.unsaved[number], self.adapted.deltas.parameters)
         return kept_blocks(trial_folder(self.run.folder, number), result)()
 
     def prune(self, size: int) -> None:
@@ -293,11 +275,6 @@ class TrialRunner:
         if len(carried_out.deviations) > len(plan.deviations):  # memory ran out
             plans = {**self.known.plans, arm: smaller_by(plan, carried_out)}
             self.known = msgspec.structs.replace(self.known, plans=plans)
-
-
-def copy_of(deltas: Deltas) -> dict[str, torch.Tensor]:
-    """Return what this process holds of the trained weights, copied to main memory."""
-    return {name: local(value).to("cpu", copy=True) for name, value in deltas.state().items()}
 
 
 def rows_of(trial: Trial, record: RunRecord, data: JobData) -> tuple[RunRecord, JobData]:

@@ -75,7 +75,7 @@ def all_rows(record: RunRecord, data: JobData) -> float:
 def _other_s(costs: Costs, plan: Plan) -> float:
     """Return what a trial costs besides its steps, until one has shown it: to save, score, and begin again.
 
-    Its last save has no moments and is at most half of others. Sharded weights are read again after it.
+    Its last save has no moments and is at most half of others. Sharded weights may be read again after it.
     """
     again_s = costs.load_s if plan.parallel == "fsdp2" else 0.0
     return costs.score_s + costs.save_s / 2 + again_s + SLACK_S
@@ -91,8 +91,8 @@ def end_at(run: RunContext, record: RunRecord, plans: Iterable[Plan]) -> float:
 def after_s(run: RunContext, record: RunRecord, plans: Iterable[Plan]) -> float:
     """Return the seconds that a search's closing takes longer than that of one run.
 
-    Sharded weights are set back by reading the base model's once more. Then the best ones are read, and
-    hashed: in fp32 they are up to twice the model's bytes.
+    Sharded weights are set back, without a copy by reading the base model's once more. Then the best ones are
+    read, and hashed: in fp32 they are up to twice the model's bytes.
     """
     plans = list(plans)
     sharded = any(plan.parallel == "fsdp2" for plan in plans)
