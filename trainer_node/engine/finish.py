@@ -15,6 +15,7 @@ from shared.messages import Outcome, Phase
 from shared.planning.throughput import SAFETY, SLACK_S
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.distributed.sharding import as_held
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loaded, loss_over_base, ranked
 from trainer_node.engine.evaluate.metric import Evaluation, measure
 from trainer_node.engine.submission import submit
@@ -106,7 +107,7 @@ def lowest_point(state: TrainState, last: Evaluation | None) -> Candidate | None
         return None
     train_s = state.train_s * best.tokens / state.tokens
     progress = TrainProgress(best.step, best.tokens, train_s, state.health.skipped)
-    applied = partial(loaded, state.deltas, lambda: state.best)
+    applied = partial(loaded, state.deltas, lambda: as_held(state.best, state.deltas.parameters))
     return Candidate(f"step {best.step}", progress, weights_applied=applied)
 
 

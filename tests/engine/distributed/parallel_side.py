@@ -26,14 +26,15 @@ from trainer_node.engine.distributed.weight_slices import without_weights
 from trainer_node.engine.evaluate.candidates import Candidate
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.evaluate.moved_weights import moving, scaled
-from trainer_node.engine.finish import reached_by
+from trainer_node.engine.finish import lowest_point, reached_by
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.search.held_copies import copy_of
 from trainer_node.engine.search.scoring import factor_of, scorer
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.train import loop, saved_state
+from trainer_node.engine.train import checkpoint, loop, saved_state
+from trainer_node.engine.train.development import cool_down, keep_lowest
 from trainer_node.engine.train.optimizer import optimizer_tensors
 from trainer_node.engine.train.rollback import go_back
 from trainer_node.engine.train.state import TrainState
@@ -121,6 +122,7 @@ def main() -> None:
                 "tokens": torch.tensor(training.tokens),
                 "skipped": torch.tensor(training.health.skipped),
             }
+            return_to_lowest(training, run.reporter)
     if not process_group.is_single:
         group, empty = process_group, load_model(sys.argv[1], "float32")
         frozen = shard_frozen(without_weights(empty, "", group.rank, group.world), group)
@@ -199,6 +201,35 @@ def skip_and_go_back(training: TrainState, reporter: Reporter) -> None:
     go_back(training, reporter)
     assert all(torch.equal(local(value.detach()), before[name]) for name, value in parameters.items())
     training.objective = objective
+
+
+def return_to_lowest(training: TrainState, reporter: Reporter) -> None:
+    """Go back from worse weights to those of the curve's lowest point, which a checkpoint has, too."""
+    parameters = training.deltas.parameters
+
+    def reach(loss: float) -> None:
+        assert loop.one_step(training, 1.0, Stop())
+        training.curve = training.curve.extended(training.step, training.tokens, [loss, loss], 0.0)
+        keep_lowest(training)
+
+    reach(1.0)
+    lowest = copy_of(training.deltas)
+    reach(2.0)
+    assert not all(torch.equal(local(value.detach()), lowest[name]) for name, value in parameters.items())
+    saved_state.save(training, reporter)
+    training.saver.wait()
+    folder = training.process_group.broadcast_object(training.saver.folder)  # rank 0 has waited for all parts
+    found = checkpoint.load(folder / f"step-{training.step:08d}")
+    cool_down(training, reporter)
+    assert all(torch.equal(local(value.detach()), lowest[name]) for name, value in parameters.items())
+    training.best = {}
+    saved_state.restore(training, found)
+    assert training.best.keys() == lowest.keys()
+    assert all(torch.equal(value, lowest[name]) for name, value in training.best.items())
+    point = lowest_point(training, None)
+    assert point is not None
+    with point.weights_applied():
+        assert all(torch.equal(local(value.detach()), lowest[name]) for name, value in parameters.items())
 
 
 if __name__ == "__main__":

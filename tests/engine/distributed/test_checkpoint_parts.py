@@ -75,6 +75,22 @@ def test_every_process_writes_its_rows_and_any_number_reads_them(savers: list[Sa
             assert torch.equal(cut(found.pieces("weights")["w"], first, end), WHOLE[first:end])
 
 
+def test_what_has_not_changed_is_linked_by_every_process(savers: list[Saver], tmp_path: Path) -> None:
+    best = [{"w": WHOLE[slice(*rows_of(len(WHOLE), rank, WORLD))] / 3} for rank in range(WORLD)]
+    for step in (7, 9):
+        folder = savers[0].open(step)
+        assert folder is not None
+        for rank, saver in enumerate(savers):
+            writer = Writer(rank, WORLD, folder)
+            saver.begin(position(step), _groups(rank), frozen={"best": best[rank]}, writer=writer)
+        for saver in savers:
+            saver.wait()
+    for rank in range(WORLD):
+        name = f"best.{rank:05d}-of-00003.safetensors"
+        assert (tmp_path / "step-00000009" / name).samefile(tmp_path / "step-00000007" / name)
+    assert torch.equal(_newest(tmp_path).tensors("best")["w"], WHOLE / 3)
+
+
 def test_it_appears_when_the_last_process_is_done(savers: list[Saver], tmp_path: Path) -> None:
     _save(savers, 7)
     for saver in savers:

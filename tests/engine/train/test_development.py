@@ -28,6 +28,7 @@ def state_of(most_bytes: float = 1e9, snapshots: int = 1) -> Any:
         plan=SimpleNamespace(parallel="single", curve=CurveRule(snapshots=snapshots)),
         deltas=SimpleNamespace(state=lambda: {"w": weight}, model=None),
         most_best_bytes=most_bytes,
+        process_group=SINGLE_PROCESS,
         saver=SimpleNamespace(is_writing=False, memory=CopyMemory(pytest.fail)),
         best={},
         snapshots={},
@@ -73,6 +74,16 @@ def test_no_more_copies_are_kept_than_there_is_room_for() -> None:
     for loss in (3.0, 2.5, 2.0):
         reach(state, loss)
     assert state.copies == []
+
+
+def test_no_process_keeps_a_copy_if_one_of_them_has_no_room() -> None:
+    """Or some would go back to the lowest point, and others not."""
+    state = state_of(most_bytes=1.5 * SIZE)
+    state.process_group = SimpleNamespace(gather_objects=lambda size: [size, 2 * size])
+    state.step = 1
+    state.curve = state.curve.extended(1, 10, [3.0], 0.0)
+    development.keep_lowest(state)
+    assert state.best == {}
 
 
 def test_no_snapshot_that_is_kept_changes() -> None:

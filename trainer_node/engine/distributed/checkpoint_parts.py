@@ -26,7 +26,6 @@ from shared.files import write_atomically
 POLL_S = 0.05
 MOST_WAIT_S = 1800.0  # for the slowest process's files
 MOST_TRIES = 20  # to delete a folder: files that were being opened in it may appear meanwhile
-SHARDED = frozenset({"weights", "optimizer", "average"})  # groups of which each process has rows
 SUFFIX = ".safetensors"
 
 
@@ -54,8 +53,7 @@ class Writer(Struct, frozen=True):
 
     def file_name(self, group: str) -> str:
         """Return the name of this process's file of a group of tensors."""
-        part = f".{self.rank:05d}-of-{self.world:05d}" if group in SHARDED else ""
-        return f"{group}{part}{SUFFIX}"
+        return f"{group}.{self.rank:05d}-of-{self.world:05d}{SUFFIX}"
 
     def leave(self, note: Note) -> None:
         """Say what was written, if the folder is still there: rank 0 may have given up. Raises OSError."""

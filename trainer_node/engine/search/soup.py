@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from trainer_node.engine.distributed.sharding import as_held
 from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress, loaded
 from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.train.state import TrainState
@@ -54,7 +55,8 @@ def progress_at(state: TrainState, step: int, tokens: int) -> TrainProgress:
 
 
 def _mean(state: TrainState, steps: list[int]) -> Callable[[], dict[str, torch.Tensor]]:
-    return lambda: mean_of(state.snapshots[step] for step in steps)
+    snapshots, like = state.snapshots, state.deltas.parameters
+    return lambda: as_held(mean_of(snapshots[step] for step in steps), like)
 
 
 def _is_lower(one: Candidate, other: Candidate) -> bool:

@@ -190,7 +190,8 @@ class Saver:
                 return None
             finally:
                 unread.give_up()
-            self._frozen = {name: (group, folder / f"{name}.safetensors") for name, group in fixed.items()}
+            files = {name: writer.file_name(name) if writer else f"{name}.safetensors" for name in fixed}
+            self._frozen = {name: (group, folder / files[name]) for name, group in fixed.items()}
             return Written(self.timer() - began, time.thread_time() - computed + preparing_s)
 
         self._running = self._pool.submit(write)

@@ -122,7 +122,7 @@ def save(
     final = folder / f"step-{position.step:08d}"
     temporary = writer.folder if writer else open_temporary(folder, position.step)
     if writer and writer.rank:
-        _write_part(writer, tensors, narrow, written)
+        _write_part(writer, tensors, unchanged or {}, narrow, written)
         return final
     try:
         files = {}
@@ -158,17 +158,17 @@ def open_temporary(folder: Path, step: int) -> Path:
 def _write_part(
     writer: Writer,
     tensors: Mapping[str, Tensors],
+    unchanged: Mapping[str, Path],
     narrow: frozenset[str],
     written: Callable[[torch.Tensor], None],
 ) -> None:
     """Write the rows of a process that isn't rank 0. What this raises rank 0 learns, too, for all."""
     try:
         files = {
-            writer.file_name(name): write_tensors(
-                writer.folder / writer.file_name(name), group, narrow=name in narrow, written=written
-            )
+            writer.file_name(name): _linked(path, unchanged.get(name))
+            or write_tensors(path, group, narrow=name in narrow, written=written)
             for name, group in tensors.items()
-            if group
+            if group and (path := writer.folder / writer.file_name(name))
         }
         writer.leave(Note(files))
     except Exception as error:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from trainer_node.engine.distributed.process_group import common_clock
-from trainer_node.engine.distributed.sharding import placed
+from trainer_node.engine.distributed.sharding import load_rows, local
 from trainer_node.engine.evaluate.metric import measure
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.train.dev_curve import LATEST_TURN, cooldown_tokens
@@ -50,15 +50,16 @@ def measure_dev(state: TrainState, reporter: Reporter) -> None:
 
 
 def keep_lowest(state: TrainState) -> None:
-    """Copy the weights of a new lowest point to main memory, if they aren't sharded and there is room.
+    """Collective: copy the weights of a new lowest point to main memory, if there is room.
 
-    A rule may want those of several of the lowest points: as many are kept as there is room for.
+    A rule may want those of several of the lowest points: as many are kept as there is room for. Of sharded
+    weights each process copies its rows; the one that holds the most bytes decides for all.
     """
-    weights = state.deltas.state()
-    size = state.saver.memory.size_of(weights.values())
+    weights = {name: local(value) for name, value in state.deltas.state().items()}
+    size = max(state.process_group.gather_objects(state.saver.memory.size_of(weights.values())))
     count = min(state.plan.curve.snapshots, int(state.most_best_bytes / max(1, size)))
     steps = [point.step for point in state.curve.lowest(count)]
-    if state.plan.parallel == "fsdp2" or state.step not in steps:
+    if state.step not in steps:
         return
     if (count + 1) * size <= state.most_best_bytes:
         copy = copied(state, weights)
@@ -104,8 +105,7 @@ def cool_down(state: TrainState, reporter: Reporter) -> None:
         reporter.message(f"{turn}: training ends")
         return
     if state.best:
-        parameters = state.deltas.parameters
-        state.deltas.load_state({name: placed(value, parameters[name]) for name, value in state.best.items()})
+        load_rows(state.deltas, state.best)
     if last.loss is None:  # so are the optimiser's moments
         state.optimizer.state.clear()
     if state.average is not None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from shared.clock import TokenClock
 from trainer_node.engine.damage.repair import restores_frozen
 from trainer_node.engine.distributed.checkpoint_parts import Writer
-from trainer_node.engine.distributed.sharding import local
+from trainer_node.engine.distributed.sharding import local, own_rows
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.train.async_saver import size_of
 from trainer_node.engine.train.checkpoint import Checkpoint, Position
@@ -74,7 +74,7 @@ def save(state: TrainState, reporter: Reporter) -> None:
         "average": own(state, average.weights) if average and extras else {},
     }
     frozen: dict[str, Mapping[str, torch.Tensor]] = {}
-    if state.process_group.is_main and extras:
+    if extras and (state.process_group.is_main or state.plan.parallel == "fsdp2"):
         frozen = {snapshot_name(step): weights for step, weights in state.snapshots.items()}
         frozen["best"] = state.best
     begin = partial(state.saver.begin, position, tensors, content=content, still=over, frozen=frozen)
@@ -103,9 +103,9 @@ def restore(state: TrainState, found: Checkpoint) -> None:
     """Continue where a checkpoint stopped: weights, optimiser, average, cursor and clock."""
     load_trained(state, found)
     position = found.manifest.position
-    state.curve, state.best, state.health = position.curve, found.tensors("best"), position.health
+    state.curve, state.best, state.health = position.curve, held_here(state, found, "best"), position.health
     points = [point.step for point in position.curve.points]
-    snapshots = {step: found.tensors(snapshot_name(step)) for step in points}
+    snapshots = {step: held_here(state, found, snapshot_name(step)) for step in points}
     state.snapshots = {step: weights for step, weights in snapshots.items() if weights}
     state.step = position.step - position.steps_before
     state.tokens, state.train_s = position.tokens, position.train_s
@@ -114,6 +114,12 @@ def restore(state: TrainState, found: Checkpoint) -> None:
         state.packs.epoch, state.packs.index = position.epoch + (position.pack > 0), 0
     if isinstance(state.clock, TokenClock):
         state.clock.tokens = position.clock_tokens
+
+
+def held_here(state: TrainState, found: Checkpoint, group: str) -> dict[str, torch.Tensor]:
+    """Return what this process holds of a group of weights in a checkpoint; empty without."""
+    parameters = state.deltas.parameters
+    return {name: own_rows(blocks, parameters[name]) for name, blocks in found.pieces(group).items()}
 
 
 def snapshot_name(step: int) -> str:
@@ -161,6 +167,8 @@ def sizes_of(state: TrainState, *, over: bool) -> Sizes:
     weights = size_of(state.deltas.parameters)
     average = weights if state.average and state.average.count else 0
     best = sum(map(size_of, (state.best, *state.snapshots.values())))
+    if state.plan.parallel == "fsdp2":
+        best *= state.process_group.world  # no process has more rows than rank 0
     return Sizes(weights=weights, moments=0 if over else len(MOMENTS) * weights, extras=average + best)
 
 
