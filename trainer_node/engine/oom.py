@@ -32,5 +32,11 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        if empty := getattr(torch.accelerator, "empty_host_cache", None):  # some versions of torch lack it
-            empty()  # pinned main memory
+    release_pinned()
+
+
+def release_pinned() -> None:
+    """Give the system back the pinned main memory that nothing refers to any more; torch keeps it."""
+    empty = getattr(torch.accelerator, "empty_host_cache", None)  # some versions of torch lack it
+    if empty is not None and torch.cuda.is_available():
+        empty()

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,28 @@ def test_what_has_not_changed_is_linked_by_every_process(savers: list[Saver], tm
         name = f"best.{rank:05d}-of-00003.safetensors"
         assert (tmp_path / "step-00000009" / name).samefile(tmp_path / "step-00000007" / name)
     assert torch.equal(_newest(tmp_path).tensors("best")["w"], WHOLE / 3)
+
+
+def test_a_step_that_is_saved_again_and_fails_is_not_linked(savers: list[Saver], tmp_path: Path) -> None:
+    """Its folder is that of the save before, which holds other weights."""
+
+    def begin(step: int, values: torch.Tensor, ranks: Sequence[int]) -> None:
+        folder = savers[0].open(step)
+        assert folder is not None
+        for rank in ranks:
+            rows = values[slice(*rows_of(len(values), rank, WORLD))]
+            best = held.setdefault((rank, id(values)), {"w": rows})
+            writer = Writer(rank, WORLD, folder)
+            savers[rank].begin(position(step), _groups(rank), frozen={"best": best}, writer=writer)
+        for rank in ranks:
+            savers[rank].wait()
+
+    held: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+    new = WHOLE / 5
+    begin(7, WHOLE / 3, range(WORLD))
+    begin(7, new, range(1, WORLD))  # the first process fails
+    begin(9, new, range(WORLD))
+    assert torch.equal(_newest(tmp_path).tensors("best")["w"], new)
 
 
 def test_it_appears_when_the_last_process_is_done(savers: list[Saver], tmp_path: Path) -> None:

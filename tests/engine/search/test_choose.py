@@ -66,7 +66,9 @@ def test_the_model_card_says_the_rate_of_the_runs_on_all_rows(make_plan: Callabl
     why = explained(make_plan("dense"), [best, joined], best).deviations[-1].reason
     assert "once, to be averaged with it, at rate x 0.34" in why
     assert "averages of LoRA want more" not in why
-    why = explained(make_plan("lora"), [best, joined], best).deviations[-1].reason
+    higher = replace(joined, trial=replace(joined.trial, rate=0.5))
+    why = explained(make_plan("lora"), [best, higher], best).deviations[-1].reason
+    assert "at rate x 0.5" in why
     assert "averages of LoRA want more" in why
     failed = replace(joined, loss=None)
     assert "averaged" not in explained(make_plan("dense"), [best, failed], best).deviations[-1].reason

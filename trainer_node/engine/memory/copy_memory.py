@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from trainer_node.engine.oom import is_out_of_memory
+from trainer_node.engine.oom import is_out_of_memory, release_pinned
 
 BLOCK = 2**30  # bytes
 ALIGNED = 512  # where a tensor may begin in a block
@@ -76,6 +76,7 @@ class CopyMemory:
                     raise
                 cause = str(error).partition("\n")[0][:200]
             self._pins = False
+            release_pinned()  # the blocks that were pinned before the one that wasn't
             self.report(f"main memory can't be pinned ({cause}): weights are copied to it more slowly")
         return {key: torch.empty_like(tensor, device="cpu") for key, tensor in tensors.items()}
 

@@ -34,7 +34,7 @@ from trainer_node.engine.oom import is_out_of_memory, release
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.strategy.best_trial import best_of
-from trainer_node.engine.search.strategy.budget import is_low_rank
+from trainer_node.engine.search.strategy.rates import at_best_rate
 from trainer_node.engine.search.time_left import end_at, factors_s, is_rounded, rounding_s
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, factor_to_apply
 from trainer_node.engine.submission import submit
@@ -327,8 +327,8 @@ def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
     rate = next((one.trial.rate for one in done if one.trial.refit), best.trial.rate)
     if best.factor is not None and rate != best.trial.rate:
         again += f", at rate x {rate:.2g}: its loss is lowest at {best.factor:.2f} of the way that it went"
-        raised = any(one.trial.averaged or one.trial.with_best for one in done)
-        again += ", and averages of LoRA want more" * (raised and is_low_rank(plan))
+        told = at_best_rate(best, [one for one in done if not one.trial.refit]).rate
+        again += ", and averages of LoRA want more" * (rate > 1.001 * told)
     if done[-1].trial.last_pass:
         again = "; then one pass over the development rows"
     found = Deviation(

@@ -168,6 +168,8 @@ class Saver:
         fixed = dict(frozen or {})
         tensors = {**tensors, **fixed}
         unchanged = {name: path for name, (group, path) in self._frozen.items() if fixed.get(name) is group}
+        # If another process's part fails, an earlier save of this step stays: its weights are others.
+        again = checkpoint.folder_of(self.folder, position.step).exists()
         began = self.timer()
 
         def write() -> Written | None:
@@ -191,7 +193,7 @@ class Saver:
             finally:
                 unread.give_up()
             files = {name: writer.file_name(name) if writer else f"{name}.safetensors" for name in fixed}
-            self._frozen = {name: (group, folder / files[name]) for name, group in fixed.items()}
+            self._frozen = {name: (group, folder / files[name]) for name, group in fixed.items() if not again}
             return Written(self.timer() - began, time.thread_time() - computed + preparing_s)
 
         self._running = self._pool.submit(write)
@@ -220,6 +222,7 @@ class Saver:
         self.wait()
         self._prepared()
         self._forget()
+        self._frozen = {}
         release()
 
     def _failed(self, step: int, content: CheckpointContent, error: OSError) -> None:

@@ -119,7 +119,7 @@ def save(
     `narrow` are written in 16 bits. A `writer` is one of several processes, each with its rows. `written` is
     told of each tensor that may change from then on.
     """
-    final = folder / f"step-{position.step:08d}"
+    final = folder_of(folder, position.step)
     temporary = writer.folder if writer else open_temporary(folder, position.step)
     if writer and writer.rank:
         _write_part(writer, tensors, unchanged or {}, narrow, written)
@@ -145,6 +145,11 @@ def save(
     for old in set(_folders(folder)) - kept(folder):
         shutil.rmtree(old)
     return final
+
+
+def folder_of(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step is, or would be."""
+    return folder / f"step-{step:08d}"
 
 
 def open_temporary(folder: Path, step: int) -> Path:

@@ -57,7 +57,9 @@ def keep_lowest(state: TrainState) -> None:
     """
     weights = {name: local(value) for name, value in state.deltas.state().items()}
     size = max(state.process_group.gather_objects(state.saver.memory.size_of(weights.values())))
-    count = min(state.plan.curve.snapshots, int(state.most_best_bytes / max(1, size)))
+    # Averages of snapshots are made by searches by probes alone, which have no sharded weights.
+    wanted = 1 if state.plan.parallel == "fsdp2" else state.plan.curve.snapshots
+    count = min(wanted, int(state.most_best_bytes / max(1, size)))
     steps = [point.step for point in state.curve.lowest(count)]
     if state.step not in steps:
         return
@@ -67,7 +69,7 @@ def keep_lowest(state: TrainState) -> None:
         copy = {name: value.to("cpu", copy=True) for name, value in weights.items()}
     if state.curve.is_at_best:
         state.best = copy
-    if state.plan.curve.snapshots > 1:
+    if wanted > 1:
         state.snapshots = {
             step: kept for step, kept in {**state.snapshots, state.step: copy}.items() if step in steps
         }

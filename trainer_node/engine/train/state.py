@@ -63,11 +63,10 @@ class TrainState:
     dev: Examples | None = None  # the development rows that are measured during training
     dev_s: float = 0.0  # what measuring them once takes, by the run's clock
     curve: DevCurve = field(default_factory=DevCurve)
-    # What this process holds of the weights at the curve's lowest point: of sharded ones its rows.
+    # What this process holds of the weights at the curve's lowest point, and at several, by their steps: of
+    # sharded ones its rows.
     best: dict[str, torch.Tensor] = field(default_factory=dict)
-    snapshots: dict[int, dict[str, torch.Tensor]] = field(
-        default_factory=dict
-    )  # the same at several, by step
+    snapshots: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     copies: list[dict[str, torch.Tensor]] = field(default_factory=list)  # memory for weights at such points
     step_losses: list[float] | None = None  # of every step that counts; None: nobody wants them
     most_best_bytes: float = math.inf  # memory that they may take

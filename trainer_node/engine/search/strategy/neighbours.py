@@ -15,9 +15,7 @@ RATE_STEP = 3.0  # a rate 3 times off costs .01 to .03 nat, 1.5 times off .001 t
 FINE_STEP = math.sqrt(RATE_STEP)
 SAME_RATE = 1.5
 BATCH_STEP = 2
-BATCH_RATE = math.sqrt(
-    BATCH_STEP
-)  # larger steps want higher rates; the prior has 1.2 to 2 for twice the batch
+BATCH_RATE = math.sqrt(BATCH_STEP)  # for twice the batch the prior has 1.5 times the rate, or 2.1
 LEAST_BATCH, MOST_BATCH = 2, 256  # examples
 LEAST_RATE, MOST_RATE = 1 / 30, 30.0
 
