@@ -12,7 +12,7 @@ from shared import subjects
 from shared.broker.connection import connect
 from shared.broker.credentials import trainer
 from shared.errors import PodiumError
-from shared.messages import decode_heartbeat
+from shared.messages.slots import decode_heartbeat
 from shared.settings import Settings
 from shared.settings_sources import load_settings
 

@@ -25,7 +25,8 @@ from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusTimeoutError
 from shared.logs import get_logger
-from shared.messages import BareOffer, Decision, DecisionKind, Job, Offer, Reservation
+from shared.messages.jobs import Job, Reservation
+from shared.messages.offers import BareOffer, Decision, DecisionKind, Offer
 from shared.settings import Settings
 
 ANSWER_S = 2.5  # upstream waits 3 s

@@ -11,7 +11,7 @@ from gateway.state.log_reader import LogReader
 from shared.broker.bus import Bus
 from shared.errors import BusError, ConflictError, StoreFullError
 from shared.logs import get_logger
-from shared.messages import Job, ResultStatus
+from shared.messages.jobs import Job, ResultStatus
 
 CHECK_S = 5.0
 

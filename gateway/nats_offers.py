@@ -17,7 +17,8 @@ from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import get_logger
-from shared.messages import Decision, Offer, encode
+from shared.messages.encoding import encode
+from shared.messages.offers import Decision, Offer
 
 log = get_logger()
 

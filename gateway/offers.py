@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from gateway.errors import MalformedOfferError
 from gateway.policy.interface import Verdict
-from shared.messages import BareOffer, Decision, Job, Offer, Reservation, decode_offer
+from shared.messages.jobs import Job, Reservation
+from shared.messages.offers import BareOffer, Decision, Offer, decode_offer
 from shared.settings import Settings
 
 NEEDED = "an offer is a JSON object with task_id, task_type, model, hours_to_complete (above 0) and dataset"

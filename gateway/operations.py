@@ -21,16 +21,9 @@ from shared.errors import (
     ConflictError,
 )
 from shared.logs import get_logger
-from shared.messages import (
-    Control,
-    ControlKind,
-    Job,
-    Result,
-    ResultStatus,
-    SlotDrain,
-    decode_control_answer,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.jobs import Job, Result, ResultStatus, SlotDrain
+from shared.messages.slots import Control, ControlKind, decode_control_answer
 from shared.settings import Settings
 
 CANCEL_TRIES = 8  # each lost to a record that a node wrote meanwhile

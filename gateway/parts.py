@@ -39,7 +39,8 @@ from shared.aio import cancel_all
 from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import get_logger
-from shared.messages import Heartbeat, Progress
+from shared.messages.runs import Progress
+from shared.messages.slots import Heartbeat
 from shared.planning.hardware import parse_hardware
 from shared.settings import Settings
 

@@ -21,7 +21,8 @@ from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError, ConflictError, StoreFullError
 from shared.logs import get_logger
-from shared.messages import Job, Moved, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Job, Moved
 from shared.settings import Settings
 
 CHECK_S = 5.0

@@ -20,7 +20,8 @@ from gateway.views.schemas import GatewayInfo, MirrorInfo, ScoresTaken, TablesVi
 from shared import subjects
 from shared.errors import BusError, BusUnavailableError
 from shared.logs import get_logger
-from shared.messages import BareOffer, Decision, Job, Offer, Score
+from shared.messages.jobs import Job, Score
+from shared.messages.offers import BareOffer, Decision, Offer
 from shared.settings import Settings
 from shared.version import version
 

@@ -28,7 +28,7 @@ from gateway.views.schemas import (
     TaskView,
 )
 from shared.errors import PodiumError
-from shared.messages import Decision
+from shared.messages.offers import Decision
 from shared.net import LOOPBACK
 from shared.settings_sources import load_settings
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from shared.errors import SettingsError
-from shared.messages import DatasetType, TaskType
+from shared.messages.offers import DatasetType, TaskType
 
 NAMES = DatasetType.__struct_fields__
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.hardware import parse_hardware
 from shared.settings_sources import load_settings
 from trainer_node.hardware import detect

@@ -8,7 +8,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.text import Text
 
-from shared.messages import DatasetType, FileFormat, TaskType
+from shared.messages.offers import DatasetType, FileFormat, TaskType
 
 if TYPE_CHECKING:
     from trainer_node.engine.data.examples import Examples

@@ -17,7 +17,8 @@ from podium.arguments import nearest
 from podium.dataset_type import refuse_unknown, task_type_of
 from podium.own_hardware import hardware_of
 from shared.errors import SettingsError
-from shared.messages import DatasetType, FileFormat, TaskType, WorkerJob
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import WorkerJob
 from shared.planning.plan import SUPPORTED_TASKS
 from shared.planning.profiles import DEFAULT_PROFILE
 from shared.settings import Settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 
 
 class PodiumError(Exception):

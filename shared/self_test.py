@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from shared.files import write_atomically
-from shared.messages import Hardware, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
 
 REQUEST_FILE = "request.json"
 

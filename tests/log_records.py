@@ -11,18 +11,9 @@ from msgspec.structs import replace
 from gateway.state.ledger import Ledger, TaskState
 from shared import subjects
 from shared.broker.jetstream import Record
-from shared.messages import (
-    Claimed,
-    Decision,
-    Job,
-    Offer,
-    Reservation,
-    Result,
-    ResultStatus,
-    Submitting,
-    TaskType,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.jobs import Claimed, Job, Reservation, Result, ResultStatus, Submitting
+from shared.messages.offers import Decision, Offer, TaskType
 
 JOBS, STATE_A = subjects.JOBS_STREAM, subjects.state_stream("a")
 NOW = 1000.0

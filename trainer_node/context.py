@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from shared.broker.bus import Bus
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.settings import Settings
 from trainer_node.lease import SlotLease
 from trainer_node.worker.supervisor import Supervisor, Worker

@@ -11,7 +11,8 @@ from nats.aio.msg import Msg
 from shared import subjects
 from shared.errors import BusError
 from shared.logs import get_logger
-from shared.messages import Control, ControlAnswer, ControlKind, decode_control, encode
+from shared.messages.encoding import encode
+from shared.messages.slots import Control, ControlAnswer, ControlKind, decode_control
 from trainer_node.context import NodeContext
 from trainer_node.job.reconciler import JobReconciler
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger
-from shared.messages import GpuStatus, Hardware
+from shared.messages.hardware import GpuStatus, Hardware
 from shared.planning.hardware import machine_memory, parse_hardware
 from shared.processes import kill
 from shared.settings import Settings

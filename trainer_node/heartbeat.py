@@ -13,7 +13,10 @@ from shared.aio import pause
 from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import get_logger
-from shared.messages import GpuStatus, Hardware, Heartbeat, Phase, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import GpuStatus, Hardware
+from shared.messages.runs import Phase
+from shared.messages.slots import Heartbeat
 from shared.planning.hardware import machine_memory
 from shared.self_test import SlotHealth
 from shared.settings import Settings

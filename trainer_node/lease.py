@@ -17,7 +17,9 @@ from shared.aio import pause
 from shared.broker.bus import REQUEST_TIMEOUT_S, Bus, Record
 from shared.errors import BusError, ConflictError, PodiumError
 from shared.logs import TroubleLog, get_logger
-from shared.messages import Hardware, Lease, decode_lease, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.slots import Lease, decode_lease
 from shared.settings import Settings
 
 RETRY_S = 0.25  # between two tries while the lease is not held or the broker doesn't answer

@@ -22,7 +22,8 @@ from shared.broker.streams import ready, when_usable
 from shared.errors import BusError, PodiumError
 from shared.files import write_atomically
 from shared.logs import TroubleLog, get_logger, log_context
-from shared.messages import Hardware, Job, Moved, Result, decode_job_record
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Job, Moved, Result, decode_job_record
 from shared.settings import Settings
 from trainer_node import self_test
 from trainer_node.context import NodeContext

@@ -14,7 +14,8 @@ from msgspec import Struct
 
 from shared.files import write_atomically
 from shared.logs import get_logger
-from shared.messages import Hardware, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
 from shared.planning.hardware import device_count, is_cpu
 from shared.processes import kill
 from shared.self_test import (

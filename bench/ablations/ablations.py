@@ -32,7 +32,7 @@ from bench.arena.packages import cache_folder
 from bench.arena.suite import ROWS
 from bench.arena.task import Task, model_folder
 from bench.regret.training_process import results_of
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 
 EPOCHS = 8.0  # time enough for every run: the number of its epochs ends it
 RESAMPLES = 2000

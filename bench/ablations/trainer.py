@@ -24,7 +24,7 @@ from bench.arena.contestant import test_rows
 from bench.gpu import older_torch
 from bench.regret.grid import RECIPES, begin
 from shared.clock import TokenClock
-from shared.messages import decode_worker_job
+from shared.messages.runs import decode_worker_job
 from shared.planning.profiles import PROFILES
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Batch

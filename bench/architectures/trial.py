@@ -22,8 +22,9 @@ from bench.architectures.samples import Sample
 from bench.architectures.zoo import write
 from bench.harness.tiny_jobs import write_job, write_rows
 from shared.errors import EngineError
-from shared.messages import FileFormat, Outcome, OutcomeStatus, TaskType, WorkerJob, decode_outcome
-from shared.messages import decode_worker_job as decode_job
+from shared.messages.offers import FileFormat, TaskType
+from shared.messages.runs import Outcome, OutcomeStatus, WorkerJob, decode_outcome
+from shared.messages.runs import decode_worker_job as decode_job
 from shared.planning.profiles import PROFILES
 from shared.planning.recipe import Recipe
 from trainer_node.engine import pipeline

@@ -36,16 +36,10 @@ from bench.arena.sources import SOURCES
 from bench.arena.standings import Entry, by_task, print_table, summary
 from bench.arena.suite import cpu_suite
 from bench.arena.task import Task, model_folder, pack_rows, rows_of
-from shared.messages import (
-    DatasetType,
-    FileFormat,
-    Hardware,
-    OutcomeStatus,
-    TaskType,
-    WorkerJob,
-    decode_outcome,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import OutcomeStatus, WorkerJob, decode_outcome
 
 ROOT = Path(__file__).parents[2]
 PROFILES = (

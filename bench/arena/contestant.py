@@ -18,7 +18,8 @@ from msgspec.structs import replace
 
 from bench.arena.contest import AUTO_ON_FOUR
 from bench.gpu import older_torch
-from shared.messages import FileFormat, decode_worker_job
+from shared.messages.offers import FileFormat
+from shared.messages.runs import decode_worker_job
 from shared.planning.profiles import PROFILES
 from trainer_node.engine import pipeline
 from trainer_node.engine.data.examples import Examples, read_rows, scored_length, tokenize

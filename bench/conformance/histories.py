@@ -8,7 +8,9 @@ from gateway.learning.evidence import DAY_S, Evidence
 from gateway.policy.house import maximum_accuracy, why_not_delivered
 from gateway.policy.interface import PolicyView, SlotFacts, Verdict
 from gateway.policy.model_family import model_family
-from shared.messages import BareOffer, Hardware, ResultStatus, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import ResultStatus
+from shared.messages.offers import BareOffer, TaskType
 from shared.planning.feasibility import Feasibility
 from shared.planning.hardware import parse_hardware
 

@@ -22,7 +22,8 @@ from bench.harness.page import with_part
 from gateway.learning.rates import LearnedRates
 from gateway.policy.house import THRESHOLD, maximum_accuracy
 from gateway.policy.interface import PolicyView, SlotFacts, Verdict
-from shared.messages import BareOffer, Hardware, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.offers import BareOffer, TaskType
 from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware
 

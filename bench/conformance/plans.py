@@ -15,7 +15,7 @@ from typing import Any
 
 from podium.commands.plan import facts_of
 from shared.errors import PlanError
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.feasibility import ASSUMED_DATA
 from shared.planning.hardware import parse_hardware
 from shared.planning.model_shape import shape_from_config

@@ -19,7 +19,7 @@ import msgspec
 from podium.commands.score import score
 from podium.dataset_type import task_type_of
 from podium.demo.model import HOME
-from shared.messages import DatasetType
+from shared.messages.offers import DatasetType
 
 ORACLE = Path(__file__).parents[2] / "tests" / "data" / "oracle"
 

@@ -24,7 +24,7 @@ from bench.deadline.simulated_machine import Faults, Killed, Seconds, World
 from bench.deadline.simulated_pipeline import Ear
 from bench.harness import tiny_jobs
 from shared.clock import TokenClock
-from shared.messages import Outcome, OutcomeStatus, decode_worker_job
+from shared.messages.runs import Outcome, OutcomeStatus, decode_worker_job
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.evaluate import metric
 from trainer_node.engine.export import writer

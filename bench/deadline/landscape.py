@@ -15,7 +15,7 @@ import torch
 
 from bench.deadline.simulated_machine import World
 from bench.deadline.simulated_pipeline import Answers
-from shared.messages import Phase
+from shared.messages.runs import Phase
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate import metric
 from trainer_node.engine.train.state import TrainState

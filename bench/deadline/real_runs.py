@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.harness import tiny_jobs
 from shared.files import folder_digest
-from shared.messages import OutcomeStatus, Phase, decode_progress, decode_worker_job
+from shared.messages.runs import OutcomeStatus, Phase, decode_progress, decode_worker_job
 from trainer_node.worker.progress import stop_reason
 
 BUDGET_S = 60.0  # until ready_by; imports alone take 5 CPU seconds of it, with every start

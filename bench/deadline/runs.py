@@ -35,7 +35,7 @@ from bench.deadline.simulated_pipeline import Answers, Ear
 from bench.harness import tiny_jobs
 from shared.errors import EngineError
 from shared.files import folder_digest
-from shared.messages import OutcomeStatus, decode_worker_job
+from shared.messages.runs import OutcomeStatus, decode_worker_job
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import unverified
 from trainer_node.engine.pipeline import pipeline

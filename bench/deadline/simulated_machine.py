@@ -25,7 +25,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from shared.messages import Phase
+from shared.messages.runs import Phase
 from trainer_node.context import DISMISS_GRACE_S
 from trainer_node.worker.progress import LATE_HANG_S, stop_reason
 

@@ -18,7 +18,7 @@ import torch
 from msgspec.structs import asdict
 
 from bench.deadline.simulated_machine import World
-from shared.messages import Phase, Progress
+from shared.messages.runs import Phase, Progress
 from trainer_node.engine import assemble, finish, prepare, submission
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Batch, collate

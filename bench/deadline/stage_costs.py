@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.harness import tiny_jobs
-from shared.messages import DatasetType, Hardware, decode_worker_job
+from shared.messages.hardware import Hardware
+from shared.messages.offers import DatasetType
+from shared.messages.runs import decode_worker_job
 from shared.planning.hardware import machine_memory
 
 SMOLLM2 = Path("~/.cache/podium/smollm2-135m-instruct").expanduser()

@@ -22,7 +22,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from shared.messages import DatasetType, Scorer, TaskType
+from shared.messages.offers import DatasetType, TaskType
+from shared.messages.runs import Scorer
 from trainer_node.engine.data.encode import encoder
 from trainer_node.engine.model.loading import load_tokenizer
 

@@ -25,7 +25,8 @@ import torch
 from bench.conformance.scorer_parity import ORACLE
 from bench.evaluator.label_parity import FORMS, PYTHON
 from podium.dataset_type import task_type_of
-from shared.messages import DatasetType, FileFormat, Scorer, TaskType
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import Scorer
 from trainer_node.engine.data.examples import IGNORED, Examples, longest_row, read_rows, tokenize
 from trainer_node.engine.evaluate import metric
 from trainer_node.engine.model.adapters import load_adapter

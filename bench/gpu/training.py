@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 from bench.gpu.check import Setting
 from bench.gpu.shapes import config_of, random_rows
 from shared.clock import WallClock
-from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
+from shared.messages.hardware import Hardware
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import WorkerJob
 from shared.net import free_port
 from shared.planning.hardware import PEAK_FLOPS
 from shared.planning.memory_fit import estimate, layout_of, split

@@ -16,7 +16,8 @@ from bench.gpu.check import Finding, Setting, Skip
 from bench.gpu.training import device_of, hardware_of
 from bench.gpu.worker_process import MODULE, PARALLEL
 from bench.harness import tiny_jobs
-from shared.messages import Hardware, OutcomeStatus, Phase, Progress, decode_progress
+from shared.messages.hardware import Hardware
+from shared.messages.runs import OutcomeStatus, Phase, Progress, decode_progress
 from shared.net import free_port
 from trainer_node.engine.context import read_record
 

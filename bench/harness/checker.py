@@ -17,7 +17,7 @@ from msgspec import Struct, field
 from shared import subjects
 from shared.broker.bus import Bus, Record
 from shared.files import folder_digest
-from shared.messages import (
+from shared.messages.jobs import (
     Claimed,
     Job,
     Moved,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.messages import DatasetType
+from shared.messages.offers import DatasetType
 
 SHAREGPT = DatasetType(
     chat_template="chatml",

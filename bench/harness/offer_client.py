@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from bench.harness.fleet import GATEWAYS, Fleet
-from shared.messages import Decision, Offer, encode
+from shared.messages.encoding import encode
+from shared.messages.offers import Decision, Offer
 
 JSON = {"Content-Type": "application/json"}
 ANSWER_S = 3.0  # upstream's own patience

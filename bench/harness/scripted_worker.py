@@ -20,7 +20,8 @@ from typing import Any
 import msgspec
 
 from shared.files import folder_digest
-from shared.messages import (
+from shared.messages.encoding import encode
+from shared.messages.runs import (
     ErrorCode,
     Metrics,
     Outcome,
@@ -29,7 +30,6 @@ from shared.messages import (
     Progress,
     WorkerJob,
     decode_worker_job,
-    encode,
 )
 
 

@@ -16,16 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shared.messages import (
-    DatasetType,
-    FileFormat,
-    Hardware,
-    Outcome,
-    TaskType,
-    WorkerJob,
-    decode_outcome,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import Outcome, WorkerJob, decode_outcome
 from shared.planning.profiles import PROFILES
 from shared.planning.recipe import Recipe
 from trainer_node.engine.__main__ import leave, main

@@ -32,7 +32,7 @@ from bench.evaluator.compat import KINDS, WORDNET
 from bench.harness import tiny_jobs
 from bench.performance.throughput_podium import our_plan
 from podium.demo.model import HOME
-from shared.messages import Metrics, WorkerJob, decode_worker_job
+from shared.messages.runs import Metrics, WorkerJob, decode_worker_job
 from shared.planning.hardware import computes_bf16, parse_hardware
 from shared.planning.model_shape import ModulePlan
 from shared.planning.plan import Plan

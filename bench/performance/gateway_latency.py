@@ -27,7 +27,10 @@ from shared import subjects
 from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
-from shared.messages import Hardware, Heartbeat, Result, ResultStatus, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Result, ResultStatus
+from shared.messages.slots import Heartbeat
 from shared.net import free_port
 from shared.settings_sources import load_settings
 

@@ -26,7 +26,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from shared.clock import WallClock
-from shared.messages import DatasetType, FileFormat, Hardware, Metrics, TaskType, WorkerJob
+from shared.messages.hardware import Hardware
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import Metrics, WorkerJob
 from shared.net import free_port
 from shared.planning.hardware import machine_memory, parse_hardware
 from shared.planning.memory_fit import split

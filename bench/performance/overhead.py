@@ -35,17 +35,9 @@ from bench.harness.fleet import ENGINE, GATEWAYS, ROOT, Fleet
 from podium.client import Client, Refusal
 from shared.errors import PodiumError
 from shared.logs import set_up_logs
-from shared.messages import (
-    DatasetType,
-    Decision,
-    FileFormat,
-    Offer,
-    Phase,
-    Progress,
-    TaskType,
-    decode_progress,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.offers import DatasetType, Decision, FileFormat, Offer, TaskType
+from shared.messages.runs import Phase, Progress, decode_progress
 
 MODEL, MODEL_FOLDER = "podium/tiny", ROOT / "tests" / "data" / "oracle" / "base"
 DATA = ROOT / "examples" / "wordnet" / "nouns_train.json"

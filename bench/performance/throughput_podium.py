@@ -17,7 +17,7 @@ import torch
 
 from bench.harness.dataset_types import SHAREGPT
 from podium.demo.model import HOME
-from shared.messages import DatasetType, TaskType
+from shared.messages.offers import DatasetType, TaskType
 from shared.planning.model_shape import ModulePlan
 from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import IGNORED, Examples, tokenize

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from bench.arena.contestant import test_rows
 from shared.clock import TokenClock
-from shared.messages import WorkerJob, decode_worker_job
+from shared.messages.runs import WorkerJob, decode_worker_job
 from shared.planning.profiles import PROFILES
 from shared.planning.throughput import Costs
 from trainer_node.engine import prepare

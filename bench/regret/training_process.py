@@ -16,7 +16,7 @@ from msgspec import Struct
 from bench.arena.contest import CPU, ROOT, write_job
 from bench.arena.task import Task
 from bench.regret.grid import RECIPE
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 
 Result = TypeVar("Result", bound=Struct)
 

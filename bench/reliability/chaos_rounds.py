@@ -18,7 +18,8 @@ from podium.local.gpu_split import split
 from podium.local.stack import Stack
 from shared.broker.connection import connect
 from shared.errors import PodiumError
-from shared.messages import DatasetType, FileFormat, Offer, TaskType, encode
+from shared.messages.encoding import encode
+from shared.messages.offers import DatasetType, FileFormat, Offer, TaskType
 from shared.settings_sources import load_settings
 from trainer_node.worker.supervisor import WorkerFile
 

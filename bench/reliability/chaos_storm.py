@@ -20,7 +20,9 @@ from bench.harness.offer_client import Upstream
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError
-from shared.messages import DatasetType, FileFormat, Offer, Result, TaskType, decode_state_record, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Result, decode_state_record
+from shared.messages.offers import DatasetType, FileFormat, Offer, TaskType
 
 DATA = ROOT / "examples" / "wordnet" / "nouns_train.json"
 ROWS = 200  # of it: a real job then ends with its epochs, after some 10 s of training, not with its clock

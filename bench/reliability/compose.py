@@ -29,7 +29,8 @@ from gateway.api.tokens import parse_tokens
 from gateway.views.schemas import TaskView
 from podium.client import ENDED, Client, Refusal
 from shared.errors import PodiumError
-from shared.messages import DatasetType, Offer, TaskType, encode
+from shared.messages.encoding import encode
+from shared.messages.offers import DatasetType, Offer, TaskType
 from shared.net import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -39,7 +39,7 @@ from bench.deadline.landscape import Landscape
 from bench.deadline.simulated_machine import World
 from bench.harness import tiny_jobs
 from bench.reliability import resume
-from shared.messages import Phase
+from shared.messages.runs import Phase
 from trainer_node.engine.search.strategy.best_trial import is_probe
 from trainer_node.engine.search.trial import read_search
 

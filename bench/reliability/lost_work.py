@@ -21,7 +21,8 @@ import msgspec
 from msgspec import Struct
 
 from bench.harness.fault_injector import Fault, read_faults
-from shared.messages import Claimed, Phase, Progress, StateRecord, decode_progress
+from shared.messages.jobs import Claimed, StateRecord
+from shared.messages.runs import Phase, Progress, decode_progress
 
 
 class Start(Struct, frozen=True, kw_only=True):

@@ -38,16 +38,9 @@ from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.errors import BusError, PodiumError
 from shared.logs import set_up_logs
-from shared.messages import (
-    Claimed,
-    FileFormat,
-    Offer,
-    Result,
-    StateRecord,
-    TaskType,
-    decode_state_record,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.jobs import Claimed, Result, StateRecord, decode_state_record
+from shared.messages.offers import FileFormat, Offer, TaskType
 
 JSON = {"Content-Type": "application/json"}
 LIMIT_S = 2.0

@@ -24,7 +24,8 @@ from subprocess import Popen, TimeoutExpired
 from typing import Any
 
 from bench.harness import tiny_jobs
-from shared.messages import OutcomeStatus, TaskType, WorkerJob
+from shared.messages.offers import TaskType
+from shared.messages.runs import OutcomeStatus, WorkerJob
 
 MODES: dict[str, dict[str, Any]] = {
     "LoRA with dropout": {"profile": "lora_dropout"},

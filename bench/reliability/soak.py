@@ -43,7 +43,8 @@ from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import set_up_logs
-from shared.messages import ErrorCode, Result
+from shared.messages.jobs import Result
+from shared.messages.runs import ErrorCode
 
 SETTLE_S = 120.0
 STEP_S = 0.1

@@ -23,7 +23,7 @@ from bench.harness.fleet import GATEWAYS, Fleet
 from bench.harness.signed_fleet import ready, until
 from gateway.policy.model_family import model_family
 from shared.broker.bus import Bus
-from shared.messages import Job, Result, ResultStatus
+from shared.messages.jobs import Job, Result, ResultStatus
 
 HOUSE = {"task_weight": 0.25, "model_performance": 0.75, "task_success": 0.90}
 STRENGTH = 10.0  # trials that a house value counts as

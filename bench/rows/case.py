@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from shared.errors import DataError
-from shared.messages import DatasetType, FileFormat, TaskType
+from shared.messages.offers import DatasetType, FileFormat, TaskType
 from trainer_node.engine.data.encode import IGNORED
 from trainer_node.engine.data.examples import tokenize
 from trainer_node.engine.data.formats.readers import DataFile

@@ -12,7 +12,7 @@ import pyarrow.parquet
 from bench.harness.dataset_types import SHAREGPT
 from bench.rows.case import Case
 from bench.rows.json_cases import QA, ROWS, dumped
-from shared.messages import DatasetType, TaskType
+from shared.messages.offers import DatasetType, TaskType
 
 OPENAI = DatasetType(chat_column="messages", chat_role_field="role", chat_content_field="content")
 PAIR = DatasetType(field_prompt="p", field_chosen="c", field_rejected="r")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.rows.case import Case
 from bench.rows.json_cases import FRENCH, QA, ROWS, dumped
-from shared.messages import DatasetType
+from shared.messages.offers import DatasetType
 
 
 def table(separator: str = ",", end: str = "\r\n", quote: str = "") -> str:

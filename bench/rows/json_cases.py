@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from bench.rows.case import Case
-from shared.messages import DatasetType
+from shared.messages.offers import DatasetType
 
 COLOURS = ("red", "green", "blue", "black")
 QA = tuple((f"Say the colour number {number}.", f"It is {name}.") for number, name in enumerate(COLOURS))

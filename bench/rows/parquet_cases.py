@@ -10,7 +10,7 @@ import pyarrow.parquet
 
 from bench.rows.case import Case
 from bench.rows.json_cases import QA, ROWS, dumped
-from shared.messages import DatasetType, TaskType
+from shared.messages.offers import DatasetType, TaskType
 
 CHAT = DatasetType(chat_column="talk", chat_role_field="from", chat_content_field="value")
 TALK = [{"from": "user", "value": "Hello"}, {"from": "assistant", "value": "Good day"}]

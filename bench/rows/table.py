@@ -22,7 +22,7 @@ import msgspec
 from bench.harness.page import with_part
 from bench.rows import chat_cases, csv_cases, foreign_cases, json_cases, parquet_cases
 from bench.rows.case import Answer, Case, answer_of, fault_of
-from shared.messages import FileFormat
+from shared.messages.offers import FileFormat
 from trainer_node.engine.data.formats.readers import DataFile, read
 from trainer_node.engine.data.row_set import AskedColumns
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from bench.tournament.tasks import CASES
-from shared.messages import FileFormat, Scorer, TaskType
+from shared.messages.offers import FileFormat, TaskType
+from shared.messages.runs import Scorer
 from trainer_node.engine.data.examples import IGNORED, BaseStates, Examples, longest_row, read_rows, tokenize
 from trainer_node.engine.evaluate import base_states, metric
 from trainer_node.engine.model.adapters import load_adapter

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from bench.arena.task import SMOLLM2
 from bench.harness.dataset_types import SHAREGPT
 from bench.harness.tiny_jobs import MODEL as TINY
-from shared.messages import DatasetType, TaskType
+from shared.messages.offers import DatasetType, TaskType
 
 MODELS: Final = {"tiny": TINY, "smollm2": SMOLLM2}
 TEST_ROWS: Final = 60

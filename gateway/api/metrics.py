@@ -21,7 +21,9 @@ from gateway.telemetry.refusals import RefusalReason
 from gateway.views.build import slot_view
 from gateway.views.schemas import SlotView
 from shared import subjects
-from shared.messages import DecisionKind, Phase, Progress, ResultStatus
+from shared.messages.jobs import ResultStatus
+from shared.messages.offers import DecisionKind
+from shared.messages.runs import Phase, Progress
 from shared.planning.hardware import parse_hardware
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"

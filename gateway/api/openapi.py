@@ -15,7 +15,9 @@ from gateway.api.routing import JSON, Route
 from gateway.problem_details import MEDIA_TYPE, Problem
 from gateway.telemetry.event_log import EventType, Hello, Lost, Reset
 from gateway.views.schemas import SlotView, TaskView
-from shared.messages import Decision, Heartbeat, Progress
+from shared.messages.offers import Decision
+from shared.messages.runs import Progress
+from shared.messages.slots import Heartbeat
 
 REF: Final = "#/components/schemas/{name}"
 TAGS: Final = {

@@ -80,7 +80,7 @@ from gateway.views.schemas import (
     TaskView,
 )
 from shared import subjects
-from shared.messages import Decision, Offer
+from shared.messages.offers import Decision, Offer
 from shared.version import version
 
 PAGE: Final = 50

@@ -13,7 +13,7 @@ from math import sqrt
 from msgspec import Struct
 
 from gateway.learning.rates import ANY_OTHER, Rate, Table, pair_key
-from shared.messages import TaskType
+from shared.messages.offers import TaskType
 
 MOST_OF_ONE_PAIR = 3.0  # trials that one pair adds to the evidence of its type or of its family
 

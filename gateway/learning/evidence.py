@@ -14,7 +14,9 @@ from msgspec import Struct
 
 from gateway.learning.delivery import Counts, Pair, delivery_table
 from gateway.learning.rates import MEANINGS, LearnedRates, Rate, Table
-from shared.messages import ErrorCode, ResultStatus, Score, TaskType
+from shared.messages.jobs import ResultStatus, Score
+from shared.messages.offers import TaskType
+from shared.messages.runs import ErrorCode
 
 FIRST_PLACE = 3.0  # upstream's quality scores
 PENALTY = -1.0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from gateway.learning.evidence import Evidence
 from gateway.learning.rates import LearnedRates
 from gateway.state.ledger import Ledger
-from shared.messages import Score
+from shared.messages.jobs import Score
 
 REFRESH_S = 60.0  # in a minute evidence fades by 16 millionths
 

@@ -13,7 +13,8 @@ from msgspec import Meta, Struct
 from gateway.errors import MalformedScoreError, UnknownScoredTaskError
 from gateway.state.ledger import Ledger
 from shared import subjects
-from shared.messages import BareOffer, Score, TaskType
+from shared.messages.jobs import Score
+from shared.messages.offers import BareOffer, TaskType
 
 NEEDED = (
     "a score is a JSON object with task_id and quality_score (3 = first place, 0 = another valid one, "

@@ -18,7 +18,8 @@ from shared.aio import pause
 from shared.broker.bus import Bus, Record
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
 from shared.logs import TroubleLog, get_logger
-from shared.messages import Score, decode_score, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Score, decode_score
 
 STREAM = subjects.SCORES_STREAM
 SCORES_TIMEOUT_S = 0.9

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from gateway.learning.rates import LearnedRates
 from gateway.policy.house import free_slot, maximum_accuracy, terms_of, why_no_slot
 from gateway.policy.interface import Policy, PolicyView, SlotFacts, Verdict
-from shared.messages import BareOffer, DecisionKind, Terms
+from shared.messages.offers import BareOffer, DecisionKind, Terms
 from shared.planning.feasibility import ASSUMED_PARAMETERS, LONGEST_HOURS
 from shared.planning.model_name import parameters_from_name
 

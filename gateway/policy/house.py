@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from gateway.policy.interface import PolicyView, SlotFacts, Verdict
-from shared.messages import BareOffer, DecisionKind, Term, Terms
+from shared.messages.offers import BareOffer, DecisionKind, Term, Terms
 
 RATE_WEIGHT = 0.15  # of each of the three learned rates
 MAXIMUM_ACCURACY_BONUS = 0.40

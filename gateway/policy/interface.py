@@ -10,7 +10,8 @@ from msgspec.structs import force_setattr
 
 from gateway.learning.rates import LearnedRates
 from gateway.policy.model_family import model_family
-from shared.messages import BareOffer, DecisionKind, Hardware, Terms
+from shared.messages.hardware import Hardware
+from shared.messages.offers import BareOffer, DecisionKind, Terms
 from shared.planning.feasibility import Feasibility
 
 

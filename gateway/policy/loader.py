@@ -12,7 +12,7 @@ from gateway.policy.builtin import BUILT_IN
 from gateway.policy.interface import Policy, PolicyView, SlotFacts, Verdict
 from shared.errors import SettingsError
 from shared.logs import get_logger
-from shared.messages import BareOffer, DecisionKind
+from shared.messages.offers import BareOffer, DecisionKind
 
 log = get_logger()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.policy.house import free_slot
 from gateway.policy.interface import PolicyView
-from shared.messages import BareOffer, Offer
+from shared.messages.offers import BareOffer, Offer
 
 ROUNDING_HOURS = 1e-6
 

@@ -13,7 +13,8 @@ from gateway.policy.house import free_slot
 from gateway.policy.interface import PolicyView, SlotFacts
 from gateway.state.ledger import Ledger
 from gateway.state.presence import Presence
-from shared.messages import BareOffer, Hardware
+from shared.messages.hardware import Hardware
+from shared.messages.offers import BareOffer
 from shared.planning.architectures import ModelFacts
 from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.transfers import Transfers

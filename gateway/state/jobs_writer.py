@@ -12,7 +12,8 @@ from gateway.state.log_reader import LogReader
 from shared import subjects
 from shared.broker.bus import Bus, Record
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError
-from shared.messages import Job, JobRecord, SlotDrain, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Job, JobRecord, SlotDrain
 
 JOBS = subjects.JOBS_STREAM
 APPEND_TIMEOUT_S = 0.9

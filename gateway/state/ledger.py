@@ -14,9 +14,8 @@ from msgspec import Struct
 from shared import subjects
 from shared.broker.jetstream import Record
 from shared.logs import get_logger
-from shared.messages import (
+from shared.messages.jobs import (
     Claimed,
-    Decision,
     Job,
     Moved,
     Reservation,
@@ -28,6 +27,7 @@ from shared.messages import (
     decode_job_record,
     decode_state_record,
 )
+from shared.messages.offers import Decision
 
 log = get_logger()
 

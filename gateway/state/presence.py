@@ -12,7 +12,9 @@ from nats.aio.msg import Msg
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.logs import get_logger
-from shared.messages import Hardware, Heartbeat, Progress, decode_heartbeat, decode_lease, decode_progress
+from shared.messages.hardware import Hardware
+from shared.messages.runs import Progress, decode_progress
+from shared.messages.slots import Heartbeat, decode_heartbeat, decode_lease
 
 PROGRESS_KEPT = 256  # tasks; older ones are dropped
 

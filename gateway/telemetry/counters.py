@@ -9,7 +9,8 @@ from typing import Final
 from aiohttp import web
 from msgspec import Struct
 
-from shared.messages import Decision, DecisionKind, Result
+from shared.messages.jobs import Result
+from shared.messages.offers import Decision, DecisionKind
 
 # An offer is to be answered within milliseconds, upstream waits 3 s, an operator's command takes up to 40.
 BOUNDS_S: Final = (

@@ -16,7 +16,8 @@ from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import get_logger
-from shared.messages import BareOffer, Decision, encode
+from shared.messages.encoding import encode
+from shared.messages.offers import BareOffer, Decision
 
 FLUSH_S = 0.5
 BLOCK = 64 << 10

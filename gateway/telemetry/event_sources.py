@@ -24,7 +24,8 @@ from shared import subjects
 from shared.aio import pause
 from shared.broker.bus import Bus
 from shared.logs import get_logger
-from shared.messages import Heartbeat, Progress
+from shared.messages.runs import Progress
+from shared.messages.slots import Heartbeat
 
 KEEP_S = 600.0  # how long to stay subscribed to decisions after the last reader left, as it may come back
 LISTEN_S = 1.0  # the longest that a reader waits for the subscription

@@ -18,7 +18,7 @@ from shared.aio import pause
 from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import TroubleLog, get_logger
-from shared.messages import Progress
+from shared.messages.runs import Progress
 
 RETRY_S: Final = 5.0
 

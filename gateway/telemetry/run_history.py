@@ -17,7 +17,7 @@ import msgspec
 
 from gateway.views.run import RunPoint
 from shared.logs import TroubleLog, get_logger
-from shared.messages import Phase, Progress
+from shared.messages.runs import Phase, Progress
 from shared.subjects import task_key
 
 FLUSH_S: Final = 1.0

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.upstream.auth import AuthRefusal
-from shared.messages import BareOffer, DatasetType, FileFormat, Offer, TaskType
+from shared.messages.offers import BareOffer, DatasetType, FileFormat, Offer, TaskType
 
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 TaskId = Annotated[str, Meta(min_length=1, max_length=1024)]

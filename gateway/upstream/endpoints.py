@@ -38,7 +38,7 @@ from gateway.upstream.repositories import KINDS, NotEnteredError
 from shared import subjects
 from shared.errors import BusError
 from shared.logs import get_logger
-from shared.messages import ResultStatus
+from shared.messages.jobs import ResultStatus
 
 OFFER: Final = msgspec.json.Decoder(MinerTaskOffer)
 START_TEXT: Final = msgspec.json.Decoder(TrainRequestText)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from gateway.state.ledger import Ledger, TaskState
 from gateway.state.presence import Presence
 from gateway.views.schemas import GatewayInfo
-from shared.messages import ResultStatus
+from shared.messages.jobs import ResultStatus
 from shared.planning.hardware import parse_hardware
 from shared.settings import Settings
 

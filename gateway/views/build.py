@@ -12,7 +12,8 @@ from gateway.learning.rates import DELIVERED, MEANINGS, LearnedRates, Table
 from gateway.state.ledger import Ledger, Task, TaskState
 from gateway.state.presence import Presence
 from gateway.views.schemas import SlotView, TableView, TaskPage, TaskRecords, TaskView
-from shared.messages import Job, TaskType
+from shared.messages.jobs import Job
+from shared.messages.offers import TaskType
 from shared.settings import Settings
 
 # If two services differ in these, one of them breaks a promise of the other, or two gateways decide

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from gateway.learning.evidence import first_place
 from gateway.state.ledger import Ledger
-from shared.messages import Result, ResultStatus, Score
+from shared.messages.jobs import Result, ResultStatus, Score
 
 DAY_S = 86400.0
 

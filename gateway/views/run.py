@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from shared.messages import Phase
+from shared.messages.runs import Phase
 
 LONGEST_CURVE: Final = 10_000  # points that one answer may have
 MOST_MESSAGES: Final = 2000

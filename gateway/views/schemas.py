@@ -1,4 +1,4 @@
-"""The structs that /v1 answers with; a decision is in shared.messages, a problem in gateway.api.problems."""
+"""The structs of /v1; decisions are in shared.messages.offers, problems in gateway.api.problems."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ from msgspec import Struct
 
 from gateway.learning.rates import Rate
 from gateway.state.ledger import ChainRecord, TaskState
-from shared.messages import (
-    Decision,
-    GpuStatus,
-    Hardware,
-    Job,
-    Phase,
-    Progress,
-    Reservation,
-    Result,
-    Score,
-    SlotDrain,
-    TaskType,
-)
+from shared.messages.hardware import GpuStatus, Hardware
+from shared.messages.jobs import Job, Reservation, Result, Score, SlotDrain
+from shared.messages.offers import Decision, TaskType
+from shared.messages.runs import Phase, Progress
 
 __all__ = [
     "LONGEST_PAGE",

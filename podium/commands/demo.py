@@ -30,7 +30,7 @@ from podium.console import make_console
 from podium.demo.model import HOME as MODEL_FOLDER
 from podium.demo.report import Played, Row, compare, report, score_row, take_result
 from shared.errors import PodiumError, SettingsError
-from shared.messages import DatasetType, Offer, TaskType
+from shared.messages.offers import DatasetType, Offer, TaskType
 from shared.planning.profiles import DEFAULT_PROFILE, resolve
 
 if TYPE_CHECKING:

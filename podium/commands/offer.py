@@ -18,7 +18,7 @@ from podium.commands.up import EXAMPLES
 from podium.console import make_console
 from podium.dataset_type import refuse_unknown
 from shared.errors import PodiumError
-from shared.messages import Decision, FileFormat, Offer, Terms
+from shared.messages.offers import Decision, FileFormat, Offer, Terms
 from trainer_node.engine.data.columns import asked_columns
 from trainer_node.engine.data.formats.readers import DataFile
 from trainer_node.engine.data.job_rows import read_job_rows

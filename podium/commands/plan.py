@@ -22,7 +22,7 @@ from podium.console import make_console
 from podium.own_hardware import AUTO, hardware_of
 from podium.own_hardware import HELP as HARDWARE_HELP
 from shared.errors import PlanError, PodiumError
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.feasibility import ASSUMED_DATA
 from shared.planning.hardware import usable_memory
 from shared.planning.model_shape import ModelShape, shape_from_config, shape_from_params

@@ -13,7 +13,8 @@ from podium.arguments import examples
 from podium.dataset_type import dataset_type, task_type_of
 from podium.training_config import TRAINED
 from shared.errors import EngineError, SettingsError
-from shared.messages import DatasetType, ErrorCode, FileFormat, TaskType
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import ErrorCode
 
 if TYPE_CHECKING:
     from trainer_node.engine.data.examples import Examples

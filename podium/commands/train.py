@@ -39,8 +39,9 @@ from podium.training_config import (
     worker_job_of,
 )
 from shared.errors import PodiumError, SettingsError
-from shared.messages import (
-    FileFormat,
+from shared.messages.encoding import encode
+from shared.messages.offers import FileFormat
+from shared.messages.runs import (
     Outcome,
     OutcomeStatus,
     Phase,
@@ -49,7 +50,6 @@ from shared.messages import (
     decode_outcome,
     decode_progress,
     decode_worker_job,
-    encode,
 )
 from shared.planning.profiles import DEFAULT_PROFILE, PROFILES
 

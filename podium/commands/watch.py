@@ -19,7 +19,7 @@ from podium.arguments import add_url, examples
 from podium.client import ENDED, GatewayAwayError, find_gateway
 from podium.console import make_console
 from podium.sparkline import sparkline
-from shared.messages import Phase
+from shared.messages.runs import Phase
 from shared.subjects import task_key
 
 POLL_S = 1.0

@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from shared.errors import PodiumError
-from shared.messages import DatasetType, Result, ResultStatus
+from shared.messages.jobs import Result, ResultStatus
+from shared.messages.offers import DatasetType
 from shared.planning.hardware import computes_bf16, parse_hardware
 
 BEST_RATIO = 0.75  # of the base model's loss: the most that a job may have

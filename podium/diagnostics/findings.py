@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from shared.messages import Heartbeat
+from shared.messages.slots import Heartbeat
 
 if TYPE_CHECKING:
     from podium.diagnostics.probe import ReceivedHeartbeat, Vitals

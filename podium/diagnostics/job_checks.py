@@ -5,7 +5,8 @@ from __future__ import annotations
 from gateway.state.ledger import TaskState
 from podium.diagnostics.findings import Found, Problem, Severity, live
 from podium.diagnostics.probe import OpenJob, Vitals
-from shared.messages import Heartbeat, Submitting
+from shared.messages.jobs import Submitting
+from shared.messages.slots import Heartbeat
 
 QUEUED_S = 30.0  # a node receives a job at once, and polls every 5 s
 SUBMITTING_S = 600.0

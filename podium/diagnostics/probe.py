@@ -30,7 +30,9 @@ from shared.broker.credentials import OPERATOR
 from shared.broker.stream_requests import StreamInfo, find_stream
 from shared.broker.stream_specs import StreamSpec, stream_specs
 from shared.errors import BusError, NobodyAnswersError, PodiumError
-from shared.messages import Heartbeat, Job, Lease, decode_heartbeat, decode_lease, decode_progress
+from shared.messages.jobs import Job
+from shared.messages.runs import decode_progress
+from shared.messages.slots import Heartbeat, Lease, decode_heartbeat, decode_lease
 from shared.settings import Settings
 
 CONNECT_S = 5.0

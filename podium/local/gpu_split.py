@@ -6,7 +6,7 @@ import os
 
 from msgspec import Struct
 
-from shared.messages import GpuStatus, Hardware
+from shared.messages.hardware import GpuStatus, Hardware
 from shared.settings import Settings
 from trainer_node.hardware import short_name
 

@@ -28,7 +28,8 @@ from shared.broker.stream_requests import create_stream, delete_stream, find_str
 from shared.broker.stream_specs import StreamSpec, state_log, stream_specs
 from shared.broker.streams import bootstrap, when_usable
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError, PodiumError
-from shared.messages import decode_lease, decode_state_record
+from shared.messages.jobs import decode_state_record
+from shared.messages.slots import decode_lease
 from shared.net import LOOPBACK
 from shared.settings import Settings
 from shared.settings_sources import load_settings

@@ -13,7 +13,9 @@ from gateway.policy.builtin import POINTS_OF_FAILURE, POINTS_OF_FIRST, task_work
 from gateway.policy.interface import Policy, PolicyView, SlotFacts
 from gateway.policy.model_family import model_family
 from podium.simulation.trace import TraceLine
-from shared.messages import BareOffer, Hardware, ResultStatus, Score
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import ResultStatus, Score
+from shared.messages.offers import BareOffer
 from shared.planning.feasibility import Feasibility, check_offer
 from shared.subjects import task_key
 

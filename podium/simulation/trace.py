@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shared.errors import PodiumError
-from shared.messages import BareOffer, Decision
+from shared.messages.offers import BareOffer, Decision
 
 Seconds = Annotated[float, Meta(ge=0)]
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 from gateway.views.run import RunMessage
 from gateway.views.schemas import TaskView
-from shared.messages import Metrics, Outcome, Result, WorkerJob
+from shared.messages.jobs import Result
+from shared.messages.runs import Metrics, Outcome, WorkerJob
 from shared.planning.plan import numbers_in
 
 Facts = dict[str, str | int | float]

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from msgspec import Struct
 
 from gateway.views.run import RunView
-from shared.messages import Metrics, Score
+from shared.messages.jobs import Score
+from shared.messages.runs import Metrics
 
 # The order in which a curve is read; its own names -> the tracker's.
 CURVE = {

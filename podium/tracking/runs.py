@@ -16,7 +16,7 @@ from podium.client import ENDED, Client
 from podium.tracking.facts import Facts, job_facts, outcome_facts, plan_facts, result_facts, task_facts
 from podium.tracking.rows import TrackedRow, result_row, rows_of, score_row
 from shared.errors import PodiumError
-from shared.messages import (
+from shared.messages.runs import (
     Outcome,
     OutcomeStatus,
     WorkerJob,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.hardware import is_cpu, usable_memory
 from shared.planning.memory_fit import holds_extras
 from shared.planning.model_shape import ModelShape, ModulePlan

@@ -9,7 +9,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.errors import PlanError, SettingsError
-from shared.messages import Hardware, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.offers import TaskType
 from shared.planning.architectures import Batching, ModelFacts, facts_from_name
 from shared.planning.model_name import is_mixture, parameters_from_name
 from shared.planning.model_shape import ModelShape, shape_from_params

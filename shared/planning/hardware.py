@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from shared.errors import SettingsError
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.control_group import memory_limits
 
 # Dense bf16 peak FLOP/s of one GPU (vendor data sheets, without sparsity).

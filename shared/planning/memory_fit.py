@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.errors import PlanError
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.hardware import device_count, is_cpu, usable_memory
 from shared.planning.model_shape import Extras, ModelShape, ModulePlan, extras_of
 from shared.planning.plan import Plan

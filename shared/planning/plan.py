@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from shared.messages import TaskType
+from shared.messages.offers import TaskType
 from shared.planning.model_shape import Extras, ModulePlan
 from shared.planning.recipe import CurveRule
 

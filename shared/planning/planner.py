@@ -11,7 +11,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.errors import PlanError
-from shared.messages import Hardware, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.offers import TaskType
 from shared.planning.deviations import deviations
 from shared.planning.hardware import device_count, is_cpu, usable_memory
 from shared.planning.memory_fit import Fit, Layout, fit, with_extras

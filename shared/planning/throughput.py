@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.hardware import flops_per_s, is_cpu
 from shared.planning.memory_fit import NO_EXTRAS, Layout
 from shared.planning.model_shape import Extras, ModelShape, ModulePlan

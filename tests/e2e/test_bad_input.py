@@ -14,7 +14,8 @@ import pytest
 
 from podium.client import Refusal
 from shared.files import folder_digest
-from shared.messages import ErrorCode, ResultStatus
+from shared.messages.jobs import ResultStatus
+from shared.messages.runs import ErrorCode
 from shared.subjects import task_key
 
 ORACLE = Path(__file__).parents[1] / "data" / "oracle"

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from gateway.telemetry.run_history import RunHistory
-from shared.messages import Phase, Progress
+from shared.messages.runs import Phase, Progress
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.api.tokens import Token
 from podium.client import Client
-from shared.messages import Decision
+from shared.messages.offers import Decision
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, Page

@@ -15,7 +15,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from shared.messages import DatasetType, OutcomeStatus, decode_worker_job, encode
+from shared.messages.encoding import encode
+from shared.messages.offers import DatasetType
+from shared.messages.runs import OutcomeStatus, decode_worker_job
 from shared.planning.model_shape import ModulePlan
 from shared.planning.plan import Plan
 from tests.engine.worker_run import finish, start_worker, wait_for_checkpoint, write_job, write_rows

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shared.clock import WallClock
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning import hardware
 from shared.planning.plan import Plan
 from tests.engine.worker_run import bare_job

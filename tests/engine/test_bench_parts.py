@@ -7,7 +7,7 @@ import pytest
 
 from bench.deadline import simulated_pipeline, stage_costs
 from bench.harness import tiny_jobs
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 
 # PEFT asks transformers a question under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

@@ -16,7 +16,7 @@ from bench.deadline.landscape import LOWEST_LOSS, Landscape
 from bench.deadline.simulated_machine import Faults, Seconds
 from bench.harness import tiny_jobs
 from bench.reliability import deliveries
-from shared.messages import Phase
+from shared.messages.runs import Phase
 from trainer_node.engine.search.strategy import first_trial
 from trainer_node.engine.search.trial import Trial, read_search
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from shared.clock import WallClock
-from shared.messages import OutcomeStatus, decode_outcome, decode_worker_job
+from shared.messages.runs import OutcomeStatus, decode_outcome, decode_worker_job
 from shared.planning.throughput import Costs
 from tests.engine.positions import position
 from tests.engine.worker_run import finish

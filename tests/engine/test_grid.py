@@ -10,7 +10,7 @@ from bench.arena.contestant import test_rows as rows_to_score
 from bench.arena.models import MODELS, build
 from bench.regret import grid
 from bench.regret.grid import Point
-from shared.messages import decode_worker_job
+from shared.messages.runs import decode_worker_job
 from shared.planning.hardware import parse_hardware
 from shared.planning.model_shape import shape_from_config
 from shared.planning.plan import DataStats

@@ -18,7 +18,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from shared.messages import DatasetType, ErrorCode, FileFormat, Outcome, OutcomeStatus, TaskType
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus
 from tests.engine.worker_run import ENVIRONMENT, ROOT, WAIT_S, outcome_of
 from trainer_node.engine import limits, pipeline, prepare
 from trainer_node.engine.reporter import Reporter

@@ -15,11 +15,8 @@ from typing import Any
 import pytest
 
 from shared.files import folder_digest
-from shared.messages import (
-    OutcomeStatus,
-    Phase,
-    TaskType,
-)
+from shared.messages.offers import TaskType
+from shared.messages.runs import OutcomeStatus, Phase
 from shared.planning.plan import numbers_in
 from shared.planning.throughput import FIXED_S
 from tests.engine.worker_run import (

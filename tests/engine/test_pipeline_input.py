@@ -12,11 +12,8 @@ from msgspec.structs import replace
 from transformers import AutoTokenizer
 
 from shared.files import folder_digest
-from shared.messages import (
-    ErrorCode,
-    OutcomeStatus,
-    TaskType,
-)
+from shared.messages.offers import TaskType
+from shared.messages.runs import ErrorCode, OutcomeStatus
 from shared.planning.profiles import PROFILES, resolve
 from tests.engine.worker_run import (
     finish,

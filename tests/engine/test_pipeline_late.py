@@ -19,14 +19,8 @@ from msgspec.structs import replace
 
 from shared.clock import TokenClock
 from shared.files import folder_digest
-from shared.messages import (
-    ErrorCode,
-    Outcome,
-    OutcomeStatus,
-    Phase,
-    decode_worker_job,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus, Phase, decode_worker_job
 from shared.planning.plan import Deviation, Plan
 from tests.engine.worker_run import (
     ENVIRONMENT,

@@ -14,7 +14,7 @@ from transformers import Gemma2Config, GptOssConfig, LlamaConfig
 
 from bench.performance.memory import plan_of
 from shared.clock import TokenClock, WallClock
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.memory_fit import split
 from shared.planning.plan import Plan, Repair
 from shared.planning.profiles import resolve

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.messages import Phase, Progress, decode_progress
+from shared.messages.runs import Phase, Progress, decode_progress
 from trainer_node.engine.reporter import SMOOTHING, Reporter
 
 

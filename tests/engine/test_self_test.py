@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.self_test import SelfTestRequest, faults_in, read_reports, warnings_in, write_request
 from tests.engine.worker_run import ENVIRONMENT
 from trainer_node.engine import self_test

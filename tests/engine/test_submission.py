@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shared.files import folder_digest
-from shared.messages import Metrics, Outcome, OutcomeStatus
+from shared.messages.runs import Metrics, Outcome, OutcomeStatus
 from tests.engine.worker_run import finish, outcome_of, progress_of
 from trainer_node.engine import finish as finishing
 from trainer_node.engine import submission

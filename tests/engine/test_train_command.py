@@ -15,7 +15,7 @@ from podium.__main__ import main, parser
 from podium.commands import train
 from podium.training_config import TrainConfig
 from shared.errors import SettingsError
-from shared.messages import decode_outcome
+from shared.messages.runs import decode_outcome
 from tests.integration.gateway.test_tracking import READ
 
 COLUMNS = '{"field_instruction": "q", "field_output": "a"}'

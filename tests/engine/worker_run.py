@@ -13,19 +13,17 @@ from typing import Any
 import structlog
 
 from bench.harness.dataset_types import SHAREGPT
-from shared.messages import (
-    DatasetType,
-    FileFormat,
-    Hardware,
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import (
     Outcome,
     OutcomeStatus,
     Progress,
-    TaskType,
     WorkerJob,
     decode_outcome,
     decode_progress,
     decode_worker_job,
-    encode,
 )
 from trainer_node.engine import pipeline
 from trainer_node.engine.signals import Stop

@@ -18,7 +18,7 @@ from shared.broker.stream_requests import create_stream, find_stream
 from shared.broker.stream_specs import state_log
 from shared.broker.streams import bootstrap
 from shared.errors import BusTimeoutError, BusUnavailableError
-from shared.messages import encode
+from shared.messages.encoding import encode
 from shared.settings import Settings
 from tests.log_records import claimed, job, result
 

@@ -9,20 +9,9 @@ from bench.harness.checker import Report, check
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.files import folder_digest
-from shared.messages import (
-    Claimed,
-    DatasetType,
-    Decision,
-    Job,
-    Moved,
-    Offer,
-    Result,
-    ResultStatus,
-    SlotDrain,
-    Submitting,
-    TaskType,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.jobs import Claimed, Job, Moved, Result, ResultStatus, SlotDrain, Submitting
+from shared.messages.offers import DatasetType, Decision, Offer, TaskType
 
 
 async def store_job(

@@ -25,17 +25,11 @@ from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.broker.stream_requests import create_stream
 from shared.broker.stream_specs import state_log
-from shared.messages import (
-    Claimed,
-    Decision,
-    Hardware,
-    Heartbeat,
-    Job,
-    Lease,
-    Offer,
-    TaskType,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Claimed, Job
+from shared.messages.offers import Decision, Offer, TaskType
+from shared.messages.slots import Heartbeat, Lease
 from shared.settings import Settings
 from shared.version import version
 

@@ -27,7 +27,10 @@ from shared.broker.connection import connect
 from shared.broker.credentials import ADMIN, GATEWAY, trainer
 from shared.broker.stream_requests import find_stream
 from shared.errors import DeniedError, StoreFullError
-from shared.messages import Claimed, Hardware, Heartbeat, Result, Submitting, decode_state_record, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Claimed, Result, Submitting, decode_state_record
+from shared.messages.slots import Heartbeat
 from shared.settings import Settings
 
 STATE_A, STATE_B = map(subjects.state_stream, "ab")

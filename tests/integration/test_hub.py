@@ -15,7 +15,8 @@ import structlog
 from bench.harness.fake_hub import FakeHub
 from shared.errors import EngineError
 from shared.files import folder_digest
-from shared.messages import Decision, Job, Offer, TaskType
+from shared.messages.jobs import Job
+from shared.messages.offers import Decision, Offer, TaskType
 from shared.settings_sources import load_settings
 from trainer_node import transfer_rates
 from trainer_node.artifacts.hub import Hub

@@ -20,7 +20,9 @@ from shared.broker.connection import connect
 from shared.broker.credentials import trainer
 from shared.errors import BusTimeoutError
 from shared.files import folder_digest
-from shared.messages import Decision, Hardware, Job, Offer, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Job
+from shared.messages.offers import Decision, Offer, TaskType
 from shared.settings import Settings
 from trainer_node.artifacts.interface import NotTakenError, Stored, StoreError
 from trainer_node.artifacts.object_store import CHUNK_BYTES, ObjectStore

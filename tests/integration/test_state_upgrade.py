@@ -23,7 +23,7 @@ from shared.broker.stream_requests import create_stream, find_stream, update_str
 from shared.broker.stream_specs import state_log
 from shared.broker.streams import bootstrap
 from shared.errors import BusError, BusUnavailableError, ConflictError, IncompatibleStreamError
-from shared.messages import encode
+from shared.messages.encoding import encode
 from shared.settings import Settings
 from tests.integration.old_states import (
     EPOCH,

@@ -23,7 +23,7 @@ from shared.broker.jetstream import Record
 from shared.broker.stream_requests import create_stream, find_stream
 from shared.broker.streams import bootstrap, ready
 from shared.errors import BusError, BusUnavailableError, DeniedError, NobodyAnswersError
-from shared.messages import encode
+from shared.messages.encoding import encode
 from shared.settings import Settings
 from tests.integration.lost_disk import remove_store
 from tests.integration.old_states import (

@@ -20,7 +20,8 @@ import msgspec
 
 from shared.errors import EngineError
 from shared.logs import get_logger
-from shared.messages import ErrorCode, Job
+from shared.messages.jobs import Job
+from shared.messages.runs import ErrorCode
 from shared.processes import kill
 from shared.settings import Settings
 from trainer_node import transfer_rates

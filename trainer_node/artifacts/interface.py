@@ -9,7 +9,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from shared.errors import PodiumError
-from shared.messages import Job
+from shared.messages.jobs import Job
 
 
 class Stored(Struct, frozen=True):

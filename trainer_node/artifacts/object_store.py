@@ -28,7 +28,7 @@ from shared.broker.bus import Bus, Record
 from shared.errors import BusTimeoutError, ConflictError, StoreFullError
 from shared.files import digest_of
 from shared.logs import get_logger
-from shared.messages import Job
+from shared.messages.jobs import Job
 from shared.settings import Settings
 from trainer_node.artifacts.interface import NotTakenError, Stored, StoreError
 

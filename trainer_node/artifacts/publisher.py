@@ -16,7 +16,8 @@ from msgspec import Struct
 from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.files import folder_digest
-from shared.messages import ErrorCode, Job
+from shared.messages.jobs import Job
+from shared.messages.runs import ErrorCode
 from shared.settings import Settings
 from trainer_node.artifacts import disk
 from trainer_node.artifacts.hub import Hub

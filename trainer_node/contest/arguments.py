@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.errors import SettingsError
-from shared.messages import DatasetType, TaskType
+from shared.messages.offers import DatasetType, TaskType
 
 PROFILES = "PODIUM_CONTEST_PROFILES"  # which profiles to train with, the fallbacks after the first
 ROOT = "PODIUM_CONTEST_ROOT"  # a folder that the mounts lie in, for runs without a container

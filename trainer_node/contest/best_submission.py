@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from shared.files import is_disk_full
 from shared.logs import get_logger
-from shared.messages import Outcome
+from shared.messages.runs import Outcome
 from trainer_node.contest.submission import InvalidSubmissionError, SubmissionFolder, linked
 from trainer_node.contest.untrained_adapter import NoAdapterError, write_untrained
 

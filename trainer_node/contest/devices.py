@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from shared.errors import SettingsError
 from shared.logs import get_logger
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.hardware import parse_hardware
 from shared.settings import Settings
 from trainer_node.hardware import detect, short_name

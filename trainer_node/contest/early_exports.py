@@ -13,7 +13,7 @@ import msgspec
 
 from shared.files import file_digest
 from shared.logs import get_logger
-from shared.messages import Outcome, decode_outcome
+from shared.messages.runs import Outcome, decode_outcome
 from trainer_node.contest.next_action import export_due
 from trainer_node.contest.worker_jobs import Times
 from trainer_node.worker.run_folder import RunFolder

@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from shared.messages import ErrorCode, Outcome, OutcomeStatus
+from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus
 
 MOST_ATTEMPTS: Final = 3
 # Another start, or another profile, would end the same way.

@@ -17,7 +17,7 @@ from typing import Final
 
 from shared.errors import PodiumError
 from shared.logs import get_logger
-from shared.messages import TaskType
+from shared.messages.offers import TaskType
 from shared.settings import Settings
 from shared.settings_sources import load_settings
 from trainer_node.contest.arguments import ContestTask

@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 from shared.logs import get_logger
-from shared.messages import Outcome, OutcomeStatus, Phase, Progress, WorkerJob
+from shared.messages.runs import Outcome, OutcomeStatus, Phase, Progress, WorkerJob
 from shared.settings import Settings
 from trainer_node.contest.best_submission import BestSubmission
 from trainer_node.contest.early_exports import EarlyExports

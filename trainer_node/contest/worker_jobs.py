@@ -6,7 +6,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from shared.messages import FileFormat, Hardware, Scorer, TaskType, WorkerJob
+from shared.messages.hardware import Hardware
+from shared.messages.offers import FileFormat, TaskType
+from shared.messages.runs import Scorer, WorkerJob
 from trainer_node.contest.arguments import ContestTask
 from trainer_node.contest.mounts import Mounts
 

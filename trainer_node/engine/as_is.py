@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from shared.messages import Outcome, OutcomeStatus, Phase
+from shared.messages.runs import Outcome, OutcomeStatus, Phase
 from shared.planning.plan import Plan
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.evaluate.candidates import TrainProgress

@@ -11,7 +11,9 @@ import torch
 from msgspec.structs import replace
 
 from shared.files import write_atomically
-from shared.messages import Hardware, Phase, WorkerJob, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.runs import Phase, WorkerJob
 from shared.planning.architectures import Batching
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan

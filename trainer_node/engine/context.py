@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from shared.clock import Clock, TokenClock
 from shared.files import write_atomically
-from shared.messages import WorkerJob
+from shared.messages.runs import WorkerJob
 from shared.planning.plan import Plan
 from shared.planning.throughput import Costs
 from trainer_node.engine.data.examples import Examples

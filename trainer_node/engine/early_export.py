@@ -22,7 +22,9 @@ from msgspec.structs import replace
 
 from shared.clock import WallClock
 from shared.files import write_atomically
-from shared.messages import Hardware, Outcome, OutcomeStatus, WorkerJob, decode_worker_job, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.runs import Outcome, OutcomeStatus, WorkerJob, decode_worker_job
 from shared.planning.hardware import machine_memory
 from shared.planning.plan import Plan
 from trainer_node.engine import context

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from shared.messages import Outcome, Phase
+from shared.messages.runs import Outcome, Phase
 from shared.planning.throughput import SAFETY, SLACK_S
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples

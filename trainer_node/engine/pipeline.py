@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from shared.clock import TokenClock, WallClock
 from shared.errors import EngineError
-from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase, decode_worker_job
+from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus, Phase, decode_worker_job
 from shared.planning.plan import Plan, in_numbers
 from shared.planning.throughput import Costs, Measured
 from trainer_node.engine import context, prepare

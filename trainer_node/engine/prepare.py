@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from shared.errors import DataError, DataUnavailableError, EngineError, PlanError, SettingsError
-from shared.messages import ErrorCode, Hardware, Outcome, OutcomeStatus, Phase, WorkerJob
+from shared.messages.hardware import Hardware
+from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus, Phase, WorkerJob
 from shared.planning.hardware import computes_bf16, machine_memory
 from shared.planning.memory_fit import layout_of
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan

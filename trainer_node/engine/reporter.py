@@ -13,7 +13,8 @@ from threading import Event, RLock, Thread
 from msgspec.structs import replace
 
 from shared.files import write_atomically
-from shared.messages import Outcome, Phase, Progress, encode
+from shared.messages.encoding import encode
+from shared.messages.runs import Outcome, Phase, Progress
 
 PERIOD_S = 1.0
 SAY_S = 5.0  # between two words on what a long part has done

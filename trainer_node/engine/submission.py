@@ -13,7 +13,7 @@ import torch
 
 from shared.errors import EngineError
 from shared.files import folder_digest, is_disk_full
-from shared.messages import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
+from shared.messages.runs import ErrorCode, Metrics, Outcome, OutcomeStatus, Phase
 from shared.planning.throughput import SLACK_S, verify_limit_s
 from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.damage.repair import undo_scaling

@@ -6,18 +6,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from shared.messages import (
-    Claimed,
-    ErrorCode,
-    Job,
-    Moved,
-    Outcome,
-    OutcomeStatus,
-    Result,
-    ResultStatus,
-    StateRecord,
-    Submitting,
-)
+from shared.messages.jobs import Claimed, Job, Moved, Result, ResultStatus, StateRecord, Submitting
+from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus
 
 # A worker that failed for one of these would fail the same way again; any other failure is tried again
 # and counts like a crash.

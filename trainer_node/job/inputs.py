@@ -9,13 +9,10 @@ from typing import Any
 import msgspec
 
 from shared.errors import DataError, EngineError
-from shared.messages import (
-    ErrorCode,
-    FileFormat,
-    Hardware,
-    Job,
-    WorkerJob,
-)
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Job
+from shared.messages.offers import FileFormat
+from shared.messages.runs import ErrorCode, WorkerJob
 from shared.planning.architectures import ModelFacts, facts_from_config
 from shared.planning.feasibility import check_offer
 from shared.planning.transfers import UPLOAD_SHARE, Transfers

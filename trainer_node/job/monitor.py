@@ -9,7 +9,9 @@ from typing import Final
 from shared import subjects
 from shared.errors import BusError
 from shared.logs import get_logger
-from shared.messages import Job, Phase, Progress, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Job
+from shared.messages.runs import Phase, Progress
 from trainer_node.context import NodeContext
 from trainer_node.fault_injection import FaultPoint, fault_point
 from trainer_node.transfer_rates import Direction, note

@@ -15,15 +15,8 @@ from msgspec.structs import replace
 from shared.aio import pause
 from shared.errors import BusError, EngineError
 from shared.logs import TroubleLog, get_logger
-from shared.messages import (
-    ErrorCode,
-    Job,
-    Outcome,
-    OutcomeStatus,
-    Result,
-    ResultStatus,
-    WorkerJob,
-)
+from shared.messages.jobs import Job, Result, ResultStatus
+from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus, WorkerJob
 from trainer_node.artifacts.disk import DamagedExportError
 from trainer_node.artifacts.interface import StoreError
 from trainer_node.artifacts.publisher import Export, Submissions

@@ -11,7 +11,8 @@ import msgspec
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError, BusTimeoutError, ConflictError, PodiumError
-from shared.messages import (
+from shared.messages.encoding import encode
+from shared.messages.jobs import (
     Claimed,
     Job,
     Result,
@@ -19,7 +20,6 @@ from shared.messages import (
     StateRecord,
     Submitting,
     decode_state_record,
-    encode,
 )
 from trainer_node.lease import SlotLease
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 
 FULL_BYTES: Final = 64 << 10  # with less than this free a worker could not even write its outcome
 KILLED: Final = frozenset({None, -9, 137})  # exit codes that a SIGKILL may leave; None = not our child

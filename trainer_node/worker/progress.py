@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from shared.logs import get_logger
-from shared.messages import Phase, Progress, decode_progress
+from shared.messages.runs import Phase, Progress, decode_progress
 
 LATE_HANG_S: Final = 20.0  # silence of a worker that should have been ready: an export of 6 GB is no stall
 READ_BYTES: Final = 256 << 10  # read at once, so that a flood of lines can't hold the supervisor up

@@ -11,9 +11,10 @@ import msgspec
 
 from shared.files import write_atomically
 from shared.logs import get_logger
-from shared.messages import (
+from shared.messages.encoding import encode
+from shared.messages.jobs import Job
+from shared.messages.runs import (
     ErrorCode,
-    Job,
     ModelDownload,
     Outcome,
     OutcomeStatus,
@@ -21,7 +22,6 @@ from shared.messages import (
     decode_download,
     decode_outcome,
     decode_worker_job,
-    encode,
 )
 
 RUNS_KEPT = 5  # finished run folders kept for people, newest first

@@ -18,7 +18,8 @@ from podium.commands.offer import terms_table
 from podium.commands.status import tasks_table
 from podium.commands.watch import deadline, line
 from podium.console import make_console
-from shared.messages import Claimed, Metrics, Moved, StateRecord, Submitting
+from shared.messages.jobs import Claimed, Moved, StateRecord, Submitting
+from shared.messages.runs import Metrics
 
 OPERATIONS = {
     "cancel": "end a task as cancelled, unless it has a result or is being submitted",

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from shared.messages import OutcomeStatus, TaskType
+from shared.messages.offers import TaskType
+from shared.messages.runs import OutcomeStatus
 from shared.planning.plan import Plan, Repair
 from shared.planning.throughput import Costs, Measured
 from tests.engine.search.search_run import record_of

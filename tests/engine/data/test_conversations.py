@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from bench.harness.dataset_types import SHAREGPT
 from shared.errors import DataError
-from shared.messages import DatasetType, Scorer, TaskType
+from shared.messages.offers import DatasetType, TaskType
+from shared.messages.runs import Scorer
 from tests.engine.data.conftest import END, document, ids, turn
 from trainer_node.engine.data.conversations import advice, form_of, turns_of
 from trainer_node.engine.data.examples import IGNORED, tokenize

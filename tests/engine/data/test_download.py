@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from shared.errors import DataError, DataUnavailableError
-from shared.messages import ErrorCode, FileFormat
+from shared.messages.offers import FileFormat
+from shared.messages.runs import ErrorCode
 from trainer_node.engine.data import download
 from trainer_node.engine.data.download import fetch, is_public, public_name
 from trainer_node.engine.data.sources import read_rows

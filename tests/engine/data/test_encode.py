@@ -12,7 +12,8 @@ from tokenizers.processors import TemplateProcessing
 
 from bench.harness.dataset_types import SHAREGPT
 from shared.errors import DataError
-from shared.messages import DatasetType, Scorer, TaskType
+from shared.messages.offers import DatasetType, TaskType
+from shared.messages.runs import Scorer
 from tests.engine.data.conftest import END, START, document, ids, turn
 from trainer_node.engine.data.examples import IGNORED, Examples, longest_row, tokenize
 

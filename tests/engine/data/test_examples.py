@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shared.errors import DataError
-from shared.messages import DatasetType, TaskType
+from shared.messages.offers import DatasetType, TaskType
 from tests.engine.data.conftest import document
 from trainer_node.engine.data.examples import Examples, hold_out, scored_length, tokenize
 

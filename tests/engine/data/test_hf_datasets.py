@@ -15,7 +15,8 @@ import pytest
 from huggingface_hub import constants
 
 from shared.errors import DataError, DataUnavailableError, EngineError
-from shared.messages import ErrorCode, FileFormat
+from shared.messages.offers import FileFormat
+from shared.messages.runs import ErrorCode
 from trainer_node.engine.data import hf_datasets
 from trainer_node.engine.data.sources import read_rows
 from trainer_node.engine.model.loading import load_config

@@ -12,7 +12,8 @@ import pytest
 from transformers import CTRLTokenizer
 
 from shared.errors import DataError, EngineError
-from shared.messages import DatasetType, ErrorCode, TaskType
+from shared.messages.offers import DatasetType, TaskType
+from shared.messages.runs import ErrorCode
 from tests.engine.data.conftest import turn
 from trainer_node.engine.data import encode
 from trainer_node.engine.data import examples as examples_of

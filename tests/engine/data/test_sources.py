@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from shared.errors import DataError
-from shared.messages import FileFormat
+from shared.messages.offers import FileFormat
 from trainer_node.engine.data.examples import read_rows
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
+from shared.messages.hardware import Hardware
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import WorkerJob
 from trainer_node.engine.data import token_cache
 from trainer_node.engine.data.examples import tokenize
 from trainer_node.engine.data.token_cache import kept, tokens_of

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from shared.messages import Hardware, Metrics
+from shared.messages.hardware import Hardware
+from shared.messages.runs import Metrics
 from shared.planning.model_shape import ModulePlan
 from shared.planning.plan import Plan, Repair
 from shared.planning.throughput import Costs

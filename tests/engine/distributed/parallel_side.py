@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.model_shape import Extras
 from shared.planning.throughput import Costs
 from tests.engine import conftest

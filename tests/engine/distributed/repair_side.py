@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from msgspec.structs import replace
 
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.plan import Repair
 from tests.engine import conftest
 from tests.engine.distributed.sharded_run import run_context

@@ -9,7 +9,7 @@ import torch
 
 from shared.errors import EngineError
 from shared.files import is_disk_full
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup, portable
 from trainer_node.engine.oom import is_out_of_memory
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shared.messages import OutcomeStatus
+from shared.messages.runs import OutcomeStatus
 from tests.engine.distributed.sharded_run import run_together, start_together
 from tests.engine.search.search_run import assert_alike, record_of
 from tests.engine.worker_run import outcome_of, progress_of, write_rows

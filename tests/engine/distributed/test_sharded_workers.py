@@ -17,11 +17,8 @@ from typing import Any
 
 import pytest
 
-from shared.messages import (
-    Hardware,
-    Outcome,
-    OutcomeStatus,
-)
+from shared.messages.hardware import Hardware
+from shared.messages.runs import Outcome, OutcomeStatus
 from shared.net import LOOPBACK, free_port
 from tests.engine.worker_run import ENVIRONMENT, outcome_of, progress_of, weights_of
 from trainer_node.engine.distributed import launch

@@ -8,7 +8,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from trainer_node.engine.__main__ import leave
 from trainer_node.engine.distributed.process_group import ProcessGroup, destroy, join
 from trainer_node.engine.distributed.turns import first_then_others

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.clock import Clock, WallClock
-from shared.messages import DatasetType, FileFormat, Hardware, TaskType, WorkerJob
+from shared.messages.hardware import Hardware
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import WorkerJob
 from shared.planning.throughput import Costs
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.reporter import Reporter

@@ -16,7 +16,7 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import TokenClock, WallClock
-from shared.messages import TaskType
+from shared.messages.offers import TaskType
 from shared.planning.plan import Plan
 from tests.engine.evaluate.short_run import SlowClock, record_of, short_run
 from trainer_node.engine.context import JobData, RunContext

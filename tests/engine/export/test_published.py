@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from bench.architectures.samples import SAMPLES, Sample
 from bench.architectures.zoo import write
 from bench.harness.tiny_jobs import write_job
-from shared.messages import decode_worker_job
+from shared.messages.runs import decode_worker_job
 from trainer_node.engine.export.writer import write_model
 from trainer_node.engine.model.loading import load_model
 

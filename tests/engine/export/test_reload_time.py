@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from shared.messages import Metrics
+from shared.messages.runs import Metrics
 from shared.planning.plan import Plan
 from tests.engine.worker_run import bare_job
 from trainer_node.engine.export import dense_as_lora, writer

@@ -10,17 +10,10 @@ import msgspec
 import pytest
 
 from shared.files import folder_digest
-from shared.messages import (
-    DatasetType,
-    FileFormat,
-    Hardware,
-    Outcome,
-    OutcomeStatus,
-    Phase,
-    TaskType,
-    WorkerJob,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import Outcome, OutcomeStatus, Phase, WorkerJob
 from shared.planning.throughput import Costs
 from tests.engine.worker_run import outcome_of, progress_of
 from trainer_node.engine.export import unverified

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from shared.messages import Metrics, WorkerJob
+from shared.messages.runs import Metrics, WorkerJob
 from shared.planning.model_shape import ModulePlan
 from shared.planning.plan import Deviation, Plan
 from tests.engine.worker_run import bare_job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from tests.engine.worker_run import bare_job
 from trainer_node.engine.memory import main_memory
 from trainer_node.engine.memory.main_memory import most_for_checkpoints, most_for_copy, slot_memory

@@ -12,7 +12,7 @@ from bench.architectures.samples import SAMPLES, SMALL, Sample
 from bench.architectures.trial import ALONE, try_model
 from bench.architectures.zoo import build
 from shared.errors import EngineError
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 from shared.planning.architectures import ARCHITECTURES, Batching
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.label_model import LabelModel

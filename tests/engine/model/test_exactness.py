@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.messages import TaskType
+from shared.messages.offers import TaskType
 from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.data.packing import collate

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from shared.messages import Metrics
+from shared.messages.runs import Metrics
 from shared.planning.model_shape import Extras, ModulePlan, extras_of
 from shared.planning.plan import Plan
 from tests.engine.worker_run import bare_job

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from shared.errors import EngineError
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer
 from trainer_node.engine.model.shape import model_shape
 

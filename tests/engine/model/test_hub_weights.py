@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from bench.harness.fake_hub import TOKEN, FakeHub
 from shared.clock import WallClock
-from shared.messages import OutcomeStatus, decode_download
+from shared.messages.runs import OutcomeStatus, decode_download
 from shared.planning.plan import Plan
 from tests.engine import worker_run
 from trainer_node.engine.assemble import load_base

@@ -13,7 +13,7 @@ from bench.architectures.samples import SAMPLES, SMALL, Sample
 from bench.architectures.trial import batch_of, examples
 from bench.architectures.zoo import build, config_of
 from shared.errors import EngineError
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 from trainer_node.engine.model.adapters import no_dropout, target_modules
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.linears import trainable_linears

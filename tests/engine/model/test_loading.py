@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.errors import EngineError
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import score_sft
 from trainer_node.engine.model.loading import load_config, load_model, load_tokenizer

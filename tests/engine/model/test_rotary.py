@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from bench.architectures.samples import SAMPLES as ZOO
 from bench.architectures.samples import Sample
 from bench.architectures.zoo import build
-from shared.messages import TaskType
+from shared.messages.offers import TaskType
 from shared.planning.plan import Plan
 from tests.engine.step_state import step_state
 from trainer_node.engine.data.examples import Examples

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from shared.messages import OutcomeStatus
+from shared.messages.runs import OutcomeStatus
 from tests.engine.worker_run import outcome_of, weights_of
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, read_search
 

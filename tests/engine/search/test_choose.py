@@ -15,7 +15,7 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-from shared.messages import OutcomeStatus
+from shared.messages.runs import OutcomeStatus
 from shared.planning.plan import Plan
 from shared.planning.profiles import PROFILES
 from tests.engine.search.search_run import record_of

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from shared.messages import OutcomeStatus
+from shared.messages.runs import OutcomeStatus
 from shared.planning.plan import Plan
 from tests.engine.search.search_run import record_of
 from tests.engine.worker_run import finish, progress_of

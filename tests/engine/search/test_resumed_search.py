@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from shared.messages import Metrics, OutcomeStatus, decode_worker_job, encode
+from shared.messages.encoding import encode
+from shared.messages.runs import Metrics, OutcomeStatus, decode_worker_job
 from tests.engine.search.search_run import assert_alike, record_of
 from tests.engine.worker_run import (
     WAIT_S,

@@ -18,7 +18,8 @@ from msgspec.structs import replace
 
 from shared.clock import TokenClock
 from shared.errors import EngineError
-from shared.messages import ErrorCode, Hardware, OutcomeStatus, decode_worker_job
+from shared.messages.hardware import Hardware
+from shared.messages.runs import ErrorCode, OutcomeStatus, decode_worker_job
 from shared.net import free_port
 from shared.planning.plan import Deviation, Plan
 from shared.planning.throughput import Costs

@@ -12,7 +12,8 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from shared.messages import OutcomeStatus, Phase, TaskType
+from shared.messages.offers import TaskType
+from shared.messages.runs import OutcomeStatus, Phase
 from shared.planning.profiles import PROFILES
 from tests.engine.search.search_run import record_of
 from tests.engine.worker_run import (

@@ -13,7 +13,7 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import WallClock
-from shared.messages import OutcomeStatus
+from shared.messages.runs import OutcomeStatus
 from tests.engine.search.search_run import record_of
 from tests.engine.search.strategy.surfaces import plenty
 from tests.engine.worker_run import finish, progress_of, write_rows

@@ -12,7 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from shared.clock import TokenClock, WallClock
-from shared.messages import Hardware, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.offers import TaskType
 from shared.planning.plan import Plan
 from shared.planning.throughput import SLACK_S, Costs
 from tests.engine.worker_run import bare_job

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.messages import TaskType
+from shared.messages.offers import TaskType
 from shared.planning.plan import Plan
 from tests.engine.step_state import step_state
 from trainer_node.engine.data.examples import Examples

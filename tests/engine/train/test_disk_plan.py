@@ -13,7 +13,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from shared.messages import OutcomeStatus
+from shared.messages.runs import OutcomeStatus
 from shared.planning.plan import Repair
 from tests.engine.positions import save_step
 from tests.engine.train.test_loop import Build, _StopAfter, build  # noqa: F401 - a fixture

@@ -15,7 +15,7 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import TokenClock
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
 from shared.planning.throughput import Costs

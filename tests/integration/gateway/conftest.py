@@ -17,7 +17,9 @@ from gateway.server import listening_socket, running
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError
-from shared.messages import Hardware, Heartbeat, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.slots import Heartbeat
 from shared.settings import Settings
 from tests.integration.gateway.upstream_client import SIGNED
 

@@ -11,7 +11,8 @@ import pytest
 
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.messages import Claimed, Job, Moved, decode_job_record, decode_state_record, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Claimed, Job, Moved, decode_job_record, decode_state_record
 from tests.integration.gateway.conftest import Api
 from tests.integration.gateway.upstream_client import SIGNED, VALIDATOR, Start, accepted, start
 

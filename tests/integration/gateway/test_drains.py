@@ -12,7 +12,8 @@ import pytest
 from podium.__main__ import main
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.messages import Job, Result, ResultStatus, decode_drain, decode_job_record, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Job, Result, ResultStatus, decode_drain, decode_job_record
 from tests.integration.gateway.conftest import Api
 from tests.integration.gateway.upstream_client import SIGNED, VALIDATOR, accepted, start
 

@@ -13,18 +13,11 @@ import pytest
 
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.messages import (
-    Claimed,
-    Hardware,
-    Lease,
-    Phase,
-    Progress,
-    Result,
-    ResultStatus,
-    Submitting,
-    decode_job_record,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Claimed, Result, ResultStatus, Submitting, decode_job_record
+from shared.messages.runs import Phase, Progress
+from shared.messages.slots import Lease
 
 MakeOffer = Callable[..., dict[str, Any]]
 

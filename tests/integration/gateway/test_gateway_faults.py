@@ -17,15 +17,8 @@ from podium.local.nats_server import Broker
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusUnavailableError
-from shared.messages import (
-    Claimed,
-    Job,
-    Result,
-    ResultStatus,
-    decode_job_record,
-    decode_state_record,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.jobs import Claimed, Job, Result, ResultStatus, decode_job_record, decode_state_record
 from shared.net import free_port
 from shared.settings import Settings
 from tests.log_records import claimed, job_due, submitting

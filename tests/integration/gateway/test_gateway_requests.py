@@ -10,7 +10,7 @@ import pytest
 from gateway.nats_offers import OfferResponder
 from shared.broker.bus import Bus
 from shared.errors import BusUnavailableError
-from shared.messages import Decision, Offer
+from shared.messages.offers import Decision, Offer
 from shared.subjects import OFFERS
 
 OFFER = {

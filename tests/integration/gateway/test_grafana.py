@@ -21,7 +21,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from podium.security.key_files import API, METRICS, METRICS_TOKEN, make_api_token
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.messages import Claimed, GpuStatus, Heartbeat, Phase, Progress, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import GpuStatus
+from shared.messages.jobs import Claimed
+from shared.messages.runs import Phase, Progress
+from shared.messages.slots import Heartbeat
 from shared.net import free_port
 from tests.integration.gateway.conftest import CPU, Api
 

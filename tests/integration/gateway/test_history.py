@@ -12,7 +12,9 @@ import pytest
 from podium.__main__ import main
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.messages import Metrics, Phase, Progress, Result, ResultStatus, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Result, ResultStatus
+from shared.messages.runs import Metrics, Phase, Progress
 
 MakeOffer = Callable[..., dict[str, Any]]
 

@@ -13,7 +13,7 @@ import pytest
 from bench.harness.fake_hub import FakeHub
 from gateway.policy.hub_models import AT_ONCE, LARGEST_CONFIG, HubModels, facts_of_answer
 from shared.broker.bus import Bus
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.settings_sources import load_settings
 
 LLAMA = {

@@ -17,7 +17,8 @@ from podium.local.nats_server import Broker
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import SettingsError
-from shared.messages import Result, ResultStatus, decode_score, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Result, ResultStatus, decode_score
 
 MakeOffer = Callable[..., dict[str, Any]]
 SCORES = subjects.SCORES_STREAM

@@ -15,7 +15,9 @@ from shared.broker.bus import Bus
 from shared.broker.stream_requests import create_stream
 from shared.broker.stream_specs import state_log
 from shared.errors import BusError
-from shared.messages import Decision, Job, Offer, TaskType, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Job
+from shared.messages.offers import Decision, Offer, TaskType
 from shared.settings import Settings
 
 MANY = 300

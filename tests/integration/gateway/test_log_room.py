@@ -16,7 +16,7 @@ from shared.broker.bus import Bus
 from shared.broker.stream_requests import StreamInfo, find_stream, update_stream
 from shared.broker.streams import bootstrap
 from shared.errors import BusTimeoutError, StoreFullError
-from shared.messages import encode
+from shared.messages.encoding import encode
 from shared.settings import Settings
 from tests.log_records import job_due
 

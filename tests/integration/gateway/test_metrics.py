@@ -16,7 +16,11 @@ from gateway.api.metrics import CONTENT_TYPE
 from gateway.telemetry.counters import DECISIONS
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.messages import Claimed, GpuStatus, Hardware, Heartbeat, Phase, Progress, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import GpuStatus, Hardware
+from shared.messages.jobs import Claimed
+from shared.messages.runs import Phase, Progress
+from shared.messages.slots import Heartbeat
 from tests.integration.gateway.test_gateway_api import result_of
 
 MakeOffer = Callable[..., dict[str, Any]]

@@ -21,7 +21,10 @@ from shared.broker.jetstream import Record
 from shared.broker.stream_requests import delete_stream
 from shared.broker.streams import bootstrap
 from shared.errors import BusError, BusUnavailableError, ConflictError
-from shared.messages import Claimed, Hardware, Lease, Result, ResultStatus, Submitting, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Claimed, Result, ResultStatus, Submitting
+from shared.messages.slots import Lease
 from shared.settings import Settings
 from tests.integration.lost_disk import remove_store
 

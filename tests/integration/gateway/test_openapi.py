@@ -19,7 +19,9 @@ from gateway.api.v1 import ROUTES, make_app
 from gateway.service import Service
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.messages import Claimed, Phase, Progress, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Claimed
+from shared.messages.runs import Phase, Progress
 from tests.integration.gateway.test_bad_requests import BAD_FIELDS, JSON, with_field
 from tests.integration.gateway.test_gateway_api import result_of
 from tests.integration.gateway.test_sse import reading

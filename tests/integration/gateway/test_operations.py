@@ -15,17 +15,9 @@ from podium.console import make_console
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import PodiumError
-from shared.messages import (
-    Claimed,
-    ControlAnswer,
-    ControlKind,
-    Result,
-    ResultStatus,
-    Submitting,
-    decode_control,
-    decode_state_record,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.jobs import Claimed, Result, ResultStatus, Submitting, decode_state_record
+from shared.messages.slots import ControlAnswer, ControlKind, decode_control
 
 STATE = subjects.state_stream("a")
 CLAIMED = Claimed(record_id="c", task="one", slot="a", node="n", epoch=3, attempt=2, step=40)

@@ -20,7 +20,8 @@ from gateway.telemetry.event_log import EventType
 from podium.local.nats_server import Broker
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.messages import Phase, Progress, encode
+from shared.messages.encoding import encode
+from shared.messages.runs import Phase, Progress
 from tests.integration.gateway.conftest import Api
 from tests.integration.gateway.test_gateway_api import result_of
 

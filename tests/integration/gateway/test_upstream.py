@@ -12,7 +12,8 @@ import pytest
 
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.messages import Result, ResultStatus, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Result, ResultStatus
 from tests.integration.gateway.conftest import Api
 from tests.integration.gateway.upstream_client import (
     MINER,

@@ -18,7 +18,8 @@ from gateway.server import listening_socket, running
 from podium.local.nats_server import Broker
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.messages import Job, Reservation, decode_job_record, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Job, Reservation, decode_job_record
 from shared.net import free_port
 from tests.integration.gateway.conftest import Api
 from tests.integration.gateway.upstream_client import SIGNED, VALIDATOR, Start, accepted, offer, start

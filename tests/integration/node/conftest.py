@@ -23,20 +23,10 @@ from shared.broker.bus import Bus
 from shared.broker.streams import bootstrap
 from shared.errors import BusError
 from shared.files import folder_digest
-from shared.messages import (
-    Claimed,
-    Decision,
-    FileFormat,
-    Job,
-    Lease,
-    Offer,
-    Result,
-    StateRecord,
-    TaskType,
-    decode_lease,
-    decode_state_record,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.jobs import Claimed, Job, Result, StateRecord, decode_state_record
+from shared.messages.offers import Decision, FileFormat, Offer, TaskType
+from shared.messages.slots import Lease, decode_lease
 from shared.settings import Settings
 from trainer_node.worker.supervisor import WorkerFile
 

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from gateway.server import listening_socket, running
-from shared.messages import Claimed, Result, ResultStatus, Submitting
+from shared.messages.jobs import Claimed, Result, ResultStatus, Submitting
 from tests.integration.gateway.conftest import Api
 
 COLUMNS = {"field_instruction": "q", "field_output": "a"}

@@ -14,7 +14,9 @@ import pytest
 
 from podium.local.nats_server import Broker
 from shared import subjects
-from shared.messages import ErrorCode, ResultStatus, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import ResultStatus
+from shared.messages.runs import ErrorCode
 from tests.integration.node.conftest import World, claims
 
 # Run by every Python that has its folder in PYTHONPATH: the wall clock jumps as a file says.

@@ -22,7 +22,8 @@ from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
 from shared.errors import BusError, BusTimeoutError
-from shared.messages import ErrorCode, ResultStatus
+from shared.messages.jobs import ResultStatus
+from shared.messages.runs import ErrorCode
 from shared.net import free_port
 from shared.settings_sources import load_settings
 from tests.integration.node.conftest import World

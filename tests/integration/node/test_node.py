@@ -10,19 +10,10 @@ from typing import Any
 import pytest
 
 from shared import subjects
-from shared.messages import (
-    Claimed,
-    ErrorCode,
-    Heartbeat,
-    Moved,
-    Progress,
-    Result,
-    ResultStatus,
-    Submitting,
-    decode_heartbeat,
-    decode_progress,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.jobs import Claimed, Moved, Result, ResultStatus, Submitting
+from shared.messages.runs import ErrorCode, Progress, decode_progress
+from shared.messages.slots import Heartbeat, decode_heartbeat
 from tests.integration.node.conftest import World
 
 

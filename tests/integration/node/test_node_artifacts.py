@@ -16,7 +16,7 @@ import pytest
 from bench.harness.fake_hub import FakeHub
 from shared.broker.streams import bootstrap
 from shared.files import digest_of, file_digest, folder_digest
-from shared.messages import Claimed, ResultStatus
+from shared.messages.jobs import Claimed, ResultStatus
 from tests.integration.node.conftest import NodeProcess, World
 from trainer_node.fault_injection import VARIABLE, FaultPoint
 

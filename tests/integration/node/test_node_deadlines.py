@@ -8,7 +8,7 @@ import os
 import signal
 import time
 
-from shared.messages import ResultStatus
+from shared.messages.jobs import ResultStatus
 from tests.integration.node.conftest import World
 
 

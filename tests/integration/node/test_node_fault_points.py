@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from shared.broker.bus import Bus
-from shared.messages import Claimed, Hardware, Job, ResultStatus, StateRecord
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Claimed, Job, ResultStatus, StateRecord
 from shared.settings import Settings
 from tests.integration.node.conftest import World
 from trainer_node.context import NodeContext

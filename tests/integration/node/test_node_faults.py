@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from shared.messages import ResultStatus, Submitting
+from shared.messages.jobs import ResultStatus, Submitting
 from shared.processes import start_time
 from tests.integration.lost_disk import remove_store
 from tests.integration.node.conftest import World, claims

@@ -12,7 +12,9 @@ from podium.local.nats_server import Broker
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError, BusTimeoutError
-from shared.messages import Claimed, Hardware, decode_lease
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Claimed
+from shared.messages.slots import decode_lease
 from shared.settings import Settings
 from trainer_node.job.state_chain import Chain, FencedError
 from trainer_node.lease import LeaseLostError, SlotLease

@@ -9,16 +9,9 @@ import pytest
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import NobodyAnswersError
-from shared.messages import (
-    Claimed,
-    Control,
-    ControlAnswer,
-    ControlKind,
-    Result,
-    ResultStatus,
-    decode_control_answer,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.jobs import Claimed, Result, ResultStatus
+from shared.messages.slots import Control, ControlAnswer, ControlKind, decode_control_answer
 
 
 async def ask(bus: Bus, kind: ControlKind, task: str = "job1", timeout_s: float = 60) -> ControlAnswer:

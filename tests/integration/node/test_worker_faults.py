@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from shared.messages import ResultStatus
+from shared.messages.jobs import ResultStatus
 from tests.integration.node.conftest import SCRIPTED_WORKER, World, claims
 
 

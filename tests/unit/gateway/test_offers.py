@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import MalformedOfferError
 from gateway.offers import parse_offer
-from shared.messages import Offer
+from shared.messages.offers import Offer
 
 VALID = (
     b'{"task_id":"t","task_type":"InstructTextTask","model":"m","hours_to_complete":2,"dataset":"d","new":1}'

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gateway.relocation import Waiting
-from shared.messages import Decision, Job, Offer, TaskType
+from shared.messages.jobs import Job
+from shared.messages.offers import Decision, Offer, TaskType
 
 
 def job(record_id: str) -> Job:

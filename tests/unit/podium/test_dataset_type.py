@@ -6,7 +6,7 @@ import pytest
 
 from podium.dataset_type import dataset_type, refuse_unknown
 from shared.errors import SettingsError
-from shared.messages import DatasetType
+from shared.messages.offers import DatasetType
 
 TEXT = '{"field_instruction": "q", "field_output": "a"}'
 

@@ -8,8 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shared import messages
-from shared.messages import Decision, DecisionKind, Hardware, Job, Result, ResultStatus, TaskType, encode
+from shared.messages import hardware, jobs, offers, runs, slots
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Job, Result, ResultStatus, decode_job_record, decode_state_record
+from shared.messages.offers import Decision, DecisionKind, TaskType, decode_offer
 
 FROZEN = Path(__file__).parents[2] / "data" / "schemas.json"
 OFFER = {
@@ -21,14 +24,16 @@ OFFER = {
 }
 
 
+def structs() -> list[type[msgspec.Struct]]:
+    """Every message."""
+    values = [value for module in (hardware, jobs, offers, runs, slots) for value in vars(module).values()]
+    structs = [one for one in values if isinstance(one, type) and issubclass(one, msgspec.Struct)]
+    return [one for one in structs if one is not msgspec.Struct]
+
+
 def schemas() -> dict[str, object]:
     """Field names, types and defaults of every message, as JSON schema."""
-    structs = [
-        value
-        for value in vars(messages).values()
-        if isinstance(value, type) and issubclass(value, msgspec.Struct) and value is not msgspec.Struct
-    ]
-    return {struct.__name__: msgspec.json.schema(struct) for struct in structs}
+    return {struct.__name__: msgspec.json.schema(struct) for struct in structs()}
 
 
 def test_schemas_are_what_they_were() -> None:
@@ -37,13 +42,12 @@ def test_schemas_are_what_they_were() -> None:
 
 
 def test_every_message_is_frozen() -> None:
-    for value in vars(messages).values():
-        if isinstance(value, type) and issubclass(value, msgspec.Struct) and value is not msgspec.Struct:
-            assert value.__struct_config__.frozen, value.__name__
+    for struct in structs():
+        assert struct.__struct_config__.frozen, struct.__name__
 
 
 def test_unknown_fields_are_ignored() -> None:
-    offer = messages.decode_offer(json.dumps(OFFER | {"new_field": {"x": 1}}))
+    offer = decode_offer(json.dumps(OFFER | {"new_field": {"x": 1}}))
     assert offer.task_type is TaskType.INSTRUCT
     assert offer.hours_to_complete == 2.0
 
@@ -65,18 +69,18 @@ def test_unknown_fields_are_ignored() -> None:
 )
 def test_malformed_offers_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(msgspec.ValidationError):
-        messages.decode_offer(json.dumps(OFFER | change))
+        decode_offer(json.dumps(OFFER | change))
 
 
 @pytest.mark.parametrize("hours", ["NaN", "Infinity", "1e999"])
 def test_hours_must_be_a_finite_number(hours: str) -> None:
     text = json.dumps(OFFER).replace('"hours_to_complete": 2', f'"hours_to_complete": {hours}')
     with pytest.raises(msgspec.DecodeError):
-        messages.decode_offer(text)
+        decode_offer(text)
 
 
 def test_records_tell_their_kind() -> None:
-    offer = messages.decode_offer(json.dumps(OFFER))
+    offer = decode_offer(json.dumps(OFFER))
     decision = Decision(task_id="t1", task="t1", accepted=True, reason="yes", slot="a")
     job = Job(
         record_id="r",
@@ -89,12 +93,12 @@ def test_records_tell_their_kind() -> None:
         received_at=1.0,
         deadline_at=2.0,
     )
-    assert messages.decode_job_record(encode(job)) == job
+    assert decode_job_record(encode(job)) == job
     result = Result(record_id="r", task="t1", task_id="t1", slot="a", status=ResultStatus.SUBMITTED)
-    assert messages.decode_state_record(encode(result)) == result
+    assert decode_state_record(encode(result)) == result
     assert json.loads(encode(result))["kind"] == "result"
     with pytest.raises(msgspec.ValidationError):
-        messages.decode_state_record(encode(job))
+        decode_state_record(encode(job))
 
 
 def test_a_decision_s_kind_may_be_absent_or_of_a_newer_version() -> None:

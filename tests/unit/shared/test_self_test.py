@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.self_test import (
     CheckResult,
     ProcessReport,

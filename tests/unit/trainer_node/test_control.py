@@ -12,7 +12,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from shared.errors import BusError
-from shared.messages import Control, ControlAnswer, ControlKind, encode
+from shared.messages.encoding import encode
+from shared.messages.slots import Control, ControlAnswer, ControlKind
 from trainer_node.control import ControlHandler
 
 REQUEUE = Control(kind=ControlKind.REQUEUE, task="t1", reason="wrong data", gateway="g")

@@ -13,7 +13,9 @@ import pytest
 
 from shared import subjects
 from shared.errors import BusError
-from shared.messages import GpuStatus, Hardware, Heartbeat, Phase, decode_heartbeat
+from shared.messages.hardware import GpuStatus, Hardware
+from shared.messages.runs import Phase
+from shared.messages.slots import Heartbeat, decode_heartbeat
 from shared.processes import kill
 from shared.settings_sources import load_settings
 from trainer_node import heartbeat

@@ -14,7 +14,10 @@ from nats.aio.msg import Msg
 
 from shared.broker.bus import Bus
 from shared.errors import EngineError
-from shared.messages import Decision, ErrorCode, Hardware, Job, Offer, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Job
+from shared.messages.offers import Decision, Offer, TaskType
+from shared.messages.runs import ErrorCode
 from shared.settings_sources import load_settings
 from trainer_node.job import reconciler
 from trainer_node.node import Node

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.processes import kill
 from shared.self_test import SlotHealth
 from shared.settings import Settings

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 from shared.errors import DataError
-from shared.messages import DatasetType, TaskType
+from shared.messages.offers import DatasetType, TaskType
 from trainer_node.engine.data.row_set import AskedColumns, Row
 
 MOST_NAMED = 12  # columns, roles or fields that a text lists

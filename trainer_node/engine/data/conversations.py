@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from shared.messages import DatasetType
+from shared.messages.offers import DatasetType
 from trainer_node.engine.data.columns import listed
 from trainer_node.engine.data.row_set import Row, text_of, without_halves
 

@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from shared.errors import DataError, DataUnavailableError, EngineError
 from shared.files import is_disk_full
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 
 MAX_BYTES = 2_200_000_000  # upstream's own files end at 2.147 GB
 TIMEOUT_S = 30.0  # of one connect, handshake or read

@@ -16,7 +16,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from shared.errors import DataError, in_a_line, is_failure
-from shared.messages import DatasetType, Scorer, TaskType
+from shared.messages.offers import DatasetType, TaskType
+from shared.messages.runs import Scorer
 from trainer_node.engine.data.columns import asked_columns
 from trainer_node.engine.data.conversations import Turn, UnusableError, form_of, turns_of
 from trainer_node.engine.data.row_set import AskedColumns, Row, text_of

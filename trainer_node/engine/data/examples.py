@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import DataError, EngineError
-from shared.messages import DatasetType, ErrorCode, Scorer, TaskType
+from shared.messages.offers import DatasetType, TaskType
+from shared.messages.runs import ErrorCode, Scorer
 from shared.planning.throughput import development_rows
 from trainer_node.engine.data.columns import asked_columns, refuse_missing
 from trainer_node.engine.data.conversations import advice, form_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from shared.messages import DatasetType, TaskType
+from shared.messages.offers import DatasetType, TaskType
 from trainer_node.engine.data.columns import asked_columns, listed, present_columns
 from trainer_node.engine.data.conversations import form_of, roles_seen
 from trainer_node.engine.data.formats.readers import DataFile, read

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.messages import FileFormat
+from shared.messages.offers import FileFormat
 from trainer_node.engine.data.download import fetch, is_url, public_name
 from trainer_node.engine.data.formats.readers import DataFile, read
 from trainer_node.engine.data.hf_datasets import download

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from shared.errors import DataError
-from shared.messages import FileFormat
+from shared.messages.offers import FileFormat
 
 FORMATS = {
     ".parquet": FileFormat.PARQUET,

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from shared.files import file_digest, write_atomically
-from shared.messages import WorkerJob
+from shared.messages.runs import WorkerJob
 from trainer_node.engine.data.examples import Examples, tokenize
 from trainer_node.engine.data.formats.readers import DataFile
 from trainer_node.engine.data.job_rows import read_job_rows

@@ -20,7 +20,7 @@ from types import FrameType
 
 import msgspec
 
-from shared.messages import WorkerJob, decode_worker_job
+from shared.messages.runs import WorkerJob, decode_worker_job
 from shared.net import free_port
 
 POLL_S = 0.05

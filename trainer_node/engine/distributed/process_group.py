@@ -21,7 +21,8 @@ from torch import Tensor
 
 from shared.clock import Clock, TokenClock
 from shared.errors import EngineError, in_a_line
-from shared.messages import ErrorCode, Hardware
+from shared.messages.hardware import Hardware
+from shared.messages.runs import ErrorCode
 
 CPU = torch.device("cpu")
 SHORTEST_TIMEOUT_S = 600.0

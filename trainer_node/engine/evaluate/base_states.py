@@ -24,7 +24,8 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from shared.files import write_atomically
-from shared.messages import TaskType, WorkerJob
+from shared.messages.offers import TaskType
+from shared.messages.runs import WorkerJob
 from shared.planning.plan import Plan
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import BaseStates, Examples

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
-from shared.messages import Metrics, WorkerJob
+from shared.messages.runs import Metrics, WorkerJob
 from shared.planning.plan import Plan
 from trainer_node.engine.damage.repair import restores_frozen
 from trainer_node.engine.distributed.process_group import ProcessGroup, is_lost_peer

@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from shared.files import folder_digest, write_atomically
-from shared.messages import Outcome, Phase, WorkerJob, decode_outcome, decode_worker_job, encode
+from shared.messages.encoding import encode
+from shared.messages.runs import Outcome, Phase, WorkerJob, decode_outcome, decode_worker_job
 from shared.planning.throughput import Costs
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.signals import Stop

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from shared.messages import WorkerJob
+from shared.messages.runs import WorkerJob
 from shared.planning.hardware import machine_memory
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
 from shared.files import sync, write_atomically
-from shared.messages import Metrics, WorkerJob
+from shared.messages.runs import Metrics, WorkerJob
 from shared.planning.plan import Plan
 from trainer_node.engine.damage.repair import restores_frozen
 from trainer_node.engine.export.dense_as_lora import factors, fit_better, rank_of

@@ -17,7 +17,7 @@ written files that are not on disk yet. Rounding takes its quarter after trainin
 
 from __future__ import annotations
 
-from shared.messages import WorkerJob
+from shared.messages.runs import WorkerJob
 from shared.planning.hardware import is_cpu, machine_memory
 
 # Of the slot's memory: 12 bytes for each weight of a dense 14B model are 149 GB, of 550 on a host with 1 TiB.

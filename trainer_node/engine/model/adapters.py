@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from shared.errors import EngineError
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 from shared.planning.plan import Plan
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.extras import ROUNDED, train_extras

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 
 from shared.errors import EngineError
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.model.kernels import varlen_attention
 from trainer_node.engine.model.kernels.plain_attention import plain_attention

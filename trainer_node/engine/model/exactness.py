@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shared.errors import EngineError
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 from shared.planning.architectures import Batching
 from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.data.packing import Batch, collate

@@ -12,7 +12,7 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from shared.messages import ModelDownload
+from shared.messages.runs import ModelDownload
 from trainer_node.engine.data import hf_datasets
 
 # The files that transformers loads: the first kind that a repository has. An index comes before its parts.

@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from shared.errors import EngineError, in_a_line, is_failure
 from shared.files import is_disk_full
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 from shared.planning.architectures import why_not
 from trainer_node.engine.data import hf_datasets
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import EngineError
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 from trainer_node.engine.data.packing import Batch
 
 Span = tuple[int, int]  # so many tokens of a pass, and the length of the row they are in

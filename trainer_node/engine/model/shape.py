@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from shared.errors import EngineError
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 from shared.planning.model_shape import ModelShape
 from shared.planning.profiles import family_of
 from trainer_node.engine.model.extras import norms_of, weights_of

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from shared.errors import EngineError
-from shared.messages import ErrorCode, TaskType
+from shared.messages.offers import TaskType
+from shared.messages.runs import ErrorCode
 from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.objectives import dpo, sft
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from shared.errors import EngineError
-from shared.messages import ErrorCode, Outcome, Phase
+from shared.messages.runs import ErrorCode, Outcome, Phase
 from shared.planning.plan import Deviation, Plan
 from trainer_node.engine import context
 from trainer_node.engine.as_is import AsIs, checkpoint_as_is

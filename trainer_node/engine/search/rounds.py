@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from shared.clock import TokenClock
 from shared.errors import EngineError
-from shared.messages import ErrorCode, Outcome, OutcomeStatus, Phase
+from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus, Phase
 from shared.planning.plan import Plan
 from trainer_node.engine import prepare
 from trainer_node.engine.assemble import make_saver

@@ -11,7 +11,7 @@ import torch
 
 from shared.clock import TokenClock
 from shared.errors import EngineError
-from shared.messages import ErrorCode, Phase
+from shared.messages.runs import ErrorCode, Phase
 from shared.planning.plan import Plan
 from shared.planning.step_size import pack_limit, step_size
 from trainer_node.engine.assemble import Adapted, Place, adapt, load_base, make_state, untrained_weights

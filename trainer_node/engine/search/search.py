@@ -14,7 +14,8 @@ import torch
 from msgspec.structs import replace
 
 from shared.errors import EngineError, PlanError
-from shared.messages import Outcome, OutcomeStatus, Phase, TaskType
+from shared.messages.offers import TaskType
+from shared.messages.runs import Outcome, OutcomeStatus, Phase
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
 from shared.planning.recipe import Recipe

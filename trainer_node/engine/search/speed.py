@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from shared.messages import Phase
+from shared.messages.runs import Phase
 from shared.planning.profiles import resolve
 from trainer_node.engine.context import LEAST_PATIENCE_S, RunContext
 from trainer_node.engine.finish import free_optimizer

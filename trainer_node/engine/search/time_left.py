@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shared.messages import TaskType
+from shared.messages.offers import TaskType
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
 from shared.planning.step_size import full_batch, padding

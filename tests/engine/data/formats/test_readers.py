@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import DataError
-from shared.messages import FileFormat
+from shared.messages.offers import FileFormat
 from trainer_node.engine.data.formats import content
 from trainer_node.engine.data.formats.readers import DataFile, read
 from trainer_node.engine.data.row_set import AskedColumns

@@ -4,7 +4,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from shared.messages import TaskType
+from shared.messages.offers import TaskType
 from shared.planning.hardware import parse_hardware
 from shared.planning.model_shape import shape_from_params
 from shared.planning.plan import DataStats, Plan

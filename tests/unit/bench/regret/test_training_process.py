@@ -11,7 +11,7 @@ from msgspec import Struct
 from bench.arena.task import Task
 from bench.regret import training_process
 from bench.regret.training_process import results_of
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 
 TRAINER = """
 import json, sys

@@ -21,7 +21,8 @@ from bench.tournament.kills import AIMS, Aim, Kill, Watch, run_and_kill
 from bench.tournament.memory_group import GROUPS, in_bytes, memory_group
 from bench.tournament.memory_taker import group_of, take_memory
 from bench.tournament.mounts import Mounted, prepare
-from shared.messages import Phase, Progress, encode
+from shared.messages.encoding import encode
+from shared.messages.runs import Phase, Progress
 from shared.processes import start_time
 from trainer_node.worker.crash import out_of_memory_kills
 

@@ -20,7 +20,9 @@ from gateway.learning.evidence import (
     posterior,
 )
 from gateway.policy.model_family import model_family
-from shared.messages import ErrorCode, ResultStatus, Score, TaskType
+from shared.messages.jobs import ResultStatus, Score
+from shared.messages.offers import TaskType
+from shared.messages.runs import ErrorCode
 
 NOW = 1_800_000_000.0
 HALF_LIFE_S = 30 * DAY_S

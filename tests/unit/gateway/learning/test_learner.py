@@ -12,7 +12,10 @@ from gateway.policy.model_family import model_family
 from gateway.state.ledger import Ledger
 from shared import subjects
 from shared.broker.bus import Record
-from shared.messages import Decision, ErrorCode, Job, Offer, Result, ResultStatus, Score, TaskType, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Job, Result, ResultStatus, Score
+from shared.messages.offers import Decision, Offer, TaskType
+from shared.messages.runs import ErrorCode
 
 NOW = 1_800_000_000.0
 JOBS = subjects.JOBS_STREAM

@@ -13,7 +13,9 @@ from gateway.learning.score_form import ScoreForm, parse_scores, same, score_of
 from gateway.state.ledger import Ledger
 from shared import subjects
 from shared.broker.bus import Record
-from shared.messages import BareOffer, Decision, Job, Offer, Reservation, TaskType, decode_score, encode
+from shared.messages.encoding import encode
+from shared.messages.jobs import Job, Reservation, decode_score
+from shared.messages.offers import BareOffer, Decision, Offer, TaskType
 
 NOW = 1_800_000_000.0
 OFFER = Offer(task_id="t", task_type=TaskType.DPO, model="org/m-7b", hours_to_complete=2, dataset="d")

@@ -18,7 +18,9 @@ from gateway.policy.house import maximum_accuracy
 from gateway.policy.interface import PolicyView, SlotFacts
 from gateway.policy.loader import load_policy
 from shared.errors import SettingsError
-from shared.messages import BareOffer, Decision, Hardware, TaskType, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.offers import BareOffer, Decision, TaskType
 from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware
 

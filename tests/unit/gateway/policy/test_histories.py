@@ -22,7 +22,7 @@ from bench.conformance.histories import (
 from gateway.policy.builtin import BUILT_IN
 from gateway.policy.house import BREAK_EVEN, maximum_accuracy
 from gateway.policy.interface import SlotFacts
-from shared.messages import DecisionKind
+from shared.messages.offers import DecisionKind
 from shared.planning.feasibility import Feasibility
 
 

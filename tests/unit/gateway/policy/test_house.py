@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from gateway.learning.rates import LearnedRates, Rate, Table
 from gateway.policy.house import maximum_accuracy, priority_of
 from gateway.policy.interface import PolicyView, SlotFacts
-from shared.messages import DecisionKind, Hardware, Offer, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.offers import DecisionKind, Offer, TaskType
 from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware
 

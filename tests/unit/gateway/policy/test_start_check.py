@@ -9,7 +9,7 @@ import pytest
 from gateway.learning.rates import LearnedRates
 from gateway.policy.interface import PolicyView, SlotFacts
 from gateway.policy.start_check import difference, is_foreign, slot_of_start
-from shared.messages import BareOffer, Offer, TaskType
+from shared.messages.offers import BareOffer, Offer, TaskType
 from shared.planning.feasibility import Feasibility
 from shared.planning.hardware import parse_hardware
 

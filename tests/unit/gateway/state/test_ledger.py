@@ -14,12 +14,8 @@ from msgspec import Struct
 from gateway.state.ledger import Ledger, TaskState
 from shared import subjects
 from shared.broker.jetstream import Record
-from shared.messages import (
-    Reservation,
-    ResultStatus,
-    SlotDrain,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.jobs import Reservation, ResultStatus, SlotDrain
 from tests.log_records import (
     JOBS,
     NOW,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.state.mirror_file import DamagedMirrorError, Header, encode_line, read_mirror
 from shared import subjects
 from shared.broker.jetstream import Record
-from shared.messages import encode
+from shared.messages.encoding import encode
 
 JOBS, STATE = subjects.JOBS_STREAM, subjects.state_stream("a")
 FIRST = encode(Header(1, "g")) + b"\n"

@@ -8,10 +8,7 @@ import msgspec
 import pytest
 
 from gateway.state.ledger import Ledger, TaskState
-from shared.messages import (
-    Job,
-    Moved,
-)
+from shared.messages.jobs import Job, Moved
 from tests.log_records import (
     JOBS,
     NOW,

@@ -6,7 +6,10 @@ import pytest
 
 from gateway.state.presence import PROGRESS_KEPT, Presence, progress_in
 from shared import subjects
-from shared.messages import Hardware, Heartbeat, Phase, Progress, encode
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.runs import Phase, Progress
+from shared.messages.slots import Heartbeat
 
 CPU = Hardware(device="cpu", count=8, memory_bytes=64 << 30)
 

@@ -12,7 +12,8 @@ from gateway.offers import AskedOffer, Records
 from gateway.policy.builtin import BUILT_IN
 from gateway.policy.interface import PolicyView, SlotFacts, Verdict
 from gateway.telemetry.counters import AGAIN, DECISIONS, Measures
-from shared.messages import BareOffer, Decision, DecisionKind, Hardware, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.offers import BareOffer, Decision, DecisionKind, TaskType
 from shared.planning.feasibility import Feasibility
 from shared.settings import Settings
 

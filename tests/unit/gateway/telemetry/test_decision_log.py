@@ -10,7 +10,7 @@ import pytest
 
 from gateway.telemetry import decision_log
 from gateway.telemetry.decision_log import DecisionLog
-from shared.messages import BareOffer, Decision, Offer, TaskType
+from shared.messages.offers import BareOffer, Decision, Offer, TaskType
 
 
 def decision(task: str) -> Decision:

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.telemetry import run_history
 from gateway.telemetry.run_history import RunHistory
-from shared.messages import Phase, Progress
+from shared.messages.runs import Phase, Progress
 
 
 def progress(at: float, step: int = 0, **fields: Any) -> Progress:

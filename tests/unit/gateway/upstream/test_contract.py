@@ -9,7 +9,7 @@ import pytest
 
 from gateway.upstream.auth import AuthRefusal, nonce_time
 from gateway.upstream.contract import MinerTaskOffer, TrainRequestText, parse, task_type_of
-from shared.messages import BareOffer, DatasetType, FileFormat, TaskType
+from shared.messages.offers import BareOffer, DatasetType, FileFormat, TaskType
 
 OFFER = {
     "task_id": "6f1c",

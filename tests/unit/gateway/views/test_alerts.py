@@ -13,19 +13,11 @@ from gateway.views.alerts import AlertLevel, alerts_of
 from gateway.views.schemas import GatewayInfo, MirrorInfo
 from shared import subjects
 from shared.broker.bus import Record
-from shared.messages import (
-    Claimed,
-    Decision,
-    Hardware,
-    Heartbeat,
-    Job,
-    Offer,
-    Result,
-    ResultStatus,
-    SlotDrain,
-    TaskType,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Claimed, Job, Result, ResultStatus, SlotDrain
+from shared.messages.offers import Decision, Offer, TaskType
+from shared.messages.slots import Heartbeat
 from shared.settings import Settings
 
 NOW = 100_000.0

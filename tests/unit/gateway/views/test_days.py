@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.views.days import DAY_S, DayCounts, day_counts
-from shared.messages import Result, ResultStatus, Score, TaskType
+from shared.messages.jobs import Result, ResultStatus, Score
+from shared.messages.offers import TaskType
 
 DAY = 20_000 * DAY_S  # 2024-10-04
 

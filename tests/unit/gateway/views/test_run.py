@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from gateway.views.run import RunPoint, run_view, thinned
-from shared.messages import Phase
+from shared.messages.runs import Phase
 
 
 def training(count: int) -> list[RunPoint]:

@@ -15,7 +15,8 @@ from gateway.views.schemas import SlotPage, SlotView, TaskPage, TaskState, TaskV
 from podium.commands import watch
 from podium.commands.fleet import drain
 from shared.errors import PodiumError
-from shared.messages import Decision, SlotDrain
+from shared.messages.jobs import SlotDrain
+from shared.messages.offers import Decision
 from shared.net import LOOPBACK
 
 BUSY = SlotView(

@@ -8,7 +8,7 @@ import pytest
 from gateway.views.run import MOST_MESSAGES, RunPoint, RunView, run_view
 from podium.commands import logs
 from podium.commands.logs import lines_of
-from shared.messages import Phase
+from shared.messages.runs import Phase
 
 
 def test_the_base_models_loss_is_told_from_those_of_training() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from podium.commands.plan import add_parser, probes_of
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning.feasibility import ASSUMED_DATA
 from shared.planning.model_shape import shape_from_params
 from shared.planning.plan import Plan

@@ -9,7 +9,9 @@ from rich.console import Console
 from gateway.views.schemas import SlotView, TaskState, TaskView
 from podium.commands.status import slots_table, tasks_table
 from podium.commands.watch import WatchView, drawn
-from shared.messages import Decision, Metrics, Phase, Progress, Result, ResultStatus
+from shared.messages.jobs import Result, ResultStatus
+from shared.messages.offers import Decision
+from shared.messages.runs import Metrics, Phase, Progress
 
 
 def view(state: TaskState = TaskState.RUNNING, **fields: Any) -> TaskView:

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from podium.demo.report import Played, Row, compare, report, take_result
-from shared.messages import Metrics, Result, ResultStatus
+from shared.messages.jobs import Result, ResultStatus
+from shared.messages.runs import Metrics
 
 
 def result(**fields: Any) -> Result:

@@ -23,19 +23,10 @@ from podium.diagnostics.probe import (
 )
 from shared.broker.stream_requests import StreamInfo
 from shared.broker.stream_specs import stream_specs
-from shared.messages import (
-    Claimed,
-    Decision,
-    GpuStatus,
-    Hardware,
-    Heartbeat,
-    Job,
-    Lease,
-    Offer,
-    StateRecord,
-    Submitting,
-    TaskType,
-)
+from shared.messages.hardware import GpuStatus, Hardware
+from shared.messages.jobs import Claimed, Job, StateRecord, Submitting
+from shared.messages.offers import Decision, Offer, TaskType
+from shared.messages.slots import Heartbeat, Lease
 from shared.settings import Settings
 
 NOW = 1_000_000.0

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from podium.local.gpu_split import SlotShare, split
-from shared.messages import GpuStatus
+from shared.messages.hardware import GpuStatus
 from shared.settings_sources import load_settings
 
 GB = 2**30

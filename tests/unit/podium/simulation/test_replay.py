@@ -16,7 +16,8 @@ from podium.__main__ import main
 from podium.simulation.replay import Report, Rules, replay
 from podium.simulation.trace import TraceLine, read_trace
 from shared.errors import PodiumError
-from shared.messages import BareOffer, Decision, TaskType, encode
+from shared.messages.encoding import encode
+from shared.messages.offers import BareOffer, Decision, TaskType
 from shared.planning.hardware import parse_hardware
 
 HOUR = 3600.0

@@ -7,17 +7,9 @@ from typing import Any
 from gateway.views.run import RunMessage
 from gateway.views.schemas import TaskState, TaskView
 from podium.tracking.facts import plan_facts, result_facts, task_facts
-from shared.messages import (
-    Decision,
-    ErrorCode,
-    Metrics,
-    Phase,
-    Result,
-    ResultStatus,
-    TaskType,
-    Term,
-    Terms,
-)
+from shared.messages.jobs import Result, ResultStatus
+from shared.messages.offers import Decision, TaskType, Term, Terms
+from shared.messages.runs import ErrorCode, Metrics, Phase
 
 TERM = Term(0.25, 0.15)
 

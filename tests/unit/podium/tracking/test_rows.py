@@ -6,7 +6,9 @@ import pytest
 
 from gateway.views.run import RunPoint, run_view
 from podium.tracking.rows import TrackedRow, result_row, rows_of, score_row
-from shared.messages import Metrics, Phase, Score, TaskType
+from shared.messages.jobs import Score
+from shared.messages.offers import TaskType
+from shared.messages.runs import Metrics, Phase
 
 BEGAN = 1000.0
 

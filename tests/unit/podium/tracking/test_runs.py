@@ -13,21 +13,11 @@ from podium.client import Client
 from podium.tracking.facts import Facts
 from podium.tracking.runs import SETTLED_S, FolderRuns, GatewayRuns, RunUpdate, has_ended, id_of
 from shared.errors import PodiumError
-from shared.messages import (
-    DatasetType,
-    FileFormat,
-    Hardware,
-    Metrics,
-    Outcome,
-    OutcomeStatus,
-    Phase,
-    Progress,
-    Result,
-    ResultStatus,
-    TaskType,
-    WorkerJob,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Result, ResultStatus
+from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.runs import Metrics, Outcome, OutcomeStatus, Phase, Progress, WorkerJob
 from tests.unit.podium.tracking.test_facts import task
 
 BEGAN = 5000.0

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from shared.messages import Hardware, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.offers import TaskType
 from shared.planning.hardware import parse_hardware, usable_memory
 from shared.planning.memory_fit import Layout, estimate, split
 from shared.planning.model_shape import ModelShape, extras_of, shape_from_config, shape_from_params

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared.messages import Hardware, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.offers import TaskType
 from shared.planning.architectures import Batching, ModelFacts
 from shared.planning.feasibility import check_offer
 from shared.planning.hardware import parse_hardware

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import SettingsError
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.planning import hardware as module
 from shared.planning.hardware import device_count, flops_per_s, machine_memory, parse_hardware, usable_memory
 

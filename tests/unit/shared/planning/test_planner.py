@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from shared.errors import PlanError
-from shared.messages import Hardware, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.offers import TaskType
 from shared.planning.feasibility import ASSUMED_DATA
 from shared.planning.hardware import parse_hardware, usable_memory
 from shared.planning.memory_fit import round_up

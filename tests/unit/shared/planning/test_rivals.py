@@ -3,7 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
-from shared.messages import Hardware, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.offers import TaskType
 from shared.planning.hardware import parse_hardware
 from shared.planning.model_shape import shape_from_params
 from shared.planning.plan import DataStats, Plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.messages import TaskType
+from shared.messages.offers import TaskType
 from shared.planning.feasibility import Feasibility, check_offer
 from shared.planning.hardware import parse_hardware
 from shared.planning.transfers import UPLOAD_SHARE, Transfers

@@ -9,7 +9,7 @@ import pytest
 
 from bench.fake_validator.requests import DATASET_TYPES, INSTRUCT
 from shared.errors import SettingsError
-from shared.messages import DatasetType, TaskType
+from shared.messages.offers import DatasetType, TaskType
 from trainer_node.contest.arguments import USUAL_PROFILES, ContestTask, dataset_type, parse
 
 

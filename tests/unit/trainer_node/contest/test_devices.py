@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import SettingsError
-from shared.messages import Hardware
+from shared.messages.hardware import Hardware
 from shared.settings import Settings
 from trainer_node.contest import devices
 from trainer_node.contest.devices import from_driver, hardware_of

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shared.messages import ErrorCode, Outcome, OutcomeStatus
+from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus
 from trainer_node.contest.next_action import (
     MOST_ATTEMPTS,
     Action,

@@ -9,7 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from shared.errors import SettingsError
-from shared.messages import DatasetType, FileFormat, Hardware, TaskType
+from shared.messages.hardware import Hardware
+from shared.messages.offers import DatasetType, FileFormat, TaskType
 from trainer_node.contest.arguments import ContestTask
 from trainer_node.contest.baseline_stats import MOST_BYTES, BaselineStats, read_stats
 from trainer_node.contest.container_clock import MOST_AGE_S, age_from

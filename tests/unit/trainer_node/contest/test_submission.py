@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shared.messages import Outcome, OutcomeStatus
+from shared.messages.runs import Outcome, OutcomeStatus
 from trainer_node.contest import submission
 from trainer_node.contest.best_submission import BestSubmission, Installed, is_better
 from trainer_node.contest.safetensors_file import BrokenFileError, read_shapes, write_zeros

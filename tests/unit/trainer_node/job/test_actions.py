@@ -6,21 +6,9 @@ from typing import Any
 
 import pytest
 
-from shared.messages import (
-    Claimed,
-    Decision,
-    ErrorCode,
-    Job,
-    Moved,
-    Offer,
-    Outcome,
-    OutcomeStatus,
-    Result,
-    ResultStatus,
-    StateRecord,
-    Submitting,
-    TaskType,
-)
+from shared.messages.jobs import Claimed, Job, Moved, Result, ResultStatus, StateRecord, Submitting
+from shared.messages.offers import Decision, Offer, TaskType
+from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus
 from trainer_node.job.actions import (
     Action,
     Claim,

@@ -9,7 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from shared.errors import DataError, EngineError
-from shared.messages import DatasetType, Decision, FileFormat, Job, Offer, TaskType
+from shared.messages.jobs import Job
+from shared.messages.offers import DatasetType, Decision, FileFormat, Offer, TaskType
 from shared.planning.hardware import parse_hardware
 from shared.settings import Settings
 from trainer_node import transfer_rates

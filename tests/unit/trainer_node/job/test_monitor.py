@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from shared.messages import ModelDownload, Phase, Progress, encode
+from shared.messages.encoding import encode
+from shared.messages.runs import ModelDownload, Phase, Progress
 from shared.settings_sources import load_settings
 from trainer_node.job.monitor import WorkerMonitor, worth_publishing
 from trainer_node.transfer_rates import Direction, measured

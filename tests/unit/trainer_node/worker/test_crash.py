@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.messages import ErrorCode
+from shared.messages.runs import ErrorCode
 from trainer_node.worker.crash import Failure, explain, out_of_memory_kills
 
 ROOM = 1 << 30

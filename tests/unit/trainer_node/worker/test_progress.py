@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from shared.messages import Phase, Progress, encode
+from shared.messages.encoding import encode
+from shared.messages.runs import Phase, Progress
 from trainer_node.worker.progress import CATCH_UP_BYTES, READ_BYTES, ProgressTail, stop_reason
 
 

@@ -7,18 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from shared.messages import (
-    Decision,
-    ErrorCode,
-    Hardware,
-    Job,
-    Offer,
-    Outcome,
-    OutcomeStatus,
-    TaskType,
-    decode_worker_job,
-    encode,
-)
+from shared.messages.encoding import encode
+from shared.messages.hardware import Hardware
+from shared.messages.jobs import Job
+from shared.messages.offers import Decision, Offer, TaskType
+from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus, decode_worker_job
 from shared.settings import Settings
 from trainer_node.job.inputs import worker_job
 from trainer_node.worker.run_folder import RUNS_KEPT, RunFolder

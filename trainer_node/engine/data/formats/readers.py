@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from shared.errors import DataError, DataUnavailableError
-from shared.messages import FileFormat
+from shared.messages.offers import FileFormat
 from trainer_node.engine.data.columns import refuse_missing
 from trainer_node.engine.data.formats.content import (
     HEAD,

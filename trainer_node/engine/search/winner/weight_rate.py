@@ -8,7 +8,7 @@ import torch
 from msgspec.structs import replace
 from transformers.pytorch_utils import Conv1D
 
-from shared.messages import TaskType
+from shared.messages.offers import TaskType
 from shared.planning.plan import Deviation, Plan
 from shared.planning.recipe import Recipe
 
