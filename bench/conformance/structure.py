@@ -60,7 +60,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "trainer_node.engine": (
-        "signals reporter time_budget oom",
+        "signals reporter time_budget safetensors_file",
         "limits memory",
         "data",
         "model objectives",

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from bench.gpu import older_torch
 from bench.gpu.check import Finding, Setting
 from bench.gpu.training import GIB, Case, Training, release_memory
-from trainer_node.engine.oom import is_out_of_memory
+from trainer_node.engine.memory.oom import is_out_of_memory
 from trainer_node.engine.train import loop
 
 COMPILED_CASES = (Case(model="llama-1b"), Case(model="llama-1b", recomputed=True))

@@ -30,9 +30,9 @@ from trainer_node.engine.assemble import assemble
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.process_group import ProcessGroup
+from trainer_node.engine.memory.oom import release
 from trainer_node.engine.model.attention import choose_kernels
 from trainer_node.engine.model.shape import model_shape
-from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import loop

@@ -120,7 +120,7 @@ def write_random_model(folder: Path, billions: float) -> int:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from trainer_node.engine.train.checkpoint import write_tensors
+    from trainer_node.engine.safetensors_file import write_tensors
 
     ends = 2 * SIZES["vocab_size"] * SIZES["hidden_size"]
     layers = max(1, round((billions * 1e9 - ends) / LAYER_PARAMETERS))

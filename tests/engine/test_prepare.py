@@ -28,8 +28,8 @@ from trainer_node.engine.model import attention
 from trainer_node.engine.model.attention import PER_DOCUMENT, Chosen, _dense
 from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.safetensors_file import write_tensors
 from trainer_node.engine.signals import Stop
-from trainer_node.engine.train import checkpoint
 
 GIB = 2**30
 SIZES = "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads"
@@ -119,7 +119,7 @@ def test_the_disk_is_measured_before_the_first_step(tmp_path: Path, monkeypatch:
     run = RunContext(JOB, tmp_path, WallClock(), reporter, Stop())
     plan = plan_of("smollm2-135m", "LoRA 16")
     sizes: list[int] = []
-    real = checkpoint.write_tensors
+    real = write_tensors
 
     def slow(path: Path, tensors: dict[str, torch.Tensor]) -> Any:
         sizes.append(tensors["bytes"].numel())

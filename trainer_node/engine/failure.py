@@ -7,7 +7,7 @@ import torch
 from shared.errors import EngineError, PodiumError
 from shared.files import is_disk_full
 from shared.messages.runs import ErrorCode
-from trainer_node.engine.oom import is_out_of_memory
+from trainer_node.engine.memory.oom import is_out_of_memory
 
 
 def explain(error: Exception) -> tuple[ErrorCode, str]:

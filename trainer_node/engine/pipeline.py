@@ -36,8 +36,8 @@ from trainer_node.engine.export import unverified
 from trainer_node.engine.export.reload_time import reload_s
 from trainer_node.engine.failure import explain
 from trainer_node.engine.finish import finish_run
+from trainer_node.engine.memory.oom import release
 from trainer_node.engine.model.loading import load_config
-from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.search.choose import submittable
 from trainer_node.engine.search.search import begin_search, read, search, take_up

@@ -46,7 +46,7 @@ from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_tokenizer
 from trainer_node.engine.model.shape import model_shape, outline_of
 from trainer_node.engine.reporter import write_outcome
-from trainer_node.engine.train.checkpoint import write_tensors
+from trainer_node.engine.safetensors_file import write_tensors
 
 SCORE_SHARE = 0.03  # of the budget: what scoring the development rows once may cost
 FREE_SHARE = 0.95  # of a GPU's memory is free before the first tensor: the driver and the context take some

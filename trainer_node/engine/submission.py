@@ -24,9 +24,9 @@ from trainer_node.engine.evaluate.candidates import Candidate, TrainProgress
 from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.export import sharded_writer, unverified, writer
 from trainer_node.engine.export.verify import ExportProblem
+from trainer_node.engine.memory.oom import release
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.oom import release
 from trainer_node.engine.time_budget import Part
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.state import TrainState

@@ -27,8 +27,8 @@ from trainer_node.engine.evaluate.candidates import Candidate
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.evaluate.moved_weights import moving, scaled
 from trainer_node.engine.finish import lowest_point, reached_by
+from trainer_node.engine.memory.oom import release
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.search.held_copies import copy_of
 from trainer_node.engine.search.scoring import factor_of, scorer

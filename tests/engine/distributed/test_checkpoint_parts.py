@@ -15,8 +15,9 @@ import torch
 
 from tests.engine.positions import position
 from trainer_node.engine.distributed import checkpoint_parts
-from trainer_node.engine.distributed.checkpoint_parts import FileEntry, Note, Writer, take_away
+from trainer_node.engine.distributed.checkpoint_parts import Note, Writer, take_away
 from trainer_node.engine.distributed.weight_slices import cut, rows_of
+from trainer_node.engine.safetensors_file import FileEntry, write_tensors
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.checkpoint import Checkpoint
@@ -149,7 +150,7 @@ def test_one_that_can_not_write_is_reported_by_rank_0_and_the_older_one_stays(
     _save(savers, 7)
     for saver in savers:
         saver.wait()
-    real = checkpoint.write_tensors
+    real = write_tensors
 
     def full(path: Path, *rest: object, **options: object) -> object:
         if "00002-of" in path.name:
@@ -217,7 +218,7 @@ def _begun_by_the_first(
 ) -> tuple[list[str], Path]:
     """Rank 0 has written its part of a checkpoint: what it will say, and the checkpoint's folder."""
     monkeypatch.setattr(checkpoint_parts, "MOST_WAIT_S", WAIT_S)
-    said, written, real = list[str](), list[FileEntry](), checkpoint.write_tensors
+    said, written, real = list[str](), list[FileEntry](), write_tensors
 
     def counted(*arguments: Any, **options: Any) -> FileEntry:
         written.append(real(*arguments, **options))  # and synced: the disk may be full from now on

@@ -11,7 +11,7 @@ from shared.errors import EngineError
 from shared.files import is_disk_full
 from shared.messages.runs import ErrorCode
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup, portable
-from trainer_node.engine.oom import is_out_of_memory
+from trainer_node.engine.memory.oom import is_out_of_memory
 
 
 def test_packs_are_dealt_out_in_turn_and_the_last_is_repeated() -> None:

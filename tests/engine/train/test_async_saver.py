@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.engine.positions import position
+from trainer_node.engine.safetensors_file import write_tensors
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.async_saver import Saver, Unread
 from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
@@ -80,7 +81,7 @@ def test_what_has_no_copy_is_on_its_way_before_training_goes_on(tmp_path: Path, 
 def test_training_waits_for_no_more_than_what_has_no_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, order, real = Event(), list[str](), checkpoint.write_tensors
+    gate, order, real = Event(), list[str](), write_tensors
 
     def write(path: Path, tensors: checkpoint.Tensors, **options: Any) -> Any:
         order.extend(f"{path.stem} {name}" for name in tensors)

@@ -22,18 +22,12 @@ from msgspec import Struct
 
 from shared.errors import in_a_line
 from shared.files import write_atomically
+from trainer_node.engine.safetensors_file import FileEntry
 
 POLL_S = 0.05
 MOST_WAIT_S = 1800.0  # for the slowest process's files
 MOST_TRIES = 20  # to delete a folder: files that were being opened in it may appear meanwhile
 SUFFIX = ".safetensors"
-
-
-class FileEntry(Struct, frozen=True):
-    """One file of a checkpoint."""
-
-    bytes: int
-    sha256: str
 
 
 class Note(Struct, frozen=True):

@@ -32,7 +32,7 @@ from trainer_node.engine.distributed.weight_slices import Rows, rows_of, slices_
 from trainer_node.engine.export import writer
 from trainer_node.engine.export.dense_as_lora import fit_better
 from trainer_node.engine.model.adapters import Deltas
-from trainer_node.engine.train.checkpoint import PIECE, bytes_of, header_of
+from trainer_node.engine.safetensors_file import PIECE, bytes_of, header_of
 
 
 @dataclass(frozen=True)

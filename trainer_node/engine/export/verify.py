@@ -27,11 +27,11 @@ from shared.planning.hardware import machine_memory
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
 from trainer_node.engine.evaluate.metric import Evaluation
+from trainer_node.engine.memory.oom import is_out_of_memory
 from trainer_node.engine.model.adapters import load_adapter
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.model.own_head import own_logits
 from trainer_node.engine.objectives import dpo
-from trainer_node.engine.oom import is_out_of_memory
 
 TOLERANCE = 0.02  # nats between the trained model and its export: bf16 rounding of weights costs up to .005
 PER_LABEL = 0.005  # of it per label token

@@ -29,7 +29,7 @@ from trainer_node.engine.export.dense_as_lora import factors, fit_better, rank_o
 from trainer_node.engine.export.verify import UnverifiedError, verify
 from trainer_node.engine.model.adapters import Deltas, has_transposed, stable_name
 from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.train.checkpoint import write_tensors
+from trainer_node.engine.safetensors_file import write_tensors
 
 __all__ = ["UnverifiedError", "card", "describe", "full_state", "verify", "write"]
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from trainer_node.engine.oom import is_out_of_memory, release_pinned
+from trainer_node.engine.memory.oom import is_out_of_memory, release_pinned
 
 BLOCK = 2**30  # bytes
 ALIGNED = 512  # where a tensor may begin in a block

@@ -22,9 +22,9 @@ from shared.planning.plan import Plan
 from shared.planning.throughput import waits_for_launches
 from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.data.packing import Batch, Packs, collate
+from trainer_node.engine.memory.oom import is_out_of_memory, release
 from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.model.attention import waits_for_documents
-from trainer_node.engine.oom import is_out_of_memory, release
 
 WARM_UP = 2  # passes before all others: compilers and libraries choose their kernels in them
 TOLERANCE = 0.05  # of a replay: on a GPU the same pass gives gradients up to .003 of their norm apart

@@ -30,7 +30,7 @@ from trainer_node.engine.evaluate.metric import Evaluation, measure, score
 from trainer_node.engine.evaluate.moved_weights import scaled
 from trainer_node.engine.export import rounding
 from trainer_node.engine.finish import untrained
-from trainer_node.engine.oom import is_out_of_memory, release
+from trainer_node.engine.memory.oom import is_out_of_memory, release
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.runner import TrialRunner
 from trainer_node.engine.search.strategy.best_trial import best_of

@@ -8,8 +8,8 @@ from trainer_node.engine.assemble import Adapted
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.distributed.sharding import local
 from trainer_node.engine.memory.main_memory import most_for_copy
+from trainer_node.engine.memory.oom import is_out_of_memory
 from trainer_node.engine.model.adapters import Deltas
-from trainer_node.engine.oom import is_out_of_memory
 from trainer_node.engine.train.state import TrainState
 
 

@@ -26,8 +26,8 @@ from trainer_node.engine.context import LEAST_PATIENCE_S, JobData, RunContext, R
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.failure import explain
+from trainer_node.engine.memory.oom import is_broken_device
 from trainer_node.engine.model.loading import load_config
-from trainer_node.engine.oom import is_broken_device
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.runner import Trained, TrialRunner, clock_tokens, write_known
 from trainer_node.engine.search.speed import is_wanted, measure_speed

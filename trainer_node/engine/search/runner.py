@@ -22,7 +22,7 @@ from trainer_node.engine.distributed.weight_slices import slices_of
 from trainer_node.engine.evaluate.candidates import Weights
 from trainer_node.engine.evaluate.moved_weights import scaled
 from trainer_node.engine.finish import free_optimizer
-from trainer_node.engine.oom import release
+from trainer_node.engine.memory.oom import release
 from trainer_node.engine.search.held_copies import copy_of, copy_that_fits, fits_in_memory
 from trainer_node.engine.search.kept_trials import kept_blocks, staying, trial_folder
 from trainer_node.engine.search.scoring import probed, scored

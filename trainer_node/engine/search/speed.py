@@ -12,7 +12,7 @@ from shared.messages.runs import Phase
 from shared.planning.profiles import resolve
 from trainer_node.engine.context import LEAST_PATIENCE_S, RunContext
 from trainer_node.engine.finish import free_optimizer
-from trainer_node.engine.oom import is_broken_device, is_out_of_memory, release
+from trainer_node.engine.memory.oom import is_broken_device, is_out_of_memory, release
 from trainer_node.engine.search.runner import TrialRunner, write_known
 from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.trial import SearchRecord, Trial

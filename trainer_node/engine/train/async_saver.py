@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from trainer_node.engine.distributed.checkpoint_parts import Writer
 from trainer_node.engine.memory.copy_memory import CopyMemory
-from trainer_node.engine.oom import release
+from trainer_node.engine.memory.oom import release
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position, Tensors
 from trainer_node.engine.train.disk_plan import (

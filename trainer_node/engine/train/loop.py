@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer_node.engine.data.packing import Packs, collate
 from trainer_node.engine.distributed.sharding import between, decoder_layers
+from trainer_node.engine.memory.oom import release
 from trainer_node.engine.model.compile import compile_layers
-from trainer_node.engine.oom import release
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train.development import measure_dev, measure_due

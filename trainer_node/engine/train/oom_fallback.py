@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from shared.planning.plan import Deviation, Plan
 from trainer_node.engine import context
 from trainer_node.engine.context import RunContext
-from trainer_node.engine.oom import is_out_of_memory
+from trainer_node.engine.memory.oom import is_out_of_memory
 from trainer_node.engine.train import loop
 from trainer_node.engine.train.state import TrainState
 

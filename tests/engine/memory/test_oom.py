@@ -7,7 +7,7 @@ import weakref
 
 import torch
 
-from trainer_node.engine.oom import is_out_of_memory, release
+from trainer_node.engine.memory.oom import is_out_of_memory, release
 
 
 def test_running_out_of_memory_is_told_from_other_errors() -> None:
