@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from msgspec import Struct
 
 from shared.settings import Settings
@@ -116,6 +117,8 @@ def _become_worker(setting: Setting) -> None:
     found["TORCHINDUCTOR_CACHE_DIR"] = str(setting.folder / "inductor")  # nothing of an earlier run
     os.environ.clear()
     os.environ.update(found)
+    tempfile.tempdir = None  # the parent's place is remembered
+    torch.set_num_threads(threads)  # OMP_NUM_THREADS was read when torch was loaded
 
 
 def _write(place: Path, text: bytes) -> None:

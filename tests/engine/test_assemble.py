@@ -63,6 +63,14 @@ def most_per_rank(
     return assemble.make_saver(run, RECORD, [SHARDED]).most_bytes
 
 
+def test_all_processes_copy_what_the_first_one_finds_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others find less free memory, as the first one's copies are there already."""
+    monkeypatch.setattr(OneOfFour, "broadcast_floats", lambda *_: (40e9,))
+    assert most_per_rank(monkeypatch, tmp_path, TIB, 0.1 * TIB) == 10e9
+
+
 def test_a_large_sharded_checkpoint_is_copied_on_a_usual_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

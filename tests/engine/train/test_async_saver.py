@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engine.memory.test_copy_memory import OnGpu
 from tests.engine.positions import position
 from trainer_node.engine.safetensors_file import write_tensors
-from trainer_node.engine.train import checkpoint
-from trainer_node.engine.train.async_saver import Saver, Unread
+from trainer_node.engine.train import async_saver, checkpoint
+from trainer_node.engine.train.async_saver import Saver
 from trainer_node.engine.train.disk_plan import CheckpointContent, Sizes
 
 WAIT_S = 60.0
@@ -110,16 +111,6 @@ def test_a_save_that_fails_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pyt
         saver.wait()
 
 
-def test_what_was_not_read_is_waited_for() -> None:
-    first, second = torch.ones(1), torch.ones(1)
-    unread = Unread([first, second])
-    unread.written(second)
-    unread.written(torch.ones(1))
-    assert not unread._none.is_set()
-    unread.written(first)
-    unread.wait()
-
-
 def test_what_a_checkpoint_took_is_told_once(tmp_path: Path) -> None:
     saver = _saver(tmp_path)
     saver.begin(position(1), {"weights": {"w": torch.ones(3)}})
@@ -173,6 +164,32 @@ def test_memory_that_is_made_ready_is_what_the_first_save_copies_to(tmp_path: Pa
     assert small._copies.keys() == {("weights", "w")}
 
 
+def test_memory_that_is_not_pinned_is_touched_before_the_first_save(tmp_path: Path) -> None:
+    """Also of a GPU's tensors, if memory can't be pinned."""
+    saver, made = _saver(tmp_path), torch.full((3,), 7.0)
+    saver.memory.like = lambda tensors: dict.fromkeys(tensors, made)  # type: ignore[method-assign]
+    saver.prepare({"weights": {"w": OnGpu(torch.ones(3))}})
+    saver._pool.submit(lambda: None).result(WAIT_S)
+    assert made.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_where_main_memory_runs_out_training_waits_for_the_disk(tmp_path: Path) -> None:
+    said: list[str] = []
+    saver, weight = _saver(tmp_path, report=said.append), torch.ones(3)
+
+    def refused(_: object) -> dict[object, torch.Tensor]:
+        raise RuntimeError("can't allocate memory: you tried to allocate 12 bytes")
+
+    saver.memory.like = refused  # type: ignore[assignment, method-assign]
+    for step in (1, 2):
+        saver.begin(position(step), {"weights": {"w": weight}})
+        weight.add_(1.0)  # training goes on
+        saver.wait()
+        assert torch.equal(_weights(tmp_path), torch.full((3,), float(step)))
+    assert len(said) == 1
+    assert "main memory ran out" in said[0]
+
+
 def test_a_trial_keeps_no_memory_for_copies_of_another_ones_weights(tmp_path: Path) -> None:
     saver = _saver(tmp_path, most_bytes=24)
     saver.prepare({"weights": {"w": torch.ones(3), "lora_a": torch.ones(2)}})
@@ -186,13 +203,17 @@ def test_a_trial_keeps_no_memory_for_copies_of_another_ones_weights(tmp_path: Pa
     assert saver._copies["average", "v"].data_ptr() == kept
 
 
-def test_after_training_no_memory_is_held(tmp_path: Path, gate: Event) -> None:
+def test_after_training_no_memory_is_held(
+    tmp_path: Path, gate: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[bool] = []
+    monkeypatch.setattr(async_saver, "release", lambda: released.append(True))
     saver = _saver(tmp_path, most_bytes=12)
     saver.prepare({"weights": {"w": torch.zeros(3)}})
-    saver.begin(position(1), {"weights": {"w": torch.ones(3)}})
+    saver.begin(position(1), {"weights": {"w": torch.ones(3)}}, frozen={"best": {"w": torch.ones(3)}})
     gate.set()
     saver.free()
-    assert saver._copies == {}
+    assert (saver._copies, saver._frozen, released) == ({}, {}, [True])
     assert torch.equal(_weights(tmp_path), torch.ones(3))
     saver.begin(position(2), {"weights": {"w": torch.ones(3)}})  # there is room again
     assert len(saver._copies) == 1

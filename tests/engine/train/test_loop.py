@@ -30,6 +30,7 @@ from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import checkpoint, loop, saved_state
+from trainer_node.engine.train.async_saver import Key, by_key
 from trainer_node.engine.train.development import measure_dev
 from trainer_node.engine.train.oom_fallback import step_down
 from trainer_node.engine.train.state import TrainState
@@ -216,6 +217,28 @@ def test_an_average_is_kept_only_beside_all_that_was_planned(make_plan: Callable
     assert averages(make_plan("dense", memory_bytes=free), 4 * 2**30, gpu)
     assert not averages(make_plan("dense", memory_bytes=free + 1), 4 * 2**30, gpu)
     assert not averages(make_plan("dense", memory_bytes=0), 9 * 2**30, gpu)
+
+
+def test_all_that_a_checkpoint_copies_has_its_memory_before(build: Build) -> None:
+    """The moments, too, which come later: the first use of memory is slow. On a CPU the average has none."""
+    training, reporter, stop = build("run")
+    saver, ready, copied = training.saver, list[set[Key]](), list[set[Key]]()
+    prepare, begin = saver.prepare, saver.begin
+
+    def prepared(tensors: Any) -> None:
+        ready.append(set(by_key(tensors)))
+        prepare(tensors)
+
+    def begun(position: Any, tensors: Any, *, still: bool = False, **options: Any) -> None:
+        if not still:
+            copied.append(set(by_key(tensors)))
+            assert {key for key in copied[-1] if key[0] != "average"} <= ready[-1]
+        begin(position, tensors, still=still, **options)
+
+    saver.prepare, saver.begin = prepared, begun  # type: ignore[method-assign]
+    loop.train(training, reporter, stop)
+    saver.wait()
+    assert {group for group, _ in copied[-1]} == {"weights", "optimizer", "average"}
 
 
 def test_a_cursor_into_packs_of_another_capacity_goes_on_with_the_next_epoch(

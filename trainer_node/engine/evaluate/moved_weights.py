@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from trainer_node.engine.distributed.sharding import local, placed, with_rows
+from trainer_node.engine.distributed.sharding import as_held, local, own_rows
 from trainer_node.engine.evaluate.candidates import Weights
 from trainer_node.engine.model.adapters import Deltas
 
@@ -39,11 +40,12 @@ def scaled(
     weights: Weights, start: Mapping[str, Tensor], factor: float, like: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return trained weights, each at `factor` times its distance from the start, as `like` are held here."""
-    found = {}
+    rows = {}
     for name, value in weights.items():
-        held = placed(value, like[name])
-        found[name] = with_rows(held, _rows_at(factor, held, start[name])) if is_moved(name) else held
-    return found
+        pieces = [value] if isinstance(value, Tensor) else value
+        end = local(value) if isinstance(value, DTensor) else own_rows(pieces, like[name])
+        rows[name] = _rows_at(factor, end, start[name]) if is_moved(name) else end
+    return as_held(rows, like)
 
 
 def is_moved(name: str) -> bool:

@@ -25,16 +25,16 @@ def fits_in_memory(run: RunContext, one: Adapted | TrainState) -> bool:
     return all(group.gather_objects(fits))
 
 
-def copy_that_fits(run: RunContext, adapted: Adapted) -> dict[str, Tensor] | None:
+def copy_that_fits(run: RunContext, one: Adapted | TrainState) -> dict[str, Tensor] | None:
     """Collective: a copy of what this process has of the trained weights.
 
     None in all processes if one of them has no memory for it: all must score the same factors.
     """
-    if not fits_in_memory(run, adapted):
+    if not fits_in_memory(run, one):
         return None
     copy: dict[str, Tensor] | None = None
     try:
-        copy = copy_of(adapted.deltas)
+        copy = copy_of(one.deltas)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

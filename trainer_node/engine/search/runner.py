@@ -23,7 +23,7 @@ from trainer_node.engine.evaluate.candidates import Weights
 from trainer_node.engine.evaluate.moved_weights import scaled
 from trainer_node.engine.finish import free_optimizer
 from trainer_node.engine.memory.oom import release
-from trainer_node.engine.search.held_copies import copy_of, copy_that_fits, fits_in_memory
+from trainer_node.engine.search.held_copies import copy_that_fits
 from trainer_node.engine.search.kept_trials import kept_blocks, staying, trial_folder
 from trainer_node.engine.search.scoring import probed, scored
 from trainer_node.engine.search.strategy.best_trial import best_of
@@ -232,22 +232,26 @@ class TrialRunner:
         If they don't fit there either, the trial has no loss.
         """
         if not saved:
-            if self.known.width > 1 or not fits_in_memory(self.run, state):
-                return msgspec.structs.replace(result, loss=None, losses=[])
-            self.hold(result, state)
-            return result
+            held = self.known.width == 1 and self.hold(result, state)
+            return result if held else msgspec.structs.replace(result, loss=None, losses=[])
         if self.run.process_group.is_main:
             kept = {result.weights, *map(snapshot_name, result.snapshots)}
             checkpoint.link(self.last_step(state), trial_folder(self.run.folder, self.number), kept)
         return result
 
-    def hold(self, result: TrialResult, state: TrainState) -> None:
-        """Hold a copy of the weights in main memory, if they are of the best trial or of a first refit."""
+    def hold(self, result: TrialResult, state: TrainState) -> bool:
+        """Hold a copy of the weights in main memory, if they are of the best trial or of a first refit.
+
+        Return False, in all processes, if one has no room.
+        """
         best, again = best_of(self.known.done), result.trial.refit
         is_best = best is None or (result.loss or 0.0) < (best.loss or 0.0)
         if result.loss is None or (len(self.unsaved) > 1 if again else not is_best):
-            return
-        self.unsaved = {**(self.unsaved if again else {}), self.number: copy_of(state.deltas)}
+            return True
+        copy = copy_that_fits(self.run, state)
+        if copy is not None:
+            self.unsaved = {**(self.unsaved if again else {}), self.number: copy}
+        return copy is not None
 
     def last_step(self, state: TrainState) -> Path:
         """Return where the checkpoint of the last step is, if there is one."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, takewhile
 from pathlib import Path
@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from trainer_node.engine.distributed.checkpoint_parts import Writer
 from trainer_node.engine.memory.copy_memory import CopyMemory
-from trainer_node.engine.memory.oom import release
+from trainer_node.engine.memory.oom import is_out_of_memory, release
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Position, Tensors
 from trainer_node.engine.train.disk_plan import (
@@ -42,29 +42,6 @@ class Written(Struct, frozen=True):
 
     seconds: float  # from its begin until it was on disk
     cpu_s: float  # of it the thread computed: hashing, and the kernel's copying
-
-
-class Unread:
-    """Tensors without a copy: training, which changes them, waits until they were read."""
-
-    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
-        self._left = {id(tensor) for tensor in tensors}
-        self._none = threading.Event()
-        self.written(None)
-
-    def written(self, tensor: torch.Tensor | None) -> None:
-        """Note that the tensor may change from now on."""
-        self._left.discard(id(tensor))
-        if not self._left:
-            self._none.set()
-
-    def give_up(self) -> None:
-        """Note that nothing is read any more."""
-        self._none.set()
-
-    def wait(self) -> None:
-        """Wait until all were read."""
-        self._none.wait()
 
 
 class Saver:
@@ -117,8 +94,8 @@ class Saver:
             of_these = [key for key in self._copies if tensors.get(key[0])]
             if not all(key in wanted and self._has_memory(key, wanted[key]) for key in of_these):
                 self._forget()  # it was for another trial's weights
-            for key, made in self._provide(wanted).items():
-                if not wanted[key].is_cuda:  # pinned memory was touched when it was made
+            for made in self._provide(wanted).values():
+                if not made.is_pinned():  # pinned memory was touched when it was made
                     made.zero_()
             return time.thread_time() - computed
 
@@ -159,12 +136,12 @@ class Saver:
         """
         self.wait()
         preparing_s = self._prepared()
-        unread = Unread([])
+        uncopied: list[torch.Tensor] = []  # training, which changes them, waits until the last one was read
         if not still:
-            wanted = by_key(tensors)
-            copies = self._copied(wanted)
-            unread = Unread(tensor for key, tensor in wanted.items() if key not in copies)
+            copies = self._copied(by_key(tensors))
             tensors = last_copied(tensors, copies)
+            uncopied = [one for key, one in by_key(tensors).items() if key not in copies]
+        read = threading.Event()
         fixed = dict(frozen or {})
         tensors = {**tensors, **fixed}
         unchanged = {name: path for name, (group, path) in self._frozen.items() if fixed.get(name) is group}
@@ -185,19 +162,20 @@ class Saver:
                     unchanged,
                     narrow,
                     writer,
-                    unread.written,
+                    lambda tensor: read.set() if uncopied and tensor is uncopied[-1] else None,
                 )
             except OSError as error:
                 self._failed(position.step, content, error)
                 return None
             finally:
-                unread.give_up()
+                read.set()
             files = {name: writer.file_name(name) if writer else f"{name}.safetensors" for name in fixed}
             self._frozen = {name: (group, folder / files[name]) for name, group in fixed.items() if not again}
             return Written(self.timer() - began, time.thread_time() - computed + preparing_s)
 
         self._running = self._pool.submit(write)
-        unread.wait()
+        if uncopied:
+            read.wait()
 
     def written(self) -> Written | None:
         """Return what the newest written checkpoint took, once."""
@@ -258,8 +236,17 @@ class Saver:
         missing = {key: one for key, one in tensors.items() if not self._has_memory(key, one)}
         room = self.most_bytes - self._copies_bytes
         sizes = list(takewhile(lambda size: size <= room, self.memory.sizes(missing.values())))
-        made = self.memory.like(dict(islice(missing.items(), len(sizes))))
-        self._copies_bytes += sizes[-1] if sizes else 0
+        if not sizes:
+            return {}
+        try:
+            made = self.memory.like(dict(islice(missing.items(), len(sizes))))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.most_bytes = self._copies_bytes  # a plan for less of a GPU's memory would not help
+            self.report(f"main memory ran out ({error}): training waits for what has no copy")
+            return {}
+        self._copies_bytes += sizes[-1]
         self._copies |= made
         return made
 
