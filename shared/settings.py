@@ -194,7 +194,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str,
         Meta(
             pattern="^(auto|on|off)$",
-            description="test this slot's devices when its node starts; auto = on GPUs, once per boot",
+            description="test this slot's devices when its node starts; auto = on GPUs, unless they passed "
+            "without a warning and nothing was started or upgraded since",
         ),
     ] = "auto"
     threads: Annotated[

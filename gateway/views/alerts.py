@@ -90,7 +90,7 @@ def _of_slots(ledger: Ledger, presence: Presence, settings: Settings, now: float
                 do = "repair it; until then this slot is offered no job (`podium doctor --self-test`)"
                 yield trouble(f"slot {slot}: {fault}", do, slot=slot)
             for warning in sign.heartbeat.warnings:
-                do = "repair it, then restart its node, which tests again (`podium doctor --self-test`)"
+                do = "see the versions of torch, flash-attn and the driver; then restart its node"
                 yield _warning(f"slot {slot}: {warning}", do, slot=slot)
         if drain is not None:
             since = f"has been drained for {_span(now - drain.at)}"

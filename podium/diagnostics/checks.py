@@ -214,7 +214,10 @@ def check_self_tests(vitals: Vitals) -> Found:
     for beat in newest(vitals.heartbeats):
         failed = f"slot {beat.slot} failed its self-test and is offered no job"
         found += [(Severity.ERROR, f"{failed}: {fault}", do) for fault in beat.faults]
-        found += [(Severity.WARNING, f"slot {beat.slot}: {warning}", do) for warning in beat.warnings]
+        versions = (
+            "see the versions of torch, flash-attn and the driver; then restart the node, to test again"
+        )
+        found += [(Severity.WARNING, f"slot {beat.slot}: {warning}", versions) for warning in beat.warnings]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,9 +166,32 @@ def test_a_kernel_that_is_wrong_for_empty_documents_alone_is_passed_over(
     assert found.passed_over.startswith("confused: off by ")
 
 
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_kernel_that_gives_no_number_is_passed_over_by_name(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right: Callable[..., torch.Tensor] = _dense()
+    broken: Callable[..., torch.Tensor] = lambda *given: right(*given) * factor  # noqa: E731
+    monkeypatch.setattr(attention, "_KERNELS", {"broken": lambda: broken, "right": lambda: right})
+    attention._kernel.cache_clear()
+    try:
+        found = attention._kernel(torch.device("cpu"), Form())
+    finally:
+        attention._kernel.cache_clear()
+    assert found.run is right
+    assert found.passed_over.startswith("broken: off by ")
+    monkeypatch.setattr(attention, "_dense", lambda: broken)
+    with pytest.raises(EngineError, match="attention computes wrong"):
+        attention.check_kernels(torch.device("cpu"), [Form()])
+
+
 def test_documents_attended_one_by_one_may_be_empty() -> None:
-    """Only the lengths of documents that have tokens reach the attention of one document."""
+    """Only documents that have tokens reach the attention of one document."""
     borders = torch.tensor([0, 9, 9, 10, 40, 44, 44, 44], dtype=torch.int32)
+    query, key, value = (torch.randn(44, 2, 16) for _ in range(3))
+    found = _dense()(query, key, value, borders, 30, 0.25, None)
+    whole = torch.tensor([0, 9, 10, 40, 44], dtype=torch.int32)
+    assert torch.equal(found, _dense()(query, key, value, whole, 30, 0.25, None))
     assert attention.lengths_of(borders) == LENGTHS
 
 

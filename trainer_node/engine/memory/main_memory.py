@@ -20,7 +20,7 @@ from __future__ import annotations
 from shared.messages.runs import WorkerJob
 from shared.planning.hardware import is_cpu, machine_memory
 
-# Of the slot's memory: 12 bytes for each weight of a dense 14B model are 149 GB, of 550 on a host with 1 TiB.
+# Of the slot's memory: 12 bytes for each weight of a dense 14B model are 159 GB, of 550 on a host with 1 TiB.
 CHECKPOINT_SHARE = 0.4
 # Of what is free when the run begins: two slots that begin at once may leave a fifth.
 FREE_SHARE = 0.4

@@ -11,7 +11,6 @@ silently.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -255,7 +254,7 @@ def check_kernels(device: torch.device, forms: Iterable[Form]) -> list[Chosen]:
     for form in forms:
         if device.type == "cuda":
             chosen.append(_kernel(device, form))
-        elif _tested(_dense(), device, form) > TOLERANCE:
+        elif not _tested(_dense(), device, form) <= TOLERANCE:  # NaN is wrong, too
             raise EngineError(ErrorCode.DEVICE, f"attention computes wrong on {device}: {form}")
         else:
             chosen.append(Chosen(PER_DOCUMENT, _dense()))
@@ -281,13 +280,12 @@ def _kernel(device: torch.device, form: Form) -> Chosen:
             error = _tested(kernel, device, form)
         except Exception as failure:  # whatever a kernel or its compiler raises: try the next one
             causes.append(f"{name}: {_passed_over(name, failure)}")
-            error = math.inf
+            continue
         if error <= TOLERANCE:
             log.info("attention kernel", kernel=name, device=str(device), form=form, error=error)
             return Chosen(name, kernel, "; ".join(causes))
-        if math.isfinite(error):
-            log.warning("attention kernel is wrong", kernel=name, device=str(device), error=error)
-            causes.append(f"{name}: off by {error:.3g}")
+        log.warning("attention kernel is wrong", kernel=name, device=str(device), error=error)
+        causes.append(f"{name}: off by {error:.3g}")
     raise EngineError(ErrorCode.DEVICE, f"no attention kernel computes right on {device}")
 
 

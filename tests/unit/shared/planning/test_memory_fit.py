@@ -146,7 +146,7 @@ def test_dropout_keeps_the_masked_inputs_of_lora_only() -> None:
 @pytest.mark.parametrize(
     ("vocabulary", "rows"), [(32_000, 2048), (49_152, 2048), (128_256, 1024), (151_936, 768), (600_000, 256)]
 )
-def test_a_gpu_holds_more_logits_at_a_time_up_to_a_gigabyte(vocabulary: int, rows: int) -> None:
+def test_a_gpu_holds_more_logits_at_a_time_up_to_a_limit(vocabulary: int, rows: int) -> None:
     """2,048 rows instead of 256 made a 0.5B model's step 2% faster on an H100."""
     assert logit_rows(vocabulary, cpu=False) == rows
     assert logit_rows(vocabulary, cpu=True) == 256  # on a CPU equal bits are promised: nothing changes
