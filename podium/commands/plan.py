@@ -154,11 +154,7 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     again = "is run again on all rows, and submitted." if budget.refits(first, 1) else "is submitted."
     if first.short:
         most = START_EPOCHS[1]
-        # Sharded weights aren't scored at factors on what they have changed.
-        rates = "the rate that it asks for: three short runs at most"
-        if plan.parallel == "fsdp2":
-            rates = "a third of its rate, and at a ninth or three times it"
-        then = f"First: {first}; then at {rates}."
+        then = f"First: {first}; then at the rate that it asks for: three short runs at most."
         if not budget.refits(first, 1) and (runs - SHORT_TRIALS) * first.epochs <= MOST_UNSEEN:
             return f"{then} One long run takes the rest of the time."
         return (

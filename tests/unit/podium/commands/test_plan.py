@@ -102,7 +102,7 @@ def test_planning_loads_no_torch() -> None:
     ("params", "hours", "says"),
     [
         ("0.5B", "2", "First: everything, rate x 1.8, 2.5 epochs"),
-        ("8B", "2", "to compare rates; then at a third of its rate"),  # sharded
+        ("8B", "2", "to compare rates; then at the rate that it asks for"),  # sharded
         ("70B", "2", "One training run (LoRA r256, 3.4 epochs)"),
         ("7B", "2", "short runs of"),  # 90 M tokens
         ("0.5B", ".02", "then one pass over the development rows: no time to compare"),
