@@ -50,8 +50,8 @@ MODELS: dict[str, dict[str, Any]] = {
 ROWS = f"{ASSUMED_DATA.examples:,} rows of {ASSUMED_DATA.tokens // ASSUMED_DATA.examples} tokens"
 INTRODUCTION = f"""# Plans of `maximum_accuracy`
 
-Made by `python -m bench plans`; nothing here was trained, every figure is the planner's own
-estimate.
+Made by `python -m bench plans`. `auto` is the default profile; these plans show what a job would be under the
+house recipe. Nothing here was trained: every figure is the planner's own estimate.
 Assumed: {ROWS}, half of the tokens scored, the longest row {ASSUMED_DATA.max_length} tokens; {HOURS:g} hours.
 `cpu-4x32GB` is 4 cores for one slot, and 32 GB that both slots share.
 """

@@ -128,7 +128,7 @@ def measured() -> dict[str, float]:
             found: Any = json.loads(lines.strip().splitlines()[-1])
             expected = plan_of(model, case).memory_bytes
             errors[f"{model}, {case}"] = error = expected / found - 1
-            sizes = f"{expected / 2**30:6.2f} GB estimated, {found / 2**30:6.2f} measured"
+            sizes = f"{expected / 2**30:6.2f} GiB estimated, {found / 2**30:6.2f} measured"
             print(f"{model:14} {case:22} {sizes}, {error:+.1%}", flush=True)
     return errors
 

@@ -91,11 +91,11 @@ def _machine() -> dict[str, Any]:
     total, available = machine_memory()
     folder = _data_folder()
     free = shutil.disk_usage(folder)
-    limits = [f"{one.limit / 2**30:.1f} GB" for one in memory_limits() if one.limit <= total]
+    limits = [f"{one.limit / 2**30:.1f} GiB" for one in memory_limits() if one.limit <= total]
     return {
         "system": f"{_distribution()}, Linux {platform.release()} {platform.machine()}",
         "cores": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}",
-        "memory": f"{available / 2**30:.1f} of {total / 2**30:.1f} GB available",
+        "memory": f"{available / 2**30:.1f} of {total / 2**30:.1f} GiB available",
         "memory limits": ", ".join(limits) or "none",
         "disk": f"{free.free / 1e9:.0f} of {free.total / 1e9:.0f} GB free at {folder}",
         "open files": _open_files(),

@@ -232,7 +232,7 @@ def facts_of(plan: Plan, hardware: Hardware) -> list[tuple[str, str]]:
             f"{plan.packs_per_step} packs of {plan.capacity} tokens; rows up to {plan.max_length} tokens",
         ),
         ("layout", f"{plan.parallel} on {plan.devices} device(s), {plan.dtype}, {', '.join(switches)}"),
-        ("memory", f"{used:.1f} of {usable:.1f} GB usable per device"),
+        ("memory", f"{used:.1f} of {usable:.1f} GiB usable per device"),
         ("speed", f"{plan.expected_tokens_per_s:,.0f} tokens/s, about {plan.expected_steps} steps"),
         ("reserve", f"{plan.reserve_s:.0f} s to select a candidate, export and verify"),
     ]

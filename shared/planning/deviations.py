@@ -28,7 +28,7 @@ def deviations(
     recipe: Recipe, plan: Plan, step: Step, hardware: Hardware, shape: ModelShape, rows: Rows
 ) -> list[Deviation]:
     """Return every deviation of `plan` from `recipe`, in the order of their weight."""
-    memory = f"{plan.memory_bytes / 2**30:.1f} of {usable_memory(hardware) / 2**30:.1f} GB"
+    memory = f"{plan.memory_bytes / 2**30:.1f} of {usable_memory(hardware) / 2**30:.1f} GiB"
     return [
         *_of_modules(recipe, plan),
         *_of_extras(recipe, plan, hardware, shape, rows),

@@ -238,8 +238,8 @@ def fit(recipe: Recipe, shape: ModelShape, hardware: Hardware, dtype: str, longe
                 )
             least = memory.total if least is None else min(least, memory.total)
     raise PlanError(
-        f"{shape.parameters / 1e9:.2f} billion parameters need at least {(least or 0) / 2**30:.1f} GB "
-        f"on one device, and a run may use {limit / 2**30:.1f} GB of {hardware.name}"
+        f"{shape.parameters / 1e9:.2f} billion parameters need at least {(least or 0) / 2**30:.1f} GiB "
+        f"on one device, and a run may use {limit / 2**30:.1f} GiB of {hardware.name}"
     )
 
 

@@ -98,7 +98,7 @@ def test_small_models_get_large_packs_on_large_gpus() -> None:
 
 
 def test_a_refusal_names_what_is_needed_and_what_there_is() -> None:
-    with pytest.raises(PlanError, match=r"8\.0. billion parameters need at least .* 3\.6 GB of cpu"):
+    with pytest.raises(PlanError, match=r"8\.0. billion parameters need at least .* 3\.6 GiB of cpu"):
         fit(HOUSE, EIGHT, parse_hardware("cpu-2x8GB"), "bfloat16", 64, 64)
 
 

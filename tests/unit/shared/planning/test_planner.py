@@ -212,7 +212,7 @@ def test_the_scored_length_caps_the_rows() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_the_bytes() -> None:
-    with pytest.raises(PlanError, match=r"need at least 1\d\.\d GB"):
+    with pytest.raises(PlanError, match=r"need at least 1\d\.\d GiB"):
         make_plan(HOUSE, EIGHT, ASSUMED_DATA, CPU, 3600)
 
 
