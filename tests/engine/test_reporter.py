@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from shared.messages.runs import Phase, Progress, decode_progress
 from trainer_node.engine.reporter import SMOOTHING, Reporter
+from trainer_node.worker.progress import ProgressTail
 
 
 def _lines(path: Path) -> list[Progress]:
@@ -75,3 +78,33 @@ def test_a_call_that_is_silent_counts_as_alive_for_as_long_as_it_may_take(
     with reporter.patience(0.0):  # a call that takes longer is silent
         time.sleep(0.05)
     assert len(_lines(path)) == said
+
+
+def test_a_full_disk_costs_lines_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A write may fail, or be cut short; the node must not take the run for a dead one."""
+    path = tmp_path / "progress.jsonl"
+    reporter, tail, write = Reporter(path, "task", "a"), ProgressTail(path), os.write
+    reporter.phase(Phase.TRAIN)
+    assert [line.phase for line in tail.read()] == [Phase.TRAIN]
+    assert tail.read() == []
+    assert not tail.is_active
+
+    def full(file: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("trainer_node.engine.reporter.os.write", full)
+    os.utime(path, ns=(0, 0))
+    tail.read()
+    reporter.message("the disk is full")
+    assert reporter.silent_s < 10
+    assert tail.read() == []
+    assert tail.is_active
+    monkeypatch.setattr("trainer_node.engine.reporter.os.write", lambda file, data: write(file, data[:20]))
+    reporter.message("cut")
+    monkeypatch.undo()
+    reporter.step(1, 0.1, 100, 2.0, 1e-3, 50.0)
+    assert [(line.step, line.message) for line in tail.read()] == [(1, None)]
+    logged = capfd.readouterr()
+    assert "the disk is full" in logged.out + logged.err

@@ -125,8 +125,10 @@ class TrainingRun:
         self._active, self._counted = time.monotonic(), False
 
     async def _watch(self) -> None:
-        for line in await asyncio.to_thread(self._tail.read):
+        lines = await asyncio.to_thread(self._tail.read)
+        if self._tail.is_active:
             self._active = time.monotonic()
+        for line in lines:
             self._show(line)
         await self._stop_if_due()
         await asyncio.to_thread(self.early.start_if_due, self.best.loss)

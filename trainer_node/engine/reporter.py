@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, RLock, Thread
 
 from msgspec.structs import replace
 
 from shared.files import write_atomically
+from shared.logs import get_logger
 from shared.messages.encoding import encode
 from shared.messages.runs import Outcome, Phase, Progress
 
@@ -20,6 +22,8 @@ PERIOD_S = 1.0
 SAY_S = 5.0  # between two words on what a long part has done
 WINDOW_S = 20.0  # tokens/s is taken over this time
 SMOOTHING = 0.9  # of the loss that is shown
+
+log = get_logger()
 
 
 class Reporter:
@@ -32,8 +36,9 @@ class Reporter:
         self.last = Progress(task=task, slot=slot, phase=Phase.LOADING)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":  # killed inside a line
-            os.write(self._file, b"\n")
+        # Killed inside a line, or the disk was full: the next line begins on a new one.
+        self._is_cut = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+        self._lost = 0
         self._written = 0.0  # never
         self._last_message_at = time.monotonic()
         self._lock = RLock()
@@ -143,9 +148,32 @@ class Reporter:
 
     def _emit(self, progress: Progress) -> None:
         progress = replace(progress, at=time.time())
-        os.write(self._file, encode(progress) + b"\n")
+        self._append(progress)
         self._written = time.monotonic()
         self.last = replace(progress, message=None)
+
+    def _append(self, progress: Progress) -> None:
+        """Append a line. On a full disk it is lost; only the file's time shows then that the run is alive."""
+        line = b"\n" * self._is_cut + encode(progress) + b"\n"
+        try:
+            written = os.write(self._file, line)
+            self._is_cut = written < len(line) if written else self._is_cut
+            if written < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._lose(progress, error)
+            return
+        if self._lost:
+            count, self._lost = self._lost, 0
+            log.warning("progress is written again", lost=count)
+
+    def _lose(self, progress: Progress, error: OSError) -> None:
+        """Log the first lost line of several, and each message; touch the file."""
+        self._lost += 1
+        if self._lost == 1 or progress.message:
+            log.warning("a progress line can't be written", error=str(error), message=progress.message)
+        with suppress(OSError):
+            os.utime(self._file)
 
 
 def write_outcome(folder: Path, reporter: Reporter, outcome: Outcome) -> None:

@@ -74,10 +74,10 @@ class WorkerMonitor:
             self.late_kill = why
 
     async def publish(self) -> bool:
-        """Publish what the worker wrote since the last call; return whether it wrote anything."""
-        lines, self._has_outcome = await asyncio.to_thread(self._read)
+        """Publish what the worker wrote since the last call; return whether it wrote or touched the file."""
+        lines, self._has_outcome, is_active = await asyncio.to_thread(self._read)
         if not lines:
-            return False
+            return is_active
         self.latest = lines[-1]
         if any(line.phase is Phase.TRAIN for line in lines):
             fault_point(FaultPoint.TRAINING)  # the worker trains on, and the next node adopts it
@@ -89,14 +89,17 @@ class WorkerMonitor:
             log.debug("progress not published", task=self.job.task, error=str(error))
         return True
 
-    def _read(self) -> tuple[list[Progress], bool]:
-        """Return the worker's new lines, and whether it has an outcome; count the model's download."""
+    def _read(self) -> tuple[list[Progress], bool, bool]:
+        """Return the worker's new lines, whether it has an outcome, and whether it is active.
+
+        Count the model's download.
+        """
         if self._tail is None:
             self._tail = ProgressTail(self.run.progress_file)
         lines = self._tail.read()
         if lines:
             self._note_download()
-        return lines, self.run.outcome_file.exists()
+        return lines, self.run.outcome_file.exists(), self._tail.is_active
 
     def _note_download(self) -> None:
         """Count the download of the run's model, if it had one."""

@@ -51,10 +51,13 @@ class ProgressTail:
         # Of an adopted run only the newest line is new: an earlier node published the others.
         self._offset = max(0, _size(path) - CATCH_UP_BYTES)
         self._catching_up = self._offset > 0 or _size(path) > 0
+        self._modified_ns = 0
+        self.is_active = False  # the file was written, or on a full disk touched, since the read before
 
     def read(self) -> list[Progress]:
         """Return the new lines, oldest first; a half-written line waits for the next read. Blocks briefly."""
-        size = _size(self.path)
+        size, modified_ns = _size_and_time(self.path)
+        self.is_active, self._modified_ns = modified_ns != self._modified_ns, modified_ns
         if size < self._offset:  # a new file
             self._offset = 0
         if size == self._offset:
@@ -84,7 +87,13 @@ def _decode(line: bytes) -> Progress | None:
 
 
 def _size(path: Path) -> int:
+    return _size_and_time(path)[0]
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Return a file's bytes and when it was modified, in ns; zeros if there is none."""
     try:
-        return path.stat().st_size
+        stat = path.stat()
     except FileNotFoundError:
-        return 0
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
