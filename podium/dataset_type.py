@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from shared.errors import SettingsError
-from shared.messages.offers import DatasetType, TaskType
+from shared.messages.offers import DatasetType
 
 NAMES = DatasetType.__struct_fields__
 
@@ -36,13 +36,6 @@ def refuse_unknown(fields: object, where: str) -> None:
     else:
         advice = f"the names are {', '.join(NAMES)}"
     raise SettingsError(f"{where}: unknown {', '.join(map(repr, unknown))}; {advice}")
-
-
-def task_type_of(columns: DatasetType) -> TaskType:
-    """Return the task type that the named columns belong to."""
-    if columns.field_chosen:
-        return TaskType.DPO
-    return TaskType.CHAT if columns.chat_column or columns.chat_template else TaskType.INSTRUCT
 
 
 def _read(path: Path) -> str:

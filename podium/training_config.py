@@ -14,10 +14,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from podium.arguments import nearest
-from podium.dataset_type import refuse_unknown, task_type_of
+from podium.dataset_type import refuse_unknown
 from podium.own_hardware import hardware_of
 from shared.errors import SettingsError
-from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.offers import DatasetType, FileFormat, TaskType, task_type_of
 from shared.messages.runs import WorkerJob
 from shared.planning.plan import SUPPORTED_TASKS
 from shared.planning.profiles import DEFAULT_PROFILE

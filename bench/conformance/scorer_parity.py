@@ -17,9 +17,8 @@ from typing import Any
 import msgspec
 
 from podium.commands.score import score
-from podium.dataset_type import task_type_of
 from podium.demo.model import HOME
-from shared.messages.offers import DatasetType
+from shared.messages.offers import DatasetType, task_type_of
 
 ORACLE = Path(__file__).parents[2] / "tests" / "data" / "oracle"
 

@@ -24,8 +24,7 @@ import torch
 
 from bench.conformance.scorer_parity import ORACLE
 from bench.evaluator.label_parity import FORMS, PYTHON
-from podium.dataset_type import task_type_of
-from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.offers import DatasetType, FileFormat, TaskType, task_type_of
 from shared.messages.runs import Scorer
 from trainer_node.engine.data.examples import IGNORED, Examples, longest_row, read_rows, tokenize
 from trainer_node.engine.evaluate import metric

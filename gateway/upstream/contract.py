@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from gateway.upstream.auth import AuthRefusal
-from shared.messages.offers import BareOffer, DatasetType, FileFormat, Offer, TaskType
+from shared.messages.offers import BareOffer, DatasetType, FileFormat, Offer, TaskType, task_type_of
 
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
 TaskId = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -80,7 +80,7 @@ class TrainRequestText(Struct, frozen=True, kw_only=True):
     def offer(self, accepted: BareOffer | None) -> Offer:
         """Return the job's offer. If the columns name no task type, it is the accepted offer's."""
         known = accepted.task_type if accepted is not None else TaskType.INSTRUCT
-        task_type = task_type_of(self.dataset_type) or known
+        task_type = task_type_of(self.dataset_type, otherwise=known)
         return Offer(
             task_id=self.task_id,
             task_type=task_type,
@@ -127,27 +127,6 @@ class TrainingRepo(Struct, frozen=True):
     commit_hash: str
     github_token: str | None = None
     requested_datasets: list[str] | None = None
-
-
-_CHAT: Final = (
-    "chat_template",
-    "chat_column",
-    "chat_role_field",
-    "chat_content_field",
-    "chat_user_reference",
-    "chat_assistant_reference",
-)
-_INSTRUCT: Final = ("field_instruction", "field_input", "field_output", "field")
-_DPO: Final = ("field_prompt", "field_chosen", "field_rejected")
-
-
-def task_type_of(columns: DatasetType) -> TaskType | None:
-    """Derive the task type from the named columns, as upstream's own union type does; None if none is."""
-    if any(getattr(columns, name) for name in _DPO):
-        return TaskType.DPO
-    if any(getattr(columns, name) for name in _CHAT) and not columns.field_instruction:
-        return TaskType.CHAT
-    return TaskType.INSTRUCT if any(getattr(columns, name) for name in _INSTRUCT) else None
 
 
 def parse(body: bytes, decode: msgspec.json.Decoder[T]) -> T:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from podium.arguments import examples
-from podium.dataset_type import dataset_type, task_type_of
+from podium.dataset_type import dataset_type
 from podium.training_config import TRAINED
 from shared.errors import EngineError, SettingsError
-from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.offers import DatasetType, FileFormat, TaskType, task_type_of
 from shared.messages.runs import ErrorCode
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta, Struct
@@ -28,6 +28,18 @@ class FileFormat(StrEnum):
     PARQUET = "parquet"
     HF = "hf"
     S3 = "s3"
+
+
+_CHAT: Final = (  # columns that only a chat task names
+    "chat_template",
+    "chat_column",
+    "chat_role_field",
+    "chat_content_field",
+    "chat_user_reference",
+    "chat_assistant_reference",
+)
+_INSTRUCT: Final = ("field_instruction", "field_input", "field_output", "field")
+_DPO: Final = ("field_prompt", "field_chosen", "field_rejected")
 
 
 class DatasetType(Struct, frozen=True, kw_only=True):
@@ -57,6 +69,18 @@ class DatasetType(Struct, frozen=True, kw_only=True):
     chat_content_field: str | None = None
     chat_user_reference: str | None = None
     chat_assistant_reference: str | None = None
+
+
+def task_type_of(columns: DatasetType, otherwise: TaskType = TaskType.INSTRUCT) -> TaskType:
+    """Return the task type that the named columns belong to, as in upstream's own union of their types.
+
+    If none of them names one it is `otherwise`.
+    """
+    if any(getattr(columns, name) for name in _DPO):
+        return TaskType.DPO
+    if any(getattr(columns, name) for name in _CHAT) and not columns.field_instruction:
+        return TaskType.CHAT
+    return TaskType.INSTRUCT if any(getattr(columns, name) for name in _INSTRUCT) else otherwise
 
 
 class BareOffer(Struct, frozen=True, kw_only=True):

@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, RLock, Thread
 
+import structlog
 from msgspec.structs import replace
 
 from shared.files import write_atomically
-from shared.logs import get_logger
 from shared.messages.encoding import encode
 from shared.messages.runs import Outcome, Phase, Progress
 
@@ -23,7 +23,7 @@ SAY_S = 5.0  # between two words on what a long part has done
 WINDOW_S = 20.0  # tokens/s is taken over this time
 SMOOTHING = 0.9  # of the loss that is shown
 
-log = get_logger()
+log = structlog.get_logger(__name__)
 
 
 class Reporter:

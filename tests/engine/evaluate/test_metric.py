@@ -14,8 +14,7 @@ import torch
 
 from bench.evaluator import oracle_2026
 from podium.commands import score as command
-from podium.dataset_type import task_type_of
-from shared.messages.offers import TaskType
+from shared.messages.offers import TaskType, task_type_of
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate.metric import reference_logprobs, score_sft
 from trainer_node.engine.export import verify

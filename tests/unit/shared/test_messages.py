@@ -12,7 +12,14 @@ from shared.messages import hardware, jobs, offers, runs, slots
 from shared.messages.encoding import encode
 from shared.messages.hardware import Hardware
 from shared.messages.jobs import Job, Result, ResultStatus, decode_job_record, decode_state_record
-from shared.messages.offers import Decision, DecisionKind, TaskType, decode_offer
+from shared.messages.offers import (
+    DatasetType,
+    Decision,
+    DecisionKind,
+    TaskType,
+    decode_offer,
+    task_type_of,
+)
 
 FROZEN = Path(__file__).parents[2] / "data" / "schemas.json"
 OFFER = {
@@ -118,3 +125,24 @@ def test_hardware_has_a_short_name() -> None:
 
 if __name__ == "__main__":
     FROZEN.write_text(json.dumps(schemas(), indent=1, sort_keys=True) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("columns", "task_type"),
+    [
+        ({"field_instruction": "q", "field_output": "a"}, TaskType.INSTRUCT),
+        ({"field_instruction": "text"}, TaskType.INSTRUCT),
+        ({"field_instruction": "q", "chat_template": "chatml"}, TaskType.INSTRUCT),
+        ({"field_prompt": "p", "field_chosen": "c", "field_rejected": "r"}, TaskType.DPO),
+        ({"field_rejected": "r"}, TaskType.DPO),
+        ({"chat_template": "chatml", "chat_column": "conversations"}, TaskType.CHAT),
+        ({}, None),
+        ({"field_system": "s"}, None),
+    ],
+)
+def test_the_columns_tell_the_kind_of_task(columns: dict[str, str], task_type: TaskType | None) -> None:
+    """The gateway and the command line ask the same function."""
+    named = msgspec.convert(columns, DatasetType)
+    for otherwise in TaskType:
+        assert task_type_of(named, otherwise) is (task_type or otherwise)
+    assert task_type_of(named) is (task_type or TaskType.INSTRUCT)

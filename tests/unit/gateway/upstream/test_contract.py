@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from gateway.upstream.auth import AuthRefusal, nonce_time
-from gateway.upstream.contract import MinerTaskOffer, TrainRequestText, parse, task_type_of
-from shared.messages.offers import BareOffer, DatasetType, FileFormat, TaskType
+from gateway.upstream.contract import MinerTaskOffer, TrainRequestText, parse
+from shared.messages.offers import BareOffer, FileFormat, TaskType
 
 OFFER = {
     "task_id": "6f1c",
@@ -110,21 +110,6 @@ def test_a_starts_type_is_what_its_columns_name_else_what_was_offered() -> None:
     assert started(field_instruction="q") is TaskType.INSTRUCT
     assert started(field_chosen="c") is TaskType.DPO
     assert started(field_system="s") is TaskType.DPO
-
-
-@pytest.mark.parametrize(
-    ("columns", "task_type"),
-    [
-        ({"field_instruction": "q", "field_output": "a"}, TaskType.INSTRUCT),
-        ({"field_instruction": "text"}, TaskType.INSTRUCT),
-        ({"field_prompt": "p", "field_chosen": "c", "field_rejected": "r"}, TaskType.DPO),
-        ({"chat_template": "chatml", "chat_column": "conversations"}, TaskType.CHAT),
-        ({}, None),
-        ({"field_system": "s"}, None),
-    ],
-)
-def test_the_columns_tell_the_kind_of_task(columns: dict[str, str], task_type: TaskType | None) -> None:
-    assert task_type_of(msgspec.convert(columns, DatasetType)) is task_type
 
 
 @pytest.mark.parametrize(
