@@ -77,8 +77,8 @@ class Content(Struct, frozen=True):
     def missing(self, stream: str) -> int:
         """Return how many sequences are missing between the file's first and last record of a stream.
 
-        In a slot's log that is a part of the old STATE, the other slots' sequences aren't missing. In STATE
-        each was one record's: from the first one on that two logs have, a log counts alone.
+        A log that was split from STATE keeps STATE's sequences. Gaps that other slots' records fill don't
+        count; from the first sequence on that two logs share, each log counts alone.
         """
         records = self.of(stream)
         if not records:

@@ -51,7 +51,7 @@ class Job(Struct, frozen=True, kw_only=True, tag_field="kind", tag="job"):
 
 
 class SlotDrain(Struct, frozen=True, kw_only=True, tag_field="kind", tag="drain"):
-    """An operator drains a slot, which then gets no new job, or ends that; the newest one counts."""
+    """Whether an operator drains a slot, which then gets no new job; the newest record counts."""
 
     record_id: str
     slot: str

@@ -34,7 +34,7 @@ class Phase(StrEnum):
 class ErrorCode(StrEnum):
     """Why a worker failed, as far as the node must distinguish the cases."""
 
-    BAD_DATA = "bad_data"  # for anyone
+    BAD_DATA = "bad_data"  # unusable for every miner
     DATA_UNAVAILABLE = "data_unavailable"  # here: the network, a token or a disk may be the cause
     MODEL_UNAVAILABLE = "model_unavailable"
     UNSUPPORTED = "unsupported"

@@ -102,10 +102,10 @@ class Submissions:
         return min(LONGEST_PAUSE_S, 0.25 * 2.0 ** min(self._refused, 10))
 
     async def lost(self, job: Job, error: OSError | StoreError) -> Failure | None:
-        """Return why the task fails now because it can't be stored; None = it doesn't, try again.
+        """Return why the task fails because its submission can't be stored, or None to try again.
 
-        It may fail past upstream's own deadline, and only if nothing is known to be there. While nobody
-        knows, that is waited for a while longer.
+        It fails only after upstream's deadline, and only if the store has no submission. If the store can't
+        be read it fails `expire_after_s` after our deadline.
         """
         if self.draining.is_set() or time.time() < last_call(self.settings, job):
             return None

@@ -111,7 +111,7 @@ def test_a_single_sharded_run_is_submitted_at_its_best_factor(make_sharded: Call
     run_together(2, [SIDE, str(job), "factor"])
     (result,) = record_of(job).done
     assert result.factor == 0.75
-    assert any("0.75 of its way: held-out loss" in (line.message or "") for line in progress_of(job))
+    assert any("0.75 times its delta: held-out loss" in (line.message or "") for line in progress_of(job))
     trained = kept_weights(trial_folder(job.parent, 0), result)()
     submitted = load_file(job.parent / "export" / "adapter_model.safetensors")
     assert {stable_name(name) for name in submitted} == trained.keys()

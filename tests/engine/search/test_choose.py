@@ -59,7 +59,7 @@ def test_the_model_card_says_the_rate_of_the_runs_on_all_rows(make_plan: Callabl
     best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=0.7)
     again = TrialResult(trial=replace(trial, rate=0.343, refit=True), loss=1.9, tokens=1, train_s=1.0)
     why = explained(make_plan("dense"), [best, again], best).deviations[-1].reason
-    assert "run again on all rows, once, at rate x 0.34: its loss is lowest at 0.70 of the way" in why
+    assert "run again on all rows, once, at rate x 0.34: its loss is lowest with 0.70 times its delta" in why
     same = replace(again, trial=replace(trial, refit=True))
     assert "at rate" not in explained(make_plan("dense"), [best, same], best).deviations[-1].reason
     joined = replace(again, trial=replace(again.trial, with_best=True))

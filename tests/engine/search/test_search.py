@@ -190,7 +190,7 @@ def test_a_trial_that_fails_does_not_fail_a_job_that_has_a_better_one(
     # It is submitted at the best factor on its delta, which was found to be better.
     assert done[0].factor not in (None, 1.0)
     assert done[0].loss - 0.2 < outcome.metrics.final_loss < done[0].loss
-    assert any("of its way: held-out loss" in (line.message or "") for line in progress_of(job))
+    assert any("times its delta: held-out loss" in (line.message or "") for line in progress_of(job))
 
 
 def test_a_long_run_that_fails_is_run_again_at_a_lower_rate(

@@ -208,7 +208,7 @@ def with_factor(
         return candidates
     like = state.deltas.parameters
     applied = partial(loaded, state.deltas, lambda: scaled(runner.weights_of(best), start, factor, like))
-    name = f"trial {runner.known.done.index(best) + 1}, {factor:.2f} of its way"
+    name = f"trial {runner.known.done.index(best) + 1}, with {factor:.2f} times its delta"
     new = replace(candidate(runner, state, best), name=name, score=None, weights_applied=applied)
     with run.patience():
         new = new.measured(partial(score_all, runner, state, factors_s(run, runner.record)))
@@ -326,7 +326,7 @@ def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
     again += ", to be averaged with it" * joins
     rate = next((one.trial.rate for one in done if one.trial.refit), best.trial.rate)
     if best.factor is not None and rate != best.trial.rate:
-        again += f", at rate x {rate:.2g}: its loss is lowest at {best.factor:.2f} of the way that it went"
+        again += f", at rate x {rate:.2g}: its loss is lowest with {best.factor:.2f} times its delta"
         told = at_best_rate(best, [one for one in done if not one.trial.refit]).rate
         again += ", and averages of LoRA want more" * (rate > 1.001 * told)
     if done[-1].trial.last_pass:

@@ -139,7 +139,9 @@ class TrialRunner:
         loss = "no number" if result.loss is None else f"{result.loss:.4f}"
         kind = "loss on rows that it was trained on" if result.trial.refit else "held-out loss"
         leads = f"; best so far: {best.loss:.4f}" if best and best is not result else ""
-        part = f", lowest at {result.factor:.2f} of the way" if result.factor not in (None, 1.0) else ""
+        part = (
+            f", lowest with {result.factor:.2f} times its delta" if result.factor not in (None, 1.0) else ""
+        )
         self.run.reporter.message(f"trial {number + 1}: {kind} {loss}{part}{leads}")
 
     def prepared(self, trial: Trial, found: Checkpoint | None) -> TrainState:

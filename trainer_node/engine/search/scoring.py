@@ -64,31 +64,57 @@ def scored(
 ) -> TrialResult:
     """Return a trial's result: the best of its last weights and of what was kept of earlier ones.
 
-    Only what is `saved` on disk can be submitted later. A score that time cut short is not compared with
-    whole ones: it counts only if it is the `first`, or of the run that the time was for. With the untrained
-    weights to `start` from, the result has the factors on what the run changed, if there is time.
+    Only what is `saved` on disk can be submitted later. A score that is cut short by time counts only for the
+    `first` trial, the main run and runs on all rows. With the untrained weights to `start` from, the result
+    has the factor on what the run changed, if there is time.
     """
     score = scorer(run, record, dev, state)
     last = Candidate("weights", reached_by(state)).measured(score)
-    candidates, members = [last], list[int]()
     (trained_s,) = run.process_group.broadcast_floats(state.train_s)
     cheap = record.costs.score_s <= AVERAGE_TIME_SHARE * trained_s
-    if "average" in saved and state.average and state.average.count > 1 and cheap:
-        average = replace(last, name="average", score=None, weights_applied=state.average.applied)
-        candidates.append(average.measured(score))
-    if "best" in saved and (lowest := lowest_point(state, last.score)):
-        candidates.append(replace(lowest, name="best").measured(score))
+    candidates = [last, *_kept_earlier(state, last, saved, score, with_average=cheap)]
+    members: list[int] = []
     if {"best", *map(snapshot_name, state.snapshots)} <= saved and (
         soup := greedy_soup(state, score, _has_time(run, record))
     ):
         candidates, members = [*candidates, soup[0]], soup[1]
     whole = [one for one in candidates if one.score and len(one.score.per_example) == len(dev)]
     best = ranked(whole or candidates, record.base_losses)[0]
+    result = _result_of(trial, record, state, best, members, counts=bool(whole) or first)
+    if start is None:
+        return result
+    return _with_factors(run, record, dev, state, result, (last, best), start, trained_s, factors_until)
+
+
+def _kept_earlier(
+    state: TrainState,
+    last: Candidate,
+    saved: frozenset[str],
+    score: Callable[[], Evaluation],
+    *,
+    with_average: bool,
+) -> list[Candidate]:
+    """Return the average over the tail and the lowest point, measured, as far as they are saved."""
+    kept = []
+    if "average" in saved and state.average and state.average.count > 1 and with_average:
+        average = replace(last, name="average", score=None, weights_applied=state.average.applied)
+        kept.append(average.measured(score))
+    if "best" in saved and (lowest := lowest_point(state, last.score)):
+        kept.append(replace(lowest, name="best").measured(score))
+    return kept
+
+
+def _result_of(
+    trial: Trial, record: RunRecord, state: TrainState, best: Candidate, members: list[int], *, counts: bool
+) -> TrialResult:
+    """Return a trial's result with its best weights: `members` of a soup, if they are one.
+
+    A loss that doesn't count, or is no number, is left out.
+    """
     over = loss_over_base(best, record.base_losses)
     rows = best.score.per_example.tolist() if best.score else []
-    counts = bool(whole) or first or trial.main or trial.refit
-    valid = math.isfinite(over) and state.step > 0 and counts
-    result = TrialResult(
+    valid = math.isfinite(over) and state.step > 0 and (counts or trial.main or trial.refit)
+    return TrialResult(
         trial=trial,
         loss=record.base_loss + over if valid else None,
         tokens=state.tokens,
@@ -102,14 +128,31 @@ def scored(
         step_s=best.reached.train_s,
         step_skipped=best.reached.skipped,
     )
-    count = rows_for_factors(run, record, trained_s, factors_until) if start is not None else 0
-    if start is None or not count:
+
+
+def _with_factors(
+    run: RunContext,
+    record: RunRecord,
+    dev: Examples,
+    state: TrainState,
+    result: TrialResult,
+    last_and_best: tuple[Candidate, Candidate],
+    start: Mapping[str, torch.Tensor],
+    trained_s: float,
+    until: float,
+) -> TrialResult:
+    """Collective: return the result with the best factor on its delta, if there is time to score others.
+
+    The main run, whose lowest point is submitted at its best factor, has that one's, too.
+    """
+    last, best = last_and_best
+    if not (count := rows_for_factors(run, record, trained_s, until)):
         return result
     result = replace_fields(result, factor=factor_of(run, record, dev, state, start, last, count))
     # Where no other run follows, at the rate that the factor asks for.
-    if not trial.main or result.weights != "best" or result.snapshots:
+    if not result.trial.main or result.weights != "best" or result.snapshots:
         return result
-    if not (count := rows_for_factors(run, record, trained_s, factors_until)):
+    if not (count := rows_for_factors(run, record, trained_s, until)):
         return result
     with run.patience(), best.weights_applied():
         factor = factor_of(run, record, dev, state, start, best, count)

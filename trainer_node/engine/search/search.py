@@ -48,8 +48,8 @@ def begin_search(
 ) -> SearchRecord | None:
     """Return the record of a search that has tried nothing yet; None if the job is one training run.
 
-    That is if its profile is no search, or one by probes of which no arm fits one device whole: the rates of
-    its trials come from the model's weights, which a sharded model doesn't have yet.
+    It is one if its profile doesn't search, or if it searches by probes and every arm must be sharded: the
+    probes' rates come from the model's weights, which a sharded model doesn't have yet.
     """
     plans = _arms(run, plan, data) if resolve(run.job.profile).searches else {}
     if not plans:

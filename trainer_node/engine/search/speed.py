@@ -132,7 +132,7 @@ def told(times: Sequence[StepTime], budget: Budget) -> str:
 def to_time(trial: Trial, budget: Budget) -> list[Trial]:
     """Return the trials whose steps are timed: two of unlike batches, or one if no other is unlike enough.
 
-    None if that takes much time.
+    Empty if timing would take too long.
     """
     mean_length = budget.epoch_tokens / budget.examples
     most = int(TIMED_SHARE * budget.left_s * budget.tokens_per_s / mean_length)

@@ -91,8 +91,8 @@ def end_at(run: RunContext, record: RunRecord, plans: Iterable[Plan]) -> float:
 def after_s(run: RunContext, record: RunRecord, plans: Iterable[Plan]) -> float:
     """Return the seconds that a search's closing takes longer than that of one run.
 
-    Sharded weights are set back, without a copy by reading the base model's once more. Then the best ones are
-    read, and hashed: in fp32 they are up to twice the model's bytes.
+    Sharded weights are reset first; without a copy the base model is read again. Then the best ones are read
+    and hashed: in fp32 they are up to twice the model's bytes.
     """
     plans = list(plans)
     sharded = any(plan.parallel == "fsdp2" for plan in plans)

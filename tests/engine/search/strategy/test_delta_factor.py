@@ -122,4 +122,4 @@ def test_a_run_at_a_tenth_of_the_rate_is_followed_by_one_at_more(
     assert first.factor is not None
     assert first.factor > 1.1
     assert second.trial.rate == pytest.approx(first.trial.rate * rate_change(first.factor))
-    assert any("of the way" in (line.message or "") for line in progress_of(job))
+    assert any("times its delta" in (line.message or "") for line in progress_of(job))

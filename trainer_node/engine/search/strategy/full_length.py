@@ -24,8 +24,8 @@ from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
 
 SEARCH_SHARE = 0.6  # of the time; after it a trial must leave enough for WANTED_REFITS
 WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of its own, to be averaged
-# Once a trial has told its rate, a second run on all rows is worth more than any trial but one of a rate that
-# is far off: the factor says less exactly how far then.
+# Once the best trial's factor gives its rate, a second run on all rows is worth more than another trial. Not
+# if that rate is more than FAR_RATE times off: then the factor is imprecise.
 TOLD_REFITS, FAR_RATE = 2, 2.5
 MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of long runs, if a short one has a loss, and of the time
 

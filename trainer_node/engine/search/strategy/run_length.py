@@ -46,7 +46,7 @@ def main_run(trial: Trial, budget: Budget) -> Trial:
     leaves_s = TRIAL_SAFETY * budget.cost_s(last_pass_of(trial)) if budget.all_rows > 1.0 else 0.0
     epochs = epochs_in(trial, budget, budget.left_s - leaves_s)
     if leaves_s > LAST_PASS_SHARE * budget.left_s or epochs < 1.0:
-        # What follows the last run is not in what is left, and nothing comes before it.
+        # `left_s` excludes the closing already, and this run has no setup: the time of one is free.
         leaves_s, epochs = 0.0, epochs_in(trial, budget, budget.left_s + budget.trial_s)
     epochs = min(MOST_EPOCHS, max(LEAST_MAIN, epochs))
     return replace(trial, epochs=epochs, main=True, leaves_s=leaves_s)
