@@ -31,7 +31,7 @@ from shared.planning.planner import make_plan
 from shared.planning.profiles import DEFAULT_PROFILE, PROFILES, family_of, resolve
 from shared.planning.step_size import full_batch
 from shared.planning.throughput import development_rows
-from trainer_node.engine.search.strategy.budget import Budget, is_averaged, is_low_rank
+from trainer_node.engine.search.strategy.budget import Budget, is_ample, is_averaged, is_low_rank
 from trainer_node.engine.search.strategy.first_trial import arm_name, first_trial, trial_of
 from trainer_node.engine.search.strategy.neighbours import LEAST_EPOCHS, START_EPOCHS
 from trainer_node.engine.search.strategy.next_trial import next_trial
@@ -140,17 +140,21 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     """Return what a search would try first, and how often; `arms` has the job's own plan first."""
     plan, methods = arms[0], ", or ".join(map(arm_name, arms))
     single = frozenset(arm_name(arm) for arm in arms if not is_averaged(arm))
-    lora = frozenset(arm_name(arm) for arm in arms if is_low_rank(arm))
+    low = [arm for arm in arms if is_low_rank(arm)]
+    lora = frozenset(map(arm_name, low))
+    ample = frozenset(arm_name(arm) for arm in low if is_ample(arm, plan, stats.label_tokens))
     mean_length = stats.tokens / stats.examples
-    budget = replace(_budget(plan, stats), single=single, lora=lora)
+    budget = replace(_budget(plan, stats), single=single, lora=lora, ample=ample)
     start = [trial_of(arm_name(arm), arm, mean_length) for arm in arms]
-    alone = replace(_budget(on_one_device(plan), stats), width=plan.devices, single=single, lora=lora)
+    alone = replace(
+        _budget(on_one_device(plan), stats), width=plan.devices, single=single, lora=lora, ample=ample
+    )
     sides = all(arm.parallel != "fsdp2" for arm in arms) and is_population(start, alone)
     first = first_trial(start, alone if sides else budget)
     runs = plan.train_s / budget.cost_s(first)
     if first.main:
         after = ", then one pass over the development rows" if first.leaves_s else ""
-        return f"One training run ({arm_name(plan)}, {first.epochs:.1f} epochs){after}: no time to compare."
+        return f"One training run ({first.arm}, {first.epochs:.1f} epochs){after}: no time to compare."
     again = "is run again on all rows, and submitted." if budget.refits(first, 1) else "is submitted."
     if first.short:
         most = START_EPOCHS[1]

@@ -19,7 +19,7 @@ from shared.planning.throughput import SLACK_S, Costs
 from tests.engine.worker_run import bare_job
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.reporter import Reporter
-from trainer_node.engine.search.strategy.budget import Budget
+from trainer_node.engine.search.strategy.budget import Budget, is_ample
 from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, PASSES
 from trainer_node.engine.search.time_left import (
     FACTORS_SHARE,
@@ -115,6 +115,15 @@ def test_lora_counts_as_what_averages_well_where_the_score_is_a_loss_of_its_own(
     assert lora_arms(_run(tmp_path, task_type=TaskType.DPO), known, plain) == frozenset()
 
 
+def test_lora_stands_for_dense_deltas_if_it_has_a_weight_for_each_label(
+    make_plan: Callable[..., Plan],
+) -> None:
+    lora, dense = make_plan("lora"), make_plan("dense")
+    assert is_ample(lora, dense, lora.trained_parameters)
+    assert not is_ample(lora, dense, lora.trained_parameters + 1)
+    assert not is_ample(lora, make_plan("lora", rank=33), 1)
+
+
 def test_a_trial_is_expected_to_cost_two_passes_over_the_rows_that_tell_its_factor(
     dense: Plan, tmp_path: Path
 ) -> None:
@@ -123,7 +132,8 @@ def test_a_trial_is_expected_to_cost_two_passes_over_the_rows_that_tell_its_fact
     record: Any = SimpleNamespace(train_tokens=1000, train_examples=10, costs=costs, base_losses=[1.0] * 400)
     lengths = np.array([100] * 10)
     rows: Any = SimpleNamespace(
-        train=SimpleNamespace(lengths=lengths, base=None), dev=SimpleNamespace(lengths=lengths)
+        train=SimpleNamespace(lengths=lengths, base=None, label_tokens=1000),
+        dev=SimpleNamespace(lengths=lengths),
     )
 
     def budget(plan: Plan, *done: TrialResult) -> Budget:

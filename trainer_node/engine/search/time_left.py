@@ -11,7 +11,7 @@ from shared.planning.step_size import full_batch, padding
 from shared.planning.throughput import SLACK_S, Costs
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.memory.main_memory import slot_memory
-from trainer_node.engine.search.strategy.budget import Budget, is_averaged, is_low_rank
+from trainer_node.engine.search.strategy.budget import Budget, is_ample, is_averaged, is_low_rank
 from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, PASSES
 from trainer_node.engine.search.strategy.prior import is_tiny
 from trainer_node.engine.search.trial import SearchRecord, Trial
@@ -37,6 +37,8 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         speed = run.job.token_clock_rate / known.width
     passes_s = PASSES * scored_s(record) if are_factors_scored(run) else 0.0
     other = [one.other_s for one in known.done if one.tokens] or [_other_s(record.costs, first) + passes_s]
+    lora = lora_arms(run, known, data)
+    labels = data.train.label_tokens
     return Budget(
         left_s=end_at(run, record, known.plans.values()) - run.clock.time(),
         tokens_per_s=speed,
@@ -48,7 +50,8 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         score_s=0.0 if run.simulated else record.costs.score_s,
         all_rows=all_rows(record, data),
         single=frozenset(arm for arm, plan in known.plans.items() if not is_averaged(plan)),
-        lora=lora_arms(run, known, data),
+        lora=lora,
+        ample=frozenset(arm for arm in lora if is_ample(known.plans[arm], first, labels)),
         least_batch=least_batch,
         devices=first.devices,
         width=known.width,

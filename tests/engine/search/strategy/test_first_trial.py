@@ -97,6 +97,25 @@ def test_lora_comes_first_where_its_runs_are_averaged() -> None:
         assert first_trial(START, few).arm == arm
 
 
+def test_with_many_rows_lora_comes_first_if_it_has_weights_and_steps_enough() -> None:
+    lora = frozenset({"lora"})
+    many = plenty(lora=lora, ample=lora, all_rows=1.03, trial_s=0.0, examples=5_000)
+    # An epoch takes 10 s, and 156 steps of batch 32.
+    for seconds, changes, arm in (
+        (200.0, {}, "lora"),
+        (25.0, {}, "lora"),
+        (11.0, {}, "lora"),
+        (9.0, {}, "dense"),  # less than an epoch
+        (25.0, {"examples": 1_800}, "dense"),  # 141 steps
+        (25.0, {"ample": frozenset()}, "dense"),
+        (25.0, {"single": lora}, "dense"),
+        (25.0, {"tiny": True}, "dense"),
+        (25.0, {"all_rows": 1.1}, "dense"),
+    ):
+        budget = replace(many, left_s=seconds, all_s=seconds, **changes)
+        assert first_trial(START, budget).arm == arm, (seconds, changes)
+
+
 def test_a_tiny_model_begins_with_lora_where_its_trial_and_one_run_are_averaged() -> None:
     both = frozenset({"lora"})
     # A run of an epoch takes 10 s, one on all rows 12.5 s; both at their best 5% longer.

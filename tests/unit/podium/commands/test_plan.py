@@ -101,7 +101,7 @@ def test_planning_loads_no_torch() -> None:
 @pytest.mark.parametrize(
     ("params", "hours", "says"),
     [
-        ("0.5B", "2", "First: everything, rate x 1.8, 2.5 epochs"),
+        ("0.5B", "2", "First: LoRA r32, rate x 1.8, 2.5 epochs"),
         ("8B", "2", "to compare rates; then at the rate that it asks for"),  # sharded
         ("70B", "2", "One training run (LoRA r256, 3.4 epochs)"),
         ("7B", "2", "short runs of"),  # 90 M tokens

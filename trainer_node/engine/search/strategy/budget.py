@@ -36,6 +36,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     all_rows: float = 1.0  # training and development rows' tokens, as a multiple of the training rows'
     single: frozenset[str] = frozenset()  # arms whose runs aren't averaged: a second one on all rows is lost
     lora: frozenset[str] = frozenset()  # arms of LoRA of low rank, whose averages are lower than others'
+    ample: frozenset[str] = frozenset()  # those of them that may come before a job's own dense deltas
     devices: int = 1  # that share a step: each needs an example
     width: int = 1  # trials that run at once, each on a device of its own
     pairs: bool = False  # of preferences: published rates are below the plan's, none above it was measured
@@ -98,6 +99,16 @@ def is_averaged(plan: Plan) -> bool:
     products (docs/experiments.md).
     """
     return 4 * plan.trained_parameters <= KEPT_BYTES
+
+
+def is_ample(plan: Plan, own: Plan, label_tokens: int) -> bool:
+    """Return whether LoRA may stand for a job's own plan, which trains matrices whole.
+
+    It has at least as many weights as the training rows have label tokens: with fewer it is known to end
+    higher than dense deltas (Schulman 2025, "LoRA Without Regret").
+    """
+    is_dense = any(one.method == "dense" for one in own.modules)
+    return is_dense and plan.trained_parameters >= label_tokens
 
 
 def is_low_rank(plan: Plan) -> bool:
