@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -42,6 +43,26 @@ def test_a_line_cut_by_a_kill_does_not_swallow_the_next(tmp_path: Path) -> None:
     cut, whole = path.read_bytes().splitlines()
     assert cut == b'{"task":"x"'
     assert decode_progress(whole).phase is Phase.LOADING
+
+
+def test_a_line_cut_by_a_full_disk_does_not_swallow_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, whole = tmp_path / "progress.jsonl", os.write
+    reporter = Reporter(path, "task", "a")
+
+    def full(descriptor: int, data: bytes) -> int:
+        if path.stat().st_size:
+            raise OSError(28, "No space left on device")
+        return whole(descriptor, data[:9])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            reporter.phase(Phase.LOADING)
+    reporter.phase(Phase.BASELINE)
+    cut, line = path.read_bytes().splitlines()
+    assert (len(cut), decode_progress(line).phase) == (9, Phase.BASELINE)
 
 
 def test_a_long_part_says_once_a_second_that_it_is_alive(

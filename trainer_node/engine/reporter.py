@@ -12,7 +12,7 @@ from threading import Event, RLock, Thread
 
 from msgspec.structs import replace
 
-from shared.files import write_atomically
+from shared.files import append_lines, write_atomically
 from shared.messages.encoding import encode
 from shared.messages.runs import Outcome, Phase, Progress
 
@@ -23,7 +23,7 @@ SMOOTHING = 0.9  # of the loss that is shown
 
 
 class Reporter:
-    """Appends `Progress` lines to one file, each in one write, so that a reader never sees half of one.
+    """Appends `Progress` lines to one file; readers take only whole ones.
 
     The lock is for `patience`, whose thread speaks while the main one is busy.
     """
@@ -31,9 +31,6 @@ class Reporter:
     def __init__(self, path: Path, task: str, slot: str) -> None:
         self.last = Progress(task=task, slot=slot, phase=Phase.LOADING)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":  # killed inside a line
-            os.write(self._file, b"\n")
         self._written = 0.0  # never
         self._last_message_at = time.monotonic()
         self._lock = RLock()
@@ -143,7 +140,7 @@ class Reporter:
 
     def _emit(self, progress: Progress) -> None:
         progress = replace(progress, at=time.time())
-        os.write(self._file, encode(progress) + b"\n")
+        append_lines(self._file, encode(progress) + b"\n")
         self._written = time.monotonic()
         self.last = replace(progress, message=None)
 
