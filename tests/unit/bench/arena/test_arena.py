@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.arena import contest
-from bench.arena.contest import play, read_entries, run
+from bench.arena import arena
+from bench.arena.arena import play, read_entries, run
 from bench.arena.standings import Entry, by_task, print_table, summary
 from bench.arena.task import Task
 
@@ -53,15 +53,15 @@ def test_results_are_read_again(tmp_path: Path) -> None:
 
 
 def test_a_run_that_hangs_is_an_entry_without_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contest, "write_job", lambda *_: tmp_path / "job.json")
-    monkeypatch.setattr(contest, "RUN_S", 0.01)
+    monkeypatch.setattr(arena, "write_job", lambda *_: tmp_path / "job.json")
+    monkeypatch.setattr(arena, "RUN_S", 0.01)
     found = run(TASKS[0], "auto", tmp_path)
     assert (found.loss, found.error) == (None, "not done within 0.01 s")
 
 
 def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: Any) -> list[Entry]:
-    monkeypatch.setattr(contest, "model_folder", lambda *_: tmp_path)
-    monkeypatch.setattr(contest, "run", by)
+    monkeypatch.setattr(arena, "model_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(arena, "run", by)
     return play(TASKS, ("auto",), tmp_path, tmp_path / "results.jsonl", workers=1)
 
 
