@@ -171,7 +171,7 @@ class Client:
             raise failure(f"the gateway at {self.url} answered {refusal.status}: {refusal.detail}")
         try:
             return msgspec.json.decode(answer, type=kind)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise PodiumError(f"the server at {self.url} is not a gateway: {error}") from error
 
     def _request(
@@ -211,5 +211,5 @@ def _path(task_id: str) -> str:
 def _refusal(status: int, answer: bytes) -> Refusal:
     try:
         return msgspec.json.decode(answer, type=Refusal)
-    except msgspec.DecodeError:
+    except ValueError:
         return Refusal(status, answer[:500].decode(errors="replace").strip() or "empty response")

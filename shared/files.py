@@ -46,6 +46,25 @@ def open_private(path: Path, *, empty: bool) -> BinaryIO:
         raise
 
 
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all bytes: one write may take only a part of them, without an error. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def append_lines(descriptor: int, lines: bytes) -> None:
+    """Append whole lines to a file that is open for reading and appending.
+
+    They begin on a new line, whatever a kill or a full disk cut before. Raises OSError; a part of them may
+    then be there.
+    """
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        lines = b"\n" + lines
+    write_all(descriptor, lines)
+
+
 def sync(path: Path) -> None:
     """Make a file's content, or a folder's new and renamed entries, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -23,10 +23,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     log_level: Annotated[
         str, Meta(pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
     ] = "info"
-    slots: Annotated[tuple[str, ...], Meta(min_length=1, description="names of all slots of this fleet")] = (
-        "a",
-        "b",
-    )
+    slots: Annotated[
+        tuple[str, ...],
+        Meta(min_length=1, description="names of all slots of this fleet, none twice"),
+    ] = ("a", "b")
 
     # --- NATS ---
     nats_url: Annotated[str, Meta(description="the broker")] = "nats://127.0.0.1:4222"

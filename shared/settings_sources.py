@@ -15,6 +15,7 @@ from msgspec import Struct
 from shared.errors import SettingsError
 from shared.net import LOOPBACK_HOSTS
 from shared.settings import Settings
+from shared.subjects import is_slot_name
 
 PREFIX = "PODIUM_"
 CONFIG_VARIABLE = "PODIUM_CONFIG"  # path of the TOML file
@@ -151,6 +152,11 @@ def _checked(values: dict[str, Any]) -> Settings:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(f"a setting has a value that can't be used: {error}") from error
+    for name in settings.slots:
+        if not is_slot_name(name):
+            raise SettingsError(f"slots: {name!r} is no name of a slot: use 1 to 32 letters, digits, - and _")
+        if settings.slots.count(name) > 1:
+            raise SettingsError(f"slots: {name!r} is there more than once; each slot has a name of its own")
     if settings.slot not in settings.slots:
         raise SettingsError(f"slot {settings.slot!r} is not one of slots {', '.join(settings.slots)}")
     if not settings.lease_renew_s < settings.lease_trust_s < settings.lease_ttl_s:

@@ -46,6 +46,11 @@ def task_key(task_id: str) -> str:
     return "x" + hashlib.sha256(task_id.encode()).hexdigest()[:32]
 
 
+def is_slot_name(text: str) -> bool:
+    """Return whether a slot may have this name: it is a part of subjects, streams, folders and users."""
+    return _SLOT.fullmatch(text) is not None
+
+
 def job(slot: str, task: str) -> str:
     """Return the subject under which a job is stored."""
     return f"podium.jobs.{slot}.{task}"
@@ -99,7 +104,7 @@ def states_of_slot(slot: str) -> str:
 def slot_in(subject: str) -> str | None:
     """Return the slot that a stored record's subject names; None if it names none that can have a log."""
     parts = subject.split(".", 3)
-    if len(parts) != 4 or parts[0] != "podium" or not _SLOT.fullmatch(parts[2]):
+    if len(parts) != 4 or parts[0] != "podium" or not is_slot_name(parts[2]):
         return None
     return parts[2]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import msgspec
 from nats.aio.msg import Msg
 
 from shared import subjects
@@ -46,7 +45,7 @@ class ControlHandler:
     async def _serve(self, message: Msg) -> None:
         try:
             control = decode_control(message.data)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             log.warning("a request can't be read", subject=message.subject, error=str(error))
             return
         self.context.wake.set()

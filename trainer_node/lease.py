@@ -10,8 +10,6 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import msgspec
-
 from shared import subjects
 from shared.aio import pause
 from shared.broker.bus import REQUEST_TIMEOUT_S, Bus, Record
@@ -165,7 +163,7 @@ class SlotLease:
         record = await self.bus.last(subjects.LEASES_STREAM, self._key)
         try:
             return record, decode_lease(record.data) if record and record.data else None
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise BusError(f"the lease {self._key} can't be read: {error}") from error
 
     async def _write(

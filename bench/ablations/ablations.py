@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from bench.ablations.trainer import VariantResult
 from bench.ablations.variants import GROUPS, Variant, variants_of
-from bench.arena.contest import CPU, results_file, shared_gpu
+from bench.arena.arena import CPU, results_file, shared_gpu
 from bench.arena.damage import Way
 from bench.arena.packages import cache_folder
 from bench.arena.suite import ROWS

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from msgspec.structs import replace
 
-from bench.arena.contest import AUTO_ON_FOUR
+from bench.arena.arena import AUTO_ON_FOUR
 from bench.gpu import older_torch
 from shared.messages.offers import FileFormat
 from shared.messages.runs import decode_worker_job

@@ -12,6 +12,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+COMMAND_S = 600.0  # for apt-get or pip, which wait for a mirror that is silent
+
 
 def cache_folder() -> Path:
     """Return the cache folder; it may not exist yet."""
@@ -20,7 +22,13 @@ def cache_folder() -> Path:
 
 
 def _run(*command: str, folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    """Run a command; RuntimeError if it fails or hangs."""
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=COMMAND_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{' '.join(command)} is not done within {COMMAND_S:g} s") from None
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
 

@@ -32,8 +32,8 @@ def witness(folder: str, job_file: str) -> None:
         if before := last_line(path + ".log"):
             lines.insert(0, line_of("released", before["pid"], before["task"], before["job_file"]))
     log = os.open(path + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.write(log, "".join(lines).encode())
-    os.close(log)
+    with open(log, "w", encoding="utf-8") as file:
+        file.writelines(lines)
 
 
 def line_of(event: str, pid: int, task: str, job_file: str) -> str:

@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from bench.arena.contest import play
+from bench.arena.arena import play
 from bench.arena.models import MODELS
 from bench.arena.packages import cache_folder
 from bench.arena.sources import SOURCES

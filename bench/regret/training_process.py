@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from bench.arena.contest import CPU, ROOT, write_job
+from bench.arena.arena import CPU, ROOT, write_job
 from bench.arena.task import Task
 from bench.regret.grid import RECIPE
 from shared.messages.hardware import Hardware

@@ -15,6 +15,7 @@ from gateway.views.schemas import DecisionPage
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError
+from shared.files import append_lines
 from shared.logs import get_logger
 from shared.messages.encoding import encode
 from shared.messages.offers import BareOffer, Decision
@@ -115,5 +116,5 @@ def bare(offer: BareOffer) -> BareOffer:
 
 def _append(path: Path, lines: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        file.write(lines)
+    with path.open("a+b", buffering=0) as file:
+        append_lines(file.fileno(), lines)

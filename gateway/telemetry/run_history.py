@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from gateway.views.run import RunPoint
+from shared.files import append_lines
 from shared.logs import TroubleLog, get_logger
 from shared.messages.runs import Phase, Progress
 from shared.subjects import task_key
@@ -148,8 +149,8 @@ class RunHistory:
         for task, lines in waiting.items():
             file = self._file(task)
             new = not file.exists()
-            with file.open("ab", buffering=0) as stream:
-                stream.write(b"".join(line + b"\n" for line in lines))
+            with file.open("a+b", buffering=0) as stream:
+                append_lines(stream.fileno(), b"".join(line + b"\n" for line in lines))
             if new:
                 self._prune()
 

@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, EnteredRepository]:
         found = msgspec.json.decode(path.read_bytes(), type=dict[str, EnteredRepository])
     except OSError as error:
         raise WrongEntryError(f"PODIUM_TRAINING_REPOS_FILE can't be read: {error}") from error
-    except msgspec.MsgspecError as error:
+    except ValueError as error:
         raise WrongEntryError(f"{path} is not the JSON of training repositories: {error}") from error
     if unknown := sorted(found.keys() - set(KINDS)):
         raise WrongEntryError(f"{path} names {', '.join(unknown)}; the kinds are {', '.join(KINDS)}")

@@ -237,7 +237,12 @@ def _progress(path: Path, start: int, worker: subprocess.Popen[bytes]) -> Iterat
                 fresh = file.read()
             start += len(fresh)
             *whole, buffer = (buffer + fresh).split(b"\n")
-            yield from (decode_progress(line) for line in whole if line)
+            for line in filter(None, whole):
+                try:
+                    progress = decode_progress(line)
+                except ValueError:  # cut off by a full disk
+                    continue
+                yield progress
         if not ended:
             time.sleep(POLL_S)
 

@@ -71,10 +71,15 @@ def check_store(vitals: Vitals) -> Found:
             what = "the broker doesn't sync every write: a power cut can lose accepted jobs"
             found.append((Severity.ERROR, what, "set sync_interval: always in its jetstream block"))
         found += _room("the broker's store", monitor.store_bytes, monitor.store_limit, "max_file_store")
-    silent = [slot for slot in live(vitals) if slot not in vitals.leases]
+    known = vitals.leases.keys() | vitals.unread_leases.keys()
+    silent = [slot for slot in live(vitals) if slot not in known]
     if silent and vitals.read_error is None:
         what = f"the node of slot {', '.join(silent)} sends heartbeats, but holds no lease"
         found.append((Severity.WARNING, what, "if this persists, the broker stores nothing: see its log"))
+    for slot, why in vitals.unread_leases.items():
+        what = f"the lease of slot {slot} can't be read, and no node can take it: {why}"
+        do = f"find out what wrote it, then delete it: `nats kv del {subjects.LEASES_BUCKET} {slot}`"
+        found.append((Severity.ERROR, what, do))
     return found
 
 
@@ -260,7 +265,10 @@ def check_disks(vitals: Vitals) -> Found:
     """Check that this machine has room for checkpoints and submissions."""
     found = Found()
     for folder in vitals.folders:
-        if folder.free < LITTLE_ROOM:
+        if folder.error is not None:
+            what = f"the disk of {folder.path} can't be read: {folder.error}"
+            found.append((Severity.ERROR, what, "repair its mount, or let this user read it"))
+        elif folder.free < LITTLE_ROOM:
             severity = Severity.ERROR if folder.free < NO_ROOM else Severity.WARNING
             what = f"{folder.free / 2**30:.1f} GiB of {folder.total / 2**30:.0f} are free for {folder.path}"
             found.append(

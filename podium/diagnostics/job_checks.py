@@ -19,7 +19,7 @@ def check_jobs(vitals: Vitals) -> Found:
         return [(Severity.NOTE, "jobs are unknown while the logs can't be read", "")]
     holders, found = live(vitals), Found()
     for job in vitals.jobs:
-        trouble = _stuck(vitals, job, holders.get(job.job.slot))
+        trouble = _stuck(vitals, job, holders.get(job.job.slot)) or _unread(job)
         if trouble is not None:
             severity, what, do = trouble
             found.append((severity, f"{job.job.task} ({job.state} on slot {job.job.slot}): {what}", do))
@@ -63,6 +63,8 @@ def _not_running(vitals: Vitals, job: OpenJob, node: Heartbeat) -> Problem | Non
     if node.task != task:
         what = f"its node works on {node.task or 'no task'}"
         return Severity.WARNING, what, "if this persists, see the node's log"
+    if job.unread is not None:
+        return None
     reports = [each.record.at for each in job.chain.records] + [job.progress_at or 0.0]
     silent = _since(vitals.now, reports)
     if silent is None or silent <= hang_s / 2:
@@ -70,6 +72,13 @@ def _not_running(vitals: Vitals, job: OpenJob, node: Heartbeat) -> Problem | Non
     severity = Severity.ERROR if silent > hang_s else Severity.WARNING
     do = f"its node kills it after {hang_s:g} s; `podium jobs requeue {task}` does it now"
     return severity, f"no progress for {silent:.0f} s", do
+
+
+def _unread(job: OpenJob) -> Problem | None:
+    if job.unread is None:
+        return None
+    do = "its node writes the next one in a second; if this stays, see that all run the same version"
+    return Severity.WARNING, f"its newest progress can't be read: {job.unread}", do
 
 
 def _since(now: float, moments: list[float]) -> float | None:

@@ -119,7 +119,7 @@ def check_large_run(vitals: Vitals) -> Found:
         return []
     node = str(vitals.settings.node)
     for folder in vitals.folders:
-        if folder.path == node and folder.free < LARGE_RUN_BYTES:
+        if folder.path == node and folder.error is None and folder.free < LARGE_RUN_BYTES:
             what = (
                 f"{folder.free / 1e9:.0f} GB are free for {node}, and {LARGE_RUN} writes "
                 f"{LARGE_RUN_BYTES / 1e9:.0f} GB"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import time
@@ -20,8 +19,9 @@ from gateway.api.tokens import own_token
 from gateway.state.ledger import Ledger, TaskHistory, TaskState
 from gateway.upstream import repositories
 from gateway.views.schemas import GatewayInfo
-from podium.client import Client, fetch
+from podium.client import Client
 from podium.diagnostics.machine import MachineVitals, probe_machine
+from podium.diagnostics.monitor import Monitor, probe_monitor
 from podium.local.discovery import monitor_url
 from shared import subjects
 from shared.broker.bus import Bus
@@ -63,17 +63,7 @@ class OpenJob(Struct, frozen=True, kw_only=True):
     state: TaskState
     chain: TaskHistory
     progress_at: float | None = None  # by the clock of its node
-
-
-class Monitor(Struct, frozen=True, kw_only=True):
-    """State reported by the broker's monitoring."""
-
-    url: str
-    error: str | None = None  # why it could not be reached
-    health: str = ""  # "ok", or what is wrong
-    sync_always: bool | None = None
-    store_bytes: int = 0
-    store_limit: int = 0
+    unread: str | None = None  # why its newest progress can't be decoded
 
 
 class GatewayVitals(Struct, frozen=True, kw_only=True):
@@ -91,6 +81,7 @@ class Folder(Struct, frozen=True):
     path: str
     total: int
     free: int
+    error: str | None = None  # why it could not be read
 
 
 class Vitals(Struct, frozen=True, kw_only=True):
@@ -114,6 +105,7 @@ class Vitals(Struct, frozen=True, kw_only=True):
     malformed: int = 0
     heartbeats: tuple[ReceivedHeartbeat, ...] = ()
     leases: dict[str, Lease] = {}
+    unread_leases: dict[str, str] = {}  # slot -> why its lease can't be decoded
     monitor: Monitor
     gateway: GatewayVitals
     folders: tuple[Folder, ...] = ()
@@ -128,7 +120,7 @@ async def gather(
 ) -> Vitals:
     """Gather all facts. Takes about three seconds, and ten if the broker doesn't answer."""
     outside = asyncio.gather(
-        asyncio.to_thread(probe_monitor, monitor or monitor_url(settings)),
+        asyncio.to_thread(probe_monitor, monitor or monitor_url(settings), ANSWER_S),
         asyncio.to_thread(probe_gateway, url, settings),
         asyncio.to_thread(probe_folders, settings),
         asyncio.to_thread(probe_nodes_file, settings),
@@ -179,7 +171,7 @@ async def _probe_connected(bus: Bus, settings: Settings) -> dict[str, Any]:
     async def receive(message: Msg) -> None:
         try:
             heartbeats.append(ReceivedHeartbeat(decode_heartbeat(message.data), time.time()))
-        except msgspec.DecodeError:
+        except ValueError:
             return  # the gateway counts those
 
     await bus.subscribe(subjects.ANY_HEARTBEAT, receive)
@@ -200,7 +192,7 @@ async def _probe_connected(bus: Bus, settings: Settings) -> dict[str, Any]:
         if not unread:
             seen["jobs"] = tuple([await _open_job(bus, ledger, job) for job in ledger.open_jobs()])
         await asyncio.sleep(max(0.0, listen_until - time.monotonic()))
-        seen["leases"] = await _leases(bus, settings)
+        seen["leases"], seen["unread_leases"] = await _leases(bus, settings)
     except BusError as error:
         seen["read_error"] = str(error)
     denied = tuple(denial.explain(bus.user) for denial in bus.denied)
@@ -243,23 +235,31 @@ async def _probe_append(bus: Bus) -> str | None:
     return None
 
 
-async def _leases(bus: Bus, settings: Settings) -> dict[str, Lease]:
-    leases = {}
+async def _leases(bus: Bus, settings: Settings) -> tuple[dict[str, Lease], dict[str, str]]:
+    """Return the slots' leases, and of those that can't be decoded why."""
+    leases, unread = {}, {}
     for slot in settings.slots:
         record = await bus.last(subjects.LEASES_STREAM, subjects.lease(slot))
         if record is not None and record.data:
-            leases[slot] = decode_lease(record.data)
-    return leases
+            try:
+                leases[slot] = decode_lease(record.data)
+            except ValueError as error:
+                unread[slot] = str(error)
+    return leases, unread
 
 
 async def _open_job(bus: Bus, ledger: Ledger, job: Job) -> OpenJob:
-    task, progress_at = ledger.task(job.task), None
+    task, progress_at, unread = ledger.task(job.task), None, None
     assert task is not None  # it is of this ledger
     record = await bus.last(subjects.PROGRESS_STREAM, subjects.progress(job.slot, job.task))
     if record is not None and record.data:
-        progress_at = decode_progress(record.data).at
+        try:
+            progress_at = decode_progress(record.data).at
+        except ValueError as error:
+            unread = str(error)
     state = ledger.state(task, time.time())
-    return OpenJob(job=job, state=state, chain=ledger.chain_of(job), progress_at=progress_at)
+    chain = ledger.chain_of(job)
+    return OpenJob(job=job, state=state, chain=chain, progress_at=progress_at, unread=unread)
 
 
 def _skew(streams: list[StreamVitals]) -> float | None:
@@ -280,22 +280,6 @@ def probe_gateway(url: str, settings: Settings) -> GatewayVitals:
     return GatewayVitals(url=url, info=info, skew_s=info.now - (asked + answered) / 2)
 
 
-def probe_monitor(url: str) -> Monitor:
-    """Read the broker's monitoring. Blocks."""
-    try:
-        health = json.loads(fetch(f"{url}/healthz", ANSWER_S)[1])  # an error comes with status 503
-        store = json.loads(fetch(f"{url}/varz", ANSWER_S)[1]).get("jetstream", {})
-    except (OSError, ValueError) as error:
-        return Monitor(url=url, error=str(getattr(error, "reason", error)))
-    return Monitor(
-        url=url,
-        health=health.get("error") or health.get("status", "no answer"),
-        sync_always=store.get("config", {}).get("sync_always", False),
-        store_bytes=store.get("stats", {}).get("storage", 0),
-        store_limit=store.get("config", {}).get("max_storage", 0),
-    )
-
-
 def probe_nodes_file(settings: Settings) -> float | None:
     """Return the age of upstream's nodes file; None if none is set or there. Blocks."""
     if settings.upstream_nodes_file is None:
@@ -309,6 +293,14 @@ def probe_nodes_file(settings: Settings) -> float | None:
 def probe_folders(settings: Settings) -> tuple[Folder, ...]:
     """Read the space on the disks of this machine's data and submissions. Blocks."""
     paths = dict.fromkeys((settings.data, settings.artifacts, settings.node))
-    existing = [path for path in paths if path.is_dir()]
-    usages = [(path, shutil.disk_usage(path)) for path in existing]
-    return tuple(Folder(str(path), usage.total, usage.free) for path, usage in usages)
+    found = []
+    for path in paths:
+        try:
+            usage = shutil.disk_usage(path)
+        except (FileNotFoundError, NotADirectoryError):  # nothing was stored yet
+            continue
+        except OSError as error:
+            found.append(Folder(str(path), 0, 0, error.strerror))
+        else:
+            found.append(Folder(str(path), usage.total, usage.free))
+    return tuple(found)

@@ -69,13 +69,14 @@ class ManagedProcess:
         while True:
             began = time.monotonic()
             process = await self._start()
-            await self._ended_or_asked(process)
-            if process.returncode is None and not self._asked_to_stop.is_set():
-                process.kill()
-                await process.wait()
-            if self._asked_to_stop.is_set():
-                await self._end(process)
-                return
+            try:
+                self._note(process.pid)
+                await self._ended_or_asked(process)
+                if self._asked_to_stop.is_set():
+                    await self._end(process)
+                    return
+            finally:
+                await _kill(process)  # one that its watch condemns; after an error nobody else would end it
             if process.returncode == BAD_SETTINGS:
                 raise PodiumError(f"{self.spec.name} can't start: {self.last_line()}")
             pause = (
@@ -123,11 +124,11 @@ class ManagedProcess:
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
         with self.log.open("ab") as log:
-            process = await self._spawn(log)
-        self.pid = process.pid
-        file = _PidFile(process.pid, start_time(process.pid) or 0)
-        self.pid_file.write_bytes(msgspec.json.encode(file))
-        return process
+            return await self._spawn(log)
+
+    def _note(self, pid: int) -> None:
+        self.pid = pid
+        self.pid_file.write_bytes(msgspec.json.encode(_PidFile(pid, start_time(pid) or 0)))
 
     async def _spawn(self, log: BinaryIO) -> asyncio.subprocess.Process:
         command = self.spec.command
@@ -177,9 +178,15 @@ class ManagedProcess:
                 await asyncio.wait_for(process.wait(), self.spec.stop_s)
             except TimeoutError:
                 self._say(f"{self.spec.name} did not stop within {self.spec.stop_s:g} s; killing it")
-                process.kill()
-                await process.wait()
+                await _kill(process)
         self.pid_file.unlink(missing_ok=True)
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 def _exit_reason(code: int | None) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
 from msgspec import Struct
 
 from gateway.state.ledger import Ledger
@@ -138,11 +137,17 @@ async def _refuse_if_running(bus: Bus, settings: Settings) -> None:
     for slot in settings.slots:
         record = await bus.last(subjects.LEASES_STREAM, subjects.lease(slot))
         if record is not None and record.data:
-            node = decode_lease(record.data).node
             raise NotEmptyError(
-                f"node {node} holds slot {slot}: {STOP}, then restore (a killed node's lease lasts "
+                f"{_holder(record)} holds slot {slot}: {STOP}, then restore (a killed node's lease lasts "
                 f"{settings.lease_ttl_s:g} s)"
             )
+
+
+def _holder(record: Record) -> str:
+    try:
+        return f"node {decode_lease(record.data).node}"
+    except ValueError:
+        return "something with a lease that can't be read"
 
 
 async def _beginning(bus: Bus, stream: str, records: list[Record]) -> int:
@@ -180,7 +185,7 @@ async def _raise_epochs(bus: Bus, states: list[Record]) -> None:
     for record in states:
         try:
             epochs.append(decode_state_record(record.data).epoch)
-        except msgspec.DecodeError:
+        except ValueError:
             continue  # malformed in the old log too; restored as it is
     found = await find_stream(bus, subjects.LEASES_STREAM)
     newest = max(found.last if found is not None else 0, *epochs)

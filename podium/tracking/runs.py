@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from gateway.telemetry.run_history import missing, point_of
@@ -129,7 +128,7 @@ class FolderRuns:
             return None
         except OSError as error:
             raise PodiumError(f"{path} can't be read: {error.strerror}") from error
-        except msgspec.DecodeError as error:  # it is written in one step: no later look finds another
+        except ValueError as error:  # it is written in one step: no later look finds another
             raise PodiumError(f"{path} is no outcome of a run: {error}") from error
 
     def _points(self) -> list[RunPoint]:
@@ -144,7 +143,7 @@ class FolderRuns:
         for line in lines:
             try:
                 points.append(point_of(decode_progress(line)))
-            except msgspec.DecodeError:  # half-written, or cut off by a kill
+            except ValueError:  # half-written, or cut off by a kill
                 continue
         return missing([], points)
 
@@ -157,7 +156,7 @@ def job_of(folder: Path) -> WorkerJob:
     except OSError as error:
         what = f"{folder} is no folder of a `podium train`: {path.name} can't be read"
         raise PodiumError(f"{what} ({error.strerror})") from error
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise PodiumError(f"{path} is no job of a `podium train`: {error}") from error
 
 

@@ -19,6 +19,7 @@ from podium.commands.doctor import table
 from podium.diagnostics import machine, probe
 from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Finding, Severity
+from podium.diagnostics.monitor import probe_monitor
 from podium.local.nats_server import Broker
 from shared import subjects
 from shared.broker.bus import Bus
@@ -155,6 +156,24 @@ async def test_a_removed_slots_log_that_is_gone_and_an_upgrade_are_told(
     assert said == ["the upgrade from one log of states isn't finished"]
 
 
+async def test_records_that_can_not_be_read_are_told_and_end_nothing(
+    settings: Settings, broker: Broker, gateway: str, nodes: Any, bus: Bus
+) -> None:
+    nodes("a", task="t")
+    claim = Claimed(record_id="c", task="t", slot="a", node="n-a", epoch=1, attempt=1, at=time.time())
+    await bus.append(subjects.JOBS_STREAM, subjects.job("a", "t"), encode(job_of("a")))
+    await bus.append(subjects.state_stream("a"), subjects.state("a", "t"), encode(claim))
+    await bus.publish(subjects.progress("a", "t"), b"no json")
+    await bus.publish(subjects.lease("b"), b'{"slot":"\xff"}')
+    findings = wrong(await diagnose(settings, gateway, broker))
+    for check, said in (
+        ("jobs", "t (running on slot a): its newest progress can't be read: JSON is malformed"),
+        ("store", "the lease of slot b can't be read"),
+        ("nodes", "no live node holds slot b"),
+    ):
+        assert [what for name, what in findings if name == check and said in what], (said, findings)
+
+
 def job_of(slot: str) -> Job:
     return Job(
         record_id="j",
@@ -178,7 +197,7 @@ async def test_a_broker_that_stands_still_is_seen_through_an_open_connection(
     await stand_still(broker.process)
     try:
         seen = await probe._probe_connected(asking, settings)
-        health = await asyncio.to_thread(probe.probe_monitor, f"http://127.0.0.1:{broker.monitor_port}")
+        health = await asyncio.to_thread(probe_monitor, f"http://127.0.0.1:{broker.monitor_port}", 0.5)
     finally:
         broker.process.send_signal(signal.SIGCONT)
         await asking.close()

@@ -156,7 +156,7 @@ class ObjectStore:
 def _decode(record: Record) -> Object | None:
     try:
         return msgspec.json.decode(record.data, type=Object)
-    except msgspec.DecodeError as error:  # no submission; it must not block others
+    except ValueError as error:  # no submission; it must not block others
         log.warning("an object record can't be read", subject=record.subject, error=str(error))
         return None
 

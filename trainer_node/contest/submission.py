@@ -40,8 +40,13 @@ class SubmissionFolder:
         return objections(self.path, self.base)
 
     def prepare(self) -> None:
-        """Remove what a killed container left half-way; what it submitted stays."""
+        """Remove what a killed container left half-way; what it submitted stays, or comes back."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = _aside(self.path)
+        if aside.exists() and not self.path.exists():  # killed between two renames
+            os.rename(aside, self.path)
+            sync(self.path.parent)
+        shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(self._staged, ignore_errors=True)
 
     def install(self, fill: Callable[[Path], None]) -> None:
@@ -79,9 +84,10 @@ def linked(export: Path) -> Callable[[Path], None]:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put a folder in another one's place; the other one's content is then at the first path, if any was.
+    """Put a folder in another one's place; the other one's content is then at the first path, or gone.
 
-    Where the file system can't exchange two folders, the gap between two renames remains.
+    Where the file system can't exchange two folders, the gap between two renames remains; a kill in it leaves
+    the other one aside. Raises OSError; the other one then stays where it was.
     """
     if not old.exists():
         os.rename(new, old)
@@ -91,11 +97,20 @@ def replace_folder(new: Path, old: Path) -> None:
     except OSError as error:
         if error.errno not in CAN_NOT:
             raise
-        aside = old.with_name(f".replaced-{old.name}")
+        aside = _aside(old)
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(old, aside)
-        os.rename(new, old)
+        try:
+            os.rename(new, old)
+        except OSError:
+            os.rename(aside, old)
+            raise
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """Return where a submission is between two renames."""
+    return path.with_name(f".replaced-{path.name}")
 
 
 def exchange(one: Path, other: Path) -> None:

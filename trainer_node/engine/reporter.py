@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections import deque
@@ -14,7 +13,7 @@ from threading import Event, RLock, Thread
 import structlog
 from msgspec.structs import replace
 
-from shared.files import write_atomically
+from shared.files import append_lines, write_atomically
 from shared.messages.encoding import encode
 from shared.messages.runs import Outcome, Phase, Progress
 
@@ -27,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class Reporter:
-    """Appends `Progress` lines to one file, each in one write, so that a reader never sees half of one.
+    """Appends `Progress` lines to one file; readers take only whole ones.
 
     The lock is for `patience`, whose thread speaks while the main one is busy.
     """
@@ -35,9 +34,6 @@ class Reporter:
     def __init__(self, path: Path, task: str, slot: str) -> None:
         self.last = Progress(task=task, slot=slot, phase=Phase.LOADING)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        size = os.fstat(self._file).st_size
-        # Killed inside a line, or the disk was full: the next line begins on a new one.
-        self._is_cut = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
         self._lost = 0
         self._written = 0.0  # never
         self._last_message_at = time.monotonic()
@@ -154,12 +150,8 @@ class Reporter:
 
     def _append(self, progress: Progress) -> None:
         """Append a line. On a full disk it is lost; only the file's time shows then that the run is alive."""
-        line = b"\n" * self._is_cut + encode(progress) + b"\n"
         try:
-            written = os.write(self._file, line)
-            self._is_cut = written < len(line) if written else self._is_cut
-            if written < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            append_lines(self._file, encode(progress) + b"\n")
         except OSError as error:
             self._lose(progress, error)
             return

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from msgspec import Struct
 
+from shared.files import write_all
+
 PIECE = 64 * 2**20  # bytes hashed and written at once: they are still in the cache for the second use
 NAMES = {
     torch.float32: "F32",
@@ -47,12 +49,12 @@ def write_tensors(
     header, _, end = header_of(kinds)
     digest = hashlib.sha256(header)
     with path.open("wb", buffering=0) as file:
-        _write(file.fileno(), header)
+        write_all(file.fileno(), header)
         for tensor in tensors.values():
             data = memoryview(bytes_of(tensor.to(_written_dtype(tensor, narrow))))
             for start in range(0, len(data), PIECE):
                 digest.update(data[start : start + PIECE])
-                _write(file.fileno(), data[start : start + PIECE])
+                write_all(file.fileno(), data[start : start + PIECE])
             written(tensor)
         os.fsync(file.fileno())
     return FileEntry(len(header) + end, digest.hexdigest())
@@ -88,9 +90,3 @@ def bytes_of(tensor: torch.Tensor) -> Any:
     """Return a tensor's bytes; on a CPU in its own memory."""
     flat = tensor.detach().cpu().contiguous().flatten()
     return flat.view(torch.uint8).numpy()
-
-
-def _write(descriptor: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

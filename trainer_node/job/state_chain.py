@@ -6,8 +6,6 @@ import time
 import uuid
 from typing import Any
 
-import msgspec
-
 from shared import subjects
 from shared.broker.bus import Bus
 from shared.errors import BusError, BusTimeoutError, ConflictError, PodiumError
@@ -47,7 +45,7 @@ class Chain:
         self._sequence = record.sequence if record else 0
         try:
             self.last = decode_state_record(record.data) if record else None
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise BusError(f"{self.subject} ends with a record that can't be read: {error}") from error
         return self.last
 

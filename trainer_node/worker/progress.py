@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from shared.logs import get_logger
 from shared.messages.runs import Phase, Progress, decode_progress
 
@@ -81,7 +79,7 @@ def _decode(line: bytes) -> Progress | None:
         return None
     try:
         return decode_progress(line)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         log.warning("a progress line can't be read", error=str(error))
         return None
 

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from shared.files import append_lines
 from shared.logs import get_logger
 from shared.processes import command_line
 from shared.settings import Settings
@@ -71,8 +72,8 @@ class SlotLock:
         """Append one line to `slot.log`; a full disk costs the line, not the worker."""
         line = LockEvent(event=event, pid=pid, task=task, attempt=attempt, at=time.time())
         try:
-            with self.log_path.open("ab") as file:
-                file.write(msgspec.json.encode(line) + b"\n")
+            with self.log_path.open("a+b", buffering=0) as file:
+                append_lines(file.fileno(), msgspec.json.encode(line) + b"\n")
         except OSError as error:
             log.error("slot.log not written", event_name=event, pid=pid, error=str(error))
 

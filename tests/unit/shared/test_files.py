@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from shared.files import digest_of, file_digest, folder_digest, open_private, sync, write_atomically
+from shared.files import (
+    append_lines,
+    digest_of,
+    file_digest,
+    folder_digest,
+    open_private,
+    sync,
+    write_all,
+    write_atomically,
+)
 
 
 def test_a_write_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -30,6 +39,25 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, b"two")
     assert path.read_bytes() == b"one"
+
+
+def test_a_kernel_that_takes_a_part_at_a_time_gets_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: whole(descriptor, data[:3]))
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        write_all(file.fileno(), b"0123456789")
+    assert (tmp_path / "file").read_bytes() == b"0123456789"
+
+
+def test_lines_after_a_cut_one_begin_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    for before, after in ((b"", b"one\n"), (b"one\ntw", b"one\ntw\none\n"), (b"two\n", b"two\none\n")):
+        path.write_bytes(before)
+        with path.open("a+b", buffering=0) as file:
+            append_lines(file.fileno(), b"one\n")
+        assert path.read_bytes() == after
 
 
 def test_files_and_folders_can_be_synced(tmp_path: Path) -> None:

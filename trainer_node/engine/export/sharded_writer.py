@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
+from shared.files import write_all
 from shared.messages.runs import Metrics, WorkerJob
 from shared.planning.plan import Plan
 from trainer_node.engine.damage.repair import restores_frozen
@@ -242,7 +243,7 @@ def write_parts(path: Path, parts: Mapping[str, FilePart], group: ProcessGroup) 
     def begin() -> None:
         with path.open("wb", buffering=0) as file:
             os.posix_fallocate(file.fileno(), 0, len(header) + end)  # a full disk shows here
-            os.pwrite(file.fileno(), header, 0)
+            write_all(file.fileno(), header)
 
     _on_main(begin, group)
     error: Exception | None = None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -55,6 +58,38 @@ async def test_a_file_that_can_not_be_written_is_counted_not_raised(tmp_path: Pa
     log.add(decision("one"), OFFER)
     await log.flush()
     assert log.lost == 1
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """Let writes beyond a size be short, and then fail, as on a disk that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_write_that_is_cut_counts_as_lost_and_spoils_no_later_line(tmp_path: Path) -> None:
+    path, room = tmp_path / "decisions.jsonl", 1 << 24  # far more than what the test itself may write
+    log = DecisionLog(path)
+    log.add(decision("one"), OFFER)
+    await log.flush()
+    line = path.stat().st_size
+    with path.open("wb") as file:
+        file.seek(room - line * 3 // 2)
+        file.write(b"\n")
+    with no_file_larger_than(room):
+        for task in ("one", "two", "three"):
+            log.add(decision(task), OFFER)
+        await log.flush()
+    assert path.stat().st_size == room
+    assert log.lost == 3
+    log.add(decision("four"), OFFER)
+    await log.flush()
+    assert [each.task for each in log.read_page(2).decisions] == ["four", "one"]
+    assert log.lost == 3
 
 
 async def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

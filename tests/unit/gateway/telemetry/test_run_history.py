@@ -84,6 +84,30 @@ async def test_a_cut_line_is_skipped(tmp_path: Path) -> None:
     assert [point.step for point in history.read("t")] == [1, 3]
 
 
+async def test_points_after_a_write_that_was_cut_begin_a_new_line(tmp_path: Path) -> None:
+    history = RunHistory(tmp_path)
+    history.note(progress(1.0, 1))
+    await history.flush()
+    with (tmp_path / "t.jsonl").open("a") as file:
+        file.write('[2.0,"tra')
+    history.note(progress(3.0, 3))
+    await history.flush()
+    assert [point.step for point in history.read("t")] == [1, 3]
+
+
+async def test_points_that_are_written_in_parts_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history, whole = RunHistory(tmp_path), os.write
+    history.note(progress(1.0, 1))
+    history.note(progress(2.0, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, data: whole(descriptor, data[:7]))
+        await history.flush()
+    assert [point.step for point in history.read("t")] == [1, 2]
+    assert history.lost == 0
+
+
 @pytest.mark.parametrize("task", ["../../etc/passwd", "a/b", "", "."])
 async def test_a_name_that_is_no_key_makes_no_file(tmp_path: Path, task: str) -> None:
     history = RunHistory(tmp_path / "runs")

@@ -89,6 +89,9 @@ def test_faults_are_listed_once_and_a_kind_left_out_is_none(tmp_path: Path) -> N
     assert faults(settings(tmp_path / "repos.json", {"text": TEXT})) == []
     (fault,) = faults(settings(tmp_path / "repos.json", "{"))
     assert "is not the JSON" in fault
+    (tmp_path / "repos.json").write_bytes(b'{"text": {"github_repo": "\xff"}}')
+    (fault,) = faults(Settings(training_repos_file=str(tmp_path / "repos.json")))
+    assert "is not the JSON" in fault
     wrong = {"text": {**TEXT, "commit_hash": "main"}, "image": {**IMAGE, "commit_hash": "main"}}
     assert [fault.split()[4] for fault in faults(settings(tmp_path / "repos.json", wrong))] == [
         "text",

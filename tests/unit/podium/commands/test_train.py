@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 import pytest
 
 from podium.__main__ import parser
-from podium.commands.train import end
+from podium.commands.train import _progress, end
+from shared.messages.encoding import encode
+from shared.messages.runs import Phase, Progress
 
 DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(120)"
 POLITE = DEAF.replace("signal.SIG_IGN", "lambda *_: exit(7)")
@@ -56,3 +59,11 @@ def test_one_that_stops_is_left_to_it() -> None:
 @pytest.mark.parametrize(("given", "rows"), [([], None), (["--preview"], 5), (["--preview", "2"], 2)])
 def test_a_preview_has_five_rows_unless_it_is_told(given: list[str], rows: int | None) -> None:
     assert parser("train").parse_args(["train", "examples/offer.json", *given]).preview == rows
+
+
+def test_a_line_that_was_cut_does_not_end_the_display(tmp_path: Path) -> None:
+    path, whole = tmp_path / "progress.jsonl", Progress(task="t", slot="a", phase=Phase.TRAIN)
+    path.write_bytes(b'{"task":"t"\n' + encode(whole) + b"\n")
+    with subprocess.Popen([sys.executable, "-c", ""]) as worker:
+        worker.wait()
+        assert list(_progress(path, 0, worker)) == [whole]

@@ -12,10 +12,10 @@ from gateway.views.build import agreed_settings
 from gateway.views.schemas import GatewayInfo, MirrorInfo
 from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Severity
+from podium.diagnostics.monitor import Monitor
 from podium.diagnostics.probe import (
     Folder,
     GatewayVitals,
-    Monitor,
     OpenJob,
     ReceivedHeartbeat,
     StreamVitals,
@@ -149,6 +149,12 @@ def test_a_healthy_world_is_fine() -> None:
             "warning",
             "slot a sends heartbeats, but holds no lease",
         ),
+        (
+            {"leases": {"b": HEALTHY.leases["b"]}, "unread_leases": {"a": "JSON is malformed"}},
+            "store",
+            "error",
+            "the lease of slot a can't be read, and no node can take it: JSON is malformed",
+        ),
         ({"streams": (stream(0, discard="old"),)}, "streams", "error", "JOBS has discard='old'"),
         ({"streams": (stream(0, deny_delete=False),)}, "streams", "warning", "JOBS has deny_delete=False"),
         ({"streams": (stream(1, max_bytes=2),)}, "streams", "warning", "STATE-a has max_bytes=2"),
@@ -228,6 +234,12 @@ def test_a_healthy_world_is_fine() -> None:
         ({"broker_skew_s": -60.0}, "clocks", "error", "the broker is 60.0 s behind"),
         ({"folders": (Folder("/d", 1 << 40, 1 << 30),)}, "disks", "error", "1.0 GiB of 1024"),
         ({"folders": (Folder("/d", 1 << 40, 10 << 30),)}, "disks", "warning", "10.0 GiB"),
+        (
+            {"folders": (Folder("/d", 0, 0, "Stale file handle"),)},
+            "disks",
+            "error",
+            "/d can't be read",
+        ),
         ({"version": "2"}, "versions", "note", "the gateway runs 1, this command 2"),
         # jobs
         (
@@ -242,6 +254,12 @@ def test_a_healthy_world_is_fine() -> None:
             "jobs",
             "error",
             "no progress for 1000 s",
+        ),
+        (
+            with_job(open_job(claimed(1900), unread="JSON is malformed")),
+            "jobs",
+            "warning",
+            "its newest progress can't be read: JSON is malformed",
         ),
         (with_job(open_job(claimed(9)), task="other"), "jobs", "warning", "its node works on other"),
         (with_job(open_job(claimed(9), deadline_at=NOW - 5)), "jobs", "warning", "deadline passed 5 s ago"),

@@ -9,7 +9,8 @@ import pytest
 from podium.diagnostics.checks import examine
 from podium.diagnostics.findings import Severity
 from podium.diagnostics.machine import HubVitals, MachineVitals
-from podium.diagnostics.probe import Folder, GatewayVitals, Monitor, Vitals
+from podium.diagnostics.monitor import Monitor
+from podium.diagnostics.probe import Folder, GatewayVitals, Vitals
 from shared.settings import Settings
 
 HOTKEY = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from gateway.telemetry.refusals import RefusalReason
 from gateway.views.schemas import RefusedCaller
 from podium.diagnostics.findings import Severity
-from podium.diagnostics.probe import GatewayVitals, Monitor, Vitals
+from podium.diagnostics.monitor import Monitor
+from podium.diagnostics.probe import GatewayVitals, Vitals
 from podium.diagnostics.upstream_checks import CAUSES, check_upstream
 from shared.settings import Settings
 from tests.unit.podium.diagnostics.test_checks import INFO, NOW

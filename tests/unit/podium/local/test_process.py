@@ -71,6 +71,38 @@ async def test_stop_between_two_starts_ends_supervision(tmp_path: Path) -> None:
     await asyncio.wait_for(task, 60)
 
 
+async def test_one_whose_pid_file_can_not_be_written_is_not_left_running(tmp_path: Path) -> None:
+    sleeper = service(tmp_path, SLEEP, [])
+    sleeper.pid_file.mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        await asyncio.wait_for(sleeper.supervise(), 60)
+    assert sleeper.pid is not None
+    assert start_time(sleeper.pid) is None
+
+
+async def test_one_whose_watch_fails_is_not_left_running(tmp_path: Path) -> None:
+    async def watch() -> str:
+        raise OSError("no socket is left")
+
+    sleeper = service(tmp_path, SLEEP, [])
+    sleeper.watch = watch
+    with pytest.raises(OSError, match="no socket"):
+        await asyncio.wait_for(sleeper.supervise(), 60)
+    assert sleeper.pid is not None
+    assert start_time(sleeper.pid) is None
+
+
+async def test_cancelled_supervision_leaves_nothing_running(tmp_path: Path) -> None:
+    sleeper = service(tmp_path, SLEEP, [])
+    task = asyncio.create_task(sleeper.supervise())
+    await until(lambda: sleeper.pid is not None)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 60)
+    assert sleeper.pid is not None
+    assert start_time(sleeper.pid) is None
+
+
 async def test_bad_settings_end_it_with_the_services_own_words(tmp_path: Path) -> None:
     wrong = service(tmp_path, "import sys; print('slot is odd', file=sys.stderr); sys.exit(2)", [])
     with pytest.raises(PodiumError, match="x can't start: slot is odd"):

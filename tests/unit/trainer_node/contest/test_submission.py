@@ -183,20 +183,62 @@ def test_an_invalid_folder_never_becomes_the_submission(base: Path, tmp_path: Pa
     assert [path.name for path in place.path.parent.iterdir()] == ["repo"]
 
 
-@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOSYS])
-def test_a_file_system_that_can_not_exchange_folders(
-    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def refuse_exchanges(monkeypatch: pytest.MonkeyPatch, error: int = errno.EINVAL) -> None:
     def refuse(one: Path, other: Path) -> None:
         raise OSError(error, "no")
 
     monkeypatch.setattr(submission, "exchange", refuse)
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_that_can_not_exchange_folders(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_exchanges(monkeypatch, error)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "file").write_text("new")
     (tmp_path / "old").mkdir()
     replace_folder(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old" / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("ending", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_a_second_rename_that_does_not_happen_costs_no_submission(
+    ending: BaseException, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_exchanges(monkeypatch)
+    place = SubmissionFolder(tmp_path / "task" / "repo", base)
+    place.prepare()
+    place.install(linked(adapter(tmp_path / "one", 128)))
+    rename = os.rename
+
+    def end(old: Path, new: Path) -> None:
+        if old.name.startswith(".staged"):
+            raise ending
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", end)
+        with pytest.raises(type(ending)):
+            place.install(linked(adapter(tmp_path / "two", 64)))
+    if isinstance(ending, KeyboardInterrupt):  # as a kill: what comes next is the next container's
+        place.prepare()
+    assert place.objections() == []
+    assert read_shapes(place.path / "adapter_model.safetensors") == {"x.lora_A.weight": (128, 8)}
+    assert [path.name for path in place.path.parent.iterdir()] == ["repo"]
+
+
+def test_what_an_earlier_container_put_aside_is_removed_once_it_is_replaced(
+    base: Path, tmp_path: Path
+) -> None:
+    place = SubmissionFolder(tmp_path / "task" / "repo", base)
+    place.prepare()
+    place.install(linked(adapter(tmp_path / "new", 64)))
+    adapter(place.path.with_name(".replaced-repo"), 128)
+    place.prepare()
+    assert read_shapes(place.path / "adapter_model.safetensors") == {"x.lora_A.weight": (64, 8)}
+    assert [path.name for path in place.path.parent.iterdir()] == ["repo"]
 
 
 def _install_for_ever(target: Path, base: Path, sources: list[Path]) -> None:

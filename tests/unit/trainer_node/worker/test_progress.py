@@ -81,7 +81,7 @@ def test_of_an_adopted_run_only_the_newest_line_is_new(tmp_path: Path) -> None:
 def test_rubbish_is_skipped_and_a_flood_is_read_in_pieces(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
     tail = ProgressTail(path)
-    append(path, b"not json\n\n" + line(1))
+    append(path, b"not json\n\n" + b'{"task":"\xff"}\n' + line(1))
     assert steps(tail) == [1]
     append(path, b"x" * (READ_BYTES + 10) + b"\n" + line(2))
     assert steps(tail) == []

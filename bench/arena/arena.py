@@ -61,15 +61,18 @@ CPU = Hardware(device="cpu", count=1, memory_bytes=8 * 2**30)
 
 
 def run(task: Task, profile: str, cache: Path, hardware: Hardware = CPU) -> Entry:
-    """Train and score in a process of its own."""
+    """Train and score in a process of its own; an entry without a loss says why."""
     with tempfile.TemporaryDirectory(prefix="arena-") as name:
         folder = Path(name)
         job = write_job(task, profile, cache, folder, hardware)
         command = [sys.executable, "-m", "bench.arena.contestant", str(job)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=RUN_S, check=False
-        )
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=RUN_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return Entry(task, profile, None, [], 0, 0.0, f"not done within {RUN_S:g} s")
         outcome_path = folder / "outcome.json"
         if done.returncode or not outcome_path.exists():
             return Entry(task, profile, None, [], 0, 0.0, (done.stderr or "no outcome")[-500:])
@@ -164,14 +167,24 @@ def play(
         running = {
             pool.submit(run, task, profile, cache, hardware): (task, profile) for task, profile in missing
         }
-        for count, done in enumerate(as_completed(running), 1):
-            entry = done.result()
-            known[entry.task, entry.profile] = entry
-            file.write(msgspec.json.encode(entry) + b"\n")
-            file.flush()
-            text = entry.error.strip().splitlines()[-1:] if entry.loss is None else f"{entry.loss:.4f}"
-            print(f"[{count}/{len(missing)}] {entry.task}: {entry.profile} {text}", flush=True)
+        try:
+            for count, done in enumerate(as_completed(running), 1):
+                entry = done.result()
+                known[entry.task, entry.profile] = entry
+                file.write(msgspec.json.encode(entry) + b"\n")
+                file.flush()
+                print(f"[{count}/{len(missing)}] {entry.task}: {entry.profile} {said(entry)}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # nobody would keep what the others find
+            raise
     return [known[pair] for pair in wanted]
+
+
+def said(entry: Entry) -> str:
+    """Return an entry's loss as people read it, else the last line of why there is none."""
+    if entry.loss is not None:
+        return f"{entry.loss:.4f}"
+    return entry.error.strip().rpartition("\n")[2] or "failed"
 
 
 def main() -> None:

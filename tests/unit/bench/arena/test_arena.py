@@ -1,11 +1,14 @@
-"""The arena's figures, from entries whose winner is known."""
+"""The arena's runs, and its figures from entries whose winner is known."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from bench.arena.contest import read_entries
+from bench.arena import arena
+from bench.arena.arena import play, read_entries, run
 from bench.arena.standings import Entry, by_task, print_table, summary
 from bench.arena.task import Task
 
@@ -47,3 +50,44 @@ def test_results_are_read_again(tmp_path: Path) -> None:
     assert read_entries(path) == {}
     path.write_bytes(msgspec.json.encode(one) + b"\n")
     assert read_entries(path) == {(TASKS[0], "auto"): one}
+
+
+def test_a_run_that_hangs_is_an_entry_without_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arena, "write_job", lambda *_: tmp_path / "job.json")
+    monkeypatch.setattr(arena, "RUN_S", 0.01)
+    found = run(TASKS[0], "auto", tmp_path)
+    assert (found.loss, found.error) == (None, "not done within 0.01 s")
+
+
+def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: Any) -> list[Entry]:
+    monkeypatch.setattr(arena, "model_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(arena, "run", by)
+    return play(TASKS, ("auto",), tmp_path, tmp_path / "results.jsonl", workers=1)
+
+
+def test_why_a_run_failed_is_shown_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = iter(["Traceback\nValueError: odd\n", "", ""])
+
+    def fails(task: Task, profile: str, *_: object) -> Entry:
+        return Entry(task, profile, None, [], 0, 0.0, next(errors))
+
+    assert [each.loss for each in played(tmp_path, monkeypatch, fails)] == [None] * 3
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.partition(": auto ")[2] for line in lines) == ["ValueError: odd", "failed", "failed"]
+
+
+def test_an_error_of_the_arena_itself_ends_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def breaks(task: Task, *_: object) -> Entry:
+        begun.append(task)
+        time.sleep(0.5)
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        played(tmp_path, monkeypatch, breaks)
+    assert len(begun) < len(TASKS)
