@@ -79,7 +79,7 @@ class TrainingRun:
             self.log.warning("asked to stop")
             return False
         finally:
-            self.early.stop()
+            await asyncio.to_thread(self.early.stop)
             await self.supervisor.stop("its run is over", grace_s=STOP_S)
             self.supervisor.close()
 
@@ -159,7 +159,7 @@ class TrainingRun:
             await self.supervisor.stop(why, grace_s=STOP_S)
 
     async def _take_export(self) -> None:
-        self.early.stop()
+        await asyncio.to_thread(self.early.stop)
         outcome = await asyncio.to_thread(self.folder.outcome)
         assert outcome is not None
         export = self.folder.export(outcome)
