@@ -26,6 +26,7 @@ from trainer_node.contest.worker_jobs import Times
 from trainer_node.worker.crash import explain
 from trainer_node.worker.progress import ProgressTail, stop_reason
 from trainer_node.worker.run_folder import RunFolder
+from trainer_node.worker.slot_lock import StuckError
 from trainer_node.worker.supervisor import Supervisor
 
 POLL_S: Final = 0.25
@@ -121,7 +122,11 @@ class TrainingRun:
         await asyncio.to_thread(self.folder.remove_outcome)
         step = await asyncio.to_thread(self.folder.newest_step)
         self._step = step or 0
-        await self.supervisor.start(self.folder, self._deaths + 1, self._step)
+        try:
+            await self.supervisor.start(self.folder, self._deaths + 1, self._step)
+        except StuckError as error:
+            self.log.error("no worker can start yet", error=str(error))
+            return
         self._active, self._counted = time.monotonic(), False
 
     async def _watch(self) -> None:
