@@ -15,7 +15,7 @@ async def pause(seconds: float, wake: asyncio.Event) -> None:
             await wake.wait()
 
 
-async def cancel_all(tasks: Iterable[asyncio.Task[None]], again_s: float = 0.2) -> None:
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]], again_s: float = 0.2) -> None:
     """Cancel tasks until each has ended.
 
     Once is not enough: `asyncio.wait_for` of Python 3.11, which the NATS client is full of, drops a

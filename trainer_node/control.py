@@ -8,6 +8,7 @@ from collections.abc import Callable
 from nats.aio.msg import Msg
 
 from shared import subjects
+from shared.aio import cancel_all
 from shared.errors import BusError
 from shared.logs import get_logger
 from shared.messages.encoding import encode
@@ -32,9 +33,7 @@ class ControlHandler:
 
     async def close(self) -> None:
         """Drop unanswered requests: the logs hold the truth."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await cancel_all(self._running)
 
     async def _heard(self, message: Msg) -> None:
         """Start a task: the client library awaits callbacks one by one, and ending a worker takes seconds."""

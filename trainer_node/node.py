@@ -14,7 +14,7 @@ import msgspec
 from nats.aio.msg import Msg
 
 from shared import subjects
-from shared.aio import pause
+from shared.aio import cancel_all, pause
 from shared.broker.bus import Bus, Record
 from shared.broker.connection import connect
 from shared.broker.credentials import trainer
@@ -40,6 +40,7 @@ from trainer_node.worker.supervisor import ENGINE, Supervisor
 # The broker delivers a job to subscribers before it stores it. A node that polls in between, or reconnects
 # too late for the message, finds nothing: so after a message or a reconnect it polls quickly for a while.
 ALERT_S, LOOK_AGAIN_S = 2.0, 0.05
+AGAIN_S = 30.0  # before tasks are cancelled again: the job at hand cancels its own first
 
 log = get_logger()
 
@@ -96,8 +97,7 @@ class Node:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
+            await cancel_all(tasks, AGAIN_S)
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.control.close()
             self.supervisor.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from transformers import Gemma2Config, GptOssConfig, LlamaConfig
 
 from bench.performance.memory import plan_of
 from shared.clock import TokenClock, WallClock
+from shared.errors import DataUnavailableError
 from shared.messages.hardware import Hardware
 from shared.planning.memory_fit import split
 from shared.planning.plan import Plan, Repair
 from shared.planning.profiles import resolve
 from shared.planning.throughput import SAVE_BYTES_PER_S, Measured
 from tests.engine.train.test_loop import JOB
-from trainer_node.engine import prepare
+from trainer_node.engine import limits, prepare
 from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.process_group import CPU, SINGLE_PROCESS, ProcessGroup
@@ -59,6 +61,25 @@ def test_the_plan_is_made_for_the_memory_that_is_free(
 
 def test_a_cpu_has_the_memory_that_its_half_states() -> None:
     assert prepare.with_free_memory(JOB, SINGLE_PROCESS, pytest.fail) is JOB
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.5, 500), (1.0, 1000)])
+def test_data_may_take_the_memory_of_its_slot(
+    share: float, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def limit(more: int) -> AbstractContextManager[None]:
+        taken.append(more)
+        raise MemoryError
+
+    monkeypatch.setattr(prepare, "machine_memory", lambda: (1000, 1000))
+    monkeypatch.setattr(limits, "memory_limit", limit)
+    reporter = Reporter(tmp_path / "progress.jsonl", "t", "a")
+    run = RunContext(replace(JOB, memory_share=share), tmp_path, WallClock(), reporter, Stop())
+    with pytest.raises(DataUnavailableError, match="needs more than"):
+        prepare.bounded_tokens(run, 100)
+    assert taken == [most]
 
 
 def _plan_of(config: LlamaConfig, parallel: str = "single", **changes: Any) -> Plan:

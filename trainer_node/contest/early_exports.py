@@ -20,6 +20,7 @@ from trainer_node.worker.run_folder import RunFolder
 
 MODULE: Final = "trainer_node.engine.early_export"
 NOTHING_YET: Final = 3
+END_S: Final = 2.0  # for a killed process to be gone: the final export waits for it
 
 log = get_logger()
 
@@ -85,11 +86,15 @@ class EarlyExports:
             )
 
     def stop(self) -> None:
-        """End the export process, if one runs: what the worker leaves is better."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        """End the export process, if one runs: what the worker leaves is better. Blocks, END_S at most."""
+        if self._process is None:
+            return
+        self._process.kill()
+        try:
+            self._process.wait(END_S)
+        except subprocess.TimeoutExpired:  # in a system call; the kernel ends it later
+            log.warning("an early export doesn't end; going on", pid=self._process.pid, after_s=END_S)
+        self._process = None
 
     @property
     def _outcome_file(self) -> Path:

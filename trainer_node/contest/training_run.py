@@ -26,6 +26,7 @@ from trainer_node.contest.worker_jobs import Times
 from trainer_node.worker.crash import explain
 from trainer_node.worker.progress import ProgressTail, stop_reason
 from trainer_node.worker.run_folder import RunFolder
+from trainer_node.worker.slot_lock import StuckError
 from trainer_node.worker.supervisor import Supervisor
 
 POLL_S: Final = 0.25
@@ -79,7 +80,7 @@ class TrainingRun:
             self.log.warning("asked to stop")
             return False
         finally:
-            self.early.stop()
+            await asyncio.to_thread(self.early.stop)
             await self.supervisor.stop("its run is over", grace_s=STOP_S)
             self.supervisor.close()
 
@@ -121,7 +122,11 @@ class TrainingRun:
         await asyncio.to_thread(self.folder.remove_outcome)
         step = await asyncio.to_thread(self.folder.newest_step)
         self._step = step or 0
-        await self.supervisor.start(self.folder, self._deaths + 1, self._step)
+        try:
+            await self.supervisor.start(self.folder, self._deaths + 1, self._step)
+        except StuckError as error:
+            self.log.error("no worker can start yet", error=str(error))
+            return
         self._active, self._counted = time.monotonic(), False
 
     async def _watch(self) -> None:
@@ -161,7 +166,7 @@ class TrainingRun:
             await self.supervisor.stop(why, grace_s=STOP_S)
 
     async def _take_export(self) -> None:
-        self.early.stop()
+        await asyncio.to_thread(self.early.stop)
         outcome = await asyncio.to_thread(self.folder.outcome)
         assert outcome is not None
         export = self.folder.export(outcome)

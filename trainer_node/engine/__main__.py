@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from trainer_node.engine.signals import Stop
+from trainer_node.engine.signals import STOP_FILE, Stop
 
 OUT_OF_MEMORY_SCORE = "500"  # of 1000; any process may raise its own
 
@@ -40,7 +40,7 @@ def main() -> int:
     if first and unverified.submitted(job_path, stop):
         return 0
     if first and (world := launch.world_of(job_path)) > 1:
-        ranks = launch.Ranks(launch.command(job_path), world)
+        ranks = launch.Ranks(launch.command(job_path), world, job_path.parent / STOP_FILE)
         status = ranks.run()
         stop.close()
         if not (ranks.stopping and status == 128 + signal.SIGTERM):

@@ -20,7 +20,7 @@ from shared.planning.throughput import Costs
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, ProcessGroup, common_clock
 from trainer_node.engine.reporter import Reporter
-from trainer_node.engine.signals import Stop
+from trainer_node.engine.signals import STOP_FILE, Stop
 
 PATIENCE = 0.25  # share of the time left that one silent call may take
 LEAST_PATIENCE_S = 20.0
@@ -57,7 +57,7 @@ class RunContext:
     def alone(self) -> RunContext:
         """Return what this process is given while each trains something else: its own clock and checkpoints.
 
-        Rank 0 still decides when to stop: its request is a file that the others look for.
+        A request to stop reaches rank 0 as a signal; for the others it is a file that they look for.
         """
         group, clock, stop = self.process_group, self.own_clock, self.stop
         if isinstance(clock, TokenClock):
@@ -69,8 +69,8 @@ class RunContext:
 
     @property
     def stop_file(self) -> Path:
-        """Return the file that rank 0 writes when it is asked to stop while each is alone."""
-        return self.folder / "stop"
+        """Return the file by which rank 0, or the ranks' parent, asks all to stop while each is alone."""
+        return self.folder / STOP_FILE
 
     def patience(self) -> AbstractContextManager[None]:
         """Around one call that can't say that the run is alive: up to PATIENCE of the time left."""

@@ -72,11 +72,11 @@ def ingest(run: RunContext, config: Any) -> JobData:
 
 
 def bounded_tokens(run: RunContext, length: int) -> TokenCache:
-    """Return the job's rows as tokens, in half of the machine's memory, and never silent for long.
+    """Return the job's rows as tokens, in the job's share of the machine's memory, and never silent for long.
 
-    The other half of the memory is the other slot's. Raises DataError.
+    The rest is the other slot's, also on a CPU, if there is one. Raises DataError.
     """
-    most = machine_memory()[0] // 2
+    most = int(run.job.memory_share * machine_memory()[0])
 
     def give_up() -> None:
         text = (

@@ -7,6 +7,9 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+STOP_FILE: Final = "stop"  # in the run folder: for processes that each train something else
 
 
 class Stop:

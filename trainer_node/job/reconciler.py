@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from shared.aio import pause
+from shared.aio import cancel_all, pause
 from shared.errors import BusError, EngineError
 from shared.logs import TroubleLog, get_logger
 from shared.messages.jobs import Job, Result, ResultStatus
@@ -47,6 +47,7 @@ from trainer_node.worker.supervisor import Worker
 
 EXIT_S: Final = 3.0  # for a worker that is done to exit by itself; freeing a large model takes a while
 RESTART_PAUSE_S: Final = 1.0  # least time between two starts, so that a crash loop doesn't eat the machine
+AGAIN_S: Final = 10.0  # before tasks are cancelled again: the end of an upload must not be cut short
 OVER: Final = "the task ended, or its node stopped"
 
 log = get_logger()
@@ -83,8 +84,7 @@ class JobReconciler:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
+            await cancel_all(tasks, AGAIN_S)
             ends = await asyncio.gather(*tasks, return_exceptions=True)
             self._over = True
             self._answer(OVER)

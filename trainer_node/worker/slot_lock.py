@@ -23,7 +23,9 @@ from shared.logs import get_logger
 from shared.processes import command_line
 from shared.settings import Settings
 
-POLL_S: Final = 0.05  # between two looks at a lock that another node's worker holds
+POLL_S: Final = 0.05  # between two looks at a lock that is held; a look reads all of /proc
+SLOWEST_POLL_S: Final = 1.0  # once its holders were killed, and are still there
+STUCK_S: Final = 60.0  # after which a process that is killed counts as one that the kernel can't end
 
 log = get_logger()
 
@@ -88,6 +90,30 @@ class SlotLock:
             self.record("released", last.pid, last.task, last.attempt)
 
 
+class StuckError(OSError):
+    """A process that holds a lock can't be ended; a later try may find it gone."""
+
+
+class LockWait:
+    """The looks at a lock whose holders are asked to end: slower after a kill, and not for ever."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.killed: set[int] = set()
+        self._began = time.monotonic()
+        self._pause_s = POLL_S
+
+    async def pause(self) -> None:
+        """Wait until the next look. Raises StuckError after STUCK_S: a system call may never end."""
+        if time.monotonic() - self._began > STUCK_S:
+            pids = sorted(self.killed)
+            who = f"killed, but alive: {pids}" if pids else "none that this user can end"
+            raise StuckError(f"{self.path} is held for more than {STUCK_S:.0f} s by processes ({who})")
+        await asyncio.sleep(self._pause_s)
+        if self.killed:
+            self._pause_s = min(2 * self._pause_s, SLOWEST_POLL_S)
+
+
 class MachineLock:
     """A second lock that every worker inherits, in the data folder: the slot's nodes on one machine share it.
 
@@ -101,9 +127,11 @@ class MachineLock:
         """Return when no worker is on the slot's devices; end the worker of a node that lost the lease.
 
         `must_hold` raises if this node doesn't hold the lease: then it has no right to end a process.
+        Raises StuckError if such a worker can't be ended.
         """
         await asyncio.to_thread(self.lock.path.parent.mkdir, parents=True, exist_ok=True)
         asked: dict[int, float] = {}
+        wait = LockWait(self.lock.path)
         while await asyncio.to_thread(self.lock.is_held):
             must_hold()
             for pid in await asyncio.to_thread(lambda: list(self._foreign_workers())):
@@ -112,8 +140,11 @@ class MachineLock:
                     asked[pid] = time.monotonic()
                     _send(pid, signal.SIGTERM)
                 elif time.monotonic() - asked[pid] > grace_s:
+                    if pid not in wait.killed:
+                        log.warning("another node's worker doesn't stop, killing it", pid=pid)
+                    wait.killed.add(pid)
                     _send(pid, signal.SIGKILL)
-            await asyncio.sleep(POLL_S)
+            await wait.pause()
 
     def _foreign_workers(self) -> Iterator[int]:
         """Yield the holders of the lock, except nodes: they open it for a moment to test it."""

@@ -24,7 +24,7 @@ from trainer_node.fault_injection import FaultPoint, fault_point
 from trainer_node.worker.crash import KILLED, out_of_memory_kills
 from trainer_node.worker.environment import worker_environment
 from trainer_node.worker.run_folder import RunFolder
-from trainer_node.worker.slot_lock import MachineLock, SlotLock
+from trainer_node.worker.slot_lock import STUCK_S, LockWait, MachineLock, SlotLock, StuckError
 
 ENGINE = (sys.executable, "-m", "trainer_node.engine")
 TEMPORARY = "tmp"  # in the node's folder
@@ -101,6 +101,7 @@ class Supervisor:
         self._file = self.folder / "worker.json"
         self._on_end = on_end
         self._poller: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()  # a stop that still waits for the lock must not see the next worker's
 
     @property
     def alive(self) -> bool:
@@ -122,7 +123,7 @@ class Supervisor:
         file = await asyncio.to_thread(self._find)
         if file is None:
             log.error("the slot's lock is held by something that is no worker; killing it")
-            await self._free_lock(orphans_after_s=0)
+            await self._try_to_free_lock(orphans_after_s=0)
             return
         log.info("worker adopted", pid=file.pid, task=file.task, attempt=file.attempt)
         self._watch(Worker(file, None), "adopted")
@@ -133,18 +134,27 @@ class Supervisor:
         """Start a worker on a run folder whose job.json is written; waits for the lock first.
 
         A worker of another node on this machine has to go; `must_hold` raises if this node may not end it.
+        Raises StuckError if a process that holds the lock can't be ended.
         """
-        await self._free_lock()
-        await self.machine.clear(must_hold, min(OTHERS_GRACE_S, self.settings.stop_grace_s))
-        worker = await asyncio.to_thread(self._spawn, run, attempt, step)
-        log.info("worker started", pid=worker.file.pid, task=run.task, attempt=attempt, step=step)
-        self._watch(worker, "acquired")
+        async with self._changing:
+            await self._free_lock()
+            await self.machine.clear(must_hold, min(OTHERS_GRACE_S, self.settings.stop_grace_s))
+            worker = await asyncio.to_thread(self._spawn, run, attempt, step)
+            log.info("worker started", pid=worker.file.pid, task=run.task, attempt=attempt, step=step)
+            self._watch(worker, "acquired")
 
     async def stop(self, why: str, *, grace_s: float | None = None) -> None:
-        """Ask the worker to stop, kill its process group after the grace, and wait for the lock."""
-        worker = self.worker
-        if worker is None or not worker.alive:
+        """Ask the worker to stop, kill its process group after the grace, and wait for the lock.
+
+        What can't be ended is logged, and left: the next `stop` or `start` tries again.
+        """
+        if (worker := self.worker) is None:
             return
+        async with self._changing:
+            if worker.alive:
+                await self._end(worker, why, grace_s)
+
+    async def _end(self, worker: Worker, why: str, grace_s: float | None) -> None:
         worker.stopped = True
         grace_s = self.settings.stop_grace_s if grace_s is None else grace_s
         log.info("stopping the worker", pid=worker.file.pid, task=worker.file.task, why=why)
@@ -156,8 +166,13 @@ class Supervisor:
             file = worker.file
             log.warning("worker doesn't stop, killing it", pid=file.pid, task=file.task, after_s=grace_s)
             _kill_group(worker.file)
-            await worker.ended.wait()
-        await self._free_lock()
+            try:
+                async with asyncio.timeout(STUCK_S):
+                    await worker.ended.wait()
+            except TimeoutError:
+                log.error("a killed worker doesn't end", pid=file.pid, task=file.task, after_s=STUCK_S)
+                return
+        await self._try_to_free_lock()
 
     def close(self) -> None:
         """Stop watching; a running worker continues."""
@@ -269,15 +284,28 @@ class Supervisor:
         self._on_end()
 
     async def _free_lock(self, orphans_after_s: float = ORPHANS_AFTER_S) -> None:
-        """Wait until the lock is free; kill the processes that still hold it after `orphans_after_s`."""
-        waited_s = 0.0
+        """Wait until the lock is free; kill the processes that still hold it after `orphans_after_s`.
+
+        Raises StuckError if one can't be ended.
+        """
+        wait, began = LockWait(self.lock.path), time.monotonic()
         while await asyncio.to_thread(self.lock.is_held):
-            if waited_s >= orphans_after_s:
+            if time.monotonic() - began >= orphans_after_s:
                 for pid in await asyncio.to_thread(self.lock.holders):
-                    log.warning("killing a process that keeps the slot's lock", pid=pid)
+                    if pid == os.getpid():  # another thread tests the lock in this moment
+                        continue
+                    if pid not in wait.killed:
+                        log.warning("killing a process that keeps the slot's lock", pid=pid)
+                    wait.killed.add(pid)
                     _kill(pid)
-            await asyncio.sleep(POLL_S)
-            waited_s += POLL_S
+            await wait.pause()
+
+    async def _try_to_free_lock(self, orphans_after_s: float = ORPHANS_AFTER_S) -> None:
+        """Free the lock, or log why not: the next start waits for it, too."""
+        try:
+            await self._free_lock(orphans_after_s)
+        except StuckError as error:
+            log.error("the slot's lock is not free", error=str(error))
 
 
 def _signal(file: WorkerFile, number: int) -> None:

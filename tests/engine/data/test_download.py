@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -43,12 +44,27 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, BODY, length=len(BODY) + 10)
         elif path == "/endless":
             self.answer(200, b"x" * 5000, length=None)
+        elif path.startswith("/drip/"):
+            self.drip(path)
         elif path.startswith("/status/"):
             self.answer(int(path.removeprefix("/status/")), b"")
         elif path in ("/data.json", "/busy"):
             self.answer(200, BODY)
         else:
             self.answer(404, b"")
+
+    def drip(self, path: str) -> None:
+        """Send one byte every 20 ms, for 6 s at most: of the body, of the head or of a chunk's length."""
+        sent = {
+            "/drip/body": b"HTTP/1.1 200 OK\r\nContent-Length: 300\r\n\r\n",
+            "/drip/head": b"HTTP/1.1 200 OK\r\nX-Slow: ",
+            "/drip/chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+        }
+        self.wfile.write(sent[path])
+        with contextlib.suppress(OSError):
+            for _ in range(300):
+                self.wfile.write(b"x")
+                threading.Event().wait(0.02)
 
     def answer(self, status: int, body: bytes, location: str = "", length: int | None = -1) -> None:
         self.send_response(status)
@@ -204,11 +220,43 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server: str, tmp
     assert Handler.seen["/missing"] == 1
 
 
-def test_every_piece_is_a_sign_of_life(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(download, "PIECE", 10)
-    pieces: list[str] = []
-    fetch(f"{server}/data.json", tmp_path / "data", allow_private=True, tick=pieces.append)
-    assert len(pieces) == -(-len(BODY) // 10)
+def test_whatever_comes_is_a_sign_of_life(server: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    fetch(f"{server}/data.json", tmp_path / "data", allow_private=True, tick=said.append)
+    assert said[0].startswith("connecting to 127.0.0.1 port")
+    assert said[-1] == f"0 MB of {server}/data.json downloaded"
+
+
+@pytest.mark.parametrize("path", ["drip/body", "drip/head", "drip/chunk"])
+def test_a_server_that_drips_bytes_outlives_no_limit(
+    server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str
+) -> None:
+    monkeypatch.setattr(download, "TOTAL_S", 0.6)
+    said: list[str] = []
+    began = time.monotonic()
+    with pytest.raises(DataUnavailableError, match="not downloaded within"):
+        fetch(f"{server}/{path}", tmp_path / "data", allow_private=True, tick=said.append)
+    assert time.monotonic() - began < 4.0  # all that it sends takes 6 s
+    assert len(said) > 5
+
+
+def test_many_addresses_that_do_not_answer_outlive_no_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = [0.0]
+
+    def refuse(address: tuple[str, int], timeout: float) -> None:
+        now[0] += timeout
+        raise TimeoutError
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(download, "resolve", lambda *args, **options: ["8.8.8.8"] * 1000)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    said: list[str] = []
+    with pytest.raises(DataUnavailableError, match="not downloaded within"):
+        fetch("https://host.example/rows", tmp_path / "data", allow_private=False, tick=said.append)
+    assert now[0] < download.TOTAL_S + 2 * download.TIMEOUT_S
+    assert len(said) == now[0] / download.TIMEOUT_S + 1
 
 
 def test_a_broken_download_is_an_error(server: str, tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ def _handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def _run(rank_0: str, rank_1: str) -> tuple[int, float]:
+def _run(rank_0: str, rank_1: str, stop_file: Path | None = None) -> tuple[int, float]:
     """Exit status and seconds of two ranks that run these shell commands."""
     began = time.monotonic()
     script = f'if [ "$RANK" = 0 ]; then {rank_0}; else {rank_1}; fi'
-    return Ranks(["sh", "-c", script], 2).run(), time.monotonic() - began
+    return Ranks(["sh", "-c", script], 2, stop_file).run(), time.monotonic() - began
 
 
 def test_rank_0_says_how_it_ended() -> None:
@@ -85,9 +85,17 @@ def test_sigterm_reaches_rank_0_alone(tmp_path: Path) -> None:
 
     killer = threading.Thread(target=terminate)
     killer.start()
-    status, _ = _run(first, "exec sleep 60")
+    status, _ = _run(first, "exec sleep 60", tmp_path / "stop")
     killer.join()
     assert status == 7
+    assert (tmp_path / "stop").exists()  # for ranks that each train something else
+
+
+def test_a_stop_file_that_can_not_be_written_is_no_error(tmp_path: Path) -> None:
+    ranks = Ranks(["sh", "-c", "exec sleep 60"], 1, tmp_path / "missing" / "stop")
+    ranks._start()
+    ranks._stop(signal.SIGTERM, None)
+    assert ranks._watch() == 128 + signal.SIGTERM
 
 
 def test_every_rank_inherits_what_the_parent_was_handed(tmp_path: Path) -> None:

@@ -201,6 +201,24 @@ def replace_group(run: RunContext, group: ProcessGroup) -> RunContext:
     return RunContext(run.job, run.folder, run.own_clock, run.reporter, run.stop, group)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(4 * WAIT_S)
+def test_a_stop_reaches_the_others_while_rank_0_waits_for_them(tmp_path: Path) -> None:
+    """Rank 0 waits inside a call of C, where Python handles no signal."""
+    side = str(Path(__file__).with_name("waiting_side.py"))
+    worker = subprocess.Popen([sys.executable, side, str(tmp_path)], env=ENVIRONMENT)
+    until = time.monotonic() + WAIT_S
+    while len(list(tmp_path.glob("trains-*"))) < 2 and worker.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    worker.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert worker.wait(WAIT_S) == 0
+    assert time.monotonic() - began < 15.0  # rank 1's trial takes 30 s
+    assert (tmp_path / "checkpoint").exists()
+    assert (tmp_path / "outcome").exists()
+
+
 # --- whole jobs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,8 @@ from shared.errors import BusError
 from shared.messages.encoding import encode
 from shared.messages.slots import Control, ControlAnswer, ControlKind
 from trainer_node.control import ControlHandler
+from trainer_node.job import reconciler as reconciler_module
+from trainer_node.job.reconciler import JobReconciler
 
 REQUEUE = Control(kind=ControlKind.REQUEUE, task="t1", reason="wrong data", gateway="g")
 LOOK = Control(kind=ControlKind.LOOK, task="t1")
@@ -141,3 +144,34 @@ async def test_a_close_drops_what_is_not_answered_yet() -> None:
     assert reconciler.requeued == 1
     await asyncio.wait_for(handler.close(), 5)
     assert context.answers == []
+
+
+async def test_a_close_ends_a_request_that_missed_its_cancellation() -> None:
+    handler = handler_of(FakeContext())
+    task = asyncio.create_task(deaf_once())
+    handler._running.add(task)
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await handler.close()
+    assert task.cancelled()
+
+
+async def deaf_once() -> None:
+    """Miss one cancellation, as `asyncio.wait_for` of Python 3.11 may."""
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(60)
+    await asyncio.sleep(60)
+
+
+async def test_a_job_ends_whose_monitor_missed_its_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing() -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(reconciler_module, "AGAIN_S", 0.05)
+    job: Any = JobReconciler.__new__(JobReconciler)
+    job._remove_older_run = job._rounds = nothing
+    job._requeue = None
+    job.monitor = SimpleNamespace(follow=deaf_once, publish=nothing)
+    async with asyncio.timeout(10):
+        await job.reconcile()
+    assert job._over

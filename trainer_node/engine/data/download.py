@@ -8,6 +8,7 @@ again.
 from __future__ import annotations
 
 import http.client
+import io
 import ipaddress
 import socket
 import ssl
@@ -16,12 +17,15 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from shared.errors import DataError, DataUnavailableError, EngineError
 from shared.files import is_disk_full
 from shared.messages.runs import ErrorCode
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MAX_BYTES = 2_200_000_000  # upstream's own files end at 2.147 GB
 TIMEOUT_S = 30.0  # of one connect, handshake or read
@@ -41,7 +45,36 @@ class Limits(NamedTuple):
 
     bytes: int
     stop_at: float  # monotonic
-    tick: Callable[[str], None]  # called for each piece, with what has come so far
+    tick: Callable[[str], None]  # called whenever bytes have come, with what has come so far
+
+    def look(self, name: str, doing: str) -> None:
+        """Say what is being done. Raises DataUnavailableError once the time is over."""
+        self.tick(doing)
+        if time.monotonic() > self.stop_at:
+            raise DataUnavailableError(f"{name}: not downloaded within {TOTAL_S / 60:.0f} minutes")
+
+
+class _Watched(io.RawIOBase):
+    """A connection's bytes, with a look at the limits for each read: head, lengths of chunks and body.
+
+    A server that sends a byte now and then delays the end of a line or a piece, but not these looks.
+    """
+
+    def __init__(self, raw: io.RawIOBase, name: str, limits: Limits) -> None:
+        self.raw, self.name, self.limits, self.size = raw, name, limits, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int | None:
+        count = self.raw.readinto(buffer)
+        self.size += count or 0
+        self.limits.look(self.name, f"{self.size / 1e6:.0f} MB of {self.name} downloaded")
+        return count
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
 
 
 class _Transient(Exception):
@@ -101,7 +134,7 @@ def fetch(
     headers: Mapping[str, str] = NO_HEADERS,
     tick: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Write what `url` holds to `target`, in pieces, with a `tick` for each.
+    """Write what `url` holds to `target`, in pieces, with a `tick` whenever bytes come.
 
     `headers` go to the URL's own host only, never to one that it redirects to: they may hold a token.
     Raises DataError (refused address, not found, too large), DataUnavailableError (refused by the server,
@@ -129,11 +162,12 @@ def _fetch_once(
 ) -> None:
     origin = _origin(url)
     for _ in range(REDIRECTS + 1):
-        connection, path = _connect(url, allow_private)
+        connection, path = _connect(url, allow_private, limits)
         own = headers if _origin(url) == origin else NO_HEADERS
         with closing(connection):
             connection.request("GET", path, headers={**HEADERS, **own})
-            with connection.getresponse() as response:
+            with _response(connection, public_name(url), limits) as response:
+                response.begin()
                 if response.status in (301, 302, 303, 307, 308):
                     url = _target(url, response.headers.get("Location", ""))
                     continue
@@ -146,6 +180,13 @@ def _fetch_once(
                 _store(response, target, public_name(url), limits)
                 return
     raise DataError(f"{public_name(url)}: more than {REDIRECTS} redirects")
+
+
+def _response(connection: http.client.HTTPConnection, name: str, limits: Limits) -> http.client.HTTPResponse:
+    """Return the response to the request that was sent, not yet begun, whose every read keeps the limits."""
+    response = http.client.HTTPResponse(connection.sock, method="GET")
+    response.fp = io.BufferedReader(_Watched(response.fp.detach(), name, limits))
+    return response
 
 
 def _origin(url: str) -> tuple[str, str, int]:
@@ -161,7 +202,7 @@ def _target(url: str, location: str) -> str:
         raise DataError(f"{public_name(url)} redirects to a malformed URL") from error
 
 
-def _connect(url: str, allow_private: bool) -> tuple[http.client.HTTPConnection, str]:
+def _connect(url: str, allow_private: bool, limits: Limits) -> tuple[http.client.HTTPConnection, str]:
     """Return a connection to a checked address of the URL's host, and the path to ask for."""
     parts, host, port = _split(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and allow_private):
@@ -170,7 +211,7 @@ def _connect(url: str, allow_private: bool) -> tuple[http.client.HTTPConnection,
             "PODIUM_ALLOW_PRIVATE_URLS=true allows http as well"
         )
     addresses = resolve(host, port, allow_private=allow_private)
-    raw = _open(addresses, port)
+    raw = _open(addresses, port, public_name(url), limits)
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
         connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S)
@@ -198,9 +239,10 @@ def _split(url: str) -> tuple[SplitResult, str, int]:
     return parts, host, port or (443 if parts.scheme == "https" else 80)
 
 
-def _open(addresses: list[str], port: int) -> socket.socket:
+def _open(addresses: list[str], port: int, name: str, limits: Limits) -> socket.socket:
     failure: OSError | None = None
-    for address in addresses:
+    for address in addresses:  # a name may have hundreds that don't answer, each for TIMEOUT_S
+        limits.look(name, f"connecting to {address} port {port}")
         try:
             return socket.create_connection((address, port), timeout=TIMEOUT_S)
         except OSError as error:
@@ -218,9 +260,6 @@ def _store(response: http.client.HTTPResponse, target: Path, name: str, limits: 
             size += len(piece)
             if size > limits.bytes:
                 raise too_large
-            limits.tick(f"{size / 1e6:.0f} MB of {name} downloaded")
-            if time.monotonic() > limits.stop_at:
-                raise DataUnavailableError(f"{name}: not downloaded within {TOTAL_S / 60:.0f} minutes")
             file.write(piece)
     if expected is not None and size != expected:
         raise _Transient(f"the connection broke after {size} of {expected} bytes")

@@ -39,7 +39,7 @@ def located(
     allow_private_urls: bool,
     tick: Callable[[str], None] = lambda text: None,
 ) -> list[DataFile]:
-    """Return the files of a data reference, downloaded if need be; `tick` is called for each piece.
+    """Return the files of a data reference, downloaded if need be; `tick` is called as bytes come.
 
     `keep` is where a download stays, and where it is looked for first: a run that resumes needs the same
     rows, also when their host is down or the URL's signature has expired.

@@ -1,8 +1,10 @@
 """One process per GPU: start them, watch them, and end all of them when one is gone. Knows nothing of torch.
 
 The parent is the worker that the node knows: it hands SIGTERM on to rank 0, which decides for all, and its
-exit status is rank 0's. Every rank inherits the slot's lock, so that the slot counts as held until the last
-one is gone; and every rank dies with the parent.
+exit status is rank 0's. Rank 0 may be waiting for the others inside a call of C, and then handles no signal:
+so the parent also writes the file that ranks look for which each train something else. Every rank inherits
+the slot's lock, so that the slot counts as held until the last one is gone; and every rank dies with the
+parent.
 """
 
 from __future__ import annotations
@@ -61,11 +63,12 @@ def die_with_parent() -> None:
 
 
 class Ranks:
-    """The processes of one worker."""
+    """The processes of one worker; `stop_file` is what those look for that rank 0 doesn't reach."""
 
-    def __init__(self, arguments: Sequence[str], world: int) -> None:
+    def __init__(self, arguments: Sequence[str], world: int, stop_file: Path | None = None) -> None:
         self.arguments = list(arguments)
         self.world = world
+        self.stop_file = stop_file
         self.inherited = inherited()
         self.running: list[subprocess.Popen[bytes]] = []
         self.stopping = False
@@ -125,7 +128,11 @@ class Ranks:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
         if self.running and self.running[0].poll() is None:
+            # Before the file: a round that begins removes one that is left from an earlier stop.
             self.running[0].terminate()
+            if self.stop_file is not None:
+                with contextlib.suppress(OSError):  # a full disk; rank 0 still has its signal
+                    self.stop_file.touch()
 
     def _kill(self) -> None:
         for process in self.running:

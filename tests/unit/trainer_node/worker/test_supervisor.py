@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from shared.settings import Settings
 from trainer_node.lease import LeaseLostError
+from trainer_node.worker import slot_lock
+from trainer_node.worker import supervisor as supervisor_module
 from trainer_node.worker.run_folder import RunFolder
 from trainer_node.worker.slot_lock import SlotLock
 from trainer_node.worker.supervisor import Supervisor, WorkerFile, _kill_group
@@ -174,6 +177,94 @@ async def test_the_next_worker_waits_for_the_lock(tmp_path: Path) -> None:
     await start
     assert supervisor.worker is not None
     await supervisor.worker.ended.wait()
+
+
+async def test_a_holder_that_can_not_be_killed_is_an_error_at_a_start_and_logged_at_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in a system call that the kernel doesn't break off. The node says so, and tries again later."""
+    killed: list[int] = []
+    monkeypatch.setattr(supervisor_module, "_kill", lambda pid, number=9: killed.append(pid))
+    monkeypatch.setattr(supervisor_module, "ORPHANS_AFTER_S", 0.0)
+    monkeypatch.setattr(slot_lock, "STUCK_S", 0.7)
+    supervisor, run = make(tmp_path, SLEEPER)
+    descriptor = supervisor.lock.take()
+    stuck = await asyncio.create_subprocess_exec("sleep", "60", pass_fds=(descriptor,))
+    os.close(descriptor)
+    with capture_logs() as lines:
+        async with asyncio.timeout(30):
+            await supervisor.adopt()
+    named = [line["pid"] for line in lines if "keeps the slot's lock" in line["event"]]
+    assert named == [stuck.pid]
+    assert 1 < len(killed) < 9  # every 50 ms it would be 14
+    assert [line["event"] for line in lines][-1] == "the slot's lock is not free"
+    async with asyncio.timeout(30):
+        with pytest.raises(OSError, match=rf"slot\.lock is held .* \(killed, but alive: \[{stuck.pid}\]\)"):
+            await supervisor._free_lock(0.0)
+    stuck.kill()
+    await stuck.wait()
+    await supervisor.start(run, 1, 0)
+    monkeypatch.undo()
+    await supervisor.stop("test")
+
+
+async def test_another_nodes_worker_that_can_not_be_killed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, run = await two_nodes(tmp_path)
+    monkeypatch.setattr(slot_lock, "_send", lambda pid, number: None)
+    monkeypatch.setattr(slot_lock, "STUCK_S", 1.0)
+    async with asyncio.timeout(30):
+        with pytest.raises(OSError, match="killed, but alive"):
+            await two.start(run, 1, 0)
+    await one.stop("test")
+
+
+async def test_a_stop_returns_from_a_worker_that_can_not_be_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, _ = await started(tmp_path, STUBBORN)
+    monkeypatch.setattr(supervisor_module, "_kill_group", lambda file: None)
+    monkeypatch.setattr(supervisor_module, "STUCK_S", 0.2)
+    async with asyncio.timeout(30):
+        await supervisor.stop("test")
+    assert supervisor.alive
+    monkeypatch.undo()
+    await supervisor.stop("test")
+    assert not supervisor.alive
+
+
+async def test_a_stop_that_waits_for_the_lock_does_not_kill_the_next_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Supervisor._free_lock, "__defaults__", (0.2,))
+    supervisor, run = await started(tmp_path, SLEEPER)
+    real, looks = supervisor.lock.is_held, list[bool]()
+
+    def is_held() -> bool:
+        looks.append(True)
+        return len(looks) == 1 or real()  # the stop misses the moment in which it is free
+
+    monkeypatch.setattr(supervisor.lock, "is_held", is_held)
+    stop = asyncio.create_task(supervisor.stop("test"))
+    while not looks:
+        await asyncio.sleep(0.001)
+    await asyncio.gather(stop, supervisor.start(run, 2, 0))
+    await asyncio.sleep(0.5)
+    assert supervisor.alive
+    await supervisor.stop("test")
+
+
+async def test_a_node_that_tests_the_lock_does_not_kill_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(supervisor_module, "_kill", lambda pid, number=9: killed.append(pid))
+    supervisor, _ = make(tmp_path, SLEEPER)
+    descriptor = supervisor.lock.take()
+    asyncio.get_running_loop().call_later(0.3, os.close, descriptor)
+    await supervisor._free_lock(0.0)
+    assert killed == []
 
 
 async def two_nodes(tmp_path: Path) -> tuple[Supervisor, Supervisor, RunFolder]:
