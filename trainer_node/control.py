@@ -29,13 +29,13 @@ class ControlHandler:
 
     async def open(self) -> None:
         """Listen from now on."""
-        await self.context.bus.subscribe(subjects.control(self.context.settings.slot), self._heard)
+        await self.context.bus.subscribe(subjects.control(self.context.settings.slot), self._on_message)
 
     async def close(self) -> None:
         """Drop unanswered requests: the logs hold the truth."""
         await cancel_all(self._running)
 
-    async def _heard(self, message: Msg) -> None:
+    async def _on_message(self, message: Msg) -> None:
         """Start a task: the client library awaits callbacks one by one, and ending a worker takes seconds."""
         task = asyncio.create_task(self._serve(message), name="control")
         self._running.add(task)

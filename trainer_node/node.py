@@ -67,7 +67,7 @@ class Node:
         self.context = NodeContext(
             settings, bus, self.lease, self.supervisor, node, hardware, wake=self.wake, draining=self.draining
         )
-        self.pulse = HeartbeatPublisher(bus, settings, node, hardware, self._activity)
+        self.heartbeats = HeartbeatPublisher(bus, settings, node, hardware, self._activity)
         self.reconciler: JobReconciler | None = None
         self.control = ControlHandler(self.context, lambda: self.reconciler)
         self._trouble = TroubleLog()
@@ -83,15 +83,15 @@ class Node:
         """Work until drained. Raises BusUnavailableError if the connection is lost for good."""
         self.bus.on_reconnect(self._alert)
         self.bus.on_reconnect(self.lease.wake.set)
-        self.bus.on_reconnect(self.pulse.wake.set)
+        self.bus.on_reconnect(self.heartbeats.wake.set)
         await self.supervisor.adopt()
-        await self.bus.subscribe(subjects.jobs_of_slot(self.settings.slot), self._heard)
+        await self.bus.subscribe(subjects.jobs_of_slot(self.settings.slot), self._on_message)
         await self.control.open()
         work = asyncio.create_task(self._work(), name="work")
         closed = asyncio.create_task(self.bus.closed.wait(), name="bus")
         background = [
             asyncio.create_task(self.lease.keep(), name="lease"),
-            asyncio.create_task(self.pulse.run(), name="heartbeat"),
+            asyncio.create_task(self.heartbeats.run(), name="heartbeat"),
         ]
         tasks = [work, closed, *background]
         try:
@@ -164,9 +164,9 @@ class Node:
 
     def _lease_changed(self) -> None:
         self.wake.set()
-        self.pulse.wake.set()
+        self.heartbeats.wake.set()
 
-    async def _heard(self, message: Msg) -> None:
+    async def _on_message(self, message: Msg) -> None:
         self._alert()
 
     def _alert(self) -> None:
@@ -224,7 +224,7 @@ async def serve(settings: Settings) -> None:
             await when_usable(bus, settings, lambda: ready(bus, settings, _needed(settings)))
             node = Node(settings, bus, node_id(folder), hardware)
             if self_test.wanted(settings, hardware) and not node.supervisor.lock.is_held():
-                node.pulse.health = await self_test.health_at_start(settings, hardware, folder)
+                node.heartbeats.health = await self_test.health_at_start(settings, hardware, folder)
             for remark in remarks(os.environ, settings):
                 log.warning(remark)
             for number in (signal.SIGTERM, signal.SIGINT):

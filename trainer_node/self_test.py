@@ -110,10 +110,10 @@ async def run_self_test(
         ended = await kill(process, group=True)  # its ranks, too
     if not ended:
         manner += ", and it can't be killed: the driver hangs"
-    return _told(await asyncio.to_thread(read_reports, place, processes), manner)
+    return _health_of(await asyncio.to_thread(read_reports, place, processes), manner)
 
 
-def _told(reports: list[ProcessReport | None], manner: str) -> SlotHealth:
+def _health_of(reports: list[ProcessReport | None], manner: str) -> SlotHealth:
     """Return what the processes found, and write it to the log; `manner` says how the test ended."""
     for report in filter(None, reports):
         for result in report.results:

@@ -22,14 +22,14 @@ def position(step: int, **changes: Any) -> Position:
         "clock_tokens": 1,
         "train_s": 0.0,
         "averaged": 0,
-        "pulse": ScheduleState(begun_at=0.0),
+        "schedule": ScheduleState(begun_at=0.0),
     }
     return Position(**{**known, **changes})
 
 
 def save_step(folder: Path, step: int, **tensors: torch.Tensor) -> Path:
     """Write the checkpoint of a step, of these weights or of some."""
-    pulse = ScheduleState(begun_at=3.25, progress=1 / 3, step_s=[0.1])
-    place = position(step, epoch=1, pack=7, tokens=99, train_s=1.5, pulse=pulse)
+    schedule = ScheduleState(begun_at=3.25, progress=1 / 3, step_s=[0.1])
+    place = position(step, epoch=1, pack=7, tokens=99, train_s=1.5, schedule=schedule)
     group = tensors or {"w": torch.full((4, 3), float(step))}
     return checkpoint.save(folder, place, "rows", {"weights": group, "average": {}}, {"torch": "x"})

@@ -69,10 +69,10 @@ def main() -> int:
     go: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(go,), daemon=True).start()
     try:
-        _say(answer(request, go))
+        _write(answer(request, go))
     except Exception as error:  # whatever it is, the waiting node must get an answer
         traceback.print_exc()
-        _say(Trouble(_clean(f"{type(error).__name__}: {error}", request.token)))
+        _write(Trouble(_clean(f"{type(error).__name__}: {error}", request.token)))
     return 0
 
 
@@ -82,7 +82,7 @@ def _listen(go: queue.SimpleQueue[bytes]) -> None:
     os._exit(1)  # the node is gone: nothing may be committed in its name any more
 
 
-def _say(reply: Reply) -> None:
+def _write(reply: Reply) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(reply) + b"\n")
     sys.stdout.buffer.flush()
 
@@ -104,7 +104,7 @@ def answer(request: Request, go: queue.SimpleQueue[bytes]) -> Reply:
             state = session.find(title)
         if isinstance(state, str) and request.folder is not None:
             additions, sent = session.upload(Path(request.folder))
-            _say(Ready(*sent))
+            _write(Ready(*sent))
             if go.get() != GO:
                 return Trouble("stopped before the commit")
             session.commit(title, additions, parent=state)

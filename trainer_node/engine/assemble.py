@@ -227,13 +227,13 @@ def make_schedule(
     """Make the schedule of a training run, new or as in the checkpoint."""
     begun_at = run.clock.time()
     # A later trial has the earlier ones on disk: its first save may wait for the usual interval.
-    pulse = ScheduleState(begun_at=begun_at, saved_at=begun_at if place.trial else None)
+    state = ScheduleState(begun_at=begun_at, saved_at=begun_at if place.trial else None)
     if found:
-        pulse = found.manifest.position.pulse
+        state = found.manifest.position.schedule
     # After a search the best trial's weights are read again.
     reading_s = 0.0 if place.search_at is None else record.costs.load_s
     ending = replace(run.job, ready_by=run.job.ready_by - reading_s - place.leaves_s)
-    return schedule_for(ending, plan, pulse, record.costs, record.train_tokens)
+    return schedule_for(ending, plan, state, record.costs, record.train_tokens)
 
 
 def make_average(run: RunContext, plan: Plan, deltas: Deltas) -> TailAverage | None:
@@ -284,11 +284,11 @@ def averages(plan: Plan, size: int, hardware: Hardware) -> bool:
 
 
 def schedule_for(
-    job: WorkerJob, plan: Plan, pulse: ScheduleState, costs: Costs, train_tokens: int
+    job: WorkerJob, plan: Plan, state: ScheduleState, costs: Costs, train_tokens: int
 ) -> Schedule:
     """Return the schedule of a job, which ends at its `ready_by`."""
     return Schedule(
-        pulse,
+        state,
         costs,
         start_at=job.start_at,
         ready_by=job.ready_by,

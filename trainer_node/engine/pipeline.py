@@ -194,7 +194,7 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
         position = found.manifest.position
         run.reporter.resumed(position.step, position.tokens, record.base_loss)
         run.reporter.message(f"resumed from step {position.step}")
-        if position.pulse.progress < 1.0 and not found.has_moments:
+        if position.schedule.progress < 1.0 and not found.has_moments:
             run.reporter.message("the checkpoint has no optimizer moments: they start again from zero")
     data: JobData | str = "no time is left to train or verify"
     if found is None or not unverified.is_late(run.left_s, record.costs):

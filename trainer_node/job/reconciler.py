@@ -78,7 +78,7 @@ class JobReconciler:
         try:
             await self._remove_older_run()
         except OSError as error:
-            self._say(error)
+            self._log_once(error)
             return await pause(self.context.settings.poll_s, self.context.wake)
         tasks = [asyncio.create_task(self.monitor.follow()), asyncio.create_task(self._rounds())]
         try:
@@ -127,7 +127,7 @@ class JobReconciler:
                         continue
                     seconds = context.settings.poll_s
             except (BusError, LeaseLostError, FencedError) as error:
-                self._say(error)
+                self._log_once(error)
             except StoreError as error:
                 await self._give_up(error)
                 seconds, wake = self.submissions.pause_s(), context.draining  # no wake shortens it
@@ -270,14 +270,14 @@ class JobReconciler:
 
     async def _give_up(self, error: OSError | StoreError) -> None:
         """End the job if its disk or store stays unusable: it must not hold the slot forever."""
-        self._say(error)
+        self._log_once(error)
         if isinstance(self.chain.last, Result) or not self.context.lease.may_write():
             return  # with a result only the cleanup is left, and that may fail
         try:
             if lost := await self.submissions.lost(self.job, error):
                 await self.chain.end(self.job, ResultStatus.FAILED, lost.text, code=lost.code)
         except (BusError, LeaseLostError, FencedError) as refused:
-            self._say(refused)
+            self._log_once(refused)
 
     async def _clean_up(self, result: Result) -> None:
         fault_point(FaultPoint.ENDED)  # a restarted node finds no work and stops what still runs
@@ -314,7 +314,7 @@ class JobReconciler:
             self.log.exception("the job can't be prepared")
             return None, _refusal(ErrorCode.UNSUPPORTED, f"this node can't prepare the job: {error!r}")
 
-    def _say(self, error: Exception) -> None:
+    def _log_once(self, error: Exception) -> None:
         """Log trouble once, not at every retry."""
         if self._trouble.is_new(error):
             self.log.warning("job action failed, will retry", error=str(error))

@@ -41,7 +41,7 @@ def result_of(monkeypatch: pytest.MonkeyPatch, trial: Trial, *losses: list[float
         health=Health(),
         curve=DevCurve(),
         snapshots={},
-        schedule=SimpleNamespace(pulse=SimpleNamespace(cooldown=None)),
+        schedule=SimpleNamespace(state=SimpleNamespace(cooldown=None)),
     )
     saved, rows = frozenset({"weights", "average"}), cast("Examples", range(ROWS))
     return scoring.scored(run, record, rows, trial, state, saved, first=False, start=None, factors_until=0.0)
@@ -128,7 +128,7 @@ def factors_by(
         curve=curve,
         best={} if best is None else {"weight": torch.full((1,), best)},
         snapshots={},
-        schedule=SimpleNamespace(pulse=SimpleNamespace(cooldown=None)),
+        schedule=SimpleNamespace(state=SimpleNamespace(cooldown=None)),
         deltas=SimpleNamespace(state=lambda: weight, load_state=load_state, parameters=weight),
     )
     start, dev = {"weight": torch.zeros(1)}, cast("Examples", Rows(ROWS))

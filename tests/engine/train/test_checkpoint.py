@@ -6,11 +6,13 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
-from tests.engine.positions import save_step
+from tests.engine.positions import position, save_step
 from trainer_node.engine.train import checkpoint
+from trainer_node.engine.train.checkpoint import Position
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -31,7 +33,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert found.tensors("average") == {}
     place = found.manifest.position
     assert (place.step, place.epoch, place.pack, place.tokens) == (12, 1, 7, 99)
-    assert place.pulse.progress == 1 / 3
+    assert place.schedule.progress == 1 / 3
 
 
 def test_the_two_newest_are_kept(tmp_path: Path) -> None:
@@ -113,3 +115,10 @@ def test_clean_removes_what_a_killed_save_left(tmp_path: Path) -> None:
     (tmp_path / ".tmp-00000002-17" / "weights.safetensors").write_bytes(b"half")
     checkpoint.clean(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read() -> None:
+    """Its name on disk stays: a box is upgraded while jobs run."""
+    place = position(3)
+    assert b'"pulse":' in msgspec.json.encode(place)
+    assert msgspec.json.decode(msgspec.json.encode(place), type=Position) == place

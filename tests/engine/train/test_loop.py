@@ -105,7 +105,7 @@ def test_the_average_is_of_some_steps_of_the_tail(build: Build, monkeypatch: pyt
     taken, update = list[tuple[int, float]](), calm.average.update
 
     def note_and_update() -> None:
-        taken.append((calm.step, calm.schedule.pulse.progress))
+        taken.append((calm.step, calm.schedule.state.progress))
         update()
 
     monkeypatch.setattr(calm.average, "update", note_and_update)
@@ -155,7 +155,7 @@ def test_training_lowers_the_loss_and_ends_with_a_checkpoint(build: Build) -> No
     first = training.last_loss
     loop.train(training, reporter, stop)
     training.saver.wait()
-    assert training.schedule.pulse.progress == 1.0
+    assert training.schedule.state.progress == 1.0
     assert reporter.last.progress == 1.0
     assert reporter.last.loss is not None
     assert reporter.last.loss < first
@@ -208,7 +208,7 @@ def test_training_goes_on_with_smaller_packs(build: Build) -> None:
     assert (training.packs.capacity, training.packs.epoch, training.packs.index) == (64, epoch + 1, 0)
     loop.train(training, reporter, stop)
     training.saver.wait()
-    assert training.schedule.pulse.progress == 1.0
+    assert training.schedule.state.progress == 1.0
 
 
 def test_an_average_is_kept_only_beside_all_that_was_planned(make_plan: Callable[..., Plan]) -> None:
@@ -276,7 +276,7 @@ def test_a_run_that_overfits_goes_back_to_its_best_weights_and_ends_early(
     best = state.curve.best
     assert best is not None
     assert state.curve.turned()
-    assert state.schedule.pulse.cooldown is not None
+    assert state.schedule.state.cooldown is not None
     assert state.clock.time() < JOB.ready_by / 2
     assert state.schedule.rate() < 0.05
     assert b"the held-out loss rose" in (tmp_path / "overfit" / "progress.jsonl").read_bytes()
@@ -291,12 +291,12 @@ def test_a_run_that_resumes_turns_at_the_same_step(
     options = {"dev": contradicting(make_examples(LENGTHS)), "lr_dense": 0.01}
     calm, reporter, stop = build("calm", "dense", **options)
     loop.train(calm, reporter, stop)
-    assert calm.schedule.pulse.cooldown is not None
+    assert calm.schedule.state.cooldown is not None
     for looks in (9, 30, 45, 60, 10**9):
         rough, reporter, stop = build("rough", "dense", resume=True, stop=_StopAfter(looks), **options)
         loop.train(rough, reporter, stop)
         rough.saver.wait()
-    assert rough.schedule.pulse == calm.schedule.pulse
+    assert rough.schedule.state == calm.schedule.state
     assert rough.curve == calm.curve
     for name, value in calm.deltas.state().items():
         assert torch.equal(rough.deltas.state()[name], value), name
@@ -353,7 +353,7 @@ def test_the_last_checkpoint_has_the_weights_of_a_point_measured_after_a_save_of
 
     def time_ends_in_it(state: TrainState, reporter: Reporter) -> None:
         measure_dev(state, reporter)
-        state.schedule.pulse.progress = 1.0
+        state.schedule.state.progress = 1.0
 
     monkeypatch.setattr("trainer_node.engine.train.loop.measure_dev", time_ends_in_it)
     monkeypatch.setattr(state.schedule, "save_due", lambda now: True)

@@ -129,7 +129,7 @@ def test_reserve_is_replaced_by_what_is_measured() -> None:
 @pytest.mark.parametrize("save_s", [0.1, 3.0])
 def test_first_checkpoint_is_on_disk_by_a_tenth_of_the_budget(step_s: float, save_s: float) -> None:
     schedule = _schedule(Costs(save_s=save_s))
-    now = schedule.pulse.begun_at
+    now = schedule.state.begun_at
     while True:
         now += step_s
         schedule.stepped(step_s)
@@ -140,7 +140,7 @@ def test_first_checkpoint_is_on_disk_by_a_tenth_of_the_budget(step_s: float, sav
 
 def test_the_first_checkpoint_waits_for_no_more_than_an_interval() -> None:
     schedule = _schedule(Costs(save_s=0.05), interval_s=10.0)
-    begun = now = schedule.pulse.begun_at
+    begun = now = schedule.state.begun_at
     while not schedule.save_due(now):
         now += 0.5
         schedule.stepped(0.5)
@@ -159,7 +159,7 @@ def test_saves_keep_to_their_interval_and_share() -> None:
             now += 2.0
             saves += 1
     assert saves > 3
-    assert schedule.pulse.saving_s + 2.0 <= SAVE_SHARE * now + 2.0
+    assert schedule.state.saving_s + 2.0 <= SAVE_SHARE * now + 2.0
 
 
 def test_no_save_is_begun_that_the_last_one_would_wait_for() -> None:
@@ -181,6 +181,6 @@ def test_closing_skips_in_the_stated_order() -> None:
 def test_first_and_last_step_are_not_wasted() -> None:
     schedule = _schedule()
     assert schedule.rate() > 0.1
-    schedule.pulse.step_s = [10.0]
-    schedule.pulse.progress = 1.0 - 10.0 / (schedule.end_at - 20.0)
+    schedule.state.step_s = [10.0]
+    schedule.state.progress = 1.0 - 10.0 / (schedule.end_at - 20.0)
     assert 0.0 < schedule.rate() < 0.01

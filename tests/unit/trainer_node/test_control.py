@@ -70,7 +70,7 @@ async def ask(
 ) -> ControlHandler:
     """Send one request through a handler; the handler once it is served."""
     handler = handler_of(context, reconciler)
-    await handler._heard(Msg(Client(), subject="control", reply=reply, data=data))
+    await handler._on_message(Msg(Client(), subject="control", reply=reply, data=data))
     await asyncio.gather(*handler._running)
     return handler
 
@@ -139,7 +139,7 @@ async def test_what_is_done_stays_done_without_a_broker_to_answer_through() -> N
 async def test_a_close_drops_what_is_not_answered_yet() -> None:
     context, reconciler = FakeContext(), FakeReconciler(wait=asyncio.Event())
     handler = handler_of(context, reconciler)
-    await handler._heard(Msg(Client(), subject="control", reply="inbox", data=encode(REQUEUE)))
+    await handler._on_message(Msg(Client(), subject="control", reply="inbox", data=encode(REQUEUE)))
     await asyncio.sleep(0)
     assert reconciler.requeued == 1
     await asyncio.wait_for(handler.close(), 5)

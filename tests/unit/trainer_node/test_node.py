@@ -43,7 +43,7 @@ async def _looks(node: Node, monkeypatch: pytest.MonkeyPatch, *, event: str = ""
 
     monkeypatch.setattr(node, "_newest_job", nothing_yet)
     if event == "job":
-        await node._heard(Msg(node.bus.client))
+        await node._on_message(Msg(node.bus.client))
     elif event == "reconnect":
         node._alert()
     work = asyncio.create_task(node._work())

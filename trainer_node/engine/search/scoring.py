@@ -204,7 +204,7 @@ def scorer(run: RunContext, record: RunRecord, rows: Examples, state: TrainState
 def lowest_epochs(state: TrainState) -> float | None:
     """Return where the development curve was lowest, in epochs, if it has turned."""
     best = state.curve.best
-    if best is None or state.schedule.pulse.cooldown is None:
+    if best is None or state.schedule.state.cooldown is None:
         return None
     return best.tokens / int(state.examples.lengths.sum())
 

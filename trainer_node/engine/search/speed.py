@@ -73,7 +73,7 @@ def measure_speed(run: RunContext, runner: TrialRunner, trial: Trial, budget: Bu
         spent_s = group.broadcast_object(run.clock.time() - began)
         runner.known = with_speed(runner.known, times, spent_s)
         write_known(run, runner.known)
-        run.reporter.message(told(times, budget))
+        run.reporter.message(as_message(times, budget))
 
 
 def times_alone(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepTime]:
@@ -119,7 +119,7 @@ def with_speed(known: SearchRecord, times: Sequence[StepTime], spent_s: float) -
     return replace(known, tokens_per_s=speed, step_s=step_s, began_at=began_at, all_s=all_s)
 
 
-def told(times: Sequence[StepTime], budget: Budget) -> str:
+def as_message(times: Sequence[StepTime], budget: Budget) -> str:
     """Return what was timed as a message."""
     first, (_, step_s) = times[0], speed_of(times)
     besides = f", and a step takes {step_s:.2g} s besides its tokens" if len(times) > 1 else ""

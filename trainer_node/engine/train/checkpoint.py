@@ -51,7 +51,7 @@ class Position(Struct, frozen=True, kw_only=True):
     clock_tokens: int  # of the token clock; 0 on the wall clock
     train_s: float  # real seconds inside steps so far
     averaged: int  # weights in the average of the tail
-    pulse: ScheduleState
+    schedule: ScheduleState = msgspec.field(name="pulse")  # its name on disk
     loss: float | None = None  # mean over the steps since the checkpoint before
     capacity: int = 0  # of the packs that the cursor counts; 0: of an older version, the plan's
     curve: DevCurve = DevCurve()  # what was measured during training

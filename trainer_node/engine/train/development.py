@@ -18,12 +18,12 @@ from trainer_node.engine.train.state import TrainState
 
 def measure_due(state: TrainState) -> bool:
     """Return whether to measure development rows before the next step: not in a cool-down or near the end."""
-    pulse = state.schedule.pulse
-    if state.dev is None or pulse.cooldown or pulse.progress > LATEST_TURN:
+    schedule = state.schedule.state
+    if state.dev is None or schedule.cooldown or schedule.progress > LATEST_TURN:
         return False
-    trained_s = state.clock.time() - pulse.begun_at
+    trained_s = state.clock.time() - schedule.begun_at
     epoch_tokens = int(state.examples.lengths.sum())
-    all_tokens = state.tokens / max(pulse.progress, 1e-9)  # as it looks now: time may end before the plan
+    all_tokens = state.tokens / max(schedule.progress, 1e-9)  # as it looks now: time may end before the plan
     rule = state.plan.curve
     due = state.curve.due(state.tokens, epoch_tokens, all_tokens, rule)
     return due and state.curve.affordable(state.dev_s, trained_s, rule)

@@ -79,14 +79,14 @@ def train(state: TrainState, reporter: Reporter, stop: Stop) -> None:
     # A run that resumed and made no step has its checkpoint already.
     if state.saves and state.step > last_saved:
         save(state, reporter)
-    if state.schedule.pulse.progress < 1.0:
+    if state.schedule.state.progress < 1.0:
         state.saver.wait()
 
 
 def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) -> Order:
     """Rank 0's decision, from its clock and its signals; `unsaved` says that steps were made since a save."""
     schedule = state.schedule
-    order = Order(back=0, end=0, save=0, measure=0, report=report, rate=0, progress=schedule.pulse.progress)
+    order = Order(back=0, end=0, save=0, measure=0, report=report, rate=0, progress=schedule.state.progress)
     if state.process_group.is_main:
         now = state.clock.time()
         # First of all: whether a save is the last one must not depend on when somebody last looked.
@@ -106,7 +106,7 @@ def next_order(state: TrainState, stop: Stop, *, report: bool, unsaved: bool) ->
         else:
             order = order._replace(rate=schedule.rate())
     order = Order(*state.process_group.broadcast_floats(*order))
-    schedule.pulse.progress = order.progress
+    schedule.state.progress = order.progress
     return order
 
 
@@ -116,7 +116,7 @@ def report(state: TrainState, reporter: Reporter) -> None:
         return
     loss, state.since_report = state.since_report[0] / state.since_report[1], (0.0, 0)
     now, rate = state.clock.time(), float(state.optimizer.param_groups[0]["lr"])
-    progress = state.schedule.pulse.progress  # as all processes have agreed: each clock would give another
+    progress = state.schedule.state.progress  # as all processes have agreed: each clock would give another
     if state.search_at is not None:  # people see how much of the job's time is used
         progress = (now - state.search_at) / max(1e-9, state.schedule.end_at - state.search_at)
     step, tokens = state.steps_before + state.step, state.tokens_before + state.tokens
@@ -179,7 +179,7 @@ def one_step(state: TrainState, rate: float, stop: Stop) -> bool:
     state.step += 1
     state.tokens += tokens
     state.clock.advance(tokens)
-    if state.average is not None and state.step % EVERY == 0 and state.schedule.pulse.progress >= TAIL:
+    if state.average is not None and state.step % EVERY == 0 and state.schedule.state.progress >= TAIL:
         state.average.update()
         if state.average.count == 1 and state.device.type == "cuda":
             prepare_copies(state)  # 7 GB to be pinned would keep the next save waiting for seconds

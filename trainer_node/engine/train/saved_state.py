@@ -50,7 +50,7 @@ def save(state: TrainState, reporter: Reporter) -> None:
     full. After the last step the optimiser has done its work; without it, and with nothing left to change,
     the closing need not wait.
     """
-    began, over = state.clock.time(), state.schedule.pulse.progress >= 1.0
+    began, over = state.clock.time(), state.schedule.state.progress >= 1.0
     state.read_results()
     if not is_finite(state):
         reporter.message(f"the weights of step {state.step} are not finite: they are not saved")
@@ -61,7 +61,7 @@ def save(state: TrainState, reporter: Reporter) -> None:
         state.schedule.save_begun(began, state.clock.time() - began)
         return
     extras, average = content is not CheckpointContent.WEIGHTS, state.average
-    # The pulse inside must say that this save was made: a resumed run's next is due as if it never stopped.
+    # The state inside must say that this save was made: a resumed run's next is due as if it never stopped.
     state.schedule.save_begun(began, 0.0)
     position = position_of(state, averaged=average.count if average and extras else 0)
     state.since_save = (0.0, 0)
@@ -148,7 +148,7 @@ def position_of(state: TrainState, *, averaged: int) -> Position:
         averaged=averaged,
         capacity=state.plan.capacity,
         curve=state.curve,
-        pulse=replace(state.schedule.pulse),  # it is written while training goes on
+        schedule=replace(state.schedule.state),  # it is written while training goes on
         loss=loss_sum / steps if steps else None,
         health=state.health,
     )

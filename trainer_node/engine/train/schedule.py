@@ -60,7 +60,7 @@ class Schedule:
 
     def __init__(
         self,
-        pulse: ScheduleState,
+        state: ScheduleState,
         costs: Costs,
         *,
         start_at: float,
@@ -71,7 +71,7 @@ class Schedule:
         interval_s: float,
         most_steps: int | None = None,
     ) -> None:
-        self.pulse = pulse
+        self.state = state
         self.costs = costs
         self.start_at = start_at
         self.ready_by = ready_by
@@ -88,7 +88,7 @@ class Schedule:
 
         The bound is for the first step, which can take ten times as long as the others, while there are few.
         """
-        durations = sorted(self.pulse.step_s)
+        durations = sorted(self.state.step_s)
         if not durations:
             return 0.0
         return min(durations[int(0.95 * (len(durations) - 1) + 0.5)], 3 * statistics.median(durations))
@@ -106,18 +106,18 @@ class Schedule:
 
         In a cool-down the share of the tokens is that of what was left when it began.
         """
-        begun, cooldown = self.pulse.begun_at, self.pulse.cooldown
+        begun, cooldown = self.state.begun_at, self.state.cooldown
         elapsed = (now - begun) / (self.end_at - begun) if self.end_at > begun else 1.0
         share = max(tokens / self.max_tokens, steps / self.most_steps if self.most_steps else 0.0)
         if cooldown:
             done = (tokens - cooldown.tokens) / cooldown.length
             share = cooldown.progress + (1.0 - cooldown.progress) * done
-        self.pulse.progress = min(1.0, max(self.pulse.progress, elapsed, share))
-        return self.pulse.progress
+        self.state.progress = min(1.0, max(self.state.progress, elapsed, share))
+        return self.state.progress
 
     def cool_down(self, tokens: int, length: int) -> None:
         """Let the rate fall to zero within `length` more tokens, or earlier if time or plan end before."""
-        state = self.pulse
+        state = self.state
         left = int((1.0 - state.progress) * self.max_tokens)
         state.cooldown = Cooldown(tokens, state.progress, max(1, min(length, left)))
 
@@ -127,21 +127,21 @@ class Schedule:
         At the step's start the first step would be wasted at rate 0, at its end the last one: of a hundred
         steps two.
         """
-        if self.pulse.step_s and self.end_at > self.pulse.begun_at:
-            share = statistics.median(self.pulse.step_s) / (self.end_at - self.pulse.begun_at)
+        if self.state.step_s and self.end_at > self.state.begun_at:
+            share = statistics.median(self.state.step_s) / (self.end_at - self.state.begun_at)
         else:
             share = 1.0 / max(1, self.expected_steps)
         if self.most_steps:
             share = max(share, 1.0 / self.most_steps)
-        return self.shape.at(self.pulse.progress + share / 2)
+        return self.shape.at(self.state.progress + share / 2)
 
     def stepped(self, seconds: float) -> None:
         """Count one step that took `seconds`."""
-        self.pulse.step_s = [*self.pulse.step_s, seconds][-RECENT:]
+        self.state.step_s = [*self.state.step_s, seconds][-RECENT:]
 
     def begin_again(self, now: float) -> None:
         """Let training begin now: the first step compiled layers, and that is no part of the warm-up."""
-        self.pulse.begun_at, self.pulse.step_s = now, []
+        self.state.begun_at, self.state.step_s = now, []
 
     def save_due(self, now: float) -> bool:
         """Return whether to save before the next step.
@@ -150,8 +150,8 @@ class Schedule:
         within SAVE_SHARE of the time since the start. The first one is on disk by FIRST_SAVE of the budget,
         whatever it costs.
         """
-        since = self.pulse.begun_at if self.pulse.saved_at is None else self.pulse.saved_at
-        if self.pulse.saved_at is None:
+        since = self.state.begun_at if self.state.saved_at is None else self.state.saved_at
+        if self.state.saved_at is None:
             first_at = self.start_at + FIRST_SAVE * (self.ready_by - self.start_at)
             if now + 2 * self.step_s + SAFETY * self.costs.save_s >= first_at:
                 return True
@@ -159,19 +159,19 @@ class Schedule:
             return False  # it would not be on disk before the last one, which waits for it
         if now - since < self.interval_s:
             return False
-        spent = self.pulse.saving_s + 2 * self._save_costs_s
+        spent = self.state.saving_s + 2 * self._save_costs_s
         return spent <= SAVE_SHARE * (now - self.start_at)
 
     def save_begun(self, at: float, waited_s: float) -> None:
         """Note that a checkpoint was begun, for which training waited so long."""
-        self.pulse.saved_at = at
-        self.pulse.saving_s += waited_s
+        self.state.saved_at = at
+        self.state.saving_s += waited_s
         self._save_costs_s = waited_s
 
     def saved(self, seconds: float, slowed_s: float) -> None:
         """Note that the last checkpoint is on disk after so long, and cost training `slowed_s`."""
         self.costs.save_s = seconds
-        self.pulse.saving_s += slowed_s
+        self.state.saving_s += slowed_s
         self._save_costs_s += slowed_s
 
     def eta_s(self, now: float) -> float:
