@@ -12,7 +12,7 @@ from gateway.broker_link import RETRY_S, end_with
 from gateway.connections import Connections, limits_of
 from gateway.errors import UnknownScoredTaskError
 from gateway.expiry import expire_for_ever
-from gateway.learning.evidence import DAY_S, Evidence
+from gateway.learning.evidence import Evidence
 from gateway.learning.learner import Learner
 from gateway.learning.score_form import ScoreForm, score_of
 from gateway.learning.score_stream import ScoreLog
@@ -37,6 +37,7 @@ from gateway.telemetry.run_history import RunHistory
 from gateway.views.schemas import RefusedScore, ScoresTaken
 from shared.aio import cancel_all
 from shared.broker.bus import Bus
+from shared.clock import DAY_S
 from shared.errors import BusError
 from shared.logs import get_logger
 from shared.messages.runs import Progress

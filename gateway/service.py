@@ -15,9 +15,10 @@ from gateway.operations import Operations
 from gateway.parts import Background, BrokerParts, LocalParts
 from gateway.views.alerts import Alert, alerts_of
 from gateway.views.build import agreed_settings, table_views
-from gateway.views.days import DAY_S, DayCounts, day_counts, ends_of
+from gateway.views.days import DayCounts, day_counts, ends_of
 from gateway.views.schemas import GatewayInfo, MirrorInfo, ScoresTaken, TablesView
 from shared import subjects
+from shared.clock import DAY_S
 from shared.errors import BusError, BusUnavailableError
 from shared.logs import get_logger
 from shared.messages.jobs import Job, Score

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Final, Protocol
+
+DAY_S: Final = 86400.0
 
 
 class Clock(Protocol):

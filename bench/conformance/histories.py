@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from gateway.learning.evidence import DAY_S, Evidence
+from gateway.learning.evidence import Evidence
 from gateway.policy.house import maximum_accuracy, why_not_delivered
 from gateway.policy.interface import PolicyView, SlotFacts, Verdict
 from gateway.policy.model_family import model_family
+from shared.clock import DAY_S
 from shared.messages.hardware import Hardware
 from shared.messages.jobs import ResultStatus
 from shared.messages.offers import BareOffer, TaskType

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from gateway.learning.delivery import Counts, Pair, delivery_table
 from gateway.learning.rates import MEANINGS, LearnedRates, Rate, Table
+from shared.clock import DAY_S
 from shared.messages.jobs import ResultStatus, Score
 from shared.messages.offers import TaskType
 from shared.messages.runs import ErrorCode
@@ -22,7 +23,6 @@ FIRST_PLACE = 3.0  # upstream's quality scores
 PENALTY = -1.0
 NOT_IN_FIRST_FOUR = 1000.0  # upstream's synth_loss of everybody else
 FADED = 0.01  # trials; with fewer the house value is shown
-DAY_S = 86400.0
 
 
 class Observation(Struct, frozen=True):
@@ -121,11 +121,6 @@ class Tally:
         return float(0.5 ** (max(0.0, now - at) / self._half_life_s))
 
 
-def posterior(house: float, strength: float, successes: float, trials: float) -> float:
-    """Return the mean of Beta(strength * house + successes, strength * (1 - house) + failures)."""
-    return min(1.0, max(0.0, (strength * house + successes) / (strength + trials)))
-
-
 class Evidence:
     """Everything learned so far, by task: repeated, late and replaced evidence is counted once."""
 
@@ -196,7 +191,7 @@ class Evidence:
             f"{successes:.1f} of {trials:.1f} {MEANINGS[name]} (evidence halves every "
             f"{self._half_life_s / DAY_S:g} days), prior {house * self._strength:.4g} of {self._strength:g}"
         )
-        return Rate(posterior(house, self._strength, successes, trials), cause, successes, trials)
+        return Rate(Counts(successes, trials).posterior(house, self._strength), cause, successes, trials)
 
     def _note(self, task: str, case: Case) -> None:
         known = self._cases.get(task)

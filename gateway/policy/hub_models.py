@@ -14,10 +14,9 @@ import msgspec
 from msgspec import Struct
 
 from shared.logs import get_logger
-from shared.planning.architectures import ModelFacts, facts_from_config
+from shared.planning.architectures import LARGEST_CONFIG, ModelFacts, facts_from_config
 from shared.settings import Settings
 
-LARGEST_CONFIG: Final = 1 << 20
 MOST_KNOWN: Final = 4096
 SILENT_S: Final = 300.0  # how long a hub that doesn't answer is left alone, and a model that it doesn't show
 AT_ONCE: Final = 4

@@ -13,12 +13,11 @@ from msgspec import Struct
 
 from gateway.policy.hub_models import HubModels
 from shared.logs import get_logger
-from shared.planning.architectures import ModelFacts, facts_from_config
+from shared.planning.architectures import LARGEST_CONFIG, ModelFacts, facts_from_config
 from shared.planning.model_name import find_family
 from shared.settings import Settings
 
 READ_S = 5.0  # a folder on a disk that hangs must not keep a gateway from starting
-LARGEST_CONFIG = 1 << 20
 ADAPTER_ONLY = "its folder holds an adapter without the model that it belongs to"
 
 # Families whose configs name another's architecture: the name is then more precise, and gives the same

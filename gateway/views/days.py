@@ -12,8 +12,6 @@ from gateway.learning.evidence import first_place
 from gateway.state.ledger import Ledger
 from shared.messages.jobs import Result, ResultStatus, Score
 
-DAY_S = 86400.0
-
 
 class DayCounts(Struct, frozen=True, kw_only=True):
     """The jobs that ended on one day, and of the scored ones how many were first."""

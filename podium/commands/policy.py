@@ -10,7 +10,6 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.learning.evidence import DAY_S
 from gateway.learning.rates import LearnedRates
 from gateway.policy.builtin import BUILT_IN
 from gateway.policy.loader import load_policy
@@ -18,6 +17,7 @@ from podium.arguments import add_commands, examples
 from podium.console import make_console
 from podium.simulation.replay import Report, Rules, replay
 from podium.simulation.trace import Trace, read_trace
+from shared.clock import DAY_S
 from shared.planning.hardware import parse_hardware
 from shared.settings import Settings
 from shared.settings_sources import load_settings

@@ -41,6 +41,7 @@ ARCHITECTURES: dict[str, Batching] = {
 
 REFUSED = {"phimoe": "its router draws at random while it trains, and gives other numbers without"}
 
+LARGEST_CONFIG = 1 << 20  # bytes of a config.json
 MOST_PARTS = 4096  # layers, or experts of a layer; the largest known models have 200 and 2,048
 _PARTS = re.compile(r"(?:layers?|experts)$")
 

@@ -13,14 +13,13 @@ from shared.messages.hardware import Hardware
 from shared.messages.jobs import Job
 from shared.messages.offers import FileFormat
 from shared.messages.runs import ErrorCode, WorkerJob
-from shared.planning.architectures import ModelFacts, facts_from_config
+from shared.planning.architectures import LARGEST_CONFIG, ModelFacts, facts_from_config
 from shared.planning.feasibility import check_offer
 from shared.planning.transfers import UPLOAD_SHARE, Transfers
 from shared.settings import Settings
 from trainer_node.transfer_rates import Direction, measured
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-LARGEST_CONFIG = 1 << 20
 _HUB_ID = re.compile(rf"({_NAME}/)?{_NAME}")
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from bench.harness.fake_hub import FakeHub
-from gateway.policy.hub_models import AT_ONCE, LARGEST_CONFIG, HubModels, facts_of_answer
+from gateway.policy.hub_models import AT_ONCE, HubModels, facts_of_answer
 from shared.broker.bus import Bus
 from shared.messages.hardware import Hardware
+from shared.planning.architectures import LARGEST_CONFIG
 from shared.settings_sources import load_settings
 
 LLAMA = {

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.learning.delivery import Counts
 from gateway.learning.evidence import (
-    DAY_S,
     Case,
     Evidence,
     Observation,
     Tally,
     among_first_four,
     observations,
-    posterior,
 )
 from gateway.policy.model_family import model_family
+from shared.clock import DAY_S
 from shared.messages.jobs import ResultStatus, Score
 from shared.messages.offers import TaskType
 from shared.messages.runs import ErrorCode
@@ -229,21 +229,21 @@ def test_a_rate_lies_between_0_and_1_and_goes_back_to_the_house_value(
     found: list[tuple[bool, float]], house: float, strength: float, later: float
 ) -> None:
     counted = tally(found)
-    now = posterior(house, strength, *counted.counts(NOW))
-    then = posterior(house, strength, *counted.counts(NOW + later * DAY_S))
+    now = Counts(*counted.counts(NOW)).posterior(house, strength)
+    then = Counts(*counted.counts(NOW + later * DAY_S)).posterior(house, strength)
     assert 0 <= now <= 1
     assert 0 <= then <= 1
     assert abs(then - house) <= abs(now - house) + 1e-9
-    assert posterior(house, strength, *counted.counts(NOW + 1e5 * DAY_S)) == pytest.approx(house)
+    assert Counts(*counted.counts(NOW + 1e5 * DAY_S)).posterior(house, strength) == pytest.approx(house)
 
 
 @given(found=trials, more=times, house=st.floats(0, 1))
 def test_a_success_never_lowers_a_rate_and_a_failure_never_raises_it(
     found: list[tuple[bool, float]], more: float, house: float
 ) -> None:
-    before = posterior(house, 10, *tally(found).counts(NOW))
-    assert posterior(house, 10, *tally([*found, (True, more)]).counts(NOW)) >= before - 1e-9
-    assert posterior(house, 10, *tally([*found, (False, more)]).counts(NOW)) <= before + 1e-9
+    before = Counts(*tally(found).counts(NOW)).posterior(house, 10)
+    assert Counts(*tally([*found, (True, more)]).counts(NOW)).posterior(house, 10) >= before - 1e-9
+    assert Counts(*tally([*found, (False, more)]).counts(NOW)).posterior(house, 10) <= before + 1e-9
 
 
 @given(found=trials, data=st.data())

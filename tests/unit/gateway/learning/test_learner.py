@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from gateway.learning.evidence import DAY_S, Evidence
+from gateway.learning.evidence import Evidence
 from gateway.learning.learner import Learner
 from gateway.policy.model_family import model_family
 from gateway.state.ledger import Ledger
 from shared import subjects
 from shared.broker.bus import Record
+from shared.clock import DAY_S
 from shared.messages.encoding import encode
 from shared.messages.jobs import Job, Result, ResultStatus, Score
 from shared.messages.offers import Decision, Offer, TaskType

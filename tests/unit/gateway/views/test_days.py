@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.views.days import DAY_S, DayCounts, day_counts
+from gateway.views.days import DayCounts, day_counts
+from shared.clock import DAY_S
 from shared.messages.jobs import Result, ResultStatus, Score
 from shared.messages.offers import TaskType
 
