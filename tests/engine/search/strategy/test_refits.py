@@ -175,12 +175,26 @@ def test_a_tiny_model_s_trial_of_lora_joins_runs_at_about_its_rate(
     assert not real.with_best
 
 
-def test_few_held_out_rows_leave_the_rate_of_lora_as_it_is() -> None:
+@pytest.mark.parametrize(
+    ("factor", "tiny", "rate", "averaged", "joins"),
+    [
+        (1.1, False, 2.0, True, True),  # twice what it asks for, but at most twice what was run
+        (0.9, False, 2.0 * 0.9**3, True, True),
+        (0.8, False, 2.0 * 0.8**3, True, True),
+        (0.7, False, 3.0 * 0.7**3, True, False),  # it asks for less than half
+        (1.0, False, 1.0, False, True),  # the rows don't agree on it
+        (1.1, True, 1.1**3, False, True),
+    ],
+)
+def test_with_many_rows_the_trial_of_lora_joins_runs_at_up_to_twice_its_rate(
+    factor: float, tiny: bool, rate: float, averaged: bool, joins: bool
+) -> None:
+    """It has seen almost all rows."""
     trial = Trial(arm="lora", epochs=2.0)
-    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)
-    first = first_refit(best, [best], plenty(all_rows=1.02, lora=LORA))
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=factor)
+    first = first_refit(best, [best], plenty(all_rows=1.02, lora=LORA, tiny=tiny))
     assert first
-    assert (first.rate, first.averaged) == (pytest.approx(1.1**3), False)
+    assert (first.rate, first.averaged, first.with_best) == (pytest.approx(rate), averaged, joins)
 
 
 def test_after_a_run_at_a_raised_rate_that_gave_no_number_the_next_has_the_rate_of_one() -> None:

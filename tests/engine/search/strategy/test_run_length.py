@@ -18,6 +18,16 @@ def test_the_length_of_a_whole_run_is_not_that_of_the_trial_before() -> None:
     assert found == {replace(START[0], epochs=2.5)}
 
 
+def test_of_lora_two_runs_on_all_rows_are_worth_it_with_many_rows_too() -> None:
+    lora = frozenset({"lora"})
+    for epochs, tiny, whole in ((5.6, False, 5.6 / 3.04), (4.4, False, 4.4 / 2.02), (5.6, True, 2.5)):
+        seconds = TRIAL_SAFETY * epochs * 10.0
+        budget = plenty(left_s=seconds, all_s=seconds, trial_s=0.0, all_rows=1.02, lora=lora, tiny=tiny)
+        found = whole_run(START[1], budget)
+        assert found
+        assert found.epochs == pytest.approx(whole)
+
+
 @pytest.mark.parametrize(
     ("epochs", "all_rows", "single", "whole", "refits"),
     [

@@ -35,22 +35,27 @@ MOST_TINY_LORA_ROWS = 1000
 def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
     """Return a short trial if there is time for runs of full length after it; else one that is still shorter.
 
-    Rows that are too few for a short trial get a run of full length, if many of them are held out: a second
-    run, on all rows, is worth its time then. Otherwise the rate is worth more. With a trial on each device
-    rates are compared at full length. Without time for more than one other run, and with too few steps to
-    compare rates, half of a real model's time goes to a run on all rows.
+    Rows that are too few for a short trial get a run of full length, if many of them are held out or LoRA's
+    runs will be averaged: a second run, on all rows, is worth its time then. Otherwise the rate is worth
+    more. With a trial on each device rates are compared at full length. Without time for more than one other
+    run, and with too few steps to compare rates, half of a real model's time goes to a run on all rows.
     """
     start = _in_order(start, budget)
     whole = _first_of_lora(start, budget) or _whole(start[0], budget)
     if whole is not None and (short := short_trial(whole, budget)):
         return short
-    if whole is not None and (budget.many_held_out or budget.width > 1):
+    if whole is not None and (budget.many_held_out or budget.width > 1 or _is_averaged(whole, budget)):
         return whole
     if probe := probe_of(start[0], budget):
         return probe
     if whole is not None and budget.refits(whole, 1):
         return whole
     return _twin(start[0], budget) or with_prior(main_run(start[0], budget), budget)
+
+
+def _is_averaged(whole: Trial, budget: Budget) -> bool:
+    """Return whether LoRA's run will be averaged with two on all rows, though few rows are held out."""
+    return budget.averages_lora(whole) and runs_after(whole, budget) == 2
 
 
 def _in_order(start: Sequence[Trial], budget: Budget) -> Sequence[Trial]:
@@ -69,10 +74,11 @@ def _first_of_lora(start: Sequence[Trial], budget: Budget) -> Trial | None:
 
     Two of them on all rows follow, and of a tiny model at least one.
     """
+    arms = (budget.lora if budget.tiny or budget.many_held_out else budget.ample) - budget.single
     least_runs = 1 if budget.tiny and budget.all_rows >= TWIN_ROWS else 2
     is_small = not budget.tiny or budget.examples <= MOST_TINY_LORA_ROWS
     for trial in start if is_small else ():
-        if trial.arm not in budget.lora - budget.single or runs_after(trial, budget) < least_runs:
+        if trial.arm not in arms or runs_after(trial, budget) < least_runs:
             continue
         whole = _whole(trial, budget, TWIN_EPOCHS)
         if whole and budget.steps(whole) >= LORA_STEPS and whole.epochs >= TWIN_EPOCHS:

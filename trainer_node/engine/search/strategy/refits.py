@@ -38,13 +38,16 @@ def first_refit(best: TrialResult, done: Sequence[TrialResult], budget: Budget) 
     """
     trial = at_best_rate(best, done)
     is_near = not is_other_rate(trial.rate / best.trial.rate, MOST_APART)
-    if trial.arm not in budget.lora - budget.single or not budget.many_held_out:
+    has_seen_all = budget.averages_lora(trial)
+    if trial.arm not in budget.lora - budget.single or not (budget.many_held_out or has_seen_all):
         joins = is_near and not budget.many_held_out and trial.arm not in budget.single
         return refit_of(replace(trial, with_best=joins), 0, budget)
     runs = min(budget.runs_left(replace(trial, refit=True), MOST_REFITS), len(LORA_RATES) - 1)
-    joins = budget.tiny and is_near
+    joins = (budget.tiny or has_seen_all) and is_near
     times, most = LORA_RATES[runs], MOST_ABOVE_RUN
-    if joins:
+    if joins and has_seen_all:
+        times, most = LORA_RATES[2], MOST_APART
+    elif joins:
         times, most = max(LEAST_JOINED_RATE, min(times, trial.epochs)), MOST_APART
     is_told = best.factor is not None and not is_undecided(best)
     rate = min(MOST_RATE, most * best.trial.rate, times * trial.rate) if is_told else trial.rate

@@ -32,9 +32,9 @@ def whole_run(trial: Trial, budget: Budget, least: float = START_EPOCHS[0]) -> T
 
 def runs_after(trial: Trial, budget: Budget) -> int:
     """Return how many runs on all rows follow such a trial: two to average if they fit, or one, or none."""
-    may_be_shorter = budget.tiny and trial.arm in budget.lora
-    fewest = FEWEST_TINY_EPOCHS if may_be_shorter else FEWEST_EPOCHS
-    pays = budget.many_held_out and budget.refits(trial, 2) == 2
+    is_lora = trial.arm in budget.lora
+    fewest = FEWEST_TINY_EPOCHS if budget.tiny and is_lora else FEWEST_EPOCHS
+    pays = (budget.many_held_out or budget.averages_lora(trial)) and budget.refits(trial, 2) == 2
     return 2 if pays and _epochs_before(trial, 2, budget) >= fewest else budget.refits(trial, 1)
 
 
