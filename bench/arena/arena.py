@@ -190,7 +190,7 @@ def said(entry: Entry) -> str:
 def main() -> None:
     """Run the arena and print who won."""
     parser = argparse.ArgumentParser(prog="python -m bench arena", description=__doc__)
-    parser.add_argument("--suite", choices=("cpu",), help="the fixed list of tasks, instead of the next six")
+    parser.add_argument("--suite", choices=("cpu",), help="a fixed list, in place of --sources to --damage")
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
     parser.add_argument("--models", nargs="+", choices=(*MODELS, "smollm2"), default=list(MODELS))
     parser.add_argument("--rows", type=int, nargs="+", default=[400])

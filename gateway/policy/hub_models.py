@@ -18,7 +18,7 @@ from shared.planning.architectures import LARGEST_CONFIG, ModelFacts, facts_from
 from shared.settings import Settings
 
 MOST_KNOWN: Final = 4096
-SILENT_S: Final = 300.0  # how long a hub that doesn't answer is left alone, and a model that it doesn't show
+SILENT_S: Final = 300.0  # until a silent hub, or a model that it didn't show, is asked again
 AT_ONCE: Final = 4
 NO_CONFIG: Final = (
     "its repository has no config.json: it holds an adapter, GGUF files or another kind of model"
