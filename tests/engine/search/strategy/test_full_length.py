@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
 from trainer_node.engine.search.strategy.best_trial import best_of
 from trainer_node.engine.search.strategy.full_length import MOST_TRIES
-from trainer_node.engine.search.strategy.neighbours import RATE_STEP
+from trainer_node.engine.search.strategy.neighbours import RATE_STEP, is_like
 from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.trial import Trial, TrialResult
 
@@ -111,3 +111,17 @@ def test_a_first_run_of_lora_that_gave_no_number_is_run_again_at_a_lower_rate(
     assert second == replace(first, rate=first.rate / RATE_STEP)
     assert done[1].loss is not None
     assert sum(result.trial.refit for result in done) == refits
+
+
+def test_no_run_is_longer_than_one_like_it_that_has_turned() -> None:
+    best = TrialResult(trial=Trial(arm="dense", rate=1.2, epochs=4.0), loss=2.0, tokens=1, train_s=1.0)
+    turned = replace(best, trial=Trial(arm="dense", epochs=4.0), loss=2.1, lowest_epochs=3.0)
+    done, tried = [best, turned], list[Trial]()
+    while trial := next_trial(START, done, plenty()):
+        if trial.refit:
+            break
+        tried.append(trial)
+        done.append(TrialResult(trial=trial, loss=3.0, tokens=1, train_s=1.0))
+    alike = [trial for trial in tried if is_like(trial, best.trial)]
+    assert alike
+    assert max(trial.epochs for trial in alike) < 4.0  # without the other one's turn 8 and 6 come

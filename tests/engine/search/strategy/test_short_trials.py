@@ -156,3 +156,12 @@ def test_after_short_trials_of_lora_a_run_that_is_hardly_longer_comes_only_if_th
         following = next_trial(START, done, replace(left, examples=120))
         assert following
         assert (not following.refit) is is_run
+
+
+def test_a_short_trial_of_pairs_has_no_rate_above_the_plan_s() -> None:
+    """None above it was measured; others' is raised for the shorter run."""
+    for pairs, raised in ((True, False), (False, True)):
+        budget = plenty(all_s=40_000.0, left_s=40_000.0, epoch_tokens=1_000_000, examples=3_200, pairs=pairs)
+        first = first_trial(START, budget)
+        assert first.short
+        assert (first.rate > rate_factor(replace(first, epochs=2.5), budget)) is raised

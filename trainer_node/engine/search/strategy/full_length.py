@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from trainer_node.engine.search.strategy.best_trial import is_long, settled
+from trainer_node.engine.search.strategy.best_trial import AFTER_LOWEST, is_long, settled
 from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY, Budget
 from trainer_node.engine.search.strategy.neighbours import (
     LEAST_RATE,
@@ -48,6 +48,7 @@ def next_neighbour(
             trial.batch < budget.devices
             or refuted(trial, centre, done)
             or _is_tried(trial, centre, told, done)
+            or _is_past_turn(trial, done)
         ):
             continue
         spent_s = budget.all_s - budget.left_s + budget.cost_s(trial)
@@ -83,6 +84,17 @@ def _is_tried(trial: Trial, centre: Trial, told: Trial | None, done: Sequence[Tr
     long = (one.trial for one in done if is_long(one.trial))
     return any(
         is_like(one, trial) and (is_rate or key(replace(one, rate=trial.rate)) == key(trial)) for one in long
+    )
+
+
+def _is_past_turn(trial: Trial, done: Sequence[TrialResult]) -> bool:
+    """Return whether a run like the trial, and no longer, has turned: this one would turn as well."""
+    return any(
+        is_like(one.trial, trial)
+        and one.lowest_epochs is not None
+        and trial.epochs >= max(one.trial.epochs, AFTER_LOWEST * one.lowest_epochs)
+        for one in done
+        if is_long(one.trial)
     )
 
 

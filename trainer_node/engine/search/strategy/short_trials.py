@@ -28,7 +28,7 @@ def short_trial(whole: Trial, budget: Budget) -> Trial | None:
 
     None if it has too few steps, or if there is no time for all of them, a longer run and one on all rows:
     when to end is worth as much as the rate, and only a whole run shows it. Devices that run a trial each
-    need no short ones.
+    need no short ones. Its rate is raised for the shorter run, that of pairs is not.
     """
     epochs = min(SHORT_EPOCHS, whole.epochs)
     if not budget.many_held_out:  # then epochs have many steps, and the time of a few hundred ranks rates
@@ -38,7 +38,8 @@ def short_trial(whole: Trial, budget: Budget) -> Trial | None:
     after = replace(budget, left_s=budget.left_s - TRIAL_SAFETY * SHORT_TRIALS * budget.cost_s(short))
     if budget.width > 1 or budget.steps(short) < PROBE_STEPS or not _longer(short, after):
         return None
-    return replace(short, rate=min(MOST_RATE, short.rate * by_length(short.epochs, whole.epochs)))
+    raised = 1.0 if budget.pairs else by_length(short.epochs, whole.epochs)
+    return replace(short, rate=min(MOST_RATE, short.rate * raised))
 
 
 def _longer(short: Trial, budget: Budget) -> Trial | None:
