@@ -80,9 +80,11 @@ class TrainingRun:
             self.log.warning("asked to stop")
             return False
         finally:
-            await asyncio.to_thread(self.early.stop)
-            await self.supervisor.stop("its run is over", grace_s=STOP_S)
-            self.supervisor.close()
+            try:
+                await asyncio.to_thread(self.early.stop)
+            finally:
+                await self.supervisor.stop("its run is over", grace_s=STOP_S)
+                self.supervisor.close()
 
     def _next(self) -> Action:
         alive = self.supervisor.alive  # first: a worker writes its outcome and then ends

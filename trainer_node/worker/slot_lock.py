@@ -80,14 +80,22 @@ class SlotLock:
             log.error("slot.log not written", event_name=event, pid=pid, error=str(error))
 
     def record_missed_release(self) -> None:
-        """Record that the lock is free, if the last line says that a process holds it."""
+        """Record that the lock is free, if the last whole line says that a process holds it."""
         try:
             lines = self.log_path.read_bytes().splitlines()
-            last = msgspec.json.decode(lines[-1], type=LockEvent) if lines else None
-        except (FileNotFoundError, msgspec.DecodeError):
+        except FileNotFoundError:
             return
+        last = next((event for line in reversed(lines) if (event := _event(line)) is not None), None)
         if last is not None and last.event != "released":
             self.record("released", last.pid, last.task, last.attempt)
+
+
+def _event(line: bytes) -> LockEvent | None:
+    """Return a line's event; None for one that a kill or a full disk cut short."""
+    try:
+        return msgspec.json.decode(line, type=LockEvent)
+    except ValueError:  # msgspec's errors, and bytes that are not UTF-8
+        return None
 
 
 class StuckError(OSError):

@@ -137,8 +137,12 @@ class Supervisor:
         Raises StuckError if a process that holds the lock can't be ended.
         """
         async with self._changing:
-            await self._free_lock()
-            await self.machine.clear(must_hold, min(OTHERS_GRACE_S, self.settings.stop_grace_s))
+            try:
+                await self._free_lock()
+                await self.machine.clear(must_hold, min(OTHERS_GRACE_S, self.settings.stop_grace_s))
+            except StuckError as error:
+                log.error("no worker can be started", task=run.task, error=str(error))
+                raise
             worker = await asyncio.to_thread(self._spawn, run, attempt, step)
             log.info("worker started", pid=worker.file.pid, task=run.task, attempt=attempt, step=step)
             self._watch(worker, "acquired")

@@ -197,6 +197,18 @@ def test_with_many_rows_the_trial_of_lora_joins_runs_at_up_to_twice_its_rate(
     assert (first.rate, first.averaged, first.with_best) == (pytest.approx(rate), averaged, joins)
 
 
+def test_with_many_rows_one_run_of_lora_or_a_short_one_has_the_rate_of_one() -> None:
+    """An epoch takes 10 s."""
+    for left_s, epochs, rate in ((25.0, 2.0, 1.1**3), (50.0, 2.0, 2.0), (50.0, 1.4, 1.1**3)):
+        trial = Trial(arm="lora", epochs=epochs)
+        best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)
+        budget = plenty(all_rows=1.02, lora=LORA, left_s=left_s, all_s=1e3, trial_s=0.0)
+        first = first_refit(best, [best], budget)
+        assert first
+        assert (first.rate, first.averaged) == (pytest.approx(rate), rate == 2.0)
+        assert first.with_best
+
+
 def test_after_a_run_at_a_raised_rate_that_gave_no_number_the_next_has_the_rate_of_one() -> None:
     trial = Trial(arm="lora", epochs=2.0)
     best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY, Budget
 from trainer_node.engine.search.strategy.neighbours import MOST_RATE, is_other_rate
 from trainer_node.engine.search.strategy.rates import at_best_rate, is_undecided
-from trainer_node.engine.search.strategy.run_length import epochs_in
+from trainer_node.engine.search.strategy.run_length import FEWEST_EPOCHS, epochs_in
 from trainer_node.engine.search.trial import Trial, TrialResult
 
 MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two more .01, all others less
@@ -46,7 +46,9 @@ def first_refit(best: TrialResult, done: Sequence[TrialResult], budget: Budget) 
     joins = (budget.tiny or has_seen_all) and is_near
     times, most = LORA_RATES[runs], MOST_ABOVE_RUN
     if joins and has_seen_all:
-        times, most = LORA_RATES[2], MOST_APART
+        # Two runs and the trial, of 1.95 epochs: more was not measured, and runs of 1.1 epochs gain nothing.
+        is_measured = runs >= 2 and trial.epochs >= FEWEST_EPOCHS
+        times, most = (LORA_RATES[2] if is_measured else 1.0), MOST_APART
     elif joins:
         times, most = max(LEAST_JOINED_RATE, min(times, trial.epochs)), MOST_APART
     is_told = best.factor is not None and not is_undecided(best)

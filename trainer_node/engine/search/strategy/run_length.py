@@ -11,7 +11,7 @@ from trainer_node.engine.search.trial import Trial, last_pass_of
 # Of a run that two on all rows follow: averaged, they are better than one that is longer, by .003 to .038 nat
 # on five of five tasks (docs/experiments.md). The prior's finer batches make them up to a sixth shorter.
 FEWEST_EPOCHS = 1.5
-# Of LoRA and tiny models: a trial and two runs of 1.4 epochs, all averaged, end .003, .035 and .04 nat lower
+# Of a tiny model's LoRA: a trial and two runs of 1.4 epochs, all averaged, end .003, .035 and .04 nat lower
 # than a trial and one run of 2.2, in the same time (150 rows, docs/experiments.md).
 FEWEST_TINY_EPOCHS = 1.0
 LEAST_MAIN = 0.001  # epochs of a run that takes the rest of the time

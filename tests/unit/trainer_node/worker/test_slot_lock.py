@@ -1,0 +1,26 @@
+"""The slot's lock: what its log says after a process was killed inside a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from trainer_node.worker.slot_lock import LockEvent, SlotLock
+
+
+@pytest.mark.parametrize("cut", [b"", b'{"event":"rel', b"\xff\xfe"])
+def test_a_missed_release_is_recorded_whatever_was_cut_after_it(tmp_path: Path, cut: bytes) -> None:
+    lock = SlotLock(tmp_path)
+    lock.record("acquired", 7, "t1", 2)
+    with lock.log_path.open("ab") as file:
+        file.write(cut)
+    for _ in range(2):  # once is enough
+        lock.record_missed_release()
+    lines = [line for line in lock.log_path.read_bytes().splitlines() if line != cut]
+    events = [msgspec.json.decode(line, type=LockEvent) for line in lines]
+    assert [(event.event, event.pid, event.attempt) for event in events] == [
+        ("acquired", 7, 2),
+        ("released", 7, 2),
+    ]
