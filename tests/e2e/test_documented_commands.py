@@ -40,6 +40,7 @@ RUN: dict[str, str] = {
     "train examples/offer.json --preview 2": "",
     "train examples/offer.json --hours 4m --out run1": "train examples/offer.json --hours 45s --out run1",
     "plan --params 8B --hardware 4xH100-80GB --hours 4": "",
+    "plan --params 8B --hardware 4xH100-80GB --hours 4 --profile maximum_accuracy": "",
     "plan --params 14B --hardware 2xH100-80GB --hours 4": "",
     "policy list": "",
     "keys DIR": "keys keys",
