@@ -21,7 +21,7 @@ from shared.planning.memory_fit import split
 from shared.planning.plan import Plan, Repair
 from shared.planning.profiles import resolve
 from shared.planning.throughput import SAVE_BYTES_PER_S, Measured
-from tests.engine.train.test_loop import JOB
+from tests.engine.train.conftest import JOB
 from trainer_node.engine import limits, prepare
 from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.examples import Examples

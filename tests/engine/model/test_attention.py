@@ -143,6 +143,20 @@ def test_a_kernel_that_fails_or_computes_wrong_is_passed_over(monkeypatch: pytes
         attention._kernel.cache_clear()
 
 
+def _assert_passed_over(
+    wrong: Callable[..., torch.Tensor], right: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The right kernel is taken in place of the wrong one, which is named."""
+    monkeypatch.setattr(attention, "_KERNELS", {"wrong": lambda: wrong, "right": lambda: right})
+    attention._kernel.cache_clear()
+    try:
+        found = attention._kernel(torch.device("cpu"), Form())
+    finally:
+        attention._kernel.cache_clear()
+    assert found.run is right
+    assert found.passed_over.startswith("wrong: off by ")
+
+
 @pytest.mark.parametrize("where", ["between", "at the end"])
 def test_a_kernel_that_is_wrong_for_empty_documents_alone_is_passed_over(
     where: str, monkeypatch: pytest.MonkeyPatch
@@ -156,14 +170,7 @@ def test_a_kernel_that_is_wrong_for_empty_documents_alone_is_passed_over(
         wrong = empty[last:].any() if where == "at the end" else empty[:last].any()
         return right(q, k, v, cu, *others) * (0.5 if wrong else 1.0)
 
-    monkeypatch.setattr(attention, "_KERNELS", {"confused": lambda: confused, "right": lambda: right})
-    attention._kernel.cache_clear()
-    try:
-        found = attention._kernel(torch.device("cpu"), Form())
-    finally:
-        attention._kernel.cache_clear()
-    assert found.run is right
-    assert found.passed_over.startswith("confused: off by ")
+    _assert_passed_over(confused, right, monkeypatch)
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
@@ -172,14 +179,7 @@ def test_a_kernel_that_gives_no_number_is_passed_over_by_name(
 ) -> None:
     right: Callable[..., torch.Tensor] = _dense()
     broken: Callable[..., torch.Tensor] = lambda *given: right(*given) * factor  # noqa: E731
-    monkeypatch.setattr(attention, "_KERNELS", {"broken": lambda: broken, "right": lambda: right})
-    attention._kernel.cache_clear()
-    try:
-        found = attention._kernel(torch.device("cpu"), Form())
-    finally:
-        attention._kernel.cache_clear()
-    assert found.run is right
-    assert found.passed_over.startswith("broken: off by ")
+    _assert_passed_over(broken, right, monkeypatch)
     monkeypatch.setattr(attention, "_dense", lambda: broken)
     with pytest.raises(EngineError, match="attention computes wrong"):
         attention.check_kernels(torch.device("cpu"), [Form()])

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from shared.clock import WallClock
 from shared.messages.hardware import Hardware
-from tests.engine.train.test_loop import JOB
+from tests.engine.train.conftest import JOB
 from trainer_node.engine.__main__ import leave
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.distributed.launch import Ranks, rank_of

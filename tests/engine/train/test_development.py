@@ -1,7 +1,10 @@
-"""Weights of the development curve's lowest points: where they are kept, and what that takes."""
+"""The development curve's lowest points: where their weights are kept, and how a run goes back to them."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +13,18 @@ import pytest
 import torch
 
 from shared.planning.recipe import CurveRule
+from tests.engine.conftest import VOCAB
+from tests.engine.train.conftest import JOB, LENGTHS, Build, StopAfter
+from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS
-from trainer_node.engine.evaluate.metric import Evaluation
+from trainer_node.engine.evaluate.candidates import loaded
+from trainer_node.engine.evaluate.metric import Evaluation, score
 from trainer_node.engine.memory.copy_memory import CopyMemory
-from trainer_node.engine.train import development
+from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.train import checkpoint, development, loop
 from trainer_node.engine.train.dev_curve import DevCurve
+from trainer_node.engine.train.development import measure_dev
+from trainer_node.engine.train.state import TrainState
 
 SIZE = 12  # bytes of the weights
 
@@ -113,3 +123,68 @@ def test_a_point_takes_as_long_as_its_copy_too(monkeypatch: pytest.MonkeyPatch) 
     reporter: Any = SimpleNamespace(losses=lambda **_: None)
     development.measure_dev(state, reporter)
     assert state.dev_s == state.curve.spent_s == 7.0
+
+
+def contradicting(examples: Examples) -> Examples:
+    """The same rows with other answers: the better the first are learned, the higher is the loss of these."""
+    labels = np.where(examples.labels == IGNORED, IGNORED, (examples.labels + 7) % VOCAB)
+    rows = np.tile(np.arange(len(examples)), 8)  # few rows prove little
+    return dataclasses.replace(examples, labels=labels).take(rows)
+
+
+@pytest.mark.parametrize("method", ["lora", "dense"])
+def test_a_run_that_overfits_goes_back_to_its_best_weights_and_ends_early(
+    method: str, build: Build, make_examples: Callable[..., Examples], tmp_path: Path
+) -> None:
+    other_rows = contradicting(make_examples(LENGTHS))
+    state, reporter, stop = build("overfit", method, dev=other_rows, lr_lora=0.02, lr_dense=0.01)
+    loop.train(state, reporter, stop)
+    best = state.curve.best
+    assert best is not None
+    assert state.curve.turned()
+    assert state.schedule.state.cooldown is not None
+    assert state.clock.time() < JOB.ready_by / 2
+    assert state.schedule.rate() < 0.05
+    assert b"the held-out loss rose" in (tmp_path / "overfit" / "progress.jsonl").read_bytes()
+    with loaded(state.deltas, lambda: state.best):
+        losses = score(state.deltas.model, other_rows).per_example.tolist()
+    assert losses == pytest.approx(state.curve.best_losses, abs=1e-6)
+
+
+def test_a_run_that_resumes_turns_at_the_same_step(
+    build: Build, make_examples: Callable[..., Examples]
+) -> None:
+    options = {"dev": contradicting(make_examples(LENGTHS)), "lr_dense": 0.01}
+    calm, reporter, stop = build("calm", "dense", **options)
+    loop.train(calm, reporter, stop)
+    assert calm.schedule.state.cooldown is not None
+    for looks in (9, 30, 45, 60, 10**9):
+        rough, reporter, stop = build("rough", "dense", resume=True, stop=StopAfter(looks), **options)
+        loop.train(rough, reporter, stop)
+        rough.saver.wait()
+    assert rough.schedule.state == calm.schedule.state
+    assert rough.curve == calm.curve
+    for name, value in calm.deltas.state().items():
+        assert torch.equal(rough.deltas.state()[name], value), name
+    for name, value in calm.best.items():
+        assert torch.equal(rough.best[name], value), name
+
+
+def test_the_last_checkpoint_has_the_weights_of_a_point_measured_after_a_save_of_the_same_step(
+    build: Build, make_examples: Callable[..., Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, reporter, stop = build("run", dev=make_examples(LENGTHS))
+
+    def time_ends_in_it(state: TrainState, reporter: Reporter) -> None:
+        measure_dev(state, reporter)
+        state.schedule.state.progress = 1.0
+
+    monkeypatch.setattr("trainer_node.engine.train.loop.measure_dev", time_ends_in_it)
+    monkeypatch.setattr(state.schedule, "save_due", lambda now: True)
+    loop.train(state, reporter, stop)
+    state.saver.wait()
+    found = checkpoint.newest(state.saver.folder, pytest.fail)
+    assert found is not None
+    assert [point.step for point in found.manifest.position.curve.points] == [state.step]
+    for name, value in state.best.items():
+        assert torch.equal(found.tensors("best")[name], value), name

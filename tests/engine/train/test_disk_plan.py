@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from shared.messages.runs import OutcomeStatus
 from shared.planning.plan import Repair
 from tests.engine.positions import save_step
-from tests.engine.train.test_loop import Build, _StopAfter, build  # noqa: F401 - a fixture
+from tests.engine.train.conftest import Build, StopAfter
 from tests.engine.worker_run import finish, progress_of
 from trainer_node.engine.export import writer
 from trainer_node.engine.train import async_saver, checkpoint, loop, saved_state
@@ -94,7 +94,7 @@ def _deletable(state: Any) -> int:
     return sum(map(checkpoint.freed_by, checkpoint.by_value(state.saver.folder)[:-1]))
 
 
-def test_a_whole_model_is_kept_room_for_if_frozen_weights_were_restored(build: Build) -> None:  # noqa: F811
+def test_a_whole_model_is_kept_room_for_if_frozen_weights_were_restored(build: Build) -> None:
     state, _, _ = build("run", "lora")
     parameters = sum(value.numel() for value in state.deltas.model.parameters())
     assert saved_state.export_bytes(state) < parameters
@@ -107,13 +107,13 @@ def test_a_whole_model_is_kept_room_for_if_frozen_weights_were_restored(build: B
 def test_a_run_goes_on_with_what_fits(
     method: str,
     content: CheckpointContent,
-    build: Build,  # noqa: F811
+    build: Build,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     calm, reporter, stop = build("calm", method)
     loop.train(calm, reporter, stop)
-    short, reporter, stop = build("short", method, stop=_StopAfter(31))
+    short, reporter, stop = build("short", method, stop=StopAfter(31))
     _with_free(monkeypatch, lambda: _room(short, content) - _deletable(short))
     loop.train(short, reporter, stop)
     assert short.step > 5
@@ -146,7 +146,7 @@ def test_a_run_goes_on_with_what_fits(
 
 
 def test_older_checkpoints_go_before_content_does(
-    build: Build,  # noqa: F811
+    build: Build,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     state, reporter, stop = build("run", "dense")

@@ -2,100 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
 
-from shared.clock import TokenClock
 from shared.messages.hardware import Hardware
 from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
-from shared.planning.throughput import Costs
-from tests.engine.conftest import VOCAB
-from tests.engine.worker_run import bare_job
-from trainer_node.engine.assemble import assemble, averages
-from trainer_node.engine.context import JobData, RunContext, RunRecord
-from trainer_node.engine.data.examples import IGNORED, Examples
-from trainer_node.engine.evaluate.candidates import loaded
-from trainer_node.engine.evaluate.metric import score
-from trainer_node.engine.model.loading import load_model
-from trainer_node.engine.reporter import Reporter
+from tests.engine.train.conftest import Build, StopAfter
+from trainer_node.engine.assemble import averages
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import checkpoint, loop, saved_state
 from trainer_node.engine.train.async_saver import Key, by_key
-from trainer_node.engine.train.development import measure_dev
 from trainer_node.engine.train.oom_fallback import step_down
-from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.weight_average import TAIL
-
-LENGTHS = [9, 20, 33, 12, 40, 25, 7, 50, 31, 18]
-Build = Callable[..., tuple[TrainState, Reporter, Stop]]
-JOB = bare_job(ready_by=30.0, checkpoint_interval_s=0.5, clock="token", token_clock_rate=100.0)
-
-
-@pytest.fixture
-def build(
-    tiny_model: Path, tmp_path: Path, make_plan: Callable[..., Plan], make_examples: Callable[..., Examples]
-) -> Build:
-    """Training on the tiny model in a folder: fresh, or from the folder's newest checkpoint."""
-
-    def _build(
-        name: str,
-        method: str = "lora",
-        *,
-        resume: bool = False,
-        stop: Stop | None = None,
-        dev: Examples | None = None,
-        **changes: object,
-    ) -> tuple[TrainState, Reporter, Stop]:
-        plan = make_plan(method, dropout=0.1, packs_per_step=2, max_epochs=100.0, **changes)
-        examples = make_examples(LENGTHS)
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        found = checkpoint.newest(folder / "checkpoints", pytest.fail) if resume else None
-        clock = TokenClock(JOB.start_at, JOB.token_clock_rate)
-        if found:
-            clock.tokens = found.manifest.position.clock_tokens
-        record = RunRecord(
-            fingerprint=examples.fingerprint(),
-            base_losses=[1.0] * len(dev if dev else [0]),
-            train_examples=len(examples),
-            train_tokens=int(examples.lengths.sum()),
-            dropped={},
-            costs=Costs(),
-        )
-        stop = stop or Stop()
-        run = RunContext(JOB, folder, clock, Reporter(folder / "progress.jsonl", "t", "a"), stop)
-        data = JobData(examples, dev or examples, {}, 256)
-        training = assemble(run, record, plan, load_model(str(tiny_model), plan.dtype), data, found)
-        return training, run.reporter, stop
-
-    return _build
-
-
-class _StopAfter(Stop):
-    """Asked to stop at the n-th look."""
-
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
-        super().__init__()
-
-    @property
-    def asked(self) -> bool:
-        self.looks -= 1
-        return self.looks < 0
-
-    @asked.setter
-    def asked(self, value: bool) -> None:
-        pass
 
 
 def test_the_average_is_of_some_steps_of_the_tail(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +53,7 @@ def test_resumed_weights_are_bit_equal(
     assert calm.average.count > 1
     starts = 0
     for looks in (7, 11, 10**9):  # a step looks three times: stopped between steps and between packs
-        rough, reporter, stop = build("rough", method, dtype=dtype, resume=True, stop=_StopAfter(looks))
+        rough, reporter, stop = build("rough", method, dtype=dtype, resume=True, stop=StopAfter(looks))
         loop.train(rough, reporter, stop)
         starts += 1
     assert starts == 3
@@ -143,7 +69,7 @@ def test_stop_between_packs_undoes_the_step(build: Build) -> None:
     training, _, _ = build("run")
     before = {name: value.clone() for name, value in training.deltas.state().items()}
     cursor = training.packs.epoch, training.packs.index
-    assert not loop.one_step(training, 1.0, _StopAfter(1))
+    assert not loop.one_step(training, 1.0, StopAfter(1))
     assert (training.packs.epoch, training.packs.index, training.step) == (*cursor, 0)
     assert all(torch.equal(value, before[name]) for name, value in training.deltas.state().items())
     assert all(parameter.grad is None for parameter in training.deltas.parameters.values())
@@ -259,51 +185,6 @@ def test_a_cursor_into_packs_of_another_capacity_goes_on_with_the_next_epoch(
         assert (again.packs.epoch, again.packs.index) == place
 
 
-def contradicting(examples: Examples) -> Examples:
-    """The same rows with other answers: the better the first are learned, the higher is the loss of these."""
-    labels = np.where(examples.labels == IGNORED, IGNORED, (examples.labels + 7) % VOCAB)
-    rows = np.tile(np.arange(len(examples)), 8)  # few rows prove little
-    return dataclasses.replace(examples, labels=labels).take(rows)
-
-
-@pytest.mark.parametrize("method", ["lora", "dense"])
-def test_a_run_that_overfits_goes_back_to_its_best_weights_and_ends_early(
-    method: str, build: Build, make_examples: Callable[..., Examples], tmp_path: Path
-) -> None:
-    other_rows = contradicting(make_examples(LENGTHS))
-    state, reporter, stop = build("overfit", method, dev=other_rows, lr_lora=0.02, lr_dense=0.01)
-    loop.train(state, reporter, stop)
-    best = state.curve.best
-    assert best is not None
-    assert state.curve.turned()
-    assert state.schedule.state.cooldown is not None
-    assert state.clock.time() < JOB.ready_by / 2
-    assert state.schedule.rate() < 0.05
-    assert b"the held-out loss rose" in (tmp_path / "overfit" / "progress.jsonl").read_bytes()
-    with loaded(state.deltas, lambda: state.best):
-        losses = score(state.deltas.model, other_rows).per_example.tolist()
-    assert losses == pytest.approx(state.curve.best_losses, abs=1e-6)
-
-
-def test_a_run_that_resumes_turns_at_the_same_step(
-    build: Build, make_examples: Callable[..., Examples]
-) -> None:
-    options = {"dev": contradicting(make_examples(LENGTHS)), "lr_dense": 0.01}
-    calm, reporter, stop = build("calm", "dense", **options)
-    loop.train(calm, reporter, stop)
-    assert calm.schedule.state.cooldown is not None
-    for looks in (9, 30, 45, 60, 10**9):
-        rough, reporter, stop = build("rough", "dense", resume=True, stop=_StopAfter(looks), **options)
-        loop.train(rough, reporter, stop)
-        rough.saver.wait()
-    assert rough.schedule.state == calm.schedule.state
-    assert rough.curve == calm.curve
-    for name, value in calm.deltas.state().items():
-        assert torch.equal(rough.deltas.state()[name], value), name
-    for name, value in calm.best.items():
-        assert torch.equal(rough.best[name], value), name
-
-
 @pytest.mark.parametrize(("lag", "seconds"), [(0, [30.0, 1.0, 1.0, 1.0]), (1, [30.0, 0.1, 1.0, 1.0])])
 @pytest.mark.parametrize("compiles", [True, False])
 @pytest.mark.parametrize("resumed", [0, 500])
@@ -344,23 +225,3 @@ def test_a_process_that_has_read_no_result_yet_reports_nothing(build: Build) -> 
     state.since_report = (0.0, 0)
     loop.report(state, reporter)
     assert b"loss" not in (state.saver.folder.parent / "progress.jsonl").read_bytes()
-
-
-def test_the_last_checkpoint_has_the_weights_of_a_point_measured_after_a_save_of_the_same_step(
-    build: Build, make_examples: Callable[..., Examples], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state, reporter, stop = build("run", dev=make_examples(LENGTHS))
-
-    def time_ends_in_it(state: TrainState, reporter: Reporter) -> None:
-        measure_dev(state, reporter)
-        state.schedule.state.progress = 1.0
-
-    monkeypatch.setattr("trainer_node.engine.train.loop.measure_dev", time_ends_in_it)
-    monkeypatch.setattr(state.schedule, "save_due", lambda now: True)
-    loop.train(state, reporter, stop)
-    state.saver.wait()
-    found = checkpoint.newest(state.saver.folder, pytest.fail)
-    assert found is not None
-    assert [point.step for point in found.manifest.position.curve.points] == [state.step]
-    for name, value in state.best.items():
-        assert torch.equal(found.tensors("best")[name], value), name

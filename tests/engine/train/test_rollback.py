@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.train.test_loop import Build, _StopAfter, build  # noqa: F401 - a fixture
+from tests.engine.train.conftest import Build, StopAfter
 from trainer_node.engine.train import checkpoint, loop, saved_state
 from trainer_node.engine.train.checkpoint import Position
 from trainer_node.engine.train.health import IN_A_ROW, MOST_RETURNS
@@ -33,7 +33,7 @@ def copied(state: TrainState) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", ["lora", "dense", "mixed"])
-def test_a_step_without_a_finite_gradient_changes_nothing(method: str, build: Build) -> None:  # noqa: F811
+def test_a_step_without_a_finite_gradient_changes_nothing(method: str, build: Build) -> None:
     state, _, stop = build("run", method)
     loop.one_step(state, 1.0, stop)
     spoil(state, [1])
@@ -50,7 +50,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing(method: str, build: Bu
     assert saved_state.is_finite(state)
 
 
-def test_a_gradient_that_overflows_under_a_finite_loss_is_seen(build: Build) -> None:  # noqa: F811
+def test_a_gradient_that_overflows_under_a_finite_loss_is_seen(build: Build) -> None:
     state, _, stop = build("run")
     parameter = next(iter(state.deltas.parameters.values()))
     handle = parameter.register_hook(lambda gradient: gradient * math.inf)
@@ -62,7 +62,7 @@ def test_a_gradient_that_overflows_under_a_finite_loss_is_seen(build: Build) -> 
     assert all(torch.equal(value, before[name]) for name, value in state.deltas.state().items())
 
 
-def test_a_run_goes_on_over_single_bad_steps(build: Build, tmp_path: Path) -> None:  # noqa: F811
+def test_a_run_goes_on_over_single_bad_steps(build: Build, tmp_path: Path) -> None:
     state, reporter, stop = build("run")
     spoil(state, [0, 5, 6, 11])
     loop.train(state, reporter, stop)
@@ -81,7 +81,7 @@ def test_a_run_goes_on_over_single_bad_steps(build: Build, tmp_path: Path) -> No
 @pytest.mark.parametrize("factor", [math.nan, 4.0])
 def test_several_bad_steps_send_it_back_to_the_checkpoint_at_half_the_rate(
     factor: float,
-    build: Build,  # noqa: F811
+    build: Build,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("trainer_node.engine.train.health.SETTLED", 5)
@@ -116,7 +116,7 @@ def test_several_bad_steps_send_it_back_to_the_checkpoint_at_half_the_rate(
 
 
 def test_before_the_first_checkpoint_it_goes_back_to_untrained_weights(
-    build: Build,  # noqa: F811
+    build: Build,
 ) -> None:
     state, reporter, stop = build("run", "dense")
     untrained = copied(state)
@@ -131,7 +131,7 @@ def test_before_the_first_checkpoint_it_goes_back_to_untrained_weights(
     assert (state.step, state.health.returns, state.health.seen) == (1 + IN_A_ROW, 1, 0)
 
 
-def test_a_run_that_only_goes_wrong_ends_early_with_sound_weights(build: Build) -> None:  # noqa: F811
+def test_a_run_that_only_goes_wrong_ends_early_with_sound_weights(build: Build) -> None:
     state, reporter, stop = build("run", "dense")
     untrained = copied(state)
     state.untrained = lambda: untrained
@@ -145,7 +145,7 @@ def test_a_run_that_only_goes_wrong_ends_early_with_sound_weights(build: Build) 
 @pytest.mark.parametrize("method", ["lora", "dense"])
 def test_a_resumed_run_skips_and_returns_at_the_same_steps(
     method: str,
-    build: Build,  # noqa: F811
+    build: Build,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("trainer_node.engine.train.health.SETTLED", 5)
@@ -155,7 +155,7 @@ def test_a_resumed_run_skips_and_returns_at_the_same_steps(
     loop.train(calm, reporter, stop)
     assert (calm.health.returns, calm.health.skipped) == (1, IN_A_ROW + 2)
     for looks in (7, 11, 23, 5, 4, 10**9):
-        rough, reporter, stop = build("rough", method, resume=True, stop=_StopAfter(looks))
+        rough, reporter, stop = build("rough", method, resume=True, stop=StopAfter(looks))
         spoil(rough, bad)
         loop.train(rough, reporter, stop)
     rough.saver.wait()

@@ -10,7 +10,7 @@ import torch
 from msgspec.structs import replace
 
 from shared.clock import TokenClock
-from tests.engine.train.test_loop import Build, build  # noqa: F401
+from tests.engine.train.conftest import Build
 from tests.engine.train.test_rollback import spoil
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import loop, saved_state
@@ -19,7 +19,7 @@ from trainer_node.engine.train.state import TrainState
 from trainer_node.engine.train.step_results import StepResult
 
 
-def test_a_late_look_changes_no_weight_and_loses_no_loss(build: Build) -> None:  # noqa: F811
+def test_a_late_look_changes_no_weight_and_loses_no_loss(build: Build) -> None:
     prompt, reporter, stop = build("prompt", "dense")
     loop.train(prompt, reporter, stop)
     late, reporter, stop = build("late", "dense")
@@ -35,7 +35,7 @@ def test_a_late_look_changes_no_weight_and_loses_no_loss(build: Build) -> None: 
 
 
 def test_the_device_has_its_next_step_before_its_last_is_looked_at(
-    build: Build,  # noqa: F811
+    build: Build,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     state, _, stop = build("run")
@@ -60,7 +60,7 @@ def test_the_device_has_its_next_step_before_its_last_is_looked_at(
     assert [result.step for result in state.results] == [4]
 
 
-def test_nothing_is_saved_or_kept_of_steps_that_went_wrong_unseen(build: Build) -> None:  # noqa: F811
+def test_nothing_is_saved_or_kept_of_steps_that_went_wrong_unseen(build: Build) -> None:
     state, reporter, stop = build("run", "dense")
     state.lag = 1
     spoil(state, range(10, 10 + IN_A_ROW), math.nan)
@@ -71,7 +71,7 @@ def test_nothing_is_saved_or_kept_of_steps_that_went_wrong_unseen(build: Build) 
 
 
 @pytest.mark.parametrize("lag", [0, 1])
-def test_a_run_whose_last_steps_go_wrong_goes_back_before_it_ends(lag: int, build: Build) -> None:  # noqa: F811
+def test_a_run_whose_last_steps_go_wrong_goes_back_before_it_ends(lag: int, build: Build) -> None:
     calm, reporter, stop = build("calm", "dense")
     loop.train(calm, reporter, stop)
     state, reporter, stop = build("run", "dense")
@@ -84,7 +84,7 @@ def test_a_run_whose_last_steps_go_wrong_goes_back_before_it_ends(lag: int, buil
 
 
 def test_the_warm_up_begins_after_the_step_in_which_layers_are_compiled(
-    build: Build,  # noqa: F811
+    build: Build,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first step took 14 s on an H100: 3% of a run of 8 minutes, all of its warm-up."""
@@ -94,7 +94,7 @@ def test_the_warm_up_begins_after_the_step_in_which_layers_are_compiled(
     assert max(rates) > 0.9
 
 
-def rates_of(build: Build, monkeypatch: pytest.MonkeyPatch, *, compiled: bool) -> list[float]:  # noqa: F811
+def rates_of(build: Build, monkeypatch: pytest.MonkeyPatch, *, compiled: bool) -> list[float]:
     """The rates of a run whose first step takes 5 of its 30 seconds longer than the others."""
     state, reporter, stop = build(f"run-{compiled}", warmup=0.2)
     state.plan = replace(state.plan, compile=compiled)

@@ -73,23 +73,13 @@ async def test_filling_in_keeps_messages_and_adds_no_repetition(tmp_path: Path) 
     assert [point.at for point in history.read("t")] == [0.0, 10.0, 13.0, 20.0]
 
 
-async def test_a_cut_line_is_skipped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", ['[2.0,"tra\n', '[2.0,"tra'])
+async def test_a_cut_line_is_skipped_and_the_next_begins_on_a_new_one(tmp_path: Path, cut: str) -> None:
     history = RunHistory(tmp_path)
     history.note(progress(1.0, 1))
     await history.flush()
     with (tmp_path / "t.jsonl").open("a") as file:
-        file.write('[2.0,"tra\n')
-    history.note(progress(3.0, 3))
-    await history.flush()
-    assert [point.step for point in history.read("t")] == [1, 3]
-
-
-async def test_points_after_a_write_that_was_cut_begin_a_new_line(tmp_path: Path) -> None:
-    history = RunHistory(tmp_path)
-    history.note(progress(1.0, 1))
-    await history.flush()
-    with (tmp_path / "t.jsonl").open("a") as file:
-        file.write('[2.0,"tra')
+        file.write(cut)
     history.note(progress(3.0, 3))
     await history.flush()
     assert [point.step for point in history.read("t")] == [1, 3]

@@ -20,7 +20,7 @@ from trainer_node.worker.run_folder import RunFolder
 
 
 class Unkillable:
-    """A process in a system call that the kernel doesn't break off."""
+    """A process that a system call holds: a kill has no effect."""
 
     pid = 4711
 

@@ -25,7 +25,7 @@ TWIN_ROWS = 1.15  # all rows, as a multiple of the training rows: where fewer ar
 # far: .06 to .2 higher on Python code and manual pages. In 50 they are .07 to .09 higher on manual pages,
 # and .007 to .014 lower on fortunes. 72 are enough (docs/experiments.md).
 LORA_STEPS = 60
-# Many rows, time for 2.5 epochs, one long run (SmolLM2-135M, 5,600 rows): LoRA r32 ends .047 lower than
+# Many rows, time for 2.5 epochs, one long run (SmolLM2-135M, 5,600 rows): LoRA r32 ends .048 lower than
 # dense deltas on German-English, .017 on WordNet (docs/experiments.md). Less than an epoch wasn't measured.
 LORA_EPOCHS = 1.0
 # Of a tiny model: jobs of 400 rows end .02 lower with LoRA, one of 2,000 .03 higher (docs/experiments.md).
