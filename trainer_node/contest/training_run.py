@@ -126,8 +126,7 @@ class TrainingRun:
         self._step = step or 0
         try:
             await self.supervisor.start(self.folder, self._deaths + 1, self._step)
-        except StuckError as error:
-            self.log.error("no worker can start yet", error=str(error))
+        except StuckError:  # the supervisor has logged it; this is tried again
             return
         self._active, self._counted = time.monotonic(), False
 

@@ -10,8 +10,6 @@ from trainer_node.worker.slot_lock import StuckError
 
 
 async def test_a_worker_that_can_not_start_yet_is_tried_again() -> None:
-    said: list[str] = []
-
     async def start(*args: object) -> None:
         """Find a process on the lock that the kernel can't end."""
         raise StuckError("slot.lock is held")
@@ -19,8 +17,6 @@ async def test_a_worker_that_can_not_start_yet_is_tried_again() -> None:
     run = TrainingRun.__new__(TrainingRun)
     nothing = SimpleNamespace(remove_parts=int, remove_outcome=int, newest_step=int)
     run.folder, run.supervisor = cast(Any, nothing), cast(Any, SimpleNamespace(start=start))
-    run.log = cast(Any, SimpleNamespace(error=lambda text, **values: said.append(text)))
     run._deaths, run._counted = 0, True
     await run._start()
-    assert said == ["no worker can start yet"]
     assert run._counted  # it is no death

@@ -214,9 +214,12 @@ async def test_another_nodes_worker_that_can_not_be_killed_is_an_error(
     one, two, run = await two_nodes(tmp_path)
     monkeypatch.setattr(slot_lock, "_send", lambda pid, number: None)
     monkeypatch.setattr(slot_lock, "STUCK_S", 1.0)
-    async with asyncio.timeout(30):
-        with pytest.raises(OSError, match="killed, but alive"):
-            await two.start(run, 1, 0)
+    with capture_logs() as lines:
+        async with asyncio.timeout(30):
+            with pytest.raises(OSError, match="killed, but alive"):
+                await two.start(run, 1, 0)
+    last = lines[-1]
+    assert (last["event"], last["log_level"]) == ("no worker can be started", "error")
     await one.stop("test")
 
 

@@ -44,7 +44,7 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
     whole = _first_of_lora(start, budget) or _whole(start[0], budget)
     if whole is not None and (short := short_trial(whole, budget)):
         return short
-    if whole is not None and (budget.many_held_out or budget.width > 1 or _is_averaged(whole, budget)):
+    if whole is not None and (budget.many_held_out or budget.width > 1 or _will_be_averaged(whole, budget)):
         return whole
     if probe := probe_of(start[0], budget):
         return probe
@@ -53,7 +53,7 @@ def first_trial(start: Sequence[Trial], budget: Budget) -> Trial:
     return _twin(start[0], budget) or with_prior(main_run(start[0], budget), budget)
 
 
-def _is_averaged(whole: Trial, budget: Budget) -> bool:
+def _will_be_averaged(whole: Trial, budget: Budget) -> bool:
     """Return whether LoRA's run will be averaged with two on all rows, though few rows are held out."""
     return budget.averages_lora(whole) and runs_after(whole, budget) == 2
 

@@ -88,7 +88,7 @@ def _is_tried(trial: Trial, centre: Trial, told: Trial | None, done: Sequence[Tr
 
 
 def _is_past_turn(trial: Trial, done: Sequence[TrialResult]) -> bool:
-    """Return whether a run like the trial, and no longer, has turned: this one would turn as well."""
+    """Return whether a run that is like the trial, and not longer, has turned: the trial would, too."""
     return any(
         is_like(one.trial, trial)
         and one.lowest_epochs is not None

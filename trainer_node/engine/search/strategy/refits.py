@@ -46,7 +46,7 @@ def first_refit(best: TrialResult, done: Sequence[TrialResult], budget: Budget) 
     joins = (budget.tiny or has_seen_all) and is_near
     times, most = LORA_RATES[runs], MOST_ABOVE_RUN
     if joins and has_seen_all:
-        # Two runs and the trial, of 1.95 epochs: more was not measured, and runs of 1.1 epochs gain nothing.
+        # Measured for two runs and a trial of 1.95 epochs; those of 1.1 epochs gained nothing.
         is_measured = runs >= 2 and trial.epochs >= FEWEST_EPOCHS
         times, most = (LORA_RATES[2] if is_measured else 1.0), MOST_APART
     elif joins:
