@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import hypothesis
 import pytest
 
 from podium.local.nats_server import Broker
+from shared import net
 from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.broker.streams import bootstrap
@@ -19,6 +22,12 @@ from shared.settings_sources import load_settings
 # The machine may be busy: a test that needs longer than 200 ms for one example is not wrong.
 hypothesis.settings.register_profile("podium", deadline=None)
 hypothesis.settings.load_profile("podium")
+
+# Each process of a parallel run takes ports from a part of its own: a broker that is down for a moment must
+# find its port free again (2 of 800 tests that restart a broker failed without it).
+WORKER, WORKERS = (os.environ.get(f"PYTEST_XDIST_WORKER{name}", "") for name in ("", "_COUNT"))
+if WORKER:
+    net._turn = itertools.count(int(WORKER.lstrip("gw")) * (net.HIGHEST - net.LOWEST) // int(WORKERS))
 
 DATA = Path(__file__).parent / "data"
 

@@ -126,7 +126,7 @@ def _check_stream(stream: StreamVitals, states: list[str]) -> Found:
     if stream.error is not None:
         return [(Severity.ERROR, f"{name} can't be inspected: {stream.error}", "see the broker's log")]
     if info is None:
-        lost = "`podium bootstrap` creates it; if it existed before: docs/operations.md, 'lost disk'"
+        lost = "`podium bootstrap` creates it; if its records don't return: docs/operations.md, 'lost disk'"
         return [(Severity.ERROR, f"{name} does not exist", lost)]
     found = Found()
     for field, wanted in spec.config.items():

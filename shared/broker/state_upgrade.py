@@ -44,7 +44,7 @@ async def split_states(bus: Bus, settings: Settings) -> list[str]:
 
     Nothing happens without STATE. Raises BusError; the next call then goes on.
     """
-    old = await find_stream(bus, OLD)
+    old = await find_stream(bus, OLD) or await _found_again(bus, settings)
     if old is None:
         return []
     try:
@@ -53,6 +53,23 @@ async def split_states(bus: Bus, settings: Settings) -> list[str]:
         if await find_stream(bus, OLD) is not None:
             raise
         return []  # another service was faster, and STATE went while it was read here
+
+
+async def _found_again(bus: Bus, settings: Settings) -> StreamInfo | None:
+    """Return STATE if the broker died while it was frozen, and so started without it (see `create_stream`).
+
+    Then there are jobs, and no slot has a log of states yet.
+    """
+    jobs = await find_stream(bus, subjects.JOBS_STREAM)
+    if jobs is None or jobs.messages == 0:
+        return None
+    for slot in settings.slots:
+        if await find_stream(bus, subjects.state_stream(slot)) is not None:
+            return None
+    config = state_log(settings, settings.slots[0]).config
+    await create_stream(bus, config | {"name": OLD, "subjects": [FROZEN], "allow_direct": False})
+    log.warning("looking for the states of an interrupted upgrade", stream=OLD)
+    return await find_stream(bus, OLD)
 
 
 async def _split(bus: Bus, settings: Settings, old: StreamInfo) -> list[str]:
@@ -135,7 +152,7 @@ async def _begin_copy(bus: Bus, settings: Settings, slot: str, old: StreamInfo) 
         return None
     config = state_log(settings, slot).config | {
         "mirror": {"name": OLD, "filter_subject": subjects.states_of_slot(slot)},
-        "max_bytes": max(settings.log_max_bytes, old.config.get("max_bytes", -1)),
+        "max_bytes": max(settings.log_max_bytes, old.config.get("max_bytes", -1), old.bytes),
         "allow_direct": False,  # services find no log until all of it is there
     }
     del config["subjects"]

@@ -63,11 +63,19 @@ async def subjects_in(bus: Bus, name: str) -> set[str]:
 
 
 async def create_stream(bus: Bus, config: dict[str, Any]) -> dict[str, Any]:
-    """Create a stream, unless another service was faster; return its configuration. Raises BusError."""
+    """Create a stream, unless another service was faster; return its configuration. Raises BusError.
+
+    A broker that dies while it writes a stream's configuration starts without that stream ("checksums do
+    not match" in its log). Its records are still on disk, and a stream that is created under the same name
+    has them. But the broker leaves the broken file as it is, and would start without the stream again
+    (seen on 2.15.1). An update writes the file again. A copy gets its update when it becomes a log.
+    """
     name = config["name"]
     reply = await _ask(bus, f"$JS.API.STREAM.CREATE.{name}", config)
     if "error" not in reply:
         made: dict[str, Any] = reply["config"]
+        if made["storage"] == "file" and not made.get("mirror"):
+            await update_stream(bus, made)
         return made
     if reply["error"].get("err_code") == STREAM_EXISTS:  # another service created it first, with other limits
         found = await find_stream(bus, name)

@@ -81,11 +81,15 @@ async def when_usable(bus: Bus, settings: Settings, prepare: Callable[[], Awaita
 
 
 async def _raise_limit(bus: Bus, found: dict[str, Any], max_bytes: int) -> None:
-    """Give a stream more room. It works on with what it has if the broker's store has none."""
+    """Give a stream more room. It works on with what it has if the broker's store has none.
+
+    Raises BusTimeoutError and BusUnavailableError: a broker that died meanwhile may have lost the stream,
+    which must then be created again.
+    """
     name = found["name"]
     try:
         await update_stream(bus, found | {"max_bytes": max_bytes})
-    except BusUnavailableError:
+    except (BusTimeoutError, BusUnavailableError):
         raise
     except BusError as error:
         log.error("a stream can't get more room", stream=name, max_bytes=max_bytes, error=str(error))

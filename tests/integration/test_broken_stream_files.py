@@ -1,0 +1,92 @@
+"""A broker that died while it wrote a stream's configuration: the stream and its records come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from nats.aio.msg import Msg
+
+from podium.local.nats_server import Broker
+from shared import subjects
+from shared.broker.bus import Bus
+from shared.broker.stream_requests import delete_stream, find_stream
+from shared.broker.streams import bootstrap, when_usable
+from shared.errors import BusTimeoutError
+from shared.settings import Settings
+from tests.integration.lost_disk import break_config_file
+from tests.integration.old_states import OLD, make_old, must_be_upgraded, until_answered
+
+LOGS = [subjects.JOBS_STREAM, subjects.state_stream("a"), subjects.SCORES_STREAM, subjects.LEASES_STREAM]
+
+
+async def restart_with_broken_file(broker: Broker, stream: str) -> None:
+    await broker.stop(kill=True)
+    break_config_file(broker, stream)
+    await broker.start()
+
+
+@pytest.mark.fault("F3")
+async def test_a_log_and_its_sequences_come_back_and_stay(
+    bus: Bus, broker: Broker, settings: Settings
+) -> None:
+    subject = subjects.job("a", "one")
+    await bus.append(subjects.JOBS_STREAM, subject, b"{}", last_on_subject=0)
+    await bus.append(subjects.JOBS_STREAM, subject, b"[]", last_on_subject=1)
+    records = await bus.read(subjects.JOBS_STREAM, 0)
+    await restart_with_broken_file(broker, subjects.JOBS_STREAM)
+    assert await until_answered(lambda: find_stream(bus, subjects.JOBS_STREAM)) is None
+    assert subjects.JOBS_STREAM in await bootstrap(bus, settings)
+    await broker.stop(kill=True)  # a broker that is well now has the stream by itself
+    await broker.start()
+    assert await until_answered(lambda: bus.read(subjects.JOBS_STREAM, 0)) == records
+    assert await bus.append(subjects.JOBS_STREAM, subject, b"{}", last_on_subject=2) == 3
+
+
+@pytest.mark.fault("F3")
+@pytest.mark.parametrize("stream", LOGS)
+async def test_a_broker_that_dies_while_a_log_gets_more_room(
+    stream: str, bus: Bus, broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, died = bus.request, False
+
+    async def dies(subject: str, *args: Any, **kwargs: Any) -> Msg:
+        nonlocal died
+        if subject == f"$JS.API.STREAM.UPDATE.{subjects.JOBS_STREAM}" and not died:
+            died = True
+            await restart_with_broken_file(broker, stream)
+            raise BusTimeoutError("no answer")
+        return await request(subject, *args, **kwargs)
+
+    monkeypatch.setattr(bus, "request", dies)
+    more = replace(settings, log_max_bytes=2 * settings.log_max_bytes)
+    await when_usable(bus, settings, lambda: bootstrap(bus, more))
+    assert died
+    assert await find_stream(bus, stream) is not None
+    jobs = await find_stream(bus, subjects.JOBS_STREAM)
+    assert jobs is not None
+    assert jobs.config["max_bytes"] == more.log_max_bytes
+
+
+@pytest.mark.fault("F3")
+async def test_a_broker_that_dies_while_the_old_log_is_frozen(
+    empty: Bus, broker: Broker, settings: Settings
+) -> None:
+    old = await make_old(empty, settings)
+    await restart_with_broken_file(broker, OLD)
+    await until_answered(lambda: bootstrap(empty, settings))
+    await must_be_upgraded(empty, settings, old)
+    assert await find_stream(empty, OLD) is None
+
+
+async def test_jobs_without_any_log_of_states_get_empty_logs(bus: Bus, settings: Settings) -> None:
+    await bus.append(subjects.JOBS_STREAM, subjects.job("c", "one"), b"{}")
+    for slot in settings.slots:
+        await delete_stream(bus, subjects.state_stream(slot))
+    await bootstrap(bus, settings)
+    for slot in (*settings.slots, "c"):
+        log = await find_stream(bus, subjects.state_stream(slot))
+        assert log is not None
+        assert (log.messages, log.config.get("mirror")) == (0, None)
+    assert await find_stream(bus, OLD) is None
