@@ -1,11 +1,19 @@
 """Tournaments among the arena's profiles, drawn from tasks that they have all trained.
 
 As upstream plays them: a group round of three tasks, where the lowest mean loss of each scores; the best two
-play one task by the knockout rule; the winner meets the boss on five tasks and needs four of them.
+play one task by the knockout rule; the winner meets the boss in a final. There are two finals here:
+
+- five instruct tasks, four to win: what `tournament_rate` has always been
+- today's, by upstream's code of autumn 2026: three instruct tasks, one of DPO, one of GRPO, and one that
+  trains the last winner's chat model further. The challenger may lose one of the six, but not the chat task.
+
+The arena has instruct tasks only. They stand in for DPO and chat, which the boss's rule judges alike, row by
+row. Podium does not train GRPO, so that task is the opponent's, whichever side the champion is on.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,7 +21,16 @@ import numpy as np
 from bench.arena.judge import Duel
 
 GROUP_TASKS, FINALISTS, BOSS_TASKS, BOSS_WINS = 3, 2, 5, 4
+TODAY_WINS = 5  # of six: the five that are drawn, of which the last is the chat task, and GRPO
 DRAWS = 2000
+RATES = (
+    "out_of_group_rate",
+    "boss_round_rate",
+    "tournament_rate",
+    "tournament_rate_today",
+    "defended_rate",
+    "defended_rate_today",
+)
 
 Duels = Mapping[tuple[str, str], Sequence[Duel]]  # (mine, other's) -> task by task
 
@@ -24,6 +41,7 @@ def tournament_rates(
     """How often the champion gets out of its group, gets to the boss, beats it, and holds its place as boss.
 
     `losses` has every profile's loss task by task, infinite for a submission that was not valid.
+    `tournament_rate_today` and `defended_rate_today` are of today's final.
     """
     random = np.random.default_rng(seed)
     table = np.array([losses[name] for name in losses])  # [profiles, tasks]
@@ -31,28 +49,31 @@ def tournament_rates(
     entrants = [number for number, name in enumerate(names) if name != boss]
     if count < GROUP_TASKS + 1 + BOSS_TASKS or champion == boss or champion not in names:
         return {}
-    advanced = reached = won = held = 0
+    counts = Counter[str]()
     for _ in range(DRAWS):
         tasks = random.choice(count, GROUP_TASKS + 1 + BOSS_TASKS, replace=False)
         group, knockout, final = tasks[:GROUP_TASKS], tasks[GROUP_TASKS], tasks[GROUP_TASKS + 1 :]
         pair = finalists(table[entrants][:, group])
         here = [names[entrants[number]] for number in pair]
-        boss_tasks = [int(task) for task in final]
-        held += sum(duels[boss, champion][task].boss for task in boss_tasks) < BOSS_WINS
+        against = [duels[boss, champion][int(task)].boss for task in final]
+        counts["defended_rate"] += sum(against) < BOSS_WINS
+        counts["defended_rate_today"] += not wins_today(against, grpo=True)
         if champion not in here:
             continue
-        advanced += 1
+        counts["out_of_group_rate"] += 1
         others = [name for name in here if name != champion]  # none if there is only the boss to play
         if not all(duels[champion, other][int(knockout)].knockout for other in others):
             continue
-        reached += 1
-        won += sum(duels[champion, boss][task].boss for task in boss_tasks) >= BOSS_WINS
-    return {
-        "out_of_group_rate": round(advanced / DRAWS, 3),
-        "boss_round_rate": round(reached / DRAWS, 3),
-        "tournament_rate": round(won / DRAWS, 3),
-        "defended_rate": round(held / DRAWS, 3),
-    }
+        counts["boss_round_rate"] += 1
+        mine = [duels[champion, boss][int(task)].boss for task in final]
+        counts["tournament_rate"] += sum(mine) >= BOSS_WINS
+        counts["tournament_rate_today"] += wins_today(mine, grpo=False)
+    return {name: round(counts[name] / DRAWS, 3) for name in RATES}
+
+
+def wins_today(drawn: Sequence[bool], *, grpo: bool) -> bool:
+    """Whether a challenger that won these five tasks, and GRPO or not, is the new boss by today's rules."""
+    return drawn[-1] and sum(drawn) + grpo >= TODAY_WINS
 
 
 def finalists(losses: np.ndarray) -> list[int]:
