@@ -28,6 +28,9 @@ def runs(count: int, seed: int, folder: Path, data: Path) -> dict[str, float]:
     """Make so many runs, two at a time; return the figures."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         ends = list(pool.map(lambda index: live(folder / str(index), data, seed + index), range(count)))
+    for index, end in enumerate(ends):
+        if end is None or end > RESERVE_S + LAST_CALL_S:
+            print(f"run {index}: no submission, kept in {tiny_jobs.keep(folder / str(index) / 'job.json')}")
     return {
         "runs": count,
         "without_submission": sum(end is None or end > RESERVE_S + LAST_CALL_S for end in ends),

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,14 @@ def weights_of(job: Path) -> Iterator[tuple[str, bytes]]:
     for folder in (job.parent / "export", newest):
         for path in sorted(folder.glob("*.safetensors")):
             yield f"{folder.name}/{path.name}", path.read_bytes()
+
+
+def keep(*jobs: Path) -> Path:
+    """Copy the folders of these jobs, logs and all, out of a bench's temporary one; return where they are."""
+    kept = Path(tempfile.mkdtemp(prefix="podium-kept-"))
+    for job in jobs:
+        shutil.copytree(job.parent, kept / job.parent.name)
+    return kept
 
 
 if __name__ == "__main__":

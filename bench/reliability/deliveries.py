@@ -10,7 +10,8 @@ Three parts, each with the real search, pipeline, checkpoints and closing:
   reloads. Losses are those of bench/deadline/landscape.py: trials turn, diverge and differ.
 - on the token clock, killed at random events and resumed (bench/deadline/decisions.py)
 - real workers that really train, on the token clock, killed with SIGKILL at random moments and inside saves:
-  what they decide and submit must be equal bit for bit.
+  what they decide and submit must be equal bit for bit. The folders of a run that is not, and of the
+  undisturbed one, are kept.
 
 `late`: a submission after upstream's deadline less 30 s to store it; `without_submission`: none at all;
 `decisions_differ`: resumed runs that tried, found or submitted something else. The last line is one JSON
@@ -182,8 +183,10 @@ def kill_real(kills: int, seed: int, folder: Path) -> dict[str, int]:
         # On a slow machine two kills may hit a trial before its first checkpoint: then it is given up.
         given_up = "is given up" in (job.parent / "progress.jsonl").read_text()
         counts["given_up"] += given_up
-        counts["differ"] += found != wanted and not given_up
-        word = "equal" if found == wanted else "a trial was given up" if given_up else "NOT EQUAL"
+        word = "equal" if found == wanted else "a trial was given up"
+        if found != wanted and not given_up:
+            counts["differ"] += 1
+            word = f"NOT EQUAL, kept in {tiny_jobs.keep(calm, job)}"
         print(f"real: {counts['kills']} kills, {resume.resumes(job)} resumes of this run, {word}", flush=True)
     return counts
 

@@ -5,9 +5,10 @@
 
 Every mode runs once undisturbed and then with kills (kill -9), on the token clock, in real worker processes:
 half of the kills at a uniformly random moment of the run (including imports and finish), the others during a
-save, when its `.tmp-` folder appears. Export, weights, optimiser and average must be equal. Then one run on
-the wall clock with the default cadence measures the cost of checkpoints. The last line is one JSON object:
-`kills, not_bit_equal, checkpoint_share` and more.
+save, when its `.tmp-` folder appears. Export, weights, optimiser and average must be equal; the folders of a
+run that is not, and of the undisturbed one, are kept. Then one run on the wall clock with the default cadence
+measures the cost of checkpoints. The last line is one JSON object: `kills, not_bit_equal, checkpoint_share`
+and more.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
@@ -112,7 +114,8 @@ def disturb(mode: str, kills: int, folder: Path, data: Path, moments: random.Ran
         finish(job)
         equal = dict(tiny_jobs.weights_of(job)) == wanted
         report.not_bit_equal += not equal
-        print(f"{mode}: {resumes(job)} resumes, {'bit-equal' if equal else 'NOT EQUAL'}", flush=True)
+        word = "bit-equal" if equal else f"NOT EQUAL, kept in {tiny_jobs.keep(calm, job)}"
+        print(f"{mode}: {resumes(job)} resumes, {word}", flush=True)
 
 
 def at_a_moment(delay_s: float) -> Callable[[Popen[bytes]], None]:
@@ -144,16 +147,18 @@ def in_a_save(job: Path, moments: random.Random) -> Callable[[Popen[bytes]], Non
 
 
 def finish(job: Path) -> None:
-    """Run a job to its end; AssertionError if that isn't READY."""
+    """Run a job to its end; AssertionError if that isn't READY, and its folder is kept."""
     worker = tiny_jobs.start(job)
     try:
-        worker.wait(RUN_S)
+        with suppress(TimeoutExpired):
+            worker.wait(RUN_S)
     finally:
         tiny_jobs.kill(worker)
     outcome = tiny_jobs.outcome_of(job)
-    log = (job.parent / "worker.log").read_text()[-2000:]
-    assert outcome is not None, log
-    assert outcome.status is OutcomeStatus.READY, f"{outcome.error}\n{log}"
+    if outcome is None or outcome.status is not OutcomeStatus.READY:
+        why = outcome.error if outcome else f"no outcome within {RUN_S:g} s"
+        log = (job.parent / "worker.log").read_text()[-2000:]
+        raise AssertionError(f"{why}; kept in {tiny_jobs.keep(job)}\n{log}")
 
 
 def resumes(job: Path) -> int:
