@@ -46,7 +46,7 @@ BENCHES: dict[str, Bench] = {
         "performance.host_memory", 2, "main memory of 8 processes that load and export a model once"
     ),
     "gpu": Bench("gpu.suite", 9, "the engine on real GPUs; --dry: on a CPU, 2 minutes"),
-    "arena": Bench("arena.arena", 90, "which profile ends lowest on real rows in the same time"),
+    "arena": Bench("arena.arena", 90, "which profile ends lowest on real rows at equal tokens"),
     "planner_regret": Bench("regret.planner_regret", 80, "loss of the planner's choice over a grid's best"),
     "ablations": Bench("ablations.ablations", 60, "what each choice of a training run is worth"),
     "two_or_four": Bench(

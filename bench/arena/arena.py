@@ -1,4 +1,4 @@
-"""The accuracy arena: profiles train the same tasks in the same time, and rows nobody trained on judge them.
+"""The accuracy arena: profiles train the same tasks at equal tokens, and rows nobody trained on judge them.
 
 python -m bench arena --suite cpu [--page FOLDER]
 python -m bench arena [--sources NAME ...] [--models NAME ...] [--rows N] [--budgets E ...] [--seeds N] \
