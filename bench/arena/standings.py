@@ -29,6 +29,7 @@ class Entry(Struct, frozen=True):
     steps: int
     epochs: float
     error: str = ""
+    base_loss: float | None = None  # the base model's on the same rows; not measured for instruct tasks
 
 
 Standings = Mapping[Task, Mapping[str, Entry]]

@@ -39,5 +39,8 @@ def cpu_suite() -> list[Task]:
     return [*clean, *damaged, *large]
 
 
+SUITES = {"cpu": cpu_suite}
+
+
 def _pairs() -> list[tuple[str, str]]:
     return list(itertools.product(ROWS, MODELS))

@@ -9,6 +9,7 @@ import numpy as np
 from msgspec import Struct
 
 from bench.arena.damage import Way, damage_folder
+from bench.arena.kinds.kind import Kind
 from bench.arena.models import base_model
 from bench.arena.rows import Row, Split, split
 from bench.arena.sources import load
@@ -26,10 +27,14 @@ class Task(Struct, frozen=True, order=True):
     epochs: float  # the budget
     seed: int
     damage: Way | None = None  # of the base model
+    kind: Kind = "instruct"
+    kl_coefficient: float = 0.0  # of the kind kl
 
     def __str__(self) -> str:
         model = f"{self.model} ({self.damage})" if self.damage else self.model
-        return f"{self.source} on {model}, {self.rows} rows, {self.epochs:g} epochs, seed {self.seed}"
+        kind = f"{self.kind} {self.kl_coefficient:g}" if self.kind == "kl" else self.kind
+        rows = self.source if self.kind == "instruct" else f"{self.source} ({kind})"
+        return f"{rows} on {model}, {self.rows} rows, {self.epochs:g} epochs, seed {self.seed}"
 
 
 def model_folder(task: Task, cache: Path) -> Path:
