@@ -9,7 +9,8 @@ from msgspec import Struct
 from shared.messages.offers import DatasetType, TaskType
 from shared.messages.runs import Scorer
 
-Kind = Literal["instruct", "kl"]  # kl: instruct, and the score has a divergence from the base model
+# kl: instruct, and the score has a divergence from the base model.
+Kind = Literal["instruct", "kl", "chat"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -22,7 +23,16 @@ class Form(Struct, frozen=True):
 
 
 PROMPTS = DatasetType(field_instruction="prompt", field_output="completion")
+CHATS = DatasetType(
+    chat_template="chatml",
+    chat_column="messages",
+    chat_role_field="role",
+    chat_content_field="content",
+    chat_user_reference="user",
+    chat_assistant_reference="assistant",
+)
 FORMS: dict[Kind, Form] = {
     "instruct": Form(TaskType.INSTRUCT, PROMPTS, Scorer.OFFERS),
     "kl": Form(TaskType.INSTRUCT, PROMPTS, Scorer.CONTESTS),
+    "chat": Form(TaskType.CHAT, CHATS, Scorer.CONTESTS),
 }
