@@ -17,7 +17,7 @@ import torch
 from msgspec.structs import replace
 
 from bench.arena.arena import AUTO_ON_FOUR
-from bench.arena.kinds.losses import losses_of
+from bench.arena.kinds.losses import losses_of, with_base
 from bench.gpu import older_torch
 from shared.messages.offers import FileFormat, TaskType
 from shared.messages.runs import WorkerJob, decode_worker_job
@@ -51,6 +51,7 @@ def test_losses(job_path: Path) -> list[float]:
         plain: list[float] = metric.score(network, rows).per_example.tolist()
         return plain
     base = load_model(job.model_path, torch.float32).to(device_of(job))
+    rows = with_base(base, rows)
     tuned, before = (losses_of(one, base, rows, job.kl_coefficient).tolist() for one in (network, base))
     (folder / "base_losses.json").write_text(json.dumps(before))
     losses: list[float] = tuned

@@ -12,6 +12,7 @@ from msgspec import Struct
 from bench.arena.damage import Way, damage_folder
 from bench.arena.kinds.conversations import Conversation, conversations
 from bench.arena.kinds.kind import Kind
+from bench.arena.kinds.pairs import PreferencePair, pairs
 from bench.arena.models import base_model
 from bench.arena.rows import Row, Split, split
 from bench.arena.sources import load
@@ -19,7 +20,7 @@ from bench.arena.sources import load
 SMOLLM2 = Path.home() / ".cache" / "podium" / "smollm2-135m-instruct"
 MOST_TEST = 300
 
-TaskRow = Row | Conversation
+TaskRow = Row | Conversation | PreferencePair
 
 
 class Task(Struct, frozen=True, order=True):
@@ -68,6 +69,8 @@ def rows_of(task: Task, cache: Path) -> tuple[Sequence[TaskRow], Sequence[TaskRo
     train = [parts.train[number] for number in order]
     if task.kind == "chat":
         return conversations(train, task.rows), conversations(parts.test)
+    if task.kind == "dpo":
+        return pairs(train[: task.rows]), pairs(parts.test)
     return train[: task.rows], parts.test
 
 

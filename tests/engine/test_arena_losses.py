@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.arena.kinds.losses import divergences, losses_of
+from bench.arena.kinds.losses import divergences, losses_of, with_base
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.evaluate import metric
 from trainer_node.engine.model.loading import load_model
@@ -66,3 +66,21 @@ def test_the_divergence_depends_on_the_direction(
     there, back = divergences(tuned, base, rows), divergences(base, tuned, rows)
     assert (there > 0).all()
     assert (np.abs(there - back) > 1e-4).all()
+
+
+def test_preference_pairs_are_scored_by_what_was_gained_on_the_base_model(
+    base: torch.nn.Module, tuned: torch.nn.Module, make_examples: Callable[..., Examples]
+) -> None:
+    pairs = with_base(base, make_examples(LENGTHS, group=2))
+    before, after = (losses_of(one, base, pairs, 0.0) for one in (base, tuned))
+    np.testing.assert_allclose(before, np.log(2), atol=1e-5)
+    gains = metric.reference_logprobs(tuned, pairs) - metric.reference_logprobs(base, pairs)
+    margins = 0.1 * (gains[::2] - gains[1::2])
+    np.testing.assert_allclose(after, np.log1p(np.exp(-margins)), rtol=1e-4)
+
+
+def test_single_answers_have_nothing_of_the_base_model(
+    base: torch.nn.Module, make_examples: Callable[..., Examples]
+) -> None:
+    rows = make_examples(LENGTHS)
+    assert with_base(base, rows) is rows

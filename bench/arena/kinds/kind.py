@@ -10,7 +10,7 @@ from shared.messages.offers import DatasetType, TaskType
 from shared.messages.runs import Scorer
 
 # kl: instruct, and the score has a divergence from the base model.
-Kind = Literal["instruct", "kl", "chat"]
+Kind = Literal["instruct", "kl", "chat", "dpo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -31,8 +31,10 @@ CHATS = DatasetType(
     chat_user_reference="user",
     chat_assistant_reference="assistant",
 )
+PREFERENCES = DatasetType(field_prompt="prompt", field_chosen="chosen", field_rejected="rejected")
 FORMS: dict[Kind, Form] = {
     "instruct": Form(TaskType.INSTRUCT, PROMPTS, Scorer.OFFERS),
     "kl": Form(TaskType.INSTRUCT, PROMPTS, Scorer.CONTESTS),
     "chat": Form(TaskType.CHAT, CHATS, Scorer.CONTESTS),
+    "dpo": Form(TaskType.DPO, PREFERENCES, Scorer.CONTESTS),
 }

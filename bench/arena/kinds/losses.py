@@ -19,13 +19,20 @@ from trainer_node.engine.evaluate import metric
 def losses_of(
     model: torch.nn.Module, base: torch.nn.Module, examples: Examples, kl_coefficient: float
 ) -> NDArray[np.float64]:
-    """Return the loss of every row, float64[N]; its mean is the score."""
+    """Return the loss of every row, float64[N]; its mean is the score. Preference pairs need `with_base`."""
     losses = metric.score(model, examples).per_example
     if not kl_coefficient:
         return losses
     # The scorer's divergence is the mean over all places of the set, not over rows.
     weight = kl_coefficient * len(examples) / int(examples.compared.sum())
     return losses + weight * divergences(model, base, examples)
+
+
+def with_base(base: torch.nn.Module, examples: Examples) -> Examples:
+    """Return preference pairs with what the base model gives them; other examples as they are."""
+    if examples.group == 1:
+        return examples
+    return examples.with_reference(metric.reference_logprobs(base, examples))
 
 
 def divergences(model: torch.nn.Module, base: torch.nn.Module, examples: Examples) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import pytest
 
 from bench.arena import task as tasks
 from bench.arena.kinds.conversations import Conversation
+from bench.arena.kinds.pairs import PreferencePair
 from bench.arena.rows import Row
 from bench.arena.task import Task, pack_rows, rows_of
 
@@ -49,3 +50,17 @@ def test_no_test_conversation_shares_a_row_with_training(
     ]
     assert all(said)
     assert not said[0] & said[1]
+
+
+def test_no_test_pair_has_a_completion_of_a_training_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "load", lambda source, cache: ROWS)
+    train, test = rows_of(Task("wordnet", "llama", 100, 2.0, 3, kind="dpo"), tmp_path)
+    assert len(train) == 100
+    known, scored = (
+        {text for one in side if isinstance(one, PreferencePair) for text in (one.chosen, one.rejected)}
+        for side in (train, test)
+    )
+    assert scored
+    assert not known & scored
