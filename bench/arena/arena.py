@@ -1,6 +1,6 @@
 """The accuracy arena: profiles train the same tasks in the same time, and rows nobody trained on judge them.
 
-python -m bench arena --suite cpu [--page FOLDER]
+python -m bench arena --suite cpu|kinds [--page FOLDER]
 python -m bench arena [--sources NAME ...] [--models NAME ...] [--rows N] [--budgets E ...] [--seeds N] \
     [--first-seed N] [--damage WAY ...] [--kind KIND ...] [--kl-coef C ...] [--profiles NAME ...] \
     [--workers N] [--results FILE]

@@ -2,8 +2,8 @@
 
 python -m bench.arena.contestant FOLDER/job.json
 
-FOLDER has train.json and test.json; test_losses.json is written next to them, and base_losses.json where the
-base model is part of the score. A job of several processes starts them, as the engine does.
+FOLDER has train.json and test.json; test_losses.json is written next to them, and base_losses.json for
+other kinds than instruct. A job of several processes starts them, as the engine does.
 """
 
 from __future__ import annotations

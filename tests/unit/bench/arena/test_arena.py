@@ -88,6 +88,14 @@ def test_the_base_models_loss_is_shown_where_it_was_measured() -> None:
     assert said(msgspec.structs.replace(bare, base_loss=2.25)) == "1.5000 (base 2.2500)"
 
 
+def test_the_table_has_the_base_models_loss_where_it_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = msgspec.structs.replace(entry(TASKS[0], "auto", 1.5), base_loss=2.25)
+    print_table(by_task([measured, entry(TASKS[1], "auto", 1.5)]), ("auto",))
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[-2:] == ["2.2500", "1.5000*"]
+    assert "2.2500" not in second
+
+
 def test_a_run_that_hangs_is_an_entry_without_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arena, "write_job", lambda *_: tmp_path / "job.json")
     monkeypatch.setattr(arena, "RUN_S", 0.01)
