@@ -1,15 +1,17 @@
 """The accuracy arena: profiles train the same tasks at equal tokens, and rows nobody trained on judge them.
 
-python -m bench arena --suite cpu [--page FOLDER]
+python -m bench arena --suite cpu|kinds [--page FOLDER]
 python -m bench arena [--sources NAME ...] [--models NAME ...] [--rows N] [--budgets E ...] [--seeds N] \
-    [--first-seed N] [--damage WAY ...] [--profiles NAME ...] [--workers N] [--results FILE]
+    [--first-seed N] [--damage WAY ...] [--kind KIND ...] [--kl-coef C ...] [--profiles NAME ...] \
+    [--workers N] [--results FILE]
 
-A task is a data set, a base model, a number of training rows, a budget, a seed, and damage to the model. The
-budget is the time of E epochs on the token clock, with all the training that a profile does in it, so that a
-result repeats exactly on a noisy machine; scoring takes none, nor does the padding of small batches. Each
-run is the real engine in a process of its own; with --gpu all of them share the first GPU, and a result
-repeats but for that GPU's rounding. Results are appended to a file (by default in the arena's cache), and
-what is there is not run again. The last line is one JSON object.
+A task is a data set, a base model, a number of training rows, a budget, a seed, damage to the model, and its
+kind (bench/arena/kinds/kind.py). The budget is the time of E epochs on the token clock, with all the training
+that a profile does in it, so that a result repeats exactly on a noisy machine; scoring takes none, nor does
+the padding of small batches, nor what the base model is asked. Each run is the real engine in a process of
+its own; with --gpu all of them share the first GPU, and a result repeats but for that GPU's rounding. Results
+are appended to a file (by default in the arena's cache), and what is there is not run again. The last line is
+one JSON object.
 """
 
 from __future__ import annotations
@@ -29,16 +31,17 @@ import msgspec
 import numpy as np
 
 from bench.arena.damage import WAYS
+from bench.arena.kinds.kind import FORMS, KINDS, Form
 from bench.arena.models import MODELS
 from bench.arena.packages import cache_folder
 from bench.arena.page import write_page
 from bench.arena.sources import SOURCES
 from bench.arena.standings import Entry, by_task, print_table, summary
-from bench.arena.suite import cpu_suite
+from bench.arena.suite import SUITES
 from bench.arena.task import Task, model_folder, pack_rows, rows_of
 from shared.messages.encoding import encode
 from shared.messages.hardware import Hardware
-from shared.messages.offers import DatasetType, FileFormat, TaskType
+from shared.messages.offers import FileFormat
 from shared.messages.runs import OutcomeStatus, WorkerJob, decode_outcome
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +55,6 @@ PROFILES = (
     "trl_default",
     "reference_miner",
 )
-COLUMNS = DatasetType(field_instruction="prompt", field_output="completion")
 CLOCK_RATE = 20.0  # tokens per simulated second: so slow that the reserves before a deadline do not count
 RUN_S = 3600.0
 BOSS = "winner_2026_06"
@@ -80,8 +82,10 @@ def run(task: Task, profile: str, cache: Path, hardware: Hardware = CPU) -> Entr
         if outcome.status is not OutcomeStatus.READY or outcome.metrics is None:
             return Entry(task, profile, None, [], 0, 0.0, outcome.error or outcome.status.value)
         losses = json.loads((folder / "test_losses.json").read_text())
-        metrics = outcome.metrics
-        return Entry(task, profile, float(np.mean(losses)), losses, metrics.steps, metrics.epochs)
+        before, metrics = folder / "base_losses.json", outcome.metrics
+        base = float(np.mean(json.loads(before.read_text()))) if before.exists() else None
+        steps, epochs = metrics.steps, metrics.epochs
+        return Entry(task, profile, float(np.mean(losses)), losses, steps, epochs, base_loss=base)
 
 
 def write_job(task: Task, profile: str, cache: Path, folder: Path, hardware: Hardware = CPU) -> Path:
@@ -90,17 +94,18 @@ def write_job(task: Task, profile: str, cache: Path, folder: Path, hardware: Har
     train, test = rows_of(task, cache)
     for name, rows in (("train", train), ("test", test)):
         (folder / f"{name}.json").write_bytes(msgspec.json.encode(rows))
-    tokens = tokens_of(folder / "train.json", model)
+    form = FORMS[task.kind]
+    tokens = tokens_of(folder / "train.json", model, form)
     job = WorkerJob(
         task_id="arena",
         task="arena",
         slot="a",
-        task_type=TaskType.INSTRUCT,
+        task_type=form.task_type,
         model=f"arena/{task.model}",
         model_path=str(model),
         dataset=str(folder / "train.json"),
         file_format=FileFormat.JSON,
-        dataset_type=COLUMNS,
+        dataset_type=form.columns,
         start_at=0.0,
         ready_by=task.epochs * tokens / CLOCK_RATE,
         hardware=hardware,
@@ -110,6 +115,8 @@ def write_job(task: Task, profile: str, cache: Path, folder: Path, hardware: Har
         token_clock_rate=CLOCK_RATE,
         profile=profile,
         seed=task.seed,
+        scorer=form.scorer,
+        kl_coefficient=task.kl_coefficient,
     )
     path = folder / "job.json"
     path.write_bytes(encode(job))
@@ -129,14 +136,15 @@ def results_file(name: str, *, gpu: bool) -> Path:
     return cache_folder() / f"{name}{'-gpu' if gpu else ''}.jsonl"
 
 
-def tokens_of(path: Path, model: Path) -> int:
+def tokens_of(path: Path, model: Path, form: Form) -> int:
     """The tokens of the rows in a file, as the engine reads them."""
-    from trainer_node.engine.data.examples import read_rows, scored_length, tokenize
+    from trainer_node.engine.data.examples import longest_row, read_rows, tokenize
     from trainer_node.engine.model.loading import load_config, load_tokenizer
 
     rows = read_rows(str(path), FileFormat.JSON, allow_private_urls=False).rows
-    length = scored_length(load_config(str(model)))
-    examples, _ = tokenize(rows, TaskType.INSTRUCT, COLUMNS, load_tokenizer(str(model)), length)
+    length = longest_row(load_config(str(model)), form.task_type, form.scorer)
+    tokenizer = load_tokenizer(str(model))
+    examples, _ = tokenize(rows, form.task_type, form.columns, tokenizer, length, scorer=form.scorer)
     return int(examples.lengths.sum())
 
 
@@ -183,14 +191,26 @@ def play(
 def said(entry: Entry) -> str:
     """Return an entry's loss as people read it, else the last line of why there is none."""
     if entry.loss is not None:
-        return f"{entry.loss:.4f}"
+        return f"{entry.loss:.4f}" + (f" (base {entry.base_loss:.4f})" if entry.base_loss is not None else "")
     return entry.error.strip().rpartition("\n")[2] or "failed"
+
+
+def tasks_of(options: argparse.Namespace) -> list[Task]:
+    """Return every combination of what the command names; coefficients only where the kind has one."""
+    kinds = [
+        (kind, coefficient)
+        for kind in options.kind
+        for coefficient in (options.kl_coef if kind == "kl" else [0.0])
+    ]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    parts = (options.sources, options.models, options.rows, options.budgets, seeds, options.damage, kinds)
+    return [Task(*values, *kind) for *values, kind in itertools.product(*parts)]
 
 
 def main() -> None:
     """Run the arena and print who won."""
     parser = argparse.ArgumentParser(prog="python -m bench arena", description=__doc__)
-    parser.add_argument("--suite", choices=("cpu",), help="a fixed list, in place of --sources to --damage")
+    parser.add_argument("--suite", choices=SUITES, help="a fixed list, in place of --sources to --kl-coef")
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
     parser.add_argument("--models", nargs="+", choices=(*MODELS, "smollm2"), default=list(MODELS))
     parser.add_argument("--rows", type=int, nargs="+", default=[400])
@@ -198,6 +218,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--first-seed", type=int, default=0, help="of the first task")
     parser.add_argument("--damage", nargs="+", choices=WAYS, default=[None], help="of the base models")
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=["instruct"], help="of the tasks")
+    parser.add_argument("--kl-coef", type=float, nargs="+", default=[0.3], help="of tasks of the kind kl")
     parser.add_argument("--profiles", nargs="+", default=list(PROFILES), help="the first one is judged")
     parser.add_argument("--boss", default=BOSS, help="whom the winner of a tournament has to beat")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -212,15 +234,7 @@ def main() -> None:
         for source in options.sources:
             print(pack_rows(source, cache_folder(), options.pack))
         return
-    parts = (
-        options.sources,
-        options.models,
-        options.rows,
-        options.budgets,
-        range(options.first_seed, options.first_seed + options.seeds),
-        options.damage,
-    )
-    tasks = cpu_suite() if options.suite else [Task(*values) for values in itertools.product(*parts)]
+    tasks = SUITES[options.suite]() if options.suite else tasks_of(options)
     champion, *rivals = options.profiles
     if options.known_only:
         known = read_entries(results)

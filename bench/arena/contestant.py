@@ -2,8 +2,8 @@
 
 python -m bench.arena.contestant FOLDER/job.json
 
-FOLDER has train.json and test.json; test_losses.json is written next to them. A job of several processes
-starts them, as the engine does.
+FOLDER has train.json and test.json; test_losses.json is written next to them, and base_losses.json for
+other kinds than instruct. A job of several processes starts them, as the engine does.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 from msgspec.structs import replace
 
 from bench.arena.arena import AUTO_ON_FOUR
+from bench.arena.kinds.losses import losses_of, with_base
 from bench.gpu import older_torch
-from shared.messages.offers import FileFormat
-from shared.messages.runs import decode_worker_job
+from shared.messages.offers import FileFormat, TaskType
+from shared.messages.runs import WorkerJob, decode_worker_job
 from shared.planning.profiles import PROFILES
 from trainer_node.engine import pipeline
-from trainer_node.engine.data.examples import Examples, read_rows, scored_length, tokenize
+from trainer_node.engine.data.examples import Examples, longest_row, read_rows, tokenize
 from trainer_node.engine.distributed import launch
 from trainer_node.engine.evaluate import metric
 from trainer_node.engine.model.adapters import load_adapter
@@ -45,18 +46,35 @@ def test_losses(job_path: Path) -> list[float]:
     network: torch.nn.Module = load_model(job.model_path if adapter else str(export), torch.float32)
     if adapter:
         network = load_adapter(network, str(export))
-    network = network.to("cpu" if job.hardware.device == "cpu" else "cuda")
-    losses: list[float] = metric.score(network, test_rows(job_path)).per_example.tolist()
+    network, rows = network.to(device_of(job)), test_rows(job_path)
+    if is_plain(job):
+        plain: list[float] = metric.score(network, rows).per_example.tolist()
+        return plain
+    base = load_model(job.model_path, torch.float32).to(device_of(job))
+    rows = with_base(base, rows)
+    tuned, before = (losses_of(one, base, rows, job.kl_coefficient).tolist() for one in (network, base))
+    (folder / "base_losses.json").write_text(json.dumps(before))
+    losses: list[float] = tuned
     return losses
+
+
+def is_plain(job: WorkerJob) -> bool:
+    """Return whether the score is the loss on single answers, and nothing of the base model is in it."""
+    return job.task_type is TaskType.INSTRUCT and not job.kl_coefficient
+
+
+def device_of(job: WorkerJob) -> str:
+    """Return the device that the job's models are scored on."""
+    return "cpu" if job.hardware.device == "cpu" else "cuda"
 
 
 def test_rows(job_path: Path) -> Examples:
     """Return the test rows, as the scorer tokenises them."""
     job = decode_worker_job(job_path.read_bytes())
     rows = read_rows(str(job_path.parent / "test.json"), FileFormat.JSON, allow_private_urls=False).rows
-    length = scored_length(load_config(job.model_path))
+    length = longest_row(load_config(job.model_path), job.task_type, job.scorer)
     tokenizer = load_tokenizer(job.model_path)
-    return tokenize(rows, job.task_type, job.dataset_type, tokenizer, length)[0]
+    return tokenize(rows, job.task_type, job.dataset_type, tokenizer, length, scorer=job.scorer)[0]
 
 
 def add_profiles() -> None:

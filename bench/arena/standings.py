@@ -29,6 +29,7 @@ class Entry(Struct, frozen=True):
     steps: int
     epochs: float
     error: str = ""
+    base_loss: float | None = None  # the base model's on the same rows; not measured for instruct tasks
 
 
 Standings = Mapping[Task, Mapping[str, Entry]]
@@ -43,13 +44,15 @@ def by_task(entries: Iterable[Entry]) -> Standings:
 
 
 def print_table(found: Standings, profiles: Sequence[str]) -> None:
-    """Print the losses task by task; a star is the lowest."""
-    print(f"\n{'':62}" + " ".join(f"{name[:14]:>14}" for name in profiles))
+    """Print the losses task by task, the base model's first where it was measured; a star is the lowest."""
+    print(f"\n{'':62}{'base':>8} " + " ".join(f"{name[:14]:>14}" for name in profiles))
     for task in sorted(found, key=str):
         losses = {name: found[task][name].loss for name in profiles}
         best = min((loss for loss in losses.values() if loss is not None), default=None)
         cells = ["-" if loss is None else f"{loss:.4f}{'*' * (loss == best)}" for loss in losses.values()]
-        print(f"{str(task)[:62]:62}" + " ".join(f"{cell:>14}" for cell in cells))
+        base = next((one.base_loss for one in found[task].values() if one.base_loss is not None), None)
+        before = "" if base is None else f"{base:.4f}"
+        print(f"{str(task)[:62]:62}{before:>8} " + " ".join(f"{cell:>14}" for cell in cells))
 
 
 def duel_of(mine: Entry, other: Entry) -> Duel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -9,12 +10,17 @@ import numpy as np
 from msgspec import Struct
 
 from bench.arena.damage import Way, damage_folder
+from bench.arena.kinds.conversations import Conversation, conversations
+from bench.arena.kinds.kind import Kind
+from bench.arena.kinds.pairs import PreferencePair, pairs
 from bench.arena.models import base_model
 from bench.arena.rows import Row, Split, split
 from bench.arena.sources import load
 
 SMOLLM2 = Path.home() / ".cache" / "podium" / "smollm2-135m-instruct"
 MOST_TEST = 300
+
+TaskRow = Row | Conversation | PreferencePair
 
 
 class Task(Struct, frozen=True, order=True):
@@ -26,10 +32,14 @@ class Task(Struct, frozen=True, order=True):
     epochs: float  # the budget
     seed: int
     damage: Way | None = None  # of the base model
+    kind: Kind = "instruct"
+    kl_coefficient: float = 0.0  # of the kind kl
 
     def __str__(self) -> str:
         model = f"{self.model} ({self.damage})" if self.damage else self.model
-        return f"{self.source} on {model}, {self.rows} rows, {self.epochs:g} epochs, seed {self.seed}"
+        kind = f"{self.kind} {self.kl_coefficient:g}" if self.kind == "kl" else self.kind
+        rows = self.source if self.kind == "instruct" else f"{self.source} ({kind})"
+        return f"{rows} on {model}, {self.rows} rows, {self.epochs:g} epochs, seed {self.seed}"
 
 
 def model_folder(task: Task, cache: Path) -> Path:
@@ -49,11 +59,19 @@ def damage_seed(task: Task) -> int:
     return sum(f"{task.source} {task.seed}".encode())
 
 
-def rows_of(task: Task, cache: Path) -> tuple[list[Row], list[Row]]:
-    """The task's training and test rows; the seed decides which of the data set's rows are trained on."""
+def rows_of(task: Task, cache: Path) -> tuple[Sequence[TaskRow], Sequence[TaskRow]]:
+    """The task's training and test rows; the seed decides which of the data set's rows are trained on.
+
+    What a row of the task is made of is all on one side: rows of the data set to train on, or to score on.
+    """
     parts = parts_of(task.source, cache)
-    order = np.random.default_rng(task.seed).permutation(len(parts.train))[: task.rows]
-    return [parts.train[number] for number in order], parts.test
+    order = np.random.default_rng(task.seed).permutation(len(parts.train))
+    train = [parts.train[number] for number in order]
+    if task.kind == "chat":
+        return conversations(train, task.rows), conversations(parts.test)
+    if task.kind == "dpo":
+        return pairs(train[: task.rows]), pairs(parts.test)
+    return train[: task.rows], parts.test
 
 
 def parts_of(source: str, cache: Path) -> Split:

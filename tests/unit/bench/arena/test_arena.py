@@ -1,5 +1,6 @@
 """The arena's runs, and its figures from entries whose winner is known."""
 
+import argparse
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from bench.arena import arena
-from bench.arena.arena import play, read_entries, run
+from bench.arena.arena import play, read_entries, run, said, tasks_of
 from bench.arena.standings import Entry, by_task, print_table, summary
 from bench.arena.task import Task
 
@@ -50,6 +51,49 @@ def test_results_are_read_again(tmp_path: Path) -> None:
     assert read_entries(path) == {}
     path.write_bytes(msgspec.json.encode(one) + b"\n")
     assert read_entries(path) == {(TASKS[0], "auto"): one}
+
+
+def test_results_of_earlier_versions_are_of_instruct_tasks(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    task = '{"source":"wordnet","model":"llama","rows":100,"epochs":2.0,"seed":0,"damage":"noise"}'
+    path.write_text(
+        f'{{"task":{task},"profile":"auto","loss":1.5,"losses":[1.5],"steps":9,"epochs":2.0,"error":""}}\n'
+    )
+    old = Task("wordnet", "llama", 100, 2.0, 0, "noise")
+    assert read_entries(path) == {(old, "auto"): Entry(old, "auto", 1.5, [1.5], 9, 2.0)}
+
+
+def test_only_tasks_with_a_divergence_have_coefficients() -> None:
+    options = argparse.Namespace(
+        sources=["wordnet"],
+        models=["llama"],
+        rows=[100],
+        budgets=[2.0],
+        first_seed=3,
+        seeds=1,
+        damage=[None],
+        kind=["instruct", "kl"],
+        kl_coef=[0.3, 1.0],
+    )
+    assert [str(task) for task in tasks_of(options)] == [
+        "wordnet on llama, 100 rows, 2 epochs, seed 3",
+        "wordnet (kl 0.3) on llama, 100 rows, 2 epochs, seed 3",
+        "wordnet (kl 1) on llama, 100 rows, 2 epochs, seed 3",
+    ]
+
+
+def test_the_base_models_loss_is_shown_where_it_was_measured() -> None:
+    bare = entry(TASKS[0], "auto", 1.5)
+    assert said(bare) == "1.5000"
+    assert said(msgspec.structs.replace(bare, base_loss=2.25)) == "1.5000 (base 2.2500)"
+
+
+def test_the_table_has_the_base_models_loss_where_it_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = msgspec.structs.replace(entry(TASKS[0], "auto", 1.5), base_loss=2.25)
+    print_table(by_task([measured, entry(TASKS[1], "auto", 1.5)]), ("auto",))
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[-2:] == ["2.2500", "1.5000*"]
+    assert "2.2500" not in second
 
 
 def test_a_run_that_hangs_is_an_entry_without_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,10 @@
-"""The arena's fixed list of tasks."""
+"""The arena's fixed lists of tasks."""
 
 from collections import Counter
 
 from bench.arena.models import MODELS
 from bench.arena.sources import SOURCES
-from bench.arena.suite import BUDGETS, ROWS, cpu_suite
+from bench.arena.suite import BUDGETS, KIND_BUDGETS, KIND_ROWS, KIND_SOURCES, ROWS, cpu_suite, kinds_suite
 
 
 def test_every_data_set_meets_every_model_and_budget_and_a_damaged_base() -> None:
@@ -24,3 +24,17 @@ def test_every_data_set_meets_every_model_and_budget_and_a_damaged_base() -> Non
     }
     assert len({task.source for task in damaged}) == len(SOURCES)
     assert sum(task.model == "smollm2" for task in tasks) == 4
+
+
+def test_every_other_kind_meets_every_model_budget_and_data_set() -> None:
+    tasks = kinds_suite()
+    assert len(set(map(str, tasks))) == len(tasks) == 16
+    assert {(task.kind, task.kl_coefficient, task.model, task.epochs) for task in tasks} == {
+        (*kind, model, budget) for kind in KIND_ROWS for model in MODELS for budget in KIND_BUDGETS
+    }
+    for kind in KIND_ROWS:
+        for budget in KIND_BUDGETS:
+            found = [
+                task for task in tasks if (task.kind, task.kl_coefficient, task.epochs) == (*kind, budget)
+            ]
+            assert {task.source for task in found} == set(KIND_SOURCES)
