@@ -31,7 +31,7 @@ from shared.planning.planner import make_plan
 from shared.planning.profiles import DEFAULT_PROFILE, PROFILES, family_of, resolve
 from shared.planning.step_size import full_batch
 from shared.planning.throughput import development_rows
-from trainer_node.engine.search.strategy.budget import Budget, is_ample, is_averaged, is_low_rank
+from trainer_node.engine.search.strategy.budget import Budget, Speed, is_ample, is_averaged, is_low_rank
 from trainer_node.engine.search.strategy.first_trial import arm_name, first_trial, trial_of
 from trainer_node.engine.search.strategy.neighbours import LEAST_EPOCHS, START_EPOCHS
 from trainer_node.engine.search.strategy.next_trial import next_trial
@@ -144,11 +144,12 @@ def search_of(arms: Sequence[Plan], stats: DataStats) -> str:
     lora = frozenset(map(arm_name, low))
     ample = frozenset(arm_name(arm) for arm in low if is_ample(arm, plan, stats.label_tokens))
     mean_length = stats.tokens / stats.examples
-    budget = replace(_budget(plan, stats), single=single, lora=lora, ample=ample)
+    others = {arm_name(arm): Speed(arm.expected_tokens_per_s) for arm in arms[1:]}
+    budget = replace(_budget(plan, stats), single=single, lora=lora, ample=ample, others=others)
     start = [trial_of(arm_name(arm), arm, mean_length) for arm in arms]
-    alone = replace(
-        _budget(on_one_device(plan), stats), width=plan.devices, single=single, lora=lora, ample=ample
-    )
+    slower = {arm_name(arm): Speed(on_one_device(arm).expected_tokens_per_s) for arm in arms[1:]}
+    alone = replace(_budget(on_one_device(plan), stats), width=plan.devices)
+    alone = replace(alone, single=single, lora=lora, ample=ample, others=slower)
     sides = all(arm.parallel != "fsdp2" for arm in arms) and is_population(start, alone)
     first = first_trial(start, alone if sides else budget)
     runs = plan.train_s / budget.cost_s(first)
