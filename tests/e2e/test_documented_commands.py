@@ -42,6 +42,7 @@ RUN: dict[str, str] = {
     "plan --params 8B --hardware 4xH100-80GB --hours 4": "",
     "plan --params 8B --hardware 4xH100-80GB --hours 4 --profile maximum_accuracy": "",
     "plan --params 14B --hardware 2xH100-80GB --hours 4": "",
+    "plan --params 1B --hardware 1xH100-80GB --hours 1 --task-type DpoTask": "",
     "policy list": "",
     "keys DIR": "keys keys",
     "keys DIR --rotate trainer-a": "keys keys --rotate trainer-a",

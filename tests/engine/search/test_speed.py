@@ -35,7 +35,7 @@ from trainer_node.engine.search.speed import (
     to_time,
     with_speed,
 )
-from trainer_node.engine.search.strategy.budget import Budget
+from trainer_node.engine.search.strategy.budget import Budget, Speed
 from trainer_node.engine.search.trial import SearchRecord, Trial
 from trainer_node.engine.train.state import TrainState
 
@@ -69,6 +69,7 @@ def test_steps_that_would_take_much_of_the_time_are_not_timed() -> None:
     budget = plenty(left_s=10.0, least_batch=20.0)  # a step computes 20 rows of 20 tokens: .4 s
     assert batches(budget, 2) == []
     assert batches(replace(budget, left_s=20.0), 2) == [2]
+    assert batches(replace(budget, others={"dense": Speed(2000.0)}), 2) == [2]  # such steps take .2 s
 
 
 def test_a_second_size_is_not_timed_if_steps_turn_out_to_be_slow() -> None:
@@ -92,7 +93,8 @@ def test_a_second_size_is_not_timed_if_steps_turn_out_to_be_slow() -> None:
 def test_two_sizes_tell_tokens_from_what_a_step_takes_besides(
     times_of_steps: list[StepTime], tokens_per_s: float, step_s: float
 ) -> None:
-    assert speed_of(times_of_steps) == pytest.approx((tokens_per_s, step_s))
+    found = speed_of(times_of_steps)
+    assert (found.tokens_per_s, found.step_s) == pytest.approx((tokens_per_s, step_s))
 
 
 @pytest.mark.parametrize(("device", "timed"), [("cpu", [4, 16, 4]), ("cuda", [16, 4])])
@@ -154,8 +156,9 @@ def test_of_several_devices_the_slowest_one_counts() -> None:
 
 def test_what_is_measured_is_no_part_of_the_time_that_is_shared_out() -> None:
     known = SearchRecord(began_at=10.0, all_s=100.0, plans={})
-    measured = with_speed(known, [StepTime(3.0, 200.0), StepTime(1.5, 50.0)], spent_s=6.0)
+    measured = with_speed(known, "dense", [StepTime(3.0, 200.0), StepTime(1.5, 50.0)], spent_s=6.0)
     assert (measured.began_at, measured.all_s) == (16.0, 94.0)
+    assert measured.timed_arm == "dense"
     assert (measured.tokens_per_s, measured.step_s) == pytest.approx((100.0, 1.0))
 
 

@@ -28,6 +28,7 @@ from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.search import rounds
+from trainer_node.engine.search.arm_speed import estimate
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.runner import TrialRunner, clock_tokens, write_known
 from trainer_node.engine.search.speed import is_wanted, measure_speed
@@ -178,12 +179,12 @@ def _next(run: RunContext, record: RunRecord, known: SearchRecord, budget: Budge
 
 def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
     """Return the plans to search among, by name: the job's own, and its profile's other ones that fit."""
-    config, job = load_config(run.job.model_path), run.job
+    job = run.job
     plans = {arm_name(plan): plan} if is_searched(plan, resolve(job.profile)) else {}
     rate = plan.expected_tokens_per_s / (COMPILE_GAIN if plan.compile else 1.0)  # measured without compiling
     for profile in resolve(job.profile).arms:
         try:
-            other = prepare.draw_plan(run, config, data, job.ready_by - job.start_at, rate, profile)
+            other = _drawn(run, data, plan, rate, profile)
         except (PlanError, EngineError) as error:
             run.reporter.message(f"{profile} is not tried: {error}")
             continue
@@ -191,6 +192,16 @@ def _arms(run: RunContext, plan: Plan, data: JobData) -> dict[str, Plan]:
             as_own = replace(other, profile=job.profile, betas=plan.betas, deviations=[], repair=plan.repair)
             plans.setdefault(arm_name(other), as_own)
     return plans
+
+
+def _drawn(run: RunContext, data: JobData, own: Plan, rate: float, profile: str) -> Plan:
+    """Return another profile's plan, at its own speed where the job's own plan has `rate` tokens/s."""
+    config, all_s = load_config(run.job.model_path), run.job.ready_by - run.job.start_at
+    plan = prepare.draw_plan(run, config, data, all_s, rate, profile)
+    if run.simulated:  # a token takes as long with any method
+        return plan
+    faster = estimate(run, config, data, plan) / estimate(run, config, data, own)
+    return prepare.draw_plan(run, config, data, all_s, faster * rate, profile)
 
 
 def is_searched(plan: Plan, recipe: Recipe) -> bool:

@@ -14,7 +14,7 @@ from trainer_node.engine.context import LEAST_PATIENCE_S, RunContext
 from trainer_node.engine.finish import free_optimizer
 from trainer_node.engine.memory.oom import is_broken_device, is_out_of_memory, release
 from trainer_node.engine.search.runner import TrialRunner, write_known
-from trainer_node.engine.search.strategy.budget import Budget
+from trainer_node.engine.search.strategy.budget import Budget, Speed
 from trainer_node.engine.search.trial import SearchRecord, Trial
 from trainer_node.engine.train.loop import timed_step
 from trainer_node.engine.train.oom_fallback import SmallerPlan
@@ -71,9 +71,9 @@ def measure_speed(run: RunContext, runner: TrialRunner, trial: Trial, budget: Bu
         times = slowest(group.gather_objects(own))
     if times:
         spent_s = group.broadcast_object(run.clock.time() - began)
-        runner.known = with_speed(runner.known, times, spent_s)
+        runner.known = with_speed(runner.known, trial.arm, times, spent_s)
         write_known(run, runner.known)
-        run.reporter.message(as_message(times, budget))
+        run.reporter.message(as_message(times, budget.speed(trial)))
 
 
 def times_alone(runner: TrialRunner, trial: Trial, budget: Budget) -> list[StepTime]:
@@ -112,20 +112,26 @@ def slowest(everybody: Sequence[Sequence[StepTime]]) -> Sequence[StepTime]:
     return max(timed, key=lambda times: times[0].token_s, default=[])
 
 
-def with_speed(known: SearchRecord, times: Sequence[StepTime], spent_s: float) -> SearchRecord:
-    """Return the record with what was timed in `spent_s`: shares of the time are of what there is now."""
-    speed, step_s = speed_of(times)
-    began_at, all_s = known.began_at + spent_s, known.all_s - spent_s
-    return replace(known, tokens_per_s=speed, step_s=step_s, began_at=began_at, all_s=all_s)
+def with_speed(known: SearchRecord, arm: str, times: Sequence[StepTime], spent_s: float) -> SearchRecord:
+    """Return the record with what was timed of an arm, in `spent_s`: shares are of the time there is now."""
+    speed, began_at, all_s = speed_of(times), known.began_at + spent_s, known.all_s - spent_s
+    return replace(
+        known,
+        timed_arm=arm,
+        tokens_per_s=speed.tokens_per_s,
+        step_s=speed.step_s,
+        began_at=began_at,
+        all_s=all_s,
+    )
 
 
-def as_message(times: Sequence[StepTime], budget: Budget) -> str:
+def as_message(times: Sequence[StepTime], expected: Speed) -> str:
     """Return what was timed as a message."""
-    first, (_, step_s) = times[0], speed_of(times)
+    first, step_s = times[0], speed_of(times).step_s
     besides = f", and a step takes {step_s:.2g} s besides its tokens" if len(times) > 1 else ""
     return (
         f"steps of {first.tokens:.0f} tokens take {first.seconds:.2g} s{besides}; "
-        f"{first.tokens / budget.tokens_per_s:.2g} s were expected"
+        f"{first.tokens / expected.tokens_per_s:.2g} s were expected"
     )
 
 
@@ -135,9 +141,10 @@ def to_time(trial: Trial, budget: Budget) -> list[Trial]:
     Empty if timing would take too long.
     """
     mean_length = budget.epoch_tokens / budget.examples
-    most = int(TIMED_SHARE * budget.left_s * budget.tokens_per_s / mean_length)
+    most_tokens = TIMED_SHARE * budget.left_s * budget.speed(trial).tokens_per_s
+    most = int(most_tokens / mean_length)
     first = replace(trial, batch=max(budget.devices, min(trial.batch, most)))
-    if budget.step_tokens(first) > TIMED_SHARE * budget.left_s * budget.tokens_per_s:
+    if budget.step_tokens(first) > most_tokens:
         return []
     for factor in OTHER_BATCHES:
         other = replace(trial, batch=int(factor * first.batch))
@@ -233,8 +240,8 @@ def _step_s(run: RunContext, state: TrainState) -> float | None:
     return run.own_clock.time() - began
 
 
-def speed_of(times: Sequence[StepTime]) -> tuple[float, float]:
-    """Return tokens/s, and the seconds that a step takes besides its tokens: a guess from one size."""
+def speed_of(times: Sequence[StepTime]) -> Speed:
+    """Return the speed of steps; what one takes besides its tokens is a guess from one size."""
     in_order = sorted(times, key=lambda one: one.tokens)
     small, large = in_order[0], in_order[-1]
     step_s = UNKNOWN_SHARE * small.seconds
@@ -242,4 +249,4 @@ def speed_of(times: Sequence[StepTime]) -> tuple[float, float]:
         token_s = max(0.0, large.seconds - small.seconds) / (large.tokens - small.tokens)
         most_s = MOST_BESIDES * min(small.seconds, large.seconds)
         step_s = min(most_s, max(0.0, small.seconds - token_s * small.tokens))
-    return large.tokens / max(1e-9, large.seconds - step_s), step_s
+    return Speed(large.tokens / max(1e-9, large.seconds - step_s), step_s)

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from shared.messages.offers import TaskType
 from shared.planning.plan import Plan
 from shared.planning.profiles import resolve
-from shared.planning.step_size import full_batch, padding
+from shared.planning.step_size import full_batch
 from shared.planning.throughput import SLACK_S, Costs
 from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.memory.main_memory import slot_memory
-from trainer_node.engine.search.strategy.budget import Budget, is_ample, is_averaged, is_low_rank
+from trainer_node.engine.search.arm_speed import arm_speeds
+from trainer_node.engine.search.strategy.budget import Budget, Speed, is_ample, is_averaged, is_low_rank
 from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, PASSES
 from trainer_node.engine.search.strategy.prior import is_tiny
 from trainer_node.engine.search.trial import SearchRecord, Trial
@@ -19,30 +20,27 @@ from trainer_node.engine.search.trial import SearchRecord, Trial
 ROUND_SHARE = 0.01  # of the job's time is kept for rounding: SmolLM2-135M takes a minute on one busy CPU core
 ROUND_MEMORY, MOST_ROUNDED_BYTES = 0.25, 16e9  # of main memory, and at most, for two copies of the weights
 FACTORS_SHARE = 0.01  # of the job's time, at most, is kept for factors on the last run's delta
-LEAST_SHARE = 0.1  # of the trials' time went into their tokens, however long steps seemed to take besides
 
 
 def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: JobData) -> Budget:
-    """Return what is left, at the speed of the trials so far. Every process must call it."""
+    """Return what is left, at each method's speed. Every process must call it."""
     longest = int(data.train.lengths.max())
-    trained_s = sum(one.train_s for one in known.done)
-    trained_s = max(LEAST_SHARE * trained_s, trained_s - known.steps_before * known.step_s)
-    first = next(iter(known.plans.values()))
+    own, first = next(iter(known.plans.items()))
     mean_length = record.train_tokens / record.train_examples
     least_batch = 1.0 if run.simulated else full_batch(first.devices, longest, mean_length)
-    tokens = sum(one.tokens * padding(one.trial.batch, least_batch) for one in known.done)
-    expected = known.tokens_per_s or first.expected_tokens_per_s
-    speed = tokens / trained_s if tokens and trained_s > 0 else expected
-    if run.simulated:
-        speed = run.job.token_clock_rate / known.width
+    if run.simulated:  # a token takes as long with any method
+        speeds = {own: Speed(run.job.token_clock_rate / known.width, known.step_s)}
+    else:
+        speeds = arm_speeds(known, least_batch)
     passes_s = PASSES * scored_s(record) if are_factors_scored(run) else 0.0
     other = [one.other_s for one in known.done if one.tokens] or [_other_s(record.costs, first) + passes_s]
     lora = lora_arms(run, known, data)
     labels = data.train.label_tokens
     return Budget(
         left_s=end_at(run, record, known.plans.values()) - run.clock.time(),
-        tokens_per_s=speed,
-        step_s=known.step_s,
+        tokens_per_s=speeds[own].tokens_per_s,
+        step_s=speeds[own].step_s,
+        others={arm: speed for arm, speed in speeds.items() if arm != own},
         epoch_tokens=record.train_tokens,
         examples=record.train_examples,
         trial_s=0.0 if run.simulated else sum(other) / len(other),

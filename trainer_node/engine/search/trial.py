@@ -56,6 +56,7 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     loss: float | None  # on the development rows; None: it gave no number
     tokens: int
     train_s: float  # inside the trial's training, by the run's clock
+    steps: int = 0  # that were trained
     other_s: float = 0.0  # for setting up and scoring
     weights: str = "weights"  # the best group of tensors in its checkpoint: weights, average or best
     snapshots: list[int] = []  # better than these: the mean of the snapshots of these steps
@@ -94,6 +95,7 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
     steps_before: int = 0  # of the trials that are done
     tokens_before: int = 0
     timed: bool = False  # the speed was measured before the first trial, or a worker ended in that
+    timed_arm: str = ""  # of which it was; "": the job's own
     tokens_per_s: float = 0.0  # what it was; 0: not known
     step_s: float = 0.0  # of a step besides its tokens
 
@@ -126,7 +128,7 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
         """Return the record with the trial's result."""
         return replace(
             self,
-            done=[*self.done, result],
+            done=[*self.done, replace(result, steps=steps)],
             trial=None,
             others=[],
             clock_tokens=clock_tokens,

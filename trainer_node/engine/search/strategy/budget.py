@@ -21,17 +21,29 @@ KEPT_BYTES = 8e9
 LOW_RANK = 32  # of LoRA: at higher rates three runs of rank 128 average .05 higher on one of two data sets
 
 
+class Speed(Struct, frozen=True):
+    """How fast the steps of one method are."""
+
+    tokens_per_s: float
+    step_s: float = 0.0  # of a step besides its tokens: weights are gathered and sent, the optimiser steps
+
+    def times(self, factor: float) -> Speed:
+        """Return the speed of steps that are so many times as fast."""
+        return Speed(factor * self.tokens_per_s, self.step_s / factor)
+
+
 class Budget(Struct, frozen=True, kw_only=True):
     """What the next trial may cost."""
 
     left_s: float  # until training must be over
-    tokens_per_s: float
+    tokens_per_s: float  # of the job's own plan
     epoch_tokens: int
     examples: int
     trial_s: float  # what a trial costs besides its steps: resetting, scoring
     all_s: float  # `left_s` before the first trial
     score_s: float = 0.0  # of scoring the development rows once
-    step_s: float = 0.0  # of a step besides its tokens: weights are gathered and sent, the optimiser steps
+    step_s: float = 0.0  # of a step of the job's own plan besides its tokens
+    others: dict[str, Speed] = {}  # of arms that are faster or slower than the job's own plan
     least_batch: float = 1.0  # examples that fill the smallest packs, one on every device: fewer cost as much
     all_rows: float = 1.0  # training and development rows' tokens, as a multiple of the training rows'
     single: frozenset[str] = frozenset()  # arms whose runs aren't averaged: a second one on all rows is lost
@@ -42,18 +54,24 @@ class Budget(Struct, frozen=True, kw_only=True):
     pairs: bool = False  # of preferences: published rates are below the plan's, none above it was measured
     tiny: bool = False  # the model is so small that it wants higher rates than real ones
 
+    def speed(self, trial: Trial) -> Speed:
+        """Return how fast a trial's steps are."""
+        return self.others.get(trial.arm) or Speed(self.tokens_per_s, self.step_s)
+
     def cost_s(self, trial: Trial) -> float:
         """Return the seconds that a trial takes."""
         rows = self.all_rows - 1.0 if trial.last_pass else self.all_rows if trial.refit else 1.0
-        return self.trial_s + self.waste(trial) * trial.epochs * rows * self.epoch_tokens / self.tokens_per_s
+        tokens = self.waste(trial) * trial.epochs * rows * self.epoch_tokens
+        return self.trial_s + tokens / self.speed(trial).tokens_per_s
 
     def waste(self, trial: Trial) -> float:
         """Return how many times as long as its rows' tokens alone a trial's steps take.
 
         Small batches don't fill packs, and each step takes time of its own.
         """
-        rows_s = trial.batch * self.epoch_tokens / self.examples / self.tokens_per_s
-        return padding(trial.batch, self.least_batch) + self.step_s / rows_s
+        speed = self.speed(trial)
+        rows_s = trial.batch * self.epoch_tokens / self.examples / speed.tokens_per_s
+        return padding(trial.batch, self.least_batch) + speed.step_s / rows_s
 
     def step_tokens(self, trial: Trial) -> float:
         """Return the tokens that a step computes, padding included."""

@@ -55,11 +55,11 @@ def main_run(trial: Trial, budget: Budget) -> Trial:
 def _epochs_before(trial: Trial, runs: int, budget: Budget) -> float:
     """Return the epochs of a trial that as many runs like it on all rows leave time for."""
     seconds = budget.left_s / TRIAL_SAFETY - (1 + runs) * budget.trial_s
-    tokens = seconds * budget.tokens_per_s / budget.waste(trial)
+    tokens = seconds * budget.speed(trial).tokens_per_s / budget.waste(trial)
     return tokens / (budget.epoch_tokens * (1.0 + runs * budget.all_rows))
 
 
 def epochs_in(trial: Trial, budget: Budget, seconds: float) -> float:
     """Return the epochs of a trial that takes so many seconds, with what it costs besides its steps."""
-    tokens = (seconds - budget.trial_s) * budget.tokens_per_s / budget.waste(trial)
+    tokens = (seconds - budget.trial_s) * budget.speed(trial).tokens_per_s / budget.waste(trial)
     return tokens / budget.epoch_tokens
