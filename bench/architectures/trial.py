@@ -28,7 +28,8 @@ from shared.messages.runs import decode_worker_job as decode_job
 from shared.planning.profiles import PROFILES
 from shared.planning.recipe import Recipe
 from trainer_node.engine import pipeline
-from trainer_node.engine.data.examples import IGNORED, Examples, hold_out, read_rows, scored_length, tokenize
+from trainer_node.engine.data.examples import IGNORED, Examples, read_rows, scored_length, tokenize
+from trainer_node.engine.data.held_out import hold_out
 from trainer_node.engine.data.packing import Batch, collate
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.label_model import LabelModel

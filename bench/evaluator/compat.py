@@ -27,7 +27,8 @@ from bench.harness.dataset_types import SHAREGPT
 from podium.demo.model import HOME
 from shared.messages.offers import DatasetType, FileFormat, TaskType
 from shared.messages.runs import Metrics
-from trainer_node.engine.data.examples import Examples, hold_out, read_rows, scored_length, tokenize
+from trainer_node.engine.data.examples import Examples, read_rows, scored_length, tokenize
+from trainer_node.engine.data.held_out import hold_out
 from trainer_node.engine.export.writer import stock_config
 from trainer_node.engine.model.loading import load_config, load_tokenizer
 

@@ -37,7 +37,8 @@ from shared.planning.hardware import computes_bf16, parse_hardware
 from shared.planning.model_shape import ModulePlan
 from shared.planning.plan import Plan
 from shared.planning.profiles import dense_rate, lora_rate
-from trainer_node.engine.data.examples import Examples, hold_out, tokenize
+from trainer_node.engine.data.examples import Examples, tokenize
+from trainer_node.engine.data.held_out import hold_out
 from trainer_node.engine.data.packing import collate, pack
 from trainer_node.engine.evaluate.metric import score
 from trainer_node.engine.export import dense_as_lora, writer

@@ -71,6 +71,7 @@ class Metrics(Struct, frozen=True, kw_only=True):
     bytes: int = 0
     resumes: int = 0
     skipped_steps: int = 0  # without a finite gradient: they changed nothing
+    copied_rows: int = 0  # the same as an earlier one, or nearly
 
 
 class WorkerJob(Struct, frozen=True, kw_only=True):

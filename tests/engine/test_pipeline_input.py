@@ -114,6 +114,19 @@ def test_rows_longer_than_the_profile_trains_on_are_dropped_and_counted(
     assert outcome.metrics.train_examples + dropped + outcome.metrics.dev_examples == 200
 
 
+def test_copies_of_rows_are_counted(make_job: Callable[..., Path], tmp_path: Path) -> None:
+    texts = [" ".join(str(place * row % 997) for place in range(20, 40)) for row in range(1, 61)]
+    texts += [text.replace(" ", " 5 ", 1) for text in texts[:10]]
+    data = tmp_path / "copies.json"
+    data.write_text(json.dumps([{"q": f"Count, {row}.", "a": text} for row, text in enumerate(texts)]))
+    job = make_job(dataset=str(data))
+    outcome = finish(job)
+    assert outcome.metrics is not None, outcome.error
+    assert outcome.metrics.copied_rows == 10
+    assert any((line.message or "").startswith("10 of 70 rows are") for line in progress_of(job))
+    assert "or nearly: 10\n" in (job.parent / "export" / "README.md").read_text()
+
+
 def test_a_profile_that_no_row_is_short_enough_for_is_refused(
     make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

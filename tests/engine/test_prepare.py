@@ -25,6 +25,8 @@ from tests.engine.train.conftest import JOB
 from trainer_node.engine import limits, prepare
 from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.held_out import alike, hold_out
+from trainer_node.engine.data.token_cache import TokenCache
 from trainer_node.engine.distributed.process_group import CPU, SINGLE_PROCESS, ProcessGroup
 from trainer_node.engine.model import attention
 from trainer_node.engine.model.attention import PER_DOCUMENT, Chosen, _dense
@@ -80,6 +82,23 @@ def test_data_may_take_the_memory_of_its_slot(
     with pytest.raises(DataUnavailableError, match="needs more than"):
         prepare.bounded_tokens(run, 100)
     assert taken == [most]
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_a_run_that_began_before_near_duplicates_were_known_goes_on_with_its_rows(
+    near: bool, tmp_path: Path, make_examples: Callable[..., Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = make_examples([80] * 100).take([*range(100), *range(50)])
+    for row in range(100, 150):
+        place = examples.offsets[row] + 60
+        examples.ids[place] = examples.labels[place] = 1
+    began = hold_out(examples, JOB.seed, alike(examples, near=near))[0].fingerprint()
+    monkeypatch.setattr(prepare, "kept", lambda folder: TokenCache(examples, {}, 150))
+    run = RunContext(JOB, tmp_path, WallClock(), Reporter(tmp_path / "progress.jsonl", "t", "a"), Stop())
+    data = prepare.reload_data(run, LlamaConfig(vocab_size=1000), began)
+    assert isinstance(data, JobData)
+    assert data.train.fingerprint() == began
+    assert data.copies == (50 if near else 0)
 
 
 def _plan_of(config: LlamaConfig, parallel: str = "single", **changes: Any) -> Plan:

@@ -93,6 +93,7 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     dropped: dict[str, int]
     costs: Costs
     resumes: int = 0
+    copies: int = 0  # rows that are the same as an earlier one, or nearly
     without_divergence: bool = False  # it is a part of the score, and there was no room to train with it
 
     @property
@@ -108,6 +109,7 @@ class JobData(Struct, frozen=True):
     dev: Examples
     dropped: dict[str, int]
     max_length: int  # of the scorer
+    copies: int = 0  # rows that are the same as an earlier one, or nearly
 
 
 def read_record(folder: Path) -> tuple[RunRecord, Plan] | None:

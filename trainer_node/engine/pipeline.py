@@ -166,6 +166,7 @@ def begin(run: RunContext) -> Outcome:
         train_examples=len(data.train),
         train_tokens=int(data.train.lengths.sum()),
         dropped=data.dropped,
+        copies=data.copies,
         costs=Costs() if run.simulated else measured,
         without_divergence=base_states.wanted(run.job) and data.train.base is None,
     )

@@ -35,7 +35,8 @@ from trainer_node.engine import limits
 from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.damage.repair import will_restore_frozen
 from trainer_node.engine.data.download import public_name
-from trainer_node.engine.data.examples import Examples, hold_out, longest_row
+from trainer_node.engine.data.examples import Examples, longest_row
+from trainer_node.engine.data.held_out import alike, hold_out
 from trainer_node.engine.data.token_cache import TokenCache, kept, tokens_of
 from trainer_node.engine.distributed.process_group import ProcessGroup, least_free_memory
 from trainer_node.engine.distributed.sharding import fitted
@@ -68,6 +69,9 @@ def ingest(run: RunContext, config: Any) -> JobData:
     data = divided(job, tokens, length, vocabulary_of(config))
     for reason, count in sorted(data.dropped.items()):
         run.reporter.message(f"{count} of {tokens.rows} rows dropped: {reason}")
+    if data.copies:
+        text = "rows are the same as an earlier one, or nearly: they are held out with it or not at all"
+        run.reporter.message(f"{data.copies} of {tokens.rows} {text}")
     return data
 
 
@@ -101,12 +105,14 @@ def vocabulary_of(config: Any) -> int:
     return int(config.get_text_config().vocab_size)
 
 
-def divided(job: WorkerJob, tokens: TokenCache, length: int, vocabulary: int) -> JobData:
+def divided(
+    job: WorkerJob, tokens: TokenCache, length: int, vocabulary: int, *, near: bool = True
+) -> JobData:
     """Return a job's tokens with the development rows held out; these are all that the scorer would score.
 
     Of the others those are dropped that are longer than the profile trains on. Raises DataError if none is
     left. Rows are dropped, too, with tokens that were added to the tokenizer and not to the model: a GPU
-    would fail on them in a way that no later job survives.
+    would fail on them in a way that no later job survives. Without `near` only equal rows stay on one side.
     """
     examples, dropped = tokens.examples, tokens.dropped
     known = np.flatnonzero(examples.highest < vocabulary)
@@ -115,7 +121,8 @@ def divided(job: WorkerJob, tokens: TokenCache, length: int, vocabulary: int) ->
     if count := len(examples) - len(known):
         dropped = {**dropped, "has a token that the model has no embedding for": count}
         examples = examples.take(known)
-    train, dev = hold_out(examples, job.seed)
+    groups = alike(examples, near=near)
+    train, dev = hold_out(examples, job.seed, groups)
     most = PROFILES[job.profile].max_length if job.profile in PROFILES else length
     kept = np.flatnonzero(train.lengths <= most * train.group)
     if not len(kept):
@@ -126,7 +133,7 @@ def divided(job: WorkerJob, tokens: TokenCache, length: int, vocabulary: int) ->
     if count := len(train) - len(kept):
         dropped = {**dropped, f"longer than the profile's {most} tokens": count}
         train = train.take(kept)
-    return JobData(train, dev, dropped, length)
+    return JobData(train, dev, dropped, length, copies=len(examples) - sum(map(bool, groups)))
 
 
 def load_data(run: RunContext, config: Any) -> JobData:
@@ -147,6 +154,8 @@ def reload_data(run: RunContext, config: Any, fingerprint: str) -> JobData | str
         if known := kept(run.folder):
             length = longest_row(config, run.job.task_type, run.job.scorer)
             answer = divided(run.job, known, length, vocabulary_of(config))
+            if answer.train.fingerprint() != fingerprint:  # begun by a version that knew no near duplicates
+                answer = divided(run.job, known, length, vocabulary_of(config), near=False)
         try:
             if isinstance(answer, str) or answer.train.fingerprint() != fingerprint:
                 answer = ingest(run, config)

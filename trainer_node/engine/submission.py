@@ -235,6 +235,7 @@ def metrics_of(record: RunRecord, score: Evaluation | None, reached: TrainProgre
         dev_examples=rows if score else 0,
         train_examples=record.train_examples,
         dropped_rows=record.dropped,
+        copied_rows=record.copies,
         steps=reached.step,
         tokens=reached.tokens,
         tokens_per_s=reached.tokens / reached.train_s if reached.train_s > 0 else 0.0,

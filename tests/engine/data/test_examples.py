@@ -1,4 +1,4 @@
-"""Examples of rows: what is said if there are none, how they are taken, and which are held out."""
+"""Examples of rows: what is said if there are none, and how they are taken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from shared.errors import DataError
 from shared.messages.offers import DatasetType, TaskType
 from tests.engine.data.conftest import document
-from trainer_node.engine.data.examples import Examples, hold_out, scored_length, tokenize
+from trainer_node.engine.data.examples import Examples, scored_length, tokenize
 
 INSTRUCT = DatasetType(field_instruction="ask", field_output="say")
 
@@ -70,23 +70,3 @@ def test_the_fingerprint_is_that_of_the_content(make_examples: Callable[..., Exa
     )
     others = [make_examples([3, 5, 2], seed=1), make_examples([3, 2, 5]), examples.take([1, 0, 2])]
     assert len({examples.fingerprint(), *(other.fingerprint() for other in others)}) == 4
-
-
-@pytest.mark.parametrize(("n", "dev"), [(2, 1), (10, 2), (100, 20), (2000, 400), (5000, 400), (20_000, 606)])
-def test_hold_out_size(make_examples: Callable[..., Examples], n: int, dev: int) -> None:
-    examples = make_examples([8] * n)
-    train, held = hold_out(examples, seed=0)
-    assert (len(train), len(held)) == (n - dev, dev)
-    assert hold_out(examples, seed=0)[1].fingerprint() == held.fingerprint()
-    if n > 2:
-        assert hold_out(examples, seed=1)[1].fingerprint() != held.fingerprint()
-
-
-def test_equal_rows_stay_on_one_side(make_examples: Callable[..., Examples]) -> None:
-    examples = make_examples([8] * 60).take(np.repeat(np.arange(60), 3))
-    train, held = hold_out(examples, seed=0)
-    sides = [{document(side, index)[0].__repr__() for index in range(len(side))} for side in (train, held)]
-    assert not sides[0] & sides[1]
-    assert len(train) + len(held) == 180
-    alone = make_examples([8]).take([0, 0, 0])
-    assert [len(side) for side in hold_out(alone, seed=0)] == [3, 3]

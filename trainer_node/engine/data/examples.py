@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from shared.errors import DataError, EngineError
 from shared.messages.offers import DatasetType, TaskType
 from shared.messages.runs import ErrorCode, Scorer
-from shared.planning.throughput import development_rows
 from trainer_node.engine.data.columns import asked_columns, refuse_missing
 from trainer_node.engine.data.conversations import advice, form_of
 from trainer_node.engine.data.download import public_name
@@ -29,7 +28,7 @@ from trainer_node.engine.data.row_set import Row
 from trainer_node.engine.data.sources import read_rows
 from trainer_node.engine.data.token_ids import TokenizerError
 
-__all__ = ["IGNORED", "Examples", "hold_out", "read_rows", "scored_length", "tokenize"]
+__all__ = ["IGNORED", "Examples", "read_rows", "scored_length", "tokenize"]
 
 CHUNK = 512  # rows tokenised in one call: enough for all cores, little enough to hold as Python lists
 SCORED_LENGTH = 4096
@@ -284,30 +283,3 @@ def _joined_base(parts: list[Examples]) -> BaseStates | None:
     coefficient = bases[0].weight * places[0] / max(1, len(parts[0]))
     weight = coefficient * sum(map(len, parts)) / sum(places)
     return BaseStates(bases[0].states, np.concatenate([base.starts for base in bases]), weight)
-
-
-def hold_out(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Return training and development examples: `development_rows` are held out, by seed.
-
-    Equal examples stay on one side, so that the development loss can't be learnt by heart. A single example,
-    or many equal ones, serve as both.
-    """
-    n = len(examples)
-    wanted = development_rows(n)
-    groups: dict[bytes, list[int]] = {}
-    borders = examples.offsets[:: examples.group]
-    for index in range(n):
-        span = slice(borders[index], borders[index + 1])
-        groups.setdefault(examples.ids[span].tobytes(), []).append(index)
-    members = list(groups.values())
-    if len(members) == 1:
-        return examples, examples
-    dev: list[int] = []
-    for position in np.random.default_rng(seed).permutation(len(members))[:-1]:
-        if len(dev) >= wanted:
-            break
-        # A huge group of equal examples may not swallow the training set.
-        if not dev or len(dev) + len(members[position]) <= 2 * wanted:
-            dev.extend(members[position])
-    held = set(dev)
-    return examples.take([i for i in range(n) if i not in held]), examples.take(sorted(dev))

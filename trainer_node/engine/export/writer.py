@@ -103,6 +103,8 @@ def card(job: WorkerJob, plan: Plan, metrics: Metrics) -> str:
     if metrics.dropped_rows:
         dropped = "; ".join(f"{count} {reason}" for reason, count in sorted(metrics.dropped_rows.items()))
         lines.append(f"- rows not used: {dropped}")
+    if metrics.copied_rows:
+        lines.append(f"- rows that are the same as an earlier one, or nearly: {metrics.copied_rows}")
     if metrics.skipped_steps:
         lines.append(f"- steps without a finite gradient, which changed nothing: {metrics.skipped_steps}")
     if plan.deviations:
