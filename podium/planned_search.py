@@ -94,7 +94,7 @@ def probes_of(arms: Sequence[Plan], stats: DataStats, scoring: Scoring = TEXT) -
 
 def _budgets(arms: Sequence[Plan], stats: DataStats, scoring: Scoring) -> tuple[Budget, Budget]:
     """Return what a search may cost with all devices in each trial, and with a trial on each."""
-    low = [arm for arm in arms if is_low_rank(arm) and not (scoring.pairs or scoring.divergence)]
+    low = [arm for arm in arms if is_low_rank(arm) and not scoring.pairs]
     single = frozenset(arm_name(arm) for arm in arms if not is_averaged(arm))
     lora = frozenset(map(arm_name, low))
     ample = frozenset(arm_name(arm) for arm in low if is_ample(arm, arms[0], stats.label_tokens))

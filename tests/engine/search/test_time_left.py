@@ -102,17 +102,14 @@ def test_a_run_on_all_rows_has_no_factor(tmp_path: Path) -> None:
     assert not are_factors_scored(_run(tmp_path), Trial(arm="dense", refit=True))
 
 
-def test_lora_counts_as_what_averages_well_where_the_score_is_a_loss_of_its_own(
+def test_lora_counts_as_what_averages_well_but_for_pairs(
     make_plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
     plans = {"dense": make_plan("dense"), "LoRA r4": make_plan("lora")}
     plans |= {"both": make_plan("mixed"), "LoRA r33": make_plan("lora", rank=33)}
     known: Any = SimpleNamespace(plans=plans)
-    plain: Any = SimpleNamespace(train=SimpleNamespace(base=None))
-    compared: Any = SimpleNamespace(train=SimpleNamespace(base=object()))
-    assert lora_arms(_run(tmp_path), known, plain) == {"LoRA r4"}
-    assert lora_arms(_run(tmp_path), known, compared) == frozenset()
-    assert lora_arms(_run(tmp_path, task_type=TaskType.DPO), known, plain) == frozenset()
+    assert lora_arms(_run(tmp_path), known) == {"LoRA r4"}
+    assert lora_arms(_run(tmp_path, task_type=TaskType.DPO), known) == frozenset()
 
 
 def test_lora_stands_for_dense_deltas_if_it_has_a_weight_for_each_label(

@@ -132,12 +132,12 @@ def test_a_searching_profile_says_what_it_would_try(
         ([], "20000 rows of 300 tokens trained"),
         (["--task-type", "ChatTask"], "First: LoRA r32, rate x 1.8"),
         (["--kl-coef", "0"], "First: LoRA r32, rate x 1.8"),
-        # LoRA's averages were not measured there, nor the rates that embeddings want.
         (
             ["--kl-coef", "0.1"],
             "20000 rows of 300 tokens, scored with a divergence from the base model trained",
         ),
-        (["--kl-coef", "0.1"], "First: dense and norms, rate x 1.8"),
+        (["--kl-coef", "0.1"], "First: LoRA r32, rate x 1.8"),
+        (["--kl-coef", "0.1"], "by dense and norms, or LoRA r32"),
         (["--task-type", "DpoTask"], "20000 preference pairs of 600 tokens"),
         (["--task-type", "DpoTask"], "First: dense, rate x 1, 2.5 epochs"),
     ],
