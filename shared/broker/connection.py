@@ -120,7 +120,11 @@ def _watch_reconnecting(bus: Bus) -> None:
     """Watch the library's reconnect task, which calls this: an error ends it forever and silently."""
 
     def ended(task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if bus.client._reconnection_task is not task:  # the link was lost again: a newer task reconnects
+            log.debug("an older task of the NATS client failed", error=repr(error))
+        else:
             log.error("the NATS client gave up reconnecting", error=repr(error))
             bus.closed.set()
 

@@ -209,3 +209,29 @@ async def test_a_client_that_reconnects_no_more_ends_its_process(
     await broker.stop(kill=True)
     async with asyncio.timeout(60):
         await bus.closed.wait()
+
+
+async def test_a_link_that_is_lost_again_while_it_comes_back_ends_no_process(
+    bus: Bus, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's older task fails then, and a newer one reconnects."""
+    flush, reached, back = bus.client.flush, asyncio.Event(), asyncio.Event()
+    bus.on_reconnect(back.set)
+
+    async def hang_once(timeout: float = 10) -> None:
+        if not reached.is_set():
+            reached.set()
+            assert bus.client._reconnection_task_future is not None
+            bus.client._reconnection_task_future.set_result(True)  # as a task does that was cancelled before
+            await asyncio.Event().wait()
+        await flush(timeout)
+
+    monkeypatch.setattr(bus.client, "flush", hang_once)
+    async with asyncio.timeout(60):
+        for _ in range(2):
+            await broker.stop(kill=True)
+            await broker.start()
+            await reached.wait()
+        await back.wait()
+    assert bus.connected
+    assert not bus.closed.is_set()
