@@ -57,17 +57,20 @@ class Callbacks:
 
     async def on_closed(self) -> None:
         """Tell all that wait for it that the link is closed for good."""
+        self._bus.end_lost()
         self._bus.closed.set()
 
     async def on_disconnected(self) -> None:
         """Log the loss, and see that reconnecting doesn't end silently."""
         _watch_reconnecting(self._bus)
+        self._bus.note_loss()
         if self._bus.entered_at is not None and not self._bus.closing:
             log.warning("lost NATS, reconnecting", url=self._settings.nats_url)
 
     async def on_reconnected(self) -> None:
-        """Wake the parts that poll after a reconnect."""
+        """End the waits for lost answers, and wake the parts that poll after a reconnect."""
         self._logged = ""
+        self._bus.end_lost()
         log.info("NATS is back", url=self._settings.nats_url)
         for callback in self._bus.reconnected:
             callback()

@@ -25,6 +25,7 @@ from shared.errors import (
     IncompatibleStreamError,
 )
 from shared.settings import Settings
+from tests.integration.lossy_link import lossy_link
 
 JOBS = subjects.JOBS_STREAM
 
@@ -132,6 +133,42 @@ async def test_publishing_while_disconnected_fails_at_once_and_leaves_no_ghost(
     await asyncio.wait_for(back.wait(), 60)
     await asyncio.sleep(0.2)
     assert await bus.read(JOBS, after=0) == []
+
+
+async def test_an_append_whose_link_is_lost_ends_when_the_link_is_back(
+    bus: Bus, broker: Broker, make_settings: Callable[..., Settings]
+) -> None:
+    """Who asked can then read at once whether it is stored."""
+    async with lossy_link(broker.url) as link, asyncio.timeout(60):
+        behind = await connect(make_settings(nats_url=link.url), name="test")
+        link.deaf = True
+        lost = asyncio.create_task(behind.append(JOBS, subjects.job("a", "one"), b"1", timeout_s=1e4))
+        while not (stored := await bus.read(JOBS, after=0)):
+            await asyncio.sleep(0.01)
+        link.cut()
+        with pytest.raises(BusTimeoutError, match=r"no answer on .* before the link was lost"):
+            await lost
+        assert await behind.read(JOBS, after=0) == stored
+        await behind.close()
+
+
+@pytest.mark.parametrize("close", [False, True])
+async def test_a_read_whose_link_is_lost_ends_too(
+    close: bool, bus: Bus, broker: Broker, make_settings: Callable[..., Settings]
+) -> None:
+    async with lossy_link(broker.url) as link, asyncio.timeout(60):
+        behind = await connect(make_settings(nats_url=link.url), name="test")
+        await behind.last(JOBS, subjects.ANY_JOB)
+        link.deaf = True
+        lost = asyncio.create_task(behind.read(JOBS, after=0, timeout_s=1e4))
+        await asyncio.sleep(0.1)
+        if close:
+            await behind.close()
+        else:
+            link.cut()
+        with pytest.raises(BusTimeoutError, match="reading JOBS: no answer before the link was lost"):
+            await lost
+        await behind.close()
 
 
 async def test_no_server_is_a_clear_error(make_settings: Callable[..., Settings], broker: Broker) -> None:
