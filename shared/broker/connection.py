@@ -81,8 +81,11 @@ class Callbacks:
         if (found := denial(error)) is not None:
             bus.note_denial(found)
             return
-        if not bus.connected:
+        reconnecting = asyncio.current_task() is bus.client._reconnection_task
+        if not bus.connected or reconnecting:
             drop_link(bus.client)
+            if reconnecting and bus.client._ping_interval_task is not None:
+                bus.client._ping_interval_task.cancel()  # the library makes a new one, and keeps both
             if bus.entered_at is None:
                 bus.client._transport = None  # else the library waits forever: a failed handshake has no end
         why = refusal(error, self._settings, self._identity)

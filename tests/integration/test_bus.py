@@ -272,3 +272,29 @@ async def test_a_link_that_is_lost_again_while_it_comes_back_ends_no_process(
         await back.wait()
     assert bus.connected
     assert not bus.closed.is_set()
+
+
+async def test_a_link_that_is_reset_right_after_its_greeting_leaves_no_task(
+    bus: Bus, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library makes new ones, and would keep both: each pings for ever."""
+    greet, reset, back = bus.client._process_connect_init, False, asyncio.Event()
+    bus.on_reconnect(back.set)
+
+    async def reset_once() -> None:
+        nonlocal reset
+        await greet()
+        if not reset:
+            reset = True
+            raise ConnectionResetError
+
+    monkeypatch.setattr(bus.client, "_process_connect_init", reset_once)
+    await broker.stop(kill=True)
+    await broker.start()
+    async with asyncio.timeout(60):
+        await back.wait()
+    await asyncio.sleep(0.1)
+    assert reset
+    names = [str(task.get_coro()) for task in asyncio.all_tasks()]
+    for name in ("_ping_interval", "_read_loop", "_flusher"):
+        assert sum(name in each for each in names) == 1, name
