@@ -16,7 +16,7 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 
-from shared.broker.bus import Bus, drop_link
+from shared.broker.bus import REQUEST_TIMEOUT_S, Bus, drop_link
 from shared.broker.client_errors import PLAIN_TEXT, denial, refusal
 from shared.broker.credentials import NOBODY, Identity, identify, inbox_prefix, tls_context
 from shared.errors import (
@@ -170,6 +170,7 @@ async def connect(settings: Settings, *, name: str, user: str | None = None) -> 
         "connect_timeout": 2,
         "ping_interval": 10,
         "max_outstanding_pings": 2,
+        "drain_timeout": REQUEST_TIMEOUT_S,
         "pending_size": 0,  # while disconnected a publish fails at once instead of being stored later
     }
     if identity is not None:

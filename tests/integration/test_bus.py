@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import signal
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from nats.aio.client import Client
@@ -232,6 +235,26 @@ async def test_a_link_that_is_closed_already_can_be_dropped() -> None:
         _transport=SimpleNamespace(_io_writer=SimpleNamespace(transport=ClosedTransport()))
     )
     bus_module.drop_link(cast(Client, client))
+
+
+@pytest.mark.parametrize("kill", [False, True])
+async def test_a_link_whose_broker_hangs_or_died_closes_soon_and_quietly(
+    kill: bool, bus: Bus, broker: Broker
+) -> None:
+    async def ignore(message: Any) -> None:
+        pass
+
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    await bus.subscribe("some", ignore)
+    assert broker.process is not None
+    broker.process.send_signal(signal.SIGKILL if kill else signal.SIGSTOP)
+    began = time.monotonic()
+    await bus.close()
+    assert time.monotonic() - began < 8  # 2.2 s; the library alone takes 12
+    await asyncio.sleep(0.1)
+    gc.collect()
+    assert unheard == []
 
 
 async def test_a_client_that_reconnects_no_more_ends_its_process(
