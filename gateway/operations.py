@@ -82,7 +82,7 @@ class Operations:
             answer = decode_control_answer(reply.data)
         except BusTimeoutError as error:
             raise NodeSilentError(
-                f"the node of slot {job.slot} did not confirm within {ANSWER_S:g} s and may still do it: "
+                f"the node of slot {job.slot} did not confirm and may still do it ({error}): "
                 "check the task's chain"
             ) from error
         except BusUnavailableError as error:

@@ -23,7 +23,7 @@ from shared.broker.connection import connect
 from shared.broker.credentials import ADMIN
 from shared.broker.jetstream import Record
 from shared.broker.state_upgrade import split_states
-from shared.broker.stream_requests import create_stream, delete_stream, find_stream
+from shared.broker.stream_requests import create_stream, delete_stream, find_stream, write_file
 from shared.broker.stream_specs import StreamSpec, state_log, stream_specs
 from shared.broker.streams import bootstrap, when_usable
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError, ConflictError, PodiumError
@@ -196,6 +196,8 @@ async def _raise_epochs(bus: Bus, states: list[Record]) -> None:
 async def _write(bus: Bus, stream: str, records: list[Record], there: int) -> None:
     found = await find_stream(bus, stream)
     last = found.last if found is not None else 0
+    if found is not None:  # an interrupted restore may have made the log of a slot that is gone, and no more
+        await write_file(bus, found.config)
     for record in records[there:]:
         try:
             last = await bus.append(stream, record.subject, record.data, last=last)

@@ -10,7 +10,8 @@ import asyncio
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import nats
@@ -43,6 +44,7 @@ from shared.errors import (
 from shared.logs import get_logger
 
 REQUEST_TIMEOUT_S: Final = 2.0
+FLUSH_S: Final = 0.2  # of a drain that took all of its time
 STARTING_S: Final = 10.0  # a service has done everything that it must be allowed to do once
 READ_BATCH: Final = 256
 
@@ -64,6 +66,8 @@ class Bus:
         self.denied: Counter[Denial] = Counter()  # permission violations, which the library never raises
         self.reconnected: list[Callable[[], None]] = []
         self._asked: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)  # by subject in lower case
+        self._waiting: set[asyncio.Timeout] = set()  # for an answer
+        self._lost: set[asyncio.Timeout] = set()  # of these: the link that they were asked on is gone
 
     @property
     def guest(self) -> bool:
@@ -98,11 +102,32 @@ class Bus:
         self.denied[found] += 1
         if self.denied[found] == 1:
             log.error(found.explain(self.user))
-        for waiting in self._asked.get(found.subject, ()):
-            if not waiting.expired():
-                waiting.reschedule(asyncio.get_running_loop().time())
+        _end(self._asked.get(found.subject, ()))
         if self.entered_at is None or time.monotonic() - self.entered_at < STARTING_S:
             self.closed.set()
+
+    def note_loss(self) -> None:
+        """Record that the link is gone: no answer will come to what was asked on it."""
+        self._lost |= self._waiting
+
+    def end_lost(self) -> None:
+        """End the waits for answers that were lost; the link is back, so that who asked can look at once."""
+        _end(self._lost)
+
+    @contextmanager
+    def _answer(self, timeout_s: float) -> Iterator[asyncio.Timeout]:
+        """Give the timeout of one wait for an answer."""
+        waiting = asyncio.timeout(timeout_s)
+        self._waiting.add(waiting)
+        try:
+            yield waiting
+        finally:
+            self._waiting.discard(waiting)
+            self._lost.discard(waiting)
+
+    def _no_answer(self, waiting: asyncio.Timeout, what: str, timeout_s: float) -> BusTimeoutError:
+        lost = waiting in self._lost
+        return BusTimeoutError(f"{what} {'before the link was lost' if lost else f'within {timeout_s:g} s'}")
 
     async def append(
         self,
@@ -163,11 +188,12 @@ class Bus:
             await self.publish(f"{subjects.DIRECT_GET}.{stream}", json.dumps(query).encode(), reply=inbox)
             records: list[Record] = []
             while True:
-                try:
-                    async with asyncio.timeout(timeout_s):
-                        message = await replies.get()
-                except TimeoutError as error:
-                    raise BusTimeoutError(f"reading {stream}: no answer within {timeout_s:g} s") from error
+                with self._answer(timeout_s) as waiting:
+                    try:
+                        async with waiting:
+                            message = await replies.get()
+                    except TimeoutError as error:
+                        raise self._no_answer(waiting, f"reading {stream}: no answer", timeout_s) from error
                 record = record_of(message, stream)
                 if record is None:  # 404 nothing there, 204 end of batch
                     return records
@@ -199,28 +225,29 @@ class Bus:
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Msg:
         """Send a request; wait for the answer. Errors as `append`; DeniedError if this user may not ask."""
-        key, waiting = subject.lower(), asyncio.timeout(timeout_s)
+        key = subject.lower()
         denied_before = self._denied_on(key)
-        self._asked[key].add(waiting)
-        try:
-            # The library's own timeout is wait_for, which in Python 3.11 drops a cancellation that comes in
-            # the same moment as the answer: a task that is cancelled once would then run on.
-            async with waiting:
-                return await self.client.request(subject, data, timeout=None, headers=headers)
-        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError) as error:
-            raise BusUnavailableError("not connected to NATS") from error
-        except nats.errors.NoRespondersError as error:
-            raise NobodyAnswersError(
-                f"nobody answers on {subject}: no such stream, or JetStream is starting"
-            ) from error
-        except TimeoutError as error:
-            if self._denied_on(key) > denied_before:
-                raise DeniedError(Denial("publish", subject).explain(self.user)) from error
-            raise BusTimeoutError(f"no answer on {subject} within {timeout_s:g} s") from error
-        finally:
-            self._asked[key].discard(waiting)
-            if not self._asked[key]:
-                del self._asked[key]
+        with self._answer(timeout_s) as waiting:
+            self._asked[key].add(waiting)
+            try:
+                # The library's own timeout is wait_for, which in Python 3.11 drops a cancellation that comes
+                # in the same moment as the answer: a task that is cancelled once would then run on.
+                async with waiting:
+                    return await self.client.request(subject, data, timeout=None, headers=headers)
+            except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError) as error:
+                raise BusUnavailableError("not connected to NATS") from error
+            except nats.errors.NoRespondersError as error:
+                raise NobodyAnswersError(
+                    f"nobody answers on {subject}: no such stream, or JetStream is starting"
+                ) from error
+            except TimeoutError as error:
+                if self._denied_on(key) > denied_before:
+                    raise DeniedError(Denial("publish", subject).explain(self.user)) from error
+                raise self._no_answer(waiting, f"no answer on {subject}", timeout_s) from error
+            finally:
+                self._asked[key].discard(waiting)
+                if not self._asked[key]:
+                    del self._asked[key]
 
     def _denied_on(self, subject: str) -> int:
         return self.denied[Denial("publish", subject)] if self.denied else 0
@@ -239,12 +266,21 @@ class Bus:
         self.closing = True
         try:
             if self.client.is_connected:
-                async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    await self.client.drain()
-        except (nats.errors.Error, TimeoutError) as error:
-            log.warning("closing NATS without a clean drain", error=repr(error))
+                await self._drain()
         finally:
             await self._close_client()
+
+    async def _drain(self) -> None:
+        """Flush. The library's drain goes on if it is cancelled in its first part, which has a timeout."""
+        draining = asyncio.create_task(self.client.drain())
+        try:
+            await asyncio.wait({draining}, timeout=REQUEST_TIMEOUT_S + FLUSH_S)
+        finally:
+            done = draining.done()
+            draining.cancel()
+        if not done or (not draining.cancelled() and draining.exception() is not None):
+            why = repr(draining.exception()) if done else "the broker doesn't answer"
+            log.warning("closing NATS without a clean drain", error=why)
 
     async def _close_client(self) -> None:
         """Close the client. The library waits forever for a TLS link whose handshake failed; drop it then."""
@@ -254,6 +290,12 @@ class Bus:
         except TimeoutError:
             log.debug("closing NATS took too long")
         drop_link(self.client)
+
+
+def _end(waits: Iterable[asyncio.Timeout]) -> None:
+    for waiting in waits:
+        if not waiting.expired():
+            waiting.reschedule(asyncio.get_running_loop().time())
 
 
 async def _unsubscribe(subscription: Subscription) -> None:

@@ -16,7 +16,7 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 
-from shared.broker.bus import Bus, drop_link
+from shared.broker.bus import REQUEST_TIMEOUT_S, Bus, drop_link
 from shared.broker.client_errors import PLAIN_TEXT, denial, refusal
 from shared.broker.credentials import NOBODY, Identity, identify, inbox_prefix, tls_context
 from shared.errors import (
@@ -57,17 +57,20 @@ class Callbacks:
 
     async def on_closed(self) -> None:
         """Tell all that wait for it that the link is closed for good."""
+        self._bus.end_lost()
         self._bus.closed.set()
 
     async def on_disconnected(self) -> None:
         """Log the loss, and see that reconnecting doesn't end silently."""
         _watch_reconnecting(self._bus)
+        self._bus.note_loss()
         if self._bus.entered_at is not None and not self._bus.closing:
             log.warning("lost NATS, reconnecting", url=self._settings.nats_url)
 
     async def on_reconnected(self) -> None:
-        """Wake the parts that poll after a reconnect."""
+        """End the waits for lost answers, and wake the parts that poll after a reconnect."""
         self._logged = ""
+        self._bus.end_lost()
         log.info("NATS is back", url=self._settings.nats_url)
         for callback in self._bus.reconnected:
             callback()
@@ -78,8 +81,11 @@ class Callbacks:
         if (found := denial(error)) is not None:
             bus.note_denial(found)
             return
-        if not bus.connected:
+        reconnecting = asyncio.current_task() is bus.client._reconnection_task
+        if not bus.connected or reconnecting:
             drop_link(bus.client)
+            if reconnecting and bus.client._ping_interval_task is not None:
+                bus.client._ping_interval_task.cancel()  # the library makes a new one, and keeps both
             if bus.entered_at is None:
                 bus.client._transport = None  # else the library waits forever: a failed handshake has no end
         why = refusal(error, self._settings, self._identity)
@@ -120,7 +126,11 @@ def _watch_reconnecting(bus: Bus) -> None:
     """Watch the library's reconnect task, which calls this: an error ends it forever and silently."""
 
     def ended(task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if bus.client._reconnection_task is not task:  # the link was lost again: a newer task reconnects
+            log.debug("an older task of the NATS client failed", error=repr(error))
+        else:
             log.error("the NATS client gave up reconnecting", error=repr(error))
             bus.closed.set()
 
@@ -160,6 +170,7 @@ async def connect(settings: Settings, *, name: str, user: str | None = None) -> 
         "connect_timeout": 2,
         "ping_interval": 10,
         "max_outstanding_pings": 2,
+        "drain_timeout": REQUEST_TIMEOUT_S,
         "pending_size": 0,  # while disconnected a publish fails at once instead of being stored later
     }
     if identity is not None:

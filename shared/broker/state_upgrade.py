@@ -24,6 +24,7 @@ from shared.broker.stream_requests import (
     find_stream,
     subjects_in,
     update_stream,
+    write_file,
 )
 from shared.broker.stream_specs import StreamSpec, state_log
 from shared.errors import BusError, BusUnavailableError, IncompatibleStreamError
@@ -112,8 +113,7 @@ async def end_copy(bus: Bus, spec: StreamSpec, copy: dict[str, Any]) -> dict[str
     """
     kept = {field: value for field, value in copy.items() if field != "mirror"}
     own = kept | {"subjects": spec.config["subjects"], "allow_direct": True, "mirror_direct": False}
-    await update_stream(bus, own)
-    return own
+    return await update_stream(bus, own)
 
 
 async def _freeze(bus: Bus, old: StreamInfo) -> None:
@@ -130,6 +130,8 @@ async def _freeze(bus: Bus, old: StreamInfo) -> None:
         )
     if bound != [FROZEN] or old.config.get("allow_direct"):
         await update_stream(bus, old.config | {"subjects": [FROZEN], "allow_direct": False})
+    else:
+        await write_file(bus, old.config)  # it may have been found again, and lost its update
 
 
 async def _slots(bus: Bus, settings: Settings) -> tuple[list[str], set[str]]:

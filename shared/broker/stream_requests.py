@@ -14,6 +14,7 @@ STREAM_EXISTS: Final = 10058
 NOT_FOUND: Final = 10059
 INFO_TIMEOUT_S: Final = 5.0
 CHANGE_TIMEOUT_S: Final = 5.0
+WRITTEN: Final = {"podium.config-file": "written"}  # in a stream's metadata: an update has written its file
 
 
 class StreamInfo(Struct, frozen=True, kw_only=True):
@@ -68,15 +69,12 @@ async def create_stream(bus: Bus, config: dict[str, Any]) -> dict[str, Any]:
     A broker that dies while it writes a stream's configuration starts without that stream ("checksums do
     not match" in its log). Its records are still on disk, and a stream that is created under the same name
     has them. But the broker leaves the broken file as it is, and would start without the stream again
-    (seen on 2.15.1). An update writes the file again. A copy gets its update when it becomes a log.
+    (seen on 2.15.1). An update writes the file again; if it gets lost, the next `bootstrap` sees that.
     """
     name = config["name"]
     reply = await _ask(bus, f"$JS.API.STREAM.CREATE.{name}", config)
     if "error" not in reply:
-        made: dict[str, Any] = reply["config"]
-        if made["storage"] == "file" and not made.get("mirror"):
-            await update_stream(bus, made)
-        return made
+        return await write_file(bus, reply["config"])
     if reply["error"].get("err_code") == STREAM_EXISTS:  # another service created it first, with other limits
         found = await find_stream(bus, name)
         if found is not None:
@@ -84,15 +82,27 @@ async def create_stream(bus: Bus, config: dict[str, Any]) -> dict[str, Any]:
     raise BusError(f"stream {name} can't be created: {reply['error'].get('description')}")
 
 
-async def update_stream(bus: Bus, config: dict[str, Any]) -> None:
-    """Give a stream another configuration. Raises BusError."""
-    name = config["name"]
-    reply = await _ask(bus, f"$JS.API.STREAM.UPDATE.{name}", config)
+async def write_file(bus: Bus, config: dict[str, Any]) -> dict[str, Any]:
+    """Have the broker write a stream's file once by an update; return its configuration. Raises BusError.
+
+    A copy gets its update when it becomes a log.
+    """
+    written = WRITTEN.items() <= (config.get("metadata") or {}).items()
+    if written or config["storage"] != "file" or config.get("mirror"):
+        return config
+    return await update_stream(bus, config)
+
+
+async def update_stream(bus: Bus, config: dict[str, Any]) -> dict[str, Any]:
+    """Give a stream another configuration; return it, with the mark of an update. Raises BusError."""
+    name, marked = config["name"], config | {"metadata": (config.get("metadata") or {}) | WRITTEN}
+    reply = await _ask(bus, f"$JS.API.STREAM.UPDATE.{name}", marked)
     if "error" in reply:
         why = f"stream {name} can't be changed: {reply['error'].get('description')}"
         # Another service has ended the upgrade: who looks again goes on.
         gone = reply["error"].get("err_code") == NOT_FOUND
         raise BusUnavailableError(why) if gone else BusError(why)
+    return marked
 
 
 async def delete_stream(bus: Bus, name: str) -> None:

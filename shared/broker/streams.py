@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from shared.broker.bus import Bus
 from shared.broker.state_upgrade import end_copy, split_states
-from shared.broker.stream_requests import create_stream, find_stream, update_stream
+from shared.broker.stream_requests import create_stream, find_stream, update_stream, write_file
 from shared.broker.stream_specs import StreamSpec, stream_specs
 from shared.errors import (
     BusError,
@@ -31,7 +31,8 @@ log = get_logger()
 async def bootstrap(bus: Bus, settings: Settings) -> list[str]:
     """Create every absent stream, and return the names of those created; give the others more room.
 
-    Idempotent, and safe when several services start at once: a limit only grows. Raises
+    The file of a stream that was created and never updated is written again: it may be broken (see
+    `create_stream`). Idempotent, and safe when several services start at once: a limit only grows. Raises
     IncompatibleStreamError for a stream that would break a promise.
     """
     made = await split_states(bus, settings)
@@ -44,6 +45,7 @@ async def bootstrap(bus: Bus, settings: Settings) -> list[str]:
         if found.get("mirror"):
             found = await end_copy(bus, spec, found)
         _check(spec, found)
+        await _write_file(bus, found)
         if 0 < found.get("max_bytes", -1) < spec.config.get("max_bytes", -1):
             await _raise_limit(bus, found, spec.config["max_bytes"])
     return made
@@ -78,6 +80,16 @@ async def when_usable(bus: Bus, settings: Settings, prepare: Callable[[], Awaita
             if time.monotonic() > give_up_at or bus.closed.is_set():
                 raise
         await asyncio.sleep(RETRY_S)
+
+
+async def _write_file(bus: Bus, found: dict[str, Any]) -> None:
+    """Have the broker write a stream's file if no update ever did. Raises as `_raise_limit`."""
+    try:
+        await write_file(bus, found)
+    except (BusTimeoutError, BusUnavailableError):
+        raise
+    except BusError as error:
+        log.error("a stream's file can't be written again", stream=found["name"], error=str(error))
 
 
 async def _raise_limit(bus: Bus, found: dict[str, Any], max_bytes: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,12 +13,12 @@ from nats.aio.msg import Msg
 from podium.local.nats_server import Broker
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.broker.stream_requests import delete_stream, find_stream
+from shared.broker.stream_requests import WRITTEN, delete_stream, find_stream
 from shared.broker.streams import bootstrap, when_usable
-from shared.errors import BusTimeoutError
+from shared.errors import BusError, BusTimeoutError, BusUnavailableError
 from shared.settings import Settings
 from tests.integration.lost_disk import break_config_file
-from tests.integration.old_states import OLD, make_old, must_be_upgraded, until_answered
+from tests.integration.old_states import OLD, Cut, interrupt, make_old, must_be_upgraded, until_answered
 
 LOGS = [subjects.JOBS_STREAM, subjects.state_stream("a"), subjects.SCORES_STREAM, subjects.LEASES_STREAM]
 
@@ -42,6 +44,96 @@ async def test_a_log_and_its_sequences_come_back_and_stay(
     await broker.start()
     assert await until_answered(lambda: bus.read(subjects.JOBS_STREAM, 0)) == records
     assert await bus.append(subjects.JOBS_STREAM, subject, b"{}", last_on_subject=2) == 3
+
+
+def lose_updates(bus: Bus, stream: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lose each update of a stream before the broker has it."""
+    request = bus.request
+
+    async def lost(subject: str, *args: Any, **kwargs: Any) -> Msg:
+        if subject == f"$JS.API.STREAM.UPDATE.{stream}":
+            raise error("lost")
+        return await request(subject, *args, **kwargs)
+
+    monkeypatch.setattr(bus, "request", lost)
+
+
+@pytest.mark.fault("F3")
+@pytest.mark.parametrize("error", [BusUnavailableError, BusTimeoutError, Cut])
+async def test_a_log_whose_update_was_lost_stays_after_the_next_bootstrap(
+    error: type[Exception], bus: Bus, broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link drops, or its process is killed, between the stream's creation and its update."""
+    subject = subjects.job("a", "one")
+    await bus.append(subjects.JOBS_STREAM, subject, b"{}", last_on_subject=0)
+    records = await bus.read(subjects.JOBS_STREAM, 0)
+    await restart_with_broken_file(broker, subjects.JOBS_STREAM)
+    assert await until_answered(lambda: find_stream(bus, subjects.JOBS_STREAM)) is None
+    with monkeypatch.context() as patched:
+        lose_updates(bus, subjects.JOBS_STREAM, error, patched)
+        with pytest.raises(error):
+            await bootstrap(bus, settings)
+    assert subjects.JOBS_STREAM not in await bootstrap(bus, settings)
+    await broker.stop(kill=True)
+    await broker.start()
+    assert await until_answered(lambda: bus.read(subjects.JOBS_STREAM, 0)) == records
+
+
+@pytest.mark.fault("F3")
+async def test_the_old_log_that_was_found_again_stays_though_its_update_was_lost(
+    empty: Bus, broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the copies that were begun of it would become the slots' logs without all of its records."""
+    old = await make_old(empty, settings)
+    await restart_with_broken_file(broker, OLD)
+    assert await until_answered(lambda: find_stream(empty, OLD)) is None
+    with monkeypatch.context() as patched:
+        lose_updates(empty, OLD, Cut, patched)
+        with pytest.raises(Cut):
+            await bootstrap(empty, settings)
+    with monkeypatch.context() as patched:
+        interrupt(empty, 3, sent=False, monkeypatch=patched)  # after the update and the first copy
+        with suppress(Cut):
+            await bootstrap(empty, settings)
+    await broker.stop(kill=True)
+    await broker.start()
+    assert await until_answered(lambda: find_stream(empty, OLD)) is not None
+    await until_answered(lambda: bootstrap(empty, settings))
+    await must_be_upgraded(empty, settings, old)
+
+
+@pytest.mark.parametrize("stream", LOGS)
+async def test_a_log_of_an_earlier_version_is_updated_once_and_keeps_its_room(
+    stream: str, bus: Bus, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = await config_of(bus, stream)
+    config |= {"metadata": {"mine": "stays"}}
+    if "max_bytes" in config and config["max_bytes"] > 0:
+        config["max_bytes"] *= 2
+    reply = await bus.request(f"$JS.API.STREAM.UPDATE.{stream}", json.dumps(config).encode())
+    assert b'"error"' not in reply.data
+    assert await bootstrap(bus, settings) == []
+    found = await config_of(bus, stream)
+    assert found["metadata"].items() >= ({"mine": "stays"} | WRITTEN).items()
+    assert found | {"metadata": None} == config | {"metadata": None}
+    lose_updates(bus, stream, AssertionError, monkeypatch)
+    assert await bootstrap(bus, settings) == []
+
+
+async def test_a_broker_that_refuses_the_update_stops_no_service(
+    bus: Bus, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = await config_of(bus, subjects.JOBS_STREAM)
+    reply = await bus.request("$JS.API.STREAM.UPDATE.JOBS", json.dumps(config | {"metadata": {}}).encode())
+    assert b'"error"' not in reply.data
+    lose_updates(bus, subjects.JOBS_STREAM, BusError, monkeypatch)
+    assert await bootstrap(bus, settings) == []
+
+
+async def config_of(bus: Bus, stream: str) -> dict[str, Any]:
+    found = await find_stream(bus, stream)
+    assert found is not None
+    return found.config
 
 
 @pytest.mark.fault("F3")
