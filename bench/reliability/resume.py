@@ -153,10 +153,12 @@ def finish(job: Path) -> None:
         with suppress(TimeoutExpired):
             worker.wait(RUN_S)
     finally:
+        ended = worker.poll()
         tiny_jobs.kill(worker)
     outcome = tiny_jobs.outcome_of(job)
     if outcome is None or outcome.status is not OutcomeStatus.READY:
-        why = outcome.error if outcome else f"no outcome within {RUN_S:g} s"
+        why = f"no outcome within {RUN_S:g} s" if ended is None else f"no outcome, exit status {ended}"
+        why = outcome.error or why if outcome else why
         log = (job.parent / "worker.log").read_text()[-2000:]
         raise AssertionError(f"{why}; kept in {tiny_jobs.keep(job)}\n{log}")
 

@@ -44,7 +44,7 @@ from shared.errors import (
 from shared.logs import get_logger
 
 REQUEST_TIMEOUT_S: Final = 2.0
-FLUSH_S: Final = 0.2  # of a drain that took all of its time
+FLUSH_S: Final = 0.2  # for the flush, where draining the subscriptions took all of REQUEST_TIMEOUT_S
 STARTING_S: Final = 10.0  # a service has done everything that it must be allowed to do once
 READ_BATCH: Final = 256
 
@@ -271,7 +271,7 @@ class Bus:
             await self._close_client()
 
     async def _drain(self) -> None:
-        """Flush. The library's drain goes on if it is cancelled in its first part, which has a timeout."""
+        """Drain with a limit: the library ignores a cancellation while it drains subscriptions."""
         draining = asyncio.create_task(self.client.drain())
         try:
             await asyncio.wait({draining}, timeout=REQUEST_TIMEOUT_S + FLUSH_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -159,6 +160,24 @@ async def test_a_broker_that_dies_while_a_log_gets_more_room(
     jobs = await find_stream(bus, subjects.JOBS_STREAM)
     assert jobs is not None
     assert jobs.config["max_bytes"] == more.log_max_bytes
+
+
+@pytest.mark.fault("F3")
+async def test_the_only_slots_log_comes_back(
+    empty: Bus, broker: Broker, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings(slots=("a",))
+    await bootstrap(empty, settings)
+    await empty.append(subjects.JOBS_STREAM, subjects.job("a", "one"), b"{}")
+    states, subject = subjects.state_stream("a"), subjects.state("a", "one")
+    for last in range(5):
+        await empty.append(states, subject, b"{}", last_on_subject=last)
+    records = await empty.read(states, 0)
+    await restart_with_broken_file(broker, states)
+    await until_answered(lambda: bootstrap(empty, settings))
+    assert await empty.read(states, 0) == records
+    assert await empty.append(states, subject, b"{}", last_on_subject=5) == 6
+    assert await find_stream(empty, OLD) is None
 
 
 @pytest.mark.fault("F3")

@@ -149,21 +149,31 @@ def reload_data(run: RunContext, config: Any, fingerprint: str) -> JobData | str
 
     From their tokens in the run's folder; without them from the data again.
     """
-    answer: JobData | str = ""
+    answer: JobData | str | None = None
     if run.process_group.is_main:
-        if known := kept(run.folder):
-            length = longest_row(config, run.job.task_type, run.job.scorer)
-            answer = divided(run.job, known, length, vocabulary_of(config))
-            if answer.train.fingerprint() != fingerprint:  # begun by a version that knew no near duplicates
-                answer = divided(run.job, known, length, vocabulary_of(config), near=False)
         try:
-            if isinstance(answer, str) or answer.train.fingerprint() != fingerprint:
-                answer = ingest(run, config)
-            if answer.train.fingerprint() != fingerprint:
-                answer = f"{public_name(run.job.dataset)} has changed since the run began"
+            answer = _begun_with(run, config, fingerprint)
+            if answer is None:
+                read = ingest(run, config)
+                answer = (
+                    read if read.train.fingerprint() == fingerprint else _begun_with(run, config, fingerprint)
+                )
+            answer = answer or f"{public_name(run.job.dataset)} has changed since the run began"
         except DataError as error:
             answer = str(error)
-    return run.process_group.broadcast_object(answer)
+    return cast(JobData | str, run.process_group.broadcast_object(answer))
+
+
+def _begun_with(run: RunContext, config: Any, fingerprint: str) -> JobData | None:
+    """Return the rows that the run began with, from the tokens in its folder; None if these are others."""
+    known, length = kept(run.folder), longest_row(config, run.job.task_type, run.job.scorer)
+    if known is None:
+        return None
+    for near in (True, False):  # older versions kept only equal rows on one side
+        data = divided(run.job, known, length, vocabulary_of(config), near=near)
+        if data.train.fingerprint() == fingerprint:
+            return data
+    return None
 
 
 def baseline(

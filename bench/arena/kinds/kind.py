@@ -15,7 +15,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Form(Struct, frozen=True):
-    """What a job of one kind says of its rows; only tournaments have more than instruct."""
+    """How the rows of one kind are read. All kinds but instruct are encoded as contests do it."""
 
     task_type: TaskType
     columns: DatasetType

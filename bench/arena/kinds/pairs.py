@@ -30,7 +30,7 @@ class PreferencePair(Struct, frozen=True):
 def pairs(rows: Sequence[Row]) -> list[PreferencePair]:
     """Return a pair for every row; all rejected completions are of these rows.
 
-    Rows of few words have another row's completion in any case. Equal rows give equal pairs.
+    Rows of few words have another row's completion in any case.
     """
     others = nearest_in_length(rows)
     found = []

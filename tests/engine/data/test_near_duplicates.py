@@ -39,7 +39,6 @@ def test_completions_with_a_changed_word_are_a_group_whatever_their_prompts() ->
     rows[40] = (tokens(10), changed(rows[3][1], 5, 30))
     rows[41] = (rows[7][0], rows[7][1])
     assert groups(rows) == [[3, 30, 40], [7, 41]]
-    assert groups(rows) == groups(rows)
 
 
 def test_one_system_prompt_and_one_form_of_answer_make_no_group() -> None:
@@ -83,6 +82,14 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert groups(rows) == whole
     monkeypatch.setattr(near_duplicates, "CHUNK", 10)  # less than a row
     assert groups(rows) == whole
+
+
+@pytest.mark.parametrize("last", [1, 2, 4, 5])
+def test_a_last_chunk_may_be_shorter_than_a_run(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "CHUNK", 100)
+    rows: list[Row] = [([], tokens(50)) for _ in range(4)]
+    assert groups([*rows, ([], tokens(last))]) == []
+    assert groups([*rows, *(([1], [row]) for row in range(last))]) == []
 
 
 def test_long_rows_are_found_by_a_part_of_their_runs() -> None:

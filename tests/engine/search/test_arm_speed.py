@@ -19,7 +19,7 @@ from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.search import search
-from trainer_node.engine.search.strategy.budget import Budget
+from trainer_node.engine.search.strategy.budget import Budget, Speed
 from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.time_left import budget_of
 from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult
@@ -162,3 +162,19 @@ def test_plans_of_other_methods_have_speeds_of_their_own(
     other = search._drawn(run, JobData(rows, rows, {}, 256), make_plan("dense"), 2000.0, "lora_r16")
     ratio = other.expected_tokens_per_s / 2000.0
     assert ratio == 1.0 if simulated else faster < ratio < 1.5
+
+
+def test_a_search_that_an_older_version_began_is_planned_at_what_it_measured(
+    known: SearchRecord, budget: Callable[..., Budget]
+) -> None:
+    """It recorded no steps of trials, and timed those of the first trial's method."""
+    # 10 s for its tokens, and 100 steps of .1 s
+    trained: dict[str, Any] = {"loss": 3.0, "tokens": 17_000, "train_s": 20.0}
+    old = replace(known, timed=True, tokens_per_s=1700.0, step_s=0.1)
+    begun = budget(replace(old, trial=LORA))
+    assert begun.speed(LORA) == Speed(1700.0, 0.1)
+    assert begun.speed(DENSE).tokens_per_s == pytest.approx(1700.0 / 1.5)
+    after = budget(replace(old, done=[TrialResult(trial=LORA, **trained)]))
+    assert after.speed(LORA) == Speed(850.0, 0.0)  # what a step takes besides is in it
+    new = budget(replace(old, timed_arm="LoRA r4", done=[TrialResult(trial=LORA, steps=100, **trained)]))
+    assert new.speed(LORA) == Speed(1700.0, 0.1)

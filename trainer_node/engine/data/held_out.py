@@ -10,16 +10,15 @@ from shared.planning.throughput import development_rows
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.near_duplicates import near_duplicates
 
-# Rows that are alike, and a quarter of the development rows. What more rows have in common is the data's
-# form, which unseen rows have as well. So a text and its copies never make up most of the development rows.
+# Different rows that are alike, and a quarter of the development rows. What more rows have in common is the
+# data's form, which unseen rows have as well. Equal rows count once.
 MOST_ALIKE = 20
 
 
 def alike(examples: Examples, *, near: bool = True) -> list[list[int]]:
     """Return the rows of each group that stays on one side: equal rows and, if asked for, near duplicates.
 
-    A group lies where its first row's equals are, by their first one; the lists of those that joined it are
-    empty.
+    Groups are in the order of their first rows. One that has joined an earlier group is an empty list.
     """
     equal: dict[bytes, list[int]] = {}
     borders = examples.offsets[:: examples.group]

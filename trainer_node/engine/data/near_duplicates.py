@@ -26,11 +26,11 @@ RUN = 3  # tokens: a changed word of two tokens breaks four runs
 ALIKE = 0.6  # of the runs of two rows are shared
 DIFFERENT_RUNS = 10  # at most, of rows that are compared as a whole: two words
 SKETCH = 64  # runs of a row that make candidates: those with the lowest hashes
-NEXT = 3  # more would take memory for all pairs of many copies, which are a chain as well
+NEXT = 3  # rows that a row is compared with, of those that share a run: many copies still make a chain
 CHUNK = 2**21  # tokens that are hashed at once: 100 MB
 CHUNK_ROWS = 2**16  # at most: a row's number takes 16 bits of a key, the hash of a run the others
 HASH_BITS = 48
-MOST_COUNTERS = 2**25  # of runs' rows: 128 MB; 50 million runs share 1.5 on average
+MOST_COUNTERS = 2**25  # entries of the table of holders: 128 MB; 50 million runs put 1.5 into each
 P1, P2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 
 
@@ -94,6 +94,10 @@ def _chunks(rows: Compared) -> Iterator[tuple[int, int, NDArray[np.uint64]]]:
         end = int(np.searchsorted(rows.borders, rows.borders[start] + CHUNK, "right")) - 1
         end = min(max(end, start + 1), start + CHUNK_ROWS, count)
         tokens = rows.tokens[rows.borders[start] : rows.borders[end]].astype(np.uint64)
+        if len(tokens) < RARE_RUN:  # there is no run, and the slices below would count from the end
+            yield start, end, tokens[:0]
+            start = end
+            continue
         numbers = np.repeat(np.arange(end - start, dtype=np.uint64), np.diff(rows.borders[start : end + 1]))
         last = RARE_RUN - 1
         runs = tokens[last:] ^ (rows.salt[start:end] * P2)[numbers[last:].astype(np.intp)]

@@ -1,7 +1,7 @@
-"""How fast each method of a search trains: as was measured, and until then as its plan compares with others.
+"""How fast each method of a search trains: as measured; before that, as the planner compares the methods.
 
-A step of dense deltas computes 6 FLOPs for each weight and token, one of LoRA 4. On a CPU it takes 1.5 to 1.8
-times as long, so time for one method's trial is not time for the other's.
+A step of dense deltas computes 6 FLOPs for each weight and token, one of LoRA 4. On a CPU a dense step takes
+1.5 to 1.8 times as long, so the trials of each method are planned at a speed of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def arm_speeds(known: SearchRecord, least_batch: float) -> dict[str, Speed]:
     What was measured of other arms says how much faster all are than their plans expect.
     """
     expected = {arm: plan.expected_tokens_per_s for arm, plan in known.plans.items()}
-    timed_arm = known.timed_arm or next(iter(expected))
+    timed_arm = known.timed_arm or _first_arm(known)
     timed = Speed(known.tokens_per_s or expected[timed_arm], known.step_s)
     by_timed = {arm: timed.times(rate / expected[timed_arm]) for arm, rate in expected.items()}
     measured = {timed_arm: timed} if known.tokens_per_s else {}
@@ -46,11 +46,19 @@ def trained_speeds(known: SearchRecord, step_s: dict[str, float], least_batch: f
     for arm in known.plans:
         done = [one for one in known.done if one.trial.arm == arm]
         all_s = sum(one.train_s for one in done)
-        rows_s = max(LEAST_SHARE * all_s, all_s - sum(one.steps for one in done) * step_s[arm])
+        # An older version did not record steps: then what one takes besides its tokens is in the speed.
+        besides_s = step_s[arm] if all(one.steps for one in done if one.tokens) else 0.0
+        rows_s = max(LEAST_SHARE * all_s, all_s - sum(one.steps for one in done) * besides_s)
         tokens = sum(one.tokens * padding(one.trial.batch, least_batch) for one in done)
         if tokens and rows_s > 0:
-            found[arm] = Speed(tokens / rows_s, step_s[arm])
+            found[arm] = Speed(tokens / rows_s, besides_s)
     return found
+
+
+def _first_arm(known: SearchRecord) -> str:
+    """Return the arm of the first trial, whose steps an older version timed; else the job's own."""
+    begun = known.done[0].trial if known.done else known.trial
+    return begun.arm if begun is not None and known.timed else next(iter(known.plans))
 
 
 def estimate(run: RunContext, config: Any, data: JobData, plan: Plan) -> float:

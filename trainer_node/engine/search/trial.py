@@ -95,7 +95,7 @@ class SearchRecord(Struct, frozen=True, kw_only=True):
     steps_before: int = 0  # of the trials that are done
     tokens_before: int = 0
     timed: bool = False  # the speed was measured before the first trial, or a worker ended in that
-    timed_arm: str = ""  # of which it was; "": the job's own
+    timed_arm: str = ""  # of which it was; "": none, or written by an older version
     tokens_per_s: float = 0.0  # what it was; 0: not known
     step_s: float = 0.0  # of a step besides its tokens
 

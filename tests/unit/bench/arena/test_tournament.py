@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.arena.judge import Duel
-from bench.arena.tournament import finalists, tournament_rates, wins_today
+from bench.arena.tournament import finalists, tournament_rates, wins_by_2026
 
 TASKS = 12
 WON = Duel(margin=0.1, rows_won=1.0, group=True, knockout=True, boss=True)
@@ -25,9 +25,9 @@ def test_the_lowest_loss_everywhere_wins_and_defends() -> None:
         "out_of_group_rate": 1.0,
         "boss_round_rate": 1.0,
         "tournament_rate": 1.0,
-        "tournament_rate_today": 1.0,
+        "tournament_rate_2026": 1.0,
         "defended_rate": 1.0,
-        "defended_rate_today": 1.0,
+        "defended_rate_2026": 1.0,
     }
 
 
@@ -37,8 +37,8 @@ def test_a_task_that_is_lost_to_the_boss_costs_more_in_today_s_final() -> None:
     duels = {("auto", "winner"): [WON] * 8 + [LOST], ("winner", "auto"): [LOST] * 9}
     found = tournament_rates(losses, duels, "auto", "winner")
     assert found["tournament_rate"] == 1.0
-    assert found["tournament_rate_today"] == pytest.approx(4 / 9, abs=0.04)
-    assert found["defended_rate_today"] == 1.0
+    assert found["tournament_rate_2026"] == pytest.approx(4 / 9, abs=0.04)
+    assert found["defended_rate_2026"] == 1.0
 
 
 def test_a_challenger_that_trains_grpo_needs_one_task_less() -> None:
@@ -46,7 +46,7 @@ def test_a_challenger_that_trains_grpo_needs_one_task_less() -> None:
     duels = {("auto", "winner"): [LOST] * 9, ("winner", "auto"): [WON] * 8 + [LOST]}
     found = tournament_rates(losses, duels, "auto", "winner")
     # It is lost only if the task that the boss holds is the chat task.
-    assert found["defended_rate_today"] == pytest.approx(1 / 9, abs=0.04)
+    assert found["defended_rate_2026"] == pytest.approx(1 / 9, abs=0.04)
     assert found["defended_rate"] == 0.0
 
 
@@ -64,7 +64,7 @@ def test_a_challenger_that_trains_grpo_needs_one_task_less() -> None:
 def test_today_s_final_may_cost_one_task_that_is_not_the_chat_task(
     lost: tuple[int, ...], grpo: bool, wins: bool
 ) -> None:
-    assert wins_today([task not in lost for task in range(5)], grpo=grpo) is wins
+    assert wins_by_2026([task not in lost for task in range(5)], grpo=grpo) is wins
 
 
 def test_who_does_not_beat_the_boss_does_not_win() -> None:
