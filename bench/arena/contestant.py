@@ -48,13 +48,13 @@ def test_losses(job_path: Path) -> list[float]:
         network = load_adapter(network, str(export))
     network, rows = network.to(device_of(job)), test_rows(job_path)
     if is_plain(job):
-        plain: list[float] = metric.score(network, rows).per_example.tolist()
-        return plain
-    base = load_model(job.model_path, torch.float32).to(device_of(job))
-    rows = with_base(base, rows)
-    tuned, before = (losses_of(one, base, rows, job.kl_coefficient).tolist() for one in (network, base))
-    (folder / "base_losses.json").write_text(json.dumps(before))
-    losses: list[float] = tuned
+        scored = metric.score(network, rows).per_example
+    else:
+        base = load_model(job.model_path, torch.float32).to(device_of(job))
+        rows = with_base(base, rows)
+        scored, before = (losses_of(one, base, rows, job.kl_coefficient) for one in (network, base))
+        (folder / "base_losses.json").write_text(json.dumps(before.tolist()))
+    losses: list[float] = scored.tolist()
     return losses
 
 

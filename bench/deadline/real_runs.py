@@ -28,12 +28,12 @@ def runs(count: int, seed: int, folder: Path, data: Path) -> dict[str, float]:
     """Make so many runs, two at a time; return the figures."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         ends = list(pool.map(lambda index: live(folder / str(index), data, seed + index), range(count)))
-    for index, end in enumerate(ends):
-        if end is None or end > RESERVE_S + LAST_CALL_S:
-            print(f"run {index}: no submission, kept in {tiny_jobs.keep(folder / str(index) / 'job.json')}")
+    missed = [index for index, end in enumerate(ends) if end is None or end > RESERVE_S + LAST_CALL_S]
+    for index in missed:
+        print(f"run {index}: no submission, kept in {tiny_jobs.keep(folder / str(index) / 'job.json')}")
     return {
         "runs": count,
-        "without_submission": sum(end is None or end > RESERVE_S + LAST_CALL_S for end in ends),
+        "without_submission": len(missed),
         "after_ready_by": sum(end is None or end > 0 for end in ends),
         "latest_s": round(max((end for end in ends if end is not None), default=0.0), 2),
     }

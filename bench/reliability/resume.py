@@ -157,8 +157,8 @@ def finish(job: Path) -> None:
         tiny_jobs.kill(worker)
     outcome = tiny_jobs.outcome_of(job)
     if outcome is None or outcome.status is not OutcomeStatus.READY:
-        why = f"no outcome within {RUN_S:g} s" if ended is None else f"no outcome, exit status {ended}"
-        why = outcome.error or why if outcome else why
+        end = f"after {RUN_S:g} s" if ended is None else f"exit status {ended}"
+        why = f"no outcome, {end}" if outcome is None else outcome.error or outcome.status.value
         log = (job.parent / "worker.log").read_text()[-2000:]
         raise AssertionError(f"{why}; kept in {tiny_jobs.keep(job)}\n{log}")
 

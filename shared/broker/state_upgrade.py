@@ -60,7 +60,7 @@ async def _found_again(bus: Bus, settings: Settings) -> StreamInfo | None:
     """Return STATE if the broker died while it was frozen, and so started without it (see `create_stream`).
 
     So it is looked for where there are jobs, and none of the settings' slots has a log of states. A box whose
-    only slot has lost its log looks alike: then there is nothing in STATE.
+    only slot has lost its log looks alike: then STATE is empty, and the copy of it keeps its own records.
     """
     jobs = await find_stream(bus, subjects.JOBS_STREAM)
     if jobs is None or jobs.messages == 0:
@@ -78,7 +78,7 @@ async def _split(bus: Bus, settings: Settings, old: StreamInfo) -> list[str]:
     await _freeze(bus, old)
     frozen = await _still(bus)
     slots, strays = await _slots(bus, settings)
-    made = [await _begin_copy(bus, settings, slot, old, empty=frozen == 0) for slot in slots]
+    made = [await _begin_copy(bus, settings, slot, old) for slot in slots]
     for slot in slots:
         await _await_copy(bus, slot)
     await _still(bus, frozen)
@@ -148,18 +148,11 @@ async def _slots(bus: Bus, settings: Settings) -> tuple[list[str], set[str]]:
     return list(dict.fromkeys([*settings.slots, *named])), strays
 
 
-async def _begin_copy(bus: Bus, settings: Settings, slot: str, old: StreamInfo, *, empty: bool) -> str | None:
-    """Have the broker copy a slot's records; return the new log's name, or None if it was begun before.
-
-    Of an empty STATE nothing is copied: a log that is made has the records that are on disk under its name,
-    and as a copy of nothing it would lose its place in them.
-    """
+async def _begin_copy(bus: Bus, settings: Settings, slot: str, old: StreamInfo) -> str | None:
+    """Have the broker copy a slot's records; return the new log's name, or None if it was begun before."""
     name = subjects.state_stream(slot)
     if await find_stream(bus, name) is not None:
         return None
-    if empty:
-        await create_stream(bus, state_log(settings, slot).config)
-        return name
     config = state_log(settings, slot).config | {
         "mirror": {"name": OLD, "filter_subject": subjects.states_of_slot(slot)},
         "max_bytes": max(settings.log_max_bytes, old.config.get("max_bytes", -1), old.bytes),

@@ -100,6 +100,14 @@ def test_a_run_that_began_before_near_duplicates_were_known_goes_on_with_its_row
     assert data.train.fingerprint() == began
     assert data.copies == (50 if near else 0)
 
+    held = iter([None, TokenCache(examples, {}, 150)])  # reading the data again keeps its tokens
+    monkeypatch.setattr(prepare, "kept", lambda folder: next(held))
+    read = prepare.divided(JOB, TokenCache(examples, {}, 150), 1000, 1000)
+    monkeypatch.setattr(prepare, "ingest", lambda run, config: read)
+    again = prepare.reload_data(run, LlamaConfig(vocab_size=1000), began)
+    assert isinstance(again, JobData)
+    assert again.train.fingerprint() == began
+
 
 def _plan_of(config: LlamaConfig, parallel: str = "single", **changes: Any) -> Plan:
     shape = model_shape(config)

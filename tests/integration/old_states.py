@@ -95,6 +95,22 @@ def interrupt(bus: Bus, number: int, *, sent: bool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(bus, "request", cut)
 
 
+def act_before(
+    bus: Bus, subject: str, act: Callable[[], Awaitable[object]], patch: pytest.MonkeyPatch
+) -> list[str]:
+    """Act once, before the first request on `subject` is sent; return a list that has it once that was so."""
+    request, acted = bus.request, list[str]()
+
+    async def late(asked: str, *args: Any, **kwargs: Any) -> Msg:
+        if asked == subject and not acted:
+            acted.append(asked)
+            await act()
+        return await request(asked, *args, **kwargs)
+
+    patch.setattr(bus, "request", late)
+    return acted
+
+
 async def until_answered(act: Callable[[], Awaitable[T]]) -> T:
     async with asyncio.timeout(60):
         while True:

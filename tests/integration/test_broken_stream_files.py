@@ -19,7 +19,15 @@ from shared.broker.streams import bootstrap, when_usable
 from shared.errors import BusError, BusTimeoutError, BusUnavailableError
 from shared.settings import Settings
 from tests.integration.lost_disk import break_config_file
-from tests.integration.old_states import OLD, Cut, interrupt, make_old, must_be_upgraded, until_answered
+from tests.integration.old_states import (
+    OLD,
+    Cut,
+    act_before,
+    interrupt,
+    make_old,
+    must_be_upgraded,
+    until_answered,
+)
 
 LOGS = [subjects.JOBS_STREAM, subjects.state_stream("a"), subjects.SCORES_STREAM, subjects.LEASES_STREAM]
 
@@ -142,17 +150,12 @@ async def config_of(bus: Bus, stream: str) -> dict[str, Any]:
 async def test_a_broker_that_dies_while_a_log_gets_more_room(
     stream: str, bus: Bus, broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request, died = bus.request, False
+    async def dies() -> None:
+        await restart_with_broken_file(broker, stream)
+        raise BusTimeoutError("no answer")
 
-    async def dies(subject: str, *args: Any, **kwargs: Any) -> Msg:
-        nonlocal died
-        if subject == f"$JS.API.STREAM.UPDATE.{subjects.JOBS_STREAM}" and not died:
-            died = True
-            await restart_with_broken_file(broker, stream)
-            raise BusTimeoutError("no answer")
-        return await request(subject, *args, **kwargs)
-
-    monkeypatch.setattr(bus, "request", dies)
+    update = f"$JS.API.STREAM.UPDATE.{subjects.JOBS_STREAM}"
+    died = act_before(bus, update, dies, monkeypatch)
     more = replace(settings, log_max_bytes=2 * settings.log_max_bytes)
     await when_usable(bus, settings, lambda: bootstrap(bus, more))
     assert died

@@ -33,6 +33,7 @@ from tests.integration.old_states import (
     STATE_B,
     STATE_C,
     Cut,
+    act_before,
     interrupt,
     make_old,
     must_be_upgraded,
@@ -123,16 +124,8 @@ async def test_a_service_that_is_slower_than_another_one_goes_on(
     """It must not fail, however late it is: services try again for `nats_connect_timeout_s` only."""
     old = await make_old(empty, settings)
     late = await connect(settings, name="test")
-    request, ended = late.request, False
-
-    async def after_the_other(subject: str, *args: Any, **kwargs: Any) -> Msg:
-        nonlocal ended
-        if subject == f"$JS.API.STREAM.{request_}" and not ended:
-            ended = True
-            await bootstrap(empty, settings)
-        return await request(subject, *args, **kwargs)
-
-    monkeypatch.setattr(late, "request", after_the_other)
+    subject = f"$JS.API.STREAM.{request_}"
+    ended = act_before(late, subject, lambda: bootstrap(empty, settings), monkeypatch)
     try:
         await bootstrap(late, settings)
     finally:

@@ -155,9 +155,8 @@ def reload_data(run: RunContext, config: Any, fingerprint: str) -> JobData | str
             answer = _begun_with(run, config, fingerprint)
             if answer is None:
                 read = ingest(run, config)
-                answer = (
-                    read if read.train.fingerprint() == fingerprint else _begun_with(run, config, fingerprint)
-                )
+                same = read.train.fingerprint() == fingerprint
+                answer = read if same else _begun_with(run, config, fingerprint)
             answer = answer or f"{public_name(run.job.dataset)} has changed since the run began"
         except DataError as error:
             answer = str(error)

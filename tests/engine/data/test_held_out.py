@@ -51,9 +51,9 @@ def test_equal_rows_stay_on_one_side(make_examples: Callable[..., Examples]) -> 
 
 @pytest.mark.parametrize("group", [1, 2])
 def test_near_copies_stay_on_one_side(make_examples: Callable[..., Examples], group: int) -> None:
-    examples = with_copies(make_examples([80] * 200 * group, group=group), 40) if group == 1 else None
-    if examples is None:  # pairs: the answers of both documents are compared
-        examples = with_changed_pairs(make_examples([80] * 400, group=2))
+    rows = make_examples([80] * 200 * group, group=group)
+    # Of pairs the answers of both documents are compared.
+    examples = with_copies(rows, 40) if group == 1 else with_changed_pairs(rows)
     assert len(examples) - sum(map(bool, alike(examples))) == 40
     for seed in range(5):
         train, dev = hold_out(examples, seed)
