@@ -5,6 +5,7 @@ podium COMMAND --help explains a command, with examples. docs/start.md is a firs
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser(given[0] if given else None).parse_args(given)
     if arguments is None:
         set_up_logs("console", "info")  # standard output belongs to the command's answer, which may be JSON
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a file or a pipe would get a line minutes later
+            sys.stdout.reconfigure(line_buffering=True)
     try:
         code: int = args.run(args)
     except SettingsError as error:

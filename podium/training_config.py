@@ -75,7 +75,9 @@ def read_config(file: Path | None, options: Mapping[str, Any]) -> TrainConfig:
     except msgspec.ValidationError as error:
         raise SettingsError(f"{where}: {error}") from error
     if config.kl_coef and config_task_type(config) is TaskType.DPO:
-        raise SettingsError(f"{where}: kl_coef is for instruct and chat tasks: preferences have a reference")
+        raise SettingsError(
+            f"{where}: kl_coef is for instruct and chat tasks: preference pairs have no divergence"
+        )
     if config.task_type not in (None, *TRAINED):
         raise SettingsError(f"{where}: a {config.task_type} can't be trained, only {', '.join(TRAINED)}")
     return config

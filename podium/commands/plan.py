@@ -120,7 +120,7 @@ def _scoring(args: argparse.Namespace) -> Scoring:
     if not 0.0 <= args.kl_coef < math.inf:
         raise PlanError(f"--kl-coef must be a number from 0 on, got {args.kl_coef}")
     if pairs and args.kl_coef:
-        raise PlanError("--kl-coef is for instruct and chat tasks: preferences have a reference")
+        raise PlanError("--kl-coef is for instruct and chat tasks: preference pairs have no divergence")
     return Scoring(TaskType(args.task_type), args.kl_coef > 0.0)
 
 

@@ -23,6 +23,7 @@ def test_two_jobs_at_once_through_a_killed_gateway_and_a_drain(machine: Any) -> 
 
     os.kill(machine.pid("gateway"), signal.SIGKILL)
     machine.client.slots()  # asked at once: it waits in the launcher's socket instead of being refused
+    assert launcher.stdout.readline().startswith("gateway was killed by SIGKILL; restarting in ")
     machine.until(lambda: len(machine.client.tasks()) == 2, "the gateway has read the logs again")
     assert "slots" in machine.podium("status").stdout
 

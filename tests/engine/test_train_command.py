@@ -99,7 +99,7 @@ def test_a_divergence_is_asked_for_by_its_coefficient(tiny_model: Path, data: Pa
     assert train.job_from(_parsed(tiny_model, data, tmp_path / "other")).kl_coefficient == 0.0
     with pytest.raises(SettingsError, match="kl_coef"):
         _parsed(tiny_model, data, tmp_path / "third", "--kl-coef", "-1")
-    with pytest.raises(SettingsError, match="preferences have a reference"):
+    with pytest.raises(SettingsError, match="preference pairs have no divergence"):
         _parsed(tiny_model, data, tmp_path / "third", "--kl-coef", "0.5", "--task-type", "DpoTask")
 
 

@@ -78,7 +78,7 @@ def test_a_folder_stands_for_its_config(capsys: pytest.CaptureFixture[str]) -> N
         (["--params", "1B", "--hours", "4", "--kl-coef", "nan"], "from 0 on"),
         (
             ["--params", "1B", "--hours", "4", "--kl-coef", ".1", "--task-type", "DpoTask"],
-            "preferences have a reference",
+            "preference pairs have no divergence",
         ),
         (["--model-config", "/nowhere/config.json", "--hours", "4"], "can't read"),
     ],
