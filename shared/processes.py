@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+PARENT: Final = "PODIUM_PARENT"  # environment: the process that this one must not outlive
 END_S: Final = 2.0  # a killed process ends at once, unless it is inside a system call that hangs
 
 

@@ -17,7 +17,7 @@ from shared.logs import get_logger
 from shared.messages.encoding import encode
 from shared.messages.hardware import Hardware
 from shared.planning.hardware import device_count, is_cpu
-from shared.processes import kill
+from shared.processes import PARENT, kill
 from shared.self_test import (
     ProcessReport,
     SelfTestRequest,
@@ -33,7 +33,6 @@ from trainer_node.hardware import worker_threads
 from trainer_node.worker.environment import worker_environment
 
 LIMIT_S = 180.0  # a healthy slot takes under a minute, most of it imports and a compile
-PARENT = "PODIUM_PARENT"  # the process that the test must not outlive
 COMMAND = (sys.executable, "-m", "trainer_node.engine.self_test")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 DRIVER = Path("/proc/driver/nvidia/version")

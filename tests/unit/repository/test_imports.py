@@ -26,6 +26,7 @@ ENGINE_MAY = {
     "shared.files",
     "shared.net",
     "shared.planning",
+    "shared.processes",
     "shared.self_test",
 }
 SHARED_MAY = set(sys.stdlib_module_names) | {"shared", "msgspec", "nats", "nkeys", "structlog"}

@@ -24,13 +24,13 @@ import msgspec
 
 from shared.messages.runs import WorkerJob, decode_worker_job
 from shared.net import free_port
+from shared.processes import PARENT
 
 POLL_S = 0.05
 GRACE_S = 10.0  # what rank 0 has to write the outcome after another rank has failed
 LEAVE_S = 2.0  # what the others have to leave in after rank 0 is done
 AGAIN = 75  # exit status of a rank that wrote down a smaller plan, or could not meet the others
 MOST_STARTS = 12  # more rungs than the memory ladder has
-PARENT = "PODIUM_PARENT"  # environment: the process a rank must not outlive
 PR_SET_PDEATHSIG = 1
 
 
