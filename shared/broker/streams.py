@@ -22,6 +22,8 @@ from shared.logs import get_logger
 from shared.settings import Settings
 
 RETRY_S: Final = 0.25
+SETTLE_S: Final = 0.25  # within which the update of a service that starts at the same time comes
+MOST_RAISES: Final = 8  # of one limit that others lower; each service sends two updates of a stream at most
 
 T = TypeVar("T")
 
@@ -35,7 +37,7 @@ async def bootstrap(bus: Bus, settings: Settings) -> list[str]:
     `create_stream`). Idempotent, and safe when several services start at once: a limit only grows. Raises
     IncompatibleStreamError for a stream that would break a promise.
     """
-    made = await split_states(bus, settings)
+    made, raised = await split_states(bus, settings), {}
     for spec in stream_specs(settings):
         name = spec.config["name"]
         stream = await find_stream(bus, name)
@@ -46,8 +48,10 @@ async def bootstrap(bus: Bus, settings: Settings) -> list[str]:
             found = await end_copy(bus, spec, found)
         _check(spec, found)
         await _write_file(bus, found)
-        if 0 < found.get("max_bytes", -1) < spec.config.get("max_bytes", -1):
-            await _raise_limit(bus, found, spec.config["max_bytes"])
+        most = spec.config.get("max_bytes", -1)
+        if _is_below(found, most) and await _raise_limit(bus, found, most):
+            raised[name] = most
+    await _keep_raised(bus, raised)
     return made
 
 
@@ -92,8 +96,35 @@ async def _write_file(bus: Bus, found: dict[str, Any]) -> None:
         log.error("a stream's file can't be written again", stream=found["name"], error=str(error))
 
 
-async def _raise_limit(bus: Bus, found: dict[str, Any], max_bytes: int) -> None:
-    """Give a stream more room. It works on with what it has if the broker's store has none.
+def _is_below(config: dict[str, Any], max_bytes: int) -> bool:
+    """Return whether a stream has a limit, and a lower one than that."""
+    return bool(0 < config.get("max_bytes", -1) < max_bytes)
+
+
+async def _keep_raised(bus: Bus, raised: dict[str, int]) -> None:
+    """Raise limits again that another service lowers. Raises as `_raise_limit`.
+
+    An update has the whole configuration. So a service that read it before it had more room, and sends its
+    own update after that, gives the stream the old limit again. No update can be made conditional.
+    """
+    for _ in range(MOST_RAISES):
+        if not raised:
+            return
+        await asyncio.sleep(SETTLE_S)
+        lowered = {}
+        for name, most in raised.items():
+            stream = await find_stream(bus, name)
+            if stream is None or not _is_below(stream.config, most):
+                continue
+            if await _raise_limit(bus, stream.config, most):
+                lowered[name] = most
+        raised = lowered
+    if raised:
+        log.error("streams get less room again and again", streams=sorted(raised))
+
+
+async def _raise_limit(bus: Bus, found: dict[str, Any], max_bytes: int) -> bool:
+    """Give a stream more room; return whether it has it. It works on with what it has if the store has none.
 
     Raises BusTimeoutError and BusUnavailableError: a broker that died meanwhile may have lost the stream,
     which must then be created again.
@@ -105,8 +136,9 @@ async def _raise_limit(bus: Bus, found: dict[str, Any], max_bytes: int) -> None:
         raise
     except BusError as error:
         log.error("a stream can't get more room", stream=name, max_bytes=max_bytes, error=str(error))
-    else:
-        log.info("a stream has more room", stream=name, max_bytes=max_bytes)
+        return False
+    log.info("a stream has more room", stream=name, max_bytes=max_bytes)
+    return True
 
 
 def _check(spec: StreamSpec, found: dict[str, Any]) -> None:
