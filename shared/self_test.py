@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.files import write_atomically
+from shared.json_files import read_json_if_possible
 from shared.messages.encoding import encode
 from shared.messages.hardware import Hardware
 
@@ -69,12 +70,10 @@ def write_report(folder: Path, rank: int, report: ProcessReport) -> None:
 
 
 def read_reports(folder: Path, processes: int) -> list[ProcessReport | None]:
-    """Read every process's answer; None for one that has not written any."""
+    """Read every process's answer; None for one that has written none that can be read."""
     found: list[ProcessReport | None] = []
     for rank in range(processes):
-        path = folder / f"rank-{rank}.json"
-        known = path.is_file()
-        found.append(msgspec.json.decode(path.read_bytes(), type=ProcessReport) if known else None)
+        found.append(read_json_if_possible(folder / f"rank-{rank}.json", ProcessReport))
     return found
 
 

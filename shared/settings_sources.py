@@ -140,7 +140,7 @@ def _parse(key: str, text: str) -> Any:
     if kind in (tuple, dict):
         try:
             return msgspec.json.decode(text)
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 are surrogates in it
             raise SettingsError(f"{PREFIX}{key.upper()} is not JSON: {error}") from error
     return text
 

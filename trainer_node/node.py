@@ -10,7 +10,6 @@ import time
 import uuid
 from pathlib import Path
 
-import msgspec
 from nats.aio.msg import Msg
 
 from shared import subjects
@@ -121,7 +120,7 @@ class Node:
                     alert = time.monotonic() - self._alerted_at < ALERT_S
                     seconds = LOOK_AGAIN_S if alert else self.settings.poll_s
                 self._trouble.over()
-            except BusError as error:
+            except (BusError, OSError) as error:  # one of its disk: a restart would meet it again
                 if self._trouble.is_new(error):
                     log.warning("can't look for work", error=str(error))
             await pause(seconds, self.wake)
@@ -199,7 +198,7 @@ def job_of(record: Record) -> Job | None:
     named = subjects.task_in(record.subject)
     try:
         job = decode_job_record(record.data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's errors too
         log.error("a stored job can't be read", subject=record.subject, error=str(error), **named)
         return None
     # The task key becomes a folder's name, so nothing else may pass.

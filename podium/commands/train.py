@@ -28,6 +28,7 @@ from podium.console import make_console
 from podium.dataset_type import dataset_type
 from podium.own_hardware import HELP as HARDWARE_HELP
 from podium.token_preview import preview, show
+from podium.tracking.runs import job_of
 from podium.training_config import (
     TRAINED,
     TrainConfig,
@@ -49,7 +50,6 @@ from shared.messages.runs import (
     WorkerJob,
     decode_outcome,
     decode_progress,
-    decode_worker_job,
 )
 from shared.planning.profiles import DEFAULT_PROFILE, PROFILES
 
@@ -169,7 +169,7 @@ def job_from(config: TrainConfig) -> WorkerJob:
     path = folder / "job.json"
     model, data = local_model(config.model, MODELS), local_data(config.dataset, EXAMPLES)
     if path.exists():
-        job = decode_worker_job(path.read_bytes())
+        job = job_of(folder)
         known = (job.model_path, job.dataset, job.profile, job.kl_coefficient)
         if known != (model, data, config.profile, config.kl_coef):
             raise SettingsError(

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.errors import PodiumError
+from shared.json_files import read_json
 from shared.processes import start_time
 from shared.settings_sources import PREFIX
 
@@ -97,10 +98,10 @@ class ManagedProcess:
     async def stop_leftover(self) -> None:
         """Stop the process left behind by a launcher that was killed with -9, if it still runs."""
         try:
-            left = msgspec.json.decode(self.pid_file.read_bytes(), type=_PidFile)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return
-        if start_time(left.pid) != left.start_time:
+            left = read_json(self.pid_file, _PidFile)
+        except OSError as error:
+            raise PodiumError(f"{self.pid_file} can't be read: {error.strerror}") from error
+        if left is None or start_time(left.pid) != left.start_time:
             return
         self._say(f"{self.spec.name} of an earlier launch still runs (process {left.pid}); stopping it")
         for number, patience in ((self.spec.on_leftover, self.spec.stop_s), (signal.SIGKILL, 10.0)):

@@ -144,8 +144,6 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 decode_worker_job = msgspec.json.Decoder(WorkerJob).decode
 
-decode_download = msgspec.json.Decoder(ModelDownload).decode
-
 decode_progress = msgspec.json.Decoder(Progress).decode
 
 decode_outcome = msgspec.json.Decoder(Outcome).decode

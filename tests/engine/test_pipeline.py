@@ -253,6 +253,23 @@ def test_a_resume_goes_on_from_its_tokens(killed_job: Path) -> None:
     assert outcome.metrics.final_loss is not None
 
 
+@pytest.mark.parametrize("name", ["run.json", "plan.json"])
+def test_a_run_whose_record_is_damaged_begins_again(name: str, killed_job: Path) -> None:
+    folder = killed_job.parent
+    (folder / name).write_bytes(b'{"fingerprint": "\xff", "profile": "\xff"}')
+    (folder / "search.json").write_bytes(b"\0" * 50)
+    later = folder / "checkpoints" / "step-00999999"
+    (folder / "checkpoints").rename(folder / "old")
+    later.parent.mkdir()
+    (folder / "old" / max(path.name for path in (folder / "old").glob("step-*"))).rename(later)
+    outcome = finish(killed_job)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.metrics is not None
+    assert outcome.metrics.resumes == 0
+    assert not later.exists()
+    assert any("it begins again" in (line.message or "") for line in progress_of(killed_job))
+
+
 def test_a_damaged_checkpoint_is_skipped_aloud(killed_job: Path) -> None:
     for weights in killed_job.parent.glob("checkpoints/*/weights.safetensors"):
         weights.write_bytes(b"damaged")

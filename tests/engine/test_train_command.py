@@ -14,7 +14,7 @@ import pytest
 from podium.__main__ import main, parser
 from podium.commands import train
 from podium.training_config import TrainConfig
-from shared.errors import SettingsError
+from shared.errors import PodiumError, SettingsError
 from shared.messages.runs import decode_outcome
 from tests.integration.gateway.test_tracking import READ
 
@@ -87,6 +87,11 @@ def test_a_failed_run_says_why(tiny_model: Path, tmp_path: Path, capsys: pytest.
 def test_a_folder_of_another_run_is_refused(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     job = train.job_from(_parsed(tiny_model, data, tmp_path / "run"))
     assert train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--hours", "9m")) == job
+    whole = (tmp_path / "run" / "job.json").read_bytes()
+    (tmp_path / "run" / "job.json").write_bytes(b'{"task": "\xff"}')
+    with pytest.raises(PodiumError, match="is no job of a `podium train`"):
+        train.job_from(_parsed(tiny_model, data, tmp_path / "run"))
+    (tmp_path / "run" / "job.json").write_bytes(whole)
     with pytest.raises(SettingsError, match="another model"):
         train.job_from(_parsed(tiny_model, data, tmp_path / "run", "--profile", "lora_r16"))
     with pytest.raises(SettingsError, match="kl_coef"):

@@ -85,7 +85,7 @@ def dataset_type(text: str) -> DatasetType:
     """
     try:
         fields = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 are surrogates in an argument
         raise SettingsError(f"--dataset-type is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise SettingsError(f"--dataset-type must be a JSON object, not {type(fields).__name__}")

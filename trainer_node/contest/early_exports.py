@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from shared.files import file_digest
+from shared.json_files import read_json_if_possible
 from shared.logs import get_logger
-from shared.messages.runs import Outcome, decode_outcome
+from shared.messages.runs import Outcome
 from trainer_node.contest.next_action import export_due
 from trainer_node.contest.worker_jobs import Times
 from trainer_node.worker.run_folder import RunFolder
@@ -51,11 +50,10 @@ class EarlyExports:
         if status:
             log.warning("an early export failed; the run goes on", status=status)
             return None
-        try:
-            return decode_outcome(self._outcome_file.read_bytes())
-        except (OSError, msgspec.DecodeError) as error:
-            log.warning("an early export left no outcome", error=str(error))
-            return None
+        outcome = read_json_if_possible(self._outcome_file, Outcome)
+        if outcome is None:
+            log.warning("an early export left no outcome")
+        return outcome
 
     def start_if_due(self, below: float | None) -> None:
         """Start an export if there is something new and time for it; measured losses must be `below`."""

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from shared.clock import Clock, TokenClock
 from shared.files import write_atomically
+from shared.json_files import read_json
 from shared.messages.runs import WorkerJob
 from shared.planning.plan import Plan
 from shared.planning.throughput import Costs
@@ -22,6 +23,7 @@ from trainer_node.engine.distributed.process_group import SINGLE_PROCESS, Proces
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.signals import STOP_FILE, Stop
 
+RECORD_FILE = "run.json"
 PATIENCE = 0.25  # share of the time left that one silent call may take
 LEAST_PATIENCE_S = 20.0
 
@@ -113,19 +115,17 @@ class JobData(Struct, frozen=True):
 
 
 def read_record(folder: Path) -> tuple[RunRecord, Plan] | None:
-    """Return what an earlier start of this run recorded, or None."""
-    try:
-        record = msgspec.json.decode((folder / "run.json").read_bytes(), type=RunRecord)
-        return record, msgspec.json.decode((folder / "plan.json").read_bytes(), type=Plan)
-    except FileNotFoundError:
-        return None
+    """Return what an earlier start of this run recorded; None if it did not, or if that is damaged."""
+    record = read_json(folder / RECORD_FILE, RunRecord)
+    plan = None if record is None else read_json(folder / "plan.json", Plan)
+    return None if record is None or plan is None else (record, plan)
 
 
 def write_record(run: RunContext, record: RunRecord, plan: Plan) -> None:
     """Write down what a resume needs; the plan first, as the record without it would be of no use."""
     if run.process_group.is_main:
         write_plan(run.folder, plan)
-        write_atomically(run.folder / "run.json", msgspec.json.encode(record))
+        write_atomically(run.folder / RECORD_FILE, msgspec.json.encode(record))
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

@@ -40,7 +40,8 @@ from trainer_node.engine.memory.oom import release
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.search.choose import submittable
-from trainer_node.engine.search.search import begin_search, read, search, take_up
+from trainer_node.engine.search.known_run import forget, read_known
+from trainer_node.engine.search.search import begin_search, search, take_up
 from trainer_node.engine.search.trial import SearchRecord
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import checkpoint
@@ -93,7 +94,7 @@ def pipeline(run: RunContext) -> Outcome:
     checkpoints = run.folder / "checkpoints"
     if run.process_group.is_main:
         checkpoint.clean(checkpoints)
-    known = run.process_group.broadcast_object(context.read_record(run.folder))
+    known, searched = read_known(run)
     late = known is not None and unverified.is_late(run.left_s, known[0].costs)
     if late and (
         outcome := run.process_group.broadcast_object(unverified.finished(run.folder, run.reporter))
@@ -104,7 +105,6 @@ def pipeline(run: RunContext) -> Outcome:
         found = run.process_group.broadcast_object(
             newest_checkpoint(checkpoints, run.reporter) if run.process_group.is_main else None
         )
-    searched = read(run) if known else None
     if isinstance(run.clock, TokenClock):
         known_tokens = [searched.clock_tokens] if searched else []
         if found and not (searched and searched.in_probe):  # a probe is run again from its first step
@@ -117,6 +117,7 @@ def pipeline(run: RunContext) -> Outcome:
         return resume_search(run, *known, searched, found)
     if known and (found or was_too_large(known[1])):
         return resume(run, *known, found)
+    forget(run)
     return begin(run)
 
 

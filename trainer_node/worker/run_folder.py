@@ -7,9 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
-import msgspec
-
 from shared.files import write_atomically
+from shared.json_files import DamagedFileError, load_json, read_json
 from shared.logs import get_logger
 from shared.messages.encoding import encode
 from shared.messages.jobs import Job
@@ -19,9 +18,6 @@ from shared.messages.runs import (
     Outcome,
     OutcomeStatus,
     WorkerJob,
-    decode_download,
-    decode_outcome,
-    decode_worker_job,
 )
 
 RUNS_KEPT = 5  # finished run folders kept for people, newest first
@@ -61,11 +57,8 @@ class RunFolder:
 
     def begun(self, job: Job) -> WorkerJob | None:
         """Return what this job's worker was given; None without one, or for an older job of this name."""
-        try:
-            given = decode_worker_job(self.job_file.read_bytes())
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None
-        return given if given.start_at == job.received_at else None
+        given = read_json(self.job_file, WorkerJob)
+        return given if given is not None and given.start_at == job.received_at else None
 
     def remove(self) -> None:
         """Delete the whole folder, if there is one."""
@@ -75,10 +68,10 @@ class RunFolder:
     def outcome(self) -> Outcome | None:
         """Return the worker's outcome, if there is one; one that can't be read counts as a failure."""
         try:
-            outcome = decode_outcome(self.outcome_file.read_bytes())
-        except FileNotFoundError:
+            outcome = load_json(self.outcome_file, Outcome)
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except msgspec.DecodeError as error:
+        except DamagedFileError as error:
             return _failed(f"the worker's outcome can't be read: {error}")
         if outcome.status is OutcomeStatus.READY and not (outcome.digest and outcome.export):
             return _failed("the worker's outcome names no export")
@@ -86,12 +79,9 @@ class RunFolder:
 
     def take_download(self) -> ModelDownload | None:
         """Return how the model was downloaded, once; None if it wasn't, or not yet."""
-        try:
-            found = decode_download(self.download_file.read_bytes())
-        except FileNotFoundError:
+        if not self.download_file.exists():
             return None
-        except msgspec.DecodeError:
-            found = None
+        found = read_json(self.download_file, ModelDownload)
         self.download_file.unlink(missing_ok=True)
         return found
 

@@ -85,6 +85,9 @@ class SlotLock:
             lines = self.log_path.read_bytes().splitlines()
         except FileNotFoundError:
             return
+        except OSError as error:  # the record is for people
+            log.error("slot.log not read", error=str(error))
+            return
         last = next((event for line in reversed(lines) if (event := _event(line)) is not None), None)
         if last is not None and last.event != "released":
             self.record("released", last.pid, last.task, last.attempt)

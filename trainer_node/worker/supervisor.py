@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from shared.files import write_atomically
+from shared.json_files import read_json_if_possible
 from shared.logs import get_logger
 from shared.processes import command_line, start_time
 from shared.settings import Settings
@@ -110,10 +111,7 @@ class Supervisor:
 
     def last_file(self) -> WorkerFile | None:
         """Return the newest worker this folder knows of, running or not."""
-        try:
-            return msgspec.json.decode(self._file.read_bytes(), type=WorkerFile)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None
+        return read_json_if_possible(self._file, WorkerFile)
 
     async def adopt(self) -> None:
         """Take on the worker that holds the lock, if one does; kill a holder that is no worker."""

@@ -134,7 +134,11 @@ def test_the_card_says_which_files(tmp_path: Path) -> None:
 def test_a_resumed_run_needs_the_hub_no_more(tmp_path: Path) -> None:
     Hub.repos["org/set"] = {"rows.csv": b"text\none\ntwo\n", "dataset_infos.json": b"{}"}
     assert _read("org/set", tmp_path / "data") == ROWS[:2]
+    kept = dict(Hub.repos)
     Hub.repos.clear()
+    assert _read("org/set", tmp_path / "data") == ROWS[:2]
+    next(tmp_path.rglob("files.json")).write_bytes(b'{"repo": "\xff"}')
+    Hub.repos.update(kept)
     assert _read("org/set", tmp_path / "data") == ROWS[:2]
 
 

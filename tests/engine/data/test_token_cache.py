@@ -96,5 +96,8 @@ def test_a_resume_needs_no_data_but_a_whole_file(
     assert known is not None
     assert known.examples.fingerprint() == first.examples.fingerprint()
     file = tmp_path / token_cache.FILE
-    file.write_bytes(file.read_bytes()[:-100])
-    assert kept(tmp_path) is None
+    whole = file.read_bytes()
+    for damaged in (whole[:-100], whole.replace(b'"dropped":"{', b'"dropped":"['), b"\0" * len(whole)):
+        assert damaged != whole
+        file.write_bytes(damaged)
+        assert kept(tmp_path) is None

@@ -273,6 +273,17 @@ def test_a_failure_is_known_while_a_slower_process_still_writes(
     assert "rank 2: Input/output error" in said[0]
 
 
+def test_a_damaged_note_costs_the_checkpoint_not_the_run(savers: list[Saver], tmp_path: Path) -> None:
+    said: list[str] = []
+    savers[0].report = said.append
+    folder = savers[0].open(9)
+    assert folder is not None
+    (folder / "rank-00002.json").write_bytes(b'{"error": "\xff"}')
+    savers[0].begin(position(9), _groups(0), writer=Writer(0, WORLD, folder))
+    savers[0].wait()
+    assert "rank-00002.json is damaged" in said[0]
+
+
 def test_what_is_no_fault_of_the_disk_is_known_too(
     savers: list[Saver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

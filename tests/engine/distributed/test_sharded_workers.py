@@ -38,6 +38,9 @@ def test_a_process_per_gpu_and_one_on_a_cpu(make_job: Callable[..., Path]) -> No
     assert launch.world_of(make_job()) == 1
     assert launch.world_of(make_job(processes=2)) == 2
     assert launch.world_of(make_job(hardware=Hardware(device="H100", count=4, memory_bytes=2**36))) == 4
+    damaged = make_job()
+    damaged.write_bytes(b'{"task": "\xff"}')
+    assert launch.world_of(damaged) == 1  # and that one says what is wrong
 
 
 @pytest.fixture

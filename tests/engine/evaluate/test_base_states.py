@@ -93,7 +93,7 @@ def test_resumed_run_reads_the_same_rows_and_states(
     assert_same(base_states.again(run, torch.nn.Module, data, record_of(few)), few)
 
 
-@pytest.mark.parametrize("damage", ["lost", "cut", "of other rows", "never finished"])
+@pytest.mark.parametrize("damage", ["lost", "cut", "of other rows", "never finished", "damaged"])
 def test_a_file_that_can_not_be_used_is_made_again(
     damage: str,
     model: torch.nn.Module,
@@ -111,6 +111,8 @@ def test_a_file_that_can_not_be_used_is_made_again(
         path.write_bytes(whole[:-100])
     elif damage == "never finished":
         about.unlink()
+    elif damage == "damaged":
+        about.write_bytes(b'{"dtype": "\xff"}')
     else:
         base_states.first(run, model, replace(data, train=data.train.take(range(40))), make_plan())
     again = base_states.again(run, lambda: model, data, record_of(full))

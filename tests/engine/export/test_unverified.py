@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,10 @@ def _torn(folder: Path) -> None:
     (folder / unverified.FILE).write_bytes(b'{"status":')
 
 
+def _no_text(folder: Path) -> None:
+    (folder / unverified.FILE).write_bytes(b'{"status": "ready", "digest": "\xff"}')
+
+
 def _no_costs(folder: Path) -> None:
     (folder / "run.json").unlink()
 
@@ -95,8 +100,21 @@ def _bad_costs(folder: Path) -> None:
     (folder / "run.json").write_bytes(b'{"costs": 3}')
 
 
+def _no_costs_in_text(folder: Path) -> None:
+    (folder / "run.json").write_bytes(b'{"\xff": ' + b"[" * 100_000)
+
+
 def _bad_job(folder: Path) -> None:
     (folder / "job.json").write_bytes(b"{}")
+
+
+def _no_text_in_the_job(folder: Path) -> None:
+    (folder / "job.json").write_bytes(b'{"task": "\xff"}')
+
+
+def _no_export(folder: Path) -> None:
+    shutil.rmtree(folder / "export")
+    (folder / "export").mkdir()
 
 
 def _token_clock(folder: Path) -> None:
@@ -104,7 +122,11 @@ def _token_clock(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [_changed, _torn, _no_costs, _bad_costs, _bad_job, _token_clock, unverified.drop]
+    "spoil",
+    [
+        *(_changed, _no_export, _torn, _no_text, _no_costs, _bad_costs, _no_costs_in_text),
+        *(_bad_job, _no_text_in_the_job, _token_clock, unverified.drop),
+    ],
 )
 def test_what_is_not_sure_is_left_to_the_whole_engine(spoil: Any, job: Path) -> None:
     spoil(job.parent)

@@ -10,7 +10,8 @@ from huggingface_hub import constants
 
 from bench.harness.fake_hub import TOKEN, FakeHub
 from shared.clock import WallClock
-from shared.messages.runs import OutcomeStatus, decode_download
+from shared.json_files import load_json
+from shared.messages.runs import ModelDownload, OutcomeStatus
 from shared.planning.plan import Plan
 from tests.engine import worker_run
 from trainer_node.engine.assemble import load_base
@@ -116,7 +117,7 @@ def test_a_run_says_how_its_model_came(
     job = worker_run.write_job(tmp_path / "run", tiny_model, data, model_path=MODEL)
     assert worker_run.start_worker(job).wait(worker_run.WAIT_S) == 0
     assert worker_run.outcome_of(job).status is OutcomeStatus.READY
-    found = decode_download((job.parent / "download.json").read_bytes())
+    found = load_json(job.parent / "download.json", ModelDownload)
     assert found.size == len(files["model.safetensors"])
 
 

@@ -50,7 +50,9 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     assert torch.equal(found.tensors("weights")["w"], torch.zeros(2))
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "no manifest", "bad manifest", "missing file"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "cut", "no manifest", "bad manifest", "bad text", "nested", "missing file"]
+)
 def test_a_damaged_checkpoint_is_reported_and_skipped(tmp_path: Path, damage: str) -> None:
     save_step(tmp_path, 1)
     folder = save_step(tmp_path, 2)
@@ -65,6 +67,10 @@ def test_a_damaged_checkpoint_is_reported_and_skipped(tmp_path: Path, damage: st
         manifest.unlink()
     elif damage == "bad manifest":
         manifest.write_bytes(manifest.read_bytes()[:-20])
+    elif damage == "bad text":
+        manifest.write_bytes(manifest.read_bytes().replace(b".safetensors", b".safeten\xff\xff\xff\xff"))
+    elif damage == "nested":
+        manifest.write_bytes(b'{"more": ' + b"[" * 100_000)
     else:
         weights.unlink()
     said: list[str] = []

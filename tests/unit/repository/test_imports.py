@@ -24,6 +24,7 @@ ENGINE_MAY = {
     "shared.clock",
     "shared.errors",
     "shared.files",
+    "shared.json_files",
     "shared.net",
     "shared.planning",
     "shared.processes",

@@ -64,6 +64,8 @@ def test_a_request_removes_earlier_answers(tmp_path: Path) -> None:
     write_request(folder, request)
     write_report(folder, 1, BAD)
     assert read_reports(folder, 2) == [None, BAD]
+    (folder / "rank-0.json").write_bytes(b'{"running": "\xff"}')
+    assert read_reports(folder, 2) == [None, BAD]
     write_request(folder, request)
     assert read_reports(folder, 2) == [None, None]
     assert read_request(folder) == request

@@ -47,6 +47,7 @@ def test_tables_and_truth_values_from_the_environment() -> None:
         ({"PODIUM_GATEWAY_PORT": "many"}, "gateway_port"),
         ({"PODIUM_GATEWAY_PORT": "70000"}, "gateway_port"),
         ({"PODIUM_MODELS": "{"}, "PODIUM_MODELS is not JSON"),
+        ({"PODIUM_MODELS": '{"\udcff": "/m"}'}, "PODIUM_MODELS is not JSON"),
         ({"PODIUM_SLOTS": "a,a"}, "slots: 'a' is there more than once"),
         ({"PODIUM_SLOTS": "a,b.c"}, "slots: 'b.c' is no name of a slot: use 1 to 32 letters"),
         ({"PODIUM_SLOTS": "a,*"}, r"slots: '\*' is no name of a slot"),

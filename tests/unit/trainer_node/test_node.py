@@ -12,7 +12,8 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from shared.broker.bus import Bus
+from shared import subjects
+from shared.broker.bus import Bus, Record
 from shared.errors import EngineError
 from shared.messages.hardware import Hardware
 from shared.messages.jobs import Job
@@ -20,7 +21,7 @@ from shared.messages.offers import Decision, Offer, TaskType
 from shared.messages.runs import ErrorCode
 from shared.settings_sources import load_settings
 from trainer_node.job import reconciler
-from trainer_node.node import Node
+from trainer_node.node import Node, job_of
 
 
 @pytest.fixture
@@ -95,3 +96,28 @@ async def test_a_disk_that_hangs_does_not_keep_the_loop_from_renewing_the_lease(
     await node._take_work()
     assert looked_in
     assert looked_in[0] is not threading.main_thread()
+
+
+async def test_a_disk_that_can_not_be_read_is_tried_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To end the node would help nobody: it would be started again and find the same."""
+    looks = 0
+
+    async def newest() -> Job | None:
+        nonlocal looks
+        looks += 1
+        raise PermissionError(13, "Permission denied", "runs/t/job.json")
+
+    monkeypatch.setattr(node, "_newest_job", newest)
+    work = asyncio.create_task(node._work())
+    await asyncio.sleep(0.7)
+    assert not work.done()
+    assert looks > 1
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+
+
+@pytest.mark.parametrize("data", [b'{"task": "\xff"}', b'{"more": ' + b"[" * 100_000, b""])
+def test_a_record_that_can_not_be_read_is_no_job(data: bytes) -> None:
+    assert job_of(Record(1, subjects.job("a", "t"), data)) is None

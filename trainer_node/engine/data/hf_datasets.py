@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from shared.errors import DataError, DataUnavailableError
 from shared.files import write_atomically
+from shared.json_files import read_json_if_possible
 from trainer_node.engine.data.download import MAX_BYTES, fetch
 from trainer_node.engine.data.splits import suffix_of, training_files
 
@@ -106,11 +107,8 @@ def _download(repo: str, folder: Path, allow_private: bool, tick: Callable[[str]
 
 
 def _index(folder: Path) -> Index | None:
-    try:
-        index = msgspec.json.decode((folder / INDEX).read_bytes(), type=Index)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
-    return index if all((folder / name).is_file() for name in index.files) else None
+    index = read_json_if_possible(folder / INDEX, Index)
+    return index if index and all((folder / name).is_file() for name in index.files) else None
 
 
 def _info(repo: str) -> DatasetInfo:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from shared.files import file_digest, write_atomically
+from shared.json_files import UNREADABLE
 from shared.messages.runs import WorkerJob
 from trainer_node.engine.data.examples import Examples, tokenize
 from trainer_node.engine.data.formats.readers import DataFile
@@ -84,11 +85,11 @@ def kept(folder: Path, key: str | None = None) -> TokenCache | None:
                 return None
             ids, labels, offsets = (file.get_tensor(name) for name in ("ids", "labels", "offsets"))
             firsts = file.get_tensor("firsts").astype(bool) if "firsts" in file.keys() else None  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError):
+        dropped = msgspec.json.decode(about["dropped"], type=dict[str, int])
+        group, rows = int(about["group"]), int(about["rows"])
+    except (FileNotFoundError, SafetensorError, KeyError, *UNREADABLE):
         return None
-    dropped = msgspec.json.decode(about["dropped"], type=dict[str, int])
-    examples = Examples(ids, labels, offsets, int(about["group"]), first_labelled=firsts)
-    return TokenCache(examples, dropped, int(about["rows"]))
+    return TokenCache(Examples(ids, labels, offsets, group, first_labelled=firsts), dropped, rows)
 
 
 def _key(job: WorkerJob, files: list[DataFile], tokenizer: Any, length: int) -> str:

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from shared.errors import in_a_line
 from shared.files import write_atomically
+from shared.json_files import DamagedFileError, load_json
 from trainer_node.engine.safetensors_file import FileEntry
 
 POLL_S = 0.05
@@ -91,9 +92,11 @@ class Writer(Struct, frozen=True):
         """Take another process's note; None if it isn't there yet. Raises OSError if it could not write."""
         place = _place(self.folder, rank)
         try:
-            note = msgspec.json.decode(place.read_bytes(), type=Note)
+            note = load_json(place, Note)
         except FileNotFoundError:
             return None
+        except DamagedFileError as error:
+            raise OSError(str(error)) from error
         if note.error:
             text = f"rank {rank}: {note.error}"
             raise OSError(note.errno, text) if note.errno else OSError(text)

@@ -20,9 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-import msgspec
-
-from shared.messages.runs import WorkerJob, decode_worker_job
+from shared.json_files import read_json_if_possible
+from shared.messages.runs import WorkerJob
 from shared.net import free_port
 from shared.processes import PARENT
 
@@ -36,10 +35,8 @@ PR_SET_PDEATHSIG = 1
 
 def world_of(job_path: Path) -> int:
     """Return a job's number of processes; one for an unreadable job, whose worker says what is wrong."""
-    try:
-        return processes(decode_worker_job(job_path.read_bytes()))
-    except msgspec.MsgspecError:
-        return 1
+    job = read_json_if_possible(job_path, WorkerJob)
+    return 1 if job is None else processes(job)
 
 
 def processes(job: WorkerJob) -> int:

@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import torch
 from msgspec import Struct
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from shared.json_files import DamagedFileError, load_json
 from trainer_node.engine.model.loading import ShardIndex
 
 Rows = Callable[[int, int], Tensor]  # from a first row to before a last one
@@ -80,14 +80,14 @@ def _weight_files(folder: Path) -> list[Path]:
     Others may be next to them: an average, adapters, parts of an earlier state.
     """
     try:
-        config = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Named)
+        config = load_json(folder / "config.json", _Named)
         name = config.transformers_weights or SAFE_WEIGHTS_NAME
         if config.transformers_weights is None and not (folder / name).is_file():
             name = SAFE_WEIGHTS_INDEX_NAME
         if not name.endswith(".index.json"):
             return [folder / name]
-        index = msgspec.json.decode((folder / name).read_bytes(), type=ShardIndex)
-    except (OSError, msgspec.MsgspecError):
+        index = load_json(folder / name, ShardIndex)
+    except (OSError, DamagedFileError):
         return []
     return [folder / file for file in sorted(set(index.weight_map.values()))]
 

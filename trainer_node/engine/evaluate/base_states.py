@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from shared.files import write_atomically
+from shared.json_files import read_json_if_possible
 from shared.messages.offers import TaskType
 from shared.messages.runs import WorkerJob
 from shared.planning.plan import Plan
@@ -211,9 +212,11 @@ def _fingerprint(data: JobData) -> str:
 
 def _read(folder: Path, data: JobData) -> About | None:
     """Return what the file holds if it is whole and of these rows."""
-    try:
-        about = msgspec.json.decode((folder / ABOUT).read_bytes(), type=About)
-        whole = (folder / FILE).stat().st_size == about.places * about.row_bytes
-    except (OSError, msgspec.DecodeError):
+    about = read_json_if_possible(folder / ABOUT, About)
+    if about is None or about.fingerprint != _fingerprint(data):
         return None
-    return about if whole and about.fingerprint == _fingerprint(data) else None
+    try:
+        whole = (folder / FILE).stat().st_size == about.places * about.row_bytes
+    except OSError:
+        return None
+    return about if whole else None

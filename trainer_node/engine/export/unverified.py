@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 from shared.files import folder_digest, write_atomically
+from shared.json_files import read_json_if_possible
 from shared.messages.encoding import encode
-from shared.messages.runs import Outcome, Phase, WorkerJob, decode_outcome, decode_worker_job
+from shared.messages.runs import Outcome, Phase, WorkerJob
 from shared.planning.throughput import Costs
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.signals import Stop
@@ -40,15 +40,20 @@ def drop(folder: Path) -> None:
 
 def finished(folder: Path, reporter: Reporter) -> Outcome | None:
     """Return what an earlier start exported but had no time to verify, if its files are unchanged."""
-    try:
-        outcome = decode_outcome((folder / FILE).read_bytes())
-        if folder_digest(folder / "export") != outcome.digest:
-            return None
-    except (FileNotFoundError, msgspec.DecodeError):
+    outcome = read_json_if_possible(folder / FILE, Outcome)
+    if outcome is None or not _is_export(folder / "export", outcome.digest):
         return None
     reporter.message("no time is left to verify: the finished export is submitted as it is")
     reporter.phase(Phase.DONE)
     return outcome
+
+
+def _is_export(folder: Path, digest: str | None) -> bool:
+    """Return whether a folder's files are those with the digest; not if one of them can't be read."""
+    try:
+        return folder_digest(folder) == digest
+    except (OSError, ValueError):
+        return False
 
 
 def is_late(left_s: float, costs: Costs) -> bool:
@@ -58,11 +63,8 @@ def is_late(left_s: float, costs: Costs) -> bool:
 
 def at_once(folder: Path, job: WorkerJob, now: float, reporter: Reporter) -> Outcome | None:
     """Return the finished export if time is over; called before the imports, which take seconds."""
-    try:
-        costs = msgspec.json.decode((folder / "run.json").read_bytes(), type=Known).costs
-    except (FileNotFoundError, msgspec.MsgspecError):
-        return None
-    if not is_late(job.ready_by - now - costs.import_s, costs):
+    known = read_json_if_possible(folder / "run.json", Known)
+    if known is None or not is_late(job.ready_by - now - known.costs.import_s, known.costs):
         return None
     return finished(folder, reporter)
 
@@ -72,11 +74,8 @@ def submitted(job_path: Path, stop: Stop) -> bool:
     folder = job_path.parent
     if not (folder / FILE).exists():
         return False
-    try:
-        job = decode_worker_job(job_path.read_bytes())
-    except msgspec.MsgspecError:  # its next reader reports it
-        return False
-    if job.clock == "token":
+    job = read_json_if_possible(job_path, WorkerJob)  # without one its next reader says why it can't go on
+    if job is None or job.clock == "token":
         return False
     reporter = Reporter(folder / "progress.jsonl", job.task, job.slot)
     outcome = at_once(folder, job, time.time(), reporter)

@@ -222,8 +222,3 @@ def _with_weight_rates(
         sized = recipe.sized(parameters, plan.devices, pairs=job.task_type is TaskType.DPO)
         found[arm] = with_weight_rate(plan, sized, models[0], job.task_type)
     return found
-
-
-def read(run: RunContext) -> SearchRecord | None:
-    """Read where an earlier start of this run left its search."""
-    return run.process_group.broadcast_object(read_search(run.folder) if run.process_group.is_main else None)

@@ -10,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.files import write_atomically
+from shared.json_files import read_json
 from shared.planning.plan import Plan
 
 FILE = "search.json"
@@ -143,11 +144,8 @@ def without_loss(trial: Trial) -> TrialResult:
 
 
 def read_search(folder: Path) -> SearchRecord | None:
-    """Read the search that an earlier start of this run began, or None."""
-    try:
-        return msgspec.json.decode((folder / FILE).read_bytes(), type=SearchRecord)
-    except FileNotFoundError:
-        return None
+    """Read the search that an earlier start of this run began; None without one, or if it is damaged."""
+    return read_json(folder / FILE, SearchRecord)
 
 
 def write_search(folder: Path, record: SearchRecord) -> None:

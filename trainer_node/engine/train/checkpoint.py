@@ -22,6 +22,7 @@ from msgspec import Struct
 from safetensors.torch import load_file
 
 from shared.files import file_digest, sync, write_atomically
+from shared.json_files import load_json
 from trainer_node.engine.distributed.checkpoint_parts import (
     Note,
     Writer,
@@ -176,7 +177,7 @@ def _linked(path: Path, earlier: Path | None) -> FileEntry | None:
     try:
         entry = _manifest(earlier.parent).files[earlier.name]
         os.link(earlier, path)
-    except (OSError, KeyError, msgspec.MsgspecError):
+    except (OSError, KeyError, ValueError):
         return None
     return entry
 
@@ -208,7 +209,7 @@ def whole(folder: Path, report: Callable[[str], None], only: str = "") -> Iterat
     for candidate in _folders(folder):
         try:
             yield Checkpoint(candidate, _verified(candidate, only))
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
+        except (OSError, ValueError) as error:
             report(f"checkpoint {candidate.name} is damaged and skipped: {error}")
 
 
@@ -225,7 +226,7 @@ def groups(folder: Path) -> frozenset[str]:
 
 
 def position_at(folder: Path) -> Position:
-    """Return where a checkpoint stands. Raises OSError or msgspec.MsgspecError if it can't be read."""
+    """Return where a checkpoint stands. Raises OSError or ValueError if it can't be read."""
     return _manifest(folder).position
 
 
@@ -262,13 +263,13 @@ def _loss(folder: Path) -> float:
     """Return the training loss before a checkpoint; infinite if it isn't known."""
     try:
         loss = _manifest(folder).position.loss
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError):
         return math.inf
     return math.inf if loss is None else loss
 
 
 def _manifest(folder: Path) -> Manifest:
-    return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+    return load_json(folder / "manifest.json", Manifest)
 
 
 def _verified(folder: Path, only: str) -> Manifest:

@@ -161,3 +161,15 @@ async def test_a_reused_process_id_is_left_alone(tmp_path: Path) -> None:
     assert start_time(other.pid) is not None
     other.kill()
     await other.wait()
+
+
+async def test_a_damaged_pid_file_counts_as_absent_and_an_unreadable_one_is_named(tmp_path: Path) -> None:
+    new = service(tmp_path, SLEEP, [])
+    new.pid_file.parent.mkdir(parents=True)
+    for content in (b"", b"\0" * 30, b'{"pid": "\xff"}', b'{"x": ' + b"[" * 100_000):
+        new.pid_file.write_bytes(content)
+        await new.stop_leftover()
+    new.pid_file.unlink()
+    new.pid_file.mkdir()
+    with pytest.raises(PodiumError, match="json can't be read: Is a directory"):
+        await new.stop_leftover()

@@ -87,6 +87,8 @@ def test_a_task_type_that_the_engine_lacks_is_kept() -> None:
         ({"expected_repo_name": ".."}, "without slashes"),
         ({"expected_repo_name": ""}, "without slashes"),
         ({"dataset_type": "{"}, "not JSON"),
+        ({"dataset_type": '{"field_input": "\udcff"}'}, "not JSON"),
+        ({"dataset_type": "[" * 100_000}, "not JSON"),
         ({"dataset_type": "[]"}, "must be a JSON object"),
     ],
 )

@@ -54,6 +54,14 @@ def test_an_export_that_does_not_end_holds_nothing_up(exports: EarlyExports) -> 
     assert early_exports.END_S < training_run.STOP_S
 
 
+def test_a_damaged_outcome_of_an_export_is_none(exports: EarlyExports) -> None:
+    exports.run.path.mkdir(parents=True)
+    exports._outcome_file.write_bytes(b'{"status": "ready", "digest": "\xff"}')
+    exports._process = subprocess.Popen([sys.executable, "-c", ""])
+    exports._process.wait()
+    assert exports.take() is None
+
+
 async def test_the_event_loop_does_not_wait_for_it() -> None:
     asked_in: list[threading.Thread] = []
     offered: list[str] = []

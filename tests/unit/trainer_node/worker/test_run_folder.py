@@ -74,12 +74,22 @@ def test_the_outcome_is_the_workers_last_word(run: RunFolder) -> None:
     assert run.outcome() is None
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b'{"status": "ready"}', b'{"status": "sleeping"}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b'{"status": "ready"}', b'{"status": "sleeping"}', b'{"error": "\xff"}', b"\0" * 9]
+)
 def test_an_outcome_that_says_nothing_is_a_failure_that_may_pass(run: RunFolder, text: bytes) -> None:
     run.outcome_file.write_bytes(text)
     outcome = run.outcome()
     assert outcome is not None
     assert (outcome.status, outcome.code) == (OutcomeStatus.FAILED, ErrorCode.INTERNAL)
+
+
+def test_damaged_files_of_a_run_count_as_absent(run: RunFolder) -> None:
+    for path in (run.job_file, run.download_file):
+        path.write_bytes(b'{"task": "\xff", "model": "\xff"}')
+    assert run.begun(make_job(60)) is None
+    assert run.take_download() is None
+    assert not run.download_file.exists()
 
 
 def test_the_last_error_is_the_last_line(run: RunFolder) -> None:

@@ -24,3 +24,9 @@ def test_a_missed_release_is_recorded_whatever_was_cut_after_it(tmp_path: Path, 
         ("acquired", 7, 2),
         ("released", 7, 2),
     ]
+
+
+def test_a_record_that_can_not_be_read_holds_nothing_up(tmp_path: Path) -> None:
+    lock = SlotLock(tmp_path)
+    lock.log_path.mkdir()
+    lock.record_missed_release()

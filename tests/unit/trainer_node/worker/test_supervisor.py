@@ -208,6 +208,26 @@ async def test_a_holder_that_can_not_be_killed_is_an_error_at_a_start_and_logged
     await supervisor.stop("test")
 
 
+@pytest.mark.parametrize("content", [b'{"task": "\xff"}', b"\0" * 40, None], ids=["text", "zeros", "folder"])
+async def test_a_worker_is_adopted_by_its_lock_if_its_file_is_damaged(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    supervisor, run = await started(tmp_path, SLEEPER)
+    assert supervisor.worker is not None
+    file = tmp_path / "worker.json"
+    file.unlink()
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    assert supervisor.last_file() is None
+    if content is not None:
+        found = supervisor._find()
+        assert found is not None
+        assert (found.pid, found.task) == (supervisor.worker.file.pid, run.task)
+    await supervisor.stop("test")
+
+
 async def test_another_nodes_worker_that_can_not_be_killed_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
