@@ -54,6 +54,11 @@ class Chain:
         record = Claimed(**self._stamp(), task=self.task, slot=self.slot, attempt=attempt, step=step)
         await self.append(record)
 
+    def is_claimed(self, attempt: int, step: int) -> bool:
+        """Return whether the record last seen is the claim that this node would store now."""
+        last, wanted = self.last, (self.lease.node, self.lease.epoch, attempt, step)
+        return isinstance(last, Claimed) and (last.node, last.epoch, last.attempt, last.step) == wanted
+
     async def announce(self, digest: str) -> None:
         """Store which submission is about to be stored. Raises as `append` does."""
         await self.append(Submitting(**self._stamp(), task=self.task, slot=self.slot, digest=digest))

@@ -6,6 +6,7 @@ Real processes, real SIGKILL: the node kills itself where `trainer_node/fault_in
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ from trainer_node.fault_injection import VARIABLE, FaultPoint
 from trainer_node.job.actions import Done, Submit
 from trainer_node.job.reconciler import JobReconciler
 from trainer_node.lease import SlotLease
+from trainer_node.worker import slot_lock
+from trainer_node.worker.slot_lock import StuckError
 from trainer_node.worker.supervisor import Supervisor
 
 SOURCES = Path(__file__).parents[3] / "trainer_node"
@@ -161,3 +164,37 @@ async def test_an_export_damaged_before_the_store_is_made_again(world: World) ->
     (life.run.path / "export" / "adapter.txt").write_text("damaged")
     chain = await finished(world, settings, job)
     assert [record.attempt for record in chain if isinstance(record, Claimed)] == [1, 2]
+
+
+async def test_a_slot_that_stays_taken_costs_one_claim(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that the kernel can't end may hold the slot for days, and the log forgets nothing."""
+    monkeypatch.setattr(slot_lock, "STUCK_S", 0.1)
+    settings, job = await prepared(world)
+    life = await new_life(world.bus, settings, job)
+    held = life.context.supervisor.lock.take()
+    for _ in range(4):
+        with pytest.raises(StuckError):
+            await life.act()
+        await life.context.lease.turn()
+    assert [type(record) for record in await world.chain()] == [Claimed]
+    os.close(held)
+    await live_until(life, Done)
+    assert len([record for record in await world.chain() if isinstance(record, Claimed)]) == 1
+    assert (await world.result()).status is ResultStatus.SUBMITTED
+
+
+async def test_a_claim_of_an_earlier_node_is_followed_by_ones_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot_lock, "STUCK_S", 0.1)
+    settings, job = await prepared(world)
+    for _ in range(2):
+        life = await new_life(world.bus, settings, job)
+        held = life.context.supervisor.lock.take()
+        for _ in range(2):
+            with pytest.raises(StuckError):
+                await life.act()
+        os.close(held)
+        await life.context.lease.release()
+    chain = [record for record in await world.chain() if isinstance(record, Claimed)]
+    assert len({record.epoch for record in chain}) == len(chain) == 2
