@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
+from shared.aio import cancel_all
 from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.files import folder_digest
@@ -29,6 +30,7 @@ from trainer_node.worker.crash import Failure
 
 T = TypeVar("T")
 LONGEST_PAUSE_S: Final = 60.0  # between two tries of a store that doesn't work
+AGAIN_S: Final = 4.0  # before a store is cancelled again: its process is killed first, which may take 2
 
 
 class Export(Struct, frozen=True):
@@ -62,9 +64,7 @@ class Submissions:
         """
         if await asyncio.to_thread(disk.is_stored, self.folder, job.task):
             return True
-        if self.remote is None:
-            return False
-        return await self._unless_draining(self.remote.find(job)) is not None
+        return await self._find(job) is not None
 
     async def put(self, job: Job, export: Export | None) -> Stored:
         """Store the export unless the task has a submission; what it has now, read back.
@@ -114,12 +114,16 @@ class Submissions:
         path = disk.submission(self.folder, job.task)
         kept = f"; kept at {path.absolute()}" if await asyncio.to_thread(path.is_dir) else ""
         try:
-            found = await self.remote.find(job) if self.remote is not None else None
+            found = await self._find(job)
         except (StoreError, BusError):
-            if time.time() < job.deadline_at + self.settings.expire_after_s:
+            if self.draining.is_set() or time.time() < job.deadline_at + self.settings.expire_after_s:
                 return None
             return Failure(f"nobody knows whether the submission was stored: {error}{kept}")
         return Failure(f"the submission could not be stored: {error}{kept}") if found is None else None
+
+    async def _find(self, job: Job) -> Stored | None:
+        """Return what the store beyond this machine has, if there is such a store."""
+        return None if self.remote is None else await self._unless_draining(self.remote.find(job))
 
     async def _unless_draining(self, work: Coroutine[Any, Any, T]) -> T:
         """Return the store's answer. It may take long; if the node drains, the next process asks again."""
@@ -130,8 +134,7 @@ class Submissions:
                 raise StoreError("the node drains")
             return asked.result()
         finally:
-            asked.cancel()
-            drain.cancel()
+            await cancel_all([asked, drain], AGAIN_S)
             await asyncio.gather(asked, drain, return_exceptions=True)
 
     def _keep(self, job: Job, export: Export | None) -> str:
@@ -142,7 +145,7 @@ class Submissions:
         )
 
     async def _elsewhere(self, job: Job) -> Stored:
-        found = await self.remote.find(job) if self.remote is not None else None
+        found = await self._find(job)
         if found is None:
             raise StoreError(f"the submission of {job.task} was there and is gone")
         return found

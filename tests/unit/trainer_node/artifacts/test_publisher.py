@@ -1,0 +1,85 @@
+"""A drain does not wait for the store, whatever the store does with its cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from shared.messages.jobs import Job
+from shared.settings import Settings
+from trainer_node.artifacts import publisher
+from trainer_node.artifacts.interface import Stored, StoreError
+from trainer_node.artifacts.publisher import Submissions
+
+JOB = cast(Job, SimpleNamespace(task="t", deadline_at=0.0))
+
+
+class Stubborn:
+    """A store that loses its first cancellations, as `wait_for` of Python 3.11 may."""
+
+    def __init__(self, losses: int) -> None:
+        self.losses = losses
+        self.asked = asyncio.Event()
+        self.ended = False
+
+    async def find(self, job: Job) -> Stored | None:
+        """Take a minute for each cancellation that is lost, and one more."""
+        self.asked.set()
+        try:
+            for _ in range(self.losses):
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60.0)
+            await asyncio.sleep(60.0)
+        finally:
+            self.ended = True
+        return None
+
+
+def submissions(folder: Path, remote: Stubborn) -> Submissions:
+    made = Submissions.__new__(Submissions)
+    made.folder, made.remote, made.draining = folder, cast(Any, remote), asyncio.Event()
+    made.settings = Settings()
+    return made
+
+
+@pytest.mark.parametrize("losses", [0, 1, 3])
+async def test_a_store_that_loses_its_cancellation_does_not_hold_the_drain(
+    losses: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "AGAIN_S", 0.05)
+    store = Stubborn(losses)
+    made = submissions(tmp_path, store)
+    asking = asyncio.create_task(made.is_there(JOB))
+    await asyncio.wait_for(store.asked.wait(), 30)
+    made.draining.set()
+    began = time.monotonic()
+    _, late = await asyncio.wait([asking], timeout=10.0)
+    assert not late, "it waits for the store"
+    with pytest.raises(StoreError, match="the node drains"):
+        await asking
+    assert store.ended
+    assert time.monotonic() - began < 10.0
+
+
+@pytest.mark.parametrize("asks", ["put", "lost"])
+async def test_no_look_into_the_store_holds_the_drain(asks: str, tmp_path: Path) -> None:
+    """A drain after all deadlines decides nothing: the next process asks again."""
+    store = Stubborn(0)
+    made = submissions(tmp_path, store)
+    work = made.put(JOB, None) if asks == "put" else made.lost(JOB, StoreError("gone"))
+    asking = asyncio.create_task(cast(Any, work))
+    await asyncio.wait_for(store.asked.wait(), 30)
+    made.draining.set()
+    _, late = await asyncio.wait([asking], timeout=10.0)
+    assert not late, "it waits for the store"
+    if asks == "lost":
+        assert await asking is None
+    else:
+        with pytest.raises(StoreError, match="the node drains"):
+            await asking
