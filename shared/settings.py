@@ -201,6 +201,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     threads: Annotated[
         int, Meta(ge=0, description="CPU threads of the worker; 0 = this slot's share of the cores")
     ] = 0
+    own_memory_limit: Annotated[
+        bool,
+        Meta(
+            description="the memory limit of the node's unit or container is this slot's alone; else the "
+            "slots share it, as under `podium up`"
+        ),
+    ] = False
     profile: Annotated[
         str, Meta(description="recipe of every job; auto searches for the best run, see docs/search.md")
     ] = DEFAULT_PROFILE

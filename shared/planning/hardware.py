@@ -24,6 +24,7 @@ GPU_SHARE = 0.35  # of the peak: what packed training is expected to reach
 # One core's rate; two AVX-512 cores trained SmolLM2-135M at 94 GFLOP/s in fp32, 175 GFLOP/s in bf16.
 CORE_FLOPS = {"float32": 45e9, "bfloat16": 80e9}
 USABLE = 0.9  # share of memory a plan may fill; the rest is fragmentation and error of the estimate
+SLOT_SHARE = 0.5  # of a machine's memory, or of a limit that two slots share
 MEMORY_FILE = Path("/proc/meminfo")
 
 _NAME = re.compile(r"(\d{1,3})x([A-Za-z][A-Za-z0-9]{0,30})-(\d{1,5})GB", re.IGNORECASE)
@@ -57,14 +58,33 @@ def machine_memory() -> tuple[int, int]:
     A container's or unit's limit counts as the machine's.
     Raises OSError where the system doesn't report it.
     """
+    total, available = _unlimited()
+    for limited in memory_limits():
+        total = min(total, limited.limit)
+        available = min(available, max(0, limited.limit - limited.used))
+    return total, available
+
+
+def memory_share(*, own_limit: bool) -> float:
+    """Return a slot's share of `machine_memory`: half, unless the limit that holds here is the slot's own.
+
+    Then it is all of it, but no more than half of the machine. Raises OSError as `machine_memory`.
+    """
+    return min(1.0, SLOT_SHARE * _unlimited()[0] / machine_memory()[0]) if own_limit else SLOT_SHARE
+
+
+def cpu_memory(*, own_limit: bool) -> int:
+    """Return the memory of the machine that a slot on a CPU is half of, in bytes."""
+    return int(machine_memory()[0] * memory_share(own_limit=own_limit) / SLOT_SHARE)
+
+
+def _unlimited() -> tuple[int, int]:
+    """Return what the machine itself has, as `machine_memory`."""
     fields = dict(line.split(":", 1) for line in MEMORY_FILE.read_text().splitlines() if ":" in line)
     try:
         total, available = (int(fields[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
     except KeyError as error:
         raise OSError(f"{MEMORY_FILE} lacks {error}") from error
-    for limited in memory_limits():
-        total = min(total, limited.limit)
-        available = min(available, max(0, limited.limit - limited.used))
     return total, available
 
 
@@ -80,8 +100,7 @@ def device_count(hardware: Hardware) -> int:
 
 def usable_memory(hardware: Hardware) -> int:
     """Return the bytes that a run may use on one device; two slots share a CPU machine's memory."""
-    whole = hardware.memory_bytes // 2 if is_cpu(hardware) else hardware.memory_bytes
-    return int(USABLE * whole)
+    return int(USABLE * hardware.memory_bytes * (SLOT_SHARE if is_cpu(hardware) else 1.0))
 
 
 def flops_per_s(hardware: Hardware, dtype: str) -> float:

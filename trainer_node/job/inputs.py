@@ -15,6 +15,7 @@ from shared.messages.offers import FileFormat
 from shared.messages.runs import ErrorCode, WorkerJob
 from shared.planning.architectures import LARGEST_CONFIG, ModelFacts, facts_from_config
 from shared.planning.feasibility import check_offer
+from shared.planning.hardware import memory_share
 from shared.planning.transfers import UPLOAD_SHARE, Transfers
 from shared.settings import Settings
 from trainer_node.transfer_rates import Direction, measured
@@ -131,4 +132,5 @@ def worker_job(settings: Settings, job: Job, hardware: Hardware, threads: int) -
         checkpoint_interval_s=settings.checkpoint_interval_s,
         allow_private_urls=settings.allow_private_urls,
         threads=threads,
+        memory_share=memory_share(own_limit=settings.own_memory_limit),
     )

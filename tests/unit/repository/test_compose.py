@@ -206,3 +206,5 @@ def test_services_have_no_more_than_their_memory() -> None:
     found = services(CPU, PODIUM_TRAINER_MEMORY="400g")
     limits = {name: int(found[name]["mem_limit"]) >> 30 for name in ("nats", "gateway", *TRAINERS)}
     assert limits == {"nats": 4, "gateway": 4, "trainer-a": 400, "trainer-b": 400}
+    own = {environment_of(found[name])["PODIUM_OWN_MEMORY_LIMIT"] for name in TRAINERS}
+    assert own == {"true"}  # a container is one slot

@@ -109,3 +109,4 @@ def test_no_unit_can_take_the_machine(unit: Path) -> None:
     assert any(line.startswith("MemoryMax=") for line in lines)
     if unit == TRAINER_UNIT:
         assert {"OOMPolicy=continue", "KillMode=process", "StateDirectoryMode=0700"} < set(lines)
+        assert "Environment=PODIUM_OWN_MEMORY_LIMIT=true" in lines  # a unit is one slot

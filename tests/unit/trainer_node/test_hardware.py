@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from shared.errors import SettingsError
+from shared.planning import hardware as planning_hardware
+from shared.planning.control_group import MemoryLimit
 from shared.planning.hardware import machine_memory
 from shared.settings import Settings
 from trainer_node import hardware as module
@@ -192,6 +194,16 @@ async def test_without_gpus_it_is_a_share_of_the_cpu(monkeypatch: pytest.MonkeyP
     hardware = await detect(Settings(hardware="cpu"))
     assert (hardware.name, hardware.count, hardware.memory_bytes) == ("cpu", 4, machine_memory()[0])
     assert worker_threads(Settings(threads=3)) == 3
+
+
+async def test_a_limit_of_its_own_is_all_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = machine_memory()
+    limit = whole // 4
+    monkeypatch.setattr(planning_hardware, "memory_limits", lambda: [MemoryLimit(limit, 0)])
+    own, shared = [
+        await detect(Settings(hardware="cpu", own_memory_limit=is_own)) for is_own in (True, False)
+    ]
+    assert (own.memory_bytes, shared.memory_bytes) == (2 * limit, limit)  # a slot may use half
 
 
 async def test_hardware_can_be_said() -> None:

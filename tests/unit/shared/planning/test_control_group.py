@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.messages.hardware import Hardware
 from shared.planning import hardware
 from shared.planning.control_group import MemoryLimit, memory_limits
 
@@ -56,3 +57,25 @@ def test_a_limit_counts_as_the_machine_s_memory(monkeypatch: pytest.MonkeyPatch)
     assert hardware.machine_memory() == (total // 4, 1000)
     monkeypatch.setattr(hardware, "memory_limits", lambda: [MemoryLimit(2 * total, 0)])
     assert hardware.machine_memory()[0] == total
+
+
+@pytest.mark.parametrize(
+    ("limit", "own", "share"),
+    [
+        (None, False, 0.5),
+        (None, True, 0.5),  # no limit
+        (0.45, True, 1.0),  # the units': it was halved once more
+        (0.45, False, 0.5),  # two slots share it
+        (0.8, True, 0.5 / 0.8),  # two such slots have no more than the machine
+    ],
+)
+def test_a_limit_is_halved_only_if_slots_share_it(
+    limit: float | None, own: bool, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "memory_limits", lambda: [])
+    whole, _ = hardware.machine_memory()
+    most = whole if limit is None else int(limit * whole)
+    monkeypatch.setattr(hardware, "memory_limits", lambda: [] if limit is None else [MemoryLimit(most, 0)])
+    assert hardware.memory_share(own_limit=own) == pytest.approx(share)
+    cpu = Hardware(device="cpu", count=1, memory_bytes=hardware.cpu_memory(own_limit=own))
+    assert hardware.usable_memory(cpu) == pytest.approx(0.9 * share * most)

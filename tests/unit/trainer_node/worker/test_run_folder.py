@@ -12,6 +12,8 @@ from shared.messages.hardware import Hardware
 from shared.messages.jobs import Job
 from shared.messages.offers import Decision, Offer, TaskType
 from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus, decode_worker_job
+from shared.planning import hardware
+from shared.planning.control_group import MemoryLimit
 from shared.settings import Settings
 from trainer_node.job.inputs import worker_job
 from trainer_node.worker.run_folder import RUNS_KEPT, RunFolder
@@ -48,6 +50,15 @@ def test_time_is_kept_for_submitting_but_not_too_much(seconds: float, reserve: f
     made = worker_job(Settings(), make_job(seconds), CPU, threads=1)
     assert made.ready_by == pytest.approx(1000 + seconds - reserve)
     assert (made.start_at, made.model, made.threads) == (1000, "org/m", 1)
+
+
+@pytest.mark.parametrize(("own", "share"), [(True, 1.0), (False, 0.5)])
+def test_a_worker_may_use_all_of_its_slots_own_limit(
+    own: bool, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "memory_limits", lambda: [MemoryLimit(2**20, 0)])
+    made = worker_job(Settings(own_memory_limit=own), make_job(60), CPU, threads=1)
+    assert made.memory_share == share
 
 
 def test_the_job_is_written_for_the_worker(run: RunFolder) -> None:
