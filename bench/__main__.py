@@ -52,6 +52,7 @@ BENCHES: dict[str, Bench] = {
     "two_or_four": Bench(
         "slots.two_or_four", 20, "the same jobs on two halves of a box and on four quarters"
     ),
+    "step_costs": Bench("regret.step_costs", 3, "what a step and a score cost on this machine"),
     "arena_data": Bench("arena.data_table", 1, "data sets of the accuracy arena: sizes and licences"),
     "arena_models": Bench("arena.models", 25, "pre-train the arena's base models on the CPU"),
     "tournament": Bench("tournament.play", 15, "contest containers leave valid submissions, also killed"),

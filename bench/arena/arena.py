@@ -3,15 +3,16 @@
 python -m bench arena --suite cpu|kinds [--page FOLDER]
 python -m bench arena [--sources NAME ...] [--models NAME ...] [--rows N] [--budgets E ...] [--seeds N] \
     [--first-seed N] [--damage WAY ...] [--kind KIND ...] [--kl-coef C ...] [--profiles NAME ...] \
-    [--workers N] [--results FILE]
+    [--prices cpu] [--workers N] [--results FILE]
 
 A task is a data set, a base model, a number of training rows, a budget, a seed, damage to the model, and its
-kind (bench/arena/kinds/kind.py). The budget is the time of E epochs on the token clock, with all the training
-that a profile does in it, so that a result repeats exactly on a noisy machine; scoring takes none, nor does
-the padding of small batches, nor what the base model is asked. Each run is the real engine in a process of
-its own; with --gpu all of them share the first GPU, and a result repeats but for that GPU's rounding. Results
-are appended to a file (by default in the arena's cache), and what is there is not run again. The last line is
-one JSON object.
+kind (bench/arena/kinds/kind.py). The budget is the time of E epochs, with all that a profile trains in it, on
+a clock that the machine's own speed doesn't move: so a result repeats exactly on a noisy machine. That is the
+token clock, on which scoring takes no time, nor does the padding of small batches, nor what the base model is
+asked. With --prices each step and each score takes what it was measured to take (bench/arena/prices/). Each
+run is the real engine in a process of its own; with --gpu all of them share the first GPU, and a result
+repeats but for that GPU's rounding. Results are appended to a file (by default in the arena's cache), and
+what is there is not run again. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from bench.arena.damage import WAYS
 from bench.arena.kinds.kind import FORMS, KINDS, Form
 from bench.arena.models import MODELS
 from bench.arena.packages import cache_folder
 from bench.arena.page import write_page
+from bench.arena.prices.prices import PRICES
 from bench.arena.sources import SOURCES
 from bench.arena.standings import Entry, by_task, print_table, summary
 from bench.arena.suite import SUITES
@@ -96,6 +99,7 @@ def write_job(task: Task, profile: str, cache: Path, folder: Path, hardware: Har
         (folder / f"{name}.json").write_bytes(msgspec.json.encode(rows))
     form = FORMS[task.kind]
     tokens = tokens_of(folder / "train.json", model, form)
+    epoch = PRICES[task.prices].of_epoch(tokens, len(train)) if task.prices else tokens
     job = WorkerJob(
         task_id="arena",
         task="arena",
@@ -107,11 +111,11 @@ def write_job(task: Task, profile: str, cache: Path, folder: Path, hardware: Har
         file_format=FileFormat.JSON,
         dataset_type=form.columns,
         start_at=0.0,
-        ready_by=task.epochs * tokens / CLOCK_RATE,
+        ready_by=task.epochs * epoch / CLOCK_RATE,
         hardware=hardware,
         processes=4 if profile == AUTO_ON_FOUR else 0,
         threads=1,
-        clock="token",
+        clock="wall" if task.prices else "token",
         token_clock_rate=CLOCK_RATE,
         profile=profile,
         seed=task.seed,
@@ -120,6 +124,8 @@ def write_job(task: Task, profile: str, cache: Path, folder: Path, hardware: Har
     )
     path = folder / "job.json"
     path.write_bytes(encode(job))
+    if task.prices:
+        (folder / "prices").write_text(task.prices)
     return path
 
 
@@ -220,6 +226,7 @@ def main() -> None:
     parser.add_argument("--damage", nargs="+", choices=WAYS, default=[None], help="of the base models")
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=["instruct"], help="of the tasks")
     parser.add_argument("--kl-coef", type=float, nargs="+", default=[0.3], help="of tasks of the kind kl")
+    parser.add_argument("--prices", choices=PRICES, default="", help="count scores and each step's own cost")
     parser.add_argument("--profiles", nargs="+", default=list(PROFILES), help="the first one is judged")
     parser.add_argument("--boss", default=BOSS, help="whom the winner of a tournament has to beat")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -235,6 +242,8 @@ def main() -> None:
             print(pack_rows(source, cache_folder(), options.pack))
         return
     tasks = SUITES[options.suite]() if options.suite else tasks_of(options)
+    if options.prices:
+        tasks = [replace(task, prices=options.prices) for task in tasks]
     champion, *rivals = options.profiles
     if options.known_only:
         known = read_entries(results)

@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from msgspec.structs import replace
 
-from bench.arena.arena import AUTO_ON_FOUR
+from bench.arena.arena import AUTO_ON_FOUR, CLOCK_RATE
 from bench.arena.kinds.losses import losses_of, with_base
+from bench.arena.prices.priced_clock import PricedClock, install
+from bench.arena.prices.prices import PRICES
 from bench.gpu import older_torch
 from shared.messages.offers import FileFormat, TaskType
 from shared.messages.runs import WorkerJob, decode_worker_job
@@ -107,6 +109,9 @@ def main() -> int:
     profile = decode_worker_job(job_path.read_bytes()).profile
     if profile in PROBE_SHARES:
         probes.PROBE_SHARE, probes.PROBE_TRIALS, probes.PROBE_STEPS = PROBE_SHARES[profile], 1, 1
+    prices = job_path.parent / "prices"
+    if prices.exists():
+        install(PricedClock(PRICES[prices.read_text()], CLOCK_RATE))
     status = train(job_path)
     if status == 0 and launch.rank_of(os.environ) is None:
         (job_path.parent / "test_losses.json").write_text(json.dumps(test_losses(job_path)))

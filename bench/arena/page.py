@@ -140,8 +140,8 @@ th {{ text-align: left; font-weight: normal; }}
 img {{ max-width: 100%; }}
 </style></head><body>
 <h1>Accuracy arena</h1>
-<p>Profiles train the same tasks at equal tokens.
-Scoring and the padding of small batches cost none.
+<p>Profiles train the same tasks in the same time.
+It is counted in trained tokens, or by the prices that a task names.
 Rows that nobody trained or chose on judge them, by upstream's rules.</p>
 <table>{figures}</table>
 {plots}

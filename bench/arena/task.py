@@ -34,12 +34,14 @@ class Task(Struct, frozen=True, order=True):
     damage: Way | None = None  # of the base model
     kind: Kind = "instruct"
     kl_coefficient: float = 0.0  # of the kind kl
+    prices: str = ""  # of steps and scores; without, only trained tokens take time
 
     def __str__(self) -> str:
         model = f"{self.model} ({self.damage})" if self.damage else self.model
         kind = f"{self.kind} {self.kl_coefficient:g}" if self.kind == "kl" else self.kind
         rows = self.source if self.kind == "instruct" else f"{self.source} ({kind})"
-        return f"{rows} on {model}, {self.rows} rows, {self.epochs:g} epochs, seed {self.seed}"
+        prices = f", {self.prices} prices" if self.prices else ""
+        return f"{rows} on {model}, {self.rows} rows, {self.epochs:g} epochs, seed {self.seed}{prices}"
 
 
 def model_folder(task: Task, cache: Path) -> Path:
