@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import fmean
 
 from shared.messages.offers import TaskType
 from shared.planning.plan import Plan
@@ -33,7 +34,11 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
     else:
         speeds = arm_speeds(known, least_batch)
     passes_s = PASSES * scored_s(record) if are_factors_scored(run) else 0.0
-    other = [one.other_s for one in known.done if one.tokens] or [_other_s(record.costs, first) + passes_s]
+    setup_s = _other_s(record.costs, first)
+    refits, trials = (
+        [one.other_s for one in known.done if one.tokens and one.trial.refit is refit]
+        for refit in (True, False)
+    )
     lora = lora_arms(run, known)
     labels = data.train.label_tokens
     return Budget(
@@ -43,7 +48,8 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         others={arm: speed for arm, speed in speeds.items() if arm != own},
         epoch_tokens=record.train_tokens,
         examples=record.train_examples,
-        trial_s=0.0 if run.simulated else sum(other) / len(other),
+        trial_s=0.0 if run.simulated else fmean(trials or [setup_s + passes_s]),
+        refit_s=0.0 if run.simulated else fmean(refits or [setup_s]),
         all_s=known.all_s,
         score_s=0.0 if run.simulated else record.costs.score_s,
         all_rows=all_rows(record, data),

@@ -1,6 +1,7 @@
 """What trials cost, and whether there is time for them."""
 
 import pytest
+from msgspec.structs import replace
 
 from tests.engine.search.strategy.surfaces import plenty
 from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY, Budget
@@ -29,6 +30,15 @@ def test_a_pass_over_the_development_rows_costs_their_tokens() -> None:
     epoch_s = 10_000 / budget.tokens_per_s
     assert budget.cost_s(last_pass_of(run)) == pytest.approx(2.0 + 0.25 * epoch_s)
     assert budget.cost_s(last_pass_of(small)) == pytest.approx(2.0 + 0.25 * 0.97 * 2 * epoch_s)
+
+
+def test_a_run_on_all_rows_is_not_scored_with_factors() -> None:
+    budget = plenty(all_rows=1.25, trial_s=7.0, refit_s=2.0)
+    trial = Trial(arm="dense")
+    assert budget.cost_s(replace(trial, refit=True)) == pytest.approx(
+        2.0 + 1.25 * (budget.cost_s(trial) - 7.0)
+    )
+    assert plenty(trial_s=7.0).other_s(refit=True) == 7.0
 
 
 def test_a_run_and_one_on_all_rows_fit_or_not() -> None:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
 from trainer_node.engine.search.strategy.best_trial import best_of
-from trainer_node.engine.search.strategy.full_length import MOST_TRIES
+from trainer_node.engine.search.strategy.full_length import MOST_TRIES, last_pass
 from trainer_node.engine.search.strategy.neighbours import RATE_STEP, is_like
 from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.trial import Trial, TrialResult
@@ -125,3 +125,15 @@ def test_no_run_is_longer_than_one_like_it_that_has_turned() -> None:
     alike = [trial for trial in tried if is_like(trial, best.trial)]
     assert alike
     assert max(trial.epochs for trial in alike) < 4.0  # without the other one's turn 8 and 6 come
+
+
+@pytest.mark.parametrize(("share", "kept"), [(1.1, 1.0), (0.6, 0.6), (0.2, None)])
+def test_a_last_pass_has_as_many_rows_as_there_is_time_for(share: float, kept: float | None) -> None:
+    """The run before it may have been slower than it was thought to be."""
+    main = TrialResult(
+        trial=Trial(arm="dense", epochs=1.5, main=True), loss=2.0, tokens=15_000, train_s=20.0, factor=1.0
+    )
+    rows_s = 0.2 * 10_000 / 1000.0
+    budget = plenty(all_rows=1.2, trial_s=7.0, refit_s=3.0, left_s=3.0 + share * rows_s)
+    last = last_pass(main, main, budget)
+    assert (last.epochs if last else None) == (kept and pytest.approx(kept))

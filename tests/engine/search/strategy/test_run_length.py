@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
 from trainer_node.engine.search.strategy.budget import TRIAL_SAFETY, Budget
 from trainer_node.engine.search.strategy.first_trial import first_trial
-from trainer_node.engine.search.strategy.run_length import whole_run
+from trainer_node.engine.search.strategy.run_length import main_run, whole_run
 from trainer_node.engine.search.trial import Trial, last_pass_of
 
 
@@ -89,3 +89,9 @@ def test_a_pass_that_would_take_most_of_the_time_is_not_planned() -> None:
     done, _ = searched(bowl(3.0, 2.0, 32), 20.0, epoch_tokens=100_000, examples=500, all_rows=2.0)
     assert done[0].trial.main
     assert done[0].trial.leaves_s == 0.0
+
+
+def test_the_time_of_a_last_pass_is_not_taken_by_the_scores_before_it() -> None:
+    budget = plenty(left_s=100.0, all_s=100.0, all_rows=1.1, trial_s=9.0, refit_s=4.0, epoch_tokens=50_000)
+    found = main_run(START[0], budget)
+    assert found.leaves_s == pytest.approx(TRIAL_SAFETY * (4.0 + 0.1 * 50.0 + 9.0 - 4.0))

@@ -40,6 +40,9 @@ class Budget(Struct, frozen=True, kw_only=True):
     epoch_tokens: int
     examples: int
     trial_s: float  # what a trial costs besides its steps: resetting, scoring
+    refit_s: float | None = (
+        None  # the same of a run on all rows, which no factors are tried on; None: as much
+    )
     all_s: float  # `left_s` before the first trial
     score_s: float = 0.0  # of scoring the development rows once
     step_s: float = 0.0  # of a step of the job's own plan besides its tokens
@@ -62,7 +65,11 @@ class Budget(Struct, frozen=True, kw_only=True):
         """Return the seconds that a trial takes."""
         rows = self.all_rows - 1.0 if trial.last_pass else self.all_rows if trial.refit else 1.0
         tokens = self.waste(trial) * trial.epochs * rows * self.epoch_tokens
-        return self.trial_s + tokens / self.speed(trial).tokens_per_s
+        return self.other_s(refit=trial.refit) + tokens / self.speed(trial).tokens_per_s
+
+    def other_s(self, *, refit: bool) -> float:
+        """Return the seconds that a trial, or a run on all rows, takes besides its steps."""
+        return self.refit_s if refit and self.refit_s is not None else self.trial_s
 
     def waste(self, trial: Trial) -> float:
         """Return how many times as long as its rows' tokens alone a trial's steps take.

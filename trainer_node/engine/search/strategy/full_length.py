@@ -28,6 +28,7 @@ WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of i
 # if that rate is more than FAR_RATE times off: then the factor is imprecise.
 TOLD_REFITS, FAR_RATE = 2, 2.5
 MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of long runs, if a short one has a loss, and of the time
+LEAST_LAST_PASS = 0.25  # of the development rows: time is kept for all of them, by a speed that was a guess
 
 
 def next_neighbour(
@@ -112,8 +113,13 @@ def long_again(failed: Sequence[TrialResult], best: TrialResult | None, budget: 
 
 
 def last_pass(best: TrialResult, newest: TrialResult, budget: Budget) -> Trial | None:
-    """Return a pass over the development rows from the weights of the main run, if it is the best one."""
+    """Return a pass over the development rows from the weights of the main run, if it is the best one.
+
+    If there is no time for all of them, it is one over a part of them.
+    """
     if newest is not best or not best.trial.main or best.trial.epochs < 1.0 or budget.all_rows <= 1.0:
         return None
     last = last_pass_of(at_best_rate(best, ()))
-    return last if budget.cost_s(last) <= budget.left_s else None
+    other_s = budget.other_s(refit=True)
+    share = min(1.0, (budget.left_s - other_s) / max(1e-9, budget.cost_s(last) - other_s))
+    return replace(last, epochs=share) if share >= LEAST_LAST_PASS else None

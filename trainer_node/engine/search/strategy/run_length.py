@@ -43,7 +43,7 @@ def main_run(trial: Trial, budget: Budget) -> Trial:
 
     Without time for all training rows there is no such pass: those that are left are new rows as well.
     """
-    leaves_s = TRIAL_SAFETY * budget.cost_s(last_pass_of(trial)) if budget.all_rows > 1.0 else 0.0
+    leaves_s = _last_pass_s(trial, budget) if budget.all_rows > 1.0 else 0.0
     epochs = epochs_in(trial, budget, budget.left_s - leaves_s)
     if leaves_s > LAST_PASS_SHARE * budget.left_s or epochs < 1.0:
         # `left_s` excludes the closing already, and this run has no setup: the time of one is free.
@@ -52,9 +52,15 @@ def main_run(trial: Trial, budget: Budget) -> Trial:
     return replace(trial, epochs=epochs, main=True, leaves_s=leaves_s)
 
 
+def _last_pass_s(trial: Trial, budget: Budget) -> float:
+    """Return the time of a last pass, and of the scores between it and the run's own end."""
+    scores_s = budget.trial_s - budget.other_s(refit=True)
+    return TRIAL_SAFETY * (budget.cost_s(last_pass_of(trial)) + scores_s)
+
+
 def _epochs_before(trial: Trial, runs: int, budget: Budget) -> float:
     """Return the epochs of a trial that as many runs like it on all rows leave time for."""
-    seconds = budget.left_s / TRIAL_SAFETY - (1 + runs) * budget.trial_s
+    seconds = budget.left_s / TRIAL_SAFETY - budget.trial_s - runs * budget.other_s(refit=True)
     tokens = seconds * budget.speed(trial).tokens_per_s / budget.waste(trial)
     return tokens / (budget.epoch_tokens * (1.0 + runs * budget.all_rows))
 
