@@ -109,9 +109,12 @@ class Budget(Struct, frozen=True, kw_only=True):
         """Return how many of `count` runs like a trial on all rows are of use: for its rows, and averages."""
         return min(count, int(self.many_held_out)) if trial.arm in self.single else count
 
-    def runs_left(self, trial: Trial, count: int) -> int:
-        """Return how many of `count` runs like a trial there is time for, of those that are of use."""
-        turns = max(0, int(self.left_s / (TRIAL_SAFETY * self.cost_s(trial))))
+    def runs_left(self, trial: Trial, count: int, least: float = 1.0) -> int:
+        """Return how many of `count` runs like a trial there is time for, of those that are of use.
+
+        The last one may be shorter, `least` times as long.
+        """
+        turns = max(0, int(self.left_s / (TRIAL_SAFETY * self.cost_s(trial)) + 1.0 - least))
         return min(self.refits(trial, count), turns * self.width)
 
     def refits_s(self, trial: Trial, count: int) -> float:

@@ -28,6 +28,9 @@ LEAST_JOINED_RATE = 1.3  # times the rate that is best for one run; at more, a r
 # higher and .002 lower, at three times .036 and .089 higher (docs/experiments.md).
 MOST_APART = 2.0
 LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
+# Of its epochs, for one more run of LoRA: speeds are known to some percent, and a run that was planned and
+# misses the time by that would leave a third of the job's time unused (docs/experiments.md).
+LEAST_MORE = 0.75
 
 
 def first_refit(best: TrialResult, done: Sequence[TrialResult], budget: Budget) -> Trial | None:
@@ -42,7 +45,7 @@ def first_refit(best: TrialResult, done: Sequence[TrialResult], budget: Budget) 
     if trial.arm not in budget.lora - budget.single or not (budget.many_held_out or has_seen_all):
         joins = is_near and not budget.many_held_out and trial.arm not in budget.single
         return refit_of(replace(trial, with_best=joins), 0, budget)
-    runs = min(budget.runs_left(replace(trial, refit=True), MOST_REFITS), len(LORA_RATES) - 1)
+    runs = min(budget.runs_left(replace(trial, refit=True), MOST_REFITS, LEAST_MORE), len(LORA_RATES) - 1)
     joins = (budget.tiny or has_seen_all) and is_near
     times, most = LORA_RATES[runs], MOST_ABOVE_RUN
     if joins and has_seen_all:
@@ -74,7 +77,7 @@ def refit_of(best: Trial, count: int, budget: Budget) -> Trial | None:
     """Return the best trial once more, on all rows and in another order.
 
     The first one is shortened if the trials before it took longer than they should, and the second one if
-    the first alone is of no use.
+    the first alone is of no use. One of LoRA may always be a little shorter than those that it joins.
     """
     refit = replace(best, refit=True, seed=best.seed + count)
     if count >= budget.refits(refit, MOST_REFITS):
@@ -83,4 +86,5 @@ def refit_of(best: Trial, count: int, budget: Budget) -> Trial | None:
         return refit
     epochs = epochs_in(refit, budget, budget.left_s / TRIAL_SAFETY) / budget.all_rows
     needed = count < (2 if best.averaged and not best.with_best else 1)
-    return replace(refit, epochs=epochs) if needed and epochs >= LEAST_REFIT * refit.epochs else None
+    least = LEAST_REFIT if needed else LEAST_MORE if best.arm in budget.lora - budget.single else 1.0
+    return replace(refit, epochs=epochs) if epochs >= least * refit.epochs else None
