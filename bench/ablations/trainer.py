@@ -19,6 +19,7 @@ import torch
 from msgspec import Struct
 from msgspec.structs import replace
 
+from bench.ablations.regularisers import noisy_loss, pull_towards, with_dropout
 from bench.ablations.variants import BASE, Training, Variant
 from bench.arena.contestant import test_rows
 from bench.gpu import older_torch
@@ -86,6 +87,7 @@ def token_loss(mean_labels: float) -> Loss:
 def trained(runner: VariantRunner, training: Training, order: int) -> Weights | None:
     """Train one run from the base model's weights; None if it ends with weights that are no numbers."""
     plans, base = runner.known.plans, runner.known.plans[training.arm]
+    arm, base = with_dropout(training, base)
     plan = replace(
         base,
         betas=training.betas,
@@ -96,14 +98,14 @@ def trained(runner: VariantRunner, training: Training, order: int) -> Weights | 
         curve=replace(base.curve, rows=0),
     )
     trial = Trial(
-        arm=training.arm,
+        arm=arm,
         rate=training.rate,
         epochs=training.epochs,
         batch=training.batch,
         seed=order,
         refit=not training.held_out,
     )
-    runner.known = replace(runner.known, plans={**plans, training.arm: plan})
+    runner.known = replace(runner.known, plans={**plans, arm: plan})
     try:
         weights = _run(runner, trial, training)
         if weights is not None and training.last_pass:
@@ -129,6 +131,13 @@ def _run(runner: VariantRunner, trial: Trial, training: Training) -> Weights | N
     if training.per_token:
         rows = runner.data.train
         state.objective = token_loss(rows.label_tokens / len(rows))
+    if training.noise:
+        state.objective = noisy_loss(state.objective, training.noise)
+    if training.per_token or training.noise:
+        state.recorded = None  # on a GPU: the pass was recorded with the loss before
+    if training.pull:
+        assert runner.start is not None, "a small model's start is kept"
+        pull_towards(runner.start, state, training.pull)
     if training.decay == "stable":
         state.schedule.shape = StableShape(state.schedule.shape.warmup)
     loop.train(state, run.reporter, run.stop)

@@ -22,6 +22,9 @@ class Training(Struct, frozen=True, order=True):
     clip: float = 1.0
     held_out: bool = False  # the development rows are left out
     last_pass: float = 0.0  # then one pass over the development rows, at this share of the rate
+    dropout: float = 0.0  # before LoRA's factors
+    pull: float = 0.0  # times the rate: the share of the whole change so far that each step takes back
+    noise: float = 0.0  # NEFTune's alpha: noise on the embeddings of what is trained on
 
 
 class Variant(Struct, frozen=True, order=True):
@@ -35,10 +38,27 @@ class Variant(Struct, frozen=True, order=True):
 
 
 BASE = Variant("as auto begins")
+LORA = Variant("LoRA r32", Training(arm="LoRA r32"))
 
 
 def _with(name: str, **changes: Any) -> Variant:
     return Variant(name, Training(**changes))
+
+
+def _six_epochs(arm: str, name: str, **changes: Any) -> Variant:
+    """Return a variant where the rows repeat so often that a run learns them by heart."""
+    return _with(f"{name}, six epochs", arm=arm, epochs=6.0, **changes)
+
+
+def _regularisers(arm: str, name: str) -> tuple[Variant, ...]:
+    """Return what could keep six epochs of an arm from learning rows by heart; first none of it."""
+    return (
+        _six_epochs(arm, name),
+        _six_epochs(arm, f"{name}, half the rate", rate=0.5),
+        _six_epochs(arm, f"{name}, decay 1 towards the base model", pull=1.0),
+        _six_epochs(arm, f"{name}, decay 10 towards the base model", pull=10.0),
+        _six_epochs(arm, f"{name}, noise on embeddings", noise=5.0),
+    )
 
 
 # Group -> what the others are compared with, then the others.
@@ -53,7 +73,7 @@ GROUPS: dict[str, tuple[Variant, ...]] = {
     "method": (
         BASE,
         _with("matrices of the layers alone", arm="dense"),
-        _with("LoRA r32", arm="LoRA r32"),
+        LORA,
         _with("LoRA r8", arm="LoRA r8"),
     ),
     "batch": (
@@ -94,6 +114,13 @@ GROUPS: dict[str, tuple[Variant, ...]] = {
         Variant("temperature .95", temperature=0.95),
         Variant("temperature 1.05", temperature=1.05),
         Variant("temperature 1.1", temperature=1.1),
+    ),
+    "regularisers": (*_regularisers("everything", "everything"), BASE),
+    "LoRA's regularisers": (
+        *_regularisers("LoRA r32", "LoRA r32"),
+        _six_epochs("LoRA r32", "LoRA r32, dropout .05", dropout=0.05),
+        _six_epochs("LoRA r32", "LoRA r32, dropout .1", dropout=0.1),
+        LORA,
     ),
 }
 

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from bench.ablations.trainer import Trainer
+from bench.ablations.regularisers import noisy_loss
+from bench.ablations.trainer import Trainer, Weights, trained
 from bench.ablations.variants import BASE, Training, Variant
 from bench.regret import grid
 from shared.planning.profiles import PROFILES
+from trainer_node.engine.data.packing import Batch, collate
+from trainer_node.engine.evaluate import metric
+from trainer_node.engine.objectives import sft
 
 # PEFT asks transformers a question under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -70,3 +75,75 @@ def test_the_hotter_the_more_alike_are_all_tokens(trainer: Trainer) -> None:
 
 def test_a_variant_that_diverges_has_no_losses(trainer: Trainer) -> None:
     assert trainer.losses_of(Variant("wild", Training(arm="dense", rate=1e30, batch=16, epochs=0.5))) == []
+
+
+REGULARISERS = [
+    Training(epochs=0.5, pull=10.0),
+    Training(epochs=0.5, noise=5.0),
+    Training(arm="LoRA r8", epochs=0.5, pull=10.0),
+    Training(arm="LoRA r8", epochs=0.5, noise=5.0),
+    Training(arm="LoRA r8", epochs=0.5, dropout=0.1),
+]
+
+
+@pytest.mark.parametrize("training", REGULARISERS, ids=lambda one: f"{one.arm}-{one.pull:g}-{one.noise:g}")
+def test_a_regulariser_changes_what_is_trained_and_not_how_it_is_scored(
+    trainer: Trainer, training: Training
+) -> None:
+    without = Training(arm=training.arm, epochs=training.epochs)
+    plain = trained(trainer.runner, without, 0)
+    mine = trained(trainer.runner, training, 0)
+    assert plain is not None
+    assert mine is not None
+    assert any(not torch.equal(plain[name], value) for name, value in mine.items())
+    again = trained(trainer.runner, training, 0)
+    assert again is not None
+    assert all(torch.equal(again[name], value) for name, value in mine.items())
+    # The model that was trained scores as a plain one with its weights: nothing of it is left.
+    adapted = trainer.runner.adapted
+    assert adapted is not None
+    there = metric.score(adapted.deltas.model, trainer.test).per_example
+    assert there.tolist() == metric.score(adapted.deltas.model, trainer.test).per_example.tolist()
+    assert there == pytest.approx(trainer._score(training.arm, mine), rel=0.02)  # one in bf16, one in fp32
+    # And the next run is what it was.
+    last = trained(trainer.runner, without, 0)
+    assert last is not None
+    assert all(torch.equal(plain[name], value) for name, value in last.items())
+
+
+@pytest.mark.parametrize("arm", ["everything", "LoRA r8"])
+def test_a_strong_pull_leaves_the_base_model(trainer: Trainer, arm: str) -> None:
+    moved = trained(trainer.runner, Training(arm=arm), 0)
+    held = trained(trainer.runner, Training(arm=arm, pull=300.0), 0)
+    start = trainer.runner.start
+    assert moved is not None
+    assert held is not None
+    assert start is not None
+
+    def distance(weights: Weights) -> float:
+        return sum(float((weights[name] - value).square().sum()) for name, value in start.items()) ** 0.5
+
+    assert 0 < distance(held) < 0.8 * distance(moved)
+
+
+def test_noise_is_as_large_as_its_document_is_short(trainer: Trainer) -> None:
+    model = trainer.runner.with_arm("everything").deltas.model
+    embeddings: torch.nn.Module = model.base.get_input_embeddings()
+    seen = list[torch.Tensor]()
+    batch = collate(trainer.test, [0, 1, 2], 256)
+
+    def loss(network: torch.nn.Module, packed: Batch) -> torch.Tensor:
+        hook = embeddings.register_forward_hook(lambda *given: seen.append(given[2][0].detach()))
+        try:
+            return sft.loss(network, packed)
+        finally:
+            hook.remove()
+
+    noisy_loss(loss, 5.0)(model, batch)
+    noise_TH = (seen[0].float() - embeddings(batch.ids_T).detach().float()).abs()
+    start = 0
+    for length in batch.document_lengths:
+        most = 5.0 / (length * noise_TH.shape[1]) ** 0.5
+        assert float(noise_TH[start : start + length].max()) == pytest.approx(most, rel=0.05)
+        start += length
+    assert not embeddings._forward_hooks

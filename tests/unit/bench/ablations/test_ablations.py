@@ -1,11 +1,11 @@
-"""The table of ablations, from losses that are known."""
+"""Groups, tasks and the results file of the ablations."""
 
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from bench.ablations.ablations import Line, gap, read_lines, summary, table
+from bench.ablations.ablations import TASKS, Line, read_lines, with_seeds
 from bench.ablations.trainer import STABLE_TAIL, StableShape, VariantResult
 from bench.ablations.variants import BASE, GROUPS, Training, Variant, variants_of
 from bench.arena.task import Task
@@ -33,41 +33,10 @@ def test_a_variant_of_several_groups_is_trained_once() -> None:
     assert set(variants_of(["batch"])) == set(GROUPS["batch"])
 
 
-def test_a_gap_is_paired_by_rows_and_its_sign_says_which_is_better() -> None:
-    known = {
-        CLEAN: {BASE: result(BASE, 2.0, 3.0), OTHER: result(OTHER, 1.9, 2.9)},
-        DAMAGED: {BASE: result(BASE, 5.0, 5.0), OTHER: result(OTHER, 5.2, 5.2)},
-    }
-    found = gap("batch", OTHER, BASE, known)
-    assert found.nat == pytest.approx(0.05)
-    assert (found.better, found.tasks, found.diverged) == (1, 2, 0)
-    assert found.low == pytest.approx(-0.1)
-    assert found.high == pytest.approx(0.2)
-
-
-def test_a_run_that_diverged_is_counted_and_in_no_mean() -> None:
-    known = {
-        CLEAN: {BASE: result(BASE, 2.0), OTHER: result(OTHER)},
-        DAMAGED: {BASE: result(BASE, 3.0), OTHER: result(OTHER, 2.5)},
-    }
-    found = gap("batch", OTHER, BASE, known)
-    assert (found.nat, found.tasks, found.diverged) == (-0.5, 1, 1)
-    assert "1 diverged" in str(found)
-    assert summary([found], 2)["diverged"] == 1
-
-
-def test_a_variant_that_was_not_run_says_so() -> None:
-    assert "not run" in str(gap("batch", OTHER, BASE, {CLEAN: {BASE: result(BASE, 2.0)}}))
-
-
-def test_methods_are_judged_on_clean_and_damaged_models_apart() -> None:
-    base, lora = GROUPS["method"][:2]
-    known = {
-        CLEAN: {base: result(base, 2.0), lora: result(lora, 2.1)},
-        DAMAGED: {base: result(base, 2.0), lora: result(lora, 1.8)},
-    }
-    gaps = {one.group: one.nat for one in table(["method"], known) if one.variant == lora.name}
-    assert gaps == pytest.approx({"method": -0.05, "method, clean": 0.1, "method, damaged": -0.2})
+def test_a_task_s_seeds_have_other_rows_and_the_first_ones_stay() -> None:
+    assert with_seeds([CLEAN, DAMAGED], 1) == [CLEAN, DAMAGED]
+    assert [task.seed for task in with_seeds([CLEAN, DAMAGED], 2)] == [0, 0, 1, 1]
+    assert len(set(with_seeds(TASKS, 3))) == 3 * len(TASKS)
 
 
 def test_results_are_read_again(tmp_path: Path) -> None:
