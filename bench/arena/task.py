@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,6 +82,12 @@ def parts_of(source: str, cache: Path) -> Split:
     packed = packed_path(source, cache)
     if packed.exists():
         return msgspec.json.decode(packed.read_bytes(), type=Split)
+    return _split_of(source, cache)
+
+
+@functools.cache
+def _split_of(source: str, cache: Path) -> Split:
+    """Read and split a data set once: that takes seconds, and many tasks want the same one."""
     return split(load(source, cache), most_test=MOST_TEST)
 
 

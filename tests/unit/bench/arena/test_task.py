@@ -64,3 +64,17 @@ def test_no_test_pair_has_a_completion_of_a_training_row(
     )
     assert scored
     assert not known & scored
+
+
+def test_a_data_set_is_read_once_for_all_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def load(source: str, cache: Path) -> list[Row]:
+        read.append(source)
+        return ROWS
+
+    monkeypatch.setattr(tasks, "load", load)
+    first, second = (rows_of(Task("wordnet", "llama", 50, 2.0, seed), tmp_path) for seed in (0, 1))
+    assert first[0] != second[0]
+    assert first[1] == second[1]
+    assert read == ["wordnet"]
