@@ -18,7 +18,7 @@ from shared.planning.plan import Plan
 from tests.engine.train.conftest import Build, StopAfter
 from trainer_node.engine.assemble import averages
 from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.data.packing import Batch, collate
+from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import checkpoint, loop, saved_state
 from trainer_node.engine.train.async_saver import Key, by_key
@@ -82,11 +82,11 @@ def test_on_a_cpu_packs_are_as_long_as_their_rows_unless_layers_are_compiled(
     compiled: bool, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training, _, stop = build("run", compile=compiled)
-    lengths = list[int]()
+    lengths, collated = list[int](), loop.collate
 
     def noted(examples: Examples, indices: list[int], length: int, *rest: Any) -> Batch:
         lengths.append(length)
-        return collate(examples, indices, length, *rest)
+        return collated(examples, indices, length, *rest)
 
     monkeypatch.setattr(loop, "collate", noted)
     packs = training.packs.of_epoch()[: training.plan.packs_per_step]
