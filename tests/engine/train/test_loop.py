@@ -17,8 +17,6 @@ from shared.planning.hardware import usable_memory
 from shared.planning.plan import Plan
 from tests.engine.train.conftest import Build, StopAfter
 from trainer_node.engine.assemble import averages
-from trainer_node.engine.data.examples import Examples
-from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import checkpoint, loop, saved_state
 from trainer_node.engine.train.async_saver import Key, by_key
@@ -75,25 +73,6 @@ def test_stop_between_packs_undoes_the_step(build: Build) -> None:
     assert (training.packs.epoch, training.packs.index, training.step) == (*cursor, 0)
     assert all(torch.equal(value, before[name]) for name, value in training.deltas.state().items())
     assert all(parameter.grad is None for parameter in training.deltas.parameters.values())
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_on_a_cpu_packs_are_as_long_as_their_rows_unless_layers_are_compiled(
-    compiled: bool, build: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    training, _, stop = build("run", compile=compiled)
-    lengths, collated = list[int](), loop.collate
-
-    def noted(examples: Examples, indices: list[int], length: int, *rest: Any) -> Batch:
-        lengths.append(length)
-        return collated(examples, indices, length, *rest)
-
-    monkeypatch.setattr(loop, "collate", noted)
-    packs = training.packs.of_epoch()[: training.plan.packs_per_step]
-    assert loop.one_step(training, 1.0, stop)
-    rows = [int(training.examples.lengths[pack].sum()) for pack in packs]
-    assert min(rows) < training.plan.capacity
-    assert lengths == ([training.plan.capacity] * len(rows) if compiled else rows)
 
 
 def test_training_lowers_the_loss_and_ends_with_a_checkpoint(build: Build) -> None:

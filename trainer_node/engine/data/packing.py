@@ -96,15 +96,6 @@ class Batch:
     compared: ComparedPlaces | None = None  # where the score has a divergence from the base model
 
 
-def is_padded(device: torch.device, *, compiled: bool) -> bool:
-    """Return whether all packs are filled up to one length: compiled layers and GPUs want one shape.
-
-    On a CPU a pack of two short rows would take as long as one that is full: a batch of 2 of the arena's rows
-    four times as long (docs/experiments.md).
-    """
-    return compiled or device.type != "cpu"
-
-
 def collate(
     examples: Examples, indices: Sequence[int], capacity: int, device: torch.device | str = "cpu"
 ) -> Batch:

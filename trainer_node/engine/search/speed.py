@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from shared.messages.runs import Phase
 from shared.planning.profiles import resolve
 from trainer_node.engine.context import LEAST_PATIENCE_S, RunContext
-from trainer_node.engine.data.packing import is_padded
 from trainer_node.engine.finish import free_optimizer
 from trainer_node.engine.memory.oom import is_broken_device, is_out_of_memory, release
 from trainer_node.engine.search.runner import TrialRunner, write_known
@@ -194,8 +193,7 @@ def _timed(
     group = run.process_group
     long_s = LONG_S if state.device.type == "cpu" else most_s
     # Padded packs take as long, however short their few rows are.
-    fixed = state.plan.pack_examples is not None and is_padded(state.device, compiled=state.plan.compile)
-    padded = budget.step_tokens(trial) if fixed else None
+    padded = budget.step_tokens(trial) if state.plan.pack_examples is not None else None
     state.deltas.model.train()
     taken = list[StepTime]()
     while not group.broadcast_object(

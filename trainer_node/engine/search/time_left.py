@@ -11,7 +11,6 @@ from shared.planning.profiles import resolve
 from shared.planning.step_size import full_batch
 from shared.planning.throughput import SLACK_S, Costs
 from trainer_node.engine.context import JobData, RunContext, RunRecord
-from trainer_node.engine.data.packing import is_padded
 from trainer_node.engine.memory.main_memory import slot_memory
 from trainer_node.engine.search.arm_speed import arm_speeds
 from trainer_node.engine.search.strategy.budget import Budget, Speed, is_ample, is_averaged, is_low_rank
@@ -29,8 +28,7 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
     longest = int(data.train.lengths.max())
     own, first = next(iter(known.plans.items()))
     mean_length = record.train_tokens / record.train_examples
-    padded = not run.simulated and is_padded(run.process_group.device, compiled=first.compile)
-    least_batch = full_batch(first.devices, longest, mean_length) if padded else 1.0
+    least_batch = 1.0 if run.simulated else full_batch(first.devices, longest, mean_length)
     if run.simulated:  # a token takes as long with any method
         speeds = {own: Speed(run.job.token_clock_rate / known.width, known.step_s)}
     else:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer_node.engine.data.packing import Packs, collate, is_padded
+from trainer_node.engine.data.packing import Packs, collate
 from trainer_node.engine.distributed.sharding import between, decoder_layers
 from trainer_node.engine.memory.oom import release
 from trainer_node.engine.model.compile import compile_layers
@@ -217,7 +217,7 @@ def gradients(state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[to
             continue
         # Random numbers belong to a pack, not to a process: dropout is the same on any number of devices.
         torch.manual_seed(((state.seed * 1_000_003 + state.step) * 65_537 + number) % 2**63)
-        batch = collate(state.examples, indices, pack_length(state, indices), state.device)
+        batch = collate(state.examples, indices, state.plan.capacity, state.device)
         with between(forward, last=turn == len(mine) - 1):
             loss = state.objective(forward, batch) / examples
             if not counts:
@@ -225,13 +225,6 @@ def gradients(state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[to
             (loss * state.process_group.world).backward()  # DDP and FSDP2 take the mean over the processes
         total += loss.detach()
     return total, tokens
-
-
-def pack_length(state: TrainState, indices: list[int]) -> int:
-    """Return the tokens that a pack is filled up to."""
-    if is_padded(state.device, compiled=state.plan.compile):
-        return state.plan.capacity
-    return int(state.examples.lengths[indices].sum())
 
 
 def shared_out(state: TrainState, indices: list[int], examples: int) -> torch.Tensor | None:
