@@ -204,8 +204,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     own_memory_limit: Annotated[
         bool,
         Meta(
-            description="the memory limit of the node's unit or container is this slot's alone; else the "
-            "slots share it, as under `podium up`"
+            description="the memory limit of the node's unit or container is this slot's alone: a slot of "
+            "GPUs may use all of it; else the slots share it, as under `podium up`"
         ),
     ] = False
     profile: Annotated[

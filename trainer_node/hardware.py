@@ -11,7 +11,7 @@ from pathlib import Path
 from shared.errors import PodiumError, SettingsError
 from shared.logs import get_logger
 from shared.messages.hardware import GpuStatus, Hardware
-from shared.planning.hardware import cpu_memory, parse_hardware
+from shared.planning.hardware import machine_memory, parse_hardware
 from shared.processes import kill
 from shared.settings import Settings
 
@@ -61,8 +61,7 @@ async def detect(settings: Settings) -> Hardware:
             raise SettingsError(f"PODIUM_GPUS={settings.gpus}, but nvidia-smi shows no such GPU")
         if why := _why_no_cpu(settings.hardware, wanted):
             raise SettingsError(f"{why}; to train on the CPU set PODIUM_HARDWARE=cpu")
-    memory = cpu_memory(own_limit=settings.own_memory_limit)
-    return Hardware(device="cpu", count=worker_threads(settings), memory_bytes=memory)
+    return Hardware(device="cpu", count=worker_threads(settings), memory_bytes=machine_memory()[0])
 
 
 def _why_no_cpu(hardware: str, wanted: str | None) -> str | None:

@@ -22,7 +22,7 @@ from shared.logs import get_logger
 from shared.settings import Settings
 
 RETRY_S: Final = 0.25
-SETTLE_S: Final = 0.25  # within which the update of a service that starts at the same time comes
+SETTLE_S: Final = 1.0  # within which the update of a service that starts at the same time comes
 MOST_RAISES: Final = 8  # of one limit that others lower; each service sends two updates of a stream at most
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ class Hardware(Struct, frozen=True, kw_only=True):
 
     device: str
     count: int  # GPUs, or CPU cores
-    memory_bytes: int  # of one GPU; for a CPU that of which a slot may use half
+    memory_bytes: int  # of one GPU, or of the whole machine for a CPU
 
     @property
     def name(self) -> str:

@@ -96,9 +96,7 @@ class WorkerJob(Struct, frozen=True, kw_only=True):
     clock: str = "wall"  # or "token": time is tokens trained, for repeatable runs
     token_clock_rate: float = 1000.0  # tokens per simulated second
     threads: int | None = None  # CPU threads; None = this slot's share
-    memory_share: float = (
-        0.5  # of main memory, or of the limit that holds there; the rest is the other slot's
-    )
+    memory_share: float = 0.5  # of main memory, or of the limit on it; the rest is the other slot's
     processes: int = 0  # that train together; 0 = one per GPU, on a CPU one
     scorer: Scorer = Scorer.OFFERS  # whose rules the rows are encoded by
     kl_coefficient: float = 0.0  # what the divergence from the base model counts for in the score

@@ -66,16 +66,12 @@ def machine_memory() -> tuple[int, int]:
 
 
 def memory_share(*, own_limit: bool) -> float:
-    """Return a slot's share of `machine_memory`: half, unless the limit that holds here is the slot's own.
+    """Return what a GPU slot has of `machine_memory`: half, unless the limit here is the slot's own.
 
-    Then it is all of it, but no more than half of the machine. Raises OSError as `machine_memory`.
+    Then it is all of it, but no more than half of the machine. On a CPU the weights are in this memory, too,
+    and plan and copies together fill a limit as it is. Raises OSError as `machine_memory`.
     """
     return min(1.0, SLOT_SHARE * _unlimited()[0] / machine_memory()[0]) if own_limit else SLOT_SHARE
-
-
-def cpu_memory(*, own_limit: bool) -> int:
-    """Return the memory of the machine that a slot on a CPU is half of, in bytes."""
-    return int(machine_memory()[0] * memory_share(own_limit=own_limit) / SLOT_SHARE)
 
 
 def _unlimited() -> tuple[int, int]:

@@ -207,9 +207,9 @@ class JobReconciler:
     async def _claim(self, attempt: int) -> None:
         step = await asyncio.to_thread(self.run.newest_step) or 0
         if self._counted and self.chain.is_claimed(attempt, step):
-            return (
-                self.context.lease.must_hold()
-            )  # no worker could be started since, and a log forgets nothing
+            # No worker could be started since, and a log forgets nothing.
+            self.context.lease.must_hold()
+            return
         await self.chain.claim(attempt, step)
         self.log.info("claimed", attempt=attempt, epoch=self.context.lease.epoch, step=step)
 

@@ -59,10 +59,9 @@ def install(clock: PricedClock) -> None:
 
 def _paid_step(clock: PricedClock, real: Callable[..., bool]) -> Callable[..., bool]:
     def one_step(state: TrainState, rate: float, stop: Stop) -> bool:
-        before = state.tokens
         done = real(state, rate, stop)
         if done:
-            clock.spent += clock.prices.of_step(state.plan, state.tokens - before)
+            clock.spent += clock.prices.of_step(state.plan)
         return done
 
     return one_step

@@ -31,10 +31,10 @@ class Prices(Struct, frozen=True):
     lora: StepPrice
     scored: float
 
-    def of_step(self, plan: Plan, tokens: int) -> float:
-        """Return what a plan's step of so many tokens costs."""
+    def of_step(self, plan: Plan) -> float:
+        """Return what a plan's step costs: packs are filled up to their capacity."""
         price: StepPrice = getattr(self, method_of(plan))
-        return price.step + price.token * tokens
+        return price.step + price.token * plan.packs_per_step * plan.capacity
 
     def of_epoch(self, tokens: int, examples: int) -> float:
         """Return what an epoch of dense steps costs: a budget is so many of these."""

@@ -145,5 +145,8 @@ def test_a_trial_is_expected_to_cost_two_passes_over_the_rows_that_tell_its_fact
     assert scored_s(record) == 4.0
     assert budget(dense).trial_s == pytest.approx(8.0 + 1.0 + SLACK_S + 2 * 4.0)
     assert budget(dense).refit_s == pytest.approx(8.0 + 1.0 + SLACK_S)
+    assert budget(dense, ran).refit_s == 6.0  # no factors were tried
+    scored = replace(ran, factor=1.1, other_s=20.0)
+    assert budget(dense, scored).refit_s == 20.0 - 2 * 4.0
     again = TrialResult(trial=Trial(arm="dense", refit=True), loss=2.0, tokens=1000, train_s=1.0, other_s=3.0)
     assert (budget(dense, ran, again).trial_s, budget(dense, ran, again).refit_s) == (6.0, 3.0)

@@ -6,15 +6,18 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from shared.errors import SettingsError
 from shared.planning import hardware as planning_hardware
 from shared.planning.control_group import MemoryLimit
-from shared.planning.hardware import machine_memory
+from shared.planning.hardware import machine_memory, usable_memory
 from shared.settings import Settings
 from trainer_node import hardware as module
+from trainer_node.engine.memory.main_memory import most_for_checkpoints, most_for_copy
 from trainer_node.hardware import detect, parse_gpus, pci_gpus, short_name, visible_gpus, worker_threads
 
 H100 = "{index}, NVIDIA H100 80GB HBM3, 81559, 1024, 37, GPU-{index}, 41, 312.50, 700.00\n"
@@ -196,14 +199,13 @@ async def test_without_gpus_it_is_a_share_of_the_cpu(monkeypatch: pytest.MonkeyP
     assert worker_threads(Settings(threads=3)) == 3
 
 
-async def test_a_limit_of_its_own_is_all_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, _ = machine_memory()
-    limit = whole // 4
+async def test_plan_and_copies_of_a_cpu_slot_fit_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = machine_memory()[0] // 4
     monkeypatch.setattr(planning_hardware, "memory_limits", lambda: [MemoryLimit(limit, 0)])
-    own, shared = [
-        await detect(Settings(hardware="cpu", own_memory_limit=is_own)) for is_own in (True, False)
-    ]
-    assert (own.memory_bytes, shared.memory_bytes) == (2 * limit, limit)  # a slot may use half
+    cpu = await detect(Settings(hardware="cpu", own_memory_limit=True))
+    job: Any = SimpleNamespace(hardware=cpu)
+    copies = most_for_checkpoints(job) + 4 * most_for_copy(job)  # of the table in main_memory.py
+    assert usable_memory(cpu) + copies <= limit
 
 
 async def test_hardware_can_be_said() -> None:

@@ -31,7 +31,7 @@ def forget(run: RunContext) -> None:
         return
     for name in ("checkpoints", "trials"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    for name in (trial.FILE, context.RECORD_FILE):
+    for name in (context.RECORD_FILE, trial.FILE):  # without its record a run is a new one
         (run.folder / name).unlink(missing_ok=True)
 
 

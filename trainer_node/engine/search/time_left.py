@@ -35,10 +35,9 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         speeds = arm_speeds(known, least_batch)
     passes_s = PASSES * scored_s(record) if are_factors_scored(run) else 0.0
     setup_s = _other_s(record.costs, first)
-    refits, trials = (
-        [one.other_s for one in known.done if one.tokens and one.trial.refit is refit]
-        for refit in (True, False)
-    )
+    trials = [one for one in known.done if one.tokens and not one.trial.refit]
+    refits = [one.other_s for one in known.done if one.tokens and one.trial.refit]
+    unscored = [max(0.0, one.other_s - passes_s * (one.factor is not None)) for one in trials]
     lora = lora_arms(run, known)
     labels = data.train.label_tokens
     return Budget(
@@ -48,8 +47,8 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         others={arm: speed for arm, speed in speeds.items() if arm != own},
         epoch_tokens=record.train_tokens,
         examples=record.train_examples,
-        trial_s=0.0 if run.simulated else fmean(trials or [setup_s + passes_s]),
-        refit_s=0.0 if run.simulated else fmean(refits or [setup_s]),
+        trial_s=0.0 if run.simulated else fmean([one.other_s for one in trials] or [setup_s + passes_s]),
+        refit_s=0.0 if run.simulated else fmean(refits or unscored or [setup_s]),
         all_s=known.all_s,
         score_s=0.0 if run.simulated else record.costs.score_s,
         all_rows=all_rows(record, data),

@@ -125,14 +125,14 @@ def test_one_more_run_of_lora_may_be_a_little_shorter(turns: float, lengths: lis
     """Two were planned, and the trial before them took a little longer than it should."""
     trial = Trial(arm="lora", epochs=2.0)
     done = [TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)]
-    budget = plenty(all_rows=1.25, trial_s=0.0, lora=LORA, all_s=1e3)
+    budget = plenty(all_rows=1.25, trial_s=8.0, refit_s=1.0, lora=LORA, all_s=1e3)
     run_s = budget.cost_s(replace(trial, refit=True))
     left_s, found = turns * TRIAL_SAFETY * run_s, list[Trial]()
     while (refit := next_trial(START, done, replace(budget, left_s=left_s))) and len(found) < 3:
         left_s -= TRIAL_SAFETY * budget.cost_s(refit)
         found.append(refit)
         done.append(TrialResult(trial=refit, loss=1.9, tokens=1, train_s=1.0))
-    assert [run.epochs / trial.epochs for run in found] == pytest.approx(lengths, rel=0.01)
+    assert [run.epochs / trial.epochs for run in found] == pytest.approx(lengths, rel=0.02)
     assert found[0].rate == pytest.approx(len(lengths) * 1.1**3)  # by how many are averaged
 
 

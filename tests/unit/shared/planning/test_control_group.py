@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from shared.messages.hardware import Hardware
 from shared.planning import hardware
 from shared.planning.control_group import MemoryLimit, memory_limits
 
@@ -77,5 +76,3 @@ def test_a_limit_is_halved_only_if_slots_share_it(
     most = whole if limit is None else int(limit * whole)
     monkeypatch.setattr(hardware, "memory_limits", lambda: [] if limit is None else [MemoryLimit(most, 0)])
     assert hardware.memory_share(own_limit=own) == pytest.approx(share)
-    cpu = Hardware(device="cpu", count=1, memory_bytes=hardware.cpu_memory(own_limit=own))
-    assert hardware.usable_memory(cpu) == pytest.approx(0.9 * share * most)

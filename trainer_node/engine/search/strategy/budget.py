@@ -40,9 +40,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     epoch_tokens: int
     examples: int
     trial_s: float  # what a trial costs besides its steps: resetting, scoring
-    refit_s: float | None = (
-        None  # the same of a run on all rows, which no factors are tried on; None: as much
-    )
+    refit_s: float | None = None  # the same of a run on all rows, without factors; None: as much
     all_s: float  # `left_s` before the first trial
     score_s: float = 0.0  # of scoring the development rows once
     step_s: float = 0.0  # of a step of the job's own plan besides its tokens

@@ -28,8 +28,8 @@ LEAST_JOINED_RATE = 1.3  # times the rate that is best for one run; at more, a r
 # higher and .002 lower, at three times .036 and .089 higher (docs/experiments.md).
 MOST_APART = 2.0
 LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
-# Of its epochs, for one more run of LoRA: speeds are known to some percent, and a run that was planned and
-# misses the time by that would leave a third of the job's time unused (docs/experiments.md).
+# Of its epochs, for one more run of LoRA. Speeds are known to some percent: where a planned run missed the
+# time by that, a third of a job's time stayed unused, and .005 nat (docs/experiments.md).
 LEAST_MORE = 0.75
 
 

@@ -54,7 +54,7 @@ def main_run(trial: Trial, budget: Budget) -> Trial:
 
 def _last_pass_s(trial: Trial, budget: Budget) -> float:
     """Return the time of a last pass, and of the scores between it and the run's own end."""
-    scores_s = budget.trial_s - budget.other_s(refit=True)
+    scores_s = max(0.0, budget.trial_s - budget.other_s(refit=True))
     return TRIAL_SAFETY * (budget.cost_s(last_pass_of(trial)) + scores_s)
 
 
@@ -67,5 +67,5 @@ def _epochs_before(trial: Trial, runs: int, budget: Budget) -> float:
 
 def epochs_in(trial: Trial, budget: Budget, seconds: float) -> float:
     """Return the epochs of a trial that takes so many seconds, with what it costs besides its steps."""
-    tokens = (seconds - budget.trial_s) * budget.speed(trial).tokens_per_s / budget.waste(trial)
-    return tokens / budget.epoch_tokens
+    steps_s = seconds - budget.other_s(refit=trial.refit)
+    return steps_s * budget.speed(trial).tokens_per_s / budget.waste(trial) / budget.epoch_tokens
