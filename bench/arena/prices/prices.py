@@ -44,10 +44,10 @@ class Prices(Struct, frozen=True):
 PRICES = {
     # SmolLM2-135M on one thread of a shared AMD EPYC: python -m bench step_costs, 2026-11-30.
     "cpu": Prices(
-        everything=StepPrice(step=178.0, token=1.31),
-        dense=StepPrice(step=93.0, token=1.0),
-        lora=StepPrice(step=67.0, token=0.9),
-        scored=0.29,
+        everything=StepPrice(step=115.0, token=1.29),
+        dense=StepPrice(step=56.0, token=1.0),
+        lora=StepPrice(step=16.0, token=0.97),
+        scored=0.375,
     ),
 }
 

@@ -43,7 +43,8 @@ def test_a_step_costs_what_its_method_does(profile: str, method: str) -> None:
 
 def test_a_step_costs_its_tokens_and_more() -> None:
     prices = Prices(StepPrice(20.0, 2.0), StepPrice(10.0, 1.0), StepPrice(5.0, 0.5), 0.25)
-    assert prices.of_step(plan_of("lora_r16"), 100) == 55.0
+    plan = plan_of("lora_r16")
+    assert prices.of_step(plan) == 5.0 + 0.5 * plan.packs_per_step * plan.capacity
     assert prices.of_epoch(tokens=1600, examples=32) == 1620.0
 
 
