@@ -23,14 +23,15 @@ def read_known(run: RunContext) -> Known:
 
 
 def forget(run: RunContext) -> None:
-    """Remove what a new run must not go on from.
+    """Remove what a new run must not go on from. Raises OSError.
 
     Its own checkpoints begin at lower steps, and older ones that can't be used would be kept in their place.
     """
     if not run.process_group.is_main:
         return
     for name in ("checkpoints", "trials"):
-        shutil.rmtree(run.folder / name, ignore_errors=True)
+        if (run.folder / name).exists():
+            shutil.rmtree(run.folder / name)
     for name in (context.RECORD_FILE, trial.FILE):  # without its record a run is a new one
         (run.folder / name).unlink(missing_ok=True)
 
