@@ -289,7 +289,8 @@ class Bus:
                 await self.client.close()
         except TimeoutError:
             log.debug("closing NATS took too long")
-        drop_link(self.client)
+        finally:
+            drop_link(self.client)  # also if this was cancelled: nobody else would close it
 
 
 def _end(waits: Iterable[asyncio.Timeout]) -> None:

@@ -181,7 +181,7 @@ async def connect(settings: Settings, *, name: str, user: str | None = None) -> 
     try:
         async with asyncio.timeout(settings.nats_connect_timeout_s):
             await bus.client.connect(**options, **callbacks.options())
-    except RefusedError:
+    except (RefusedError, asyncio.CancelledError):
         await bus.close()
         raise
     except (TimeoutError, nats.errors.Error, OSError) as error:

@@ -257,6 +257,47 @@ async def test_a_link_whose_broker_hangs_or_died_closes_soon_and_quietly(
     assert unheard == []
 
 
+async def test_a_close_that_is_cancelled_leaves_no_open_link(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close, reached = bus.client.close, asyncio.Event()
+    writer = bus.client._transport._io_writer
+
+    async def hang() -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(bus.client, "close", hang)
+    closing = asyncio.create_task(bus.close())
+    await reached.wait()
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert writer.transport.is_closing()
+    monkeypatch.setattr(bus.client, "close", close)
+
+
+async def test_a_connection_that_is_cancelled_leaves_no_open_link(
+    settings: Settings, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker hangs after it has accepted the link."""
+    closed, close = asyncio.Event(), Bus.close
+
+    async def noted(bus: Bus) -> None:
+        await close(bus)
+        closed.set()
+
+    monkeypatch.setattr(Bus, "close", noted)
+    assert broker.process is not None
+    broker.process.send_signal(signal.SIGSTOP)
+    connecting = asyncio.create_task(connection.connect(settings, name="cancelled"))
+    await asyncio.sleep(0.2)
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    assert closed.is_set()
+
+
 async def test_a_client_that_reconnects_no_more_ends_its_process(
     bus: Bus, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
