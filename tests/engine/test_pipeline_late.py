@@ -121,6 +121,14 @@ def test_an_export_that_nobody_could_verify_is_submitted_at_once_when_time_is_ov
     assert outcome.metrics.final_loss is None
 
 
+def test_a_finished_export_is_submitted_though_the_runs_record_is_damaged(unverified: Path) -> None:
+    (unverified.parent / "run.json").write_bytes(b"\0" * 100)
+    _left(unverified, 0.0)
+    outcome = finish(unverified)
+    assert outcome.status is OutcomeStatus.READY, outcome.error
+    assert outcome.digest == folder_digest(unverified.parent / "export")
+
+
 @pytest.mark.parametrize(
     ("left_s", "processes", "submits"), [(0.0, 0, True), (0.0, 2, True), (600.0, 0, False)]
 )

@@ -95,7 +95,8 @@ def pipeline(run: RunContext) -> Outcome:
     if run.process_group.is_main:
         checkpoint.clean(checkpoints)
     known, searched = read_known(run)
-    late = known is not None and unverified.is_late(run.left_s, known[0].costs)
+    # Without its record a run that is over still has an export that was finished.
+    late = unverified.is_late(run.left_s, known[0].costs) if known else run.left_s <= 0
     if late and (
         outcome := run.process_group.broadcast_object(unverified.finished(run.folder, run.reporter))
     ):
