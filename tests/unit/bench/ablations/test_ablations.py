@@ -6,17 +6,9 @@ import msgspec
 import pytest
 
 from bench.ablations.ablations import TASKS, Line, read_lines, with_seeds
-from bench.ablations.trainer import STABLE_TAIL, StableShape, VariantResult
-from bench.ablations.variants import BASE, GROUPS, Training, Variant, variants_of
-from bench.arena.task import Task
-
-CLEAN = Task("wordnet", "llama", 10, 8.0, 0)
-DAMAGED = Task("wordnet", "llama", 10, 8.0, 0, "noise")
-OTHER = Variant("batch 8", Training(batch=8))
-
-
-def result(variant: Variant, *losses: float) -> VariantResult:
-    return VariantResult(variant, list(losses), 1.0)
+from bench.ablations.trainer import STABLE_TAIL, StableShape
+from bench.ablations.variants import BASE, GROUPS, variants_of
+from tests.unit.bench.ablations.known_results import CLEAN, DAMAGED, OTHER, result
 
 
 def test_every_group_compares_distinct_trainings_and_its_names_are_unique() -> None:

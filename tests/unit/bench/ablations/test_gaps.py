@@ -4,17 +4,8 @@ import pytest
 from msgspec.structs import replace
 
 from bench.ablations.gaps import by_spread, gap, summary, table
-from bench.ablations.trainer import VariantResult
-from bench.ablations.variants import BASE, GROUPS, Training, Variant
-from bench.arena.task import Task
-
-CLEAN = Task("wordnet", "llama", 10, 8.0, 0)
-DAMAGED = Task("wordnet", "llama", 10, 8.0, 0, "noise")
-OTHER = Variant("batch 8", Training(batch=8))
-
-
-def result(variant: Variant, *losses: float) -> VariantResult:
-    return VariantResult(variant, list(losses), 1.0)
+from bench.ablations.variants import BASE, GROUPS
+from tests.unit.bench.ablations.known_results import CLEAN, DAMAGED, OTHER, result
 
 
 def test_a_gap_is_paired_by_rows_and_its_sign_says_which_is_better() -> None:

@@ -182,7 +182,7 @@ async def test_the_next_worker_waits_for_the_lock(tmp_path: Path) -> None:
 async def test_a_holder_that_can_not_be_killed_is_an_error_at_a_start_and_logged_at_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process inside a system call can ignore even SIGKILL. The node says so, and tries again later."""
+    """SIGKILL does not end a process that hangs in a system call. The node logs that and tries again."""
     killed: list[int] = []
     monkeypatch.setattr(supervisor_module, "_kill", lambda pid, number=9: killed.append(pid))
     monkeypatch.setattr(supervisor_module, "ORPHANS_AFTER_S", 0.0)
