@@ -1,4 +1,4 @@
-"""What keeps a run from learning rows by heart: dropout, decay, noise; all of it only while it trains."""
+"""What keeps a run from learning rows by heart: dropout and decay, only while it trains."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch import Tensor
 
 from bench.ablations.variants import Training
 from shared.planning.plan import Plan
-from trainer_node.engine.data.packing import Batch
-from trainer_node.engine.objectives import Loss
 from trainer_node.engine.train.state import TrainState
 
 
@@ -37,26 +35,3 @@ def pull_towards(start: Mapping[str, Tensor], state: TrainState, strength: float
                     parameter.lerp_(kept[parameter], strength * group["lr"])
 
     state.optimizer.register_step_post_hook(pull)
-
-
-def noisy_loss(loss: Loss, alpha: float) -> Loss:
-    """Return the loss with NEFTune's noise on the embeddings: uniform, at most alpha / sqrt(L * H).
-
-    L tokens of the document, H hidden size. The hook is there inside the loss alone, so nothing else sees it.
-    """
-
-    def noisy(model: Any, batch: Batch) -> Tensor:
-        lengths_D = torch.tensor(batch.document_lengths, device=batch.ids_T.device)
-        lengths_T = lengths_D.repeat_interleave(lengths_D)
-
-        def add_noise(module: torch.nn.Module, inputs: Any, embedded_1TH: Tensor) -> Tensor:
-            most_T1 = alpha / (lengths_T[:, None] * embedded_1TH.shape[-1]).sqrt()
-            return embedded_1TH + (torch.rand_like(embedded_1TH) * 2 - 1) * most_T1.to(embedded_1TH.dtype)
-
-        hook = model.base.get_input_embeddings().register_forward_hook(add_noise)
-        try:
-            return loss(model, batch)
-        finally:
-            hook.remove()
-
-    return noisy

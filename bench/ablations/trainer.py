@@ -19,7 +19,7 @@ import torch
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bench.ablations.regularisers import noisy_loss, pull_towards, with_dropout
+from bench.ablations.regularisers import pull_towards, with_dropout
 from bench.ablations.variants import BASE, Training, Variant
 from bench.arena.contestant import test_rows
 from bench.gpu import older_torch
@@ -104,6 +104,7 @@ def trained(runner: VariantRunner, training: Training, order: int) -> Weights | 
         batch=training.batch,
         seed=order,
         refit=not training.held_out,
+        noise=training.noise,
     )
     runner.known = replace(runner.known, plans={**plans, arm: plan})
     try:
@@ -131,9 +132,6 @@ def _run(runner: VariantRunner, trial: Trial, training: Training) -> Weights | N
     if training.per_token:
         rows = runner.data.train
         state.objective = token_loss(rows.label_tokens / len(rows))
-    if training.noise:
-        state.objective = noisy_loss(state.objective, training.noise)
-    if training.per_token or training.noise:
         state.recorded = None  # on a GPU: the pass was recorded with the loss before
     if training.pull:
         assert runner.start is not None, "a small model's start is kept"

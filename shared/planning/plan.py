@@ -51,6 +51,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     warmup: float = 0.03  # share of the training budget
     decay: str = "linear"  # from the peak to `rate_floor`: linear or cosine; or constant
     rate_floor: float = 0.0  # share of the peak that the rate falls to
+    noise: float = 0.0  # on embeddings while training, at most noise / sqrt(tokens of a row * hidden size)
     curve: CurveRule = CurveRule()
     max_length: int  # longer rows are dropped, as the scorer drops them
     capacity: int  # tokens of one pack; every pack is padded to it

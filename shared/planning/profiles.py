@@ -26,11 +26,10 @@ NORM_RATE = 4.0
 # Of any width: the arena's Llama of hidden size 160 ends .15 and .21 nat higher at seven times as much, which
 # is what its matrices want (docs/experiments.md).
 EMBEDDING_RATE = DENSE_SHARE * LORA_RATE
-# On a CPU: there SmolLM2-135M's steps take two fifths longer if the embeddings learn. Where rows are seen
-# once that gains nothing on two data sets (2.597 and 2.536 in place of 2.595 and 2.541, in as many steps). A
-# job of four minutes ended at 2.61 with it and at 2.57 without (docs/experiments.md). By the speed that
-# scoring shows, which is up to one and a half times what training has.
-EMBEDDING_EPOCHS = 1.25
+# On a CPU: there SmolLM2-135M's steps take two fifths longer if the embeddings learn. By a CPU's prices jobs
+# of two and six epochs end lower without that, on 27 of 36 (docs/experiments.md). More time wasn't measured.
+# By the speed that scoring shows, which is up to one and a half times what training has.
+EMBEDDING_EPOCHS = 8.0
 # Preference pairs, as a share of the rate for text: the longer a run, the lower. 40 steps do best at the full
 # rate (docs/experiments.md), published recipes of about a thousand steps use 1.35e-5 where text has 1e-4.
 PAIR_STEPS = 40

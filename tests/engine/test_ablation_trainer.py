@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.ablations.regularisers import noisy_loss
 from bench.ablations.trainer import Trainer, Weights, trained
 from bench.ablations.variants import BASE, Training, Variant
 from bench.regret import grid
 from shared.planning.profiles import PROFILES
-from trainer_node.engine.data.packing import Batch, collate
 from trainer_node.engine.evaluate import metric
-from trainer_node.engine.objectives import sft
 
 # PEFT asks transformers a question under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -124,26 +121,3 @@ def test_a_strong_pull_leaves_the_base_model(trainer: Trainer, arm: str) -> None
         return sum(float((weights[name] - value).square().sum()) for name, value in start.items()) ** 0.5
 
     assert 0 < distance(held) < 0.8 * distance(moved)
-
-
-def test_noise_is_as_large_as_its_document_is_short(trainer: Trainer) -> None:
-    model = trainer.runner.with_arm("everything").deltas.model
-    embeddings: torch.nn.Module = model.base.get_input_embeddings()
-    seen = list[torch.Tensor]()
-    batch = collate(trainer.test, [0, 1, 2], 256)
-
-    def loss(network: torch.nn.Module, packed: Batch) -> torch.Tensor:
-        hook = embeddings.register_forward_hook(lambda *given: seen.append(given[2][0].detach()))
-        try:
-            return sft.loss(network, packed)
-        finally:
-            hook.remove()
-
-    noisy_loss(loss, 5.0)(model, batch)
-    noise_TH = (seen[0].float() - embeddings(batch.ids_T).detach().float()).abs()
-    start = 0
-    for length in batch.document_lengths:
-        most = 5.0 / (length * noise_TH.shape[1]) ** 0.5
-        assert float(noise_TH[start : start + length].max()) == pytest.approx(most, rel=0.05)
-        start += length
-    assert not embeddings._forward_hooks

@@ -241,7 +241,7 @@ def resume_search(
         data = prepare.reload_data(run, load_config(run.job.model_path), record.fingerprint)
     models: list[torch.nn.Module] = []
     # The base model may have to answer again.
-    if not isinstance(data, str) and (data.train.group == 2 or base_states.wanted(run.job)):
+    if not isinstance(data, str) and base_states.is_relative(run.job, data.train):
         first = fitted(next(iter(searched.plans.values())), run.process_group)
         models = [load_base(run, first)]
         data = asked_again(run, record, first, models[0], data)

@@ -129,7 +129,7 @@ def test_a_trial_is_expected_to_cost_two_passes_over_the_rows_that_tell_its_fact
     record: Any = SimpleNamespace(train_tokens=1000, train_examples=10, costs=costs, base_losses=[1.0] * 400)
     lengths = np.array([100] * 10)
     rows: Any = SimpleNamespace(
-        train=SimpleNamespace(lengths=lengths, base=None, label_tokens=1000),
+        train=SimpleNamespace(lengths=lengths, base=None, label_tokens=1000, group=1),
         dev=SimpleNamespace(lengths=lengths),
     )
 

@@ -63,7 +63,7 @@ def repaired(
     stays as it is. Preference pairs are scored relative to the base model as it is, which stays so for them,
     and so does a score with a divergence from it, whether there was room to train with it or not.
     """
-    relative = data.train.group == 2 or base_states.wanted(run.job)
+    relative = base_states.is_relative(run.job, data.train)
     if relative or not resolve(run.job.profile).repairs:
         return plan
     found = find_scaling(

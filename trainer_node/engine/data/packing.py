@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer_node.engine.data.examples import IGNORED, Examples
+from trainer_node.engine.data.token_noise import Noise
 
 WINDOW = 1024  # examples packed together: 99.5% fill at log-normal lengths, and still the order of a shuffle
 
@@ -94,10 +95,16 @@ class Batch:
     tokens: int  # without the padding
     label_tokens: int  # N
     compared: ComparedPlaces | None = None  # where the score has a divergence from the base model
+    noise_seeds_T: Tensor | None = None  # int64: what the noise on a token's embedding is drawn by, if any is
+    noise_most_T: Tensor | None = None  # float32: how large it is at most, times the root of the hidden size
 
 
 def collate(
-    examples: Examples, indices: Sequence[int], capacity: int, device: torch.device | str = "cpu"
+    examples: Examples,
+    indices: Sequence[int],
+    capacity: int,
+    device: torch.device | str = "cpu",
+    noise: Noise | None = None,
 ) -> Batch:
     """Return the examples at `indices` as one pack of `capacity` tokens."""
     chosen = examples.take(indices)
@@ -114,6 +121,7 @@ def collate(
     where = np.flatnonzero(chosen.labels != IGNORED)
     owners = np.searchsorted(chosen.offsets, where, side="right") - 1
     counts = np.bincount(owners, minlength=len(lengths))
+    seeds_T, most_T = _noise(noise, _documents(examples, indices), lengths, capacity, device)
     return Batch(
         ids_T=_to(np.pad(chosen.ids, (0, padding)).astype(np.int64), device),
         positions_T=_to(positions, device),
@@ -130,7 +138,27 @@ def collate(
         tokens=tokens,
         label_tokens=len(where),
         compared=_compared(chosen, device),
+        noise_seeds_T=seeds_T,
+        noise_most_T=most_T,
     )
+
+
+def _documents(examples: Examples, indices: Sequence[int]) -> NDArray[np.int64]:
+    """Return the numbers of the documents of the examples at `indices`: a pair has two."""
+    return (np.asarray(indices, np.int64)[:, None] * examples.group + np.arange(examples.group)).ravel()
+
+
+def _noise(
+    noise: Noise | None,
+    documents: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    capacity: int,
+    device: torch.device | str,
+) -> tuple[Tensor | None, Tensor | None]:
+    if noise is None:
+        return None, None
+    seeds_T, most_T = noise.of_documents(documents, lengths, capacity)
+    return _to(seeds_T, device), _to(most_T, device)
 
 
 def _compared(chosen: Examples, device: torch.device | str) -> ComparedPlaces | None:

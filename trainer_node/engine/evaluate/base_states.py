@@ -60,6 +60,11 @@ def wanted(job: WorkerJob) -> bool:
     return job.kl_coefficient > 0.0 and job.task_type in (TaskType.INSTRUCT, TaskType.CHAT)
 
 
+def is_relative(job: WorkerJob, rows: Examples) -> bool:
+    """Return whether the loss of a row is relative to the base model: of pairs, or with a divergence."""
+    return rows.group == 2 or wanted(job)
+
+
 def first(run: RunContext, model: torch.nn.Module, data: JobData, plan: Plan) -> JobData:
     """Return the rows with the base model's states: no more rows than the plan sees, and time and disk allow.
 

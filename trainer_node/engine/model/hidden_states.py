@@ -6,15 +6,21 @@ Shape letters: T tokens of a pack, N places, B rows, L tokens of a row, H hidden
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from trainer_node.engine.data.packing import Batch
+from trainer_node.engine.data.token_noise import uniform
 from trainer_node.engine.model.attention import attention_kwargs
 from trainer_node.engine.model.rotary import row_lengths, spans
+
+_pass = threading.local()  # `noise`: that of the pass which this thread computes
 
 
 def packed_states(
@@ -30,7 +36,7 @@ def packed_states(
     if rotary_limit is not None and batch.document_lengths:
         # The padding is a document with one position only: its row counts as short.
         rows = list(zip(batch.document_lengths, [*row_lengths(batch), 0], strict=False))
-    with spans(rows):
+    with spans(rows), noisy(batch.noise_seeds_T, batch.noise_most_T):
         hidden_1TH = decoder(
             input_ids=batch.ids_T[None], use_cache=False, **positions, **attention_kwargs(batch)
         ).last_hidden_state
@@ -58,8 +64,10 @@ def padded_states(
         documents_B = torch.tensor(documents, device=starts_D.device)
         last_B = torch.tensor([lengths[index] - 1 for index in documents], device=starts_D.device)
         columns_BL = torch.arange(longest, device=starts_D.device).minimum(last_B[:, None])
-        ids_BL = batch.ids_T[starts_D[documents_B, None] + columns_BL]
-        with spans([(longest, rows[documents[0]])]):
+        tokens_BL = starts_D[documents_B, None] + columns_BL
+        ids_BL = batch.ids_T[tokens_BL]
+        noise = [one if one is None else one[tokens_BL] for one in (batch.noise_seeds_T, batch.noise_most_T)]
+        with spans([(longest, rows[documents[0]])]), noisy(*noise):
             hidden_BLH = decoder(input_ids=ids_BL, use_cache=False).last_hidden_state
         row_D = torch.full((len(lengths),), -1, device=starts_D.device)
         row_D[documents_B] = torch.arange(len(documents), device=starts_D.device)
@@ -84,3 +92,31 @@ def rows_of_one_length(lengths: list[int], most_tokens: int, rows: list[int]) ->
         group.append(index)
     if group:
         yield group
+
+
+def take_noise(model: PreTrainedModel) -> None:
+    """Let a model's embeddings have the noise of `noisy` from now on."""
+    model.get_input_embeddings().register_forward_hook(_with_noise)
+
+
+@contextmanager
+def noisy(seeds: Tensor | None, most: Tensor | None) -> Iterator[None]:
+    """Let this thread's passes have noise by these seeds, of at most so much times 1 / sqrt(hidden size).
+
+    Each has the shape of the passes' ids, but for a first axis of one row.
+    """
+    _pass.noise = None if seeds is None or most is None else (seeds, most)
+    try:
+        yield
+    finally:
+        _pass.noise = None
+
+
+def _with_noise(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor | None:
+    noise = getattr(_pass, "noise", None)
+    if noise is None:
+        return None
+    seeds, most = noise
+    width = embedded.shape[-1]
+    drawn_TH = uniform(seeds.reshape(-1), width) * (most.reshape(-1, 1) * width**-0.5)
+    return embedded + drawn_TH.view(embedded.shape).to(embedded.dtype)

@@ -22,6 +22,7 @@ from shared.planning.plan import Plan
 from shared.planning.throughput import waits_for_launches
 from trainer_node.engine.data.examples import IGNORED, Examples
 from trainer_node.engine.data.packing import Batch, Packs, collate
+from trainer_node.engine.data.token_noise import Noise
 from trainer_node.engine.memory.oom import is_out_of_memory, release
 from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.model.attention import waits_for_documents
@@ -133,11 +134,13 @@ class RecordedPass:
         self._replay: Callable[[], None] | None = None
         self._loss = self._scale
 
-    def backward(self, examples: Examples, indices: Sequence[int], divisor: int) -> Tensor | None:
+    def backward(
+        self, examples: Examples, indices: Sequence[int], divisor: int, noise: Noise | None = None
+    ) -> Tensor | None:
         """Add a pack's gradients to the parameters'; its loss, or None if it must be computed as usual."""
         if not self.deltas.model.recordable:
             return None
-        pack = fitted_pack(collate(examples, indices, self.room.capacity), self.room)
+        pack = fitted_pack(collate(examples, indices, self.room.capacity, noise=noise), self.room)
         if pack is None:
             return None
         self._fill(pack, divisor)

@@ -302,6 +302,7 @@ def plan_of(trial: Trial, plan: Plan, record: RunRecord, longest: int) -> Plan:
         lr_dense=plan.lr_dense * trial.rate,
         lr_norms=plan.lr_norms * trial.rate,
         lr_embeddings=plan.lr_embeddings * trial.rate,
+        noise=trial.noise,
         max_epochs=max(trial.epochs, 1.0) if trial.main else trial.epochs,  # new rows: the clock ends it
         capacity=capacity,
         packs_per_step=packs,

@@ -11,6 +11,7 @@ from shared.planning.profiles import resolve
 from shared.planning.step_size import full_batch
 from shared.planning.throughput import SLACK_S, Costs
 from trainer_node.engine.context import JobData, RunContext, RunRecord
+from trainer_node.engine.evaluate import base_states
 from trainer_node.engine.memory.main_memory import slot_memory
 from trainer_node.engine.search.arm_speed import arm_speeds
 from trainer_node.engine.search.strategy.budget import Budget, Speed, is_ample, is_averaged, is_low_rank
@@ -59,6 +60,7 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         devices=first.devices,
         width=known.width,
         pairs=run.job.task_type is TaskType.DPO,
+        plain=not base_states.is_relative(run.job, data.train),
         tiny=is_tiny(first),
     )
 

@@ -31,6 +31,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     refit: bool = False  # a run like the best one, on the development rows as well
     averaged: bool = False  # a refit at a rate that is too high for it alone, but not for an average
     with_best: bool = False  # a refit that is averaged with the best trial as well
+    noise: float = 0.0  # on embeddings while it trains: see Plan
     last_pass: bool = False  # from the run before, over the development rows alone; it is a refit too
     leaves_s: float = 0.0  # of the job's time, for what comes after it
     stage: str = ""  # of a search by probes: short, at a constant rate, their weights are not kept
@@ -39,6 +40,7 @@ class Trial(Struct, frozen=True, kw_only=True):
         order = f", order {self.seed + 1}" if self.seed else ""
         order += ", development rows alone" if self.last_pass else ", all rows" if self.refit else ""
         order += f", probe ({self.stage})" if self.stage else ", to compare rates" if self.short else ""
+        order += ", noise" if self.noise else ""
         epochs = f"{self.epochs:.2g}"
         noun = "epoch" if epochs == "1" else "epochs"
         return f"{self.arm}, rate x {self.rate:.2g}, {epochs} {noun}, batch {self.batch}{order}"

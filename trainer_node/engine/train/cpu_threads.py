@@ -17,6 +17,7 @@ from torch import Tensor
 from shared.planning.plan import Plan
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import collate
+from trainer_node.engine.data.token_noise import Noise
 from trainer_node.engine.model.adapters import Deltas
 from trainer_node.engine.objectives import Loss
 
@@ -48,7 +49,13 @@ class CpuThreads:
         return [sorted(part) for part in parts]
 
     def backward(
-        self, deltas: Deltas, objective: Loss, examples: Examples, indices: Sequence[int], divisor: int
+        self,
+        deltas: Deltas,
+        objective: Loss,
+        examples: Examples,
+        indices: Sequence[int],
+        divisor: int,
+        noise: Noise | None = None,
     ) -> Tensor | None:
         """Add a pack's gradients to the parameters'; its loss, or None if it is too uneven to share out."""
         lengths = examples.lengths[indices].tolist()
@@ -60,7 +67,7 @@ class CpuThreads:
         def work(part: list[int]) -> tuple[Tensor, Sequence[Tensor]]:
             # No padding: that keeps shapes the same for compiled layers, and these aren't compiled.
             size = sum(lengths[place] for place in part)
-            batch = collate(examples, [indices[place] for place in part], size)
+            batch = collate(examples, [indices[place] for place in part], size, noise=noise)
             loss = objective(deltas.model, batch) / divisor
             return loss.detach(), torch.autograd.grad(loss, parameters, materialize_grads=True)
 

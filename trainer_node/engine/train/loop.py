@@ -14,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer_node.engine.data.packing import Packs, collate
+from trainer_node.engine.data.token_noise import Noise
 from trainer_node.engine.distributed.sharding import between, decoder_layers
 from trainer_node.engine.memory.oom import release
 from trainer_node.engine.model.compile import compile_layers
@@ -205,19 +206,20 @@ def gradients(state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[to
     examples, tokens = sum(map(len, packs)), int(sum(state.examples.lengths[pack].sum() for pack in packs))
     total, mine = torch.zeros((), device=state.device), state.process_group.share(packs)
     forward = state.forward or state.deltas.model
+    noise = Noise(state.plan.noise, state.seed, state.step) if state.plan.noise else None
     for turn, (number, indices, counts) in enumerate(mine):
         state.alive()
         if stop.asked and state.process_group.is_single:
             return None
-        part = shared_out(state, indices, examples)
+        part = shared_out(state, indices, examples, noise)
         if part is None and state.recorded is not None:
-            part = state.recorded.backward(state.examples, indices, examples)
+            part = state.recorded.backward(state.examples, indices, examples, noise)
         if part is not None:
             total += part
             continue
         # Random numbers belong to a pack, not to a process: dropout is the same on any number of devices.
         torch.manual_seed(((state.seed * 1_000_003 + state.step) * 65_537 + number) % 2**63)
-        batch = collate(state.examples, indices, state.plan.capacity, state.device)
+        batch = collate(state.examples, indices, state.plan.capacity, state.device, noise)
         with between(forward, last=turn == len(mine) - 1):
             loss = state.objective(forward, batch) / examples
             if not counts:
@@ -227,11 +229,13 @@ def gradients(state: TrainState, packs: list[list[int]], stop: Stop) -> tuple[to
     return total, tokens
 
 
-def shared_out(state: TrainState, indices: list[int], examples: int) -> torch.Tensor | None:
+def shared_out(
+    state: TrainState, indices: list[int], examples: int, noise: Noise | None
+) -> torch.Tensor | None:
     """Compute a pack's gradients on several CPU threads; its loss, or None if that isn't possible."""
     if state.cpu_threads is None or state.plan.activation_checkpointing:
         return None
-    return state.cpu_threads.backward(state.deltas, state.objective, state.examples, indices, examples)
+    return state.cpu_threads.backward(state.deltas, state.objective, state.examples, indices, examples, noise)
 
 
 def shrink(state: TrainState) -> None:

@@ -12,6 +12,7 @@ from trainer_node.engine.search.strategy.refits import (
     MOST_ABOVE_RUN,
     MOST_APART,
     MOST_REFITS,
+    NOISE,
     first_refit,
     refit_of,
 )
@@ -118,6 +119,30 @@ def test_runs_of_lora_that_are_averaged_have_a_higher_rate(runs: int, times: flo
         assert replace(first, rate=1.0, averaged=False) == replace(trial, refit=True)
         done = [best, TrialResult(trial=first, loss=1.9, tokens=1, train_s=1.0)]
         assert next_trial(START, done, replace(budget, lora=lora)) == replace(first, seed=1)  # not once more
+
+
+def test_only_runs_that_are_averaged_alone_have_noise() -> None:
+    """One run, and an average that a trial without noise joins, end higher with it."""
+    trial = Trial(arm="lora", epochs=2.0)
+    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)
+    budget = plenty(left_s=2 * 28.0, all_s=1e3, all_rows=1.25, lora=LORA, plain=True)
+    for changes, noise in (
+        ({}, NOISE),
+        ({"left_s": 28.0}, 0.0),  # one run
+        ({"lora": frozenset[str]()}, 0.0),
+        ({"plain": False}, 0.0),
+        ({"tiny": True}, 0.0),
+        ({"all_rows": 1.02}, 0.0),  # the trial joins
+    ):
+        first = first_refit(best, [best], replace(budget, **changes))
+        assert first
+        assert first.noise == noise, changes
+    first = first_refit(best, [best], budget)
+    assert first
+    done = [best, TrialResult(trial=first, loss=None, tokens=1, train_s=1.0)]
+    again = next_trial(START, done, budget)
+    assert again
+    assert again.noise == 0.0  # at the rate of one run: no other gave a number
 
 
 @pytest.mark.parametrize(("turns", "lengths"), [(2.1, [1.0, 1.0]), (1.8, [1.0, 0.8]), (1.6, [1.0])])

@@ -53,6 +53,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     devices: int = 1  # that share a step: each needs an example
     width: int = 1  # trials that run at once, each on a device of its own
     pairs: bool = False  # of preferences: published rates are below the plan's, none above it was measured
+    plain: bool = False  # the loss is that of the labels alone: no pairs, no divergence
     tiny: bool = False  # the model is so small that it wants higher rates than real ones
 
     def speed(self, trial: Trial) -> Speed:

@@ -1,0 +1,118 @@
+"""Noise on embeddings: only where a batch has some, of the size it should have, and the same on every way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+
+from shared.planning.architectures import Batching
+from shared.planning.plan import Plan
+from tests.engine.step_state import step_state
+from trainer_node.engine.data.examples import Examples
+from trainer_node.engine.data.packing import Batch, collate
+from trainer_node.engine.data.token_noise import Noise
+from trainer_node.engine.model.adapters import Deltas, add_deltas
+from trainer_node.engine.model.loading import load_model
+from trainer_node.engine.model.recorded_pass import Pass, RecordedPass, room_for
+from trainer_node.engine.objectives import sft
+from trainer_node.engine.signals import Stop
+from trainer_node.engine.train import loop
+from trainer_node.engine.train.cpu_threads import CpuThreads
+
+LENGTHS = [9, 30, 4, 17, 12, 25, 7, 14]
+NOISE = Noise(alpha=5.0, seed=0, step=0)
+
+
+@pytest.fixture
+def deltas(tiny_model: Path, make_plan: Callable[..., Plan]) -> Deltas:
+    return add_deltas(load_model(str(tiny_model), "float32"), make_plan("lora", dtype="float32"), seed=3)
+
+
+@pytest.fixture
+def rows(make_examples: Callable[..., Examples]) -> Examples:
+    return make_examples(LENGTHS)
+
+
+def embedded(deltas: Deltas, batch: Batch) -> Tensor:
+    """Return what the layers are given in the model's one pass, [T, H]."""
+    seen, embeddings = list[Tensor](), deltas.model.base.get_input_embeddings()
+    hook = embeddings.register_forward_hook(lambda *given: seen.append(given[2].detach()))
+    try:
+        deltas.model(batch)
+    finally:
+        hook.remove()
+    assert len(seen) == 1
+    return seen[0][0]
+
+
+def test_noise_is_as_large_as_its_document_is_short(deltas: Deltas, rows: Examples) -> None:
+    capacity = sum(LENGTHS[:4]) + 10
+    plain = embedded(deltas, collate(rows, [0, 1, 2, 3], capacity))
+    noisy = embedded(deltas, collate(rows, [0, 1, 2, 3], capacity, noise=NOISE))
+    noise_TH, start = (noisy - plain).abs(), 0
+    for length in LENGTHS[:4]:
+        most = 5.0 / (length * noise_TH.shape[1]) ** 0.5
+        assert float(noise_TH[start : start + length].max()) == pytest.approx(most, rel=0.05)
+        start += length
+    assert not noise_TH[start:].any()  # the padding
+
+
+def test_padded_rows_have_the_noise_of_packed_ones(deltas: Deltas, rows: Examples) -> None:
+    batch = collate(rows, [1, 0, 3, 2], sum(LENGTHS[:4]) + 5, noise=NOISE)
+    packed = deltas.model(batch)
+    deltas.model.batching = Batching.PADDED
+    torch.testing.assert_close(deltas.model(batch), packed, rtol=1e-4, atol=1e-4)
+    without = deltas.model(collate(rows, [1, 0, 3, 2], sum(LENGTHS[:4]) + 5))
+    assert not torch.allclose(without, packed, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def _same_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def by_hand(compute: Pass) -> tuple[Callable[[], None], Tensor]:
+    """Record a pass on the CPU: what replays it computes it again."""
+    loss = compute()
+
+    def replay() -> None:
+        loss.copy_(compute())
+
+    return replay, loss
+
+
+@pytest.mark.parametrize("way", ["threads", "recorded", "two packs"])
+def test_a_step_has_the_same_noise_on_every_way(
+    way: str, deltas: Deltas, rows: Examples, make_plan: Callable[..., Plan]
+) -> None:
+    plan = replace(make_plan("lora", dtype="float32", capacity=160), noise=5.0)
+    everything = list(range(len(LENGTHS)))
+
+    def gradients(packs: list[list[int]], plan: Plan, **changes: object) -> list[Tensor]:
+        deltas.model.train()
+        assert loop.gradients(step_state(plan, deltas, rows, **changes), packs, Stop()) is not None
+        found = [parameter.grad.clone() for parameter in deltas.parameters.values()]
+        for parameter in deltas.parameters.values():
+            parameter.grad = None
+        return found
+
+    usual = gradients([everything], plan)
+    plain = gradients([everything], replace(plan, noise=0.0))
+    assert not all(torch.allclose(one, other) for one, other in zip(usual, plain, strict=True))
+    if way == "threads":
+        other = gradients([everything], plan, cpu_threads=CpuThreads(2, 2))
+    elif way == "recorded":
+        recorded = RecordedPass(deltas, sft.loss, room_for(rows, [everything], 160), by_hand)
+        other = gradients([everything], plan, recorded=recorded)
+        assert deltas.model.recordable
+    else:
+        other = gradients([everything[3:], everything[:3]], plan)
+    for one, same in zip(usual, other, strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-6)
