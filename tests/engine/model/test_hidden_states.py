@@ -16,6 +16,7 @@ from tests.engine.step_state import step_state
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.data.packing import Batch, collate
 from trainer_node.engine.data.token_noise import Noise
+from trainer_node.engine.model import hidden_states
 from trainer_node.engine.model.adapters import Deltas, add_deltas
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.model.recorded_pass import Pass, RecordedPass, room_for
@@ -76,6 +77,15 @@ def _same_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def test_noise_that_is_drawn_in_parts_is_the_same(
+    deltas: Deltas, rows: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = collate(rows, [0, 1, 2, 3], 64, noise=NOISE)
+    whole = embedded(deltas, batch)
+    monkeypatch.setattr(hidden_states, "DRAWN_AT_ONCE", 7 * whole.shape[1])
+    assert torch.equal(embedded(deltas, batch), whole)
 
 
 def by_hand(compute: Pass) -> tuple[Callable[[], None], Tensor]:

@@ -20,6 +20,7 @@ from trainer_node.engine.data.token_noise import uniform
 from trainer_node.engine.model.attention import attention_kwargs
 from trainer_node.engine.model.rotary import row_lengths, spans
 
+DRAWN_AT_ONCE = 2**22  # numbers of noise: 32 MiB of integers
 _pass = threading.local()  # `noise`: that of the pass which this thread computes
 
 
@@ -116,7 +117,11 @@ def _with_noise(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor | No
     noise = getattr(_pass, "noise", None)
     if noise is None:
         return None
-    seeds, most = noise
     width = embedded.shape[-1]
-    drawn_TH = uniform(seeds.reshape(-1), width) * (most.reshape(-1, 1) * width**-0.5)
-    return embedded + drawn_TH.view(embedded.shape).to(embedded.dtype)
+    # The integers that it is drawn by take 8 bytes a number, several times over: of a few tokens at a time.
+    rows = max(1, DRAWN_AT_ONCE // width)
+    parts = zip(*(one.reshape(-1).split(rows) for one in noise), strict=True)
+    drawn = [
+        (uniform(seeds, width) * (most[:, None] * width**-0.5)).to(embedded.dtype) for seeds, most in parts
+    ]
+    return embedded + torch.cat(drawn).view(embedded.shape)

@@ -32,8 +32,8 @@ LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
 # time by that, a third of a job's time stayed unused, and .005 nat (docs/experiments.md).
 LEAST_MORE = 0.75
 # On the embeddings of a real model's runs that are averaged alone, at rates that are too high for one: see
-# Plan. SmolLM2-135M's mean of two ends .004 to .037 lower with it on three data sets. A tiny model's runs at
-# 1.3 to 2 times the rate of one end .004 to .027 higher (docs/experiments.md).
+# Plan. SmolLM2-135M's mean of two ends .001 to .215 lower with it on six of seven tasks. A tiny model's runs
+# at 1.3 to 2 times the rate of one, averaged with the trial, end .013 to .091 higher (docs/experiments.md).
 NOISE = 5.0
 
 
