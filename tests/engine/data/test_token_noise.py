@@ -44,7 +44,7 @@ def test_steps_orders_and_documents_differ() -> None:
         found: list[int] = noise.of_documents(np.array([document]), np.array([6]), 6)[0].tolist()
         return found
 
-    others = [(Noise(5.0, 3, 8), 4), (Noise(5.0, 4, 7), 4), (NOISE, 5)]
+    others = [(Noise(5.0, 3, 8), 4), (Noise(5.0, 4, 7), 4), (NOISE, 5), (Noise(5.0, 2, 7), 5)]
     for noise, document in others:
         assert not set(seeds(NOISE, 4)) & set(seeds(noise, document))
     assert seeds(NOISE, 4) == seeds(Noise(1.0, 3, 7), 4)

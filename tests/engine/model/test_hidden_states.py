@@ -18,6 +18,7 @@ from trainer_node.engine.data.packing import Batch, collate
 from trainer_node.engine.data.token_noise import Noise
 from trainer_node.engine.model import hidden_states
 from trainer_node.engine.model.adapters import Deltas, add_deltas
+from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.loading import load_model
 from trainer_node.engine.model.recorded_pass import Pass, RecordedPass, room_for
 from trainer_node.engine.objectives import sft
@@ -30,13 +31,16 @@ NOISE = Noise(alpha=5.0, seed=0, step=0)
 
 
 @pytest.fixture
-def deltas(tiny_model: Path, make_plan: Callable[..., Plan]) -> Deltas:
-    return add_deltas(load_model(str(tiny_model), "float32"), make_plan("lora", dtype="float32"), seed=3)
+def rows(make_examples: Callable[..., Examples]) -> Examples:
+    return make_examples(LENGTHS)
 
 
 @pytest.fixture
-def rows(make_examples: Callable[..., Examples]) -> Examples:
-    return make_examples(LENGTHS)
+def deltas(tiny_model: Path, make_plan: Callable[..., Plan], rows: Examples) -> Deltas:
+    """A model that has had noise before, in an object of its own around it."""
+    network = load_model(str(tiny_model), "float32")
+    label_model(network)(collate(rows, [0], LENGTHS[0], noise=NOISE))
+    return add_deltas(network, make_plan("lora", dtype="float32"), seed=3)
 
 
 def embedded(deltas: Deltas, batch: Batch) -> Tensor:
@@ -89,8 +93,8 @@ def test_noise_that_is_drawn_in_parts_is_the_same(
 
 
 def by_hand(compute: Pass) -> tuple[Callable[[], None], Tensor]:
-    """Record a pass on the CPU: what replays it computes it again."""
-    loss = compute()
+    """Stand in for a graph on a CPU: the pass is computed again, on what lies in the same tensors now."""
+    loss = torch.zeros(())
 
     def replay() -> None:
         loss.copy_(compute())
@@ -102,27 +106,38 @@ def by_hand(compute: Pass) -> tuple[Callable[[], None], Tensor]:
 def test_a_step_has_the_same_noise_on_every_way(
     way: str, deltas: Deltas, rows: Examples, make_plan: Callable[..., Plan]
 ) -> None:
+    """Steps have noise of their own: what was drawn when a pass was recorded is not replayed."""
     plan = replace(make_plan("lora", dtype="float32", capacity=160), noise=5.0)
     everything = list(range(len(LENGTHS)))
 
-    def gradients(packs: list[list[int]], plan: Plan, **changes: object) -> list[Tensor]:
+    def gradients(packs: list[list[int]], plan: Plan, step: int, **changes: object) -> list[Tensor]:
         deltas.model.train()
-        assert loop.gradients(step_state(plan, deltas, rows, **changes), packs, Stop()) is not None
+        assert loop.gradients(step_state(plan, deltas, rows, step=step, **changes), packs, Stop()) is not None
         found = [parameter.grad.clone() for parameter in deltas.parameters.values()]
         for parameter in deltas.parameters.values():
             parameter.grad = None
         return found
 
-    usual = gradients([everything], plan)
-    plain = gradients([everything], replace(plan, noise=0.0))
-    assert not all(torch.allclose(one, other) for one, other in zip(usual, plain, strict=True))
+    packs, changes = [everything], dict[str, object]()
     if way == "threads":
-        other = gradients([everything], plan, cpu_threads=CpuThreads(2, 2))
+        threads = CpuThreads(2, 2)
+        assert threads.backward(deltas, sft.loss, rows, everything, 1, Noise(5.0, 0, 0)) is not None
+        changes["cpu_threads"] = threads
     elif way == "recorded":
-        recorded = RecordedPass(deltas, sft.loss, room_for(rows, [everything], 160), by_hand)
-        other = gradients([everything], plan, recorded=recorded)
-        assert deltas.model.recordable
+        recorded = RecordedPass(deltas, sft.loss, room_for(rows, packs, 160), by_hand)
+        assert recorded.backward(rows, everything, 1, Noise(5.0, 0, 9)) is not None
+        changes["recorded"] = recorded
     else:
-        other = gradients([everything[3:], everything[:3]], plan)
-    for one, same in zip(usual, other, strict=True):
-        torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-6)
+        packs = [everything[3:], everything[:3]]
+    for parameter in deltas.parameters.values():
+        parameter.grad = None
+    plain, first, second = (
+        gradients([everything], replace(plan, noise=noise), step)
+        for noise, step in ((0.0, 0), (5.0, 0), (5.0, 1))
+    )
+    for one, other in ((plain, first), (first, second)):
+        assert not all(torch.allclose(a, b, rtol=1e-3) for a, b in zip(one, other, strict=True))
+    for step, wanted in enumerate((first, second)):
+        found = gradients(packs, plan, step, **changes)
+        for one, same in zip(wanted, found, strict=True):
+            torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-6)

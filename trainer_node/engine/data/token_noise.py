@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 MASK = 2**32 - 1
-STEPS, CHANNELS = 0x9E3779B9, 0x85EBCA6B  # odd: neighbours are far apart after a product with them
+DOCUMENTS, CHANNELS = 0x9E3779B9, 0x85EBCA6B  # odd: neighbours are far apart after a product with them
 
 Integers = TypeVar("Integers", NDArray[np.int64], Tensor)
 
@@ -38,8 +38,8 @@ class Noise:
         seeds, most = np.zeros(capacity, np.int64), np.zeros(capacity, np.float32)
         tokens = int(lengths.sum())
         starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
-        first = (self.seed * STEPS + self.step) & MASK
-        of_document = scrambled((numbers * STEPS + first) & MASK)
+        order = scrambled(scrambled(np.array([self.seed & MASK])) + self.step & MASK)
+        of_document = scrambled((numbers * DOCUMENTS + order) & MASK)
         seeds[:tokens] = scrambled((np.repeat(of_document, lengths) + np.arange(tokens) - starts) & MASK)
         most[:tokens] = np.repeat(self.alpha / np.sqrt(lengths), lengths)
         return seeds, most

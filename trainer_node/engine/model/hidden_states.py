@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from trainer_node.engine.data.packing import Batch
 from trainer_node.engine.data.token_noise import uniform
@@ -21,6 +20,7 @@ from trainer_node.engine.model.attention import attention_kwargs
 from trainer_node.engine.model.rotary import row_lengths, spans
 
 DRAWN_AT_ONCE = 2**22  # numbers of noise: 32 MiB of integers
+_lock = threading.Lock()
 _pass = threading.local()  # `noise`: that of the pass which this thread computes
 
 
@@ -37,7 +37,7 @@ def packed_states(
     if rotary_limit is not None and batch.document_lengths:
         # The padding is a document with one position only: its row counts as short.
         rows = list(zip(batch.document_lengths, [*row_lengths(batch), 0], strict=False))
-    with spans(rows), noisy(batch.noise_seeds_T, batch.noise_most_T):
+    with spans(rows), noisy(decoder, batch.noise_seeds_T, batch.noise_most_T):
         hidden_1TH = decoder(
             input_ids=batch.ids_T[None], use_cache=False, **positions, **attention_kwargs(batch)
         ).last_hidden_state
@@ -68,7 +68,7 @@ def padded_states(
         tokens_BL = starts_D[documents_B, None] + columns_BL
         ids_BL = batch.ids_T[tokens_BL]
         noise = [one if one is None else one[tokens_BL] for one in (batch.noise_seeds_T, batch.noise_most_T)]
-        with spans([(longest, rows[documents[0]])]), noisy(*noise):
+        with spans([(longest, rows[documents[0]])]), noisy(decoder, *noise):
             hidden_BLH = decoder(input_ids=ids_BL, use_cache=False).last_hidden_state
         row_D = torch.full((len(lengths),), -1, device=starts_D.device)
         row_D[documents_B] = torch.arange(len(documents), device=starts_D.device)
@@ -95,18 +95,20 @@ def rows_of_one_length(lengths: list[int], most_tokens: int, rows: list[int]) ->
         yield group
 
 
-def take_noise(model: PreTrainedModel) -> None:
-    """Let a model's embeddings have the noise of `noisy` from now on."""
-    model.get_input_embeddings().register_forward_hook(_with_noise)
-
-
 @contextmanager
-def noisy(seeds: Tensor | None, most: Tensor | None) -> Iterator[None]:
+def noisy(decoder: Any, seeds: Tensor | None, most: Tensor | None) -> Iterator[None]:
     """Let this thread's passes have noise by these seeds, of at most so much times 1 / sqrt(hidden size).
 
     Each has the shape of the passes' ids, but for a first axis of one row.
     """
-    _pass.noise = None if seeds is None or most is None else (seeds, most)
+    if seeds is None or most is None:
+        yield
+        return
+    embeddings = decoder.get_input_embeddings()
+    with _lock:  # once, however many passes and threads there are: each hook would add the noise again
+        if _with_noise not in embeddings._forward_hooks.values():
+            embeddings.register_forward_hook(_with_noise)
+    _pass.noise = (seeds, most)
     try:
         yield
     finally:

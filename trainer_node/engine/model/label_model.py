@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from shared.planning.architectures import Batching
 from trainer_node.engine.data.packing import Batch
-from trainer_node.engine.model.hidden_states import packed_states, padded_states, take_noise
+from trainer_node.engine.model.hidden_states import packed_states, padded_states
 from trainer_node.engine.model.logprobs import divergences, label_logprobs, plain_logits
 from trainer_node.engine.model.own_head import own_logits, own_logprobs
 from trainer_node.engine.model.rotary import go_by_row
@@ -39,7 +39,6 @@ class LabelModel(nn.Module):
         self.plain_head = True  # logits are hidden states times the output matrix, and nothing else
         # Tokens: longer rows have rotary frequencies of their own. None: no row has.
         self.rotary_limit = go_by_row(self.base)
-        take_noise(self.base)
 
     @property
     def base(self) -> PreTrainedModel:

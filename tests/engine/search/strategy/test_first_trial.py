@@ -165,12 +165,12 @@ def test_a_finer_batch_that_takes_longer_leaves_time_for_both_runs_on_all_rows()
 def test_many_rows_of_a_tiny_model_begin_with_dense_deltas() -> None:
     left = plenty(left_s=48.0, all_s=48.0, all_rows=1.25, trial_s=0.0, lora=frozenset({"lora"}), tiny=True)
     for examples, arm, epochs in (
-        (1000, "lora", 48.0 / TRIAL_SAFETY / 35.0),
-        (1001, "dense", 48.0 / TRIAL_SAFETY / 22.5),
+        (600, "lora", 48.0 / TRIAL_SAFETY / 35.0),
+        (601, "dense", 48.0 / TRIAL_SAFETY / 22.5),
     ):
         first = first_trial(START, replace(left, examples=examples))
         assert (first.arm, first.epochs) == (arm, pytest.approx(epochs))
-    real = replace(left, left_s=60.0, all_s=60.0, examples=1001, tiny=False)
+    real = replace(left, left_s=60.0, all_s=60.0, examples=601, tiny=False)
     assert first_trial(START, real).arm == "lora"
 
 

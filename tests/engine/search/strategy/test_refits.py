@@ -145,10 +145,11 @@ def test_only_runs_that_are_averaged_alone_have_noise() -> None:
     assert again.noise == 0.0  # at the rate of one run: no other gave a number
 
 
+@pytest.mark.parametrize("arm", ["lora", "dense"])
 @pytest.mark.parametrize(("turns", "lengths"), [(2.1, [1.0, 1.0]), (1.8, [1.0, 0.8]), (1.6, [1.0])])
-def test_one_more_run_of_lora_may_be_a_little_shorter(turns: float, lengths: list[float]) -> None:
+def test_one_more_run_may_be_a_little_shorter(turns: float, lengths: list[float], arm: str) -> None:
     """Two were planned, and the trial before them took a little longer than it should."""
-    trial = Trial(arm="lora", epochs=2.0)
+    trial = Trial(arm=arm, epochs=2.0)
     done = [TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.1)]
     budget = plenty(all_rows=1.25, trial_s=8.0, refit_s=1.0, lora=LORA, all_s=1e3)
     run_s = budget.cost_s(replace(trial, refit=True))
@@ -158,7 +159,8 @@ def test_one_more_run_of_lora_may_be_a_little_shorter(turns: float, lengths: lis
         found.append(refit)
         done.append(TrialResult(trial=refit, loss=1.9, tokens=1, train_s=1.0))
     assert [run.epochs / trial.epochs for run in found] == pytest.approx(lengths, rel=0.02)
-    assert found[0].rate == pytest.approx(len(lengths) * 1.1**3)  # by how many are averaged
+    raised = len(lengths) if arm == "lora" else 1  # by how many are averaged
+    assert found[0].rate == pytest.approx(raised * 1.1**3)
 
 
 def test_a_rate_of_lora_that_may_be_too_high_is_not_raised() -> None:

@@ -28,7 +28,7 @@ LEAST_JOINED_RATE = 1.3  # times the rate that is best for one run; at more, a r
 # higher and .002 lower, at three times .036 and .089 higher (docs/experiments.md).
 MOST_APART = 2.0
 LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
-# Of its epochs, for one more run of LoRA. Speeds are known to some percent: where a planned run missed the
+# Of its epochs, for one more run. Speeds are known to some percent: where a planned run missed the
 # time by that, a third of a job's time stayed unused, and .005 nat (docs/experiments.md).
 LEAST_MORE = 0.75
 # On the embeddings of a real model's runs that are averaged alone, at rates that are too high for one: see
@@ -92,5 +92,5 @@ def refit_of(best: Trial, count: int, budget: Budget) -> Trial | None:
         return refit
     epochs = epochs_in(refit, budget, budget.left_s / TRIAL_SAFETY) / budget.all_rows
     needed = count < (2 if best.averaged and not best.with_best else 1)
-    least = LEAST_REFIT if needed else LEAST_MORE if best.arm in budget.lora - budget.single else 1.0
+    least = LEAST_REFIT if needed else LEAST_MORE
     return replace(refit, epochs=epochs) if epochs >= least * refit.epochs else None
