@@ -21,8 +21,6 @@ def parse_offer(body: bytes) -> Offer:
     """Decode one offer; raises MalformedOfferError naming the field."""
     try:
         return decode_offer(body)
-    except RecursionError as error:
-        raise MalformedOfferError(f"the JSON is nested too deeply; {NEEDED}") from error
     except ValueError as error:  # msgspec's errors, and bytes that are not UTF-8
         raise MalformedOfferError(f"{error}; {NEEDED}") from error
 

@@ -80,7 +80,7 @@ class Operations:
         try:
             reply = await self._bus.request(subjects.control(job.slot), request, timeout_s=ANSWER_S)
             answer = decode_control_answer(reply.data)
-        except BusTimeoutError as error:
+        except (BusTimeoutError, ValueError) as error:  # late, or an answer that can't be read
             raise NodeSilentError(
                 f"the node of slot {job.slot} did not confirm and may still do it ({error}): "
                 "check the task's chain"

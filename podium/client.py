@@ -28,6 +28,7 @@ from gateway.views.schemas import (
     TaskView,
 )
 from shared.errors import PodiumError
+from shared.messages.encoding import decode
 from shared.messages.offers import Decision
 from shared.net import LOOPBACK
 from shared.settings_sources import load_settings
@@ -75,7 +76,7 @@ class Client:
         """Send one offer."""
         status, answer = self._request("/v1/offers", body)
         if status == 200:
-            return msgspec.json.decode(answer, type=Decision)
+            return decode(answer, Decision)
         return _refusal(status, answer)
 
     def tasks(self, limit: int = 50, *, states: str = "", slot: str | None = None) -> list[TaskView]:
@@ -170,7 +171,7 @@ class Client:
             failure = GatewayAwayError if status == HTTPStatus.SERVICE_UNAVAILABLE else PodiumError
             raise failure(f"the gateway at {self.url} answered {refusal.status}: {refusal.detail}")
         try:
-            return msgspec.json.decode(answer, type=kind)
+            return decode(answer, kind)
         except ValueError as error:
             raise PodiumError(f"the server at {self.url} is not a gateway: {error}") from error
 
@@ -210,6 +211,6 @@ def _path(task_id: str) -> str:
 
 def _refusal(status: int, answer: bytes) -> Refusal:
     try:
-        return msgspec.json.decode(answer, type=Refusal)
+        return decode(answer, Refusal)
     except ValueError:
         return Refusal(status, answer[:500].decode(errors="replace").strip() or "empty response")

@@ -198,7 +198,7 @@ def job_of(record: Record) -> Job | None:
     named = subjects.task_in(record.subject)
     try:
         job = decode_job_record(record.data)
-    except (ValueError, RecursionError) as error:  # msgspec's errors too
+    except ValueError as error:  # msgspec's errors too
         log.error("a stored job can't be read", subject=record.subject, error=str(error), **named)
         return None
     # The task key becomes a folder's name, so nothing else may pass.

@@ -28,6 +28,7 @@ from gateway.errors import UnknownTaskError
 from gateway.http_request import read_body
 from gateway.service import Service
 from gateway.state.ledger import Task
+from shared.messages.encoding import decode
 from shared.subjects import task_key
 
 JSON: Final = "application/json"
@@ -124,8 +125,8 @@ async def read_message(request: web.Request, kind: type[S], limit: int, example:
     """Parse the body as a struct; an empty body gives the defaults. Raises MalformedRequestError."""
     body = await read_body(request, limit)
     try:
-        return msgspec.json.decode(body, type=kind) if body.strip() else kind()
-    except (ValueError, TypeError, RecursionError) as error:
+        return decode(body, kind) if body.strip() else kind()
+    except (ValueError, TypeError) as error:
         raise MalformedRequestError(
             MALFORMED_BODY, f"{error}; send no body, or one like {example}"
         ) from error

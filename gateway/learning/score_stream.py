@@ -143,6 +143,6 @@ def _decoded(record: Record) -> Score | None:
     """Return the score in a record; None for anything else."""
     try:
         score = decode_score(record.data)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     return score if record.subject == subjects.score(score.task) else None

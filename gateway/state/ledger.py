@@ -117,7 +117,7 @@ class Ledger:
                 self._apply_job(record)
             else:
                 self._apply_state(record)
-        except (ValueError, RecursionError) as error:  # msgspec's errors and ours
+        except ValueError as error:  # msgspec's errors and ours
             self.malformed += 1
             log.error(
                 "malformed record skipped",

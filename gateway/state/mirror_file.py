@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -19,6 +20,7 @@ from msgspec import Struct
 from shared import subjects
 from shared.broker.jetstream import Record
 from shared.errors import PodiumError
+from shared.messages.encoding import decode, decoder
 
 
 class DamagedMirrorError(PodiumError):
@@ -92,8 +94,8 @@ class Content(Struct, frozen=True):
         return last - first + 1 - sum(sequence <= last for sequence in found)
 
 
-_header = msgspec.json.Decoder(Header)
-_line = msgspec.json.Decoder(Line)
+_header = decoder(Header)
+_line = decoder(Line)
 
 
 def encode_line(stream: str, record: Record) -> bytes:
@@ -114,9 +116,9 @@ def read_mirror(path: Path) -> Content:
     for number, text in enumerate(lines, 1):
         try:
             if number == 1:
-                _header.decode(text)
+                _header(text)
                 continue
-            line = _line.decode(text)
+            line = _line(text)
             stream = _log_of(line)
             if stream is None:
                 continue
@@ -147,7 +149,7 @@ def _fits_a_line(data: bytes) -> bool:
     if b"\n" in data or b"\r" in data or data != data.strip():
         return False
     try:
-        msgspec.json.decode(data)
-    except (ValueError, RecursionError):
+        decode(data, Any)
+    except ValueError:
         return False
     return bool(data)

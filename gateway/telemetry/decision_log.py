@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import msgspec
 from msgspec.structs import replace
 
 from gateway.views.schemas import DecisionPage
@@ -17,7 +16,7 @@ from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.files import append_lines
 from shared.logs import get_logger
-from shared.messages.encoding import encode
+from shared.messages.encoding import decoder, encode
 from shared.messages.offers import BareOffer, Decision
 
 FLUSH_S = 0.5
@@ -25,7 +24,7 @@ BLOCK = 64 << 10
 MOST_WAITING = 100_000  # some 100 MB; more can only accumulate if the disk hangs
 
 log = get_logger()
-_decode = msgspec.json.Decoder(Decision).decode
+_decode = decoder(Decision)
 
 
 class DecisionLog:

@@ -24,6 +24,7 @@ from shared import subjects
 from shared.aio import pause
 from shared.broker.bus import Bus
 from shared.logs import get_logger
+from shared.messages.encoding import decoder
 from shared.messages.runs import Progress
 from shared.messages.slots import Heartbeat
 
@@ -44,7 +45,7 @@ class _DecisionHead(Struct, frozen=True):
 
 
 log = get_logger()
-_decode_decision = msgspec.json.Decoder(_DecisionHead).decode
+_decode_decision = decoder(_DecisionHead)
 _encode = msgspec.json.Encoder().encode
 
 

@@ -18,6 +18,7 @@ import msgspec
 from gateway.views.run import RunPoint
 from shared.files import append_lines
 from shared.logs import TroubleLog, get_logger
+from shared.messages.encoding import decoder
 from shared.messages.runs import Phase, Progress
 from shared.subjects import task_key
 
@@ -31,7 +32,7 @@ log = get_logger()
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(RunPoint).decode
+_decode = decoder(RunPoint)
 
 
 def point_of(progress: Progress) -> RunPoint:

@@ -38,11 +38,12 @@ from gateway.upstream.repositories import KINDS, NotEnteredError
 from shared import subjects
 from shared.errors import BusError
 from shared.logs import get_logger
+from shared.messages.encoding import decoder
 from shared.messages.jobs import ResultStatus
 
-OFFER: Final = msgspec.json.Decoder(MinerTaskOffer)
-START_TEXT: Final = msgspec.json.Decoder(TrainRequestText)
-START_IMAGE: Final = msgspec.json.Decoder(TrainRequestImage)
+OFFER: Final = decoder(MinerTaskOffer)
+START_TEXT: Final = decoder(TrainRequestText)
+START_IMAGE: Final = decoder(TrainRequestImage)
 SETTLE_S: Final = 1.0  # how long an idempotent request waits for the shared replay check
 NO_SLOT: Final = "no-slot"  # slugs of problems
 START_DIFFERS: Final = "start-differs"

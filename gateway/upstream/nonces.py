@@ -25,6 +25,7 @@ from shared.aio import pause
 from shared.broker.bus import Bus
 from shared.errors import BusError
 from shared.logs import get_logger
+from shared.messages.encoding import decoder
 
 WINDOW_S: Final = 120.0  # largest difference between a nonce's time and ours, in either direction
 BUCKET_S: Final = 60  # nonces are grouped by the minute of their time
@@ -51,7 +52,7 @@ class NonceBatch(Struct, frozen=True):
     minutes: dict[int, list[int]]
 
 
-_decode = msgspec.json.Decoder(NonceBatch).decode
+_decode = decoder(NonceBatch)
 
 
 class Seen:

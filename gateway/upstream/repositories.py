@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec import Struct
 
 from gateway.upstream.contract import TrainingRepo
 from shared.errors import PodiumError
+from shared.messages.encoding import decode
 from shared.settings import Settings
 from shared.settings_sources import without_password
 
@@ -76,7 +76,7 @@ def objection(entered: EnteredRepository) -> str | None:
 def _read(path: Path) -> dict[str, EnteredRepository]:
     """Return the file's content: kind -> repository. The error never shows a line of it: it holds tokens."""
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=dict[str, EnteredRepository])
+        found = decode(path.read_bytes(), dict[str, EnteredRepository])
     except OSError as error:
         raise WrongEntryError(f"PODIUM_TRAINING_REPOS_FILE can't be read: {error}") from error
     except ValueError as error:

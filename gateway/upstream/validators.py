@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec import Struct
 
 from gateway.telemetry.refusals import RefusalReason
@@ -15,6 +14,7 @@ from gateway.upstream.hotkeys import AddressError, public_key
 from gateway.watched_file import WatchedFile
 from shared.errors import SettingsError
 from shared.logs import TroubleLog, get_logger
+from shared.messages.encoding import decoder
 from shared.settings import Settings
 
 POLL_S: Final = 5.0  # poll interval for changes of the file
@@ -30,7 +30,7 @@ class ValidatorNode(Struct, frozen=True):
     stake: float
 
 
-_decode = msgspec.json.Decoder(dict[str, ValidatorNode]).decode
+_decode = decoder(dict[str, ValidatorNode])
 
 
 class Validators:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -24,6 +24,7 @@ from podium.own_hardware import AUTO, hardware_of
 from podium.own_hardware import HELP as HARDWARE_HELP
 from podium.planned_search import TEXT, Scoring, probes_of, search_of
 from shared.errors import PlanError, PodiumError
+from shared.messages.encoding import decode
 from shared.messages.hardware import Hardware
 from shared.messages.offers import TaskType
 from shared.planning.feasibility import ASSUMED_DATA, ASSUMED_PAIRS
@@ -207,7 +208,7 @@ def _shape(args: argparse.Namespace) -> ModelShape:
         return shape_from_params(args.params, family_of(args.family))
     path = args.model_config / "config.json" if args.model_config.is_dir() else args.model_config
     try:
-        config = json.loads(path.read_text())
+        config = decode(path.read_bytes(), Any)
     except (OSError, ValueError) as error:
         raise PlanError(f"can't read the model's config {path}: {error}") from error
     if not isinstance(config, dict):
@@ -219,8 +220,8 @@ def _data_stats(text: str | None, scoring: Scoring) -> DataStats:
     if text is None:
         return ASSUMED_PAIRS if scoring.pairs else ASSUMED_DATA
     try:
-        raw = text if text.lstrip().startswith("{") else Path(text).read_text()
-        return msgspec.json.decode(raw, type=DataStats)
+        raw = text.encode() if text.lstrip().startswith("{") else Path(text).read_bytes()
+        return decode(raw, DataStats)
     except (OSError, ValueError) as error:
         raise PlanError(f"can't read the data statistics: {error}") from error
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import http.client
-import json
 import os
 import re
 import urllib.error
 import urllib.request
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
 from podium.client import fetch
+from shared.messages.encoding import decode
 from shared.settings import Settings
 from trainer_node.hardware import DRIVER, PCI, pci_gpus
 
@@ -106,7 +106,7 @@ def probe_hub(settings: Settings) -> HubVitals:
         status, body = fetch(request, TIMEOUT_S)
         if status in (401, 403):
             return HubVitals(error=f"{settings.hub_url} refuses the token ({status})")
-        answer = json.loads(body)
+        answer = decode(body, dict[str, Any])
         names = (str(answer["name"]), *(str(each["name"]) for each in answer.get("orgs", ())))
         role = answer.get("auth", {}).get("accessToken", {}).get("role")
     except (OSError, http.client.HTTPException) as error:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from podium.client import fetch
+from shared.messages.encoding import decode
 
 
 class Monitor(Struct, frozen=True, kw_only=True):
@@ -53,8 +54,8 @@ def probe_monitor(url: str, timeout_s: float) -> Monitor:
     except (OSError, ValueError) as error:
         return Monitor(url=url, error=str(getattr(error, "reason", error)))
     try:
-        health = msgspec.json.decode(answers[0], type=_Health)  # an error comes with status 503
-        store = msgspec.json.decode(answers[1], type=_Server).jetstream
+        health = decode(answers[0], _Health)  # an error comes with status 503
+        store = decode(answers[1], _Server).jetstream
     except ValueError as error:
         return Monitor(url=url, error=f"what answers there is no broker's monitoring: {error}")
     return Monitor(

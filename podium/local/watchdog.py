@@ -8,10 +8,10 @@ restart does, and loses nothing that was acknowledged. A stopped or hung server 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from typing import Final
+from typing import Any, Final
 
+from shared.messages.encoding import decode
 from shared.net import LOOPBACK
 
 POLL_S: Final = 1.0
@@ -41,7 +41,7 @@ async def trouble_of(monitor_port: int) -> str | None:
     except OSError:
         return None
     try:
-        error = json.loads(body).get("error", "")
+        error = decode(body, dict[str, Any]).get("error", "")
     except ValueError:  # truncated: the broker is stopping
         return None
     return f"can't store ({error})" if WRITE_ERROR in error else None

@@ -12,10 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta, Struct
 
 from shared.errors import PodiumError
+from shared.messages.encoding import decoder
 from shared.messages.offers import BareOffer, Decision
 
 Seconds = Annotated[float, Meta(ge=0)]
@@ -44,9 +44,9 @@ class _Kind(Struct, frozen=True):
     decided_at: float | None = None
 
 
-_kind = msgspec.json.Decoder(_Kind)
-_line = msgspec.json.Decoder(TraceLine)
-_decision = msgspec.json.Decoder(Decision)
+_kind = decoder(_Kind)
+_line = decoder(TraceLine)
+_decision = decoder(Decision)
 
 
 def read_trace(path: Path) -> Trace:
@@ -72,12 +72,12 @@ def read_trace(path: Path) -> Trace:
 def _read(text: bytes, where: str) -> TraceLine | None:
     """Parse one line; return None for a decision of a version that didn't write the offer."""
     try:
-        kind = _kind.decode(text)
+        kind = _kind(text)
         if kind.at is None and kind.decided_at is not None:
-            offer = _decision.decode(text).offer
+            offer = _decision(text).offer
             return TraceLine(at=kind.decided_at, offer=offer) if offer is not None else None
-        return _line.decode(text)
-    except (ValueError, RecursionError) as error:
+        return _line(text)
+    except ValueError as error:
         raise PodiumError(
             f"{where}: {error}; a line is an object with at (seconds) and offer, or a gateway's decision"
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import ssl
 import time
@@ -25,6 +24,7 @@ from shared.errors import (
     SettingsError,
 )
 from shared.logs import get_logger
+from shared.messages.encoding import decode
 from shared.settings import Settings
 
 log = get_logger()
@@ -116,7 +116,7 @@ async def _came_too_late(error: Exception, url: str) -> bool:
         async with asyncio.timeout(GREETING_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(address.hostname, address.port or NATS_PORT)
             with closing(writer):
-                greeting = json.loads((await reader.readline()).removeprefix(b"INFO "))
+                greeting = decode((await reader.readline()).removeprefix(b"INFO "), Any)
     except (OSError, ValueError):  # TimeoutError is an OSError
         return True
     return isinstance(greeting, dict) and bool(greeting.get("tls_required") or greeting.get("tls_available"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-import msgspec
 from msgspec import Struct
 
+from shared.messages.encoding import decoder
 from shared.messages.offers import BareOffer, Decision, Offer, TaskType
 from shared.messages.runs import ErrorCode, Metrics
 
@@ -141,10 +141,10 @@ class Score(Struct, frozen=True, kw_only=True):
     at: float = 0.0
 
 
-decode_job_record = msgspec.json.Decoder(JobRecord).decode
+decode_job_record = decoder(JobRecord)
 
-decode_drain = msgspec.json.Decoder(SlotDrain).decode
+decode_drain = decoder(SlotDrain)
 
-decode_state_record = msgspec.json.Decoder(StateRecord).decode
+decode_state_record = decoder(StateRecord)
 
-decode_score = msgspec.json.Decoder(Score).decode
+decode_score = decoder(Score)

@@ -8,6 +8,8 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from shared.messages.encoding import decoder
+
 
 class TaskType(StrEnum):
     """Kinds of work an upstream offers; the values are upstream's own words."""
@@ -162,4 +164,4 @@ class Decision(Struct, frozen=True, kw_only=True):
     offer: BareOffer | None = None  # in the gateway's file and on `podium.decisions.*`; a job has its own
 
 
-decode_offer = msgspec.json.Decoder(Offer).decode
+decode_offer = decoder(Offer)

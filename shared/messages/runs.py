@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-import msgspec
 from msgspec import Struct
 
+from shared.messages.encoding import decoder
 from shared.messages.hardware import Hardware
 from shared.messages.offers import DatasetType, FileFormat, TaskType
 
@@ -142,8 +142,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     at: float = 0.0
 
 
-decode_worker_job = msgspec.json.Decoder(WorkerJob).decode
+decode_worker_job = decoder(WorkerJob)
 
-decode_progress = msgspec.json.Decoder(Progress).decode
+decode_progress = decoder(Progress)
 
-decode_outcome = msgspec.json.Decoder(Outcome).decode
+decode_outcome = decoder(Outcome)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-import msgspec
 from msgspec import Struct
 
+from shared.messages.encoding import decoder
 from shared.messages.hardware import GpuStatus, Hardware
 from shared.messages.runs import Phase
 
@@ -66,10 +66,10 @@ class ControlAnswer(Struct, frozen=True):
     reason: str = ""
 
 
-decode_lease = msgspec.json.Decoder(Lease).decode
+decode_lease = decoder(Lease)
 
-decode_heartbeat = msgspec.json.Decoder(Heartbeat).decode
+decode_heartbeat = decoder(Heartbeat)
 
-decode_control = msgspec.json.Decoder(Control).decode
+decode_control = decoder(Control)
 
-decode_control_answer = msgspec.json.Decoder(ControlAnswer).decode
+decode_control_answer = decoder(ControlAnswer)

@@ -28,6 +28,7 @@ from shared.broker.bus import Bus, Record
 from shared.errors import BusTimeoutError, ConflictError, StoreFullError
 from shared.files import digest_of
 from shared.logs import get_logger
+from shared.messages.encoding import decode
 from shared.messages.jobs import Job
 from shared.settings import Settings
 from trainer_node.artifacts.interface import NotTakenError, Stored, StoreError
@@ -155,7 +156,7 @@ class ObjectStore:
 
 def _decode(record: Record) -> Object | None:
     try:
-        return msgspec.json.decode(record.data, type=Object)
+        return decode(record.data, Object)
     except ValueError as error:  # no submission; it must not block others
         log.warning("an object record can't be read", subject=record.subject, error=str(error))
         return None

@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from shared.files import append_lines
 from shared.logs import get_logger
+from shared.messages.encoding import decode
 from shared.processes import command_line
 from shared.settings import Settings
 
@@ -96,7 +97,7 @@ class SlotLock:
 def _event(line: bytes) -> LockEvent | None:
     """Return a line's event; None for one that a kill or a full disk cut short."""
     try:
-        return msgspec.json.decode(line, type=LockEvent)
+        return decode(line, LockEvent)
     except ValueError:  # msgspec's errors, and bytes that are not UTF-8
         return None
 

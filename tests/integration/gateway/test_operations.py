@@ -103,6 +103,17 @@ async def test_requeue_asks_the_node_of_the_slot(refusal: str, status: int, one:
     assert body.get("attempts", 2) == 2
 
 
+@pytest.mark.parametrize("answer", [b"{", b'{"more": ' + b"[" * 100_000])
+async def test_a_nodes_answer_that_cannot_be_read_counts_as_none(answer: bytes, one: Any, bus: Bus) -> None:
+    async def node(message: Msg) -> None:
+        await bus.publish(message.reply, answer)
+
+    await bus.subscribe(subjects.control("a"), node)
+    status, problem = await post(one, "/v1/tasks/one/requeue")
+    assert (status, problem["type"]) == (503, "urn:podium:problem:node-silent")
+    assert "did not confirm" in problem["detail"]
+
+
 async def test_requeue_without_a_node_says_so(one: Any) -> None:
     status, problem = await post(one, "/v1/tasks/one/requeue")
     assert (status, problem["type"]) == (503, "urn:podium:problem:node-silent")

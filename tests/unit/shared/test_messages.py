@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from gateway.telemetry import decision_log, event_sources, run_history
+from gateway.upstream import nonces, validators
 from shared.messages import hardware, jobs, offers, runs, slots
-from shared.messages.encoding import encode
+from shared.messages.encoding import decode, encode
 from shared.messages.hardware import Hardware
 from shared.messages.jobs import Job, Result, ResultStatus, decode_job_record, decode_state_record
 from shared.messages.offers import (
@@ -51,6 +55,30 @@ def test_schemas_are_what_they_were() -> None:
 def test_every_message_is_frozen() -> None:
     for struct in structs():
         assert struct.__struct_config__.frozen, struct.__name__
+
+
+def decoders() -> dict[str, Callable[[bytes], object]]:
+    """What reads messages and records that came from outside, by name."""
+    modules = (jobs, offers, runs, slots, decision_log, event_sources, run_history, nonces, validators)
+    return {
+        f"{module.__name__}.{name}": value
+        for module in modules
+        for name, value in vars(module).items()
+        if name.lstrip("_").startswith("decode_") or name == "_decode"
+    }
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"more": ' + b"[" * 100_000, b'{"more": "\xff"}', b"\0"])
+@pytest.mark.parametrize("name", decoders())
+def test_bytes_that_are_no_message_are_a_value_error(name: str, data: bytes) -> None:
+    """Who reads messages skips what raises ValueError; deep nesting would end the service."""
+    with pytest.raises(ValueError, match=r"nested too deeply|Expected|malformed|codec|missing"):
+        decoders()[name](data)
+
+
+def test_deep_nesting_is_told_from_other_damage() -> None:
+    with pytest.raises(ValueError, match="the JSON is nested too deeply"):
+        decode(b"[" * 100_000, Any)
 
 
 def test_unknown_fields_are_ignored() -> None:

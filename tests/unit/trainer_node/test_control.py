@@ -122,9 +122,10 @@ async def test_a_node_without_the_slot_leaves_the_answer_to_the_one_that_holds_i
     assert (reconciler.requeued, context.answers) == (0, [])
 
 
-async def test_a_request_that_cannot_be_read_is_dropped() -> None:
+@pytest.mark.parametrize("data", [b"{", b"[" * 100_000, b'{"more": ' + b"[" * 100_000])
+async def test_a_request_that_cannot_be_read_is_dropped(data: bytes) -> None:
     context = FakeContext()
-    await ask(context, FakeReconciler(), b"{")
+    await ask(context, FakeReconciler(), data)
     assert not context.wake.is_set()
     assert context.answers == []
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from gateway.state.presence import PROGRESS_KEPT, Presence, progress_in
 from shared import subjects
@@ -108,3 +110,13 @@ def test_progress_counts_for_a_job_of_its_own_slot_only(
             progress_in(subject, encode(said), slots.get)
     else:
         assert progress_in(subject, encode(said), slots.get) == (said if counts else None)
+
+
+@pytest.mark.parametrize("data", [b"{", b"[" * 100_000, b'{"more": ' + b"[" * 100_000])
+async def test_messages_that_are_nested_too_deeply_are_counted_and_skipped(
+    presence: Presence, data: bytes
+) -> None:
+    await presence._on_heartbeat(Msg(Client(), subject=subjects.heartbeat("a"), data=data))
+    await presence._on_progress(Msg(Client(), subject=subjects.progress("a", "t"), data=data))
+    assert presence.malformed == 2
+    assert presence.sign("a") is None

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.upstream.auth import AuthRefusal, nonce_time
 from gateway.upstream.contract import MinerTaskOffer, TrainRequestText, parse
+from shared.messages.encoding import decoder
 from shared.messages.offers import BareOffer, FileFormat, TaskType
 
 OFFER = {
@@ -39,7 +40,7 @@ START = {
         "field": None,
     },
 }
-DECODE_OFFER, DECODE_START = msgspec.json.Decoder(MinerTaskOffer), msgspec.json.Decoder(TrainRequestText)
+DECODE_OFFER, DECODE_START = decoder(MinerTaskOffer), decoder(TrainRequestText)
 
 
 def offer(**fields: Any) -> BareOffer:
