@@ -16,7 +16,7 @@ from msgspec import Struct
 from shared.aio import cancel_all
 from shared.broker.bus import Bus
 from shared.errors import BusError
-from shared.files import folder_digest
+from shared.files import folder_digest, is_disk_full
 from shared.messages.jobs import Job
 from shared.messages.runs import ErrorCode
 from shared.settings import Settings
@@ -110,7 +110,9 @@ class Submissions:
         if self.draining.is_set() or time.time() < last_call(self.settings, job):
             return None
         if isinstance(error, OSError):
-            return Failure(f"this node's disk: {error}", ErrorCode.DISK_FULL)
+            if is_disk_full(error):
+                return Failure(f"this node's disk: {error}", ErrorCode.DISK_FULL)
+            return Failure(f"this node can't go on with it: {error}")  # a process or a folder, by its name
         path = disk.submission(self.folder, job.task)
         kept = f"; kept at {path.absolute()}" if await asyncio.to_thread(path.is_dir) else ""
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any, cast
 import pytest
 
 from shared.messages.jobs import Job
+from shared.messages.runs import ErrorCode
 from shared.settings import Settings
 from trainer_node.artifacts import publisher
 from trainer_node.artifacts.interface import Stored, StoreError
 from trainer_node.artifacts.publisher import Submissions
+from trainer_node.worker.slot_lock import StuckError
 
 JOB = cast(Job, SimpleNamespace(task="t", deadline_at=0.0))
 
@@ -83,3 +86,29 @@ async def test_no_look_into_the_store_holds_the_drain(asks: str, tmp_path: Path)
     else:
         with pytest.raises(StoreError, match="the node drains"):
             await asking
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "code"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "this node's disk: [Errno 28]",
+            ErrorCode.DISK_FULL,
+        ),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "this node's disk: [Errno 122]", ErrorCode.DISK_FULL),
+        (
+            OSError(errno.EIO, "Input/output error", "run"),
+            "can't go on with it: [Errno 5]",
+            ErrorCode.INTERNAL,
+        ),
+        (StuckError("slot.lock is held"), "can't go on with it: slot.lock is held", ErrorCode.INTERNAL),
+    ],
+)
+async def test_a_task_that_is_lost_says_why(
+    error: OSError, text: str, code: ErrorCode, tmp_path: Path
+) -> None:
+    failure = await submissions(tmp_path, Stubborn(0)).lost(JOB, error)
+    assert failure is not None
+    assert text in failure.text
+    assert failure.code is code
