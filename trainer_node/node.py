@@ -120,9 +120,9 @@ class Node:
                     alert = time.monotonic() - self._alerted_at < ALERT_S
                     seconds = LOOK_AGAIN_S if alert else self.settings.poll_s
                 self._trouble.over()
-            except (BusError, OSError) as error:  # one of its disk: a restart would meet it again
+            except (BusError, OSError) as error:  # a restart would meet one of its disk again
                 if self._trouble.is_new(error):
-                    log.warning("can't look for work", error=str(error))
+                    log.warning("can't work, will retry", error=str(error))
             await pause(seconds, self.wake)
         await self.supervisor.stop("draining")
 

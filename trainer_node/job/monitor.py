@@ -8,7 +8,7 @@ from typing import Final
 
 from shared import subjects
 from shared.errors import BusError
-from shared.logs import get_logger
+from shared.logs import TroubleLog, get_logger
 from shared.messages.encoding import encode
 from shared.messages.jobs import Job
 from shared.messages.runs import Phase, Progress
@@ -41,6 +41,7 @@ class WorkerMonitor:
         self.late_kill: str | None = None  # why a worker that started after `ready_by` was killed
         self._tail: ProgressTail | None = None
         self._has_outcome = False
+        self._trouble = TroubleLog()
 
     async def follow(self) -> None:
         """Publish the worker's progress, kill it when it must stop, and wake the loop for its outcome."""
@@ -74,8 +75,17 @@ class WorkerMonitor:
             self.late_kill = why
 
     async def publish(self) -> bool:
-        """Publish what the worker wrote since the last call; return whether it wrote or touched the file."""
-        lines, self._has_outcome, is_active = await asyncio.to_thread(self._read)
+        """Publish what the worker wrote since the last call; return whether it wrote or touched the file.
+
+        A file that can't be read shows no silence: the worker may train on, and its outcome be readable.
+        """
+        try:
+            lines, self._has_outcome, is_active = await asyncio.to_thread(self._read)
+            self._trouble.over()
+        except OSError as error:
+            if self._trouble.is_new(error):
+                log.warning("the worker's progress can't be read", task=self.job.task, error=str(error))
+            return True
         if not lines:
             return is_active
         self.latest = lines[-1]

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from shared.aio import cancel_all, pause
 from shared.errors import BusError, EngineError
 from shared.logs import TroubleLog, get_logger
-from shared.messages.jobs import Job, Result, ResultStatus
+from shared.messages.jobs import Job, Moved, Result, ResultStatus
 from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus, WorkerJob
 from trainer_node.artifacts.disk import DamagedExportError
 from trainer_node.artifacts.interface import StoreError
@@ -69,17 +69,27 @@ class JobReconciler:
         self._started = float("-inf")
         self._requeue: asyncio.Future[str | None] | None = None  # an operator who waits for the answer
         self._over = False
+        self._unread: OSError | None = None  # why it isn't known what has begun
         self._worker_job, self._refusal = self._prepare()
         ready_by = self._worker_job.ready_by if self._worker_job else job.deadline_at
         self.monitor = WorkerMonitor(context, job, self.run, ready_by)
 
     async def reconcile(self) -> None:
-        """Work until the task has a result, another node holds the slot, or the node drains."""
+        """Work until the task has a result, another node holds the slot, or the node drains.
+
+        Raises OSError if the run folder can't be used: the node makes another reconciler, and tries again.
+        """
         try:
+            if self._unread is not None:
+                raise self._unread
             await self._remove_older_run()
+            await self._follow_and_act()
         except OSError as error:
-            self._log_once(error)
-            return await pause(self.context.settings.poll_s, self.context.wake)
+            await self.chain.read()
+            await self._give_up(error)
+            raise
+
+    async def _follow_and_act(self) -> None:
         tasks = [asyncio.create_task(self.monitor.follow()), asyncio.create_task(self._rounds())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -129,9 +139,11 @@ class JobReconciler:
             except (BusError, LeaseLostError, FencedError) as error:
                 self._log_once(error)
             except StoreError as error:
+                self._log_once(error)
                 await self._give_up(error)
                 seconds, wake = self.submissions.pause_s(), context.draining  # no wake shortens it
             except OSError as error:
+                self._log_once(error)
                 await self._give_up(error)
                 seconds = context.settings.poll_s
             await pause(seconds, wake)
@@ -274,9 +286,8 @@ class JobReconciler:
 
     async def _give_up(self, error: OSError | StoreError) -> None:
         """End the job if its disk or store stays unusable: it must not hold the slot forever."""
-        self._log_once(error)
-        if isinstance(self.chain.last, Result) or not self.context.lease.may_write():
-            return  # with a result only the cleanup is left, and that may fail
+        if isinstance(self.chain.last, Result | Moved) or not self.context.lease.may_write():
+            return  # only the cleanup is left, and that may fail
         try:
             if lost := await self.submissions.lost(self.job, error):
                 await self.chain.end(self.job, ResultStatus.FAILED, lost.text, code=lost.code)
@@ -311,8 +322,11 @@ class JobReconciler:
             self.submissions.check(self.job)
             return worker_job(context.settings, self.job, context.hardware, context.supervisor.threads), None
         except EngineError as error:
-            if begun := self.run.begun(self.job):  # continue what has begun, if only to submit what it has
-                return begun, None
+            try:
+                if begun := self.run.begun(self.job):  # continue it, if only to submit what it has
+                    return begun, None
+            except OSError as unread:
+                self._unread = unread
             return None, _refusal(error.code, str(error))
         except Exception as error:  # one odd job must not crash the node at every start until it expires
             self.log.exception("the job can't be prepared")

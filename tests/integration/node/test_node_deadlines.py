@@ -8,7 +8,12 @@ import os
 import signal
 import time
 
-from shared.messages.jobs import ResultStatus
+import pytest
+
+from shared import subjects
+from shared.messages.encoding import encode
+from shared.messages.jobs import ResultStatus, Submitting
+from shared.messages.runs import ErrorCode
 from tests.integration.node.conftest import World
 
 
@@ -58,3 +63,25 @@ async def test_a_stored_submission_is_named_whatever_else_is_lost(world: World) 
     assert result.status is ResultStatus.SUBMITTED
     assert result.digest == world.submitted()
     assert json.loads(json.dumps(result.artifact)) == str(stored.absolute())
+
+
+@pytest.mark.parametrize("dataset", ["", "/nowhere/train.json"])  # with the second its job is a refused one
+@pytest.mark.parametrize("chain", ["empty", "submitting"])
+async def test_a_run_folder_that_can_not_be_used_fails_its_job_after_the_deadline(
+    chain: str, dataset: str, world: World
+) -> None:
+    """It is tried again until then. The gateway ends no job that is being submitted."""
+    node = world.node(deadline_margin_s=1)
+    run = node.folder / "runs" / "job1"
+    run.parent.mkdir(parents=True)
+    run.symlink_to(run)  # "too many levels", for root too
+    await world.give(seconds=2, **({"dataset": dataset} if dataset else {}))
+    if chain == "submitting":
+        record = Submitting(record_id="s", node="other", epoch=1, at=0.0, task="job1", slot="a", digest="d")
+        await world.bus.append(subjects.state_stream("a"), subjects.state("a", "job1"), encode(record))
+    node.start()
+    result = await world.result(timeout_s=30)
+    assert (result.status, result.code) == (ResultStatus.FAILED, ErrorCode.INTERNAL)
+    assert "Too many levels of symbolic links" in result.reason
+    assert node.log.count("can't work, will retry") == 1
+    assert node.running

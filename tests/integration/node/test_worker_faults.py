@@ -125,3 +125,17 @@ async def test_a_hanging_worker_is_killed_and_resumed_without_counting(world: Wo
     assert result.status is ResultStatus.SUBMITTED
     assert [(claim.attempt, claim.step) for claim in claims(await world.chain())] == [(1, 0), (1, 5)]
     assert "no progress for" in node.log
+
+
+async def test_a_finished_run_whose_progress_can_not_be_read_is_submitted(world: World) -> None:
+    node = world.node().start()
+    await world.give(steps=20)
+    await world.trained(node, 5)
+    await node.kill()
+    run = node.folder / "runs" / "job1"
+    await world.exists(run / "outcome.json")
+    (run / "progress.jsonl").unlink()
+    (run / "progress.jsonl").symlink_to("progress.jsonl")  # "too many levels", for root too
+    node.start()
+    assert (await world.result(timeout_s=30)).status is ResultStatus.SUBMITTED
+    assert node.log.count("the worker's progress can't be read") == 1

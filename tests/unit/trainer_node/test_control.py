@@ -171,7 +171,7 @@ async def test_a_job_ends_whose_monitor_missed_its_cancellation(monkeypatch: pyt
     monkeypatch.setattr(reconciler_module, "AGAIN_S", 0.05)
     job: Any = JobReconciler.__new__(JobReconciler)
     job._remove_older_run = job._rounds = nothing
-    job._requeue = None
+    job._unread = job._requeue = None
     job.monitor = SimpleNamespace(follow=deaf_once, publish=nothing)
     async with asyncio.timeout(10):
         await job.reconcile()

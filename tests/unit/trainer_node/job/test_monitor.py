@@ -63,3 +63,12 @@ async def test_a_models_download_is_counted_once(
         file.write(line)
     assert await monitor.publish()
     assert measured(settings.node, Direction.DOWNLOAD) == rate
+
+
+async def test_progress_that_can_not_be_read_shows_no_silence_and_stops_nothing(tmp_path: Path) -> None:
+    settings = load_settings({}, node_dir=str(tmp_path))
+    run = RunFolder(settings.node, "t")
+    run.progress_file.mkdir(parents=True)
+    context: Any = SimpleNamespace(settings=settings, bus=SilentBus())
+    job: Any = SimpleNamespace(task="t", slot="a", deadline_at=0.0)
+    assert await WorkerMonitor(context, job, run, 0.0).publish()
