@@ -40,6 +40,8 @@ from podium.training_config import (
     worker_job_of,
 )
 from shared.errors import PodiumError, SettingsError
+from shared.files import write_atomically
+from shared.json_files import read_json
 from shared.messages.encoding import encode
 from shared.messages.offers import FileFormat
 from shared.messages.runs import (
@@ -48,7 +50,6 @@ from shared.messages.runs import (
     Phase,
     Progress,
     WorkerJob,
-    decode_outcome,
     decode_progress,
 )
 from shared.planning.profiles import DEFAULT_PROFILE, PROFILES
@@ -179,17 +180,14 @@ def job_from(config: TrainConfig) -> WorkerJob:
         return job
     job = worker_job_of(config, model, data)
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode(job))
+    write_atomically(path, encode(job))  # a cut one would keep the folder from being used again
     return job
 
 
 def finished(folder: Path) -> Outcome | None:
-    """Return the outcome of a run that is already finished."""
-    path = folder / "outcome.json"
-    if not path.exists():
-        return None
-    outcome = decode_outcome(path.read_bytes())
-    return outcome if outcome.status is OutcomeStatus.READY else None
+    """Return the outcome of a run that is already finished. Raises PodiumError if it can't be read."""
+    outcome = _outcome(folder)
+    return outcome if outcome is not None and outcome.status is OutcomeStatus.READY else None
 
 
 def follow(job: WorkerJob, folder: Path) -> Outcome:
@@ -209,10 +207,19 @@ def follow(job: WorkerJob, folder: Path) -> Outcome:
         print("stopping at a checkpoint; press Ctrl-C again to kill it", file=sys.stderr)
     finally:
         end(worker)
-    path = folder / "outcome.json"
-    if not path.exists():
+    outcome = _outcome(folder)
+    if outcome is None:
         raise PodiumError(f"the worker died with status {worker.returncode}; see {folder / 'worker.log'}")
-    return decode_outcome(path.read_bytes())
+    return outcome
+
+
+def _outcome(folder: Path) -> Outcome | None:
+    """Return a run's outcome; None without one, or for one that a disk's fault damaged: it trains again."""
+    path = folder / "outcome.json"
+    try:
+        return read_json(path, Outcome)
+    except OSError as error:
+        raise PodiumError(f"{path} can't be read: {error.strerror}") from error
 
 
 def end(worker: subprocess.Popen[bytes]) -> None:
