@@ -36,6 +36,7 @@ RECORDED_CASES = (
     Case(model="smollm2-135m", capacity=1536),
     Case(model="smollm2-135m", capacity=8192),
     Case(model="smollm2-135m", rank=128, capacity=1536),
+    Case(model="smollm2-135m", rank=128, capacity=1536, noisy=True),
     Case(model="qwen2.5-0.5b", capacity=4096),
     Case(model="gemma3-1b", rank=16, capacity=1536),
     Case(model="smollm2-135m", capacity=8192, compiled=True),

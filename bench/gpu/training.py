@@ -34,6 +34,7 @@ from trainer_node.engine.memory.oom import release
 from trainer_node.engine.model.attention import choose_kernels
 from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.search.strategy.refits import NOISE
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import loop
 from trainer_node.engine.train.state import TrainState
@@ -55,6 +56,7 @@ class Case(Struct, frozen=True, kw_only=True):
     sharded: bool = False  # FSDP2 over one process
     layers: int | None = None  # of the model, if not all
     packs: int = 1  # of a step
+    noisy: bool = False  # noise on the embeddings
 
     @property
     def name(self) -> str:
@@ -62,7 +64,7 @@ class Case(Struct, frozen=True, kw_only=True):
         parts = [self.model, "dense" if self.rank is None else f"LoRA {self.rank}", f"{self.capacity} tokens"]
         parts += [f"{self.layers} layers"] if self.layers else []
         parts += [f"{self.packs} packs"] if self.packs > 1 else []
-        parts += [word for word in ("recomputed", "compiled", "sharded") if getattr(self, word)]
+        parts += [word for word in ("recomputed", "compiled", "sharded", "noisy") if getattr(self, word)]
         return ", ".join(parts)
 
 
@@ -160,6 +162,7 @@ def plan_of(case: Case, shape: ModelShape, capacity: int) -> Plan:
         profile=profile,
         modules=split(shape, recipe, rank),
         dropout=0.0,
+        noise=NOISE if case.noisy else 0.0,
         lr_lora=RATE,
         lr_dense=RATE,
         max_length=4096,

@@ -27,8 +27,8 @@ NORM_RATE = 4.0
 # is what its matrices want (docs/experiments.md).
 EMBEDDING_RATE = DENSE_SHARE * LORA_RATE
 # On a CPU: there SmolLM2-135M's steps take two fifths longer if the embeddings learn. By a CPU's prices jobs
-# of two and six epochs end lower without that, on 27 of 36 (docs/experiments.md). More time wasn't measured.
-# By the speed that scoring shows, which is up to one and a half times what training has.
+# of two and six epochs end lower without that, on 27 of 36 (docs/experiments.md). Eight is a guess: more than
+# six was not measured. Epochs are counted by the speed of scoring, which is up to 1.5 times that of training.
 EMBEDDING_EPOCHS = 8.0
 # Preference pairs, as a share of the rate for text: the longer a run, the lower. 40 steps do best at the full
 # rate (docs/experiments.md), published recipes of about a thousand steps use 1.35e-5 where text has 1e-4.

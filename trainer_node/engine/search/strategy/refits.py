@@ -33,7 +33,7 @@ LEAST_REFIT = 0.5  # of its epochs: so much shorter may the first of them be
 LEAST_MORE = 0.75
 # On the embeddings of a real model's runs that are averaged alone, at rates that are too high for one: see
 # Plan. SmolLM2-135M's mean of two ends .001 to .215 lower with it on six of seven tasks. A tiny model's runs
-# at 1.3 to 2 times the rate of one, averaged with the trial, end .013 to .091 higher (docs/experiments.md).
+# at 1.3 to 2 times the rate of one, averaged with the trial, end .003 to .022 higher (docs/experiments.md).
 NOISE = 5.0
 
 
