@@ -43,7 +43,7 @@ def budget(tmp_path: Path) -> Callable[..., Budget]:
     """Makes the budget of a search in 500 rows of 20 tokens, whose trials cost nothing besides."""
 
     def made(known: SearchRecord, *, simulated: bool = False) -> Budget:
-        rows = SimpleNamespace(lengths=np.full(ROWS, TOKENS // ROWS), base=None, label_tokens=TOKENS)
+        rows = SimpleNamespace(lengths=np.full(ROWS, TOKENS // ROWS), base=None, label_tokens=TOKENS, group=1)
         data: Any = SimpleNamespace(train=rows, dev=SimpleNamespace(lengths=np.full(10, 20)))
         costs = SimpleNamespace(closing_s=0.0, load_s=0.0, score_s=0.0, save_s=0.0)
         record: Any = SimpleNamespace(
