@@ -37,8 +37,8 @@ LEAST_PAIR_SHARE = 0.1
 
 
 # At equal tokens the arena's 68 tasks end lower with it than with maximum_accuracy on 68, and than with
-# winner_2026_06 on 66. Where scores and padding cost time, small jobs do on 16 of 24, with either. Both jobs
-# of the demo end lower (docs/results.md).
+# winner_2026_06 on 66. Where scores and padding cost time, jobs of 90 to 2,000 rows do on 38 and 37 of 44.
+# Both jobs of the demo end lower (docs/results.md).
 DEFAULT_PROFILE = "auto"
 
 PROFILES = {
