@@ -140,29 +140,32 @@ def test_without_room_for_a_word_the_folder_is_taken_away(
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_a_failure_is_known_while_a_slower_process_still_writes(
-    savers: list[Saver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint_parts, "MOST_WAIT_S", WAIT_S)
+def _said_after(savers: list[Saver], happens: Callable[[Path], None]) -> list[str]:
+    """Return what rank 0 says of a checkpoint, in whose folder this happens before it begins its part."""
     said: list[str] = []
     savers[0].report = said.append
     folder = savers[0].open(9)
     assert folder is not None
-    Writer(2, WORLD, folder).leave(Note(error="Input/output error", errno=errno.EIO))
+    happens(folder)
     savers[0].begin(position(9), groups(0), writer=Writer(0, WORLD, folder))
     savers[0].wait()
+    return said
+
+
+def test_a_failure_is_known_while_a_slower_process_still_writes(
+    savers: list[Saver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_parts, "MOST_WAIT_S", WAIT_S)
+    note = Note(error="Input/output error", errno=errno.EIO)
+    said = _said_after(savers, lambda folder: Writer(2, WORLD, folder).leave(note))
     assert "rank 2: Input/output error" in said[0]
 
 
-def test_a_damaged_note_costs_the_checkpoint_not_the_run(savers: list[Saver], tmp_path: Path) -> None:
-    said: list[str] = []
-    savers[0].report = said.append
-    folder = savers[0].open(9)
-    assert folder is not None
-    (folder / "rank-00002.json").write_bytes(b'{"error": "\xff"}')
-    savers[0].begin(position(9), groups(0), writer=Writer(0, WORLD, folder))
-    savers[0].wait()
-    assert "rank-00002.json is damaged" in said[0]
+def test_a_damaged_note_costs_the_checkpoint_not_the_run(savers: list[Saver]) -> None:
+    def damaged(folder: Path) -> None:
+        (folder / "rank-00002.json").write_bytes(b'{"error": "\xff"}')
+
+    assert "rank-00002.json is damaged" in _said_after(savers, damaged)[0]
 
 
 def test_what_is_no_fault_of_the_disk_is_known_too(

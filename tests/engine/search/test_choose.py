@@ -67,7 +67,11 @@ def test_the_model_card_says_the_rate_of_the_runs_on_all_rows(make_plan: Callabl
     assert "once, to be averaged with it, at rate x 0.34" in why
     assert "averages of LoRA want more" not in why
     higher = replace(joined, trial=replace(joined.trial, rate=0.5))
+    noisy = replace(higher, trial=replace(higher.trial, noise=5.0))
+    why = explained(make_plan("lora"), [best, noisy], best).deviations[-1].reason
+    assert ", with noise on the embeddings" in why
     why = explained(make_plan("lora"), [best, higher], best).deviations[-1].reason
+    assert "noise" not in why
     assert "at rate x 0.5" in why
     assert "averages of LoRA want more" in why
     failed = replace(joined, loss=None)

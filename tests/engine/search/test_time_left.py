@@ -53,9 +53,11 @@ def _run(
     memory: int = 16 * GB,
     simulated: bool = False,
     task_type: TaskType = TaskType.INSTRUCT,
+    kl_coefficient: float = 0.0,
 ) -> RunContext:
     hardware = Hardware(device="cpu", count=1, memory_bytes=memory)
     job = bare_job(profile=profile, task_type=task_type, hardware=hardware, start_at=100.0, ready_by=3700.0)
+    job = replace(job, kl_coefficient=kl_coefficient)
     reporter = Reporter(folder / "progress.jsonl", "t", "a")
     return RunContext(job, folder, TokenClock(0.0, 1.0) if simulated else WallClock(), reporter, Stop())
 
@@ -119,6 +121,20 @@ def test_lora_stands_for_dense_deltas_if_it_has_a_weight_for_each_label(
     assert is_ample(lora, dense, lora.trained_parameters)
     assert not is_ample(lora, dense, lora.trained_parameters + 1)
     assert not is_ample(lora, make_plan("lora", rank=33), 1)
+
+
+def test_only_the_loss_on_labels_alone_is_plain(dense: Plan, tmp_path: Path) -> None:
+    costs, lengths = Costs(score_s=1.0), np.array([100] * 10)
+    record: Any = SimpleNamespace(train_tokens=1000, train_examples=10, costs=costs, base_losses=[1.0] * 10)
+    known = SearchRecord(plans={"dense": dense}, began_at=0.0, all_s=100.0)
+    for group, run, plain in (
+        (1, _run(tmp_path), True),
+        (2, _run(tmp_path, task_type=TaskType.DPO), False),
+        (1, _run(tmp_path, kl_coefficient=0.3), False),
+    ):
+        train = SimpleNamespace(lengths=lengths, base=None, label_tokens=1000, group=group)
+        rows: Any = SimpleNamespace(train=train, dev=SimpleNamespace(lengths=lengths))
+        assert budget_of(run, record, known, rows).plain is plain
 
 
 def test_a_trial_is_expected_to_cost_two_passes_over_the_rows_that_tell_its_factor(

@@ -324,6 +324,7 @@ def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
     again = f"; run again on all rows, {times}" if count else ""
     joins = any(one.trial.with_best and one.loss is not None for one in done)
     again += ", to be averaged with it" * joins
+    again += ", with noise on the embeddings" * any(one.trial.noise > 0.0 for one in done)
     rate = next((one.trial.rate for one in done if one.trial.refit), best.trial.rate)
     if best.factor is not None and rate != best.trial.rate:
         again += f", at rate x {rate:.2g}: its loss is lowest with {best.factor:.2f} times its delta"
