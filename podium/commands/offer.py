@@ -74,8 +74,10 @@ def read_offer(path: Path) -> Offer:
         raise PodiumError(f"{path} can't be read: {error.strerror}") from error
     try:
         fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PodiumError(f"{path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise PodiumError(f"{path} is no offer: its JSON is nested too deeply") from error
     if isinstance(fields, dict) and (unknown := sorted(fields.keys() - set(Offer.__struct_fields__))):
         raise PodiumError(f"{path}: {nearest(unknown[0], list(Offer.__struct_fields__), 'field')}")
     try:

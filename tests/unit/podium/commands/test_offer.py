@@ -37,6 +37,7 @@ def test_the_example_is_good() -> None:
     ("fields", "message"),
     [
         ("{", "is not JSON"),
+        ('{"x": ' + "[" * 100_000, "nested too deeply"),
         ("[1]", "is not an offer"),
         (GOOD | {"hours_to_complete": 0}, "hours_to_complete"),
         (GOOD | {"hours_to_complete": "soon"}, "hours_to_complete"),
