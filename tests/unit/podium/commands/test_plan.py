@@ -173,7 +173,8 @@ def test_with_few_rows_a_search_begins_with_lora(capsys: pytest.CaptureFixture[s
     [
         (
             "2m",
-            "batch 4. It is run again on all rows, and that run is submitted: no time to compare.",
+            "1.1 epochs, batch 4. It is run again on all rows, and that run is submitted: "
+            "no time to compare.",
         ),
         ("20m", "The best one on the development rows is run again on all rows, and submitted."),
     ],
