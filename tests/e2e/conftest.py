@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from podium.client import Client
+from shared.processes import command_line
 from trainer_node.worker.slot_lock import SlotLock
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ class Machine:
         return int(json.loads((self.data / "run" / f"{service}.json").read_text())["pid"])
 
     def workers(self) -> list[int]:
-        return [pid for slot in "ab" for pid in SlotLock(self.data / "nodes" / slot).holders()]
+        """The holders of both slots' locks, except nodes: they take one to test it, or for a new worker."""
+        holders = [pid for slot in "ab" for pid in SlotLock(self.data / "nodes" / slot).holders()]
+        return [pid for pid in holders if command_line(pid)[-1:] != ["trainer_node"]]
 
     def until(self, condition: Callable[[], bool], what: str, limit_s: float = 60.0) -> None:
         end = time.monotonic() + limit_s

@@ -53,7 +53,7 @@ def test_a_killed_launcher_loses_nothing(machine: Any) -> None:
     launcher.wait()
 
     machine.up()  # another port; takes down what was left, and the new node adopts the worker
-    assert machine.workers() == worker
+    assert machine.workers() == worker, machine.client.tasks()
     assert not set(left) & {machine.pid(service) for service in ("broker", "gateway", "node-a", "node-b")}
     watched = machine.podium("watch", "one")
     assert watched.returncode == 0, watched.stdout + watched.stderr

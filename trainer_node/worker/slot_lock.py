@@ -171,8 +171,17 @@ def _send(pid: int, number: int) -> None:
 
 
 def _has_open(pid: int, path: str) -> bool:
+    """Return whether a process has a file open, whatever else it opens and closes meanwhile."""
     folder = f"/proc/{pid}/fd"
     try:
-        return any(os.readlink(f"{folder}/{name}") == path for name in os.listdir(folder))
+        names = os.listdir(folder)
     except OSError:  # gone meanwhile, or another user's
         return False
+    return any(_target(f"{folder}/{name}") == path for name in names)
+
+
+def _target(link: str) -> str | None:
+    try:
+        return os.readlink(link)
+    except OSError:  # this file was closed since
+        return None

@@ -24,6 +24,7 @@ from tests.engine.worker_run import ENVIRONMENT, outcome_of, progress_of, weight
 from trainer_node.engine.distributed import launch
 from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.oom_fallback import OUT_OF_MEMORY
+from trainer_node.worker.slot_lock import SlotLock
 
 WAIT_S = 120.0
 # A worker is three Python processes here: on two busy cores it takes many seconds to start.
@@ -149,12 +150,13 @@ def test_sharded_to_the_end_with_the_lock_held_by_every_process(
     start: Callable[..., subprocess.Popen[bytes]], killed: Path, tmp_path: Path
 ) -> None:
     """Choose, export and verify from shards; by a plan that had to shrink before there was a checkpoint."""
-    run, lock = tmp_path / "run", tmp_path / "slot.lock"
+    run = tmp_path / "run"
     plan = _copy_with_plan(killed, run, parallel="fsdp2", devices=2, activation_checkpointing=True)
-    with lock.open("w") as file:
+    with (tmp_path / "slot.lock").open("w") as file:
         worker = start("run", fds=(file.fileno(),))
     _wait_for_checkpoint(run, worker)
-    holders = [pid for pid in [worker.pid, *_ranks(worker)] if _holds(pid, lock)]
+    holding = SlotLock(tmp_path).holders()
+    holders = [pid for pid in [worker.pid, *_ranks(worker)] if pid in holding]
     assert len(holders) == 3
     assert worker.wait(WAIT_S) == 0
     outcome = _outcome(run)
@@ -277,7 +279,3 @@ def _alive(folder: Path) -> list[str]:
         except OSError:
             continue
     return found
-
-
-def _holds(pid: int, lock: Path) -> bool:
-    return any(os.readlink(fd) == str(lock) for fd in Path(f"/proc/{pid}/fd").iterdir())

@@ -1,7 +1,8 @@
-"""The slot's lock: what its log says after a process was killed inside a line."""
+"""The slot's lock: who holds it, and what its log says after a process was killed inside a line."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -30,3 +31,17 @@ def test_a_record_that_can_not_be_read_holds_nothing_up(tmp_path: Path) -> None:
     lock = SlotLock(tmp_path)
     lock.log_path.mkdir()
     lock.record_missed_release()
+
+
+def test_a_holder_is_seen_whatever_it_closes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that starts opens and closes thousands of files, with lower numbers than its lock."""
+    lock, listed = SlotLock(tmp_path), os.listdir
+    held = lock.take()
+    monkeypatch.setattr(os, "listdir", lambda path: ["closed"] * path.endswith("/fd") + listed(path))
+    try:
+        assert lock.holders() == [os.getpid()]
+    finally:
+        os.close(held)
+    assert lock.holders() == []
