@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -85,14 +85,22 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_in(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder. Raises OSError, also for a part of it that can't be read."""
+
+    def refuse(error: OSError) -> None:  # rglob leaves out what it may not read, as if it were not there
+        raise error
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        yield from (path for name in names if (path := Path(place, name)).is_file())
+
+
 def folder_digest(folder: Path) -> str:
     """Return the hex sha256 over the sorted `relative/path:sha256` lines of all files below `folder`.
 
-    Raises FileNotFoundError if there is no such folder and ValueError if it holds no file.
+    Raises OSError, FileNotFoundError if there is no such folder, and ValueError if it holds no file.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = list(files_in(folder))
     if not files:
         raise ValueError(f"nothing to hash in {folder}")
     return digest_of({path.relative_to(folder).as_posix(): file_digest(path) for path in files})

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shared.errors import PodiumError
-from shared.files import folder_digest, sync
+from shared.files import files_in, folder_digest, sync
 
 
 class DamagedExportError(PodiumError):
@@ -22,9 +22,14 @@ def submission(artifacts: Path, task: str) -> Path:
 
 
 def is_stored(artifacts: Path, task: str) -> bool:
-    """Return whether the task's submission is there. It came by one rename of a synced folder: complete."""
-    folder = submission(artifacts, task)
-    return folder.is_dir() and any(path.is_file() for path in folder.rglob("*"))
+    """Return whether the task's submission is there. It came by one rename of a synced folder: complete.
+
+    Raises OSError if that can't be read.
+    """
+    try:
+        return any(files_in(submission(artifacts, task)))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def stored_digest(artifacts: Path, task: str) -> str:

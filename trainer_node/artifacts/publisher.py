@@ -101,31 +101,43 @@ class Submissions:
         self._refused += 1
         return min(LONGEST_PAUSE_S, 0.25 * 2.0 ** min(self._refused, 10))
 
-    async def lost(self, job: Job, error: OSError | StoreError) -> Failure | None:
-        """Return why the task fails because its submission can't be stored, or None to try again.
+    async def lost(self, job: Job, error: OSError | StoreError) -> Failure | Stored | None:
+        """Return how the task ends although it can't go on because of `error`, or None to try again.
 
-        It fails only after upstream's deadline, and only if the store has no submission. If the store can't
-        be read it fails `expire_after_s` after our deadline.
+        It ends only after upstream's deadline, and fails only if the store has no submission. If the store
+        can't be read it fails `expire_after_s` after our deadline. A submission that is there is returned if
+        the error is this machine's: then the next try fails as this one did.
         """
         if self.draining.is_set() or time.time() < last_call(self.settings, job):
             return None
-        if isinstance(error, OSError):
-            if is_disk_full(error):
-                return Failure(f"this node's disk: {error}", ErrorCode.DISK_FULL)
-            return Failure(f"this node can't go on with it: {error}")  # a process or a folder, by its name
-        path = disk.submission(self.folder, job.task)
-        kept = f"; kept at {path.absolute()}" if await asyncio.to_thread(path.is_dir) else ""
+        kept = ""
         try:
+            path = disk.submission(self.folder, job.task)
+            kept = f"; kept at {path.absolute()}" if await asyncio.to_thread(path.is_dir) else ""
             found = await self._find(job)
-        except (StoreError, BusError):
+        except (StoreError, BusError, OSError):
             if self.draining.is_set() or time.time() < job.deadline_at + self.settings.expire_after_s:
                 return None
             return Failure(f"nobody knows whether the submission was stored: {error}{kept}")
-        return Failure(f"the submission could not be stored: {error}{kept}") if found is None else None
+        if found is not None:
+            return found if isinstance(error, OSError) else None
+        if isinstance(error, StoreError):
+            return Failure(f"the submission could not be stored: {error}{kept}")
+        if is_disk_full(error):
+            return Failure(f"this node's disk: {error}{kept}", ErrorCode.DISK_FULL)
+        return Failure(f"this node can't go on with it: {error}{kept}")  # a process or a folder, by its name
 
     async def _find(self, job: Job) -> Stored | None:
-        """Return what the store beyond this machine has, if there is such a store."""
-        return None if self.remote is None else await self._unless_draining(self.remote.find(job))
+        """Return what is stored: what the store beyond this machine has, or without one the disk."""
+        if self.remote is not None:
+            return await self._unless_draining(self.remote.find(job))
+        return await asyncio.to_thread(self._find_here, job)
+
+    def _find_here(self, job: Job) -> Stored | None:
+        if not disk.is_stored(self.folder, job.task):
+            return None
+        path = disk.submission(self.folder, job.task)
+        return Stored(disk.stored_digest(self.folder, job.task), str(path.absolute()))
 
     async def _unless_draining(self, work: Coroutine[Any, Any, T]) -> T:
         """Return the store's answer. It may take long; if the node drains, the next process asks again."""

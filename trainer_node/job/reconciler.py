@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Final
 
 from msgspec.structs import replace
@@ -18,7 +19,7 @@ from shared.logs import TroubleLog, get_logger
 from shared.messages.jobs import Job, Moved, Result, ResultStatus
 from shared.messages.runs import ErrorCode, Outcome, OutcomeStatus, WorkerJob
 from trainer_node.artifacts.disk import DamagedExportError
-from trainer_node.artifacts.interface import StoreError
+from trainer_node.artifacts.interface import Stored, StoreError
 from trainer_node.artifacts.publisher import Export, Submissions
 from trainer_node.context import NodeContext
 from trainer_node.fault_injection import FaultPoint, fault_point
@@ -270,29 +271,30 @@ class JobReconciler:
             await asyncio.to_thread(self.run.remove_outcome)
             return
         fault_point(FaultPoint.STORED)  # the next holder finds the name taken and names what is there
-        margin = self.job.deadline_at - time.time()
-        ours = outcome is not None and outcome.digest == stored.digest
-        how = "submitted" if margin >= 0 else f"submitted {-margin:.0f} s after the deadline"
-        await self.chain.end(
-            self.job,
-            ResultStatus.SUBMITTED,
-            f"{how}; {stored.remark}" if stored.remark else how,
-            digest=stored.digest,
-            artifact=stored.artifact,
-            metrics=outcome.metrics if outcome is not None and ours else None,
-            deadline_margin_s=margin,
-            model_hash=await self.submissions.model_hash(self.job, stored.digest),
-        )
+        model_hash = await self.submissions.model_hash(self.job, stored.digest)
+        await self.chain.end_submitted(self.job, stored, outcome, model_hash)
 
     async def _give_up(self, error: OSError | StoreError) -> None:
         """End the job if its disk or store stays unusable: it must not hold the slot forever."""
         if isinstance(self.chain.last, Result | Moved) or not self.context.lease.may_write():
             return  # only the cleanup is left, and that may fail
         try:
-            if lost := await self.submissions.lost(self.job, error):
-                await self.chain.end(self.job, ResultStatus.FAILED, lost.text, code=lost.code)
+            match await self.submissions.lost(self.job, error):
+                case Failure(text, code):
+                    await self.chain.end(self.job, ResultStatus.FAILED, text, code=code)
+                case Stored() as stored:  # a kill came between it and the result, or another node stored it
+                    await self._end_as_stored(stored)
         except (BusError, LeaseLostError, FencedError) as refused:
             self._log_once(refused)
+
+    async def _end_as_stored(self, stored: Stored) -> None:
+        """Name a submission with what can still be read of its run."""
+        outcome = model_hash = None
+        with suppress(OSError):
+            outcome = await asyncio.to_thread(self.run.outcome)
+        with suppress(OSError):
+            model_hash = await self.submissions.model_hash(self.job, stored.digest)
+        await self.chain.end_submitted(self.job, stored, outcome, model_hash)
 
     async def _clean_up(self, result: Result) -> None:
         fault_point(FaultPoint.ENDED)  # a restarted node finds no work and stops what still runs

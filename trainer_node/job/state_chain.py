@@ -19,6 +19,8 @@ from shared.messages.jobs import (
     Submitting,
     decode_state_record,
 )
+from shared.messages.runs import Outcome
+from trainer_node.artifacts.interface import Stored
 from trainer_node.lease import SlotLease
 
 
@@ -67,6 +69,24 @@ class Chain:
         """Store the job's result. Raises as `append` does."""
         named: dict[str, Any] = {"task": self.task, "task_id": job.task_id, "slot": self.slot, **fields}
         await self.append(Result(**self._stamp(), **named, status=status, reason=reason))
+
+    async def end_submitted(
+        self, job: Job, stored: Stored, outcome: Outcome | None, model_hash: str | None
+    ) -> None:
+        """Store that the job ended with a submission. Raises as `append` does."""
+        margin = job.deadline_at - time.time()
+        how = "submitted" if margin >= 0 else f"submitted {-margin:.0f} s after the deadline"
+        await self.end(
+            job,
+            ResultStatus.SUBMITTED,
+            f"{how}; {stored.remark}" if stored.remark else how,
+            digest=stored.digest,
+            artifact=stored.artifact,
+            # Another holder's submission may have been first.
+            metrics=outcome.metrics if outcome is not None and outcome.digest == stored.digest else None,
+            deadline_margin_s=margin,
+            model_hash=model_hash,
+        )
 
     def _stamp(self) -> dict[str, Any]:
         node, epoch = self.lease.node, self.lease.epoch

@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import time
+from typing import Any
 
 import pytest
 
 from shared import subjects
 from shared.messages.encoding import encode
-from shared.messages.jobs import ResultStatus, Submitting
+from shared.messages.jobs import Claimed, ResultStatus, Submitting
 from shared.messages.runs import ErrorCode
 from tests.integration.node.conftest import World
 
@@ -84,4 +85,29 @@ async def test_a_run_folder_that_can_not_be_used_fails_its_job_after_the_deadlin
     assert (result.status, result.code) == (ResultStatus.FAILED, ErrorCode.INTERNAL)
     assert "Too many levels of symbolic links" in result.reason
     assert node.log.count("can't work, will retry") == 1
+    assert node.running
+
+
+@pytest.mark.parametrize("last", ["claimed", "submitting"])
+async def test_what_is_stored_ends_its_job_though_its_run_folder_can_not_be_used(
+    last: str, world: World
+) -> None:
+    """The node died after storing, and its run folder is damaged: the result names the submission."""
+    node = world.node(deadline_margin_s=1)
+    run = node.folder / "runs" / "job1"
+    run.parent.mkdir(parents=True)
+    run.symlink_to(run)  # "too many levels", for root too
+    await world.give(seconds=2)
+    stored = world.settings.artifacts / "job1" / "submission"
+    stored.mkdir(parents=True)
+    (stored / "adapter.txt").write_text("stored before the kill")
+    stamp: dict[str, Any] = {"record_id": "s", "node": "other", "epoch": 1, "at": 0.0}
+    stamp |= {"task": "job1", "slot": "a"}
+    record = Claimed(**stamp, attempt=1) if last == "claimed" else Submitting(**stamp, digest="d")
+    await world.bus.append(subjects.state_stream("a"), subjects.state("a", "job1"), encode(record))
+    node.start()
+    result = await world.result(timeout_s=30)
+    assert (result.status, result.digest) == (ResultStatus.SUBMITTED, world.submitted())
+    assert result.artifact == str(stored.absolute())
+    assert "after the deadline" in result.reason
     assert node.running

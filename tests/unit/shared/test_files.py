@@ -12,6 +12,7 @@ from shared.files import (
     append_lines,
     digest_of,
     file_digest,
+    files_in,
     folder_digest,
     open_private,
     sync,
@@ -133,3 +134,24 @@ def test_a_private_file_is_private_whatever_it_was(tmp_path: Path, mode: int | N
 def test_a_private_file_that_must_exist(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_private(tmp_path / "file", empty=False)
+
+
+def test_a_part_of_a_folder_that_can_not_be_read_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A digest of the rest would be one of another folder."""
+    (tmp_path / "whole").write_text("read")
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "file").write_text("not read")
+    assert sorted(files_in(tmp_path)) == [part / "file", tmp_path / "whole"]
+    scan = os.scandir
+
+    def refuse(path: Path) -> object:  # as a test that runs as root is refused nothing
+        if Path(path) == part:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        folder_digest(tmp_path)
