@@ -7,6 +7,7 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -39,6 +40,25 @@ SCORES_S = 60.0  # each of a hundred scores is synced to the broker's disk
 ENDED = {TaskState.SUBMITTED, TaskState.FAILED, TaskState.EXPIRED, TaskState.CANCELLED}
 
 
+def is_over(task: TaskView) -> bool:
+    """Return whether nothing more will come of a task: it has ended, or its states are damaged."""
+    return task.state in ENDED or task.damaged is not None
+
+
+def refuse_damaged(tasks: Iterable[TaskView]) -> None:
+    """Raise PodiumError if the states of one of these tasks are damaged: nobody knows how it ends."""
+    if found := [stuck(task.task, task.state, task.damaged) for task in tasks if task.damaged is not None]:
+        raise PodiumError("; ".join(found))
+
+
+def stuck(task: str, state: str, damaged: str) -> str:
+    """Return what is wrong with a task whose states are damaged."""
+    return (
+        f"{task} ({state}) is stuck: the newest record of its states can't be read ({damaged}); "
+        "see `podium doctor`"
+    )
+
+
 class Refusal(Struct, frozen=True):
     """An error response: the gateway made no decision."""
 
@@ -61,6 +81,16 @@ def find_gateway(url: str | None = None) -> Client:
 
 class GatewayAwayError(PodiumError):
     """No gateway answers, or it can't at the moment: one that restarts does later."""
+
+
+class NotFoundError(PodiumError):
+    """The gateway knows no such thing."""
+
+
+_ERRORS: dict[int, type[PodiumError]] = {
+    HTTPStatus.SERVICE_UNAVAILABLE: GatewayAwayError,
+    HTTPStatus.NOT_FOUND: NotFoundError,
+}
 
 
 class Client:
@@ -95,7 +125,7 @@ class Client:
         return found
 
     def task(self, task_id: str) -> TaskView:
-        """Return one task."""
+        """Return one task. Raises NotFoundError if none of this id was accepted."""
         view: TaskView = self._get(_path(task_id), TaskView)
         return view
 
@@ -168,7 +198,7 @@ class Client:
         status, answer = self._request(path, body, timeout_s)
         if status != 200:
             refusal = _refusal(status, answer)
-            failure = GatewayAwayError if status == HTTPStatus.SERVICE_UNAVAILABLE else PodiumError
+            failure = _ERRORS.get(status, PodiumError)
             raise failure(f"the gateway at {self.url} answered {refusal.status}: {refusal.detail}")
         try:
             return decode(answer, kind)

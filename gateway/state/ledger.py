@@ -63,6 +63,7 @@ class TaskHistory(Struct):
     claimed: Claimed | None = None  # the newest
     submitting: Submitting | None = None  # the newest; once there was one, a gateway may write no result
     result: Result | None = None  # the first: nothing after it counts
+    damaged: str | None = None  # why the newest record can't be read, if no result came before
 
 
 class Task(Struct):
@@ -97,7 +98,7 @@ class Ledger:
         self.newest: dict[str, Record] = {}  # by stream, the last one folded
         self.malformed = 0
         self.ended: list[tuple[str, str]] = []  # slot and key of every result, as they were folded
-        self.on_task: Callable[[str], None] = lambda key: None  # after each record of a task that counts
+        self.on_task: Callable[[str], None] = lambda key: None  # after each record that changes a task
         self.on_drain: Callable[[str], None] = lambda slot: None  # was drained or put to work again
         self._tasks: dict[str, Task] = {}  # by key, in order of acceptance
         self._chains: dict[tuple[str, str], TaskHistory] = {}  # by slot and key
@@ -237,10 +238,17 @@ class Ledger:
         slot, key = _slot_and_key(record)
         chain = self._chains.setdefault((slot, key), TaskHistory())
         chain.sequence = record.sequence  # also of a malformed record: the next write must expect it
-        message = decode_state_record(record.data)
-        _must_match(record, subjects.state(message.slot, message.task))
+        try:
+            message = decode_state_record(record.data)
+            _must_match(record, subjects.state(message.slot, message.task))
+        except ValueError as error:
+            if chain.result is None:
+                chain.damaged = str(error)
+                self.on_task(key)
+            raise
         if chain.result is not None:
             raise MalformedRecordError("a record after the task's result")
+        chain.damaged = None
         chain.records.append(ChainRecord(record.sequence, record.stored, message))
         if isinstance(message, Claimed):
             chain.claimed = message

@@ -17,6 +17,7 @@ from shared.settings import Settings
 RECENT_S = 86400.0  # how long a task without a submission is shown
 SOON_S = 60.0  # to the deadline of a job that has not been submitted
 STARTING_S = 60.0  # a node may take so long to claim a job
+DAMAGED = "cancel it, unless it is being submitted; see docs/operations.md"
 
 
 class AlertLevel(StrEnum):
@@ -107,8 +108,12 @@ def _of_tasks(ledger: Ledger, now: float) -> Iterator[Alert]:
         job = task.job
         if job is None:
             continue
-        result, key, state = ledger.chain_of(job).result, job.task, ledger.state(task, now)
-        if result is None:
+        chain, key, state = ledger.chain_of(job), job.task, ledger.state(task, now)
+        result = chain.result
+        if chain.damaged is not None:
+            what = f"{key} is stuck: the newest record of its states can't be read ({chain.damaged})"[:300]
+            yield _error(what, DAMAGED, slot=job.slot, task=key)
+        elif result is None:
             left = job.deadline_at - now
             if left < SOON_S:
                 when = f"is due in {left:.0f} s" if left > 0 else f"is {-left:.0f} s late"

@@ -54,6 +54,7 @@ def task_view(task: Task, ledger: Ledger, presence: Presence, now: float) -> Tas
         epoch=claimed.epoch if claimed else None,
         progress=presence.progress(record.task),
         result=chain.result,
+        damaged=chain.damaged,
     )
 
 
@@ -126,6 +127,7 @@ def slot_view(slot: str, ledger: Ledger, presence: Presence, now: float) -> Slot
         faults=beat.faults if beat else [],
         version=beat.version if beat else "",
         drain=ledger.drain_of(slot),
+        damaged=ledger.chain_of(holder.record).damaged if holder else None,
     )
 
 

@@ -53,6 +53,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
     progress: Progress | None
     result: Result | None
     score: Score | None = None  # upstream's, if it was posted; events don't carry it
+    damaged: str | None = None  # why the newest record of its states can't be read: its node can't go on
 
 
 class TaskRecords(Struct, frozen=True, kw_only=True):
@@ -90,6 +91,7 @@ class SlotView(Struct, frozen=True, kw_only=True):
     faults: list[str] = []
     version: str = ""
     drain: SlotDrain | None = None  # set while an operator keeps new jobs away
+    damaged: str | None = None  # as of its task
 
 
 class SlotPage(Struct, frozen=True):

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from gateway.views.run import RunView
 from podium.arguments import add_url, examples
-from podium.client import ENDED, find_gateway
+from podium.client import find_gateway, is_over, refuse_damaged
 
 POLL_S = 1.0
 
@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the lines; exit code 1 if there is no such task."""
+    """Print the lines; exit code 1 if there is no such task, or its states are damaged."""
     client, printed = find_gateway(args.url), set[LogLine]()
     while True:
         task = client.task(args.task)  # before the lines: what an ended task said is complete
@@ -54,13 +54,14 @@ def run(args: argparse.Namespace) -> int:
         for line in lines:
             print(msgspec.json.encode(line).decode() if args.json else text_of(line), flush=True)
         printed.update(lines)
-        if not args.follow or task.state in ENDED:
+        if not args.follow or is_over(task):
             break
         time.sleep(POLL_S)
     if not printed and not args.json:
         print(f"{task.task} is {task.state}: its run has said nothing that this gateway received")
     if task.result is not None and not args.json:
         print(f"{task.state}: {task.result.artifact or task.result.reason}")
+    refuse_damaged([task])
     return 0
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from gateway.views.schemas import SlotView, TaskView
 from podium.arguments import add_url, examples, positive
 from podium.client import find_gateway
-from podium.commands.watch import deadline
+from podium.commands.watch import deadline, task_state
 from podium.console import make_console
 
 
@@ -78,9 +78,15 @@ def tasks_table(tasks: list[TaskView]) -> Table:
     )
     for task in tasks:
         result = task.result
-        outcome = (result.artifact or result.reason) if result else ""
+        outcome = (result.artifact or result.reason) if result else task.damaged or ""
         table.add_row(
-            task.task, task.slot, task.state, str(task.attempts), _loss(task), deadline(task), escape(outcome)
+            task.task,
+            task.slot,
+            task_state(task),
+            str(task.attempts),
+            _loss(task),
+            deadline(task),
+            escape(outcome),
         )
     return table
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
+from gateway.views.schemas import TaskView
 from podium.arguments import add_url, examples, positive
-from podium.client import GatewayAwayError, find_gateway
+from podium.client import GatewayAwayError, find_gateway, refuse_damaged, stuck
 from podium.tracking.runs import FolderRuns, GatewayRuns, RunUpdate
 from podium.tracking.trackio_store import TrackerError, TrackioStore
 from shared.errors import SettingsError
@@ -65,7 +66,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write until Ctrl-C, or until what is named has ended."""
+    """Write until Ctrl-C, or until what is named has ended.
+
+    Raises PodiumError if that can't be known: a task's states, or a run's outcome, are damaged.
+    """
     if args.folder and args.tasks:
         raise SettingsError("name tasks or --run, not both")
     source = FolderRuns(args.folder) if args.folder else GatewayRuns(find_gateway(args.url), args.tasks)
@@ -83,7 +87,9 @@ def run(args: argparse.Namespace) -> int:
             if trouble.is_new(error):
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
         if args.once or source.have_ended():
+            refuse_damaged(source.damaged() if args.tasks else ())
             return 0
+        lines.show_damaged(source.damaged())
         time.sleep(args.every)
 
 
@@ -102,6 +108,7 @@ class WriteLines:
         self._project = project
         self._as_json = as_json
         self._said: set[tuple[str, bool]] = set()
+        self._damaged: set[str] = set()
 
     def show(self, update: RunUpdate) -> None:
         """Print a line about an update, unless it says nothing new."""
@@ -112,3 +119,10 @@ class WriteLines:
             self._said.add((update.id, update.ended))
             state = update.facts.get("result.status", "ended") if update.ended else "running"
             print(f"{update.name}: {state}, in project {self._project}", flush=True)
+
+    def show_damaged(self, tasks: Iterable[TaskView]) -> None:
+        """Print a line about each task that is stuck, once: the others are followed further."""
+        for task in tasks:
+            if task.task not in self._damaged:
+                self._damaged.add(task.task)
+                print(stuck(task.task, task.state, str(task.damaged)), file=sys.stderr, flush=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from types import MappingProxyType
 
 import msgspec
@@ -16,7 +17,15 @@ from rich.table import Table
 
 from gateway.views.schemas import TaskView
 from podium.arguments import add_url, examples
-from podium.client import ENDED, GatewayAwayError, find_gateway
+from podium.client import (
+    ENDED,
+    Client,
+    GatewayAwayError,
+    NotFoundError,
+    find_gateway,
+    is_over,
+    refuse_damaged,
+)
 from podium.console import make_console
 from podium.sparkline import sparkline
 from shared.messages.runs import Phase
@@ -41,24 +50,37 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Follow until Ctrl-C, or until all named tasks have ended; exit code 1 if one was not submitted."""
+    """Follow until Ctrl-C, or until all named tasks have ended; exit code 1 if one was not submitted.
+
+    Raises PodiumError if the states of a named task are damaged.
+    """
     client, wanted = find_gateway(args.url), {task_key(task) for task in args.tasks}
     connected, console = False, make_console()
     with ChangeLines() if args.json else WatchView(console) as view:
         while True:
             try:
                 tasks, connected = client.tasks(), True
+                shown = named(client, wanted, tasks) if wanted else tasks[:10]
             except GatewayAwayError as error:  # wait for a gateway that has answered before
                 if not connected:
                     raise
                 print(f"waiting: {error}", file=sys.stderr)
                 time.sleep(POLL_S)
                 continue
-            shown = [task for task in tasks if task.task in wanted] if wanted else tasks[:10]
             view.update(shown)
-            if wanted and len(shown) == len(wanted) and all(task.state in ENDED for task in shown):
+            if wanted and len(shown) == len(wanted) and all(is_over(task) for task in shown):
+                refuse_damaged(shown)
                 return 0 if all(task.state == "submitted" for task in shown) else 1
             time.sleep(POLL_S)
+
+
+def named(client: Client, wanted: Set[str], newest: Iterable[TaskView]) -> list[TaskView]:
+    """Return those of the wanted tasks that were accepted, however long ago. Raises PodiumError."""
+    found = [task for task in newest if task.task in wanted]
+    for key in sorted(wanted - {task.task for task in found}):
+        with suppress(NotFoundError):  # it may be offered yet
+            found.append(client.task(key))
+    return found
 
 
 class ChangeLines:
@@ -109,7 +131,7 @@ class WatchView:
         for task in tasks:
             progress = task.progress
             tenth = int(progress.progress * 10) if progress else 0
-            news = (task.state, progress.phase if progress else None, tenth)
+            news = (task.state, task.damaged, progress.phase if progress else None, tenth)
             if self._printed.get(task.task) != news:
                 self._printed[task.task] = news
                 self.console.print(line(task), markup=False, highlight=False, soft_wrap=True)
@@ -135,7 +157,7 @@ def drawn(
         table.add_row(
             task.slot,
             task.task,
-            task.state if done or progress is None else f"{task.state}: {progress.phase}",
+            task_state(task) if done or progress is None else f"{task_state(task)}: {progress.phase}",
             ProgressBar(total=1.0, completed=share, width=20),
             f"{share:4.0%}",
             str(progress.step) if progress else "",
@@ -154,7 +176,7 @@ def _loss_of(task: TaskView) -> float | None:
 
 def line(task: TaskView) -> str:
     """Return one task as one line."""
-    parts = [f"slot {task.slot}", task.task, task.state]
+    parts = [f"slot {task.slot}", task.task, task_state(task)]
     progress = task.progress
     if progress is not None and task.state not in ENDED:
         parts += [f"{progress.phase} {progress.progress:.0%}", f"step {progress.step}"]
@@ -168,6 +190,11 @@ def line(task: TaskView) -> str:
     if task.result is not None:
         parts.append(task.result.artifact or task.result.reason)
     return "  ".join(filter(None, (*parts, deadline(task))))
+
+
+def task_state(task: TaskView) -> str:
+    """Return a task's state, and whether it is stuck there because its newest record can't be read."""
+    return task.state if task.damaged is None else f"{task.state}, damaged"
 
 
 def deadline(task: TaskView) -> str:

@@ -28,6 +28,10 @@ def check_jobs(vitals: Vitals) -> Found:
 
 def _stuck(vitals: Vitals, job: OpenJob, node: Heartbeat | None) -> Problem | None:
     """Return the worst finding about one open job."""
+    if job.chain.damaged is not None:
+        what = f"the newest record of its states can't be read: {job.chain.damaged}"
+        do = f"`podium cancel {job.job.task}`, unless it is being submitted; see docs/operations.md"
+        return Severity.ERROR, what, do
     over_s = vitals.now - job.job.deadline_at
     overdue = f"its deadline passed {over_s:.0f} s ago"
     if over_s > vitals.settings.expire_after_s + EXPIRY_S and job.state is not TaskState.SUBMITTING:

@@ -50,6 +50,7 @@ class _Seen(Struct):
     plan: Facts = {}
     facts: Facts = {}  # of the task
     ended: bool = False
+    damaged: TaskView | None = None  # if nobody can read how it goes on
 
 
 class GatewayRuns:
@@ -82,12 +83,17 @@ class GatewayRuns:
             plan = seen.plan | plan_facts(course.messages)
             rows = rows_of(course, task.received_at) + (ending_rows(task) if ended else [])
             yield RunUpdate(id=run_id, name=task.task, rows=rows, facts=facts | plan, ended=ended)
-            self._seen[run_id] = _Seen(max(seen.newest, newest_of(course)), plan, facts, ended)
+            damaged = None if task.damaged is None else task
+            self._seen[run_id] = _Seen(max(seen.newest, newest_of(course)), plan, facts, ended, damaged)
 
     def have_ended(self) -> bool:
-        """Return whether all named tasks have ended and are stored; never if none is named."""
-        ended = sum(seen.ended for seen in self._seen.values())
-        return bool(self._tasks) and ended == len(self._tasks)
+        """Return whether all named tasks are stored, and ended or damaged; never if none is named."""
+        over = sum(seen.ended or seen.damaged is not None for seen in self._seen.values())
+        return bool(self._tasks) and over == len(self._tasks)
+
+    def damaged(self) -> list[TaskView]:
+        """Return the tasks of which nobody can read how they go on."""
+        return [seen.damaged for seen in self._seen.values() if seen.damaged is not None]
 
 
 class FolderRuns:
@@ -119,6 +125,10 @@ class FolderRuns:
     def have_ended(self) -> bool:
         """Return whether the run has ended and is stored. One that was stopped can be resumed."""
         return self._ended
+
+    def damaged(self) -> list[TaskView]:
+        """Return nothing: a damaged file raises where it is read."""
+        return []
 
     def _outcome(self) -> Outcome | None:
         path = self._folder / "outcome.json"

@@ -66,7 +66,7 @@ function drawHead(page) {
       ["loss", !result && progress && progress.loss !== null ? `${number(progress.loss)}, held-out ${number(progress.dev_loss)}, base ${number(progress.base_loss)}` : ""],
       ["held-out loss", result ? lossOf(result) : ""],
       ["spare time", result ? spareOf(result) : ""], ["upstream's rank", result ? rankOf(page.records.now.score) : ""],
-      ["artifact", result?.artifact], ["reason", result?.reason === result?.status ? "" : result?.reason], ["digest", result?.digest],
+      ["damaged", view.damaged], ["artifact", result?.artifact], ["reason", result?.reason === result?.status ? "" : result?.reason], ["digest", result?.digest],
     ]),
     actions(page, view));
 }

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.views.schemas import SlotView
 from podium.arguments import add_url, examples
-from podium.client import Client, GatewayAwayError, find_gateway
+from podium.client import Client, GatewayAwayError, find_gateway, stuck
 from shared.errors import PodiumError
 
 POLL_S = 1.0
@@ -72,6 +72,8 @@ def _until_empty(client: Client, view: SlotView) -> SlotView:
     while view.state != "free":
         if view.drain is None:
             raise PodiumError(f"slot {view.slot} was put to work again by someone else; nothing to wait for")
+        if view.damaged is not None:
+            raise PodiumError(stuck(str(view.task), view.state, view.damaged))
         if view.task != told:
             told = view.task
             print(f"waiting: slot {view.slot} has {view.task} ({view.state})", file=sys.stderr)

@@ -145,6 +145,8 @@ def _facts(records: TaskRecords) -> Table:
         ]
     if records.reservation is not None:
         rows.append(("reserved", f"until {_moment(records.reservation.expires_at)}"))
+    if now.damaged is not None:
+        rows.append(("damaged", f"the newest record can't be read: {now.damaged}"))
     if now.node is not None:
         rows.append(("node", f"{now.node}, epoch {now.epoch}, attempt {now.attempts}"))
     if now.progress is not None:

@@ -180,6 +180,21 @@ async def test_records_that_can_not_be_read_stop_nothing(api: Any, bus: Bus, mak
     assert (await api.offer(make_offer("two")))[1]["accepted"] is True
 
 
+async def test_a_job_whose_newest_state_can_not_be_read_says_so_until_it_is_cancelled(
+    api: Any, bus: Bus, make_offer: MakeOffer
+) -> None:
+    slot = (await api.offer(make_offer("one")))[1]["slot"]
+    await bus.append(subjects.state_stream(slot), subjects.state(slot, "one"), b"\0\0\0")
+    view = await api.until("/v1/tasks/one", lambda body: body.get("damaged"))
+    assert view["state"] == "queued"
+    (busy,) = [each for each in (await api.get("/v1/slots"))[1]["slots"] if each["slot"] == slot]
+    assert busy["damaged"] == view["damaged"]
+    async with api.client.post("/v1/tasks/one/cancel", json={}) as response:
+        assert response.status == 200
+    view = (await api.get("/v1/tasks/one"))[1]
+    assert (view["state"], view["damaged"]) == ("cancelled", None)
+
+
 async def test_overdue_jobs_expire_once_but_never_after_submitting(bus: Bus, start_gateway: Any) -> None:
     for task, slot, in_s in (("late", "a", -5.0), ("submitting", "b", -5.0), ("early", "a", 60.0)):
         await bus.append(subjects.JOBS_STREAM, subjects.job(slot, task), encode(job_due(task, slot, in_s)))

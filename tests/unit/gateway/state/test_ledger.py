@@ -233,3 +233,19 @@ def test_a_validators_active_reservation_is_found() -> None:
     assert held.task == "t"
     assert ledger.reserved_for("v", NOW + 11) is None  # lapsed
     assert ledger.reserved_for("x", NOW) is None
+
+
+@pytest.mark.parametrize("data", [b"\x00\x00", b"[" * 100_000, encode(claimed("other", "a"))])
+def test_a_chain_that_ends_with_a_record_that_can_not_be_read_says_so(data: bytes) -> None:
+    ledger, told = ledger_of([job("t", "a")], [claimed("t", "a")]), list[str]()
+    ledger.on_task = told.append
+    ledger.apply(STATE_A, Record(7, "podium.state.a.t", data))
+    chain = ledger.chain_of(job("t", "a"))
+    assert chain.damaged
+    assert (chain.sequence, told) == (7, ["t"])
+    assert state_of(ledger, "t") is TaskState.RUNNING
+    ledger.apply(STATE_A, Record(8, "podium.state.a.t", encode(result("t", "a"))))
+    assert chain.damaged is None
+    ledger.apply(STATE_A, Record(9, "podium.state.a.t", data))
+    assert chain.damaged is None  # the result stands
+    assert (told, ledger.malformed) == (["t", "t"], 2)

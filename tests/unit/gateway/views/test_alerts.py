@@ -214,3 +214,12 @@ def test_a_bad_end_is_shown_for_a_day(result: Result, expected: str) -> None:
     old.job()
     old.chain(replace(result, at=NOW - 90_000))
     assert old.alerts() == []
+
+
+def test_a_task_whose_states_are_damaged_is_an_error() -> None:
+    house = House()
+    house.job(due_in_s=-5.0)
+    house.chain(CLAIMED)
+    house.chain(Decision(task_id="t", task="t", accepted=True, reason="no state"))
+    (found,) = house.alerts()
+    assert found.startswith("error: t is stuck: the newest record of its states can't be read (")

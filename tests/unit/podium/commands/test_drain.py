@@ -126,3 +126,9 @@ def test_a_watch_ends_at_a_refusal_as_well(url: str) -> None:
     Answers.planned = [none, 401, ended]
     with pytest.raises(PodiumError, match="answered 401"):
         watch.run(watched)
+
+
+def test_a_slot_whose_task_is_stuck_is_not_waited_for(url: str) -> None:
+    Answers.planned = [BUSY, BUSY, replace(BUSY, damaged="invalid JSON"), FREE]
+    with pytest.raises(PodiumError, match=r"t \(busy\) is stuck: .* can't be read \(invalid JSON\)"):
+        drain_and_wait(url)

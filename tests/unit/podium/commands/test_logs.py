@@ -8,6 +8,7 @@ import pytest
 from gateway.views.run import MOST_MESSAGES, RunPoint, RunView, run_view
 from podium.commands import logs
 from podium.commands.logs import lines_of
+from shared.errors import PodiumError
 from shared.messages.runs import Phase
 
 
@@ -34,6 +35,7 @@ class Gateway:
     def __init__(self, *counts: int) -> None:
         self.counts = list(counts)
         self.points = list[RunPoint]()
+        self.damaged: str | None = None
 
     def task(self, task: str) -> SimpleNamespace:
         count, done = self.counts.pop(0), len(self.points)
@@ -41,7 +43,7 @@ class Gateway:
             RunPoint(float(at), Phase.TRAIN, message=f"<{at}>") for at in range(done, done + count)
         ]
         state = "running" if self.counts else "submitted"
-        return SimpleNamespace(task=task, state=state, result=None)
+        return SimpleNamespace(task=task, state=state, result=None, damaged=self.damaged)
 
     def progress(self, task: str) -> RunView:
         return run_view(task, self.points, 10)
@@ -56,3 +58,14 @@ def test_following_prints_each_line_once_however_many_there_are(
     logs.run(argparse.Namespace(url=None, task="t", follow=True, json=False))
     printed = [line.split("<")[1] for line in capsys.readouterr().out.splitlines() if "<" in line]
     assert printed == [f"{number}>" for number in range(MOST_MESSAGES + 8)]
+
+
+def test_following_ends_at_a_task_whose_states_are_damaged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway = Gateway(1, 1)
+    gateway.damaged = "invalid JSON"
+    monkeypatch.setattr(logs, "find_gateway", lambda url: gateway)
+    with pytest.raises(PodiumError, match=r"t \(running\) is stuck: .* can't be read \(invalid JSON\)"):
+        logs.run(argparse.Namespace(url=None, task="t", follow=True, json=False))
+    assert "<0>" in capsys.readouterr().out

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import argparse
 import io
 import time
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from gateway.views.schemas import SlotView, TaskState, TaskView
+from podium.client import NotFoundError
+from podium.commands import watch
 from podium.commands.status import slots_table, tasks_table
-from podium.commands.watch import WatchView, drawn
+from podium.commands.watch import WatchView, drawn, line
+from shared.errors import PodiumError
 from shared.messages.jobs import Result, ResultStatus
 from shared.messages.offers import Decision
 from shared.messages.runs import Metrics, Phase, Progress
@@ -110,3 +115,41 @@ def test_status_shows_losses_and_slots_that_are_not_heard() -> None:
     assert "not seen" in text
     assert "4.000 -> 2.000" in text
     assert "/x/[bold]/submission" in text
+
+
+def test_a_task_whose_states_are_damaged_shows_it() -> None:
+    stuck = view(damaged="invalid JSON")
+    assert "running, damaged" in line(stuck)
+    text = printed(drawn([stuck]), tasks_table([stuck]))
+    assert text.count("running, damaged") == 2
+    assert "invalid JSON" in text
+
+
+class Gateway:
+    """A gateway with so many newer tasks that a page does not have the one that is asked for."""
+
+    def __init__(self, *states: TaskView) -> None:
+        self.states = list(states)
+
+    def tasks(self) -> list[TaskView]:
+        return []
+
+    def task(self, key: str) -> TaskView:
+        if key != "t":
+            raise NotFoundError(key)
+        return self.states.pop(0)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, gateway: Gateway) -> int:
+    monkeypatch.setattr(watch, "find_gateway", lambda url: gateway)
+    monkeypatch.setattr(watch, "POLL_S", 0.0)
+    return watch.run(argparse.Namespace(url=None, tasks=["t"], json=True))
+
+
+def test_a_named_task_is_found_however_old_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watched(monkeypatch, Gateway(view(), submitted())) == 0
+
+
+def test_a_watch_ends_at_a_task_whose_states_are_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PodiumError, match=r"t \(running\) is stuck: .* can't be read \(invalid JSON\)"):
+        watched(monkeypatch, Gateway(view(), view(damaged="invalid JSON")))

@@ -341,3 +341,11 @@ def test_a_missing_log_of_a_slot_is_named_once() -> None:
     absent = replace(stream(1), found=None)
     vitals = replace(HEALTHY, streams=(absent,), unread=("STATE-a",))
     assert [each.what for each in examine(vitals) if each.check == "streams"] == ["STATE-a does not exist"]
+
+
+def test_a_job_whose_states_are_damaged_is_an_error() -> None:
+    job = open_job(claimed(5.0))
+    job.chain.damaged = "invalid JSON"
+    (found,) = [finding for finding in examine(replace(HEALTHY, **with_job(job))) if finding.check == "jobs"]
+    assert found.severity is Severity.ERROR
+    assert "the newest record of its states can't be read: invalid JSON" in found.what

@@ -168,3 +168,23 @@ def test_a_task_has_ended_when_its_course_is_complete() -> None:
 
 def test_a_name_that_comes_again_is_another_run() -> None:
     assert id_of("first", 1.0) != id_of("first", 2.0)
+
+
+class Named(Forgetful):
+    """A gateway with one task that is asked for by its name."""
+
+    def task(self, key: str) -> TaskView:
+        return self.newest[0]
+
+
+def test_a_task_whose_states_are_damaged_is_not_waited_for() -> None:
+    gateway = Named(task())
+    runs = GatewayRuns(cast(Client, gateway), ["1/2"])
+    list(runs.updates(nothing))
+    assert not runs.have_ended()
+    assert runs.damaged() == []
+    gateway.newest = [task(damaged="invalid JSON")]
+    (update,) = runs.updates(nothing)
+    assert not update.ended  # nobody knows
+    assert runs.have_ended()
+    assert runs.damaged() == gateway.newest
