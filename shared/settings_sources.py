@@ -110,7 +110,7 @@ def _from_toml(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.expanduser().read_text())
     except OSError as error:
         raise SettingsError(f"settings file {path} can't be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own error, or bytes that are not UTF-8
         raise SettingsError(f"settings file {path} is not TOML: {error}") from error
     for key in values:
         _must_be_known(key, f"{path}: {key}")

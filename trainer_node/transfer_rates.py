@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from shared.files import write_atomically
 from shared.logs import get_logger
+from shared.messages.encoding import decode
 
 LEAST_BYTES: Final = 100_000_000  # of less, starting takes longer than sending
 NEWEST: Final = 0.5  # weight of the newest transfer
@@ -39,7 +40,7 @@ def rate_file(node: Path, direction: Direction) -> Path:
 def measured(node: Path, direction: Direction) -> float | None:
     """Return the measured bytes a second; None if nothing large was moved that way yet."""
     try:
-        kept = msgspec.json.decode(rate_file(node, direction).read_bytes(), type=TransferRate)
+        kept = decode(rate_file(node, direction).read_bytes(), TransferRate)
     except (OSError, ValueError):
         return None
     return kept.bytes_per_s if kept.bytes_per_s > 0 else None

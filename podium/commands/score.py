@@ -13,6 +13,7 @@ from podium.arguments import examples
 from podium.dataset_type import dataset_type
 from podium.training_config import TRAINED
 from shared.errors import EngineError, SettingsError
+from shared.messages.encoding import decode
 from shared.messages.offers import DatasetType, FileFormat, TaskType, task_type_of
 from shared.messages.runs import ErrorCode
 
@@ -100,6 +101,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _base_in(config: Path) -> str | None:
+    """Return the base model that a configuration names. Raises EngineError if it can't be read."""
+    try:
+        fields: dict[str, Any] = decode(config.read_bytes(), dict[str, Any])
+    except OSError as error:
+        what = f"{config} can't be read: {error.strerror}"
+        raise EngineError(ErrorCode.MODEL_UNAVAILABLE, what) from error
+    except ValueError as error:
+        raise EngineError(ErrorCode.MODEL_UNAVAILABLE, f"{config} is no configuration: {error}") from error
+    base = fields.get("_name_or_path")
+    return base if isinstance(base, str) else None
+
+
 def tokenizer_of(model: str) -> str:
     """Return the place of a model's tokenizer: its own, or the base model's that its configuration names.
 
@@ -109,7 +123,7 @@ def tokenizer_of(model: str) -> str:
     folder = Path(model)
     if not (folder / "config.json").is_file() or any((folder / name).is_file() for name in TOKENIZER_FILES):
         return model
-    base = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+    base = _base_in(folder / "config.json")
     if not base or base == model:
         raise EngineError(
             ErrorCode.MODEL_UNAVAILABLE,

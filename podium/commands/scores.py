@@ -188,7 +188,7 @@ def _items(text: str, name: str) -> list[Any]:
         lines = [line for line in text.splitlines() if line.strip()]
         try:
             return [json.loads(line) for line in lines] if len(lines) > 1 else _no_json(name, error)
-        except ValueError as of_line:
+        except (ValueError, RecursionError) as of_line:
             return _no_json(name, of_line)
     except RecursionError as error:
         return _no_json(name, error)

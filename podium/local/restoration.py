@@ -21,7 +21,7 @@ from shared import subjects
 from shared.broker.bus import Bus
 from shared.broker.connection import connect
 from shared.broker.credentials import ADMIN
-from shared.broker.jetstream import Record
+from shared.broker.jetstream import Record, answer_of
 from shared.broker.state_upgrade import split_states
 from shared.broker.stream_requests import create_stream, delete_stream, find_stream, write_file
 from shared.broker.stream_specs import StreamSpec, state_log, stream_specs
@@ -228,6 +228,6 @@ async def _all(bus: Bus, stream: str) -> list[Record]:
 
 
 async def _ask(bus: Bus, subject: str, query: dict[str, Any] | None = None) -> None:
-    reply = json.loads((await bus.request(subject, json.dumps(query).encode() if query else b"")).data)
+    reply = answer_of(await bus.request(subject, json.dumps(query).encode() if query else b""), subject)
     if "error" in reply:
         raise BusUnavailableError(f"{subject}: {reply['error'].get('description')}")

@@ -30,6 +30,7 @@ from shared.broker.jetstream import (
     EXPECTED_LAST_SUBJECT_PATTERN,
     EXPECTED_STREAM,
     TTL,
+    answer_of,
     record_of,
     refused,
 )
@@ -158,10 +159,15 @@ class Bus:
                 sent[EXPECTED_LAST_SUBJECT_PATTERN] = pattern
         if ttl_s is not None:
             sent[TTL] = f"{max(1, round(ttl_s))}s"  # the server's resolution is a second
-        reply = json.loads((await self.request(subject, data, headers=sent, timeout_s=timeout_s)).data)
-        if "error" in reply:
+        message = await self.request(subject, data, headers=sent, timeout_s=timeout_s)
+        try:
+            reply = answer_of(message, subject)
+            sequence = None if "error" in reply else int(reply["seq"])
+        except (BusUnavailableError, KeyError, TypeError, ValueError) as error:
+            raise BusTimeoutError(f"{subject}: no answer that can be read") from error
+        if sequence is None:
             raise refused(reply["error"], subject)
-        return int(reply["seq"])
+        return sequence
 
     async def last(self, stream: str, subject: str) -> Record | None:
         """Return the newest stored message on `subject` (wildcards allowed), or None.

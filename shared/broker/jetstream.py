@@ -13,6 +13,7 @@ from shared.errors import (
     NobodyAnswersError,
     StoreFullError,
 )
+from shared.messages.encoding import decoder
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -27,6 +28,9 @@ EXPECTED_LAST_SUBJECT_PATTERN: Final = "Nats-Expected-Last-Subject-Sequence-Subj
 TTL: Final = "Nats-TTL"
 
 
+_decode_answer = decoder(dict[str, Any])
+
+
 class Record(Struct, frozen=True):
     """One stored message. `data` is empty for a deleted key."""
 
@@ -34,6 +38,14 @@ class Record(Struct, frozen=True):
     subject: str
     data: bytes
     stored: str = ""  # when, by the broker's clock; RFC 3339
+
+
+def answer_of(message: Msg, what: str) -> dict[str, Any]:
+    """Return the fields of JetStream's answer. Raises BusUnavailableError if it can't be read."""
+    try:
+        return _decode_answer(message.data)
+    except ValueError as error:
+        raise BusUnavailableError(f"{what}: the answer can't be read: {error}") from error
 
 
 def refused(error: dict[str, Any], subject: str) -> BusError:

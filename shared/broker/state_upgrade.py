@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from shared import subjects
 from shared.broker.bus import Bus
-from shared.broker.jetstream import Record
+from shared.broker.jetstream import Record, answer_of
 from shared.broker.stream_requests import (
     StreamInfo,
     create_stream,
@@ -213,7 +213,7 @@ async def _records(bus: Bus, stream: str, slot: str, after: int) -> AsyncIterato
 async def _get(bus: Bus, stream: str, query: dict[str, Any]) -> Record | None:
     """Return a record of the stream itself, never from a copy; neither answers direct reads meanwhile."""
     message = await bus.request(f"$JS.API.STREAM.MSG.GET.{stream}", json.dumps(query).encode())
-    reply = json.loads(message.data)
+    reply = answer_of(message, stream)
     if "error" in reply:
         if reply["error"].get("err_code") == NO_MESSAGE:
             return None

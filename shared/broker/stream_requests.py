@@ -8,6 +8,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from shared.broker.bus import Bus
+from shared.broker.jetstream import answer_of
 from shared.errors import BusError, BusUnavailableError
 
 STREAM_EXISTS: Final = 10058
@@ -31,7 +32,8 @@ class StreamInfo(Struct, frozen=True, kw_only=True):
 
 async def find_stream(bus: Bus, name: str, *, timeout_s: float = INFO_TIMEOUT_S) -> StreamInfo | None:
     """Return the stream of this name, or None. Raises BusError."""
-    reply = json.loads((await bus.request(bus.info_subject(name), timeout_s=timeout_s)).data)
+    message = await bus.request(bus.info_subject(name), timeout_s=timeout_s)
+    reply = answer_of(message, f"stream {name}")
     if "error" in reply:
         if reply["error"].get("err_code") == NOT_FOUND:
             return None
@@ -54,7 +56,7 @@ async def subjects_in(bus: Bus, name: str) -> set[str]:
     while True:
         query = json.dumps({"subjects_filter": ">", "offset": len(found)}).encode()  # 100,000 at a time
         message = await bus.request(bus.info_subject(name), query, timeout_s=INFO_TIMEOUT_S)
-        reply = json.loads(message.data)
+        reply = answer_of(message, f"stream {name}")
         if "error" in reply:
             raise BusUnavailableError(f"stream {name}: {reply['error'].get('description')}")
         page = reply["state"].get("subjects") or {}
@@ -114,5 +116,4 @@ async def delete_stream(bus: Bus, name: str) -> None:
 
 async def _ask(bus: Bus, subject: str, config: dict[str, Any] | None) -> dict[str, Any]:
     payload = b"" if config is None else json.dumps(config).encode()
-    reply: dict[str, Any] = json.loads((await bus.request(subject, payload, timeout_s=CHANGE_TIMEOUT_S)).data)
-    return reply
+    return answer_of(await bus.request(subject, payload, timeout_s=CHANGE_TIMEOUT_S), subject)

@@ -20,6 +20,7 @@ import msgspec
 
 from shared.errors import EngineError
 from shared.logs import get_logger
+from shared.messages.encoding import decode
 from shared.messages.jobs import Job
 from shared.messages.runs import ErrorCode
 from shared.processes import kill
@@ -106,6 +107,8 @@ class Hub:
             token = Path(file).expanduser().read_text() if file else os.environ.get(TOKEN_VARIABLE, "")
         except OSError as error:
             raise StoreError(f"hub_token_file {file} can't be read: {error.strerror}") from error
+        except ValueError:  # without the error, which has a part of what is in it
+            raise StoreError(f"hub_token_file {file} is not a text") from None
         if not token.strip():
             raise StoreError("no token for the hub: set hub_token_file or HF_TOKEN")
         return token.strip()
@@ -127,6 +130,9 @@ class Hub:
                 reply, ready = await _talk(process, request, must_hold)
         except TimeoutError as error:
             raise StoreError(f"{request.repository}: not done within {limit_s:.0f} s") from error
+        except ValueError as error:  # a library wrote to its standard output, say
+            what = f"the process that uploads said what can't be read: {error}"
+            raise StoreError(f"{request.repository}: {what}") from error
         finally:
             said = ""
             if await kill(process):
@@ -163,7 +169,7 @@ async def _talk(
 ) -> tuple[Reply | None, Ready | None]:
     """Ask, allow the commit if the slot is still held, and hear the answer; None if the process died.
 
-    The second is what was said before the commit.
+    The second is what was said before the commit. Raises ValueError if an answer can't be read.
     """
     ready = None
     assert process.stdin is not None
@@ -172,7 +178,7 @@ async def _talk(
         process.stdin.write(msgspec.json.encode(request) + b"\n")
         await process.stdin.drain()
     while line := await process.stdout.readline():
-        reply: Reply = msgspec.json.decode(line, type=Reply)
+        reply: Reply = decode(line, Reply)
         if not isinstance(reply, Ready):
             return reply, ready
         ready = reply

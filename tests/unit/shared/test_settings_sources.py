@@ -123,3 +123,11 @@ def test_an_empty_variable_is_not_set_and_compose_has_variables_of_its_own() -> 
 def test_an_empty_variable_must_be_known_too() -> None:
     with pytest.raises(SettingsError, match="unknown setting PODIUM_HOTKEI"):
         load_settings({"PODIUM_HOTKEI": ""})
+
+
+@pytest.mark.parametrize("content", [b'slot = "\xff"', b"slots = " + b"[" * 10_000])
+def test_a_settings_file_that_can_not_be_read_is_named(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "podium.toml"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"settings file .*podium\.toml is not TOML"):
+        load_settings({"PODIUM_CONFIG": str(file)})

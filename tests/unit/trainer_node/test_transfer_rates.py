@@ -30,7 +30,9 @@ def test_what_tells_nothing_is_not_counted(
     assert measured(tmp_path, direction) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"bytes_per_s": 0}', b'{"bytes_per_s": "fast"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b'{"more": ' + b"[" * 100_000, b'{"bytes_per_s": 0}', b'{"bytes_per_s": "fast"}']
+)
 @EACH
 def test_a_damaged_file_is_no_rate(tmp_path: Path, direction: Direction, content: bytes) -> None:
     rate_file(tmp_path, direction).write_bytes(content)

@@ -85,6 +85,7 @@ def test_what_is_not_scored_or_not_ours_is_noted() -> None:
         ("", "file is neither JSON nor JSON lines"),
         ("{}\n{", "file is neither JSON nor JSON lines"),
         ("[" * 100_000, "file is neither JSON"),
+        ("{}\n" + "[" * 100_000, "file is neither JSON"),
         ("[1]", "file, item 0: neither upstream's breakdown"),
         ('[{"id": "t"}]', "file, item 0: neither upstream's breakdown"),
         ('{"id": 7, "miner_results": []}', "a breakdown has an id and a list"),

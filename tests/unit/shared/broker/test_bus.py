@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from shared.broker.bus import REQUEST_TIMEOUT_S, Bus, Record
-from shared.errors import BusTimeoutError
+from shared.broker.credentials import NOBODY
+from shared.broker.stream_requests import delete_stream, find_stream, subjects_in
+from shared.errors import BusTimeoutError, BusUnavailableError
 
 
 class FakeBus(Bus):
@@ -37,3 +40,37 @@ async def test_read_all_yields_what_was_read_before_it_fails() -> None:
     assert [each.sequence for each in await anext(batches)] == [2, 3]
     with pytest.raises(BusTimeoutError):
         await anext(batches)
+
+
+DEEP = b'{"more": ' + b"[" * 100_000
+
+
+class AnsweringBus(Bus):
+    """A broker that answers every request with the same bytes."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer_data = answer
+        self.user = NOBODY
+
+    async def request(self, *args: Any, **kwargs: Any) -> Any:
+        return SimpleNamespace(data=self._answer_data)
+
+
+@pytest.mark.parametrize("answer", [b"", b"{", DEEP, b'{"stream": "\xff"}', b"[]", b"{}"])
+async def test_an_append_with_an_answer_that_can_not_be_read_may_be_stored(answer: bytes) -> None:
+    with pytest.raises(BusTimeoutError, match="no answer that can be read"):
+        await AnsweringBus(answer).append("S", "subject", b"")
+
+
+@pytest.mark.parametrize("answer", [b"", b"{", DEEP, b"[]"])
+async def test_an_answer_about_a_stream_that_can_not_be_read_says_nothing_of_it(answer: bytes) -> None:
+    bus = AnsweringBus(answer)
+    for asked in (find_stream(bus, "S"), subjects_in(bus, "S"), delete_stream(bus, "S")):
+        with pytest.raises(BusUnavailableError, match="the answer can't be read"):
+            await asked
+
+
+async def test_a_refused_append_is_not_a_lost_one() -> None:
+    refusal = b'{"error": {"code": 503, "description": "no storage"}}'
+    with pytest.raises(BusUnavailableError, match="can't store now"):
+        await AnsweringBus(refusal).append("S", "subject", b"")
