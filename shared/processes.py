@@ -16,7 +16,7 @@ END_S: Final = 2.0  # a killed process ends at once, unless it is inside a syste
 def start_time(pid: int) -> int | None:
     """Return when a process started, in clock ticks since boot: unique with its id. None if not alive."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])

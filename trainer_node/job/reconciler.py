@@ -316,7 +316,7 @@ class JobReconciler:
         self.log.warning("the job was moved to another slot")
         if self.context.worker_of(self.job.task) is not None:
             await self.context.dismiss("its job was moved to another slot")
-        await asyncio.to_thread(self.run.remove)
+        await asyncio.to_thread(self.run.discard)
 
     def _prepare(self) -> tuple[WorkerJob | None, Outcome | None]:
         context = self.context

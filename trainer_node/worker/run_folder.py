@@ -65,6 +65,13 @@ class RunFolder:
         if self.path.exists():
             shutil.rmtree(self.path)
 
+    def discard(self) -> None:
+        """Delete the whole folder, or log why not: the slot's next job must not wait for it."""
+        try:
+            self.remove()
+        except OSError as error:
+            log.warning("run folder not removed", folder=str(self.path), error=str(error))
+
     def outcome(self) -> Outcome | None:
         """Return the worker's outcome, if there is one; one that can't be read counts as a failure."""
         try:

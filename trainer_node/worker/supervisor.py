@@ -235,8 +235,7 @@ class Supervisor:
             return last
         for pid in self.lock.holders():
             started, job_file = start_time(pid), Path((command_line(pid) or [""])[-1])
-            leader = started is not None and os.getsid(pid) == pid
-            if not leader or job_file.name != "job.json":
+            if started is None or not _leads(pid) or job_file.name != "job.json":
                 continue
             task = job_file.parent.name
             attempt = last.attempt if last is not None and last.task == task else 1
@@ -308,6 +307,14 @@ class Supervisor:
             await self._free_lock(orphans_after_s)
         except StuckError as error:
             log.error("the slot's lock is not free", error=str(error))
+
+
+def _leads(pid: int) -> bool:
+    """Return whether a process leads its session, as a worker does; a process that has ended leads none."""
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 def _signal(file: WorkerFile, number: int) -> None:

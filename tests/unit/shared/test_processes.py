@@ -63,3 +63,15 @@ async def test_a_process_that_can_t_be_killed_is_left(monkeypatch: pytest.Monkey
         patched.setattr(asyncio.subprocess.Process, "kill", lambda _: None)  # as inside a driver that hangs
         assert not await kill(process, end_s=0.2)
     assert await kill(process)
+
+
+def test_a_process_with_a_name_that_is_no_text_has_a_start_time() -> None:
+    """The kernel cuts a name after 15 bytes, also inside a letter; an id may be such a stranger's now."""
+    named = "open('/proc/self/comm', 'wb').write(b'\\xff) 1'); print(flush=True); input()"
+    command = [sys.executable, "-c", named]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = start_time(process.pid)
+        process.communicate(b"\n")
+    assert found is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +12,16 @@ import msgspec
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from structlog.testing import capture_logs
 
 from shared.errors import BusError
+from shared.logs import get_logger
 from shared.messages.encoding import encode
 from shared.messages.slots import Control, ControlAnswer, ControlKind
 from trainer_node.control import ControlHandler
 from trainer_node.job import reconciler as reconciler_module
 from trainer_node.job.reconciler import JobReconciler
+from trainer_node.worker.run_folder import RunFolder
 
 REQUEUE = Control(kind=ControlKind.REQUEUE, task="t1", reason="wrong data", gateway="g")
 LOOK = Control(kind=ControlKind.LOOK, task="t1")
@@ -176,3 +180,17 @@ async def test_a_job_ends_whose_monitor_missed_its_cancellation(monkeypatch: pyt
     async with asyncio.timeout(10):
         await job.reconcile()
     assert job._over
+
+
+async def test_a_moved_job_is_left_though_its_folder_can_not_be_removed(tmp_path: Path) -> None:
+    """Else its node would try again for ever, and no later job of the slot would run."""
+    job: Any = JobReconciler.__new__(JobReconciler)
+    job.job, job.context = SimpleNamespace(task="t"), SimpleNamespace(worker_of=lambda task: None)
+    job.run, job.log = RunFolder(tmp_path, "t"), get_logger()
+    (tmp_path / "elsewhere").mkdir()
+    job.run.path.parent.mkdir()
+    job.run.path.symlink_to(tmp_path / "elsewhere")  # what is removed must be no link
+    with capture_logs() as lines:
+        await job._leave()
+    said = [line["event"] for line in lines]
+    assert said == ["the job was moved to another slot", "run folder not removed"]

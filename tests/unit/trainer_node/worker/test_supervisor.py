@@ -228,6 +228,21 @@ async def test_a_worker_is_adopted_by_its_lock_if_its_file_is_damaged(
     await supervisor.stop("test")
 
 
+async def test_a_holder_that_ends_while_it_is_looked_at_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, _ = await started(tmp_path, SLEEPER)
+    (tmp_path / "worker.json").unlink()
+
+    def gone(pid: int) -> int:
+        raise ProcessLookupError(3, "No such process")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getsid", gone)
+        assert supervisor._find() is None
+    await supervisor.stop("test")
+
+
 async def test_another_nodes_worker_that_can_not_be_killed_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
