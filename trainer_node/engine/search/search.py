@@ -40,8 +40,16 @@ from trainer_node.engine.search.time_left import budget_of, end_at
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, read_search, write_search
 from trainer_node.engine.search.winner import rate_search
 from trainer_node.engine.search.winner.weight_rate import with_weight_rate
+from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.oom_fallback import SmallerPlan, smaller_by, was_too_large
+
+
+class FailedTrial(Exception):
+    """A trial failed in one of several processes, and is noted as failed: all must start again without it.
+
+    The others may be inside a collective that this one will never join.
+    """
 
 
 def begin_search(
