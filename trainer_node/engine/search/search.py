@@ -136,8 +136,8 @@ def search(
             traceback.print_exc()
             run.reporter.message(f"trial {runner.number + 1} failed: {error}")
             _note_failed(runner)
-            if not run.process_group.is_single:  # the others may wait for this one in vain: all start again
-                raise
+            if not run.process_group.is_single:
+                raise FailedTrial from error
             runner.forget()
             if any(result.loss is not None and is_long(result.trial) for result in runner.known.done):
                 return submit_best(runner)
@@ -165,6 +165,8 @@ def _begin_trial(runner: TrialRunner) -> Trial | None:
         measure_speed(run, runner, trial, budget_of(run, runner.record, known, runner.data))
         trial = _choose(runner)
     if trial is not None:
+        if run.process_group.is_main:
+            checkpoint.drop_later(run.checkpoints, known.steps_before)
         runner.note(runner.known.started(trial, clock_tokens(run)))
     return trial
 
