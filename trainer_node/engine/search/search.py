@@ -77,14 +77,15 @@ def take_up(
 ) -> tuple[SearchRecord, Checkpoint | None]:
     """Return the record to go on with after a restart, and the checkpoint of the trial under way, if any.
 
-    `plan` is the newest on disk: if memory ran out, the arm under way needs less from now on. A trial that
-    ends its worker MOST_STARTS times, without a checkpoint, is given up if another one has a loss: the node
-    would give up the whole job.
+    `plan` is the newest on disk: if memory ran out since the record was written, the arm under way needs less
+    from now on. A trial that ends its worker MOST_STARTS times, without a checkpoint, is given up if another
+    one has a loss: the node would give up the whole job.
     """
     if known.width > 1:
         return rounds.take_up(run, known), None
     plans = {arm: fitted(one, run.process_group) for arm, one in known.plans.items()}
-    if was_too_large(plan) and known.trial:
+    is_told = any(one.deviations == plan.deviations for one in known.plans.values())  # maybe of another arm
+    if was_too_large(plan) and known.trial and not is_told:
         arm = known.trial.arm
         smaller = smaller_by(plans[arm], fitted(plan, run.process_group))
         if plan.deviations[-1].what != "parallel" or not is_searched(smaller, resolve(run.job.profile)):
