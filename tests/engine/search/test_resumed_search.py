@@ -181,6 +181,7 @@ def test_only_the_arm_whose_memory_ran_out_needs_less(
     smaller = replace(plans["dense"], activation_checkpointing=True, deviations=[why])
     known, _ = take_up(run, known, smaller, None)
     assert known.plans == {**plans, "dense": smaller}
+    assert known.starts == 1  # of several processes each rung is a start
     known = replace(known, trial=Trial(arm="lora"))
     known, _ = take_up(run, known, smaller, None)  # the newest plan on disk is still the first arm's
     assert known.plans == {**plans, "dense": smaller}

@@ -79,13 +79,14 @@ def take_up(
 
     `plan` is the newest on disk: if memory ran out since the record was written, the arm under way needs less
     from now on. A trial that ends its worker MOST_STARTS times, without a checkpoint, is given up if another
-    one has a loss: the node would give up the whole job.
+    one has a loss: the node would give up the whole job. A start with a smaller plan doesn't count.
     """
     if known.width > 1:
         return rounds.take_up(run, known), None
     plans = {arm: fitted(one, run.process_group) for arm, one in known.plans.items()}
     is_told = any(one.deviations == plan.deviations for one in known.plans.values())  # maybe of another arm
-    if was_too_large(plan) and known.trial and not is_told:
+    needs_less = was_too_large(plan) and not is_told
+    if known.trial and needs_less:
         arm = known.trial.arm
         smaller = smaller_by(plans[arm], fitted(plan, run.process_group))
         if plan.deviations[-1].what != "parallel" or not is_searched(smaller, resolve(run.job.profile)):
@@ -96,7 +97,7 @@ def take_up(
         found = None  # of a trial that is done
     if known.in_probe:
         found = None  # a probe is short, and judged by all its steps: it is run again
-    if known.trial and found is None:
+    if known.trial and found is None and not needs_less:
         known = replace(known, starts=known.starts + 1)
         if known.starts > MOST_STARTS and (known.in_probe or best_of(known.done)):
             run.reporter.message(
