@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -27,6 +28,7 @@ from shared.errors import PlanError, PodiumError
 from shared.messages.encoding import decode
 from shared.messages.hardware import Hardware
 from shared.messages.offers import TaskType
+from shared.planning.architectures import is_held_whole
 from shared.planning.feasibility import ASSUMED_DATA, ASSUMED_PAIRS
 from shared.planning.hardware import usable_memory
 from shared.planning.model_shape import ModelShape, shape_from_config, shape_from_params
@@ -213,7 +215,8 @@ def _shape(args: argparse.Namespace) -> ModelShape:
         raise PlanError(f"can't read the model's config {path}: {error}") from error
     if not isinstance(config, dict):
         raise PlanError(f"the model's config {path} is not a JSON object")
-    return shape_from_config(config)
+    shape = shape_from_config(config)
+    return replace(shape, whole=is_held_whole(str(config.get("model_type", "")), experts=shape.whole))
 
 
 def _data_stats(text: str | None, scoring: Scoring) -> DataStats:

@@ -81,6 +81,14 @@ class ModelFacts(Struct, frozen=True):
     parameters: int | None = None
 
 
+def is_held_whole(model_type: str, *, experts: bool = False) -> bool:
+    """Return whether each device should hold all of a model: a mixture of experts, or one in padded rows.
+
+    The engine doesn't cut the latter over several devices.
+    """
+    return experts or ARCHITECTURES.get(model_type) is Batching.PADDED
+
+
 def facts_from_config(config: Mapping[str, Any]) -> ModelFacts:
     """Return what a model's `config.json` says."""
     model_type = str(config.get("model_type", ""))

@@ -70,7 +70,8 @@ def check_offer(
         return Feasibility(False, f"no model has {parameters} parameters")
     size = _size(parameters, _source(model_params, facts, named))
     try:
-        shape = _shape(model, parameters)
+        why_whole = _whole_only(model, facts)
+        shape = replace(_shape(model, parameters), whole=why_whole is not None)
         data = ASSUMED_PAIRS if task_type is TaskType.DPO else ASSUMED_DATA
         whole_s = min(hours, LONGEST_HOURS) * 3600
         recipe, down_s = resolve(profile), transfers.download_s(parameters)
@@ -86,8 +87,8 @@ def check_offer(
             plan = make_plan(recipe, shape, data, hardware, budget_s, task_type=task_type)
     except (PlanError, SettingsError) as error:
         return Feasibility(False, f"{error} ({size})")
-    if plan.parallel == "fsdp2" and (why := _whole_only(model, facts)):
-        return Feasibility(False, f"{why}, which no device here has room for ({size})")
+    if plan.parallel == "fsdp2" and why_whole:
+        return Feasibility(False, f"{why_whole}, which no device here has room for ({size})")
     if why := _too_short(plan, shape, budget_s, f"{hours:g} hours", hardware):
         return Feasibility(False, f"{why} ({size})")
     submission_bytes = export_bytes(shape, plan.modules, whole=restores)

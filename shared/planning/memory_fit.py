@@ -221,33 +221,42 @@ def round_up(tokens: float) -> int:
 def fit(recipe: Recipe, shape: ModelShape, hardware: Hardware, dtype: str, longest: int, most: float) -> Fit:
     """Climb down until it fits: DDP, checkpointing, FSDP2, smaller packs, lower rank.
 
-    `longest` is the longest row kept (a pack holds at least one row), `most` the tokens of one device's step.
+    A model that each device should hold whole is cut over them only if no rank fits otherwise. `longest` is
+    the longest row kept (a pack holds at least one row), `most` the tokens of one device's step.
     Raises PlanError with the bytes that the last rung still needs.
     """
     limit = usable_memory(hardware)
     floor = round_up(longest)
+    cap = max(floor, round_up(most))
     least = None
-    lower = (rank for rank in LOWER_RANKS if rank < recipe.rank)
-    for rank in (*[WHOLE] * recipe.full, recipe.rank, *lower):
-        modules = split(shape, recipe, rank)
-        for layout in _layouts(hardware, recipe, dtype, floor, max(floor, round_up(most))):
-            memory = estimate(shape, modules, layout, recipe.dropout)
-            if memory.total <= limit:
-                return _enlarge(
-                    Fit(modules, layout, memory), shape, recipe, limit, max(floor, round_up(most))
-                )
-            least = memory.total if least is None else min(least, memory.total)
+    for modules, layout in _rungs(recipe, shape, hardware, dtype, floor, cap):
+        memory = estimate(shape, modules, layout, recipe.dropout)
+        if memory.total <= limit:
+            return _enlarge(Fit(modules, layout, memory), shape, recipe, limit, cap)
+        least = memory.total if least is None else min(least, memory.total)
     raise PlanError(
         f"{shape.parameters / 1e9:.2f} billion parameters need at least {(least or 0) / 2**30:.1f} GiB "
         f"on one device, and a run may use {limit / 2**30:.1f} GiB of {hardware.name}"
     )
 
 
-def _layouts(hardware: Hardware, recipe: Recipe, dtype: str, floor: int, cap: int) -> Iterator[Layout]:
+def _rungs(
+    recipe: Recipe, shape: ModelShape, hardware: Hardware, dtype: str, floor: int, cap: int
+) -> Iterator[tuple[list[ModulePlan], Layout]]:
+    """Yield all rungs of the ladder, best first."""
+    ranks = (*[WHOLE] * recipe.full, recipe.rank, *(rank for rank in LOWER_RANKS if rank < recipe.rank))
+    for shards in (False, True) if shape.whole else (True,):
+        for rank in ranks:
+            modules = split(shape, recipe, rank)
+            for layout in _layouts(hardware, dtype, floor, cap, shards=shards):
+                yield modules, layout
+
+
+def _layouts(hardware: Hardware, dtype: str, floor: int, cap: int, *, shards: bool) -> Iterator[Layout]:
     """Yield the rungs of one rank, best first: parallel and checkpointing inside, capacity outside."""
     devices, cpu = device_count(hardware), is_cpu(hardware)
     rungs = [("ddp" if devices > 1 else "single", False), ("ddp" if devices > 1 else "single", True)]
-    if devices > 1:
+    if devices > 1 and shards:
         rungs += [("fsdp2", True)]
     sizes = sorted(
         {min(cap, max(floor, size)) for size in (CPU_CAPACITIES if cpu else GPU_CAPACITIES)}, reverse=True

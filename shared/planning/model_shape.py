@@ -77,6 +77,7 @@ class ModelShape(Struct, frozen=True, kw_only=True):
     own_parameters: int = 0  # all weights, likewise
     own_norm_parameters: int = 0  # weights of all norms, likewise
     idle_parameters: int = 0  # weights of experts that a token doesn't meet
+    whole: bool = False  # each device holds all of it, if one has room for that: see `architectures`
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -172,6 +173,7 @@ def _with_experts(shape: ModelShape, config: Mapping[str, Any], experts: int) ->
         own_linears=shape.linears[:4],
         own_parameters=shape.parameters - dense + experts * expert,
         idle_parameters=(experts - used) * expert,
+        whole=True,
     )
 
 

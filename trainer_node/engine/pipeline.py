@@ -41,7 +41,7 @@ from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.reporter import Reporter, write_outcome
 from trainer_node.engine.search.choose import submittable
 from trainer_node.engine.search.known_run import forget, read_known
-from trainer_node.engine.search.search import begin_search, search, take_up
+from trainer_node.engine.search.search import FailedTrial, begin_search, search, take_up
 from trainer_node.engine.search.trial import SearchRecord
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import checkpoint
@@ -52,8 +52,8 @@ from trainer_node.engine.train.oom_fallback import SmallerPlan, train_or_stop, w
 def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
     """Run a job and write its outcome; the process's exit status: 0 = ready or stopped, 1 = failed.
 
-    Of several processes rank 0 writes it, unless another is gone. AGAIN: start all, with a smaller plan or at
-    another port.
+    Of several processes rank 0 writes it, unless another is gone. AGAIN: start all, with a smaller plan,
+    without a trial that failed, or at another port.
     """
     folder = job_path.parent
     job = decode_worker_job(job_path.read_bytes())
@@ -67,7 +67,7 @@ def main(job_path: Path, stop: Stop, import_s: float = 0.0) -> int:
         process_group = join(job.hardware, job.ready_by - clock.time())
         job = prepare.with_free_memory(job, process_group, reporter.message)
         outcome = pipeline(RunContext(job, folder, clock, reporter, stop, process_group, import_s))
-    except SmallerPlan:
+    except (SmallerPlan, FailedTrial):
         return AGAIN
     except NotMetError:
         traceback.print_exc()

@@ -113,6 +113,12 @@ def test_half_of_four_experts_are_idle() -> None:
     assert shape.idle_parameters == 2 * 2 * 3 * 64 * 128  # layers, experts, matrices
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "whole"), [("llama", False), ("falcon", True), ("mixtral", True)])
+def test_padded_models_and_mixtures_are_held_whole(name: str, whole: bool) -> None:
+    assert model_shape(config_of(BY_NAME[name])).whole is whole
+
+
 def test_an_odd_config_is_unsupported() -> None:
     config = LlamaConfig(**{**SMALL, "hidden_act": "nothing_known"})
     with pytest.raises(EngineError, match=r"model type 'llama' can't be trained: .*nothing_known") as caught:

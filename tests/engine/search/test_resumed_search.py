@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from shared.clock import TokenClock
 from shared.messages.encoding import encode
 from shared.messages.runs import Metrics, OutcomeStatus, decode_worker_job
+from shared.planning.plan import Deviation, Plan
 from tests.engine.search.search_run import assert_alike, record_of
 from tests.engine.worker_run import (
     WAIT_S,
@@ -24,9 +26,13 @@ from tests.engine.worker_run import (
 )
 from trainer_node.engine.context import RunContext
 from trainer_node.engine.export import unverified
+from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.search.search import take_up
 from trainer_node.engine.search.strategy.best_trial import best_of
-from trainer_node.engine.search.trial import read_search
+from trainer_node.engine.search.trial import SearchRecord, Trial, read_search
+from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import oom_fallback
+from trainer_node.engine.train.oom_fallback import OUT_OF_MEMORY
 from trainer_node.engine.train.state import TrainState
 
 # PEFT asks transformers a question under its old name.
@@ -160,3 +166,25 @@ def test_a_trial_that_keeps_ending_its_worker_is_given_up(
     assert done[1].loss is None
     assert len(done) > 2  # the search goes on with others
     assert any("is given up" in (line.message or "") for line in progress_of(job))
+
+
+def test_only_the_arm_whose_memory_ran_out_needs_less(
+    make_job: Callable[..., Path], make_plan: Callable[..., Plan]
+) -> None:
+    path = make_job()
+    reporter = Reporter(path.parent / "progress.jsonl", "t", "a")
+    job = decode_worker_job(path.read_bytes())
+    run = RunContext(job, path.parent, TokenClock(0.0, 100.0), reporter, Stop())
+    plans = {"dense": make_plan("dense", capacity=128), "lora": make_plan("lora", capacity=64)}
+    known = SearchRecord(began_at=0.0, all_s=100.0, plans=plans).started(Trial(arm="dense"), 0)
+    why = Deviation("activation checkpointing", "off", "on", OUT_OF_MEMORY)
+    smaller = replace(plans["dense"], activation_checkpointing=True, deviations=[why])
+    known, _ = take_up(run, known, smaller, None)
+    assert known.plans == {**plans, "dense": smaller}
+    assert known.starts == 1  # of several processes each rung is a start
+    known = replace(known, trial=Trial(arm="lora"))
+    known, _ = take_up(run, known, smaller, None)  # the newest plan on disk is still the first arm's
+    assert known.plans == {**plans, "dense": smaller}
+    again = replace(plans["lora"], capacity=32, deviations=[why])
+    known, _ = take_up(run, known, replace(again, deviations=[why, why]), None)
+    assert known.plans["lora"].capacity == 32

@@ -38,6 +38,7 @@ from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.search.rounds import (
     TrialReport,
     _alone,
+    begin_round,
     end_round,
     on_own_rows,
     take_up,
@@ -167,6 +168,19 @@ def test_rows_with_a_divergence_are_not_planned_with_recorded_passes(
     speeds = [_alone(run, plan, JobData(one, one, {}, 64)).expected_tokens_per_s for one in (rows, compared)]
     assert speeds[0] > 1500.0
     assert speeds[1] == 1000.0
+
+
+def test_a_round_begins_without_the_checkpoints_of_trials_that_failed(
+    run: RunContext, runner: TrialRunner
+) -> None:
+    folder = run.folder / "checkpoints"
+    for step in (20, 21):
+        (folder / f"step-{step:08d}").mkdir(parents=True)
+    begin_round(run, runner, TRIALS)  # it was under way before a restart: they are its own
+    assert len(list(folder.iterdir())) == 2
+    runner.known = replace(runner.known, trial=None, others=[], steps_before=20)
+    begin_round(run, runner, TRIALS)
+    assert [one.name for one in folder.iterdir()] == ["step-00000020"]
 
 
 def test_on_fewer_devices_the_round_is_chosen_again(run: RunContext, runner: TrialRunner) -> None:

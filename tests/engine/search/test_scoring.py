@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from shared.planning.throughput import Costs
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.distributed.process_group import SINGLE_PROCESS
 from trainer_node.engine.evaluate.metric import Evaluation
@@ -159,3 +160,15 @@ def test_without_time_to_score_it_there_is_no_factor(monkeypatch: pytest.MonkeyP
     assert factors_by(monkeypatch, lowest_at=0.7, trained_s=1.0)[0] is None  # a tenth of it scores 5 rows
     for scores in (1, 2):  # the clock runs out with the first or the second factor
         assert factors_by(monkeypatch, lowest_at=0.7, scores=scores) == (None, None, 1.0)
+
+
+def test_all_processes_have_time_for_another_average_or_none_has() -> None:
+    """Saves took long, as only rank 0 knows: another process would score an average without it."""
+    record = SimpleNamespace(costs=Costs(save_s=100.0, score_s=1.0))
+    told = (record.costs.closing_s + 2.0,)
+    group = SimpleNamespace(broadcast_floats=lambda *_: told)
+    clock, job = SimpleNamespace(time=lambda: 0.0), SimpleNamespace(ready_by=60.0)
+    for save_s in (100.0, 1.0):
+        record.costs.save_s = save_s
+        run: Any = SimpleNamespace(process_group=group, clock=clock, job=job)
+        assert not scoring._has_time(run, cast(Any, record))()

@@ -42,6 +42,15 @@ def test_the_two_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020", "step-00000300"]
 
 
+def test_checkpoints_of_a_failed_trial_make_room_for_the_next_ones(tmp_path: Path) -> None:
+    for step in (5, 300, 400):
+        save_step(tmp_path, step)
+    checkpoint.drop_later(tmp_path, 5)
+    for step in (7, 20):
+        save_step(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000007", "step-00000020"]
+
+
 def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     save_step(tmp_path, 5)
     save_step(tmp_path, 5, w=torch.zeros(2))

@@ -28,7 +28,8 @@ from shared.processes import PARENT
 POLL_S = 0.05
 GRACE_S = 10.0  # what rank 0 has to write the outcome after another rank has failed
 LEAVE_S = 2.0  # what the others have to leave in after rank 0 is done
-AGAIN = 75  # exit status of a rank that wrote down a smaller plan, or could not meet the others
+# Exit status of a rank that wrote down a smaller plan or a failed trial, or could not meet the others.
+AGAIN = 75
 MOST_STARTS = 12  # more rungs than the memory ladder has
 PR_SET_PDEATHSIG = 1
 

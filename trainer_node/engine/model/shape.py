@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from shared.errors import EngineError
 from shared.messages.runs import ErrorCode
+from shared.planning.architectures import is_held_whole
 from shared.planning.model_shape import ModelShape
 from shared.planning.profiles import family_of
 from trainer_node.engine.model.extras import norms_of, weights_of
@@ -75,6 +76,7 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
             weight.numel() for norm in norms_of(model) for weight in weights_of(norm).values()
         ),
         idle_parameters=_idle(model, config),
+        whole=is_held_whole(str(model.config.model_type), experts=bool(expert_tensors(layers))),
     )
 
 

@@ -148,6 +148,7 @@ def begin_round(run: RunContext, runner: TrialRunner, trials: list[Trial]) -> No
     """Write down which trials are under way, unless they were before a restart."""
     known = runner.known
     if not known.running:
+        checkpoint.drop_later(runner.run.checkpoints, known.steps_before)
         runner.known = known.started(trials[0], clock_tokens(run), trials[1:])
         write_known(run, runner.known)
     if run.process_group.is_main:

@@ -210,8 +210,10 @@ def lowest_epochs(state: TrainState) -> float | None:
 
 
 def _has_time(run: RunContext, record: RunRecord) -> Callable[[], bool]:
-    """Return what tells whether one more average may be scored; all processes must ask together."""
+    """Collective: what tells whether one more average may be scored; all processes must ask together."""
     costs, now = record.costs, run.clock.time()
-    closing_s = costs.closing_s + costs.load_s + 2 * SLACK_S
+    (closing_s,) = run.process_group.broadcast_floats(  # only rank 0 learns what a save costs
+        costs.closing_s + costs.load_s + 2 * SLACK_S
+    )
     until = now + SOUP_TIME_SHARE * (run.job.ready_by - closing_s - now)
     return lambda: run.clock.time() + costs.score_s <= until

@@ -40,8 +40,16 @@ from trainer_node.engine.search.time_left import budget_of, end_at
 from trainer_node.engine.search.trial import MOST_STARTS, SearchRecord, Trial, read_search, write_search
 from trainer_node.engine.search.winner import rate_search
 from trainer_node.engine.search.winner.weight_rate import with_weight_rate
+from trainer_node.engine.train import checkpoint
 from trainer_node.engine.train.checkpoint import Checkpoint
 from trainer_node.engine.train.oom_fallback import SmallerPlan, smaller_by, was_too_large
+
+
+class FailedTrial(Exception):
+    """A trial failed in one of several processes, and is noted as failed: all must start again without it.
+
+    The others may be inside a collective that this one will never join.
+    """
 
 
 def begin_search(
@@ -69,14 +77,16 @@ def take_up(
 ) -> tuple[SearchRecord, Checkpoint | None]:
     """Return the record to go on with after a restart, and the checkpoint of the trial under way, if any.
 
-    `plan` is the newest on disk: if memory ran out, the arm under way needs less from now on. A trial that
-    ends its worker MOST_STARTS times, without a checkpoint, is given up if another one has a loss: the node
-    would give up the whole job.
+    `plan` is the newest on disk: if memory ran out since the record was written, the arm under way needs less
+    from now on. A trial that ends its worker MOST_STARTS times, without a checkpoint, is given up if another
+    one has a loss: the node would give up the whole job. A start with a smaller plan doesn't count.
     """
     if known.width > 1:
         return rounds.take_up(run, known), None
     plans = {arm: fitted(one, run.process_group) for arm, one in known.plans.items()}
-    if was_too_large(plan) and known.trial:
+    is_told = any(one.deviations == plan.deviations for one in known.plans.values())  # maybe of another arm
+    needs_less = was_too_large(plan) and not is_told
+    if known.trial and needs_less:
         arm = known.trial.arm
         smaller = smaller_by(plans[arm], fitted(plan, run.process_group))
         if plan.deviations[-1].what != "parallel" or not is_searched(smaller, resolve(run.job.profile)):
@@ -87,7 +97,7 @@ def take_up(
         found = None  # of a trial that is done
     if known.in_probe:
         found = None  # a probe is short, and judged by all its steps: it is run again
-    if known.trial and found is None:
+    if known.trial and found is None and not needs_less:
         known = replace(known, starts=known.starts + 1)
         if known.starts > MOST_STARTS and (known.in_probe or best_of(known.done)):
             run.reporter.message(
@@ -128,8 +138,8 @@ def search(
             traceback.print_exc()
             run.reporter.message(f"trial {runner.number + 1} failed: {error}")
             _note_failed(runner)
-            if not run.process_group.is_single:  # the others may wait for this one in vain: all start again
-                raise
+            if not run.process_group.is_single:
+                raise FailedTrial from error
             runner.forget()
             if any(result.loss is not None and is_long(result.trial) for result in runner.known.done):
                 return submit_best(runner)
@@ -157,6 +167,8 @@ def _begin_trial(runner: TrialRunner) -> Trial | None:
         measure_speed(run, runner, trial, budget_of(run, runner.record, known, runner.data))
         trial = _choose(runner)
     if trial is not None:
+        if run.process_group.is_main:
+            checkpoint.drop_later(run.checkpoints, known.steps_before)
         runner.note(runner.known.started(trial, clock_tokens(run)))
     return trial
 

@@ -248,6 +248,16 @@ def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
     return next(whole(folder, report), None)
 
 
+def drop_later(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps: they are of a trial that failed, whose steps don't count.
+
+    Next to them those of the next trial, which begins at that step, would pass for older ones.
+    """
+    for one in _folders(folder):
+        if one > folder_of(folder, step):
+            shutil.rmtree(one)
+
+
 def clean(folder: Path) -> None:
     """Delete what interrupted saves left behind."""
     for path in folder.glob(".tmp-*"):

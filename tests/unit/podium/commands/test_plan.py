@@ -67,6 +67,18 @@ def test_a_folder_stands_for_its_config(capsys: pytest.CaptureFixture[str]) -> N
     assert "auto on cpu" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("kind", "parallel"), [("llama", "fsdp2"), ("falcon", "ddp")])
+def test_a_model_in_padded_rows_is_not_cut(
+    kind: str, parallel: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.json"
+    sizes = {"hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71, "vocab_size": 65024}
+    config.write_text(json.dumps({"model_type": kind, **sizes}))
+    asked = ["--model-config", str(config), "--hardware", "4xH100-80GB", "--hours", "4", "--json"]
+    assert command(*asked) == 0
+    assert json.loads(capsys.readouterr().out)["parallel"] == parallel
+
+
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [

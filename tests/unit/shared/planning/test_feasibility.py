@@ -90,6 +90,17 @@ def test_a_mixture_that_fits_one_device_is_trained_in_its_attention() -> None:
     assert [module.name for module in answer.plan.modules] == ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
+@pytest.mark.parametrize("model", ["falcon-7b", "Qwen3-30B-A3B"])
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_what_one_device_trains_several_train_too(model: str, devices: int) -> None:
+    """Sharded by FSDP2 all matrices would fit, but the engine holds such a model whole on each device."""
+    answer = check_offer(model, None, TaskType.INSTRUCT, 4, parse_hardware(f"{devices}xH100-80GB"))
+    assert answer.ok, answer.cause
+    assert answer.plan is not None
+    assert answer.plan.parallel == ("ddp" if devices > 1 else "single")
+    assert {module.method for module in answer.plan.modules} == {"lora"}
+
+
 def test_what_a_models_config_says_is_more_than_its_name() -> None:
     refused = ModelFacts("it is an encoder")
     answer = check_offer("m-7B", None, TaskType.INSTRUCT, 4, HALF, known=refused)

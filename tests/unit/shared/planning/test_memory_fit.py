@@ -86,6 +86,17 @@ def test_the_lowered_rank_is_the_highest_that_fits() -> None:
     assert estimate(shape, split(shape, HOUSE, higher), smallest, HOUSE.dropout).total > usable_memory(HALF)
 
 
+def test_a_model_that_devices_hold_whole_has_factors_before_it_is_cut() -> None:
+    recipe = resolve("auto")
+    cut, whole = (
+        fit(recipe, replace(EIGHT, whole=whole), HALF, "bfloat16", 1024, 9600) for whole in (False, True)
+    )
+    assert (cut.layout.parallel, {module.method for module in cut.modules}) == ("fsdp2", {"dense"})
+    assert (whole.layout.parallel, {module.rank for module in whole.modules}) == ("ddp", {recipe.rank})
+    larger = replace(shape_from_params(70_600_000_000), whole=True)
+    assert fit(recipe, larger, HALF, "bfloat16", 1024, 9600).layout.parallel == "fsdp2"
+
+
 def test_a_pack_is_never_larger_than_a_step_nor_smaller_than_the_longest_row() -> None:
     assert fit(HOUSE, EIGHT, HALF, "bfloat16", 100, 700).layout.capacity == 704
     assert fit(HOUSE, EIGHT, HALF, "bfloat16", 4096, 700).layout.capacity == 4096
