@@ -16,20 +16,20 @@ from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from shared.messages.runs import OutcomeStatus
-from shared.planning.plan import Plan
 from shared.planning.profiles import PROFILES
 from tests.engine.search.search_run import record_of
 from tests.engine.worker_run import finish, progress_of
 from trainer_node.engine import prepare
+from trainer_node.engine.distributed.process_group import SINGLE_PROCESS
 from trainer_node.engine.evaluate.metric import Evaluation
 from trainer_node.engine.export import rounding
 from trainer_node.engine.model.adapters import stable_name
 from trainer_node.engine.search import choose
-from trainer_node.engine.search.choose import explained, lower_on_its_rows
+from trainer_node.engine.search.choose import lower_on_its_rows
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.strategy import first_trial, refits
 from trainer_node.engine.search.strategy.best_trial import best_of
-from trainer_node.engine.search.trial import Trial, TrialResult, last_pass_of
+from trainer_node.engine.search.trial import Trial, TrialResult
 from trainer_node.engine.time_budget import Part
 from trainer_node.engine.train.health import Health
 
@@ -54,32 +54,24 @@ def test_a_score_that_was_cut_short_is_compared_on_its_own_rows(score: Evaluatio
     assert lower_on_its_rows(score, evaluation(1.0, 3.0, 6.0)) is lower
 
 
-def test_the_model_card_says_the_rate_of_the_runs_on_all_rows(make_plan: Callable[..., Plan]) -> None:
-    trial = Trial(arm="dense")
-    best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=0.7)
-    again = TrialResult(trial=replace(trial, rate=0.343, refit=True), loss=1.9, tokens=1, train_s=1.0)
-    why = explained(make_plan("dense"), [best, again], best).deviations[-1].reason
-    assert "run again on all rows, once, at rate x 0.34: its loss is lowest with 0.70 times its delta" in why
-    same = replace(again, trial=replace(trial, refit=True))
-    assert "at rate" not in explained(make_plan("dense"), [best, same], best).deviations[-1].reason
-    joined = replace(again, trial=replace(again.trial, with_best=True))
-    why = explained(make_plan("dense"), [best, joined], best).deviations[-1].reason
-    assert "once, to be averaged with it, at rate x 0.34" in why
-    assert "averages of LoRA want more" not in why
-    higher = replace(joined, trial=replace(joined.trial, rate=0.5))
-    noisy = replace(higher, trial=replace(higher.trial, noise=5.0))
-    why = explained(make_plan("lora"), [best, noisy], best).deviations[-1].reason
-    assert ", with noise on the embeddings" in why
-    why = explained(make_plan("lora"), [best, higher], best).deviations[-1].reason
-    assert "noise" not in why
-    assert "at rate x 0.5" in why
-    assert "averages of LoRA want more" in why
-    failed = replace(joined, loss=None)
-    assert "averaged" not in explained(make_plan("dense"), [best, failed], best).deviations[-1].reason
-    without = replace(best, factor=None)  # a search by probes
-    last = replace(again, trial=last_pass_of(trial))
-    why = explained(make_plan("dense"), [without, last], without).deviations[-1].reason
-    assert why.endswith("then one pass over the development rows")
+def test_the_trial_that_runs_on_all_rows_repeat_is_chosen_while_its_weights_or_theirs_are_there(
+    tmp_path: Path,
+) -> None:
+    lora = TrialResult(trial=Trial(arm="lora"), loss=2.0, tokens=1, train_s=1.0)
+    dense = TrialResult(trial=Trial(arm="dense"), loss=1.99, tokens=1, train_s=1.0)
+    refit = TrialResult(trial=Trial(arm="lora", refit=True, of=0), loss=1.5, tokens=1, train_s=1.0)
+    done = [lora, dense, refit]
+    for number, (kept, expected) in enumerate(
+        (({0}, lora), ({2}, lora), ({1, 2}, lora), ({1}, dense), (set[int](), dense))
+    ):
+        folder = tmp_path / str(number)
+        for one in kept:
+            trial_folder(folder, one).mkdir(parents=True)
+        run = SimpleNamespace(folder=folder, process_group=SINGLE_PROCESS)
+        runner: Any = SimpleNamespace(known=SimpleNamespace(done=done), unsaved={}, run=run)
+        assert choose.chosen(runner) is expected
+        runner.known.done = done[:2]
+        assert choose.chosen(runner) is dense
 
 
 def _said_of_rounding(job: Path) -> list[str]:

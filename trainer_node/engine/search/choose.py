@@ -8,13 +8,11 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-import msgspec
 import numpy as np
 import torch
 
 from shared.errors import EngineError
 from shared.messages.runs import ErrorCode, Outcome, Phase
-from shared.planning.plan import Deviation, Plan
 from trainer_node.engine import context
 from trainer_node.engine.as_is import AsIs, checkpoint_as_is
 from trainer_node.engine.context import RunContext
@@ -31,10 +29,10 @@ from trainer_node.engine.evaluate.moved_weights import scaled
 from trainer_node.engine.export import rounding
 from trainer_node.engine.finish import untrained
 from trainer_node.engine.memory.oom import is_out_of_memory, release
+from trainer_node.engine.search.explanation import explained
 from trainer_node.engine.search.kept_trials import kept_weights, trial_folder
 from trainer_node.engine.search.runner import TrialRunner
-from trainer_node.engine.search.strategy.best_trial import best_of
-from trainer_node.engine.search.strategy.rates import at_best_rate
+from trainer_node.engine.search.strategy.best_trial import best_of, repeated_of
 from trainer_node.engine.search.time_left import end_at, factors_s, is_rounded, rounding_s
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, factor_to_apply
 from trainer_node.engine.submission import submit
@@ -46,7 +44,7 @@ from trainer_node.engine.train.state import TrainState
 def submit_best(runner: TrialRunner) -> Outcome:
     """Submit the best trial, or an average of the best ones that is better."""
     run, record, done = runner.run, runner.record, runner.known.done
-    best = best_of(done)
+    best = chosen(runner)
     run.reporter.phase(Phase.CHOOSE)
     runner.saver.free()  # rounding, and reading what was written, need the memory
     state = runner.prepared(best.trial if best else done[0].trial, None)
@@ -83,10 +81,12 @@ def submittable(run: RunContext, known: SearchRecord, found: Checkpoint | None) 
     It is what `submit_best` prefers without time for averages: a run on all rows, or else the best trial. If
     none was kept whole, it is the newest checkpoint of the trial under way.
     """
-    best = best_of(known.done)
+    lowest = best_of(known.done)
+    best = repeated_of(known.done) or lowest
     again = contenders(known.done, best, refit=True) if best else []
     alone = [result for result in again if not result.trial.averaged]
-    for result in [*alone, *contenders(known.done, best)] if best else []:
+    others = [*contenders(known.done, best), *contenders(known.done, lowest)] if best and lowest else []
+    for result in [*alone, *others]:
         number, shown = known.done.index(result), best if result.trial.refit and best else result
         with suppress(OSError, ValueError):
             return AsIs(
@@ -100,6 +100,14 @@ def submittable(run: RunContext, known: SearchRecord, found: Checkpoint | None) 
         raise EngineError(ErrorCode.TOO_LATE, "no time is left and no trial has finished")
     trials = [*(result.trial for result in known.done), *known.running]
     return checkpoint_as_is(found, known.plans[trials[found.manifest.position.trial].arm])
+
+
+def chosen(runner: TrialRunner) -> TrialResult | None:
+    """Return the trial that runs on all rows repeat, if weights of it or them are there; else the lowest."""
+    repeated = repeated_of(runner.known.done)
+    if repeated and (kept(runner, repeated) or kept(runner, repeated, refit=True)):
+        return repeated
+    return best_of(runner.known.done)
 
 
 def contenders(done: Sequence[TrialResult], best: TrialResult, *, refit: bool = False) -> list[TrialResult]:
@@ -178,7 +186,7 @@ def refits(
 
 def with_average(runner: TrialRunner, state: TrainState, candidates: list[Candidate]) -> list[Candidate]:
     """Put averages of the best trials in front that are better on both halves of the development rows."""
-    results = kept(runner, best_of(runner.known.done) or runner.known.done[0])
+    results = kept(runner, chosen(runner) or runner.known.done[0])
     run, best, members = runner.run, candidates[0], results[:1]
     for result in results[1:]:
         if run.clock.time() + 2 * runner.record.costs.score_s > last_end(runner):
@@ -309,36 +317,3 @@ def better_on_both_halves(candidate: Candidate, other: Candidate) -> bool:
         return False
     difference = mine - others
     return bool(difference[::2].mean() < 0.0 and difference[1::2].mean() < 0.0)
-
-
-def explained(plan: Plan, done: list[TrialResult], best: TrialResult) -> Plan:
-    """Return the plan with a deviation that says what was tried and why this was taken."""
-    losses = [one.probe_loss if one.trial.stage else one.loss for one in done]
-    tried = "; ".join(
-        f"{number}: {one.trial}: {'no number' if loss is None else f'{loss:.4f}'}"
-        for number, (one, loss) in enumerate(zip(done, losses, strict=True), 1)
-        if not one.trial.refit
-    )
-    probes, count = sum(bool(one.trial.stage) for one in done), sum(one.trial.refit for one in done)
-    times = "once" if count == 1 else f"{count} times"
-    again = f"; run again on all rows, {times}" if count else ""
-    joins = any(one.trial.with_best and one.loss is not None for one in done)
-    again += ", to be averaged with it" * joins
-    again += ", with noise on the embeddings" * any(one.trial.noise > 0.0 for one in done)
-    rate = next((one.trial.rate for one in done if one.trial.refit), best.trial.rate)
-    if best.factor is not None and rate != best.trial.rate:
-        again += f", at rate x {rate:.2g}: its loss is lowest with {best.factor:.2f} times its delta"
-        told = at_best_rate(best, [one for one in done if not one.trial.refit]).rate
-        again += ", and averages of LoRA want more" * (rate > 1.001 * told)
-    if done[-1].trial.last_pass:
-        again = "; then one pass over the development rows"
-    found = Deviation(
-        "training run",
-        f"trial 1 ({done[0].trial})",
-        f"trial {done.index(best) + 1} ({best.trial})",
-        f"it has the lowest held-out loss of {len(done) - count} trials ({tried}){again}",
-    )
-    if probes:
-        why = f"the highest rate whose probe was hardly worse than the best of {probes} ({tried}){again}"
-        found = Deviation("learning rate", "1 x the plan's", f"{best.trial.rate:.2g} x the plan's", why)
-    return msgspec.structs.replace(plan, deviations=[*plan.deviations, found])

@@ -29,6 +29,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     short: bool = False  # it compares rates, before runs of full length
     main: bool = False  # the run that takes all the time that is left
     refit: bool = False  # a run like the best one, on the development rows as well
+    of: int | None = None  # a refit: the number of the trial that it repeats
     averaged: bool = False  # a refit at a rate that is too high for it alone, but not for an average
     with_best: bool = False  # a refit that is averaged with the best trial as well
     noise: float = 0.0  # on embeddings while it trains: see Plan

@@ -6,13 +6,14 @@ import pytest
 from msgspec.structs import replace
 
 from tests.engine.search.strategy.surfaces import START, bowl, plenty, searched
-from trainer_node.engine.search.strategy.best_trial import AFTER_LOWEST, best_of
+from trainer_node.engine.search.strategy.best_trial import AFTER_LOWEST, best_of, most_promising, repeated_of
 from trainer_node.engine.search.strategy.neighbours import BATCH_RATE, is_like
 from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.strategy.prior import rate_factor
 from trainer_node.engine.search.trial import FILE, SearchRecord, Trial, TrialResult, read_search, write_search
 
 LORA = frozenset({"lora"})
+LORA_TRIAL = Trial(arm="lora", epochs=2.0)
 
 
 @pytest.mark.parametrize("rate", [0.1, 1.0, 5.0])
@@ -155,7 +156,7 @@ def test_a_rate_that_was_worse_is_not_asked_for_again() -> None:
         TrialResult(trial=replace(first, rate=0.4), loss=2.1, tokens=1, train_s=1.0, factor=1.2),
     ]
     trial = next_trial(START, results, plenty(left_s=30.0, all_s=90.0, all_rows=1.25))
-    assert trial == replace(first, refit=True)
+    assert trial == replace(first, refit=True, of=0)
 
 
 def test_a_rate_near_one_that_was_worse_is_not_tried_at_full_length() -> None:
@@ -174,7 +175,7 @@ def test_a_rate_that_is_told_and_near_needs_no_trial_if_two_runs_on_all_rows_fit
     # A trial takes 21 s, and a run on all rows 26 s.
     near = [TrialResult(trial=first, loss=2.0, tokens=1, train_s=1.0, factor=0.77)]
     budget = plenty(left_s=60.0, all_s=81.0, all_rows=1.25)
-    assert next_trial(START, near, budget) == replace(first, rate=0.77**3, refit=True)
+    assert next_trial(START, near, budget) == replace(first, rate=0.77**3, refit=True, of=0)
     far = [replace(near[0], factor=0.6)]
     assert next_trial(START, far, budget) == replace(first, rate=0.6**3)
     unknown = [replace(near[0], factor=None)]
@@ -239,10 +240,44 @@ def test_how_far_a_rate_is_off_is_no_matter_of_another_arm() -> None:
     best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.05)
     # A trial takes 21 s, and two runs on all rows 52 s.
     for seconds, searched_on in ((60.0, False), (90.0, True)):
-        budget = plenty(left_s=seconds, all_s=seconds + 30.0, all_rows=1.25, lora=LORA)
+        budget = plenty(left_s=seconds, all_s=seconds + 30.0, all_rows=1.25, lora=LORA, tiny=True)
         second = next_trial(START, [best], budget)
         assert second
         assert second.refit is not searched_on
+
+
+def test_a_real_models_lora_whose_rate_is_told_has_all_its_runs_on_all_rows_before_other_trials() -> None:
+    # A trial of one epoch takes 11 s, and six runs of two epochs on all rows 156 s.
+    best = TrialResult(trial=LORA_TRIAL, loss=2.0, tokens=1, train_s=1.0, factor=0.95)
+    for left, refit in ((100.0, True), (170.0, True), (180.0, False)):
+        budget = plenty(left_s=left, all_s=left + 30.0, all_rows=1.25, lora=LORA)
+        second = next_trial(START, [best], budget)
+        assert second
+        assert second.refit is refit
+
+
+def test_a_real_models_lora_counts_for_what_the_mean_of_its_runs_will_gain() -> None:
+    short = TrialResult(trial=replace(LORA_TRIAL, epochs=1.0), loss=1.995, tokens=1, train_s=1.0, factor=0.95)
+    long = TrialResult(trial=LORA_TRIAL, loss=2.0, tokens=1, train_s=1.0, factor=0.95)
+    dense = TrialResult(
+        trial=replace(LORA_TRIAL, arm="dense"), loss=1.985, tokens=1, train_s=1.0, factor=0.95
+    )
+    for done, tiny, repeated in (
+        ([short, long, dense], False, long),  # the mean of longer runs is lower
+        ([short, long, replace(dense, loss=1.97)], False, replace(dense, loss=1.97)),
+        ([replace(short, loss=1.98), long, dense], False, replace(short, loss=1.98)),
+        ([short, long, dense], True, dense),  # measured on a tiny model's jobs: no gain on the mean
+    ):
+        budget = plenty(left_s=60.0, all_s=90.0, all_rows=1.25, lora=LORA, tiny=tiny)
+        refit = next_trial(START, done, budget)
+        assert refit
+        assert refit.of is not None
+        assert done[refit.of] == repeated
+        again = TrialResult(trial=refit, loss=1.5, tokens=1, train_s=1.0)
+        assert repeated_of([*done, again]) == most_promising([*done, again], budget.averaged) == repeated
+        second = next_trial(START, [*done, again], budget)
+        assert second
+        assert (second.of, second.seed) == (refit.of, 1)
 
 
 def test_every_search_of_a_tiny_model_that_begins_with_lora_ends_with_a_run_on_all_rows() -> None:

@@ -160,7 +160,7 @@ def test_runs_of_lora_of_one_round_have_the_same_raised_rate() -> None:
     left = budget(30.0, 100.0, all_rows=1.25, lora=frozenset({"lora"}))
     chosen = next_round(START, done, left)
     assert len(chosen) == WIDTH
-    assert {(trial.refit, trial.averaged, round(trial.rate, 3)) for trial in chosen} == {(True, True, 3.993)}
+    assert {(trial.refit, trial.averaged, round(trial.rate, 3)) for trial in chosen} == {(True, True, 2.662)}
     failed = [replace(without_loss(trial), tokens=1) for trial in chosen]
     again = next_round(START, [*done, *failed], left)
     assert {(trial.averaged, round(trial.rate, 3)) for trial in again} == {(False, 1.331)}

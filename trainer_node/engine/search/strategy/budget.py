@@ -104,6 +104,11 @@ class Budget(Struct, frozen=True, kw_only=True):
         """
         return not self.tiny and not self.many_held_out and trial.arm in self.lora - self.single
 
+    @property
+    def averaged(self) -> frozenset[str]:
+        """Return the arms of LoRA whose runs on all rows are averaged at a raised rate, of a real model."""
+        return frozenset() if self.tiny else self.lora - self.single
+
     def refits(self, trial: Trial, count: int) -> int:
         """Return how many of `count` runs like a trial on all rows are of use: for its rows, and averages."""
         return min(count, int(self.many_held_out)) if trial.arm in self.single else count

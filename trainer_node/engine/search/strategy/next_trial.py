@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer_node.engine.search.strategy.best_trial import best_of, is_long, is_probe
+from trainer_node.engine.search.strategy.best_trial import is_long, is_probe, most_promising
 from trainer_node.engine.search.strategy.budget import Budget
 from trainer_node.engine.search.strategy.first_trial import first_trial
 from trainer_node.engine.search.strategy.full_length import last_pass, long_again, next_neighbour
@@ -34,7 +34,7 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
     if not done:
         return first_trial(start, budget)
     refits = [result for result in done if result.trial.refit]
-    best = best_of(done)
+    best = most_promising(done, budget.averaged)
     if refits:
         if refits[-1].trial.last_pass:
             return None

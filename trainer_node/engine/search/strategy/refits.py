@@ -16,6 +16,9 @@ MOST_REFITS = 6  # if nothing is left to try: the first gains .01 to .02, two mo
 # Of runs of LoRA, as a multiple of the rate that is best for one, by how many are averaged. Three end up to
 # .06 lower with it (docs/experiments.md). Dense runs want the rate of one.
 LORA_RATES = (1.0, 1.0, 2.0, 3.0)
+# Of a real model's, however many: with noise three and six of SmolLM2-135M end alike at 1 and at 2 times the
+# plan's rate on two data sets, and .10 higher at 3 times on one of them (docs/experiments.md).
+MOST_REAL_RATE = 2.0
 MOST_ABOVE_RUN = 4.0  # times a rate that was run: a higher one may diverge
 # A tiny model's best trial joins the average, which ends .001 to .016 lower. The longer one run is, the
 # lower is its best rate; that of averages stays. So averages want 1.3 times as much in runs of one epoch,
@@ -43,7 +46,7 @@ def first_refit(best: TrialResult, done: Sequence[TrialResult], budget: Budget) 
     The best trial joins it if its rate is near theirs and it has seen almost all rows, or if it is LoRA of a
     tiny model.
     """
-    trial = at_best_rate(best, done)
+    trial = replace(at_best_rate(best, done), of=list(done).index(best))
     is_near = not is_other_rate(trial.rate / best.trial.rate, MOST_APART)
     has_seen_all = budget.averages_lora(trial)
     if trial.arm not in budget.lora - budget.single or not (budget.many_held_out or has_seen_all):
@@ -52,6 +55,8 @@ def first_refit(best: TrialResult, done: Sequence[TrialResult], budget: Budget) 
     runs = min(budget.runs_left(replace(trial, refit=True), MOST_REFITS, LEAST_MORE), len(LORA_RATES) - 1)
     joins = (budget.tiny or has_seen_all) and is_near
     times, most = LORA_RATES[runs], MOST_ABOVE_RUN
+    if not budget.tiny:
+        times = min(times, MOST_REAL_RATE)
     if joins and has_seen_all:
         # Measured for two runs and a trial of 1.95 epochs; those of 1.1 epochs gained nothing.
         is_measured = runs >= 2 and trial.epochs >= FEWEST_EPOCHS
