@@ -12,7 +12,7 @@ from shared.errors import PlanError, SettingsError
 from shared.messages.hardware import Hardware
 from shared.messages.offers import TaskType
 from shared.planning.architectures import Batching, ModelFacts, facts_from_name
-from shared.planning.model_name import is_mixture, parameters_from_name
+from shared.planning.model_name import parameters_from_name
 from shared.planning.model_shape import ModelShape, shape_from_params
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
@@ -71,7 +71,7 @@ def check_offer(
     size = _size(parameters, _source(model_params, facts, named))
     try:
         why_whole = _whole_only(model, facts)
-        shape = replace(_shape(model, parameters), whole=why_whole is not None)
+        shape = _shape(model, parameters, facts)
         data = ASSUMED_PAIRS if task_type is TaskType.DPO else ASSUMED_DATA
         whole_s = min(hours, LONGEST_HOURS) * 3600
         recipe, down_s = resolve(profile), transfers.download_s(parameters)
@@ -119,10 +119,10 @@ def _size(parameters: int, source: str) -> str:
     return f"{parameters / 1e9:.3g} billion parameters{source}"
 
 
-def _shape(model: str, parameters: int) -> ModelShape:
+def _shape(model: str, parameters: int, facts: ModelFacts) -> ModelShape:
     """Return a typical shape; of a mixture only the attention is trained, as experts are not linear."""
-    shape = shape_from_params(parameters, family_of(model))
-    if not is_mixture(model):
+    shape = replace(shape_from_params(parameters, family_of(model)), whole=facts.whole)
+    if not facts.experts:
         return shape
     return replace(shape, own_linears=shape.linears[:4], own_parameters=shape.parameters)
 
@@ -131,6 +131,6 @@ def _whole_only(model: str, facts: ModelFacts) -> str | None:
     """Return why a model is not cut over several devices; None if it is."""
     if facts.batching is Batching.PADDED:
         return f"documents of {model[:100]} can't share a row, so that each device must hold it whole"
-    if is_mixture(model):
+    if facts.experts:
         return f"{model[:100]} is a mixture of experts, which each device must hold whole"
     return None

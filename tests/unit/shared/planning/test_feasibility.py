@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shared.messages.hardware import Hardware
 from shared.messages.offers import TaskType
-from shared.planning.architectures import Batching, ModelFacts
+from shared.planning.architectures import Batching, ModelFacts, facts_from_config
 from shared.planning.feasibility import check_offer
 from shared.planning.hardware import parse_hardware
 from shared.planning.profiles import DEFAULT_PROFILE
@@ -90,7 +90,31 @@ def test_a_mixture_that_fits_one_device_is_trained_in_its_attention() -> None:
     assert [module.name for module in answer.plan.modules] == ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
-@pytest.mark.parametrize("model", ["falcon-7b", "Qwen3-30B-A3B"])
+def test_a_config_says_what_is_a_mixture_not_the_name() -> None:
+    """DeepSeek-V2-Lite's name doesn't state its experts; cut over four devices its matrices would fit."""
+    config = {
+        "model_type": "deepseek_v2",
+        "hidden_size": 2048,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "n_routed_experts": 64,
+        "num_experts_per_tok": 6,
+        "vocab_size": 102400,
+    }
+    for model in ("deepseek-ai/DeepSeek-V2-Lite", "org/mine"):
+        answer = check_offer(model, None, TaskType.INSTRUCT, 4, HALF, known=facts_from_config(config))
+        assert answer.plan is not None
+        assert answer.plan.parallel == "ddp"
+        assert [module.name for module in answer.plan.modules] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    dense = ModelFacts("", Batching.PACKED, 8_000_000_000)
+    answer = check_offer("org/better-than-moe", None, TaskType.INSTRUCT, 4, HALF, known=dense)
+    assert answer.plan is not None
+    assert len(answer.plan.modules) == 7
+
+
+@pytest.mark.parametrize("model", ["falcon-7b", "Qwen3-30B-A3B", "DeepSeek-V2-Lite"])
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_what_one_device_trains_several_train_too(model: str, devices: int) -> None:
     """Sharded by FSDP2 all matrices would fit, but the engine holds such a model whole on each device."""
