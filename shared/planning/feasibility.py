@@ -17,7 +17,7 @@ from shared.planning.model_shape import ModelShape, shape_from_params
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import DEFAULT_PROFILE, family_of, resolve
-from shared.planning.throughput import MODEL_BYTES_PER_S, export_bytes, is_submitted_whole
+from shared.planning.throughput import export_bytes, is_submitted_whole, moving_s
 from shared.planning.transfers import HERE, UPLOAD_SHARE, Transfers
 
 MIN_OFFER_STEPS = 3  # an offer states no data, and real rows may be ten times shorter than the assumed ones
@@ -103,9 +103,8 @@ def _too_short(plan: Plan, shape: ModelShape, budget_s: float, hours: str, hardw
     """Return why the time is too short for a few steps, or for moving the weights; None if it isn't."""
     if plan.expected_steps < MIN_OFFER_STEPS:
         return f"{hours} leave only {plan.expected_steps} steps on {hardware.name}"
-    moving_s = (2 * shape.parameters + export_bytes(shape, plan.modules)) / MODEL_BYTES_PER_S
-    if moving_s > budget_s:
-        return f"reading the model and writing the result take {moving_s:.0f} s, there are {budget_s:.0f} s"
+    if (needed_s := moving_s(shape, plan.modules)) > budget_s:
+        return f"reading the model and writing the result take {needed_s:.0f} s, there are {budget_s:.0f} s"
     return None
 
 
