@@ -215,8 +215,7 @@ def _shape(args: argparse.Namespace) -> ModelShape:
         raise PlanError(f"can't read the model's config {path}: {error}") from error
     if not isinstance(config, dict):
         raise PlanError(f"the model's config {path} is not a JSON object")
-    shape = shape_from_config(config)
-    return replace(shape, whole=is_held_whole(str(config.get("model_type", "")), experts=shape.whole))
+    return replace(shape_from_config(config), whole=is_held_whole(config))
 
 
 def _data_stats(text: str | None, scoring: Scoring) -> DataStats:

@@ -10,7 +10,8 @@ from typing import Any
 from msgspec import Struct
 
 from shared.errors import PlanError
-from shared.planning.model_shape import shape_from_config
+from shared.planning.model_name import is_mixture
+from shared.planning.model_shape import experts_of, shape_from_config
 
 
 class Batching(StrEnum):
@@ -79,14 +80,21 @@ class ModelFacts(Struct, frozen=True):
     refusal: str = ""  # why the engine can't train it; empty: it can
     batching: Batching = Batching.PACKED
     parameters: int | None = None
+    experts: bool = False  # a layer has several, and a token meets some of them
+
+    @property
+    def whole(self) -> bool:
+        """Return whether each device should hold all of it: a mixture of experts, or one in padded rows.
+
+        The engine doesn't cut the latter over several devices.
+        """
+        return self.experts or self.batching is Batching.PADDED
 
 
-def is_held_whole(model_type: str, *, experts: bool = False) -> bool:
-    """Return whether each device should hold all of a model: a mixture of experts, or one in padded rows.
-
-    The engine doesn't cut the latter over several devices.
-    """
-    return experts or ARCHITECTURES.get(model_type) is Batching.PADDED
+def is_held_whole(config: Mapping[str, Any]) -> bool:
+    """Return whether each device should hold all of a model, by its `config.json`; see `ModelFacts.whole`."""
+    batching = ARCHITECTURES.get(str(config.get("model_type", "")), Batching.PACKED)
+    return ModelFacts(batching=batching, experts=experts_of(config) > 1).whole
 
 
 def facts_from_config(config: Mapping[str, Any]) -> ModelFacts:
@@ -100,7 +108,7 @@ def facts_from_config(config: Mapping[str, Any]) -> ModelFacts:
         parameters = shape_from_config(config).parameters
     except PlanError:
         parameters = None  # the config uses names that only its own code reads
-    return ModelFacts("", ARCHITECTURES[model_type], parameters)
+    return ModelFacts("", ARCHITECTURES[model_type], parameters, experts_of(config) > 1)
 
 
 def facts_from_name(model: str) -> ModelFacts:
@@ -112,7 +120,8 @@ def facts_from_name(model: str) -> ModelFacts:
         return ModelFacts(f"{found[0]!r} is published in quantised weights only, which can't be trained")
     if found := _OTHER_NAME.search(name):
         return ModelFacts(f"its name says {found[0]!r}, which is no causal language model")
-    return ModelFacts("", Batching.PADDED if _PADDED_NAME.search(name) else Batching.PACKED)
+    batching = Batching.PADDED if _PADDED_NAME.search(name) else Batching.PACKED
+    return ModelFacts("", batching, experts=is_mixture(name))
 
 
 def why_not(config: Mapping[str, Any]) -> str | None:

@@ -12,12 +12,12 @@ from shared.errors import PlanError, SettingsError
 from shared.messages.hardware import Hardware
 from shared.messages.offers import TaskType
 from shared.planning.architectures import Batching, ModelFacts, facts_from_name
-from shared.planning.model_name import is_mixture, parameters_from_name
+from shared.planning.model_name import parameters_from_name
 from shared.planning.model_shape import ModelShape, shape_from_params
 from shared.planning.plan import SUPPORTED_TASKS, DataStats, Plan
 from shared.planning.planner import make_plan
 from shared.planning.profiles import DEFAULT_PROFILE, family_of, resolve
-from shared.planning.throughput import MODEL_BYTES_PER_S, export_bytes, is_submitted_whole
+from shared.planning.throughput import export_bytes, is_submitted_whole, moving_s
 from shared.planning.transfers import HERE, UPLOAD_SHARE, Transfers
 
 MIN_OFFER_STEPS = 3  # an offer states no data, and real rows may be ten times shorter than the assumed ones
@@ -71,7 +71,7 @@ def check_offer(
     size = _size(parameters, _source(model_params, facts, named))
     try:
         why_whole = _whole_only(model, facts)
-        shape = replace(_shape(model, parameters), whole=why_whole is not None)
+        shape = _shape(model, parameters, facts)
         data = ASSUMED_PAIRS if task_type is TaskType.DPO else ASSUMED_DATA
         whole_s = min(hours, LONGEST_HOURS) * 3600
         recipe, down_s = resolve(profile), transfers.download_s(parameters)
@@ -103,9 +103,8 @@ def _too_short(plan: Plan, shape: ModelShape, budget_s: float, hours: str, hardw
     """Return why the time is too short for a few steps, or for moving the weights; None if it isn't."""
     if plan.expected_steps < MIN_OFFER_STEPS:
         return f"{hours} leave only {plan.expected_steps} steps on {hardware.name}"
-    moving_s = (2 * shape.parameters + export_bytes(shape, plan.modules)) / MODEL_BYTES_PER_S
-    if moving_s > budget_s:
-        return f"reading the model and writing the result take {moving_s:.0f} s, there are {budget_s:.0f} s"
+    if (needed_s := moving_s(shape, plan.modules)) > budget_s:
+        return f"reading the model and writing the result take {needed_s:.0f} s, there are {budget_s:.0f} s"
     return None
 
 
@@ -119,10 +118,10 @@ def _size(parameters: int, source: str) -> str:
     return f"{parameters / 1e9:.3g} billion parameters{source}"
 
 
-def _shape(model: str, parameters: int) -> ModelShape:
+def _shape(model: str, parameters: int, facts: ModelFacts) -> ModelShape:
     """Return a typical shape; of a mixture only the attention is trained, as experts are not linear."""
-    shape = shape_from_params(parameters, family_of(model))
-    if not is_mixture(model):
+    shape = replace(shape_from_params(parameters, family_of(model)), whole=facts.whole)
+    if not facts.experts:
         return shape
     return replace(shape, own_linears=shape.linears[:4], own_parameters=shape.parameters)
 
@@ -131,6 +130,6 @@ def _whole_only(model: str, facts: ModelFacts) -> str | None:
     """Return why a model is not cut over several devices; None if it is."""
     if facts.batching is Batching.PADDED:
         return f"documents of {model[:100]} can't share a row, so that each device must hold it whole"
-    if is_mixture(model):
+    if facts.experts:
         return f"{model[:100]} is a mixture of experts, which each device must hold whole"
     return None

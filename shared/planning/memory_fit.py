@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from math import ceil
 
 from msgspec import Struct
@@ -218,18 +220,28 @@ def round_up(tokens: float) -> int:
     return max(1, ceil(tokens / GRAIN)) * GRAIN
 
 
-def fit(recipe: Recipe, shape: ModelShape, hardware: Hardware, dtype: str, longest: int, most: float) -> Fit:
+def fit(
+    recipe: Recipe,
+    shape: ModelShape,
+    hardware: Hardware,
+    dtype: str,
+    longest: int,
+    most: float,
+    suits: Callable[[Sequence[ModulePlan]], bool] = lambda modules: True,
+) -> Fit:
     """Climb down until it fits: DDP, checkpointing, FSDP2, smaller packs, lower rank.
 
     A model that each device should hold whole is cut over them only if no rank fits otherwise. `longest` is
-    the longest row kept (a pack holds at least one row), `most` the tokens of one device's step.
+    the longest row kept (a pack holds at least one row), `most` the tokens of one device's step. Modules that
+    don't suit otherwise are taken only if none that suit fit.
     Raises PlanError with the bytes that the last rung still needs.
     """
     limit = usable_memory(hardware)
     floor = round_up(longest)
     cap = max(floor, round_up(most))
     least = None
-    for modules, layout in _rungs(recipe, shape, hardware, dtype, floor, cap):
+    rungs = partial(_rungs, recipe, shape, hardware, dtype, floor, cap)
+    for modules, layout in chain(rungs(suits=suits), rungs(suits=lambda modules: not suits(modules))):
         memory = estimate(shape, modules, layout, recipe.dropout)
         if memory.total <= limit:
             return _enlarge(Fit(modules, layout, memory), shape, recipe, limit, cap)
@@ -241,13 +253,21 @@ def fit(recipe: Recipe, shape: ModelShape, hardware: Hardware, dtype: str, longe
 
 
 def _rungs(
-    recipe: Recipe, shape: ModelShape, hardware: Hardware, dtype: str, floor: int, cap: int
+    recipe: Recipe,
+    shape: ModelShape,
+    hardware: Hardware,
+    dtype: str,
+    floor: int,
+    cap: int,
+    suits: Callable[[Sequence[ModulePlan]], bool],
 ) -> Iterator[tuple[list[ModulePlan], Layout]]:
-    """Yield all rungs of the ladder, best first."""
+    """Yield all rungs of the ladder that suit, best first."""
     ranks = (*[WHOLE] * recipe.full, recipe.rank, *(rank for rank in LOWER_RANKS if rank < recipe.rank))
     for shards in (False, True) if shape.whole else (True,):
         for rank in ranks:
             modules = split(shape, recipe, rank)
+            if not suits(modules):
+                continue
             for layout in _layouts(hardware, dtype, floor, cap, shards=shards):
                 yield modules, layout
 

@@ -30,7 +30,12 @@ FAMILIES = {family: re.compile(words) for family, words in _WORDS.items()}
 
 _SIZE = re.compile(r"(?<![a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,3})?)([bm])(?![a-z0-9])")
 _EXPERTS = re.compile(
-    r"(?<![a-z0-9.])(\d{1,3}x\d|a\d{1,3}(\.\d{1,3})?b(?![a-z0-9])|moe(?![a-z0-9])|olmoe|phimoe)"
+    r"(?<![a-z0-9.])(\d{1,3}x\d|a\d{1,3}(\.\d{1,3})?[bm](?![a-z0-9])|moe(?![a-z0-9])|olmoe|phimoe|jetmoe)"
+)
+# Published mixtures whose names don't state their experts.
+_KNOWN_EXPERTS = re.compile(
+    r"(?<![a-z0-9.])(deepseek-(coder-)?v[23]|dbrx|jamba|kimi-k2|glm-4\.[5-9](?!v)|minimax|dots\.llm1|solar-open"
+    r"|mimo-v2|trinity|gpt-oss)"
 )
 # `stablelm-2-1_6b` means 1.6, `llama_2_7b` means 7: after a hyphen, an underscore is a decimal point.
 _POINT = re.compile(r"(?<=-)(\d)_(\d)(?=[bm](?![a-z0-9]))")
@@ -87,5 +92,9 @@ def parameters_from_name(model: str) -> int | None:
 
 
 def is_mixture(model: str) -> bool:
-    """Return whether a model's name states experts: `Mixtral-8x7B`, `Qwen3-30B-A3B`, `OLMoE-1B-7B`."""
-    return _EXPERTS.search(model.lower().replace("_", "-")) is not None
+    """Return whether a model's name states experts, or stands for some.
+
+    `Mixtral-8x7B`, `Qwen3-30B-A3B`, `OLMoE-1B-7B`, `DeepSeek-V2-Lite`.
+    """
+    name = model.lower().replace("_", "-")
+    return _EXPERTS.search(name) is not None or _KNOWN_EXPERTS.search(name) is not None

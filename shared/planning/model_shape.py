@@ -131,7 +131,8 @@ _NAMES = {
     "num_key_value_heads": ("num_kv_heads",),
     "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
     "max_position_embeddings": ("n_positions", "max_seq_len"),
-    "num_experts": ("num_local_experts", "n_routed_experts"),
+    "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts"),
+    "num_experts_per_tok": ("moe_k", "moe_topk"),
 }
 
 
@@ -140,9 +141,7 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
 
     Of a wrapper the text model counts. Raises PlanError naming the field if one is missing or unusable.
     """
-    text = config.get("text_config")
-    if isinstance(text, Mapping) and "hidden_size" not in config:
-        config = {"tie_word_embeddings": config.get("tie_word_embeddings"), **text}
+    config = _text(config)
     heads = _positive(config, "num_attention_heads")
     hidden = _positive(config, "hidden_size")
     shape = ModelShape(
@@ -157,8 +156,22 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
         max_positions=_positive(config, "max_position_embeddings", 4096),
         family=family_of(str(config.get("model_type", ""))),
     )
-    experts = _positive(config, "num_experts", 1)
+    experts = experts_of(config)
     return _with_experts(shape, config, experts) if experts > 1 else shape
+
+
+def experts_of(config: Mapping[str, Any]) -> int:
+    """Return how many experts the layers have at most, by a model's `config.json`; 1 without any."""
+    found = _first(_text(config), "num_experts")
+    counts = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, int)]
+    return max([1, *counts])
+
+
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    text = config.get("text_config")
+    if isinstance(text, Mapping) and "hidden_size" not in config:
+        return {"tie_word_embeddings": config.get("tie_word_embeddings"), **text}
+    return config
 
 
 def _with_experts(shape: ModelShape, config: Mapping[str, Any], experts: int) -> ModelShape:
@@ -184,11 +197,16 @@ def extras_of(shape: ModelShape, *, norms: bool, embeddings: bool) -> Extras:
 
 
 def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    known = (config.get(name) for name in (key, *_NAMES.get(key, ())))
-    value = next((value for value in known if value is not None), default)
+    found = _first(config, key)
+    value = default if found is None else found
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise PlanError(f"the model's config needs a positive whole number {key!r}, it has {value!r}")
     return value
+
+
+def _first(config: Mapping[str, Any], key: str) -> Any:
+    known = (config.get(name) for name in (key, *_NAMES.get(key, ())))
+    return next((value for value in known if value is not None), None)
 
 
 def shape_from_params(parameters: int, family: str = "other") -> ModelShape:

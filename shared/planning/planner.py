@@ -6,6 +6,7 @@ Pure and instant, without torch: the gateway asks the same function about an off
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -16,12 +17,12 @@ from shared.messages.offers import TaskType
 from shared.planning.deviations import deviations
 from shared.planning.hardware import device_count, is_cpu, usable_memory
 from shared.planning.memory_fit import Fit, Layout, fit, with_extras
-from shared.planning.model_shape import ModelShape
+from shared.planning.model_shape import ModelShape, ModulePlan
 from shared.planning.plan import DataStats, Plan, Step
 from shared.planning.profiles import dense_rate, family_of, lora_rate, pair_share
 from shared.planning.recipe import Recipe
 from shared.planning.step_size import step_size
-from shared.planning.throughput import FILL, MIN_STEPS, Measured, Pace, Rows, pace
+from shared.planning.throughput import FILL, MIN_STEPS, Measured, Pace, Rows, moving_s, pace
 
 MIN_BATCH = 8  # examples
 LEAST_BATCH_SHARE = 0.8  # of the batch that is wanted: above it is the same batch, rounded to packs
@@ -106,7 +107,11 @@ def _best_attempt(task: _Task) -> tuple[Fit, Pace, Step]:
 
 def _attempt(task: _Task, most: float) -> tuple[Fit, Pace, Step]:
     """Fit packs of at most `most` tokens into memory, then steps into time."""
-    found = fit(task.recipe, task.shape, task.hardware, task.dtype, task.longest, most)
+
+    def is_moved(modules: Sequence[ModulePlan]) -> bool:
+        return moving_s(task.shape, modules) <= task.budget_s
+
+    found = fit(task.recipe, task.shape, task.hardware, task.dtype, task.longest, most, is_moved)
     if task.recipe.rate is not None or not task.rows.pairs:  # for pairs their own rates aren't known
         found = _with_extras(task, found)
     speed = _pace(task, found)

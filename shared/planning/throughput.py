@@ -114,6 +114,11 @@ def export_bytes(shape: ModelShape, modules: Sequence[ModulePlan], *, whole: boo
     return 4 * sum(module.parameters for module in modules)
 
 
+def moving_s(shape: ModelShape, modules: Sequence[ModulePlan]) -> float:
+    """Return how long reading the model and writing the result take, at the least."""
+    return (2 * shape.parameters + export_bytes(shape, modules)) / MODEL_BYTES_PER_S
+
+
 def is_submitted_whole(parameters: int) -> bool:
     """Return whether a model is submitted whole if its frozen weights were damaged, and are restored."""
     return 2 * parameters <= MOST_WHOLE_BYTES

@@ -96,12 +96,21 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     costs: Costs
     resumes: int = 0
     copies: int = 0  # rows that are the same as an earlier one, or nearly
+    devices: int = 0  # that the costs are of; 0: not known, of an older version
     without_divergence: bool = False  # it is a part of the score, and there was no room to train with it
 
     @property
     def base_loss(self) -> float:
         """Return the base model's development metric."""
         return float(np.mean(self.base_losses))
+
+    def resumed(self, devices: int) -> RunRecord:
+        """Return the record of one more start, on so many devices: each scores its share of the rows."""
+        if not self.devices:
+            return msgspec.structs.replace(self, resumes=self.resumes + 1)
+        score_s = self.costs.score_s * self.devices / devices
+        costs = msgspec.structs.replace(self.costs, score_s=score_s)
+        return msgspec.structs.replace(self, resumes=self.resumes + 1, costs=costs, devices=devices)
 
 
 class JobData(Struct, frozen=True):

@@ -169,6 +169,7 @@ def begin(run: RunContext) -> Outcome:
         train_tokens=int(data.train.lengths.sum()),
         dropped=data.dropped,
         copies=data.copies,
+        devices=run.process_group.world,
         costs=Costs() if run.simulated else measured,
         without_divergence=base_states.wanted(run.job) and data.train.base is None,
     )
@@ -191,7 +192,7 @@ def resume(run: RunContext, record: RunRecord, plan: Plan, found: Checkpoint | N
     If there is hardly time, or the data is gone, the checkpoint is submitted as it is. Any number of devices
     may go on.
     """
-    record, plan = replace(record, resumes=record.resumes + 1), fitted(plan, run.process_group)
+    record, plan = record.resumed(run.process_group.world), fitted(plan, run.process_group)
     context.write_record(run, record, plan)
     if found:
         position = found.manifest.position
@@ -233,7 +234,7 @@ def resume_search(
     run: RunContext, record: RunRecord, plan: Plan, searched: SearchRecord, found: Checkpoint | None
 ) -> Outcome:
     """Go on with a search: with the trial that was under way, from its checkpoint if it has one."""
-    record = replace(record, resumes=record.resumes + 1)
+    record = record.resumed(run.process_group.world)
     run.reporter.resumed(searched.steps_before, searched.tokens_before, record.base_loss)
     run.reporter.message(f"resumed in trial {searched.number + 1}")
     data: JobData | str = "no time is left to train or verify"

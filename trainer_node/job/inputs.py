@@ -13,7 +13,7 @@ from shared.messages.hardware import Hardware
 from shared.messages.jobs import Job
 from shared.messages.offers import FileFormat
 from shared.messages.runs import ErrorCode, WorkerJob
-from shared.planning.architectures import LARGEST_CONFIG, ModelFacts, facts_from_config
+from shared.planning.architectures import LARGEST_CONFIG, ModelFacts, facts_from_config, facts_from_name
 from shared.planning.feasibility import check_offer
 from shared.planning.hardware import memory_share
 from shared.planning.transfers import UPLOAD_SHARE, Transfers
@@ -92,20 +92,21 @@ def upload_s(settings: Settings, job: Job, hardware: Hardware) -> float:
         offer.hours_to_complete,
         hardware,
         settings.profile,
-        _facts(model_path(settings, offer.model)),
+        _facts(offer.model, model_path(settings, offer.model)),
     )
     rate = measured(settings.node, Direction.UPLOAD) or settings.hub_upload_bytes_per_s
     return Transfers(upload_bytes_per_s=rate).upload_s(found.submission_bytes)
 
 
-def _facts(path: str) -> ModelFacts:
-    """Return the size that the model's config states, if it is here; whether to train it was decided."""
+def _facts(model: str, path: str) -> ModelFacts:
+    """Return what the model's config says, if it is here, else its name; whether to train it was decided."""
     try:
         with (Path(path) / "config.json").open("rb") as file:
             config = msgspec.json.decode(file.read(LARGEST_CONFIG), type=dict[str, Any])
-        return ModelFacts(parameters=facts_from_config(config).parameters)
+        found = facts_from_config(config)
     except (OSError, ValueError, RecursionError):
-        return ModelFacts()
+        found = facts_from_name(model)
+    return msgspec.structs.replace(found, refusal="")
 
 
 def worker_job(settings: Settings, job: Job, hardware: Hardware, threads: int) -> WorkerJob:

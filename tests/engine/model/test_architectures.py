@@ -10,12 +10,14 @@ from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausa
 
 from bench.architectures.samples import SAMPLES, SMALL, Sample
 from bench.architectures.trial import ALONE, try_model
-from bench.architectures.zoo import build
+from bench.architectures.zoo import build, config_of
 from shared.errors import EngineError
 from shared.messages.runs import ErrorCode
-from shared.planning.architectures import ARCHITECTURES, Batching
+from shared.planning.architectures import ARCHITECTURES, Batching, facts_from_config
 from trainer_node.engine.model.exactness import label_model
 from trainer_node.engine.model.label_model import LabelModel
+from trainer_node.engine.model.linears import expert_tensors, layers_of
+from trainer_node.engine.model.shape import model_shape
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own
@@ -52,6 +54,16 @@ def test_logits_that_are_more_than_a_product_have_the_own_gradient(name: str) ->
     logps = [stock_logprobs(stock, rows.take([index])).sum() for index in range(len(rows))]
     (wanted,) = torch.autograd.grad(torch.stack(logps).sum(), stock.get_input_embeddings().weight)
     torch.testing.assert_close(found, wanted, atol=2e-4 * float(wanted.abs().max()), rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+def test_gateway_and_engine_agree_on_what_each_device_holds_whole(sample: Sample) -> None:
+    config = config_of(sample)
+    facts = facts_from_config(config.to_dict())
+    assert model_shape(config).whole is facts.whole
+    if facts.batching is Batching.PACKED:
+        assert facts.experts is bool(expert_tensors(layers_of(build(sample))[1]))
 
 
 def test_the_list_that_the_gateway_asks_is_the_one_that_is_tried() -> None:

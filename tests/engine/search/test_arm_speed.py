@@ -19,6 +19,7 @@ from trainer_node.engine.context import JobData, RunContext
 from trainer_node.engine.data.examples import Examples
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.search import search
+from trainer_node.engine.search.arm_speed import on_devices
 from trainer_node.engine.search.strategy.budget import Budget, Speed
 from trainer_node.engine.search.strategy.next_trial import next_trial
 from trainer_node.engine.search.time_left import budget_of
@@ -107,6 +108,28 @@ def test_steps_that_were_timed_are_of_one_method(known: SearchRecord, budget: Ca
     other = replace(timed, timed_arm="dense", tokens_per_s=1000.0)
     dense_s = TOKENS / 1000 + 0.2 * ROWS / 8
     assert epoch_s(budget(other)) == pytest.approx([dense_s / 1.5, dense_s])
+
+
+def test_what_other_devices_measured_is_scaled_to_these(
+    known: SearchRecord, budget: Callable[..., Budget]
+) -> None:
+    """Four devices planned, timed and trained; two go on, and later four again."""
+    four = with_devices(known, 4)
+    timed = replace(four, timed=True, timed_arm="LoRA r4", tokens_per_s=1700.0, step_s=0.2)
+    older = four.finished(ran(LORA), ran(LORA).steps, 0)
+    newer = four.finished(replace(ran(LORA), devices=4), ran(LORA).steps, 0)
+    lora_s, steps_s = TOKENS / 1700, 0.2 * ROWS / 8
+    for measured, all_s in ((timed, 2 * lora_s + steps_s), (older, 2 * lora_s), (newer, 2 * lora_s)):
+        two = with_devices(on_devices(measured, 2), 2)
+        assert epoch_s(budget(two)) == pytest.approx([all_s, 1.5 * all_s])
+        again = with_devices(on_devices(two, 4), 4)
+        assert epoch_s(budget(again)) == pytest.approx(epoch_s(budget(measured)))
+    both = two.finished(replace(ran(DENSE), devices=2), ran(DENSE).steps, 0)
+    assert epoch_s(budget(both)) == pytest.approx([2 * lora_s, TOKENS / 1000])
+
+
+def with_devices(known: SearchRecord, devices: int) -> SearchRecord:
+    return replace(known, plans={arm: replace(plan, devices=devices) for arm, plan in known.plans.items()})
 
 
 def test_a_trial_tells_its_tokens_from_its_own_steps(

@@ -29,7 +29,7 @@ from trainer_node.engine.export import unverified
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.search.search import take_up
 from trainer_node.engine.search.strategy.best_trial import best_of
-from trainer_node.engine.search.trial import SearchRecord, Trial, read_search
+from trainer_node.engine.search.trial import SearchRecord, Trial, read_search, without_loss
 from trainer_node.engine.signals import Stop
 from trainer_node.engine.train import oom_fallback
 from trainer_node.engine.train.oom_fallback import OUT_OF_MEMORY
@@ -166,6 +166,23 @@ def test_a_trial_that_keeps_ending_its_worker_is_given_up(
     assert done[1].loss is None
     assert len(done) > 2  # the search goes on with others
     assert any("is given up" in (line.message or "") for line in progress_of(job))
+
+
+def test_on_fewer_devices_a_search_is_planned_at_their_speed(
+    make_job: Callable[..., Path], make_plan: Callable[..., Plan]
+) -> None:
+    path = make_job()
+    reporter = Reporter(path.parent / "progress.jsonl", "t", "a")
+    job = decode_worker_job(path.read_bytes())
+    run = RunContext(job, path.parent, TokenClock(0.0, 100.0), reporter, Stop())
+    plan = make_plan("dense", parallel="ddp", devices=4, expected_tokens_per_s=3000.0)
+    known = SearchRecord(began_at=0.0, all_s=100.0, plans={"dense": plan}, tokens_per_s=2000.0)
+    known = known.finished(without_loss(Trial(arm="dense")), 0, 0)
+    for _ in range(2):  # a second start is on the same device
+        known, _ = take_up(run, known, plan, None)
+        one = known.plans["dense"]
+        assert (one.parallel, one.devices, one.expected_tokens_per_s) == ("single", 1, 750.0)
+        assert (known.tokens_per_s, known.done[0].devices) == (500.0, 4)
 
 
 def test_only_the_arm_whose_memory_ran_out_needs_less(

@@ -35,10 +35,12 @@ from trainer_node.engine.context import JobData, RunContext, RunRecord
 from trainer_node.engine.data.examples import BaseStates, Examples
 from trainer_node.engine.distributed.process_group import ProcessGroup
 from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.search import rounds
 from trainer_node.engine.search.rounds import (
     TrialReport,
     _alone,
     begin_round,
+    choose_round,
     end_round,
     on_own_rows,
     take_up,
@@ -208,6 +210,21 @@ def test_a_process_alone_has_its_own_clock_and_checkpoints_and_stops_when_rank_0
     run.stop_file.touch()
     assert alone[1].stop.asked
     assert not alone[0].stop.asked  # it is the one that asks
+
+
+def test_no_process_takes_an_earlier_stop_for_one_of_its_own_while_steps_are_timed(
+    run: RunContext, runner: TrialRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner.known = replace(runner.known, trial=None, others=[])
+    asked: list[bool] = []
+    others = replace_group(run, ProcessGroup(1, 2)).alone()
+    monkeypatch.setattr(rounds, "budget_of", lambda *_: None)
+    monkeypatch.setattr(rounds, "next_round", lambda *_: TRIALS)
+    monkeypatch.setattr(rounds, "is_wanted", lambda *_: True)
+    monkeypatch.setattr(rounds, "measure_speed", lambda *_: asked.append(others.stop.asked))
+    run.stop_file.touch()  # the job was stopped while its model was loaded
+    assert choose_round(run, runner) == TRIALS
+    assert asked == [False]
 
 
 def replace_group(run: RunContext, group: ProcessGroup) -> RunContext:

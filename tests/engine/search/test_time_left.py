@@ -17,7 +17,7 @@ from shared.messages.offers import TaskType
 from shared.planning.plan import Plan
 from shared.planning.throughput import SLACK_S, Costs
 from tests.engine.worker_run import bare_job
-from trainer_node.engine.context import RunContext
+from trainer_node.engine.context import RunContext, RunRecord
 from trainer_node.engine.reporter import Reporter
 from trainer_node.engine.search.strategy.budget import Budget, is_ample
 from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, PASSES
@@ -25,6 +25,7 @@ from trainer_node.engine.search.time_left import (
     FACTORS_SHARE,
     ROUND_SHARE,
     are_factors_scored,
+    besides_s,
     budget_of,
     factors_s,
     is_rounded,
@@ -75,6 +76,25 @@ def test_matrices_that_are_trained_whole_in_bf16_are_rounded_if_memory_holds_two
     assert is_rounded(_run(tmp_path, memory=64 * GB), largest)
     larger = replace(dense, modules=[replace(dense.modules[0], parameters=2 * GB + 1)])
     assert not is_rounded(_run(tmp_path, memory=1000 * GB), larger)
+
+
+def test_scores_take_longer_on_fewer_devices() -> None:
+    """Four devices scored the rows in 5 of a trial's 8 s besides its steps; two take 10 for that."""
+    four = RunRecord(
+        fingerprint="",
+        base_losses=[3.0],
+        train_examples=10,
+        train_tokens=100,
+        dropped={},
+        costs=Costs(score_s=5.0, save_s=3.0),
+        devices=4,
+    )
+    two = four.resumed(2)
+    assert (two.costs, two.devices, two.resumes) == (Costs(score_s=10.0, save_s=3.0), 2, 1)
+    trial = TrialResult(trial=Trial(arm="dense"), loss=1.0, tokens=1, train_s=1.0, other_s=8.0, devices=4)
+    assert [besides_s(trial, one.devices, one.costs) for one in (four, two)] == [8.0, 13.0]
+    assert besides_s(replace(trial, devices=0), 2, two.costs) == 8.0  # of an older version: not known
+    assert replace(four, devices=0).resumed(2).costs == four.costs
 
 
 def test_time_is_kept_only_where_something_may_be_rounded(dense: Plan, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from shared.planning.architectures import Batching
 from shared.planning.plan import Deviation, Plan
 from trainer_node.engine import context
 from trainer_node.engine.data.examples import Examples
@@ -63,10 +64,16 @@ def start(
     """Makes a run of packs of 128 with rows of up to 60 tokens; `known` is whether it has a `run.json`."""
 
     def start(
-        *ends: Exception | None, known: bool = True, group: ProcessGroup | None = None, **changes: Any
+        *ends: Exception | None,
+        known: bool = True,
+        group: ProcessGroup | None = None,
+        batching: Batching = Batching.PACKED,
+        **changes: Any,
     ) -> FakeRun:
         plan = make_plan("lora", capacity=128, **changes)
-        state = SimpleNamespace(plan=plan, examples=make_examples([9, 60, 20]), recorded=None)
+        deltas = SimpleNamespace(model=SimpleNamespace(batching=batching))
+        examples = make_examples([9, 60, 20])
+        state = SimpleNamespace(plan=plan, examples=examples, deltas=deltas, recorded=None)
         run = FakeRun(state, list(ends), group or ProcessGroup())
         monkeypatch.setattr(loop, "train", run.train)
         monkeypatch.setattr(loop, "shrink", run.shrink)
@@ -146,6 +153,15 @@ def test_sharded_weights_are_the_last_rung(start: Callable[..., FakeRun]) -> Non
     assert run.state.plan.deviations[-1] == Deviation("parallel", "ddp", "fsdp2", OUT_OF_MEMORY)
 
 
+def test_a_model_in_padded_rows_is_never_sharded(start: Callable[..., FakeRun]) -> None:
+    """The engine can't train it so: what ends the run is that memory ran out."""
+    run = start(FULL, FULL, FULL, None, known=False, parallel="ddp", devices=2, batching=Batching.PADDED)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        go(run)
+    assert run.state.plan.parallel == "ddp"
+    assert run.state.plan.deviations == [CHECKPOINTING, HALF_PACKS]
+
+
 def test_below_the_last_rung_the_error_ends_the_run(start: Callable[..., FakeRun]) -> None:
     run = start(FULL, FULL, FULL)
     with pytest.raises(torch.cuda.OutOfMemoryError):
@@ -179,3 +195,4 @@ def test_memory_ladder_recomputes_first_and_then_halves_the_packs(make_plan: Cal
     assert cut is not None
     assert (cut.parallel, cut.capacity) == ("fsdp2", 64)
     assert step_down(cut, 65) is None
+    assert step_down(replace(third, parallel="ddp", devices=2), 65, shards=False) is None

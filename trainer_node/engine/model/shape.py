@@ -76,7 +76,7 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
             weight.numel() for norm in norms_of(model) for weight in weights_of(norm).values()
         ),
         idle_parameters=_idle(model, config),
-        whole=is_held_whole(str(model.config.model_type), experts=bool(expert_tensors(layers))),
+        whole=is_held_whole(model.config.to_dict()),
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from shared.planning.memory_fit import layout_of
 from shared.planning.plan import Plan
 from shared.planning.step_size import padding
@@ -49,10 +51,28 @@ def trained_speeds(known: SearchRecord, step_s: dict[str, float], least_batch: f
         # An older version did not record steps: then what one takes besides its tokens is in the speed.
         besides_s = step_s[arm] if all(one.steps for one in done if one.tokens) else 0.0
         rows_s = max(LEAST_SHARE * all_s, all_s - sum(one.steps for one in done) * besides_s)
-        tokens = sum(one.tokens * padding(one.trial.batch, least_batch) for one in done)
+        devices = known.plans[arm].devices
+        tokens = sum(
+            one.tokens * padding(one.trial.batch, least_batch) * devices / (one.devices or devices)
+            for one in done
+        )
         if tokens and rows_s > 0:
             found[arm] = Speed(tokens / rows_s, besides_s)
     return found
+
+
+def on_devices(known: SearchRecord, devices: int) -> SearchRecord:
+    """Return the record with the speeds that so many devices have together, by what others had.
+
+    The plans' own numbers of devices stay. Trials of an older version were run by these.
+    """
+    before = next(iter(known.plans.values())).devices
+    plans = {
+        arm: replace(plan, expected_tokens_per_s=plan.expected_tokens_per_s * devices / plan.devices)
+        for arm, plan in known.plans.items()
+    }
+    done = [replace(one, devices=one.devices or before) for one in known.done]
+    return replace(known, plans=plans, done=done, tokens_per_s=known.tokens_per_s * devices / before)
 
 
 def _first_arm(known: SearchRecord) -> str:

@@ -130,6 +130,7 @@ def search(
 
 def choose_round(run: RunContext, runner: TrialRunner) -> list[Trial]:
     """Collective: choose the trials of the next round, the first ones by the speed that steps have."""
+    forget_stop(run)  # before the others time steps, which they don't if they are asked to stop
 
     def chosen() -> list[Trial]:
         known, record = runner.known, runner.record
@@ -151,10 +152,15 @@ def begin_round(run: RunContext, runner: TrialRunner, trials: list[Trial]) -> No
         checkpoint.drop_later(runner.run.checkpoints, known.steps_before)
         runner.known = known.started(trials[0], clock_tokens(run), trials[1:])
         write_known(run, runner.known)
-    if run.process_group.is_main:
-        run.stop_file.unlink(missing_ok=True)
+    forget_stop(run)
     for place, trial in enumerate(trials):
         run.reporter.message(f"trial {known.number + place + 1}, on device {place}: {trial}")
+
+
+def forget_stop(run: RunContext) -> None:
+    """Remove an earlier stop's file; the others look for it after their next meeting."""
+    if run.process_group.is_main:
+        run.stop_file.unlink(missing_ok=True)
 
 
 def meet(run: RunContext, runner: TrialRunner, trials: list[Trial], budget: Budget) -> list[TrialReport]:

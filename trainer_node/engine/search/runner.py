@@ -123,7 +123,8 @@ class TrialRunner:
             result = scored(
                 run, self.record, self.dev, trial, state, saved, first=first, start=start, factors_until=until
             )
-        result = msgspec.structs.replace(result, other_s=begun_s + run.clock.time() - trained_at)
+        other_s = begun_s + run.clock.time() - trained_at
+        result = msgspec.structs.replace(result, other_s=other_s, devices=state.plan.devices)
         if not trial.stage:
             result = self.keep(result, state, saved)
         size = 4 * sum(value.numel() for value in state.deltas.parameters.values())

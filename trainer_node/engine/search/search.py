@@ -28,7 +28,7 @@ from trainer_node.engine.distributed.sharding import fitted
 from trainer_node.engine.model.loading import load_config
 from trainer_node.engine.model.shape import model_shape
 from trainer_node.engine.search import rounds
-from trainer_node.engine.search.arm_speed import estimate
+from trainer_node.engine.search.arm_speed import estimate, on_devices
 from trainer_node.engine.search.choose import submit_best
 from trainer_node.engine.search.runner import TrialRunner, clock_tokens, write_known
 from trainer_node.engine.search.speed import is_wanted, measure_speed
@@ -83,6 +83,7 @@ def take_up(
     """
     if known.width > 1:
         return rounds.take_up(run, known), None
+    known = on_devices(known, run.process_group.world)
     plans = {arm: fitted(one, run.process_group) for arm, one in known.plans.items()}
     is_told = any(one.deviations == plan.deviations for one in known.plans.values())  # maybe of another arm
     needs_less = was_too_large(plan) and not is_told

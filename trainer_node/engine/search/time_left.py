@@ -17,7 +17,7 @@ from trainer_node.engine.search.arm_speed import arm_speeds
 from trainer_node.engine.search.strategy.budget import Budget, Speed, is_ample, is_averaged, is_low_rank
 from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, PASSES
 from trainer_node.engine.search.strategy.prior import is_tiny
-from trainer_node.engine.search.trial import SearchRecord, Trial
+from trainer_node.engine.search.trial import SearchRecord, Trial, TrialResult
 
 ROUND_SHARE = 0.01  # of the job's time is kept for rounding: SmolLM2-135M takes a minute on one busy CPU core
 ROUND_MEMORY, MOST_ROUNDED_BYTES = 0.25, 16e9  # of main memory, and at most, for two copies of the weights
@@ -37,8 +37,14 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
     passes_s = PASSES * scored_s(record) if are_factors_scored(run) else 0.0
     setup_s = _other_s(record.costs, first)
     trials = [one for one in known.done if one.tokens and not one.trial.refit]
-    refits = [one.other_s for one in known.done if one.tokens and one.trial.refit]
-    unscored = [max(0.0, one.other_s - passes_s * (one.factor is not None)) for one in trials]
+    others_s = [besides_s(one, first.devices, record.costs) for one in trials]
+    refits = [
+        besides_s(one, first.devices, record.costs) for one in known.done if one.tokens and one.trial.refit
+    ]
+    unscored = [
+        max(0.0, seconds - passes_s * (one.factor is not None))
+        for one, seconds in zip(trials, others_s, strict=True)
+    ]
     lora = lora_arms(run, known)
     labels = data.train.label_tokens
     return Budget(
@@ -48,7 +54,7 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         others={arm: speed for arm, speed in speeds.items() if arm != own},
         epoch_tokens=record.train_tokens,
         examples=record.train_examples,
-        trial_s=0.0 if run.simulated else fmean([one.other_s for one in trials] or [setup_s + passes_s]),
+        trial_s=0.0 if run.simulated else fmean(others_s or [setup_s + passes_s]),
         refit_s=0.0 if run.simulated else fmean(refits or unscored or [setup_s]),
         all_s=known.all_s,
         score_s=0.0 if run.simulated else record.costs.score_s,
@@ -63,6 +69,15 @@ def budget_of(run: RunContext, record: RunRecord, known: SearchRecord, data: Job
         plain=not base_states.is_relative(run.job, data.train),
         tiny=is_tiny(first),
     )
+
+
+def besides_s(result: TrialResult, devices: int, costs: Costs) -> float:
+    """Return the seconds that a trial like this takes besides its steps, on so many devices.
+
+    A trial that others ran scored the rows in another time.
+    """
+    there_s = costs.score_s * devices / (result.devices or devices)
+    return max(0.0, result.other_s + costs.score_s - there_s)
 
 
 def lora_arms(run: RunContext, known: SearchRecord) -> frozenset[str]:

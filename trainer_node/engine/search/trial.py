@@ -62,6 +62,7 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     train_s: float  # inside the trial's training, by the run's clock
     steps: int = 0  # that were trained
     other_s: float = 0.0  # for setting up and scoring
+    devices: int = 0  # that trained it together; 0: not known, of an older version
     weights: str = "weights"  # the best group of tensors in its checkpoint: weights, average or best
     snapshots: list[int] = []  # better than these: the mean of the snapshots of these steps
     lowest_epochs: float | None = None  # where its held-out loss was lowest, if it rose after that

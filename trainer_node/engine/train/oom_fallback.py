@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from shared.planning.architectures import Batching
 from shared.planning.plan import Deviation, Plan
 from trainer_node.engine import context
 from trainer_node.engine.context import RunContext
@@ -39,7 +40,8 @@ def descend(run: RunContext, state: TrainState) -> None:
             loop.train(state, run.reporter, run.stop)
             return
         except (RuntimeError, MemoryError) as error:
-            smaller = step_down(state.plan, int(state.examples.lengths.max()))
+            shards = state.deltas.model.batching is Batching.PACKED
+            smaller = step_down(state.plan, int(state.examples.lengths.max()), shards=shards)
             if not is_out_of_memory(error) or (smaller is None and state.recorded is None):
                 raise
             text = str(error).strip().partition("\n")[0][:500] or "out of memory"
@@ -69,16 +71,17 @@ def smaller_by(plan: Plan, other: Plan) -> Plan:
     )
 
 
-def step_down(plan: Plan, longest: int) -> Plan | None:
-    """Return the next rung that needs less memory at the same batch.
+def step_down(plan: Plan, longest: int, *, shards: bool = True) -> Plan | None:
+    """Return the next rung that needs less memory at the same batch; None below the last one.
 
     Recompute activations, then halve the packs as long as they hold the longest row, then cut the weights.
+    Without `shards` they stay whole: a model in padded rows can't be trained over several devices.
     """
     if not plan.activation_checkpointing:
         return replace(plan, activation_checkpointing=True)
     if plan.pack_examples is None and plan.capacity // 2 >= longest:  # packs with a limit are the smallest
         return replace(plan, capacity=plan.capacity // 2, packs_per_step=2 * plan.packs_per_step)
-    return replace(plan, parallel="fsdp2") if plan.parallel == "ddp" else None
+    return replace(plan, parallel="fsdp2") if shards and plan.parallel == "ddp" else None
 
 
 def was_too_large(plan: Plan) -> bool:

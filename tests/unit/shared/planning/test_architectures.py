@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from shared.planning.architectures import Batching, ModelFacts, facts_from_config, facts_from_name
+from shared.planning.architectures import (
+    Batching,
+    ModelFacts,
+    facts_from_config,
+    facts_from_name,
+    is_held_whole,
+)
 
 LLAMA = {
     "model_type": "llama",
@@ -14,6 +20,24 @@ LLAMA = {
     "intermediate_size": 128,
     "vocab_size": 1000,
 }
+
+
+@pytest.mark.parametrize(
+    ("experts", "mixture"),
+    [
+        ({"num_local_experts": 8}, True),
+        ({"n_routed_experts": 64}, True),
+        ({"moe_num_experts": 64, "moe_k": 6}, True),
+        ({"num_experts": [8, 16]}, True),
+        ({"num_experts": 1}, False),
+        ({"num_local_experts": 0}, False),
+        ({"num_experts": None}, False),
+    ],
+)
+def test_a_config_says_whether_there_are_experts(experts: dict[str, object], mixture: bool) -> None:
+    for config in ({**LLAMA, **experts}, {"model_type": "gemma4", "text_config": {**LLAMA, **experts}}):
+        facts = facts_from_config(config)
+        assert (facts.experts, facts.whole, is_held_whole(config)) == (mixture, mixture, mixture)
 
 
 def test_a_config_gives_size_and_batching() -> None:
@@ -89,7 +113,8 @@ def test_names_that_are_refused(name: str) -> None:
     ],
 )
 def test_names_that_are_not(name: str) -> None:
-    assert facts_from_name(name) == ModelFacts()
+    facts = facts_from_name(name)
+    assert (facts.refusal, facts.batching) == ("", Batching.PACKED)
 
 
 @pytest.mark.parametrize(

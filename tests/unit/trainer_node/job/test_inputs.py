@@ -165,6 +165,20 @@ def test_the_config_of_a_copy_states_the_size_that_its_name_does_not(tmp_path: P
         assert took_s > 200
 
 
+def test_a_mixtures_upload_is_that_of_its_attention(tmp_path: Path) -> None:
+    """Cut over the GPUs 30B would be trained whole, and 60 GB stored; each holds all of a mixture."""
+    settings = Settings(node_dir=str(tmp_path), models_dir=str(tmp_path), artifacts_kind="hub")
+    job = job_of_8b(24.0)
+    offer = replace(job.offer, model="me/mine", model_params_count=30 * 10**9)
+    hardware = parse_hardware("8xH100-80GB")
+    assert upload_s(settings, replace(job, offer=offer), hardware) > 1000.0
+    named = replace(offer, model="Qwen/Qwen3-30B-A3B")
+    assert 0 < upload_s(settings, replace(job, offer=named), hardware) < 300.0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text(json.dumps({**SMALL, "num_experts": 128}))
+    assert 0 < upload_s(settings, replace(job, offer=offer), hardware) < 300.0
+
+
 def test_a_run_ends_early_enough_for_its_upload(tmp_path: Path) -> None:
     """16 GB over 50 MB/s: 320 s, where 30 s were kept."""
     disk = Settings(node_dir=str(tmp_path), submit_reserve_s=30.0)
