@@ -43,11 +43,11 @@ def write_rows(folder: Path, count: int = 300) -> Path:
     return data
 
 
-def data_of(task_type: TaskType, folder: Path) -> dict[str, Any]:
+def data_of(task_type: TaskType, folder: Path, count: int = 300) -> dict[str, Any]:
     """What a job of this kind says of its data, and the data in `folder`."""
-    asked = [f"Define number {i % 37}." for i in range(300)]
-    right = [f"It comes after {i % 37 - 1}." for i in range(300)]
-    wrong = [f"They never said {i % 37 + 5}!" for i in range(300)]
+    asked = [f"Define number {i % 37}." for i in range(count)]
+    right = [f"It comes after {i % 37 - 1}." for i in range(count)]
+    wrong = [f"They never said {i % 37 + 5}!" for i in range(count)]
     if task_type is TaskType.CHAT:
         columns = SHAREGPT
         talks = [

@@ -132,11 +132,11 @@ def test_the_winners_probes_of_pairs_are_judged_on_pairs_held_out(
     assert [probe.trial.rate for probe in probes if probe.probe_loss == lowest] == [main.trial.rate]
 
 
-@pytest.mark.parametrize("task_type", [TaskType.CHAT, TaskType.DPO])
+@pytest.mark.parametrize(("task_type", "ready_by"), [(TaskType.CHAT, 100.0), (TaskType.DPO, 50.0)])
 def test_chat_and_preference_jobs_are_searched(
-    task_type: TaskType, make_job: Callable[..., Path], tmp_path: Path
+    task_type: TaskType, ready_by: float, make_job: Callable[..., Path], tmp_path: Path
 ) -> None:
-    job = make_job(profile="auto", ready_by=250.0, **data_of(task_type, tmp_path))
+    job = make_job(profile="auto", ready_by=ready_by, **data_of(task_type, tmp_path, count=120))
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
     assert outcome.metrics is not None
