@@ -45,7 +45,7 @@ def test_weights_are_averaged_but_not_very_large_ones(
 
 
 def test_only_the_best_trials_weights_stay_on_disk(finished_job: Callable[..., Path]) -> None:
-    job = finished_job(profile="auto", ready_by=140.0)
+    job = finished_job(profile="auto", ready_by=75.0)
     done = record_of(job).done
     refits = [result for result in done if result.trial.refit]
     trials = [result for result in done if not result.trial.refit]
@@ -72,7 +72,7 @@ def test_of_larger_weights_fewer_trials_stay(size: float, trials: int, refits: i
 def test_a_kept_trial_takes_the_room_of_the_weights_that_would_be_submitted(
     finished_job: Callable[..., Path],
 ) -> None:
-    job = finished_job(profile="auto", ready_by=140.0)
+    job = finished_job(profile="auto", ready_by=75.0)
     done = record_of(job).done
     folders = list((job.parent / "trials").iterdir())
     assert folders
@@ -81,12 +81,12 @@ def test_a_kept_trial_takes_the_room_of_the_weights_that_would_be_submitted(
         assert found == [done[int(folder.name)].weights]
 
 
-@pytest.mark.parametrize("profile", ["auto", "winner_2026_06"])
+@pytest.mark.parametrize(("profile", "ready_by"), [("auto", 60.0), ("winner_2026_06", 120.0)])
 def test_a_search_whose_disk_has_room_for_the_last_weights_alone_submits_these(
-    profile: str, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    profile: str, ready_by: float, make_job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(async_saver, "choose", lambda *_: DiskChoice(CheckpointContent.WEIGHTS))
-    job = make_job(profile=profile, ready_by=120.0)
+    job = make_job(profile=profile, ready_by=ready_by)
     outcome = finish(job)
     assert outcome.status is OutcomeStatus.READY, outcome.error
     whole = [result for result in record_of(job).done if not result.trial.stage]
