@@ -28,7 +28,7 @@ WANTED_REFITS = 3  # runs like the best trial on all rows, each in an order of i
 # Once the best trial's factor gives its rate, a second run on all rows is worth more than another trial. Not
 # if that rate is more than FAR_RATE times off: then the factor is imprecise.
 # A real model's LoRA has time for all of them first: SmolLM2-135M on 240 rows of German-English, with time
-# for twelve epochs, spent it on trials of one epoch instead, and ended .230 higher (docs/experiments.md).
+# for twelve epochs, spent it on trials of one epoch instead, and ended .20 higher (docs/experiments.md).
 TOLD_REFITS, FAR_RATE = 2, 2.5
 MOST_TRIES, LEAST_AGAIN = 2, 0.1  # of long runs, if a short one has a loss, and of the time
 LEAST_LAST_PASS = 0.25  # of the development rows: time is kept for all of them, by a speed that was a guess
