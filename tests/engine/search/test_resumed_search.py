@@ -168,13 +168,17 @@ def test_a_trial_that_keeps_ending_its_worker_is_given_up(
     assert any("is given up" in (line.message or "") for line in progress_of(job))
 
 
+def single_run(path: Path) -> RunContext:
+    """What a job has when its process begins."""
+    reporter = Reporter(path.parent / "progress.jsonl", "t", "a")
+    job = decode_worker_job(path.read_bytes())
+    return RunContext(job, path.parent, TokenClock(0.0, 100.0), reporter, Stop())
+
+
 def test_on_fewer_devices_a_search_is_planned_at_their_speed(
     make_job: Callable[..., Path], make_plan: Callable[..., Plan]
 ) -> None:
-    path = make_job()
-    reporter = Reporter(path.parent / "progress.jsonl", "t", "a")
-    job = decode_worker_job(path.read_bytes())
-    run = RunContext(job, path.parent, TokenClock(0.0, 100.0), reporter, Stop())
+    run = single_run(make_job())
     plan = make_plan("dense", parallel="ddp", devices=4, expected_tokens_per_s=3000.0)
     known = SearchRecord(began_at=0.0, all_s=100.0, plans={"dense": plan}, tokens_per_s=2000.0)
     known = known.finished(without_loss(Trial(arm="dense")), 0, 0)
@@ -188,10 +192,7 @@ def test_on_fewer_devices_a_search_is_planned_at_their_speed(
 def test_only_the_arm_whose_memory_ran_out_needs_less(
     make_job: Callable[..., Path], make_plan: Callable[..., Plan]
 ) -> None:
-    path = make_job()
-    reporter = Reporter(path.parent / "progress.jsonl", "t", "a")
-    job = decode_worker_job(path.read_bytes())
-    run = RunContext(job, path.parent, TokenClock(0.0, 100.0), reporter, Stop())
+    run = single_run(make_job())
     plans = {"dense": make_plan("dense", capacity=128), "lora": make_plan("lora", capacity=64)}
     known = SearchRecord(began_at=0.0, all_s=100.0, plans=plans).started(Trial(arm="dense"), 0)
     why = Deviation("activation checkpointing", "off", "on", OUT_OF_MEMORY)
