@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
 from shared.messages.runs import OutcomeStatus
+from shared.planning.throughput import Costs
 from tests.engine.worker_run import outcome_of, weights_of
+from trainer_node.engine.context import RunRecord
 from trainer_node.engine.search.trial import SearchRecord, TrialResult, read_search
+
+
+def run_record(costs: Costs, **changes: Any) -> RunRecord:
+    """A run of ten rows that took so long to save and to score."""
+    fixed = {"fingerprint": "", "base_losses": [3.0], "train_examples": 10, "train_tokens": 100}
+    return RunRecord(**{**fixed, "dropped": {}, "costs": costs, **changes})
 
 
 def record_of(job: Path) -> SearchRecord:

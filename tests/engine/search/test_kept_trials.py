@@ -69,6 +69,18 @@ def test_of_larger_weights_fewer_trials_stay(size: float, trials: int, refits: i
     assert sum(one.trial.refit for one in found) == refits
 
 
+def test_the_trial_that_runs_on_all_rows_should_repeat_stays_though_another_is_lower() -> None:
+    lora = TrialResult(trial=Trial(arm="lora"), loss=2.0, tokens=1, train_s=1.0)
+    dense = TrialResult(trial=Trial(arm="dense"), loss=1.99, tokens=1, train_s=1.0)
+    for size in (4.1e9, 8.1e9):
+        assert staying([lora, dense], int(size)) == [dense]
+        assert staying([lora, dense], int(size), {"lora"}) == [dense, lora]
+        lower = replace(dense, loss=1.9)
+        assert staying([lora, lower], int(size), {"lora"}) == [lower]
+    refit = replace(lora, trial=Trial(arm="lora", refit=True, of=0), loss=1.5)
+    assert staying([lora, dense, refit], int(8.1e9)) == [dense, lora, refit]
+
+
 def test_a_kept_trial_takes_the_room_of_the_weights_that_would_be_submitted(
     finished_job: Callable[..., Path],
 ) -> None:

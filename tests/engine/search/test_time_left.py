@@ -16,15 +16,18 @@ from shared.messages.hardware import Hardware
 from shared.messages.offers import TaskType
 from shared.planning.plan import Plan
 from shared.planning.throughput import SLACK_S, Costs
+from tests.engine.search.search_run import run_record
 from tests.engine.worker_run import bare_job
-from trainer_node.engine.context import RunContext, RunRecord
+from trainer_node.engine.context import RunContext
 from trainer_node.engine.reporter import Reporter
+from trainer_node.engine.search import time_left
 from trainer_node.engine.search.strategy.budget import Budget, is_ample
 from trainer_node.engine.search.strategy.delta_factor import MOST_ROWS, PASSES
 from trainer_node.engine.search.time_left import (
     FACTORS_SHARE,
     ROUND_SHARE,
     are_factors_scored,
+    averaged_arms,
     besides_s,
     budget_of,
     factors_s,
@@ -80,15 +83,7 @@ def test_matrices_that_are_trained_whole_in_bf16_are_rounded_if_memory_holds_two
 
 def test_scores_take_longer_on_fewer_devices() -> None:
     """Four devices scored the rows in 5 of a trial's 8 s besides its steps; two take 10 for that."""
-    four = RunRecord(
-        fingerprint="",
-        base_losses=[3.0],
-        train_examples=10,
-        train_tokens=100,
-        dropped={},
-        costs=Costs(score_s=5.0, save_s=3.0),
-        devices=4,
-    )
+    four = run_record(Costs(score_s=5.0, save_s=3.0), devices=4)
     two = four.resumed(2)
     assert (two.costs, two.devices, two.resumes) == (Costs(score_s=10.0, save_s=3.0), 2, 1)
     trial = TrialResult(trial=Trial(arm="dense"), loss=1.0, tokens=1, train_s=1.0, other_s=8.0, devices=4)
@@ -125,13 +120,16 @@ def test_a_run_on_all_rows_has_no_factor(tmp_path: Path) -> None:
 
 
 def test_lora_counts_as_what_averages_well_but_for_pairs(
-    make_plan: Callable[..., Plan], tmp_path: Path
+    make_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = {"dense": make_plan("dense"), "LoRA r4": make_plan("lora")}
     plans |= {"both": make_plan("mixed"), "LoRA r33": make_plan("lora", rank=33)}
     known: Any = SimpleNamespace(plans=plans)
     assert lora_arms(_run(tmp_path), known) == {"LoRA r4"}
     assert lora_arms(_run(tmp_path, task_type=TaskType.DPO), known) == frozenset()
+    assert averaged_arms(_run(tmp_path), known) == frozenset()  # a tiny model
+    monkeypatch.setattr(time_left, "is_tiny", lambda plan: False)
+    assert averaged_arms(_run(tmp_path), known) == {"LoRA r4"}
 
 
 def test_lora_stands_for_dense_deltas_if_it_has_a_weight_for_each_label(

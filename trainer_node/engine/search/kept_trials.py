@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 
 from trainer_node.engine.evaluate.candidates import Weights, whole
 from trainer_node.engine.search.soup import mean_of
+from trainer_node.engine.search.strategy.best_trial import most_promising
 from trainer_node.engine.search.strategy.budget import KEPT_BYTES
 from trainer_node.engine.search.trial import TrialResult
 from trainer_node.engine.train import checkpoint
@@ -18,14 +19,19 @@ from trainer_node.engine.train.saved_state import snapshot_name
 KEPT = 3  # trials whose weights stay on disk, of at most 4 GB each: the best ones, to be averaged
 
 
-def staying(done: Sequence[TrialResult], size: int) -> list[TrialResult]:
-    """Return the trials whose weights, of `size` bytes each, stay on disk: the best ones, and the refits."""
+def staying(done: Sequence[TrialResult], size: int, averaged: Container[str] = ()) -> list[TrialResult]:
+    """Return the trials whose weights, of `size` bytes each, stay on disk: the best ones, and the refits.
+
+    So does the one that refits repeat, or should. Of the `averaged` arms, which are small, it may not be
+    the lowest.
+    """
     measured = (one for one in done if one.loss is not None and not one.trial.refit)
     best = sorted(measured, key=lambda one: one.loss or 0.0)
+    promising = most_promising(done, lambda trial: trial.arm in averaged)
     refits = [one for one in done if one.trial.refit and one.loss is not None]
-    if size > KEPT_BYTES:
-        return best[:1] + refits[:1]
-    return best[: KEPT if 2 * size <= KEPT_BYTES else 1] + refits
+    few = KEPT if 2 * size <= KEPT_BYTES else 1
+    kept = best[:few] + [one for one in best[few:] if one is promising]
+    return kept + refits[: 1 if size > KEPT_BYTES else None]
 
 
 def trial_folder(run_folder: Path, number: int) -> Path:

@@ -27,7 +27,13 @@ from trainer_node.engine.search.held_copies import copy_that_fits
 from trainer_node.engine.search.kept_trials import kept_blocks, staying, trial_folder
 from trainer_node.engine.search.scoring import probed, scored
 from trainer_node.engine.search.strategy.best_trial import best_of
-from trainer_node.engine.search.time_left import after_s, are_factors_scored, end_at, factors_s
+from trainer_node.engine.search.time_left import (
+    after_s,
+    are_factors_scored,
+    averaged_arms,
+    end_at,
+    factors_s,
+)
 from trainer_node.engine.search.trial import (
     SearchRecord,
     Trial,
@@ -271,7 +277,7 @@ class TrialRunner:
     def prune(self, size: int) -> None:
         """Free the weights, of `size` bytes each, of all but the best trials."""
         done = self.known.done
-        kept = staying(done, size)
+        kept = staying(done, size, averaged_arms(self.run, self.known))
         for number, one in enumerate(done):
             if one not in kept and self.run.process_group.is_main:
                 shutil.rmtree(trial_folder(self.run.folder, number), ignore_errors=True)

@@ -91,6 +91,13 @@ def lora_arms(run: RunContext, known: SearchRecord) -> frozenset[str]:
     return frozenset(arm for arm, plan in known.plans.items() if is_low_rank(plan))
 
 
+def averaged_arms(run: RunContext, known: SearchRecord) -> frozenset[str]:
+    """Return the arms of LoRA whose runs on all rows are averaged at a raised rate; none of a tiny model."""
+    if is_tiny(next(iter(known.plans.values()))):
+        return frozenset()
+    return frozenset(arm for arm in lora_arms(run, known) if is_averaged(known.plans[arm]))
+
+
 def all_rows(record: RunRecord, data: JobData) -> float:
     """Return the tokens of training and development rows, as a multiple of the training rows'."""
     return 1.0 + int(data.dev.lengths.sum()) / record.train_tokens

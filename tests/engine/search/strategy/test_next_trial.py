@@ -235,6 +235,17 @@ def test_next_to_lora_the_other_arms_begin_at_the_rate_of_their_prior() -> None:
     assert second.rate != 1.0
 
 
+def test_a_real_models_lora_gains_nothing_where_one_run_on_all_rows_fits() -> None:
+    lora = TrialResult(trial=LORA_TRIAL, loss=2.0, tokens=1, train_s=1.0, factor=0.95)
+    dense = TrialResult(
+        trial=replace(LORA_TRIAL, arm="dense"), loss=1.985, tokens=1, train_s=1.0, factor=0.95
+    )
+    for left, arm in ((30.0, "dense"), (60.0, "lora")):  # a run on all rows takes 26 s
+        refit = next_trial(START, [lora, dense], plenty(left_s=left, all_s=100.0, all_rows=1.25, lora=LORA))
+        assert refit
+        assert (refit.refit, refit.arm) == (True, arm)
+
+
 def test_how_far_a_rate_is_off_is_no_matter_of_another_arm() -> None:
     trial = Trial(arm="lora", rate=0.2, epochs=2.0)
     best = TrialResult(trial=trial, loss=2.0, tokens=1, train_s=1.0, factor=1.05)
@@ -274,7 +285,7 @@ def test_a_real_models_lora_counts_for_what_the_mean_of_its_runs_will_gain() -> 
         assert refit.of is not None
         assert done[refit.of] == repeated
         again = TrialResult(trial=refit, loss=1.5, tokens=1, train_s=1.0)
-        assert repeated_of([*done, again]) == most_promising([*done, again], budget.averaged) == repeated
+        assert repeated_of([*done, again]) == most_promising([*done, again], budget.gains) == repeated
         second = next_trial(START, [*done, again], budget)
         assert second
         assert (second.of, second.seed) == (refit.of, 1)

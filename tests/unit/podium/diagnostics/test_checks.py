@@ -95,7 +95,8 @@ def open_job(*chain: StateRecord, state: TaskState = TaskState.RUNNING, **fields
         deadline_at=fields.pop("deadline_at", NOW + 2000),
     )
     records = [ChainRecord(number, "", record) for number, record in enumerate(chain, 1)]
-    return OpenJob(job=job, state=state, chain=TaskHistory(records=records), **fields)
+    chain_of = TaskHistory(records=records, damaged=fields.pop("damaged", None))
+    return OpenJob(job=job, state=state, chain=chain_of, **fields)
 
 
 def claimed(ago_s: float) -> Claimed:
@@ -256,6 +257,12 @@ def test_a_healthy_world_is_fine() -> None:
             "no progress for 1000 s",
         ),
         (
+            with_job(open_job(claimed(9), damaged="JSON is malformed")),
+            "jobs",
+            "error",
+            "the newest record of its states can't be read: JSON is malformed",
+        ),
+        (
             with_job(open_job(claimed(1900), unread="JSON is malformed")),
             "jobs",
             "warning",
@@ -341,11 +348,3 @@ def test_a_missing_log_of_a_slot_is_named_once() -> None:
     absent = replace(stream(1), found=None)
     vitals = replace(HEALTHY, streams=(absent,), unread=("STATE-a",))
     assert [each.what for each in examine(vitals) if each.check == "streams"] == ["STATE-a does not exist"]
-
-
-def test_a_job_whose_states_are_damaged_is_an_error() -> None:
-    job = open_job(claimed(5.0))
-    job.chain.damaged = "invalid JSON"
-    (found,) = [finding for finding in examine(replace(HEALTHY, **with_job(job))) if finding.check == "jobs"]
-    assert found.severity is Severity.ERROR
-    assert "the newest record of its states can't be read: invalid JSON" in found.what

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -22,16 +22,17 @@ def best_of(done: Sequence[TrialResult]) -> TrialResult | None:
     return min(measured, key=lambda result: result.loss or 0.0, default=None)
 
 
-def most_promising(done: Sequence[TrialResult], averaged: Container[str]) -> TrialResult | None:
+def most_promising(done: Sequence[TrialResult], gains: Callable[[Trial], bool]) -> TrialResult | None:
     """Return the trial to go on from: the one that runs on all rows repeat, or the one they should repeat.
 
-    Trials of `averaged` arms count as lower than they are, by what the mean of runs like them will gain.
+    Trials of which `gains` is true count as lower than they are, by what the mean of runs like them gains.
     """
     if (repeated := repeated_of(done)) is not None:
         return repeated
 
     def promise(result: TrialResult) -> float:
-        share = min(1.0, settled(result).epochs / AVERAGED_EPOCHS) if result.trial.arm in averaged else 0.0
+        trial = settled(result)
+        share = min(1.0, trial.epochs / AVERAGED_EPOCHS) if gains(trial) else 0.0
         return (result.loss or 0.0) * (1.0 - AVERAGE_GAIN * share)
 
     measured = [result for result in done if result.loss is not None and not result.trial.refit]

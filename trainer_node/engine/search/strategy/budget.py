@@ -109,6 +109,10 @@ class Budget(Struct, frozen=True, kw_only=True):
         """Return the arms of LoRA whose runs on all rows are averaged at a raised rate, of a real model."""
         return frozenset() if self.tiny else self.lora - self.single
 
+    def gains(self, trial: Trial) -> bool:
+        """Return whether several runs like a trial will be averaged at a raised rate."""
+        return trial.arm in self.averaged and self.runs_left(replace(trial, refit=True), 2) == 2
+
     def refits(self, trial: Trial, count: int) -> int:
         """Return how many of `count` runs like a trial on all rows are of use: for its rows, and averages."""
         return min(count, int(self.many_held_out)) if trial.arm in self.single else count

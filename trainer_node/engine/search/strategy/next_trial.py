@@ -34,7 +34,7 @@ def next_trial(start: Sequence[Trial], done: Sequence[TrialResult], budget: Budg
     if not done:
         return first_trial(start, budget)
     refits = [result for result in done if result.trial.refit]
-    best = most_promising(done, budget.averaged)
+    best = most_promising(done, budget.gains)
     if refits:
         if refits[-1].trial.last_pass:
             return None
